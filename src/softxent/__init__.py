@@ -1,0 +1,46 @@
+"""softxent: the softmax cross-entropy layer, proven and lean.
+
+>>> import numpy as np, softxent
+>>> loss, dz = softxent.cross_entropy_and_grad(np.array([[2.0, 1.0, 0.1]]), np.array([0]))
+>>> print(round(float(loss), 6), dz.round(6))
+0.417030 [[-0.340999  0.242433  0.098566]]
+"""
+
+from .kernels import Backend, backends, get_num_threads, set_num_threads, use_backend
+from .linear import linear_cross_entropy_and_grad
+from .loss import (
+    cross_entropy,
+    cross_entropy_and_grad,
+    cross_entropy_hvp,
+    entropy,
+    entropy_and_grad,
+    log_softmax,
+    logsumexp,
+    softmax,
+    softmax_jacobian,
+    softmax_vjp,
+    token_logprobs,
+    token_logprobs_and_grad,
+)
+
+__version__ = "0.1.0"
+__all__ = [
+    "Backend",
+    "backends",
+    "cross_entropy",
+    "cross_entropy_and_grad",
+    "cross_entropy_hvp",
+    "entropy",
+    "entropy_and_grad",
+    "get_num_threads",
+    "linear_cross_entropy_and_grad",
+    "log_softmax",
+    "logsumexp",
+    "set_num_threads",
+    "softmax",
+    "softmax_jacobian",
+    "softmax_vjp",
+    "token_logprobs",
+    "token_logprobs_and_grad",
+    "use_backend",
+]

@@ -1,0 +1,54 @@
+"""formula.py as a backend: float64, in row chunks that bound its memory. What other backends are compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from .. import formula
+from ..partials import Array, Partials, lse
+
+_CHUNK = 1 << 18  # elements worked on at once: 2 MiB in float64, times the handful of temporaries of an expression
+
+
+def forward(z: Array, label: Array, truth: Array, off: Array | None, result: Array, parts: Array | None, threads: int) -> None:
+    for i in _chunks(z):
+        y, r, q, _ = _rows(truth, i)
+        x = formula.partials(z[i].astype(np.float64), label[i], _off(off, i))
+        result[0, i], result[1, i] = formula.loss(x, y, r, q), lse(x)
+        if parts is not None:
+            parts[:, i] = x
+
+
+def backward(z: Array, label: Array, truth: Array, off: Array | None, parts: Array, out: Array, threads: int) -> None:
+    for i in _chunks(z):
+        x = Partials(*parts[:, i])
+        with np.errstate(over="ignore"):  # a value that the narrow dtype cannot hold is inf there, as on every backend
+            out[i] = formula.gradient(z[i].astype(np.float64), x, label[i], *_rows(truth, i), _off(off, i)).astype(out.dtype)
+
+
+def fused(
+    z: Array, label: Array, truth: Array, off: Array | None, out: Array, result: Array, parts: Array | None, threads: int
+) -> None:
+    parts = np.empty((6, len(z))) if parts is None else parts
+    forward(z, label, truth, off, result, parts, threads)
+    backward(z, label, truth, off, parts, out, threads)
+
+
+def first_outside(label: Array, classes: int, ignore_index: int) -> int:
+    bad = ((label < 0) | (label >= classes)) & (label != ignore_index)
+    return int(bad.argmax()) if bad.any() else -1
+
+
+def _chunks(z: Array) -> Iterator[slice]:
+    step = max(1, _CHUNK // max(1, z.shape[1]))
+    return (slice(i, i + step) for i in range(0, len(z), step))
+
+
+def _rows(truth: Array, i: slice) -> Array:
+    return truth if truth.shape[1] == 1 else truth[:, i]
+
+
+def _off(off: Array | None, i: slice) -> Array | None:
+    return None if off is None else (off if off.ndim == 1 else off[i]).astype(np.float64)

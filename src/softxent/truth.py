@@ -1,0 +1,158 @@
+"""Every option of the loss is a choice of truth. This is the only file that knows an option.
+
+An option becomes four numbers a row (y, r, q, g) and the truth away from the label, `off`; the loss and the gradient follow
+from them by the one equation of formula.py:
+
+    integer label t               y = w_t
+    label smoothing e             y = (1 - e) w_t, r = 1, off_k = e/C w_k
+    probabilities u               y = 0, r = 1, off_k = w_k ((1 - e) u_k + e/C)
+    ignore_index                  y = r = q = 0
+    sample weight                 multiplies y, r and q
+    z-loss L lse^2                q = 2 L
+    reduction, upstream           g
+    temperature, softcap          `Squash`: a function of z, before and after; no part of the truth
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import contract, kernels
+from .partials import Array
+
+NO_LABEL = -1
+
+
+class Truth(NamedTuple):
+    """The truth of R rows over C classes. `piece` cuts it into what a kernel takes."""
+
+    label: Array  # [R] int64
+    rows: Array  # [4, R] or [4, 1] float64: y, r, q, g
+    shared: Array | None = None  # [C] off of every row
+    dense: Array | None = None  # [R, C] probabilities, as given
+    class_weight: Array | None = None  # [C], for dense
+    smoothing: float = 0.0  # for dense
+    total: float = 1.0  # the rows' weights summed up: what a mean divides by
+
+    def piece(self, i: slice, dtype: np.dtype[Any]) -> tuple[Array, Array, Array | None]:
+        """-> label, truth, off of the rows `i`, for logits of this dtype."""
+        rows = self.rows if self.rows.shape[1] == 1 else self.rows[:, i]
+        if self.dense is None:
+            return self.label[i], rows, self.shared
+        off = self._off(i, dtype)
+        # probabilities: the likeliest class is kept apart as a label of weight 0, so that a confident row loses no digit
+        return off.argmax(axis=1), rows, off
+
+    def usable(self, dtype: np.dtype[Any]) -> bool:
+        """Whether a kernel can take the probabilities as they are, for logits of this dtype (True where there are none)."""
+        u = self.dense
+        if u is None:
+            return True
+        plain = self.smoothing == 0 and self.class_weight is None and u.dtype in (dtype, computed_in(dtype))
+        return plain and (u.strides[1] == u.itemsize or u.shape[1] == 1)
+
+    def mass(self, i: slice) -> Array:
+        """sum_k truth_k of the rows `i`, float64: what multiplies yhat."""
+        label, (y, r, _, _), off = self.piece(i, np.dtype(np.float64))
+        return np.broadcast_to(y if off is None else y + r * off.sum(axis=-1), len(label))
+
+    def _off(self, i: slice, dtype: np.dtype[Any]) -> Array:
+        assert self.dense is not None
+        u = self.dense[i]
+        if self.usable(dtype):
+            return u
+        u = u.astype(np.float64) * (1 - self.smoothing) + self.smoothing / u.shape[1]
+        return (u if self.class_weight is None else u * self.class_weight).astype(computed_in(dtype))
+
+
+class Squash(NamedTuple):
+    """What happens to the logits before the softmax: z -> (c/T) tanh(z/c), or z/T where there is no cap c."""
+
+    temperature: float
+    softcap: float | None
+
+    def __call__(self, z: Array) -> Array:
+        """The logits that the softmax sees."""
+        return z / self.temperature if self.softcap is None else np.tanh(z / self.softcap) * (self.softcap / self.temperature)
+
+    def slope(self, z: Array) -> Array | float:
+        """The first derivative at z: 1/T, times 1 - tanh^2 = 1 / cosh^2 (which does not cancel)."""
+        if self.softcap is None:
+            return 1 / self.temperature
+        with np.errstate(over="ignore"):
+            return np.cosh(z / self.softcap) ** -2.0 / self.temperature
+
+    def bend(self, z: Array) -> Array | float:
+        """The second derivative at z."""
+        return 0.0 if self.softcap is None else np.tanh(z / self.softcap) * self.slope(z) * (-2 / self.softcap)
+
+
+def squash(fn: str, temperature: float, softcap: float | None) -> Squash | None:
+    """None where the logits stay as they are."""
+    t = contract.number(fn, "temperature", temperature, low=0, open_low=True)
+    c = None if softcap is None else contract.number(fn, "softcap", softcap, low=0, open_low=True)
+    return None if t == 1 and c is None else Squash(t, c)
+
+
+def truth(
+    fn: str,
+    labels: Any,
+    z: Array,  # class axis last
+    axis: int,
+    *,
+    class_weight: Any,
+    label_smoothing: float,
+    ignore_index: int,
+    sample_weight: Any,
+    reduction: str,
+    z_loss: float,
+    upstream: Any,
+) -> Truth:
+    """All options to one `Truth`, checked."""
+    lead, classes = z.shape[:-1], z.shape[-1]
+    ignore_index = int(contract.number(fn, "ignore_index", ignore_index))
+    a, soft = contract.truth(fn, labels, z, axis)
+    e = contract.number(fn, "label_smoothing", label_smoothing, low=0, high=1)
+    w = None if class_weight is None else contract.floats(fn, "class_weight", class_weight).astype(np.float64)
+    if w is not None and w.shape != (classes,):
+        contract.fail(fn, "class_weight", f"have shape ({classes},), one number a class", w.shape)
+    n = int(np.prod(lead))
+    rows = np.zeros((4, n))
+    y, r, q, g = rows
+    sample = 1.0 if sample_weight is None else contract.broadcast(fn, "sample_weight", sample_weight, lead).reshape(n)
+    q[:] = 2 * contract.number(fn, "z_loss", z_loss, low=0) * sample
+    shared = None
+    if soft:
+        label, weight = np.broadcast_to(np.int64(NO_LABEL), n), np.broadcast_to(sample, n)
+        r[:] = sample
+    else:
+        label = a.astype(np.int64, copy=False).reshape(n)
+        contract.inside(fn, a, kernels.active().first_outside(label, classes, ignore_index), classes, ignore_index)
+        live = label != ignore_index
+        weight = (sample if w is None else sample * w[label.clip(0, classes - 1)]) * live
+        y[:] = (1 - e) * weight
+        q *= live
+        if e > 0:
+            r[:] = sample * live
+            shared = (np.full(classes, e / classes) if w is None else e / classes * w).astype(computed_in(z.dtype))
+    total = float(weight.sum())
+    scale = 1.0 if contract.choice(fn, "reduction", reduction, contract.REDUCTIONS) != "mean" else (1 / total if total else 0.0)
+    g[:] = scale * contract.broadcast(fn, "upstream", upstream, lead if reduction == "none" else ()).ravel()
+    return Truth(label, rows, shared, a.reshape(n, classes) if soft else None, w if soft else None, e if soft else 0.0, total)
+
+
+@lru_cache(maxsize=64)
+def plain(g: float) -> Array:
+    """The truth of integer labels without any option: y = 1, and the factor of the reduction."""
+    numbers = np.array([[1.0], [0.0], [0.0], [g]])
+    numbers.flags.writeable = False
+    return numbers
+
+
+def computed_in(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """float64 for float64, float32 for everything narrower."""
+    return np.dtype(np.float64 if dtype == np.float64 else np.float32)
+
