@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from .. import formula
-from ..partials import Array, Partials, lse
+from ..partials import Array, Partials, identity, lse
 
 _CHUNK = 1 << 18  # elements worked on at once: 2 MiB in float64, times the handful of temporaries of an expression
 
@@ -16,7 +16,9 @@ def forward(z: Array, label: Array, truth: Array, off: Array | None, result: Arr
     for i in _chunks(z):
         y, r, q, _ = _rows(truth, i)
         x = formula.partials(z[i].astype(np.float64), label[i], _off(off, i))
-        result[0, i], result[1, i] = formula.loss(x, y, r, q), lse(x)
+        dead = np.broadcast_to((y == 0) & (r == 0) & (q == 0), len(x.m))  # ignored rows: nothing was looked at
+        x = Partials(*(np.where(dead, none, part) for none, part in zip(identity(len(x.m)), x)))
+        result[0, i], result[1, i] = formula.loss(x, y, r, q), np.where(dead, -np.inf, lse(x))
         if parts is not None:
             parts[:, i] = x
 

@@ -1,0 +1,189 @@
+// Python arrays -> Job, the instruction set chosen once, the rows shared between threads with the GIL released.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <optional>
+#include <stdexcept>
+#include "kernel.h"
+#include "threads.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+namespace softxent {
+extern const Isa isa_generic;
+#if defined(SOFTXENT_X86)
+extern const Isa isa_avx2, isa_avx512;
+#endif
+
+static const Isa& isa() {
+  static const Isa& chosen = []() -> const Isa& {
+    const char* want = getenv("SOFTXENT_ISA");
+    auto fits = [&](const Isa& i, bool can) { return can && (!want || !*want || !strcmp(want, i.name)); };
+#if defined(SOFTXENT_X86)
+    __builtin_cpu_init();
+    if (fits(isa_avx512, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))) return isa_avx512;
+    if (fits(isa_avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))) return isa_avx2;
+#endif
+    if (!fits(isa_generic, true)) throw std::runtime_error("SOFTXENT_ISA names no instruction set of this machine");
+    return isa_generic;
+  }();
+  return chosen;
+}
+
+typedef nb::ndarray<nb::ndim<2>, nb::device::cpu> Matrix;
+typedef nb::ndarray<nb::ndim<2>, nb::device::cpu, nb::ro> Logits;
+typedef nb::ndarray<nb::device::cpu, nb::ro> Dense;
+typedef nb::ndarray<int64_t, nb::ndim<1>, nb::device::cpu, nb::ro> Labels;
+typedef nb::ndarray<double, nb::ndim<2>, nb::device::cpu, nb::ro> Numbers;
+typedef nb::ndarray<double, nb::ndim<2>, nb::device::cpu> Results;
+
+static void need(bool ok, const char* what) { if (!ok) throw nb::value_error(what); }
+static Type type_of(nb::dlpack::dtype d) {
+  const auto code = (nb::dlpack::dtype_code)d.code;
+  if (code == nb::dlpack::dtype_code::Float && d.bits == 32) return F32;
+  if (code == nb::dlpack::dtype_code::Float && d.bits == 64) return F64;
+  if (code == nb::dlpack::dtype_code::Float && d.bits == 16) return F16;
+  if (code == nb::dlpack::dtype_code::Bfloat || (code == nb::dlpack::dtype_code::UInt && d.bits == 16)) return BF16;
+  throw nb::type_error("dtype must be float32, float64, float16 or bfloat16 (NumPy: its bits as uint16)");
+}
+template <class M> static bool adjacent(const M& a) { const size_t last = a.ndim() - 1; return a.stride(last) == 1 || a.shape(last) <= 1; }
+
+static Job job(const Logits& z, const Labels& label, const Numbers& truth, const std::optional<Dense>& off) {
+  Job j = {};
+  j.rows = z.shape(0); j.cols = z.shape(1); j.z = z.data(); j.z_step = z.stride(0);
+  need((adjacent(z) || !j.rows) && (int64_t)label.shape(0) == j.rows, "z must have adjacent columns, and one label a row");
+  j.label = label.data(); j.label_step = label.stride(0);
+  need(truth.shape(0) == TRUTHS && (truth.shape(1) == 1 || (int64_t)truth.shape(1) == j.rows), "truth must be [4, R] or [4, 1]");
+  j.truth = truth.data(); j.truth_step = truth.stride(0); j.truth_row = truth.shape(1) == 1 ? 0 : truth.stride(1);
+  if (off) {
+    need(off->ndim() >= 1 && off->ndim() <= 2 && (int64_t)off->shape(off->ndim() - 1) == j.cols && adjacent(*off), "off must be [C] or [R, C]");
+    need(off->ndim() == 1 || (int64_t)off->shape(0) == j.rows, "off must have one row, or as many as z");
+    j.off = off->data(); j.off_step = off->ndim() == 2 ? off->stride(0) : 0;
+  }
+  return j;
+}
+static void set_result(Job& j, const Results& a) {
+  need(a.shape(0) == 2 && (int64_t)a.shape(1) == j.rows && (j.rows <= 1 || a.stride(1) == 1), "result must be [2, R]");
+  j.loss = a.data(); j.lse = a.data() + a.stride(0);
+}
+static void set_parts(Job& j, const Results& a) {
+  need(a.shape(0) == PARTS && (int64_t)a.shape(1) == j.rows && (j.rows <= 1 || a.stride(1) == 1), "parts must be [6, R]");
+  j.parts = a.data(); j.parts_step = a.stride(0);
+}
+static void set_out(Job& j, const Matrix& a, const Logits& z) {
+  need((int64_t)a.shape(0) == j.rows && (int64_t)a.shape(1) == j.cols && (adjacent(a) || !j.rows) && a.dtype() == z.dtype(), "out must be like z");
+  j.dz = a.data(); j.dz_step = a.stride(0);
+}
+
+// A thread's scratch, kept for the next call.
+static void* scratch(size_t bytes) {
+  static thread_local std::unique_ptr<void, void (*)(void*)> mine(nullptr, ::free); static thread_local size_t have = 0;
+  if (have < bytes) {
+    mine.reset(); have = 0;
+    mine.reset(aligned_alloc(64, (bytes + 63) / 64 * 64));
+    if (!mine) throw std::bad_alloc();
+    have = bytes;
+  }
+  return mine.get();
+}
+
+// Whole rows, `grain` at a time. The calling thread looks for a Ctrl-C meanwhile.
+static bool by_rows(const Job& j, Kernel run, int threads) {
+  const int64_t tile = j.cols <= TALL ? TILE : tile_of(j.cols), grain = ((1 << 16) / whole(j.cols) / tile + 1) * tile;
+  std::atomic<int64_t> next{0}; std::atomic<bool> stop{false}, failed{false};
+  const auto caller = std::this_thread::get_id();
+  const int64_t parts = (j.rows + grain - 1) / grain;
+  together((int)(threads < parts ? threads : parts), [&] {
+    void* mine;
+    try { mine = scratch(scratch_bytes(j.cols)); } catch (std::bad_alloc&) { failed = true; return; }
+    auto looked = Clock::now();
+    for (int64_t i; !stop && (i = next.fetch_add(grain)) < j.rows; ) {
+      run(j, i, i + grain < j.rows ? i + grain : j.rows, mine, ALL, 0);
+      if (parts == 1 || std::this_thread::get_id() != caller || Clock::now() - looked < std::chrono::milliseconds(50)) continue;
+      nb::gil_scoped_acquire held;
+      if (PyErr_CheckSignals()) stop = true;
+      looked = Clock::now();
+    }
+  });
+  if (next < j.rows && failed) throw std::bad_alloc();
+  return !stop;
+}
+
+// A few long rows: every thread works on blocks of the same row, in the caller's scratch.
+static void by_blocks(const Job& j, Kernel run, int threads, bool gradient) {
+  struct Counts { std::atomic<int64_t> in{0}, had{0}, turn{0}, turned{0}, out{0}, written{0}; };
+  const int64_t blocks = blocks_of(j.cols);
+  std::unique_ptr<Counts[]> counts(new Counts[j.rows]);
+  void* shared = scratch(scratch_bytes(j.cols));
+  auto wait = [](std::atomic<int64_t>& a, int64_t n) { while (!spin([&] { return a >= n; }, std::chrono::microseconds(1000))) {} };
+  together(threads, [&] {
+    for (int64_t i = 0; i < j.rows; i++) {
+      Counts& c = counts[i];
+      for (int64_t b; (b = c.in.fetch_add(1)) < blocks; c.had++) run(j, i, i + 1, shared, IN, b);
+      wait(c.had, blocks);
+      if (c.turn.fetch_add(1) == 0) { run(j, i, i + 1, shared, TURN, 0); c.turned = 1; }
+      wait(c.turned, 1);
+      for (int64_t b; gradient && (b = c.out.fetch_add(1)) < blocks; c.written++) run(j, i, i + 1, shared, OUT, b);
+      wait(c.written, gradient ? blocks : 0);
+    }
+  });
+}
+
+static void call(Op op, Job j, const Logits& z, const std::optional<Dense>& off, int threads) {
+  const Type type = type_of(z.dtype());
+  const int64_t size = type == F64 ? 8 : type == F32 ? 4 : 2;
+  Off kind = SAME;
+  if (off) {
+    const Type o = type_of(off->dtype());
+    need(o == type || (o == F32 && size == 2), "off must have the type of z, or float32 for bfloat16 and float16");
+    kind = o == type ? SAME : WIDE;
+  }
+  if (!j.rows || !j.cols) return;
+  j.stream = op != FORWARD && j.z != j.dz && j.rows * j.cols * size >= 48 << 20;
+  const Kernel run = isa().run[type][kind][op];
+  bool whole_run = true;
+  { nb::gil_scoped_release free;
+    if (threads > 1 && j.rows < 4 * threads && j.rows % threads && blocks_of(j.cols) > 2) by_blocks(j, run, threads, op != FORWARD);
+    else whole_run = by_rows(j, run, threads); }
+  if (!whole_run) throw nb::python_error();
+}
+
+static int64_t first_outside(const Labels& label, int64_t classes, int64_t ignore) {
+  const int64_t *t = label.data(), step = label.stride(0);
+  for (int64_t i = 0, n = label.shape(0); i < n; i++)
+    if ((uint64_t)t[i * step] >= (uint64_t)classes && t[i * step] != ignore) return i;
+  return -1;
+}
+}
+
+// noconvert: nanobind would otherwise fill a converted copy of an output of another type, and drop it.
+NB_MODULE(_kernel, m) {
+  using namespace softxent;
+  typedef std::optional<Dense> Off_;
+  typedef std::optional<Results> Parts_;
+  m.def("isa", [] { return isa().name; });
+  m.def("forward", [](Logits z, Labels label, Numbers truth, Off_ off, Results result, Parts_ parts, int threads) {
+    Job j = job(z, label, truth, off); set_result(j, result); if (parts) set_parts(j, *parts);
+    call(FORWARD, j, z, off, threads);
+  }, "z"_a.noconvert(), "label"_a.noconvert(), "truth"_a.noconvert(), "off"_a.noconvert().none(), "result"_a.noconvert(), "parts"_a.noconvert().none(), "threads"_a = 1);
+  m.def("backward", [](Logits z, Labels label, Numbers truth, Off_ off, Results parts, Matrix out, int threads) {
+    Job j = job(z, label, truth, off); set_parts(j, parts); set_out(j, out, z);
+    call(BACKWARD, j, z, off, threads);
+  }, "z"_a.noconvert(), "label"_a.noconvert(), "truth"_a.noconvert(), "off"_a.noconvert().none(), "parts"_a.noconvert(), "out"_a.noconvert(), "threads"_a = 1);
+  m.def("fused", [](Logits z, Labels label, Numbers truth, Off_ off, Matrix out, Results result, Parts_ parts, int threads) {
+    Job j = job(z, label, truth, off); set_out(j, out, z); set_result(j, result); if (parts) set_parts(j, *parts);
+    call(FUSED, j, z, off, threads);
+  }, "z"_a.noconvert(), "label"_a.noconvert(), "truth"_a.noconvert(), "off"_a.noconvert().none(), "out"_a.noconvert(), "result"_a.noconvert(), "parts"_a.noconvert().none(), "threads"_a = 1);
+  m.def("first_outside", first_outside, "label"_a.noconvert(), "classes"_a, "ignore_index"_a);
+  m.def("bits16", [](nb::ndarray<nb::device::cpu, nb::ro> x) {          // a 16-bit DLPack tensor as NumPy uint16, the same memory
+    need(x.dtype().bits == 16, "x must have 16-bit entries");
+    size_t shape[8]; int64_t strides[8];
+    need(x.ndim() <= 8, "x must have at most 8 axes");
+    for (size_t i = 0; i < x.ndim(); i++) shape[i] = x.shape(i), strides[i] = x.stride(i);
+    return nb::ndarray<nb::numpy, const uint16_t>((const uint16_t*)x.data(), x.ndim(), shape, nb::cast(x), strides);
+  });
+}

@@ -1,0 +1,343 @@
+// Softmax cross-entropy by rows. Compiled once per instruction set (-DSOFTXENT_NAME=avx2 -mavx2 ...) from this one source.
+// Everything lives in an anonymous namespace and calls no inline function of any library, so that no symbol holding
+// AVX-512 code can be merged into a baseline object (a test looks at nm).
+//
+//   truth_k = y [k == label] + r off_k,   loss = - sum_k truth_k log yhat_k + q/2 lse^2,   dz = g ((mass + q lse) yhat - truth)
+//
+// The label's column is kept apart from the others (hidden as -inf in their sums), so that nothing cancels where yhat is near 1.
+#include "kernel.h"
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
+#endif
+
+namespace softxent { namespace {
+#include "vec.h"
+#define SHAPE typedef typename T::A A; typedef typename T::S S; constexpr int W = Lanes<A>::W, L = Lanes<A>::L, G = 4 * L;
+constexpr double INF = __builtin_inf();
+
+struct Tile {                          // up to TILE rows between their two sweeps; one double a row
+  double part[PARTS][TILE];            // m, s, o, d, zt, wt of the row (partials.py)
+  double scale[TILE], drop[TILE], hot[TILE];   // dz = scale e - drop off; hot at the label
+};
+struct Blocks {                        // of a long row, or one of each row of the tile; one double a block
+  double *top, *m, *sub, *n, *s, *o, *d, *down;    // row's m; block's m, shift (sub + n ln 2), sums; e^(shift - top)
+};
+template <class A> struct Scratch {
+  Tile& x; Blocks b; A* e;             // e: exponentials, or a panel of them with rows as lanes
+  Scratch(void* p, int64_t cols) : x(*(Tile*)p) {
+    const int64_t some = (TILE + blocks_of(cols) + 7) / 8 * 8;
+    double* q = (double*)((char*)p + 4096);
+    double** field[] = {&b.top, &b.m, &b.sub, &b.n, &b.s, &b.o, &b.d, &b.down};
+    for (double** f : field) *f = q, q += some;
+    e = (A*)q;
+  }
+};
+
+ALWAYS double of(const Job& j, Truth kind, int64_t i) { return j.truth[kind * j.truth_step + i * j.truth_row]; }
+ALWAYS bool dead(const Job& j, int64_t i) { return of(j, Y, i) == 0 && of(j, R, i) == 0 && of(j, Q, i) == 0; }
+ALWAYS int64_t label(const Job& j, int64_t i, int64_t from = 0) { return (int64_t)((uint64_t)j.label[i * j.label_step] - (uint64_t)from); }
+ALWAYS bool within(int64_t t, int64_t n) { return (uint64_t)t < (uint64_t)n; }
+template <class T> ALWAYS const typename T::S* row(const Job& j, int64_t i) { return (const typename T::S*)j.z + i * j.z_step; }
+template <class O> ALWAYS const typename O::S* off(const Job& j, int64_t i) { return j.off ? (const typename O::S*)j.off + i * j.off_step : nullptr; }
+template <class T> ALWAYS double get(const typename T::S* p) { typename T::S c[Lanes<typename T::A>::L] = {*p}; return T::load(c)[0]; }
+template <class T> ALWAYS void put(typename T::S* p, typename T::A v) { *p = T::pack(splat(v))[0]; }
+
+// Columns k.. of a row of n, `size` of them: the row itself, or a copy where it ends or holds the label (t): those read `fill`.
+template <class S> ALWAYS const S* cut(const S* z, int64_t k, int64_t n, int64_t t, int size, S fill, S* copy) {
+  if (__builtin_expect(k + size <= n && !within(t - k, size), 1)) return z + k;
+  for (int64_t i = 0; i < size; i++) copy[i] = k + i < n && k + i != t ? z[k + i] : fill;
+  return copy;
+}
+
+// ---- lanes are columns: one block of one row ----
+// The largest but the label. Where 16 bits must be widened, `staged` gets the widened row, padded, the label hidden.
+template <class T> ALWAYS typename T::A top(const typename T::S* z, int64_t n, int64_t t, typename T::A* staged) {
+  SHAPE
+  V<A> m[4]; A a[L];
+  FOUR(c) m[c] = splat<A>(-INF);
+  for (int64_t k = 0; k < n; k += G) {
+    S copy[G]; const S* q = cut(z, k, n, t, G, T::low, copy);
+    EACH(u) FOUR(c) {
+      V<A> v = T::load(q + c * L + u * W); m[c] = v > m[c] ? v : m[c];
+      if (sizeof(S) < sizeof(A)) keep(staged + k + c * L + u * W, v);
+    }
+  }
+  m[0] = m[0] > m[1] ? m[0] : m[1]; m[2] = m[2] > m[3] ? m[2] : m[3];
+  keep(a, m[0] > m[2] ? m[0] : m[2]);
+  for (int w = W / 2; w; w /= 2) for (int i = 0; i < w; i++) a[i] = a[i] > a[i + w] ? a[i] : a[i + w];
+  return a[0] + 0;                     // -0 is 0, whatever the order
+}
+
+// e := e^(z - shift), raised; returns the sum, not raised. Meanwhile asks for `ahead` bytes a group of what comes next.
+template <class T, Op op, int ahead> ALWAYS double exponentials(const typename T::S* z, int64_t n, int64_t t, const Shift<typename T::A>& shift, typename T::A* e, const char* next) {
+  SHAPE
+  Sum<A> s;
+  for (int64_t k = 0; k < n; k += G) {
+    S copy[G]; const S* q = cut(z, k, n, t, G, T::low, copy);
+    for (int i = 0; i < ahead; i += 64, next += 64) __builtin_prefetch(next);
+    EACH(u) {
+      V<A> v[4];
+      FOUR(c) v[c] = T::load(q + c * L + u * W) - shift.sub;
+      exps<A, 4>(v, shift.magic, shift.low);
+      if (op != FORWARD) FOUR(c) keep(e + k + c * L + u * W, v[c]);
+      if (op != BACKWARD) s.add(u, v);
+    }
+  }
+  return op == BACKWARD ? 0 : s.total() * (1 / Exp<A>::lift);
+}
+
+template <class A> ALWAYS V<A> times(V<A> w, V<A> v) { return w == 0 ? V<A>{} : w * v; }     // 0 * anything = 0
+
+// o := sum off, d := sum off (m - z), without the label.
+template <class T, class O> ALWAYS void dot(const typename T::S* z, const typename O::S* w, int64_t n, int64_t t, typename T::A m, double& o, double& d) {
+  SHAPE
+  Sum<A> so, sd;
+  for (int64_t k = 0; k < n; k += G) {
+    S copy[G]; typename O::S other[G];
+    const S* q = cut<S>(z, k, n, -1, G, 0, copy); const typename O::S* p = cut<typename O::S>(w, k, n, t, G, 0, other);
+    EACH(u) {
+      V<A> a[4], b[4];
+      FOUR(c) a[c] = O::load(p + c * L + u * W), b[c] = times<A>(a[c], m - T::load(q + c * L + u * W));
+      so.add(u, a); sd.add(u, b);
+    }
+  }
+  o = so.total(); d = sd.total();
+}
+
+// dz := scale e - drop off. The scale comes in two factors: the lift of e is undone last, so that a tiny scale is not subnormal.
+template <class T, class O> ALWAYS void write(const typename T::A* e, double scale, double drop, const typename O::S* w, typename T::S* dz, int64_t n, bool stream) {
+  SHAPE
+  const A first = scale * Exp<A>::half_drop, minus = -drop;
+  auto value = [&](const A* e, const typename O::S* w, int u) {
+    V<A> v = read(e + u * W) * first * Exp<A>::half_drop;
+    return T::pack(w ? fma<A>(splat(minus), O::load(w + u * W), v) : v);
+  };
+  auto part = [&](int64_t k, int64_t some) {         // less than a chunk
+    S copy[L]; typename O::S other[L] = {}; A ends[L] = {};
+    for (int64_t i = 0; i < some; i++) { ends[i] = e[k + i]; if (w) other[i] = w[k + i]; }
+    EACH(u) { auto v = value(ends, w ? other : nullptr, u); __builtin_memcpy(copy + u * W, &v, sizeof v); }
+    for (int64_t i = 0; i < some; i++) dz[k + i] = copy[i];
+  };
+  int64_t k = 0;
+  if (stream && (k = -((uintptr_t)dz / sizeof(S)) % L)) part(0, k = least(k, n));
+  if (stream) for (; k + L <= n; k += L) EACH(u) past_caches(dz + k + u * W, value(e + k, w ? w + k : w, u));
+  else for (; k + L <= n; k += L) EACH(u) { auto v = value(e + k, w ? w + k : w, u); __builtin_memcpy(dz + k + u * W, &v, sizeof v); }
+  if (k < n) part(k, n - k);
+}
+
+// ---- what is common: sums -> results ----
+
+// down := e^(shift - top), 0 for a block of nothing.
+ALWAYS void lower(const Blocks& b, int64_t n) {
+  typedef Exp<double> K;
+  for (int64_t i = 0; i < n; i += Lanes<double>::W) {
+    V<double> m = read(b.m + i), k = read(b.n + i), x = fma<double>(k, splat(K::ln2_hi), read(b.sub + i) - read(b.top + i));
+    keep(b.down + i, m == -INF ? V<double>{} : exp(fma<double>(k, splat(K::ln2_lo), x)));
+  }
+}
+
+// THE HEART, of rows first.. With w = e^-|a|, a = the log odds against the label = (m - zt) + log s:
+//   nll = log(1 + e^a), miss = 1 - yhat_t = 1 / (1 + e^-a), over = lse - m = log s + log(1 + e^-a): partials.finish
+template <Op op> ALONE void finish(const Job& j, Tile& x, int64_t first, int some) {
+  double truth[TRUTHS][TILE], loss[TILE], lse[TILE];
+  for (int g = 0; g < some; g++) {
+    for (int k = 0; k < TRUTHS; k++) truth[k][g] = of(j, (Truth)k, first + g);
+    const bool none = dead(j, first + g);
+    for (int k = 0; k < PARTS; k++) {
+      double& part = x.part[k][g];
+      if (op == BACKWARD) part = j.parts[k * j.parts_step + first + g];
+      else if (none) part = k == M || k == ZT ? -INF : 0;
+      if (op != BACKWARD && j.parts) j.parts[k * j.parts_step + first + g] = part;
+    }
+  }
+  const V<double> zero = {}, one = splat(1.0);
+  for (int g = 0; g < some; g += Lanes<double>::W) {
+    V<double> m = read(x.part[M] + g), s = read(x.part[S] + g), o = read(x.part[O] + g), d = read(x.part[D] + g), zt = read(x.part[ZT] + g);
+    V<double> y = read(truth[Y] + g), r = read(truth[R] + g), q = read(truth[Q] + g), up = read(truth[G] + g), log_s = log(s);
+    V<double> gap = zt == INF ? zt - zt : m - zt, back = gap - m, low = (m - (gap - back)) - (zt + back);     // m - zt = gap + low
+    V<double> a = gap + log_s, w = exp(a < 0 ? gap : -gap);
+    w += low == low ? (a < 0 ? w * low : -w * low) : zero;
+    V<double> odds = a < 0 ? s * w : w / s, soft = log1p(odds);
+    V<double> nll = (a < 0 ? zero : a) + soft, miss = (a < 0 ? odds : one) / (1 + odds), over = a < 0 ? soft - gap : log_s + soft;
+    V<double> sum = zt > m ? zt + nll : m + over, at = y + r * read(x.part[WT] + g), lift = q == 0 ? zero : q * sum;
+    V<double> rest = r * o + lift, mass = at + rest;
+    keep(loss + g, times<double>(at, nll) + times<double>(r, d + times<double>(o, over)) + 0.5 * times<double>(lift, sum));
+    keep(lse + g, sum);
+    keep(x.scale + g, up * mass * (s == 0 ? miss : miss / s));
+    keep(x.drop + g, up * r);
+    keep(x.hot + g, up * (rest - mass * miss));
+  }
+  for (int g = 0; g < some; g++) if (op != BACKWARD) {
+    const bool none = dead(j, first + g);
+    j.loss[first + g] = none ? 0 : loss[g]; j.lse[first + g] = none ? -INF : lse[g];
+  }
+}
+
+// ---- the rows, lanes are columns ----
+template <class T, class O, Op op> ALONE void in(const Job& j, Scratch<typename T::A>& f, int64_t i, int g, int64_t b) {
+  SHAPE
+  const int64_t k = b * BLOCK, n = least(j.cols - k, BLOCK), t = label(j, i, k), at = g + b;
+  const S* z = row<T>(j, i) + k;
+  A* e = f.e + g * whole(j.cols) + k;
+  const A m = top<T>(z, n, t, e);
+  const Shift<A> shift(splat(m));
+  f.b.m[at] = m; f.b.sub[at] = shift.sub[0]; f.b.n[at] = shift.n[0];
+  constexpr int ahead = G * sizeof(S);
+  if constexpr (sizeof(S) < sizeof(A)) f.b.s[at] = exponentials<plain<A>, op, ahead>(e, (n + G - 1) / G * G, -1, shift, e, (const char*)(z + n));
+  else f.b.s[at] = exponentials<T, op, ahead>(z, n, t, shift, e, (const char*)(z + n));
+  f.b.o[at] = f.b.d[at] = 0;
+  if (op != BACKWARD && j.off) dot<T, O>(z, off<O>(j, i) + k, n, t, m == -(A)INF ? 0 : m, f.b.o[at], f.b.d[at]);
+}
+
+template <class T, class O, Op op> ALONE void turn(const Job& j, Scratch<typename T::A>& f, int64_t first, int some) {
+  const int64_t blocks = blocks_of(j.cols);
+  const Blocks& b = f.b;
+  for (int g = 0; g < some; g++) {
+    double m = -INF;
+    if (op == BACKWARD) m = j.parts[M * j.parts_step + first + g];
+    else for (int64_t k = g; k < g + blocks; k++) m = b.m[k] > m ? b.m[k] : m;
+    for (int64_t k = g; k < g + blocks; k++) b.top[k] = m;
+  }
+  lower(b, some - 1 + blocks);
+  for (int g = 0; g < some && op != BACKWARD; g++) {
+    double s = 0, o = 0, d = 0;
+    for (int64_t k = g; k < g + blocks; k++) {
+      s += b.s[k] * b.down[k]; o += b.o[k];
+      d += b.d[k] + (b.o[k] == 0 || b.m[k] == b.top[k] ? 0 : b.o[k] * (b.top[k] - b.m[k]));
+    }
+    const int64_t i = first + g, t = label(j, i);
+    const bool hit = within(t, j.cols);
+    const double part[PARTS] = {b.top[g], s, o, d, hit ? get<T>(row<T>(j, i) + t) : -INF, hit && j.off ? get<O>(off<O>(j, i) + t) : 0};
+    for (int k = 0; k < PARTS; k++) f.x.part[k][g] = part[k];
+  }
+  finish<op>(j, f.x, first, some);
+}
+
+template <class T, class O, Op op> ALONE void out(const Job& j, Scratch<typename T::A>& f, int64_t i, int g, int64_t b) {
+  const int64_t k = b * BLOCK, n = least(j.cols - k, BLOCK), t = label(j, i, k);
+  typename T::S* dz = (typename T::S*)j.dz + i * j.dz_step + k;
+  if (dead(j, i)) { for (int64_t c = 0; c < n; c++) dz[c] = 0; return; }
+  const typename O::S* w = off<O>(j, i);
+  write<T, O>(f.e + g * whole(j.cols) + k, f.x.scale[g] * f.b.down[g + b], f.x.drop[g], w ? w + k : w, dz, n, j.stream);
+  if (within(t, n)) put<T>(dz + t, f.x.hot[g]);
+}
+
+// ---- lanes are rows: a panel of L short rows, chunk c holding their columns c ----
+template <class T> ALWAYS void turn_in(const typename T::S* z, int64_t n, typename T::A* lane) {           // one row into one lane
+  for (int64_t c = 0; c < n; c++) { typename T::Slot s = z[c]; __builtin_memcpy(lane + c * Lanes<typename T::A>::L, &s, sizeof s); }
+}
+template <class T> ALWAYS void turn_out(const typename T::A* lane, int64_t n, typename T::S* dz) {
+  for (int64_t c = 0; c < n; c++) { typename T::Slot s; __builtin_memcpy(&s, lane + c * Lanes<typename T::A>::L, sizeof s); dz[c] = s; }
+}
+template <class T> ALWAYS void widen(typename T::A* panel, int64_t n) {                                    // slots to values
+  typedef typename T::A A;
+  if (sizeof(typename T::S) < sizeof(A)) for (int64_t k = 0; k < n; k += Lanes<A>::W) {
+    decltype(T::narrow(V<A>{})) slots; __builtin_memcpy(&slots, panel + k, sizeof slots); keep(panel + k, T::widen(slots));
+  }
+}
+
+template <class T, class O, Op op> ALONE void tall(const Job& j, Scratch<typename T::A>& f, int64_t first, int some) {
+  SHAPE
+  const int64_t C = j.cols, C4 = (C + 3) / 4 * 4;
+  A *e = f.e, *w = e + L * (TALL + 4), m[L], sub[L], n[L];
+  double s[L], o[L], d[L], zt[L], wt[L] = {};
+  Sum<A> ss, so, sd;
+  auto lane_of = [&](int g) { return first + least(g, some - 1); };       // lanes to spare repeat the last row
+  for (int g = 0; g < L; g++) {
+    turn_in<T>(row<T>(j, lane_of(g)), C, e + g);
+    if (j.off) turn_in<O>(off<O>(j, lane_of(g)), C, w + g);
+  }
+  widen<T>(e, C * L);
+  if (j.off) widen<O>(w, C * L);
+  for (int64_t k = C * L; k < C4 * L; k++) e[k] = -INF, w[k] = 0;
+  for (int g = 0; g < L; g++) {
+    const int64_t t = label(j, lane_of(g));
+    zt[g] = -INF;
+    if (!within(t, C)) continue;
+    zt[g] = e[t * L + g]; e[t * L + g] = -INF;
+    if (j.off) wt[g] = w[t * L + g], w[t * L + g] = 0;
+  }
+  EACH(u) {
+    A *eu = e + u * W, *wu = w + u * W;
+    V<A> most = splat<A>(-INF);
+    for (int64_t c = 0; c < C; c++) { V<A> v = read(eu + c * L); most = v > most ? v : most; }
+    most = most + 0;
+    const Shift<A> shift(most);
+    for (int64_t c = 0; c < C4; c += 4) {
+      V<A> v[4], a[4], b[4];
+      FOUR(k) v[k] = read(eu + (c + k) * L);
+      if (op != BACKWARD && j.off) {
+        const V<A> from = most == -(A)INF ? V<A>{} : most;
+        FOUR(k) a[k] = read(wu + (c + k) * L), b[k] = times<A>(a[k], from - v[k]);
+        so.add(u, a); sd.add(u, b);
+      }
+      FOUR(k) v[k] = v[k] - shift.sub;
+      exps<A, 4>(v, shift.magic, shift.low);
+      FOUR(k) keep(eu + (c + k) * L, v[k]);
+      if (op != BACKWARD) ss.add(u, v);
+    }
+    keep(m + u * W, most); keep(sub + u * W, shift.sub); keep(n + u * W, shift.n);
+  }
+  ss.lanes(s); so.lanes(o); sd.lanes(d);
+  for (int g = 0; g < L; g++) {
+    f.b.m[g] = m[g]; f.b.sub[g] = sub[g]; f.b.n[g] = n[g];
+    f.b.top[g] = op == BACKWARD ? j.parts[M * j.parts_step + lane_of(g)] : m[g];
+  }
+  lower(f.b, L);
+  for (int g = 0; g < L && op != BACKWARD; g++) {
+    const double part[PARTS] = {f.b.m[g], s[g] * (1 / Exp<A>::lift) * f.b.down[g], o[g], d[g], zt[g], wt[g]};
+    for (int k = 0; k < PARTS; k++) f.x.part[k][g] = part[k];
+  }
+  finish<op>(j, f.x, first, some);
+  if (op == FORWARD) return;
+  EACH(u) {
+    A scale[W], minus[W], *eu = e + u * W, *wu = w + u * W;
+    for (int g = 0; g < W; g++) scale[g] = f.x.scale[u * W + g] * f.b.down[u * W + g] * Exp<A>::half_drop, minus[g] = -f.x.drop[u * W + g];
+    for (int64_t c = 0; c < C; c++) {
+      V<A> v = read(eu + c * L) * read(scale) * Exp<A>::half_drop;
+      auto slots = T::narrow(j.off ? fma<A>(read(minus), read(wu + c * L), v) : v);
+      __builtin_memcpy(eu + c * L, &slots, sizeof slots);
+    }
+  }
+  for (int g = 0; g < some; g++) {
+    const int64_t i = first + g, t = label(j, i);
+    S* dz = (S*)j.dz + i * j.dz_step;
+    if (dead(j, i)) { for (int64_t c = 0; c < C; c++) dz[c] = 0; continue; }
+    turn_out<T>(e + g, C, dz);
+    if (within(t, C)) put<T>(dz + t, f.x.hot[g]);
+  }
+}
+
+// Rows [first, last), a tile at a time so that it stays in cache between its two sweeps; or one phase of one long row.
+template <class T, class O, Op op> void run(const Job& j, int64_t first, int64_t last, void* scratch, Phase phase, int64_t block) {
+  Scratch<typename T::A> f(scratch, j.cols);
+  if (phase == IN && !dead(j, first)) in<T, O, op>(j, f, first, 0, block);
+  if (phase == TURN) turn<T, O, op>(j, f, first, 1);
+  if (phase == OUT) out<T, O, op>(j, f, first, 0, block);
+  if (phase == ALL) {
+    const bool lanes_are_rows = j.cols <= TALL;
+    const int64_t blocks = blocks_of(j.cols), tile = lanes_are_rows ? (int64_t)Lanes<typename T::A>::L : tile_of(j.cols);
+    for (int64_t i = first; i < last; i += tile) {
+      const int some = least(tile, last - i);
+      if (lanes_are_rows) { tall<T, O, op>(j, f, i, some); continue; }
+      for (int g = 0; g < some; g++) if (!dead(j, i + g)) for (int64_t b = 0; b < blocks; b++) in<T, O, op>(j, f, i + g, g, b);
+      turn<T, O, op>(j, f, i, some);
+      for (int g = 0; g < some && op != FORWARD; g++) for (int64_t b = 0; b < blocks; b++) out<T, O, op>(j, f, i + g, g, b);
+    }
+  }
+  if (j.stream) fence();
+}
+}
+
+#define OPS_OF(T, O) { run<T, O, FORWARD>, run<T, O, BACKWARD>, run<T, O, FUSED> }
+#define STRING_(a) #a
+#define STRING(a) STRING_(a)
+#define JOIN_(a, b) a##b
+#define JOIN(a, b) JOIN_(a, b)
+extern const Isa JOIN(isa_, SOFTXENT_NAME);
+const Isa JOIN(isa_, SOFTXENT_NAME) = { STRING(SOFTXENT_NAME), {
+  { OPS_OF(f32, f32), OPS_OF(f32, f32) }, { OPS_OF(f64, f64), OPS_OF(f64, f64) },
+  { OPS_OF(bf16, bf16), OPS_OF(bf16, f32) }, { OPS_OF(f16, f16), OPS_OF(f16, f32) } } };
+}

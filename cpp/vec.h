@@ -1,0 +1,198 @@
+// A native vector of the instruction set that this file is compiled for, the storage types, and exp and log.
+// Included by kernel.cpp only, inside its anonymous namespace.
+#if defined(__AVX512F__)
+#define WIDTH 64
+#elif defined(__AVX2__)
+#define WIDTH 32
+#else
+#define WIDTH 16
+#endif
+#define ALWAYS inline __attribute__((always_inline))
+#define ALONE __attribute__((noinline))               // once in the code, not once a caller
+
+template <class A> struct Lanes {                    // 64 bytes of virtual lanes, whatever the instruction set
+  typedef A V __attribute__((vector_size(WIDTH)));
+  static constexpr int W = WIDTH / sizeof(A), L = 64 / sizeof(A), U = L / W;
+};
+template <class A> using V = typename Lanes<A>::V;
+typedef uint32_t V32 __attribute__((vector_size(WIDTH)));
+typedef uint64_t V64 __attribute__((vector_size(WIDTH)));
+typedef uint16_t V16 __attribute__((vector_size(WIDTH / 2)));
+typedef float VHalf __attribute__((vector_size(WIDTH / 2)));
+#define EACH(u) for (int u = 0; u < Lanes<A>::U; u++)
+#define FOUR(c) for (int c = 0; c < 4; c++)          // chunks in lockstep: one alone is all latency
+
+template <class To, class From> ALWAYS To bits(From v) {
+  static_assert(sizeof(To) == sizeof(From), "");
+  To t; __builtin_memcpy(&t, &v, sizeof t); return t;
+}
+template <class A> ALWAYS V<A> splat(A a) { return a - V<A>{}; }
+template <class A> ALWAYS V<A> read(const A* p) { V<A> v; __builtin_memcpy(&v, p, sizeof v); return v; }
+template <class A> ALWAYS void keep(A* p, V<A> v) { __builtin_memcpy(p, &v, sizeof v); }
+template <class X> ALWAYS X least(X a, X b) { return a < b ? a : b; }
+
+template <class A> ALWAYS V<A> fma(V<A> a, V<A> b, V<A> c);    // a b + c, rounded once: everywhere, or the bits would differ
+#if defined(__AVX512F__)
+template <> ALWAYS V<float> fma<float>(V<float> a, V<float> b, V<float> c) { return (V<float>)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
+template <> ALWAYS V<double> fma<double>(V<double> a, V<double> b, V<double> c) { return (V<double>)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c); }
+#elif defined(__FMA__)
+template <> ALWAYS V<float> fma<float>(V<float> a, V<float> b, V<float> c) { return (V<float>)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
+template <> ALWAYS V<double> fma<double>(V<double> a, V<double> b, V<double> c) { return (V<double>)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c); }
+#elif defined(__aarch64__)
+template <> ALWAYS V<float> fma<float>(V<float> a, V<float> b, V<float> c) { return (V<float>)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b); }
+template <> ALWAYS V<double> fma<double>(V<double> a, V<double> b, V<double> c) { return (V<double>)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b); }
+#else                                                // no such instruction: libm's, correct and slow
+template <> ALWAYS V<double> fma<double>(V<double> a, V<double> b, V<double> c) { for (int i = 0; i < 2; i++) a[i] = __builtin_fma(a[i], b[i], c[i]); return a; }
+template <> ALWAYS V<float> fma<float>(V<float> a, V<float> b, V<float> c) {
+  // In double the product is exact; the sum is rounded to odd, so that the rounding to float is the only one.
+  typedef double D __attribute__((vector_size(32))); typedef int64_t I __attribute__((vector_size(32)));
+  D p = __builtin_convertvector(a, D) * __builtin_convertvector(b, D), q = __builtin_convertvector(c, D), s = p + q, v = s - p;
+  D e = (p - (s - v)) + (q - v);                                                       // s + e = p + q, exactly
+  I i = (I)s, even = (i & 1) - 1, inexact = (I)(e < 0) | (I)(e > 0), away = (I)(e > 0) ^ (I)(s > 0);
+  return __builtin_convertvector((D)(i + (even & inexact & (away | 1))), V<float>);
+}
+#endif
+
+template <class X> ALWAYS void past_caches(void* p, X v) {     // p aligned to the vector
+#if defined(__AVX512F__)
+  if constexpr (sizeof v == 64) return _mm512_stream_si512((__m512i*)p, bits<__m512i>(v));
+#endif
+#if defined(__AVX2__)
+  if constexpr (sizeof v == 32) return _mm256_stream_si256((__m256i*)p, bits<__m256i>(v));
+#endif
+#if defined(__SSE2__)
+  if constexpr (sizeof v == 16) return _mm_stream_si128((__m128i*)p, bits<__m128i>(v));
+#endif
+  __builtin_memcpy(p, &v, sizeof v);
+}
+ALWAYS void fence() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
+}
+
+// Storage types: S is what lies in memory, A is what is computed in; load and pack go between, rounding to nearest even.
+// A slot is an S in as many bits as A has; widen and narrow go between slots and values.
+template <class X> struct plain { typedef X A; typedef X S; typedef X Slot;
+  static ALWAYS V<A> widen(V<A> v) { return v; }
+  static ALWAYS V<A> narrow(V<A> v) { return v; }
+  static ALWAYS V<A> load(const S* p) { return read(p); }
+  static ALWAYS V<A> pack(V<A> v) { return v; }
+  static constexpr S low = -(X)__builtin_inff(); };
+typedef plain<float> f32; typedef plain<double> f64;
+template <class Half> struct half { typedef float A; typedef uint16_t S; typedef uint32_t Slot;
+  static ALWAYS V<float> load(const S* p) { V16 h; __builtin_memcpy(&h, p, sizeof h); return Half::widen(__builtin_convertvector(h, V32)); }
+  static ALWAYS V16 pack(V<float> v) { return __builtin_convertvector(Half::narrow(v), V16); } };
+struct bf16 : half<bf16> {
+  static ALWAYS V<float> widen(V32 b) { return bits<V<float>>(b << 16); }
+  static ALWAYS V32 narrow(V<float> v) {
+    V32 b = bits<V32>(v), round = b + 0x7fff + (b >> 16 & 1);
+    return (v == v ? round : b | 0x400000) >> 16;
+  }
+  static constexpr S low = 0xff80; };
+struct f16 : half<f16> {
+  static ALWAYS V<float> widen(V32 b) {
+    V32 sign = (b & 0x8000) << 16, mag = (b & 0x7fff) << 13;
+    V<float> f = bits<V<float>>(mag) * 0x1p112f;                                         // rebias; exact, subnormals too
+    return bits<V<float>>(sign | (mag >= 0x7c00u << 13 ? mag | 0x7f800000 : bits<V32>(f)));
+  }
+  static ALWAYS V32 narrow(V<float> v) {
+    V32 b = bits<V32>(v), sign = b & 0x80000000, mag = b ^ sign;
+    V32 normal = (mag + 0xfff + (mag >> 13 & 1) - (112u << 23)) >> 13;
+    V32 tiny = bits<V32>(bits<V<float>>(mag) + 0.5f) - bits<uint32_t>(0.5f);             // the adder rounds at 2^-24
+    V32 h = mag < 113u << 23 ? tiny : normal;
+    h = mag >= 0x477ff000 ? 0x7c00 - V32{} : h;
+    h = mag > 0x7f800000 ? mag >> 13 | 0x7e00 : h;
+    return (h & 0x7fff) | sign >> 16;
+  }
+  static constexpr S low = 0xfc00; };
+
+// e^x = 2^n e^r, x = n ln 2 + r. `raise`: exponentials are kept 2^raise too large, so that none is subnormal (slow, inexact);
+// `reach`: e^-reach is nothing; `big`: from 2 reach on, z - max is exact wherever it is not below -reach (Sterbenz).
+template <class A> struct Exp;
+template <> struct Exp<float> {
+  typedef V32 I; static constexpr int mantissa = 23, degree = 6;
+  static constexpr float log2e = 0x1.715476p0f, ln2_hi = 0x1.62e4p-1f, ln2_lo = 0x1.7f7d1cp-20f, reach = 104, big = 208;
+  static constexpr float magic = 0x1.8p23f + 127 + 64, lift = 0x1p64f, half_drop = 0x1p-32f;
+  static constexpr float c[] = {0x1.6a2434p-10f, 0x1.1239e2p-7f, 0x1.5558f2p-5f, 0x1.555492p-3f, 0x1.fffffcp-2f, 1, 1};
+};
+template <> struct Exp<double> {
+  typedef V64 I; static constexpr int mantissa = 52, degree = 11;
+  static constexpr double log2e = 0x1.71547652b82fep0, ln2_hi = 0x1.62e42fefp-1, ln2_lo = 0x1.473de6af278edp-34, reach = 746, big = 1492;
+  static constexpr double magic = 0x1.8p52 + 1023 + 128, lift = 0x1p128, half_drop = 0x1p-64;
+  static constexpr double c[] = {0x1.ad7f6f0799ee2p-26, 0x1.28ad72cc30daap-22, 0x1.71df2552390c2p-19, 0x1.a0199a0c677acp-16,
+    0x1.a01a012a57b51p-13, 0x1.6c16c1842a11dp-10, 0x1.1111111127be5p-7, 0x1.555555555087cp-5, 0x1.55555555554fap-3, 0x1.000000000000ap-1, 1, 1};
+};
+
+// The shift of a row or block with largest logit m: e^(z - sub - n ln 2). Where |m| is small nothing is subtracted from z, so that
+// nothing is rounded, and the shift is a power of two; where it is large, z - m is exact.
+template <class A> struct Shift {
+  V<A> sub, n, magic, low;
+  ALWAYS explicit Shift(V<A> m) {
+    typedef Exp<A> K;
+    const V<A> zero = {}, one = splat<A>(1);
+    V<A> far = (m < 0 ? -m : m) < K::big ? zero : one, nothing = m == -(A)__builtin_inff() ? one : zero;
+    sub = far > 0 ? (nothing > 0 ? zero : m) : zero;
+    n = far > 0 ? zero : fma<A>(m, splat<A>(K::log2e), splat<A>(K::magic)) - K::magic;
+    magic = K::magic - n;
+    low = (far > 0 ? zero : m) - K::reach;
+  }
+};
+
+// x := e^(x - shift) 2^raise, N vectors in lockstep. NaN stays NaN; below reach it is 0 by select (a clamped tiny value would underflow later).
+template <class A, int N> ALWAYS void exps(V<A>* x, V<A> magic, V<A> low) {
+  typedef Exp<A> K;
+  V<A> t[N], r[N], q[N];
+  for (int i = 0; i < N; i++) t[i] = fma<A>(x[i], splat<A>(K::log2e), magic);            // round(x / ln 2) - n, in the low bits
+  for (int i = 0; i < N; i++) q[i] = t[i] - magic;
+  for (int i = 0; i < N; i++) r[i] = fma<A>(q[i], splat<A>(-K::ln2_hi), x[i]);
+  for (int i = 0; i < N; i++) r[i] = fma<A>(q[i], splat<A>(-K::ln2_lo), r[i]);
+  for (int i = 0; i < N; i++) q[i] = splat<A>(K::c[0]);
+  for (int c = 1; c <= K::degree; c++) for (int i = 0; i < N; i++) q[i] = fma<A>(q[i], r[i], splat<A>(K::c[c]));
+  for (int i = 0; i < N; i++) q[i] = q[i] * bits<V<A>>(bits<typename K::I>(t[i]) << K::mantissa);
+  for (int i = 0; i < N; i++) x[i] = x[i] < low ? V<A>{} : q[i];
+}
+ALWAYS V<double> exp(V<double> x) {                              // for x <= 40
+  exps<double, 1>(&x, splat(Exp<double>::magic), splat(-Exp<double>::reach)); return x * (1 / Exp<double>::lift);
+}
+ALWAYS V<double> log(V<double> x) {                              // fdlibm's; x normal, or 0 -> -inf
+  V64 k = (bits<V64>(x) + 0x00195f619980c433) >> 52;             // exponent, mantissa in [sqrt 1/2, sqrt 2)
+  V<double> n = bits<V<double>>(k + 0x4330000000000000) - (0x1p52 + 1024);
+  V<double> u = bits<V<double>>(bits<V64>(x) - (k << 52) + (1024ull << 52)) - 1;
+  V<double> s = u / (u + 2), z = s * s, h = 0.5 * u * u;
+  constexpr double c[] = {0x1.2f112df3e5244p-3, 0x1.39a09d078c69fp-3, 0x1.7466496cb03dep-3, 0x1.c71c51d8e78afp-3,
+                          0x1.2492494229359p-2, 0x1.999999997fa04p-2, 0x1.5555555555593p-1};
+  V<double> q = splat(c[0]);
+  for (int i = 1; i < 7; i++) q = fma<double>(q, z, splat(c[i]));
+  V<double> y = n * 0x1.62e42fee00000p-1 - ((h - (s * (h + z * q) + n * 0x1.a39ef35793c76p-33)) - u);
+  return x == 0 ? splat(-__builtin_inf()) : x < __builtin_inf() ? y : x;
+}
+ALWAYS V<double> log1p(V<double> x) { V<double> u = x + 1, y = log(u) * x / (u - 1); return u == 1 ? x : y; }
+
+#if defined(__AVX512F__)                             // gcc 12 makes eight instructions of the general form
+ALWAYS V<double> widen(VHalf v) { return (V<double>)_mm512_cvtps_pd((__m256)v); }
+#elif defined(__AVX2__)
+ALWAYS V<double> widen(VHalf v) { return (V<double>)_mm256_cvtps_pd((__m128)v); }
+#else
+ALWAYS V<double> widen(VHalf v) { return __builtin_convertvector(v, V<double>); }
+#endif
+
+// Sums, one float64 a virtual lane.
+template <class A> struct Sum {
+  static constexpr int K = sizeof(A) == 8 ? 1 : 2;
+  V<double> at[Lanes<A>::U * K] = {};
+  ALWAYS void add(int u, V<A> v) {
+    if constexpr (K == 1) at[u] += v;
+    else {
+      struct Two { VHalf low, high; } h = bits<Two>(v);
+      at[2 * u] += widen(h.low); at[2 * u + 1] += widen(h.high);
+    }
+  }
+  ALWAYS void add(int u, const V<A>* v) { add(u, (v[0] + v[1]) + (v[2] + v[3])); }
+  ALWAYS void lanes(double* out) const { for (int i = 0; i < Lanes<A>::U * K; i++) keep(out + i * Lanes<double>::W, at[i]); }
+  ALWAYS double total() const {                                  // a fixed tree
+    double a[Lanes<A>::L]; lanes(a);
+    for (int w = Lanes<A>::L / 2; w; w /= 2) for (int i = 0; i < w; i++) a[i] += a[i + w];
+    return a[0];
+  }
+};

@@ -1,0 +1,145 @@
+"""Times the layer beside memcpy of the same matrix and beside its peers: `softxent bench`, or `python -m softxent.bench`.
+
+All contenders take turns in one process, in shuffled rounds, so that what disturbs the machine disturbs all of them; what counts is
+the median over the rounds of a ratio within a round. Each number of threads has a process of its own, as thread pools and
+torch.compile want it; so has a forced instruction set (SOFTXENT_ISA).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .. import contract, kernels
+from . import report
+
+SHAPES = [(1024, 32000), (512, 128256), (65536, 10), (8192, 1000), (1, 50257), (4, 128256)]
+QUICK = [(64, 1000), (256, 10), (1, 5000)]
+CALL = (1, 10)  # next to nothing: what the call itself costs
+DTYPES = ("f32", "bf16")
+EXTRA = {
+    "scipy": "scipy",
+    "sklearn": "scikit-learn",
+    "torch": "torch",
+    "ml_dtypes": "ml_dtypes",
+    "matplotlib": "matplotlib",
+    "rich": "rich",
+}
+
+Record = dict[str, Any]
+
+
+class Job(NamedTuple):
+    """The work of one process."""
+
+    kind: str  # "times" or "memory"
+    threads: int
+    shapes: list[tuple[int, int]]
+    dtypes: list[str]
+    repeats: int
+    quick: bool
+    isa: str = ""  # forced; only memcpy and fused take part then
+
+
+def run(shapes: str | None, dtypes: str, threads: str, repeats: int, output: Path | None, quick: bool) -> None:
+    """Run the benchmark, print its tables and write bench.json, bench.md and bench.png.
+
+    Args:
+        shapes: as "1024x32000,65536x10"; None: the shapes of the README.
+        dtypes: "f32", "bf16" or "f32,bf16".
+        threads: as "1,2"; each number has its turn.
+        repeats: rounds; slow contenders take part in every fourth.
+        output: the folder written to, bench/results if None.
+        quick: small shapes and no torch.compile, to see it work.
+
+    Raises:
+        ValueError: a shape, dtype or number that cannot be read.
+    """
+    jobs = plan(shapes, dtypes, threads, repeats, quick)
+    notes = [
+        f"left out: {p}, not installed (pip install {EXTRA[p]}; all: the extra softxent[bench])" for p in EXTRA if find_spec(p) is None
+    ]
+    print(*notes, sep="\n", end="\n" * bool(notes), file=sys.stderr)
+    records = []
+    with _progress(sum(len(job.shapes) * len(job.dtypes) for job in jobs)) as step:
+        for record in (record for job in jobs for record in _work(job)):
+            records.append(record) if "shape" in record else notes.append(record["note"])
+            step(record)
+    results = {"machine": report.machine(), "repeats": repeats, "notes": notes, "records": records}
+    report.show(results)
+    report.write(results, output or Path("bench/results"))
+
+
+def plan(shapes: str | None, dtypes: str, threads: str, repeats: int, quick: bool) -> list[Job]:
+    """The processes to run, in turn."""
+    sizes = _read("shapes", shapes, _shape, "look like 1024x32000,65536x10") if shapes else QUICK if quick else SHAPES
+    types = _read("dtypes", dtypes, lambda text: DTYPES[DTYPES.index(text.strip())], "be among f32,bf16")
+    counts = sorted(_read("threads", threads, _positive, "be positive integers such as 1,2"))
+    contract.number("bench", "repeats", repeats, low=1)
+    if find_spec("ml_dtypes") is None:
+        types = [t for t in types if t != "bf16"]
+    jobs = [Job("times", n, [CALL], ["f32"], repeats, quick) for n in counts]
+    jobs += [Job("times", n, sizes, types, repeats, quick) for n in counts]
+    if kernels.active() is kernels.cpu and kernels.cpu.isa() == "avx512":
+        jobs += [Job("times", n, sizes, types, repeats, quick, "avx2") for n in counts]
+    return [*jobs, Job("memory", counts[-1], sizes, types, 1, quick)]
+
+
+def _read(argument: str, text: str, one: Callable[[str], Any], expected: str) -> list[Any]:
+    try:
+        return list(dict.fromkeys(map(one, text.split(","))))
+    except ValueError:
+        contract.fail("bench", argument, expected, repr(text))
+
+
+def _shape(text: str) -> tuple[int, int]:
+    rows, classes = map(_positive, text.lower().split("x"))
+    return rows, classes
+
+
+def _positive(text: str) -> int:
+    if int(text) < 1:
+        raise ValueError
+    return int(text)
+
+
+def _work(job: Job) -> Iterator[Record]:
+    """The records of a job, from its own process, as they come."""
+    env = os.environ | {
+        "SOFTXENT_NUM_THREADS": str(job.threads),
+        "THP_MEM_ALLOC_ENABLE": "1",  # huge pages for torch, as NumPy's arrays have them: its loss is 1.4 to 1.7 times faster
+    }
+    if job.isa:
+        env["SOFTXENT_ISA"] = job.isa
+    if job.kind == "memory":
+        env["MALLOC_MMAP_THRESHOLD_"] = str(1 << 17)  # freed at once: one contender's memory is not lent to the next
+    command = [sys.executable, "-m", "softxent.bench", "worker", json.dumps(job)]
+    with tempfile.TemporaryFile("w+") as errors, subprocess.Popen(command, stdout=-1, stderr=errors, text=True, env=env) as worker:
+        yield from (json.loads(line) for line in worker.stdout or () if line.startswith("{"))
+        if worker.wait():
+            errors.seek(0)
+            last = [line for line in errors if line.strip()][-1:]
+            yield {"note": f"{job.kind} on {job.threads} thread(s) {job.isa} ended with {worker.returncode}: {''.join(last).strip()}"}
+
+
+@contextmanager
+def _progress(steps: int) -> Iterator[Callable[[Record], None]]:
+    """A bar on stderr; without rich, a line for each step."""
+    if find_spec("rich") is None:
+        yield lambda record: print(report.title(record), file=sys.stderr)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = TextColumn("{task.description:45}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("starting", total=steps)
+        yield lambda record: bar.update(task, advance="shape" in record, description=report.title(record))

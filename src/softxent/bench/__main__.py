@@ -1,0 +1,37 @@
+"""`python -m softxent.bench`: the benchmark; `... readme`: its table into README.md; `... worker`: one process of it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from . import Job, measure, report, run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m softxent.bench", description="Times softxent beside memcpy and its peers.")
+    parser.add_argument("--shapes", help="such as 1024x32000,65536x10")
+    parser.add_argument("--dtypes", default="f32,bf16")
+    parser.add_argument("--threads", default="1,2")
+    parser.add_argument("--repeats", type=int, default=30)
+    parser.add_argument("--output", type=Path, default=Path("bench/results"))
+    parser.add_argument("--quick", action="store_true", help="small shapes, no torch.compile")
+    parser.set_defaults(todo=lambda a: run(a.shapes, a.dtypes, a.threads, a.repeats, a.output, a.quick))
+    commands = parser.add_subparsers()
+    readme = commands.add_parser("readme", help="write the table of the last run between README.md's markers")
+    readme.add_argument("--readme", type=Path, default=Path("README.md"))
+    readme.set_defaults(todo=lambda a: report.into_readme(a.output / "bench.json", a.readme))
+    worker = commands.add_parser("worker")
+    worker.add_argument("job", type=lambda text: Job(*json.loads(text)))
+    worker.set_defaults(todo=lambda a: measure.work(a.job))
+    arguments = parser.parse_args()
+    try:
+        arguments.todo(arguments)
+    except (ValueError, FileNotFoundError) as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()

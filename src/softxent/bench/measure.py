@@ -1,0 +1,85 @@
+"""One process of the benchmark: takes times or memory, and prints a JSON line for each shape and dtype."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import random
+import time
+from pathlib import Path
+from timeit import Timer
+from typing import Any
+
+import softxent
+
+from . import Job
+from .contenders import COMPILED, FUSED, MEMCPY, Call, case, fused, memcpy, ours, peers
+
+SAMPLE = 1e-3  # seconds that one sample takes at least: quick calls are repeated
+SLOW = 0.1  # seconds: a contender above it takes part in every fourth round
+PAUSE = 0.02  # seconds between samples on several threads: a contender's OpenMP threads spin for up to 15 ms after its call
+
+
+def work(job: Job) -> None:
+    softxent.set_num_threads(job.threads)
+    for rows, classes in job.shapes:
+        for dtype in job.dtypes:
+            shape = (rows, classes)
+            record = {"kind": job.kind, "shape": shape, "dtype": dtype, "threads": job.threads, "isa": job.isa}
+            print(json.dumps(record | (times if job.kind == "times" else memory)(job, shape, dtype)), flush=True)
+
+
+def times(job: Job, shape: tuple[int, int], dtype: str) -> dict[str, Any]:
+    """-> seconds of each contender in every round (None: it sat out), and who failed."""
+    c = case(shape, dtype, job.threads)
+    calls, failed = ({}, {}) if job.isa else peers(c, (COMPILED,) if job.quick else ())
+    calls |= {name: call for name, call in ours(c).items() if not job.isa or name == FUSED}
+    return {"seconds": interleave({MEMCPY: memcpy(c)} | calls, job.repeats, PAUSE if job.threads > 1 else 0), "failed": failed}
+
+
+def interleave(calls: dict[str, Call], repeats: int, pause: float) -> dict[str, list[float | None]]:
+    once = {name: min(Timer(call).repeat(2, 1)) for name, call in calls.items()}
+    number = {name: max(1, round(SAMPLE / t)) for name, t in once.items()}
+    seconds: dict[str, list[float | None]] = {name: [] for name in calls}
+    order, shuffle = list(calls), random.Random(0).shuffle
+    for i in range(repeats):
+        shuffle(order)  # nobody always finds what the same neighbour left in the caches
+        for name in order:
+            if once[name] > SLOW and i % 4:
+                seconds[name].append(None)
+                continue
+            time.sleep(pause)
+            timer = Timer(calls[name])
+            timer.timeit(number[name] if once[name] < SAMPLE else 0)
+            seconds[name].append(timer.timeit(number[name]) / number[name])
+    return seconds
+
+
+def memory(job: Job, shape: tuple[int, int], dtype: str) -> dict[str, Any]:
+    """-> bytes that each contender's call needs at its peak beyond logits, labels and one gradient (None where no Linux tells)."""
+    for call in ours(case((64, 100), dtype, job.threads)).values():
+        call()  # code and thread stacks come in now; scratch rows are sized by the real shape, and counted
+    c = case(shape, dtype, job.threads)
+    extra = {FUSED: growth(fused(c))}
+    calls, failed = peers(c, (COMPILED,) if job.quick else ())
+    for name, call in calls.items():
+        grown = growth(call)
+        own_gradient = c.z.nbytes if name.startswith("torch") else 0
+        extra[name] = None if grown is None else max(0, grown - own_gradient)
+    return {"extra": extra, "failed": failed}
+
+
+def growth(call: Call) -> int | None:
+    """How far resident memory rises above what it was while `call` runs."""
+    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    if not reset.exists():
+        return None
+    ctypes.CDLL(None).malloc_trim(0)
+    reset.write_text("5")  # the peak is now the present
+    before = _kib(status, "VmRSS")
+    call()
+    return max(0, _kib(status, "VmHWM") - before) << 10
+
+
+def _kib(status: Path, field: str) -> int:
+    return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith(field + ":"))

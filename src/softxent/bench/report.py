@@ -1,0 +1,219 @@
+"""What the numbers say: tables for the terminal, markdown and the README, and the plot. All of it comes from bench.json alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+from datetime import date
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from .. import kernels
+
+Results = dict[str, Any]
+BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
+OURS = ["fused", "fused, new dz", "forward", "backward"]
+PEERS = ["numpy", "scipy", "sklearn", "torch", "torch compiled"]
+PACKAGES = ["numpy", "torch", "scipy", "scikit-learn"]
+
+
+def machine() -> dict[str, str]:
+    cpuinfo = Path("/proc/cpuinfo").read_text().splitlines() if sys.platform == "linux" else []
+    models = [line.split(":", 1)[1].strip() for line in cpuinfo if line.startswith("model name")]
+    system = platform.freedesktop_os_release()["PRETTY_NAME"] if sys.platform == "linux" else platform.platform()
+    return {
+        "cpu": models[0] if models else platform.machine(),
+        "cores": str(len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()),
+        "system": f"{system}, {platform.machine()}",
+        "python": platform.python_version(),
+        **{package: _version(package) for package in PACKAGES},
+        "backend": next(f"{b.name} ({b.detail})" for b in kernels.backends() if b.active),
+        "isa": kernels.cpu.isa() if kernels.cpu else "-",
+        "date": date.today().isoformat(),
+    }
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "-"
+
+
+def title(record: Results) -> str:
+    return (
+        f"{record['kind']} {_size(record)} {record['dtype']}, {record['threads']} thread(s) {record['isa']}"
+        if "shape" in record
+        else record["note"]
+    )
+
+
+def _size(record: Results) -> str:
+    return str(record["shape"])
+
+
+def ratio(record: Results, a: str, b: str) -> tuple[float, float] | None:
+    """-> the median over the rounds of a's time / b's time, and the ratio of the two shortest times."""
+    seconds = record["seconds"]
+    pairs = [(x, y) for x, y in zip(seconds.get(a, []), seconds.get(b, []), strict=False) if x and y]
+    return (median(x / y for x, y in pairs), min(x for x, _ in pairs) / min(y for _, y in pairs)) if pairs else None
+
+
+# ---- tables ----
+
+
+def summary(results: Results) -> str:
+    """The figures that matter, one row a matrix; for several numbers of threads one number each, `1 / 2 threads`."""
+    peers = ["torch", "torch compiled", "sklearn", "numpy"]
+    rows = []
+    for here in _matrices(results):
+        auto, avx2 = ([r for r in here if r["isa"] == isa] for isa in ("", "avx2"))
+        cells = [_ratios(auto, "fused", "memcpy"), _ratios(avx2, "fused", "memcpy"), *(_ratios(auto, p, "fused") for p in peers)]
+        rows.append([_size(here[0]), here[0]["dtype"], *cells, _ratios([r for r in auto if r["threads"] > 1], "fused, 1 thread", "fused")])
+    threads = " / ".join(str(n) for n in sorted({r["threads"] for r in _times(results)}))
+    columns = ["logits", "dtype", "fused : memcpy", "on AVX2", *(f"{p} : fused" for p in peers), "1 thread : all"]
+    return _table(f"Ratios of times, {threads} thread(s): median of the rounds", columns, rows)
+
+
+def details(results: Results) -> str:
+    rows = []
+    for r in (r for here in _matrices(results) for r in here):
+        took = _time(r["seconds"]["memcpy"], 1e3)
+        cells = ("fails" if c in r["failed"] else _ratio(ratio(r, c, "memcpy")) for c in OURS + PEERS)
+        rows.append([_size(r), r["dtype"], str(r["threads"]), r["isa"] or results["machine"]["isa"], took, *cells])
+    columns = ["logits", "dtype", "threads", "isa", "memcpy, ms", *OURS, *PEERS]
+    return _table("Times as multiples of memcpy of the same matrix: median of the rounds (shortest : shortest)", columns, rows)
+
+
+def memory(results: Results) -> str:
+    rows = []
+    for r in (r for r in results["records"] if r["kind"] == "memory"):
+        logits = r["shape"][0] * r["shape"][1] * (4 if r["dtype"] == "f32" else 2)
+        mib = ("-" if n is None else f"{n / 2**20:.1f}" for n in (logits, *(r["extra"].get(c) for c in ("fused", *PEERS))))
+        rows.append([_size(r), r["dtype"], *mib])
+    columns = ["logits", "dtype", "logits, MiB", "fused", *PEERS]
+    return _table("Memory in MiB beyond logits, labels and one gradient at the peak of a call (resident, to about 0.3)", columns, rows)
+
+
+def calls(results: Results) -> str:
+    who = [OURS[1], *PEERS]
+    rows = [[str(r["threads"]), *(_time(r["seconds"].get(c), 1e6) for c in who)] for r in _times(results) if r["shape"] == [1, 10]]
+    return _table("Microseconds a call on [1, 10]: median (shortest)", ["threads", *who], rows)
+
+
+def _times(results: Results) -> list[Results]:
+    return [r for r in results["records"] if r["kind"] == "times"]
+
+
+def _matrices(results: Results) -> list[list[Results]]:
+    """The times grouped by dtype and shape, without the tiny call."""
+    groups: dict[str, list[Results]] = {}
+    for r in sorted(_times(results), key=lambda r: (r["dtype"] != "f32", r["isa"], r["threads"])):
+        if r["shape"] != [1, 10]:
+            groups.setdefault(f"{r['dtype']} {r['shape']}", []).append(r)
+    return list(groups.values())
+
+
+def _ratios(records: list[Results], a: str, b: str) -> str:
+    if any(a in r["failed"] for r in records):
+        return "fails"
+    found = [x[0] for x in (ratio(r, a, b) for r in records) if x]
+    return " / ".join(f"{x:.2f}" if x < 10 else f"{x:.0f}" for x in found) or "-"
+
+
+def _ratio(x: tuple[float, float] | None) -> str:
+    return f"{x[0]:.2f} ({x[1]:.2f})" if x else "-"
+
+
+def _time(seconds: list[float | None] | None, unit: float) -> str:
+    took = [x * unit for x in seconds or [] if x]
+    return f"{median(took):.3g} ({min(took):.3g})" if took else "-"
+
+
+def _table(heading: str, columns: list[str], rows: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(line) + " |" for line in (columns, ["---"] * len(columns), *rows)]
+    return "\n".join([f"**{heading}**", "", *lines, ""])
+
+
+# ---- where they go ----
+
+
+def header(results: Results) -> str:
+    m = results["machine"]
+    versions = ", ".join(f"{package} {m[package]}" for package in PACKAGES)
+    return f"{m['cpu']}, {m['cores']} core(s), {m['system']}; Python {m['python']}, {versions}; {m['backend']}; {results['repeats']} rounds; {m['date']}.\n"
+
+
+def text(results: Results) -> str:
+    failed = {f"{who} fails: {why}" for r in results["records"] for who, why in r["failed"].items()}
+    notes = [f"- {note}" for note in (*results["notes"], *sorted(failed))]
+    return "\n".join([header(results), *(table(results) for table in (summary, details, memory, calls)), *notes]).rstrip() + "\n"
+
+
+def show(results: Results) -> None:
+    """Drawn on a terminal; plain markdown into a pipe."""
+    if sys.stdout.isatty() and find_spec("rich"):
+        from rich.console import Console
+        from rich.markdown import Markdown
+
+        Console().print(Markdown(text(results)))
+    else:
+        print(text(results))
+
+
+def write(results: Results, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "bench.json").write_text(json.dumps(results) + "\n")
+    (folder / "bench.md").write_text(text(results))
+    if find_spec("matplotlib"):
+        plot(results, folder / "bench.png")
+    print("written:", *sorted(folder.glob("bench.*")), file=sys.stderr)
+
+
+def into_readme(source: Path, readme: Path) -> None:
+    """Put the figures of a run between the markers of the README."""
+    results, page = json.loads(source.read_text()), readme.read_text()
+    if page.count(BEGIN) != 1 or page.count(END) != 1:
+        raise ValueError(f"bench: {readme} must have {BEGIN} and {END} once each; got {page.count(BEGIN)} and {page.count(END)}")
+    before, after = page.split(BEGIN)[0], page.split(END)[1]
+    tables = "\n".join(part(results) for part in (summary, memory, calls, header))
+    readme.write_text(f"{before}{BEGIN}\n\n{tables}\n{END}{after}")
+
+
+def plot(results: Results, path: Path) -> None:
+    """Bars of time / memcpy, a panel for each matrix."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    panels = [[r for r in here if not r["isa"]] for here in _matrices(results)]
+    height = -(-len(panels) // 3)
+    figure, axes = plt.subplots(height, 3, figsize=(15, 3.2 * height), squeeze=False, layout="constrained")
+    for i, axis in enumerate(axes.flat):
+        _panel(axis, panels[i]) if i < len(panels) else axis.set_axis_off()
+    figure.suptitle("Time as a multiple of memcpy of the same matrix (shorter is better)")
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def _panel(axis: Any, records: list[Results]) -> None:
+    shown = [c for c in OURS + PEERS if any(ratio(r, c, "memcpy") for r in records)]
+    thick = 0.8 / len(records)
+    for i, r in enumerate(records):
+        found = [ratio(r, c, "memcpy") for c in shown]
+        bars = axis.barh(
+            [j + i * thick for j in range(len(shown))], [x[0] if x else 0 for x in found], thick, label=f"{r['threads']} thread(s)"
+        )
+        axis.bar_label(bars, [f"{x[0]:.2g}" if x else "" for x in found], padding=2, fontsize=7)
+    axis.set_yticks([j + thick * (len(records) - 1) / 2 for j in range(len(shown))], shown, fontsize=8)
+    axis.set(xscale="log", title=f"{_size(records[0])} {records[0]['dtype']}")
+    axis.invert_yaxis()
+    axis.margins(x=0.15)
+    axis.axvline(1, color="black", linewidth=0.8)
+    axis.legend(fontsize=7)

@@ -1,0 +1,45 @@
+"""What counting alone reaches: the perplexities that a trained model has to beat, from all training tokens."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .corpus import START, Ids
+
+_DISCOUNT = 0.75  # absolute discounting's usual value
+
+
+class Baselines(NamedTuple):
+    unigram: float  # held-out perplexity of the tokens' frequencies
+    bigram: float  # ... of the frequencies after the token before
+    frequency: NDArray[np.float64]  # [C], add-one, sums to 1: the model's bias starts at its logarithm
+
+
+def count(train: Ids, held_out: Ids, at: NDArray[np.int64], classes: int) -> Baselines:
+    """Perplexities on the tokens at the positions `at` of `held_out`."""
+    p1 = np.bincount(train[train != START], minlength=classes) + 1.0
+    p1 /= p1.sum()
+    p2 = _bigram(train, held_out[at - 1].astype(np.int64), held_out[at], p1)
+    return Baselines(perplexity(-np.log(p1[held_out[at]])), perplexity(-np.log(p2)), p1)
+
+
+def perplexity(nll: NDArray[np.float64]) -> float:
+    """exp of the mean negative log-likelihood: the number of equally likely tokens that would surprise as much."""
+    return float(np.exp(nll.mean()))
+
+
+def _bigram(train: Ids, before: NDArray[np.int64], label: Ids, p1: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(count(before, label) - d + d kinds(before) p1(label)) / count(before), p1 where `before` was never seen."""
+    classes = len(p1)
+    pairs = train[:-1].astype(np.int64) * classes + train[1:]
+    pair, times = np.unique(pairs[train[1:] != START], return_counts=True)
+    total = np.bincount(pair // classes, weights=times, minlength=classes)[before]
+    kinds = np.bincount(pair // classes, minlength=classes)[before]
+    want = before * classes + label
+    i = np.searchsorted(pair, want).clip(max=len(pair) - 1)
+    seen = np.where(pair[i] == want, times[i] - _DISCOUNT, 0.0)
+    p2: NDArray[np.float64] = np.where(total > 0, (seen + _DISCOUNT * kinds * p1[label]) / np.maximum(total, 1), p1[label])
+    return p2

@@ -1,0 +1,101 @@
+"""The two ways from hidden vectors to the loss and its gradients that the demo compares, and what memory they take.
+
+Both compute, for x [N, D], W [C, D] and labels [N], in float32,
+
+    loss = mean_i -log softmax(x_i W^T)[label_i],    G = (yhat - y) / N,    dX = G W,    dW = G^T x.
+"""
+
+from __future__ import annotations
+
+import tracemalloc
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+import softxent
+
+from .corpus import Ids
+
+F32 = NDArray[np.float32]
+
+
+class Gradients(NamedTuple):
+    loss: float
+    dx: F32  # [N, D]
+    dw: F32  # [C, D]
+
+
+class Head(Protocol):
+    @property
+    def name(self) -> str: ...
+    def gradients(self, x: F32, W: F32, labels: Ids) -> Gradients: ...
+    def losses(self, x: F32, W: F32, labels: Ids) -> NDArray[np.float64]: ...
+
+
+class Fused:
+    """softxent: the logits exist `budget` bytes at a time."""
+
+    name = "softxent"
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+
+    def gradients(self, x: F32, W: F32, labels: Ids) -> Gradients:
+        return Gradients(*softxent.linear_cross_entropy_and_grad(x, W, labels, budget=self.budget))
+
+    def losses(self, x: F32, W: F32, labels: Ids) -> NDArray[np.float64]:  # -> [N]
+        rows = max(1, self.budget // W[:, 0].nbytes)
+        return np.concatenate([
+            softxent.cross_entropy(x[i : i + rows] @ W.T, labels[i : i + rows], reduction="none") for i in range(0, len(x), rows)
+        ])  # fmt: skip
+
+
+class Plain:
+    """NumPy with all N x C logits, as one writes it with care: one such matrix, every further pass over it in place."""
+
+    name = "plain NumPy"
+
+    def gradients(self, x: F32, W: F32, labels: Ids) -> Gradients:
+        n, at_label = len(x), (np.arange(len(x)), labels)
+        z = x @ W.T
+        z -= z.max(axis=1, keepdims=True)
+        z_label = z[at_label]
+        np.exp(z, out=z)
+        total = z.sum(axis=1, keepdims=True)
+        loss = np.mean(np.log(total[:, 0]) - z_label, dtype=np.float64)
+        z *= 1 / (n * total)  # yhat / n
+        z[at_label] -= np.float32(1 / n)  # (yhat - y) / n
+        return Gradients(float(loss), z @ W, z.T @ x)
+
+    def losses(self, x: F32, W: F32, labels: Ids, rows: int = 512) -> NDArray[np.float64]:  # -> [N]
+        """In batches of `rows`: all logits of 20,000 held-out tokens and classes would be 1.6 GB."""
+        return np.concatenate([self._losses(x[i : i + rows], W, labels[i : i + rows]) for i in range(0, len(x), rows)])
+
+    def _losses(self, x: F32, W: F32, labels: Ids) -> NDArray[np.float64]:
+        z = x @ W.T
+        z -= z.max(axis=1, keepdims=True)
+        z_label = z[np.arange(len(x)), labels]
+        return (np.log(np.exp(z, out=z).sum(axis=1)) - z_label).astype(np.float64)
+
+
+def peak_bytes(call: Callable[[], object]) -> int:
+    """The most memory that `call` held at once on top of what there was, its result included.
+
+    Measured by tracemalloc, to which NumPy reports its arrays. It does not see BLAS's packing buffers, which both heads use, nor the
+    compiled kernel's scratch, one row of C floats a thread.
+    """
+    tracing = tracemalloc.is_tracing()
+    if not tracing:
+        tracemalloc.start()
+    try:
+        tracemalloc.reset_peak()
+        before, _ = tracemalloc.get_traced_memory()
+        result = call()  # held until the peak is read
+        _, peak = tracemalloc.get_traced_memory()
+        del result
+        return peak - before
+    finally:
+        if not tracing:
+            tracemalloc.stop()

@@ -1,0 +1,251 @@
+"""The grid that the laws run over: backend x dtype x shape x options, and the truth of each case from independent hands.
+
+Two levels. `problem` is what a kernel takes (z, label, the four numbers of a row, off); `option_cases` is what a user calls
+(labels and keyword options). The references: `exact`, formula.py in more digits than the case has; `composite`, the loss
+written in torch float64 from the definitions alone, its gradient by torch's autograd.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+import torch
+
+import softxent
+from softxent import formula, kernels
+from softxent.partials import Partials, lse
+from softxent.proof import bounds
+
+BACKENDS = [b.name for b in softxent.backends() if b.available]
+DTYPES = {"f32": np.dtype("float32"), "f64": np.dtype("float64"), "bf16": np.dtype(ml_dtypes.bfloat16), "f16": np.dtype("float16")}
+# rows x classes: one class; less, just and more than a vector of any width, a tile, a block of 4096; several blocks
+SHAPES = [
+    (3, 1), (5, 2), (9, 5), (70, 10), (17, 16), (11, 17), (9, 33), (10, 64), (65, 100), (7, 128), (8, 129), (7, 1000), (3, 4096), (4, 4097),
+    (2, 9001), (2, 20000),
+]  # fmt: skip
+OFFS = ["label", "shared", "dense", "dense_narrow"]  # the truth away from the label: none, one vector, a matrix, a matrix in z's own dtype
+
+
+def computed(dtype: np.dtype) -> np.dtype:
+    return np.dtype("float64" if dtype == np.float64 else "float32")
+
+
+# ---- the kernels' level ----
+
+
+class Problem(NamedTuple):
+    z: np.ndarray  # [R, C]
+    label: np.ndarray  # [R] int64
+    truth: np.ndarray  # [4, R] float64: y, r, q, g
+    off: np.ndarray | None  # [C], [R, C] or None
+
+    def rows(self, i: Any) -> Problem:
+        return Problem(self.z[i], self.label[i], self.truth[:, i], self.off if self.off is None or self.off.ndim == 1 else self.off[i])
+
+    def columns(self, k: slice) -> Problem:
+        """The part of a row's problem that one rank has: labels that are not here match no column."""
+        return Problem(
+            np.ascontiguousarray(self.z[:, k]), self.label - k.start, self.truth, None if self.off is None else np.ascontiguousarray(self.off[..., k])
+        )
+
+
+def problem(rows: int, classes: int, dtype: np.dtype, off: str = "label", seed: int = 0) -> Problem:
+    """Rows of every kind in turn: flat, wide, sure of the label, sure of another, masked, far from 0 on either side, no label here."""
+    rng = np.random.default_rng([rows, classes, OFFS.index(off), seed])
+    z = rng.standard_normal((rows, classes)) * rng.choice([0.3, 1.0, 6.0], (rows, 1))
+    label = rng.integers(0, classes, rows)
+    for i in range(rows):
+        match i % 8:
+            case 1: z[i, label[i]] += 15
+            case 2: z[i, (label[i] + 1) % classes] += 12
+            case 3: z[i] = np.where((rng.random(classes) < 0.3) & (np.arange(classes) != label[i]), -np.inf, z[i])
+            case 4: z[i] += 300
+            case 5: z[i] = 7 * z[i] - 1000
+            case 6: label[i] = rng.choice([-1, classes, -100, 10**9])
+            case 7: z[i] *= 10
+    z = z.astype(dtype)
+    y, r, q, g = rng.random(rows) + 0.1, rng.random(rows), rng.choice([0, 1e-3, 0.1], rows), rng.choice([-2.5, 1, 0.37], rows)
+    if off == "label":
+        return Problem(z, label, np.array([y, 0 * r, q, g]), None)
+    narrow = dtype if off == "dense_narrow" else computed(dtype)
+    o = rng.random(classes if off == "shared" else (rows, classes)) * rng.choice([0, 1], classes, p=[0.2, 0.8]) / classes
+    if off != "shared":
+        o = np.where(np.isinf(z.astype(np.float64)) & (rng.random(z.shape) < 0.99), 0, o)
+    return Problem(z, label, np.array([y * rng.choice([0, 1], rows), r, q, g]), o.astype(narrow))
+
+
+class Answer(NamedTuple):
+    result: np.ndarray  # [2, R]: loss, lse
+    parts: np.ndarray  # [6, R]
+    dz: np.ndarray
+
+    def bits(self) -> bytes:
+        return self.result.tobytes() + self.parts.tobytes() + np.ascontiguousarray(self.dz).tobytes()
+
+
+def fused(p: Problem, threads: int = 1, out: np.ndarray | None = None) -> Answer:
+    a = Answer(np.full((2, len(p.z)), -7.0), np.full((6, len(p.z)), -7.0), np.empty(p.z.shape, p.z.dtype) if out is None else out)
+    kernels.active().fused(p.z, p.label, p.truth, p.off, a.dz, a.result, a.parts, threads)
+    return a
+
+
+def two_calls(p: Problem, threads: int = 1) -> Answer:
+    a = Answer(np.full((2, len(p.z)), -7.0), np.full((6, len(p.z)), -7.0), np.empty(p.z.shape, p.z.dtype))
+    kernels.active().forward(p.z, p.label, p.truth, p.off, a.result, a.parts, threads)
+    kernels.active().backward(p.z, p.label, p.truth, p.off, a.parts, a.dz, threads)
+    return a
+
+
+def exact(p: Problem) -> Answer:
+    """formula.py with 11 bits more than the case has (float64 for the narrow types: 29 more)."""
+    wide = np.longdouble if p.z.dtype == np.float64 else np.float64
+    z, off, (y, r, q, g) = p.z.astype(wide), None if p.off is None else p.off.astype(wide), p.truth.astype(wide)
+    with np.errstate(invalid="ignore"):
+        x = formula.partials(z, p.label, off)
+        return Answer(np.array([formula.loss(x, y, r, q), lse(x)]), np.array(x), formula.gradient(z, x, p.label, y, r, q, g, off))
+
+
+def allowed(p: Problem, backend: str) -> tuple[np.ndarray, np.ndarray]:
+    """-> the derived bounds of the loss [R] and the gradient [R, C]. The formula rounds its shift, where its float64 is not to spare."""
+    return bounds.row_bounds(*p, rounded_shift=backend == "formula" and p.z.dtype == np.float64)
+
+
+def within(got: np.ndarray, want: np.ndarray, bound: np.ndarray, what: str = "") -> None:
+    """|got - want| <= bound; where the true value is NaN or infinite, equal."""
+    got, want = np.asarray(got).astype(np.longdouble), np.asarray(want).astype(np.longdouble)
+    real = np.isfinite(want)
+    np.testing.assert_array_equal(got[~real], want[~real], err_msg=what)
+    error = np.abs(got - np.where(real, want, 0))
+    worse = real & ~(error <= bound)
+    assert not worse.any(), (
+        f"{what}: {worse.sum()} of {worse.size} beyond the bound, first at {tuple(int(i[0]) for i in worse.nonzero())}: "
+        f"got {got[worse][0]!r}, want {want[worse][0]!r}, error {float(error[worse][0]):.3g}, bound {float(np.broadcast_to(bound, got.shape)[worse][0]):.3g}"
+    )
+
+
+def merged(parts: list[np.ndarray]) -> np.ndarray:
+    from functools import reduce
+
+    from softxent.partials import merge
+
+    return np.array(reduce(merge, (Partials(*x) for x in parts)))
+
+
+# ---- the user's level ----
+
+
+def probabilities(rng, rows: int, classes: int) -> np.ndarray:
+    """Soft targets of any mass, some classes 0."""
+    u = rng.random((rows, classes)) * rng.choice([0, 1], (rows, classes), p=[0.3, 0.7])
+    return u / classes * 2
+
+
+def option_cases(rng, rows: int, classes: int) -> dict[str, tuple[np.ndarray, dict[str, Any]]]:
+    """name -> labels, options: each option alone, and all of them together."""
+    label = rng.integers(0, classes, rows)
+    ignored = np.where(np.arange(rows) % 3 == 1, -100, label)
+    soft, w, s = probabilities(rng, rows, classes), rng.random(classes) + 0.2, rng.random(rows) + 0.1
+    common = dict(class_weight=w, label_smoothing=0.2, sample_weight=s, z_loss=0.03, temperature=0.8, softcap=6.0)
+    return {
+        "plain": (label, {}),
+        "class_weight": (label, dict(class_weight=w)),
+        "label_smoothing": (label, dict(label_smoothing=0.1)),
+        "smoothing_all": (label, dict(label_smoothing=1.0)),
+        "ignore_index": (ignored, {}),
+        "ignore_a_class": (label, dict(ignore_index=1)),
+        "sample_weight": (label, dict(sample_weight=s)),
+        "z_loss": (label, dict(z_loss=0.02)),
+        "temperature": (label, dict(temperature=1.7)),
+        "softcap": (label, dict(softcap=4.0)),
+        "soft": (soft, {}),
+        "soft_weighted": (soft, dict(class_weight=w, label_smoothing=0.1)),
+        "everything": (ignored, common),
+        "everything_soft": (soft, common),
+    }
+
+
+OPTIONS = list(option_cases(np.random.default_rng(0), 3, 4))
+
+
+def random_options(rng, rows: int, classes: int) -> tuple[np.ndarray, dict[str, Any]]:
+    """Any combination of all options."""
+    options: dict[str, Any] = {}
+    if rng.random() < 0.35:
+        labels = probabilities(rng, rows, classes)
+    else:
+        options["ignore_index"] = int(rng.choice([-100, -1, 0, classes - 1, 255]))
+        labels = np.where(rng.random(rows) < 0.25, options["ignore_index"], rng.integers(0, classes, rows))
+    each = dict(
+        class_weight=rng.random(classes) * rng.choice([0, 1], classes, p=[0.1, 0.9]), label_smoothing=float(rng.choice([0.05, 0.3, 1])),
+        sample_weight=rng.random(rows) + 0.05, z_loss=float(rng.choice([1e-4, 0.1])), temperature=float(rng.choice([0.5, 1.3, 4])),
+        softcap=float(rng.choice([2, 10, 50])),
+    )  # fmt: skip
+    options.update((name, value) for name, value in each.items() if rng.random() < 0.45)
+    options["reduction"] = str(rng.choice(["none", "sum", "mean"]))
+    return labels, options
+
+
+class Composite(NamedTuple):
+    loss: torch.Tensor  # as reduced
+    rows: torch.Tensor  # [R]
+    seen: torch.Tensor  # [R, C] the logits that the softmax sees
+    y: torch.Tensor  # [R, C] the truth, whole
+    zl: torch.Tensor  # [R] the z-loss coefficient of the row
+    scale: float  # of the reduction
+
+
+def composite(
+    z: torch.Tensor, labels: np.ndarray, class_weight=None, label_smoothing=0.0, ignore_index=-100, sample_weight=None, reduction="mean",
+    z_loss=0.0, temperature=1.0, softcap=None,
+) -> Composite:  # fmt: skip
+    """The loss from the definitions, in float64: -sum y log softmax + L lse^2, y written out whole; z [R, C]."""
+    rows, classes = z.shape
+    seen = (z if softcap is None else softcap * torch.tanh(z / softcap)) / temperature
+    w = torch.ones(classes, dtype=z.dtype) if class_weight is None else torch.as_tensor(class_weight, dtype=z.dtype)
+    sample = torch.ones(rows, dtype=z.dtype) if sample_weight is None else torch.as_tensor(sample_weight, dtype=z.dtype)
+    if labels.dtype.kind == "f":
+        live, q, total = torch.ones(rows, dtype=z.dtype), torch.as_tensor(labels, dtype=z.dtype), sample.sum()
+    else:
+        live = torch.as_tensor((labels != ignore_index).astype(float))
+        inside = torch.as_tensor(np.where(labels == ignore_index, 0, labels).astype(np.int64))
+        q = torch.nn.functional.one_hot(inside, classes).to(z.dtype)
+        total = (live * sample * w[inside]).sum()
+    y = (w * ((1 - label_smoothing) * q + label_smoothing / classes)) * (live * sample)[:, None]
+    loss = -(y * torch.log_softmax(seen, 1)).sum(1) + z_loss * live * sample * torch.logsumexp(seen, 1) ** 2
+    scale = 1.0 if reduction != "mean" else 1 / float(total)
+    reduced = loss if reduction == "none" else loss.sum() * scale
+    return Composite(reduced, loss, seen, y, z_loss * live * sample, scale)
+
+
+# ---- processes of their own ----
+
+HERE, SRC = os.path.dirname(__file__), os.path.dirname(os.path.dirname(softxent.__file__))
+
+
+def environment(**more: str) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([SRC, HERE]), "PYTHONWARNINGS": "ignore", **more}
+
+
+def python(code: str, timeout: float = 120, **env: str) -> str:
+    """What a fresh interpreter prints; it must end well, and in time."""
+    done = subprocess.run([sys.executable, "-c", code], env=environment(**env), capture_output=True, text=True, timeout=timeout)
+    assert done.returncode == 0, f"exit status {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def digest(threads: int = 1) -> str:
+    """One hash of everything that the kernels compute over the grid."""
+    h = hashlib.sha256()
+    for dtype in DTYPES.values():
+        for shape in SHAPES:
+            for off in OFFS:
+                p = problem(*shape, dtype, off)
+                h.update(fused(p, threads).bits())
+                h.update(two_calls(p, threads).bits())
+    return h.hexdigest()

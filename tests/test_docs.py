@@ -1,0 +1,80 @@
+"""What the pages say holds: their snippets run, their links lead somewhere, and the site builds."""
+
+import doctest
+import importlib
+import pkgutil
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import softxent
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+BLOCK = re.compile(r"^```python\n(.*?)^```$", re.M | re.S)
+MODULES = sorted(m.name for m in pkgutil.walk_packages(softxent.__path__, "softxent.") if not m.name.endswith(("__main__", "._kernel")))
+
+
+def name(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if "```python" in p.read_text()], ids=name)
+def test_snippets_of_a_page_run_in_turn(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": "snippet"}
+    for block in BLOCK.finditer(page.read_text()):
+        line = page.read_text()[: block.start(1)].count("\n")
+        if block[1].startswith(">>>"):
+            example = doctest.DocTestParser().get_doctest(block[1], names, name(page), str(page), line)
+            assert not doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(example, clear_globs=False).failed
+        else:
+            exec(compile("\n" * line + block[1], str(page), "exec"), names)  # noqa: S102 - our own page
+
+
+def test_every_python_block_is_found():
+    for page in PAGES:
+        assert len(BLOCK.findall(page.read_text())) == page.read_text().count("```py"), page
+
+
+def test_a_wrong_snippet_fails(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("```python\nassert 1 + 1 == 3\n```\n")
+    with pytest.raises(AssertionError):
+        exec(BLOCK.search(page.read_text())[1], {})  # noqa: S102
+
+
+@pytest.mark.parametrize("module", ["softxent", *MODULES])
+def test_docstring_examples(module):
+    try:
+        loaded = importlib.import_module(module)
+    except ImportError as error:
+        if "softxent" in str(error):
+            raise
+        pytest.skip(f"{error}")
+    assert not doctest.testmod(loaded, optionflags=doctest.ELLIPSIS).failed
+
+
+def test_every_public_function_has_its_place_in_the_docs():
+    listed = re.findall(r"^::: softxent\.(\w+)$", (ROOT / "docs/api.md").read_text(), re.M)
+    assert sorted(listed) == sorted(softxent.__all__)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_relative_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", page.read_text()):
+        assert (page.parent / target).exists(), target
+
+
+def test_site_builds_without_a_warning(tmp_path):
+    pytest.importorskip("mkdocs")
+    built = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert built.returncode == 0, built.stderr
+    mathematics = (tmp_path / "mathematics/index.html").read_text()
+    assert "hot = at_label(z, label)".replace(" ", "") in re.sub(r"<[^>]+>|\s", "", mathematics)  # formula.py, quoted
+    assert "<math" in mathematics and 'class="arithmatex"' not in mathematics

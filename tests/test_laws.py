@@ -1,0 +1,258 @@
+"""The laws of the mathematics, each once, over the grid of cases.py, within the bounds derived in proof/bounds.py."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from cases import DTYPES, OFFS, OPTIONS, SHAPES, Answer, allowed, exact, fused, merged, option_cases, problem, within
+
+import softxent
+from softxent import kernels
+from softxent.partials import Partials, finish, identity, merge
+from softxent.proof import bounds
+from softxent.truth import truth
+
+each_dtype = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+each_off = pytest.mark.parametrize("off", OFFS)
+each_shape = pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "x".join(map(str, s)))
+each_option = pytest.mark.parametrize("option", OPTIONS)
+
+
+# ---- prediction - truth ----
+
+
+@each_off
+@each_dtype
+@each_shape
+def test_loss_and_gradient_are_the_formula(backend, dtype, shape, off):
+    p = problem(*shape, dtype, off)
+    got, want, (loss, dz) = fused(p), exact(p), allowed(p, backend)
+    within(got.result[0], want.result[0], loss, "loss")
+    within(got.dz, want.dz, dz, "gradient")
+    lse = want.result[1].astype(float)
+    near = bounds.loss_bound(dtype, shape[1]) + 4 * np.where(np.isfinite(lse), np.abs(lse), 0) * 2.0**-53
+    within(got.result[1], want.result[1], near, "lse")
+
+
+@each_off
+@each_dtype
+def test_the_gradient_sums_to_the_z_loss_alone(backend, dtype, off):
+    """sum_k dz_k = g ((mass + q lse) - truth here) = g q lse: 0 where there is no z-loss and the label is one of the columns."""
+    for shape in SHAPES:
+        p = problem(*shape, dtype, off)
+        got, want, (_, dz) = fused(p), exact(p), allowed(p, backend)
+        q_lse = np.where(p.truth[2] == 0, 0, p.truth[2] * want.result[1])
+        elsewhere = np.where((p.label >= 0) & (p.label < shape[1]), 0, p.truth[0])  # a label of another shard
+        within(got.dz.astype(np.longdouble).sum(axis=1), p.truth[3] * (q_lse + elsewhere), dz.sum(axis=1) + 1e-18, str(shape))
+
+
+@each_dtype
+@pytest.mark.parametrize("shift", [1e4, -1e4, 1e8, -1e8], ids=lambda s: f"{s:g}")
+def test_a_common_shift_changes_nothing(backend, dtype, shift):
+    """z on a lattice on which z + shift is exact, in every type that can hold the shift."""
+    if dtype.itemsize == 2:
+        shift = {2: np.sign(shift) * 256.0}[dtype.itemsize]  # 8 and 11 bits: the integers around 256 are even
+    spacing = float(np.spacing(np.asarray(abs(shift), dtype=dtype)).astype(np.float64)) if dtype.kind == "f" else 2.0
+    for classes in (5, 100, 5000):
+        p = problem(8, classes, dtype)
+        z = np.clip(np.round(np.nan_to_num(p.z.astype(np.float64), neginf=-40) % 80 / spacing), 0, 80) * spacing
+        here, there = p._replace(z=z.astype(dtype)), p._replace(z=(z + shift).astype(dtype))
+        assert (there.z.astype(np.float64) - shift == here.z.astype(np.float64)).all(), "the shift is not exact: the test is void"
+        truth = p.truth * [[1], [1], [0], [1]]  # the z-loss knows where 0 is
+        want, got, (loss, dz) = exact(here._replace(truth=truth)), fused(there._replace(truth=truth)), allowed(there._replace(truth=truth), backend)
+        within(got.result[0], want.result[0], loss)
+        within(got.dz, want.dz, dz)
+
+
+def stencil(f, h):
+    """The derivative at 0, by five points: exact but for h^4/30 of the fifth derivative."""
+    return (8 * (f(h) - f(-h)) - (f(2 * h) - f(-2 * h))) / (12 * h)
+
+
+H = 2.0**-8  # h^4 / 30 = 8e-12 of the fifth derivative; rounding: 1e-15 / h = 3e-13 of the loss
+
+
+def logits_of(kind, rng, rows, classes, labels):
+    z = rng.standard_normal((rows, classes))
+    if kind == "peaked":  # at the label, and at another
+        at = labels.argmax(axis=1) if labels.ndim == 2 else labels.clip(0, classes - 1)
+        z[np.arange(rows), np.where(np.arange(rows) % 2, at, (at + 1) % classes)] += 12
+    return z
+
+
+@each_option
+@pytest.mark.parametrize("kind", ["flat", "peaked"])
+def test_the_gradient_is_the_derivative_of_the_loss(backend, option, kind, rng):
+    """Entry by entry, from differences of each row's own loss; upstream is not 1. Relative: a gradient of 1e-6 has to be right too."""
+    rows, classes = 6, 7
+    labels, options = option_cases(rng, rows, classes)[option]
+    z, up = logits_of(kind, rng, rows, classes, labels), rng.uniform(-3, 3, rows)
+    loss, dz = softxent.cross_entropy_and_grad(z, labels, reduction="none", upstream=up, **options)
+    for k in range(classes):
+        e = np.eye(classes)[k]
+        slope = up * stencil(lambda h, e=e: softxent.cross_entropy(z + h * e, labels, reduction="none", **options), H)
+        noise = 1e-13 * np.abs(up * loss) / H
+        within(dz[:, k], slope, 1e-8 * np.abs(slope) + noise * (1e-3 if option == "plain" else 1) + 1e-9 * (option in ("z_loss", "softcap")), f"column {k}")
+
+
+@each_option
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_the_gradient_is_the_derivative_of_the_reduced_loss(backend, option, reduction, rng):
+    labels, options = option_cases(rng, 6, 7)[option]
+    z, v, up = 2 * rng.standard_normal((6, 7)), rng.standard_normal((6, 7)), -1.75
+    _, dz = softxent.cross_entropy_and_grad(z, labels, reduction=reduction, upstream=up, **options)
+    slope = up * stencil(lambda h: softxent.cross_entropy(z + h * v, labels, reduction=reduction, **options), H)
+    assert (dz * v).sum() == pytest.approx(slope, rel=1e-8)
+
+
+# ---- the monoid ----
+
+
+def random_parts(rng, rows=64):
+    """Partials of columns that are: some, the label alone, none, masked."""
+    s = rng.random(rows) * 50
+    x = Partials(rng.standard_normal(rows) * 30, s, rng.random(rows), rng.random(rows) * 9, np.where(rng.random(rows) < 0.3, rng.standard_normal(rows), -np.inf), rng.random(rows))
+    empty = rng.random(rows) < 0.2
+    return Partials(*(np.where(empty, unit, field) for field, unit in zip(x, identity(rows))))
+
+
+def test_merge_is_a_commutative_monoid(rng):
+    for _ in range(20):
+        a, b, c = (random_parts(rng) for _ in range(3))
+        for ours, theirs in zip(merge(a, identity(64)), a):
+            np.testing.assert_array_equal(ours, theirs)
+        for ours, theirs in zip(merge(a, b), merge(b, a)):
+            np.testing.assert_array_equal(ours, theirs)
+        for ours, theirs in zip(merge(merge(a, b), c), merge(a, merge(b, c))):
+            np.testing.assert_allclose(ours, theirs, rtol=60 * 2.0**-53)  # a rounded difference of maxima: up to 60 v
+
+
+def cuts(rng, classes, parts):
+    edges = np.sort(rng.integers(0, classes + 1, parts - 1)) if classes > 1 else []
+    edges = [0, *(int(e) for e in edges), classes]
+    return [slice(a, b) for a, b in zip(edges, edges[1:]) if b > a]
+
+
+@each_off
+@each_dtype
+def test_any_split_of_the_columns_gives_the_loss_and_gradient_of_the_whole(backend, dtype, off, rng):
+    """Vocabulary shards: forward on each, merge, finish; backward on each with the merged parts writes its columns of the gradient."""
+    for shape in SHAPES:
+        p = problem(*shape, dtype, off)
+        if shape[1] > 4:
+            p.z[-1, : shape[1] // 2] = -np.inf  # a shard of which nothing is left
+            p.label[-1] = shape[1] - 1
+            if off != "label":
+                p.off[..., : shape[1] // 2] = 0
+        shards = cuts(rng, shape[1], int(rng.integers(2, 6)))
+        parts = []
+        for k in shards:
+            shard, got = p.columns(k), np.full((6, shape[0]), -7.0)
+            kernels.active().forward(shard.z, shard.label, shard.truth, shard.off, np.empty((2, shape[0])), got, 1)
+            parts.append(got)
+        whole, want, (loss, dz) = merged([parts[i] for i in rng.permutation(len(parts))]), exact(p), allowed(p, backend)
+        from softxent import formula
+
+        within(formula.loss(Partials(*whole), *p.truth[:3]), want.result[0], 2 * loss, f"{shape} loss")
+        for k in shards:
+            shard = p.columns(k)
+            out = np.empty(shard.z.shape, dtype)
+            kernels.active().backward(shard.z, shard.label, shard.truth, shard.off, whole, out, 1)
+            within(out, want.dz[:, k], 2 * dz[:, k], f"{shape} gradient of {k}")
+
+
+@each_off
+@each_dtype
+def test_the_parts_of_a_row_are_its_sums(backend, dtype, off):
+    for shape in SHAPES:
+        p = problem(*shape, dtype, off)
+        got, want = Partials(*fused(p).parts), Partials(*exact(p).parts)
+        near = bounds.loss_bound(dtype, shape[1], rounded_shift=True)
+        for exactly in ("m", "zt", "wt"):
+            np.testing.assert_array_equal(getattr(got, exactly), getattr(want, exactly).astype(float), err_msg=exactly)
+        for closely in ("s", "o", "d"):
+            value = getattr(want, closely)
+            within(getattr(got, closely), value, near * np.abs(np.where(np.isfinite(value), value, 0)), f"{shape} {closely}")
+
+
+def test_finish_reads_nll_miss_and_lse_off_the_parts(rng):
+    z, t = 20 * rng.standard_normal((200, 6)), rng.integers(0, 6, 200)
+    nll, miss, over = finish(Partials(*exact(problem(1, 6, np.dtype("f8"))._replace(z=z, label=t, truth=np.ones((4, 200)))).parts))
+    yhat = np.exp((z - z.max(1, keepdims=True)).astype(np.longdouble))
+    yhat = (yhat / yhat.sum(1, keepdims=True))[np.arange(200), t]
+    np.testing.assert_allclose(nll, -np.log(yhat).astype(float), rtol=1e-13, atol=1e-18)
+    np.testing.assert_allclose(miss, (1 - yhat).astype(float), rtol=1e-13, atol=1e-18)
+
+
+# ---- curvature ----
+
+
+@each_option
+@pytest.mark.parametrize("kind", ["flat", "peaked"])
+def test_hvp_is_the_derivative_of_the_gradient(backend, option, kind, rng):
+    labels, options = option_cases(rng, 6, 7)[option]
+    z, v, up = logits_of(kind, rng, 6, 7, labels), rng.standard_normal((6, 7)), rng.uniform(-3, 3, 6)
+    hv = softxent.cross_entropy_hvp(z, v, labels, reduction="none", upstream=up, **options)
+    want = stencil(lambda h: softxent.cross_entropy_and_grad(z + h * v, labels, reduction="none", upstream=up, **options)[1], H)
+    dz = softxent.cross_entropy_and_grad(z, labels, reduction="none", upstream=up, **options)[1]
+    near = 1e-8 * np.abs(want).max(axis=1, keepdims=True) + 8 * 2.0**-53 / H * np.abs(dz).max(axis=1, keepdims=True)
+    within(hv, want, near)
+
+
+@each_option
+def test_the_hessian_is_symmetric_and_semi_definite(backend, option, rng):
+    labels, options = option_cases(rng, 6, 7)[option]
+    z = rng.standard_normal((6, 7)) + 3  # lse > 0: the z-loss is convex there
+    basis = np.eye(7)[:, None, :].repeat(6, axis=1)
+    h = np.stack([softxent.cross_entropy_hvp(z, v, labels, reduction="none", **options) for v in basis], axis=2)  # [R, C, C]
+    np.testing.assert_allclose(h, h.swapaxes(1, 2), atol=1e-14 * max(1, np.abs(h).max()))
+    if "softcap" not in options:
+        assert np.linalg.eigvalsh((h + h.swapaxes(1, 2)) / 2).min() >= -1e-14
+
+
+@each_dtype
+def test_hvp_keeps_its_digits_where_the_row_is_sure(backend, dtype, rng):
+    """yhat = 1 - 1e-6: v - <yhat, v> would cancel at the sure class."""
+    z = rng.standard_normal((4, 9)).astype(dtype)
+    z[:, 2] = 14
+    v = rng.standard_normal((4, 9)).astype(dtype)
+    x, w = z.astype(np.longdouble), v.astype(np.longdouble)
+    yhat = np.exp(x - x.max(1, keepdims=True))
+    yhat /= yhat.sum(1, keepdims=True)
+    spread = w[:, :, None] - w[:, None, :]
+    want = yhat * (yhat[:, None, :] * spread).sum(2)
+    got = softxent.cross_entropy_hvp(z, v, np.full(4, 2), reduction="none")
+    u = {"float64": 2.0**-53}.get(dtype.name, 2.0**-24)
+    size = yhat * (yhat[:, None, :] * np.abs(spread)).sum(2)
+    within(got, want, (2 * bounds.grad_bound(dtype, 9, 14, rounded_shift=True) + 40 * u) * size + bounds.UNIT[dtype.name] * np.abs(want) + bounds.TINY[dtype.name])
+
+
+# ---- the truth ----
+
+
+@each_option
+def test_every_option_is_a_truth(option, rng):
+    """truth.py's four numbers and off, written out whole, are the dense truth of the definition."""
+    import torch
+    from cases import composite
+
+    labels, options = option_cases(rng, 6, 7)[option]
+    z = rng.standard_normal((6, 7))
+    inner = {k: v for k, v in options.items() if k not in ("temperature", "softcap")}
+    t = truth("f", labels, z, -1, **{**dict(class_weight=None, label_smoothing=0.0, ignore_index=-100, sample_weight=None, reduction="sum", z_loss=0.0, upstream=2.5), **inner})
+    label, (y, r, q, g), off = t.piece(slice(0, 6), np.dtype("f8"))
+    dense = y[:, None] * (label[:, None] == np.arange(7)) + (0 if off is None else r[:, None] * off)
+    want = composite(torch.tensor(z), labels, **inner)
+    np.testing.assert_allclose(dense, want.y.numpy(), rtol=1e-15, atol=1e-17)
+    np.testing.assert_allclose(q, 2 * want.zl.numpy(), rtol=1e-15)
+    np.testing.assert_array_equal(g, np.broadcast_to(2.5, g.shape))
+    np.testing.assert_allclose(t.mass(slice(0, 6)), dense.sum(1), rtol=1e-15)
+
+
+def test_a_wrong_answer_is_beyond_the_bounds():
+    """The bounds are not so wide that anything passes: one ulp too much in each of two places would be seen in float32."""
+    p = problem(70, 10, np.dtype("f4"))
+    want, (_, dz) = exact(p), allowed(p, "cpu")
+    wrong = Answer(want.result, want.parts, want.dz * (1 + 20 * 2.0**-24))
+    with pytest.raises(AssertionError, match="beyond the bound"):
+        within(wrong.dz, want.dz, dz)
