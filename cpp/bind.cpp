@@ -13,7 +13,7 @@
 namespace nb = nanobind;
 using namespace nb::literals;
 namespace softxent {
-extern const Isa isa_generic;
+extern const Isa SOFTXENT_BASE;
 #if defined(SOFTXENT_X86)
 extern const Isa isa_avx2, isa_avx512;
 #endif
@@ -28,8 +28,8 @@ static const Isa& isa() {
                          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))) return isa_avx512;
     if (fits(isa_avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))) return isa_avx2;
 #endif
-    if (!fits(isa_generic, true)) throw std::runtime_error("SOFTXENT_ISA names no instruction set of this machine");
-    return isa_generic;
+    if (!fits(SOFTXENT_BASE, true)) throw std::runtime_error("SOFTXENT_ISA names no instruction set of this machine");
+    return SOFTXENT_BASE;
   }();
   return chosen;
 }
@@ -93,7 +93,8 @@ static void* scratch(size_t bytes) {
 
 // Whole rows, `grain` at a time. The calling thread looks for a Ctrl-C meanwhile.
 static bool by_rows(const Job& j, Kernel run, int threads) {
-  const int64_t tile = j.cols <= TALL ? TILE : tile_of(j.cols), grain = ((1 << 16) / whole(j.cols) / tile + 1) * tile;
+  const int64_t tile = j.cols <= TALL ? TILE : tile_of(j.cols), fair = j.rows / threads / tile, much = (1 << 16) / whole(j.cols) / tile;
+  const int64_t grain = (fair < much ? fair : much) * tile + (fair && much ? 0 : tile);
   std::atomic<int64_t> next{0}; std::atomic<bool> stop{false}, failed{false};
   const auto caller = std::this_thread::get_id();
   const int64_t parts = (j.rows + grain - 1) / grain;
@@ -119,7 +120,7 @@ static void by_blocks(const Job& j, Kernel run, int threads, bool gradient) {
   const int64_t blocks = blocks_of(j.cols);
   std::unique_ptr<Counts[]> counts(new Counts[j.rows]);
   void* shared = scratch(scratch_bytes(j.cols));
-  auto wait = [](std::atomic<int64_t>& a, int64_t n) { while (!spin([&] { return a >= n; }, std::chrono::microseconds(1000))) {} };
+  auto wait = [](std::atomic<int64_t>& a, int64_t n) { while (!spin([&] { return a >= n; })) sched_yield(); };
   together(threads, [&] {
     for (int64_t i = 0; i < j.rows; i++) {
       Counts& c = counts[i];

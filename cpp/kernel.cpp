@@ -106,12 +106,12 @@ template <class T, class O> ALWAYS void dot(const typename T::S* z, const typena
   o = so.total(); d = sd.total();
 }
 
-// dz := scale e - drop off. The scale comes in two factors: the lift of e is undone last, so that a tiny scale is not subnormal.
+// dz := scale e - drop off. The lift of e is undone last, so that nothing is subnormal before.
 template <class T, class O> ALWAYS void write(const typename T::A* e, double scale, double drop, const typename O::S* w, typename T::S* dz, int64_t n, bool stream) {
   SHAPE
-  const A first = scale * Exp<A>::half_drop, minus = -drop;
+  const A first = scale, minus = -drop;
   auto value = [&](const A* e, const typename O::S* w, int u) {
-    V<A> v = read(e + u * W) * first * Exp<A>::half_drop;
+    V<A> v = read(e + u * W) * first * (1 / Exp<A>::lift);
     return T::pack(w ? fma<A>(splat(minus), O::load(w + u * W), v) : v);
   };
   auto part = [&](int64_t k, int64_t some) {         // less than a chunk
@@ -294,9 +294,9 @@ template <class T, class O, Op op> ALONE void tall(const Job& j, Scratch<typenam
   if (op == FORWARD) return;
   EACH(u) {
     A scale[W], minus[W], *eu = e + u * W, *wu = w + u * W;
-    for (int g = 0; g < W; g++) scale[g] = f.x.scale[u * W + g] * f.b.down[u * W + g] * Exp<A>::half_drop, minus[g] = -f.x.drop[u * W + g];
+    for (int g = 0; g < W; g++) scale[g] = f.x.scale[u * W + g] * f.b.down[u * W + g], minus[g] = -f.x.drop[u * W + g];
     for (int64_t c = 0; c < C; c++) {
-      V<A> v = read(eu + c * L) * read(scale) * Exp<A>::half_drop;
+      V<A> v = read(eu + c * L) * read(scale) * (1 / Exp<A>::lift);
       auto slots = T::narrow(j.off ? fma<A>(read(minus), read(wu + c * L), v) : v);
       __builtin_memcpy(eu + c * L, &slots, sizeof slots);
     }

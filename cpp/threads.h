@@ -15,19 +15,26 @@ namespace softxent {
 using Work = std::function<void()>;
 typedef std::chrono::steady_clock Clock;
 
-template <class Done> bool spin(Done done, std::chrono::microseconds patience) {
-  const auto end = Clock::now() + patience;
-  for (int i = 0; !done(); i++) if (i % 64 == 63) { if (Clock::now() > end) return false; sched_yield(); }
+inline void pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+template <class Done> bool spin(Done done) {         // looks for 50 us: a row split in two is shorter than a wake-up
+  const auto end = Clock::now() + std::chrono::microseconds(50);
+  for (int i = 0; !done(); i++) { pause(); if (i % 16 == 15 && Clock::now() > end) return false; }
   return true;
 }
 
-// Threads that sleep between calls, after 50 us of looking out for the next one: a row split in two is shorter than a wake-up.
+// Threads that sleep between calls, after looking out for the next one.
 class Pool {
   std::mutex call, m; std::condition_variable wake, done;
   const Work* job = nullptr; std::atomic<int64_t> ticket{0}; std::atomic<int> busy{0}; int seats = 0, size = 0;
   void loop() {
     for (int64_t seen = 0;;) {
-      spin([&] { return ticket != seen; }, std::chrono::microseconds(50));
+      spin([&] { return ticket != seen; });
       std::unique_lock<std::mutex> lock(m);
       wake.wait(lock, [&] { return ticket != seen; });
       seen = ticket;
@@ -52,7 +59,7 @@ public:
     wake.notify_all();
     work();
     { std::lock_guard<std::mutex> lock(m); seats = 0; }         // who has not come by now need not
-    if (spin([&] { return busy == 0; }, std::chrono::microseconds(50))) { std::lock_guard<std::mutex> lock(m); return; }
+    if (spin([&] { return busy == 0; })) { std::lock_guard<std::mutex> lock(m); return; }
     std::unique_lock<std::mutex> lock(m);
     done.wait(lock, [&] { return busy == 0; });
   }
@@ -65,9 +72,9 @@ inline bool borrow(int threads, const Work& work) {
   using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
   static std::atomic<bool> forked{false};
   static bool once = (pthread_atfork(nullptr, nullptr, [] { forked = true; }), true); (void)once;
-  static std::atomic<Parallel> found{nullptr};
+  static std::atomic<Parallel> found{nullptr}; static std::atomic<unsigned> calls{0};
   Parallel parallel = found;
-  if (!parallel) found = parallel = (Parallel)dlsym(RTLD_DEFAULT, "GOMP_parallel");
+  if (!parallel && calls++ % 64 == 0) found = parallel = (Parallel)dlsym(RTLD_DEFAULT, "GOMP_parallel");   // a look costs microseconds
   if (!parallel || forked) return false;
   parallel([](void* w) { (*(const Work*)w)(); }, (void*)&work, (unsigned)threads, 0);
   return true;

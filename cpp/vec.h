@@ -113,13 +113,13 @@ template <class A> struct Exp;
 template <> struct Exp<float> {
   typedef V32 I; static constexpr int mantissa = 23, degree = 6;
   static constexpr float log2e = 0x1.715476p0f, ln2_hi = 0x1.62e4p-1f, ln2_lo = 0x1.7f7d1cp-20f, reach = 104, big = 208;
-  static constexpr float magic = 0x1.8p23f + 127 + 64, lift = 0x1p64f, half_drop = 0x1p-32f;
+  static constexpr float magic = 0x1.8p23f + 127 + 64, lift = 0x1p64f;
   static constexpr float c[] = {0x1.6a2434p-10f, 0x1.1239e2p-7f, 0x1.5558f2p-5f, 0x1.555492p-3f, 0x1.fffffcp-2f, 1, 1};
 };
 template <> struct Exp<double> {
   typedef V64 I; static constexpr int mantissa = 52, degree = 11;
   static constexpr double log2e = 0x1.71547652b82fep0, ln2_hi = 0x1.62e42fefp-1, ln2_lo = 0x1.473de6af278edp-34, reach = 746, big = 1492;
-  static constexpr double magic = 0x1.8p52 + 1023 + 128, lift = 0x1p128, half_drop = 0x1p-64;
+  static constexpr double magic = 0x1.8p52 + 1023 + 128, lift = 0x1p128;
   static constexpr double c[] = {0x1.ad7f6f0799ee2p-26, 0x1.28ad72cc30daap-22, 0x1.71df2552390c2p-19, 0x1.a0199a0c677acp-16,
     0x1.a01a012a57b51p-13, 0x1.6c16c1842a11dp-10, 0x1.1111111127be5p-7, 0x1.555555555087cp-5, 0x1.55555555554fap-3, 0x1.000000000000ap-1, 1, 1};
 };

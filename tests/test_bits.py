@@ -78,7 +78,6 @@ def test_any_place_in_memory(backend, dtype):
     for classes in (1, 2, 5, 10, 16, 17, 33, 64, 100, 128, 129, 1000, 1003, 9001):
         p = problem(9, classes, dtype, "shared")
         want = fused(p)
-        same(fused(p, out=(here := p.z.copy())), want, classes)
         for shift in (*range(1, 18), 31, 33):
             raw = np.zeros(p.z.size + 64, dtype)
             z = raw[shift : shift + p.z.size].reshape(p.z.shape)
@@ -92,7 +91,6 @@ def test_any_place_in_memory(backend, dtype):
             around = np.ones(apart.shape, bool)
             around[:, shift // 2 : shift // 2 + classes] = False
             assert not apart[around].any(), "written beyond the rows"
-        del here
 
 
 @each_dtype
@@ -122,9 +120,9 @@ def test_the_whole_layer(backend, threads, rng):
             z, t = rng.standard_normal((rows, classes)).astype(dtype), rng.integers(0, classes, rows)
             loss, dz = softxent.cross_entropy_and_grad(z, t)
             general, out = softxent.cross_entropy_and_grad(z, t, out=np.empty_like(z))
-            inside, place = softxent.cross_entropy_and_grad(z.copy(), t, out=(w := z.copy()))
-            assert loss == general == inside and dz.tobytes() == out.tobytes() == place.tobytes()
-            del w
+            w = z.copy()
+            inside, _ = softxent.cross_entropy_and_grad(w, t, out=w)
+            assert loss == general == inside and dz.tobytes() == out.tobytes() == w.tobytes()
             assert loss == softxent.cross_entropy(z, t)
             batch = softxent.token_logprobs(z, t)
             assert [softxent.token_logprobs(z[i], t[i]) for i in range(rows)] == batch.tolist()

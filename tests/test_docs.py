@@ -32,7 +32,7 @@ def test_snippets_of_a_page_run_in_turn(page, tmp_path, monkeypatch):
             example = doctest.DocTestParser().get_doctest(block[1], names, name(page), str(page), line)
             assert not doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(example, clear_globs=False).failed
         else:
-            exec(compile("\n" * line + block[1], str(page), "exec"), names)  # noqa: S102 - our own page
+            exec(compile("\n" * line + block[1], str(page), "exec"), names)
 
 
 def test_every_python_block_is_found():
@@ -44,7 +44,7 @@ def test_a_wrong_snippet_fails(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("```python\nassert 1 + 1 == 3\n```\n")
     with pytest.raises(AssertionError):
-        exec(BLOCK.search(page.read_text())[1], {})  # noqa: S102
+        exec(BLOCK.search(page.read_text())[1], {})
 
 
 @pytest.mark.parametrize("module", ["softxent", *MODULES])

@@ -1,7 +1,7 @@
 """Hooks of mkdocs: pages quote the source instead of copying it, and formulas become MathML, which browsers draw by themselves.
 
-    <!-- quote: src/softxent/formula.py gradient -->    the function of that name, as it stands there
-    <!-- include: bench/results/*.md -->                 files as they are
+<!-- quote: src/softxent/formula.py gradient -->    the function of that name, as it stands there
+<!-- include: bench/results/*.md -->                 files as they are
 """
 
 from __future__ import annotations

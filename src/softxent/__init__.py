@@ -8,20 +8,8 @@
 
 from .kernels import Backend, backends, get_num_threads, set_num_threads, use_backend
 from .linear import linear_cross_entropy_and_grad
-from .loss import (
-    cross_entropy,
-    cross_entropy_and_grad,
-    cross_entropy_hvp,
-    entropy,
-    entropy_and_grad,
-    log_softmax,
-    logsumexp,
-    softmax,
-    softmax_jacobian,
-    softmax_vjp,
-    token_logprobs,
-    token_logprobs_and_grad,
-)
+from .loss import cross_entropy, cross_entropy_and_grad, cross_entropy_hvp, token_logprobs, token_logprobs_and_grad
+from .probabilities import entropy, entropy_and_grad, log_softmax, logsumexp, softmax, softmax_jacobian, softmax_vjp
 
 __version__ = "0.1.0"
 __all__ = [

@@ -31,7 +31,7 @@ else:
 def demo(
     steps: Annotated[int, typer.Option(min=1, help="Training steps of each model.")] = STEPS,
     batch: Annotated[int, typer.Option(min=2, help="Tokens in a step.")] = BATCH,
-    classes: Annotated[int, typer.Option(min=100, help="Size of the vocabulary.")] = CLASSES,
+    classes: Annotated[int, typer.Option(min=2000, help="Size of the vocabulary.")] = CLASSES,
     held_out: Annotated[int, typer.Option(min=1000, help="Held-out tokens that the perplexities are taken over.")] = HELD_OUT,
     budget: Annotated[float, typer.Option(min=0.01, help="MiB of logits that softxent holds at once.")] = BUDGET,
     seed: Annotated[int, typer.Option(min=0, help="Of the model's start and of the batches.")] = 0,
@@ -59,7 +59,7 @@ def demo(
 
 def bench(
     shapes: Annotated[
-        str | None, typer.Option(help="Logits as rows x classes: 1024x32000,8192x1000.", show_default="the README's")
+        str | None, typer.Option(help="Logits as rows x classes, such as 1024x32000,8192x1000.", show_default="those of the README")
     ] = None,
     dtypes: Annotated[str, typer.Option(help="f32, bf16 or both.")] = "f32,bf16",
     threads: Annotated[str, typer.Option(help="Numbers of threads, each in a process of its own.")] = "1,2",
@@ -101,10 +101,13 @@ def _options(version: Annotated[bool, typer.Option("--version", help="Show the v
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command on `arguments` (None: the process's own). Ends in SystemExit: 0, 1 for a failure, 2 for a wrong call or a missing extra."""
+    """Run the command on `arguments` (None: the process's own). Ends in SystemExit: 0; 1 a failure; 2 a wrong call, a missing extra."""
     if not _typer:
         _need_extra()
-    app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
+    app = typer.Typer(
+        add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="markdown",
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )  # fmt: skip
     app.callback(invoke_without_command=True)(_options)
     for command in (demo, bench, info):
         app.command()(command)

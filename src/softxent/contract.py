@@ -6,7 +6,7 @@ The form of an error is fixed: `function: argument must EXPECTED; got WHAT`. Wha
 from __future__ import annotations
 
 import math
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import numpy as np
 
@@ -41,8 +41,11 @@ def _bfloat16(fn: str, argument: str, x: Any) -> Array:
 
         from ._kernel import bits16
     except ImportError as error:
-        raise TypeError(f"{fn}: {argument} must come with ml_dtypes installed to be bfloat16 (pip install ml_dtypes); got {error}") from error
-    return bits16(x).view(ml_dtypes.bfloat16)
+        raise TypeError(
+            f"{fn}: {argument} must come with ml_dtypes installed to be bfloat16 (pip install ml_dtypes); got {error}"
+        ) from error
+    bits: Array = bits16(x).view(ml_dtypes.bfloat16)
+    return bits
 
 
 def floats(fn: str, argument: str, x: Any) -> Array:
@@ -113,6 +116,13 @@ def number(fn: str, argument: str, x: Any, *, low: float = -math.inf, high: floa
     return value
 
 
+def integer(fn: str, argument: str, x: Any) -> int:
+    """An int, whatever its type; one that no int64 holds is refused."""
+    if not isinstance(x, (int, np.integer)) or isinstance(x, bool) or not -(2**63) <= x < 2**63:
+        fail(fn, argument, "be an int of at most 64 bits", repr(x), TypeError)
+    return int(x)
+
+
 def choice(fn: str, argument: str, x: Any, allowed: tuple[str, ...]) -> str:
     if x not in allowed:
         fail(fn, argument, "be " + " or ".join(map(repr, allowed)), repr(x))
@@ -152,10 +162,10 @@ def _overlap(a: Array, b: Array) -> bool:
     if not np.may_share_memory(a, b):
         return False
     try:
-        return bool(np.shares_memory(a, b, max_work=100_000))
+        return bool(cast(Any, np.shares_memory)(a, b, max_work=100_000))  # numpy's stub knows only two of the numbers
     except np.exceptions.TooHardError:
         return True
 
 
 def _overlap_self(a: Array) -> bool:
-    return any(stride == 0 and n > 1 for stride, n in zip(a.strides, a.shape))
+    return any(stride == 0 and n > 1 for stride, n in zip(a.strides, a.shape, strict=True))

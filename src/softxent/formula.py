@@ -18,7 +18,8 @@ from .partials import Array, Partials, finish, lse, peak, times
 
 
 def at_label(z: Array, label: Array) -> Array:  # -> [R, C] bool, one-hot; all False where no column matches
-    return np.asarray(label)[:, None] == np.arange(z.shape[1])
+    hot: Array = np.asarray(label)[:, None] == np.arange(z.shape[1])
+    return hot
 
 
 def partials(z: Array, label: Array, off: Array | None = None) -> Partials:
@@ -27,12 +28,14 @@ def partials(z: Array, label: Array, off: Array | None = None) -> Partials:
     rest = np.where(hot, -np.inf, z)
     m = rest.max(axis=1, initial=-np.inf)
     shift = np.where(m == -np.inf, 0, m)[:, None]
-    s = np.exp(rest - shift).sum(axis=1)
+    with np.errstate(invalid="ignore"):  # +inf - inf: a row of NaN, as it should be
+        s = np.exp(rest - shift).sum(axis=1)
     zt = np.where(hot, z, -np.inf).max(axis=1, initial=-np.inf)
     if off is None:
         return Partials(m, s, np.zeros_like(m), np.zeros_like(m), zt, np.zeros_like(m))
     others = np.where(hot, 0, off)
-    d = times(others, shift - z).sum(axis=1)
+    with np.errstate(invalid="ignore"):
+        d = times(others, shift - z).sum(axis=1)
     return Partials(m, s, others.sum(axis=1), d, zt, np.where(hot, off, 0).sum(axis=1))
 
 
@@ -58,9 +61,11 @@ def softmax(z: Array, x: Partials) -> Array:
     """yhat_k = exp(z_k - lse), as exp((z_k - top) - (lse - top)): no digit is lost to a common offset."""
     top, lift = peak(x)
     with np.errstate(invalid="ignore"):
-        return np.exp(z - np.where(top == -np.inf, 0, top)[:, None] - lift[:, None])
+        yhat: Array = np.exp(z - np.where(top == -np.inf, 0, top)[:, None] - lift[:, None])
+        return yhat
 
 
 def hessian_product(yhat: Array, v: Array, mass: Array) -> Array:
     """mass yhat o (v - <yhat, v>): Results 1 and 2 of the derivation, summed over k."""
-    return mass[:, None] * yhat * (v - (yhat * v).sum(axis=1, keepdims=True))
+    hv: Array = mass[:, None] * yhat * (v - (yhat * v).sum(axis=1, keepdims=True))
+    return hv

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from . import contract, kernels
-from .loss import _reduce
 from .partials import Array
+from .sweep import reduce
 from .truth import squash, truth
 
 BUDGET = 64 << 20  # bytes of logits held at once
@@ -52,7 +52,7 @@ def linear_cross_entropy_and_grad(
     Raises:
         ValueError, TypeError: as `cross_entropy`.
 
-    Cost: three matrix products and one pass of the kernel; `budget` + 8 MiB + O(rows) of memory whatever the number of rows (softcap: twice).
+    Cost: three matrix products and one pass of the kernel; `budget` + 8 MiB + O(rows) bytes beyond the gradients (softcap: twice).
 
     Mathematics: the derivation's Part 3, then the chain rule through x W^T + b (design: section 5).
     """
@@ -70,7 +70,7 @@ def linear_cross_entropy_and_grad(
     s = squash(fn, temperature, softcap)
     t = truth(
         fn, labels, like, -1, class_weight=class_weight, label_smoothing=label_smoothing, ignore_index=ignore_index,
-        sample_weight=sample_weight, reduction=reduction, z_loss=z_loss, upstream=1.0 if upstream is None else upstream,
+        sample_weight=sample_weight, reduction=reduction, z_loss=z_loss, upstream=upstream,
     )  # fmt: skip
     flat = x.reshape(-1, width)
     dx, dw, db = np.empty_like(flat), np.zeros(w.shape, w.dtype), None if b is None else np.zeros(classes)
@@ -92,7 +92,7 @@ def linear_cross_entropy_and_grad(
         _add_product(dw, z, flat[i], first=at == 0)
         if db is not None:
             db += z.sum(axis=0, dtype=np.float64)
-    loss = _reduce(result[0], reduction, t.total, empty_value, x.shape[:-1])
+    loss = reduce(result[0], reduction, t.total, empty_value, x.shape[:-1])
     grads = (loss, dx.reshape(x.shape), dw)
     return grads if db is None else (*grads, db.astype(x.dtype))
 

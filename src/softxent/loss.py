@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numpy.lib.stride_tricks import as_strided
 
 from . import contract, kernels
-from .partials import Array, Partials, times
-from .truth import NO_LABEL, Squash, Truth, computed_in, plain, squash, truth
-
-SCRATCH = 1 << 20  # bytes of logits worked on at once where they cannot be used in place: strided classes, softcap
-_F64 = np.dtype(np.float64)
+from .partials import Array, times
+from .sweep import curve, forward, fused, gradient, pieces, reduce, shaped
+from .truth import Squash, Truth, plain, squash, truth
 
 
 def cross_entropy(
@@ -65,10 +61,11 @@ def cross_entropy(
     Mathematics: Results 1 to 3 and "prediction - truth" of the derivation; options: truth.py.
     """
     z, lead, t, s = _problem(
-        "cross_entropy", logits, labels, axis, class_weight, label_smoothing, ignore_index, sample_weight, reduction, z_loss, None, temperature, softcap
+        "cross_entropy", logits, labels, axis, temperature, softcap, class_weight=class_weight, label_smoothing=label_smoothing,
+        ignore_index=ignore_index, sample_weight=sample_weight, reduction=reduction, z_loss=z_loss,
     )  # fmt: skip
-    result = _forward(z, t, s)
-    return _reduce(result[0], reduction, t.total, empty_value, lead)
+    result = forward(z, t, s)
+    return reduce(result[0], reduction, t.total, empty_value, lead)
 
 
 def cross_entropy_and_grad(
@@ -110,23 +107,27 @@ def cross_entropy_and_grad(
     1 - yhat is summed from the other classes, so that it keeps its digits at yhat = 0.999999.
     """
     fn = "cross_entropy_and_grad"
-    kernel = kernels.active()
-    if (  # the layer as everybody uses it: nothing to prepare, a few microseconds
-        type(logits) is np.ndarray and type(labels) is np.ndarray and logits.ndim == 2 and labels.ndim == 1
-        and logits.dtype.char in "fd" and logits.dtype.isnative and labels.dtype == np.int64 and labels.shape[0] == logits.shape[0] > 0
-        and logits.strides[1] == logits.itemsize and axis == -1 and reduction == "mean" and not 0 <= ignore_index < logits.shape[1]
-        and class_weight is sample_weight is upstream is softcap is out is None and label_smoothing == z_loss == 0 and temperature == 1
-        and kernel.first_outside(labels, logits.shape[1], NO_LABEL + 1) < 0
-    ):  # fmt: skip
-        dz, result = np.empty(logits.shape, logits.dtype), np.empty((2, len(logits)))
-        kernel.fused(logits, labels, plain(1 / len(logits)), None, dz, result, None, kernels.get_num_threads())
-        return result[0].sum() / len(logits), dz
+    bare = class_weight is None and sample_weight is None and upstream is None and softcap is None and out is None
+    if (
+        bare
+        and label_smoothing == z_loss == 0
+        and temperature == 1
+        and reduction == "mean"
+        and axis == -1
+        and _simple(logits, labels, ignore_index)
+    ):
+        assert isinstance(logits, np.ndarray) and isinstance(labels, np.ndarray)
+        n = len(logits)  # the layer as everybody uses it: nothing to prepare, a few microseconds
+        dz, result = np.empty(logits.shape, logits.dtype), np.empty((2, n))
+        kernels.active().fused(logits, labels, plain(1 / n), None, dz, result, None, kernels.get_num_threads())
+        return result[0].sum() / n, dz
     z, lead, t, s = _problem(
-        fn, logits, labels, axis, class_weight, label_smoothing, ignore_index, sample_weight, reduction, z_loss, upstream, temperature, softcap
+        fn, logits, labels, axis, temperature, softcap, class_weight=class_weight, label_smoothing=label_smoothing,
+        ignore_index=ignore_index, sample_weight=sample_weight, reduction=reduction, z_loss=z_loss, upstream=upstream,
     )  # fmt: skip
     dz = contract.out(fn, out, z, axis)
-    result = _fused(z, t, s, dz)
-    return _reduce(result[0], reduction, t.total, empty_value, lead), out if out is not None else np.moveaxis(dz, -1, axis)
+    result = fused(z, t, s, dz)
+    return reduce(result[0], reduction, t.total, empty_value, lead), out if out is not None else np.moveaxis(dz, -1, axis)
 
 
 def cross_entropy_hvp(
@@ -149,7 +150,7 @@ def cross_entropy_hvp(
 
     Args:
         v: the direction, of the shape of `logits`.
-        logits, labels, ...: as in `cross_entropy_and_grad`; with reduction="none" rows do not mix, so that this is each row's own product.
+        logits, labels, ...: as in `cross_entropy_and_grad`; with reduction="none" rows do not mix: each row's own product.
 
     Returns:
         H v, of the shape and dtype of `logits`.
@@ -159,90 +160,26 @@ def cross_entropy_hvp(
 
     Cost: three reads of logits and v; 3 MiB of scratch.
 
-    Mathematics: Results 1 and 2 are the Jacobian of softmax, hence the Hessian of the loss; it is positive semi-definite where softcap is None.
+    Mathematics: Results 1 and 2 are the Jacobian of softmax, hence the Hessian of the loss; positive semi-definite (no softcap).
     """
     fn = "cross_entropy_hvp"
     z, _, t, s = _problem(
-        fn, logits, labels, axis, class_weight, label_smoothing, ignore_index, sample_weight, reduction, z_loss, upstream, temperature, softcap
+        fn, logits, labels, axis, temperature, softcap, class_weight=class_weight, label_smoothing=label_smoothing,
+        ignore_index=ignore_index, sample_weight=sample_weight, reduction=reduction, z_loss=z_loss, upstream=upstream,
     )  # fmt: skip
     hv = contract.out(fn, None, z, axis)
-    for i, (zi, vi, out) in _pieces(False, z, contract.direction(fn, v, z, axis), hv):
+    for i, (zi, vi, out) in pieces(False, z, contract.direction(fn, v, z, axis), hv):
         _, rows, _ = t.piece(i, zi.dtype)
         _, _, q, g = rows
         slope, bend = (s.slope(zi), s.bend(zi)) if s else (1.0, 0.0)
-        yhat, product, mean, lse = _curve(s(zi) if s else zi, vi * slope)
+        yhat, product, mean, lse = curve(s(zi) if s else zi, vi * slope)
         with np.errstate(invalid="ignore", over="ignore"):
             hess = slope * g[:, None] * ((t.mass(i) + times(q, lse))[:, None] * product + times(q, mean)[:, None] * yhat)
             if s and s.softcap:
-                dz, _ = _gradient(s(zi), t, i)
+                dz, _ = gradient(s(zi), t, i)
                 hess += bend * vi * dz
-            out[...] = np.where(rows[:3].any(axis=0)[:, None], hess, 0)
+            out[...] = np.where((rows[:3] != 0).any(axis=0)[:, None], hess, 0)
     return np.moveaxis(hv, -1, axis)
-
-
-def softmax(logits: npt.ArrayLike, *, axis: int = -1, out: Array | None = None) -> Array:
-    """`yhat_k = exp(z_k - lse(z))`, of the shape and dtype of `logits`, into `out` if given (it may be `logits` itself).
-
-    Rows as in `cross_entropy`: -inf gives 0, a row with NaN, +inf or only -inf gives NaN. Raises as `cross_entropy`.
-    Cost: one read, one write. Mathematics: the definition of softmax in Part 1 of the derivation.
-    """
-    z = contract.logits("softmax", logits, axis)
-    yhat = contract.out("softmax", out, z, axis)
-    _fused(z, _bare(z), None, yhat)
-    return out if out is not None else np.moveaxis(yhat, -1, axis)
-
-
-def log_softmax(logits: npt.ArrayLike, *, axis: int = -1) -> Array:
-    """`log yhat_k = z_k - lse(z)`, of the shape and dtype of `logits`.
-
-    Formed as (z_k - max z) - (lse - max z), where the second is summed from the other classes: the value of a class with
-    yhat = 0.999999 keeps all its digits, and so does every value under a common offset of 1e8. Raises as `cross_entropy`.
-    Cost: two reads, one write; 1 MiB of scratch.
-    """
-    z = contract.logits("log_softmax", logits, axis)
-    out = contract.out("log_softmax", None, z, axis)
-    for _, (zi, o) in _pieces(False, z, out):
-        nll, x = _apart(zi)
-        with np.errstate(over="ignore"):
-            o[...] = (zi - x.zt[:, None]) - nll[:, None]
-    return np.moveaxis(out, -1, axis)
-
-
-def logsumexp(logits: npt.ArrayLike, *, axis: int = -1) -> Any:
-    """`lse(z) = log sum_k exp(z_k)`: float64, of the shape of `logits` without the class axis.
-
-    Its gradient is `softmax`. Raises as `cross_entropy`. Cost: one read; O(rows) extra memory.
-    """
-    z = contract.logits("logsumexp", logits, axis)
-    return _shaped(_forward(z, _bare(z), None)[1], z.shape[:-1])
-
-
-def softmax_vjp(logits: npt.ArrayLike, v: npt.ArrayLike, *, axis: int = -1) -> Array:
-    """`J^T v = yhat o (v - <yhat, v>)`, J = d softmax / d logits; of the shape and dtype of `logits`. J is symmetric: also J v.
-
-    Raises as `cross_entropy`. Cost: three reads; 3 MiB of scratch. Mathematics: Results 1 and 2, summed over the outputs.
-    """
-    z = contract.logits("softmax_vjp", logits, axis)
-    out = contract.out("softmax_vjp", None, z, axis)
-    for _, (zi, vi, o) in _pieces(False, z, contract.direction("softmax_vjp", v, z, axis), out):
-        o[...] = _curve(zi, vi)[1]
-    return np.moveaxis(out, -1, axis)
-
-
-def softmax_jacobian(logits: npt.ArrayLike, *, axis: int = -1) -> Array:
-    """`d yhat_j / d z_k = yhat_j (1 - yhat_j)` for j = k, `- yhat_j yhat_k` else: float64 [*rows, C, C].
-
-    Raises as `cross_entropy`. Cost: C x C a row, for looking at; products with it are `softmax_vjp`.
-    Mathematics: Results 1 and 2 of the derivation.
-    """
-    z = contract.logits("softmax_jacobian", logits, axis)
-    flat = np.ascontiguousarray(z.reshape(-1, z.shape[-1]), dtype=_F64)
-    yhat, (nll, _), rows, top = softmax(flat), _apart(flat), np.arange(len(flat)), flat.argmax(axis=1)
-    miss = 1 - yhat
-    miss[rows, top] = -np.expm1(-nll)  # 1 - yhat cancels at one class only
-    jacobian = -yhat[:, :, None] * yhat[:, None, :]
-    jacobian[:, np.arange(z.shape[-1]), np.arange(z.shape[-1])] = yhat * miss
-    return jacobian.reshape(*z.shape, z.shape[-1])
 
 
 def token_logprobs(
@@ -258,9 +195,8 @@ def token_logprobs(
 
     The same bits whatever the batch a row comes in: a sampler and a trainer that call this agree exactly.
     """
-    return -np.asarray(cross_entropy(
-        logits, labels, axis=axis, ignore_index=ignore_index, temperature=temperature, softcap=softcap, reduction="none"
-    ))[()]  # fmt: skip
+    z, lead, t, s = _problem("token_logprobs", logits, labels, axis, temperature, softcap, ignore_index=ignore_index)
+    return shaped(-forward(z, t, s)[0], lead)
 
 
 def token_logprobs_and_grad(
@@ -275,166 +211,35 @@ def token_logprobs_and_grad(
     out: Array | None = None,
 ) -> tuple[Any, Array]:
     """`token_logprobs` and its gradient by the logits, `truth - prediction`, times `upstream` (broadcasts to [*rows])."""
-    minus = -contract.broadcast("token_logprobs_and_grad", "upstream", upstream, np.shape(upstream))
-    loss, dz = cross_entropy_and_grad(
-        logits, labels, axis=axis, ignore_index=ignore_index, temperature=temperature, softcap=softcap, reduction="none",
-        upstream=minus, out=out,
-    )  # fmt: skip
-    return -loss, dz
-
-
-def entropy(logits: npt.ArrayLike, *, axis: int = -1) -> Any:
-    """`H = - sum_k yhat_k log yhat_k`, in nats: float64 [*rows]. It is the cross-entropy whose truth is the prediction.
-
-    Raises as `cross_entropy`. Cost: three reads; 3 MiB of scratch.
-    """
-    return entropy_and_grad(logits, axis=axis)[0]
-
-
-def entropy_and_grad(logits: npt.ArrayLike, *, axis: int = -1, upstream: npt.ArrayLike = 1.0) -> tuple[Any, Array]:
-    """`entropy` and its gradient by the logits, `dH_k = - yhat_k (z_k - <yhat, z>)`, times `upstream` (broadcasts to [*rows])."""
-    fn = "entropy_and_grad"
-    z = contract.logits(fn, logits, axis)
-    dz, h = contract.out(fn, None, z, axis), np.empty(_rows(z))
-    up = contract.broadcast(fn, "upstream", upstream, z.shape[:-1]).reshape(-1)
-    for i, (zi, o) in _pieces(False, z, dz):
-        yhat, product, _, _ = _curve(zi, zi)
-        h[i] = _run(zi, zi.argmax(axis=1), _DENSE, yhat)[0][0]
-        with np.errstate(over="ignore", invalid="ignore"):
-            o[...] = -up[i, None] * product
-    return _shaped(h, z.shape[:-1]), np.moveaxis(dz, -1, axis)
-
-
-# ---- how a call reaches the kernels ----
-
-_UNIT = plain(1.0)  # y = 1 and no column matched: lse and softmax themselves
-_DENSE = np.array([[0.0], [1.0], [0.0], [1.0]])  # all of the truth is in off
+    fn = "token_logprobs_and_grad"
+    z, lead, t, s = _problem(fn, logits, labels, axis, temperature, softcap, ignore_index=ignore_index, upstream=upstream)
+    dz = contract.out(fn, out, z, axis)
+    minus = t._replace(rows=t.rows * [[1], [1], [1], [-1]])  # truth - prediction
+    return shaped(-fused(z, minus, s, dz)[0], lead), out if out is not None else np.moveaxis(dz, -1, axis)
 
 
 def _problem(
-    fn: str, logits: Any, labels: Any, axis: int, class_weight: Any, label_smoothing: float, ignore_index: int,
-    sample_weight: Any, reduction: str, z_loss: float, upstream: Any, temperature: float, softcap: float | None,
-) -> tuple[Array, tuple[int, ...], Truth, Squash | None]:  # fmt: skip
+    fn: str, logits: Any, labels: Any, axis: int, temperature: float, softcap: float | None, **options: Any
+) -> tuple[Array, tuple[int, ...], Truth, Squash | None]:
     """The arguments, checked: logits with the class axis last, the rows' shape, the truth, the squash."""
     z = contract.logits(fn, logits, axis)
     s = squash(fn, temperature, softcap)
-    t = truth(
-        fn, labels, z, axis, class_weight=class_weight, label_smoothing=label_smoothing, ignore_index=ignore_index,
-        sample_weight=sample_weight, reduction=reduction, z_loss=z_loss, upstream=1.0 if upstream is None else upstream,
-    )  # fmt: skip
-    return z, z.shape[:-1], t, s
+    return z, z.shape[:-1], truth(fn, labels, z, axis, **options), s
 
 
-def _forward(z: Array, t: Truth, s: Squash | None) -> Array:
-    """-> [2, R]: loss and lse of every row."""
-    result = np.empty((2, _rows(z)))
-    for i, (zi,) in _pieces(s is None and t.usable(z.dtype), z):
-        _run(s(zi) if s else zi, *t.piece(i, zi.dtype), result=result[:, i])
-    return result
-
-
-def _fused(z: Array, t: Truth, s: Squash | None, dz: Array) -> Array:
-    """Writes the gradient into dz (which may be z); -> [2, R]: loss and lse of every row."""
-    result = np.empty((2, _rows(z)))
-    in_place = s is None and t.usable(z.dtype) and _adjacent(dz)
-    for i, (zi, o) in _pieces(in_place, z, dz):
-        if in_place:
-            _gradient(zi, t, i, out=o, result=result[:, i])
-            continue
-        work, _ = _gradient(s(zi) if s else zi, t, i, result=result[:, i])
-        with np.errstate(over="ignore", invalid="ignore"):
-            o[...] = work * s.slope(zi) if s else work
-    return result
-
-
-def _gradient(z: Array, t: Truth, i: slice, out: Array | None = None, result: Array | None = None) -> tuple[Array, Array]:
-    """dz and [loss, lse] of the rows `i`, whose logits are z."""
-    out = np.empty_like(z) if out is None else out
-    result = np.empty((2, len(z))) if result is None else result
-    kernels.active().fused(z, *t.piece(i, z.dtype), out, result, None, kernels.get_num_threads())
-    return out, result
-
-
-def _run(z: Array, label: Array, rows: Array, off: Array | None, result: Array | None = None) -> tuple[Array, Partials]:
-    result, parts = np.empty((2, len(z))) if result is None else result, np.empty((6, len(z)))
-    kernels.active().forward(z, label, rows, off, result, parts, kernels.get_num_threads())
-    return result, Partials(*parts)
-
-
-def _bare(z: Array) -> Truth:
-    return Truth(np.broadcast_to(np.int64(NO_LABEL), _rows(z)), _UNIT)
-
-
-def _apart(z: Array) -> tuple[Array, Partials]:
-    """-> nll of each row's largest logit, and the row's partial sums with that one kept apart."""
-    result, parts = _run(z, z.argmax(axis=1), _UNIT, None)
-    return result[0], parts
-
-
-def _curve(z: Array, v: Array) -> tuple[Array, Array, Array, Array]:
-    """-> yhat, yhat o (v - mean), mean = <yhat, v>, lse, of rows z and v [n, C].
-
-    The largest class t, the only one where v - mean may cancel, is kept apart: v_t - mean = sum_{k != t} yhat_k (v_t - v_k).
-    """
-    v = np.ascontiguousarray(v, dtype=z.dtype)
-    yhat, (_, lse) = _gradient(z, _bare(z), slice(0, len(z)))
-    top = z.argmax(axis=1)
-    _, x = _run(v, top, _UNIT, yhat)
-    lead = x.d + times(x.o, x.zt - x.m)
-    with np.errstate(invalid="ignore"):
-        mean = x.zt - lead
-        product = times(yhat, v - mean[:, None])
-        product[np.arange(len(z)), top] = x.wt * lead
-    return yhat, product, mean, lse
-
-
-def _pieces(whole: bool, *arrays: Array) -> Iterator[tuple[slice, list[Array]]]:
-    """Cut arrays [*rows, C] into matrices [n, C], rows in order: `whole`, views as large as the strides allow; else of at most
-    SCRATCH bytes, the first ones (all but the last, an output, where there are several) as contiguous copies in the type computed in.
-    """
-    whole = whole and _adjacent(arrays[0])
-    first = 0
-    for matrices in _matrices(arrays):
-        rows, classes = matrices[0].shape
-        step = max(1, rows if whole else SCRATCH // (classes * matrices[0].itemsize))
-        for at in range(0, rows, step):
-            cut = [m[at : at + step] for m in matrices]
-            if not whole:
-                inputs = max(1, len(cut) - 1)
-                cut = [np.array(c, dtype=computed_in(c.dtype), order="C") for c in cut[:inputs]] + cut[inputs:]
-            yield slice(first + at, first + at + len(cut[0])), cut
-        first += rows
-
-
-def _matrices(arrays: tuple[Array, ...]) -> Iterator[tuple[Array, ...]]:
-    """The arrays [*rows, C] as matrices: one, if their leading axes can be merged without a copy, else one for each leading index."""
-    lead = arrays[0].shape[:-1]
-    if len(lead) < 2 or all(a.flags.c_contiguous for a in arrays):
-        yield tuple(a.reshape(-1, a.shape[-1]) for a in arrays)
-    elif all(a.strides[i] == a.strides[i + 1] * a.shape[i + 1] for a in arrays for i in range(len(lead) - 1)):
-        shape = (math.prod(lead), arrays[0].shape[-1])
-        yield tuple(as_strided(a, shape, (a.strides[-2], a.strides[-1])) for a in arrays)
-    else:
-        for i in range(lead[0]):
-            yield from _matrices(tuple(a[i] for a in arrays))
-
-
-def _adjacent(z: Array) -> bool:
-    """Whether a row's columns lie side by side, as the kernels need them."""
-    return z.shape[-1] == 1 or z.strides[-1] == z.itemsize
-
-
-def _rows(z: Array) -> int:
-    return math.prod(z.shape[:-1])
-
-
-def _shaped(rows: Array, lead: tuple[int, ...]) -> Any:
-    return rows.reshape(lead)[()]
-
-
-def _reduce(loss: Array, reduction: str, total: float, empty_value: float, lead: tuple[int, ...]) -> Any:
-    if reduction == "none":
-        return _shaped(loss, lead)
-    if reduction == "sum":
-        return loss.sum()
-    return loss.sum() / total if total else np.float64(empty_value)
+def _simple(z: Any, labels: Any, ignore_index: int) -> bool:
+    """Whether these are matrices and labels that a kernel can take as they come, with no row ignored."""
+    return (
+        type(z) is np.ndarray
+        and type(labels) is np.ndarray
+        and z.ndim == 2
+        and z.dtype.char in "fd"
+        and z.dtype.isnative
+        and z.strides[1] == z.itemsize
+        and labels.dtype == np.int64
+        and labels.shape == z.shape[:1]
+        and labels.size > 0
+        and type(ignore_index) is int
+        and not 0 <= ignore_index < z.shape[1]
+        and kernels.active().first_outside(labels, z.shape[1], 0) < 0
+    )

@@ -40,7 +40,7 @@ def merge(a: Partials, b: Partials) -> Partials:
         m,
         a.s * np.exp(-down_a) + b.s * np.exp(-down_b),
         a.o + b.o,
-        a.d + times(a.o, down_a) + b.d + times(b.o, down_b),
+        (a.d + times(a.o, down_a)) + (b.d + times(b.o, down_b)),
         np.maximum(a.zt, b.zt),
         a.wt + b.wt,
     )
@@ -72,7 +72,7 @@ def lse(x: Partials) -> Array:
         return top + lift
 
 
-def times(weight: Array, value: Array) -> Array:
+def times(weight: Array, value: Array | float) -> Array:
     """weight * value, where 0 * anything = 0: a class that the truth does not hold cannot spoil the row."""
     with np.errstate(invalid="ignore"):
         return np.where(weight == 0, 0.0, weight * value)

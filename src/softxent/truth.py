@@ -57,7 +57,8 @@ class Truth(NamedTuple):
     def mass(self, i: slice) -> Array:
         """sum_k truth_k of the rows `i`, float64: what multiplies yhat."""
         label, (y, r, _, _), off = self.piece(i, np.dtype(np.float64))
-        return np.broadcast_to(y if off is None else y + r * off.sum(axis=-1), len(label))
+        mass: Array = np.broadcast_to(y if off is None else y + r * off.sum(axis=-1), len(label))
+        return mass
 
     def _off(self, i: slice, dtype: np.dtype[Any]) -> Array:
         assert self.dense is not None
@@ -65,7 +66,8 @@ class Truth(NamedTuple):
         if self.usable(dtype):
             return u
         u = u.astype(np.float64) * (1 - self.smoothing) + self.smoothing / u.shape[1]
-        return (u if self.class_weight is None else u * self.class_weight).astype(computed_in(dtype))
+        off: Array = (u if self.class_weight is None else u * self.class_weight).astype(computed_in(dtype))
+        return off
 
 
 class Squash(NamedTuple):
@@ -103,17 +105,17 @@ def truth(
     z: Array,  # class axis last
     axis: int,
     *,
-    class_weight: Any,
-    label_smoothing: float,
-    ignore_index: int,
-    sample_weight: Any,
-    reduction: str,
-    z_loss: float,
-    upstream: Any,
+    class_weight: Any = None,
+    label_smoothing: float = 0.0,
+    ignore_index: int = -100,
+    sample_weight: Any = None,
+    reduction: str = "none",
+    z_loss: float = 0.0,
+    upstream: Any = None,
 ) -> Truth:
     """All options to one `Truth`, checked."""
     lead, classes = z.shape[:-1], z.shape[-1]
-    ignore_index = int(contract.number(fn, "ignore_index", ignore_index))
+    ignore_index = contract.integer(fn, "ignore_index", ignore_index)
     a, soft = contract.truth(fn, labels, z, axis)
     e = contract.number(fn, "label_smoothing", label_smoothing, low=0, high=1)
     w = None if class_weight is None else contract.floats(fn, "class_weight", class_weight).astype(np.float64)
@@ -129,7 +131,7 @@ def truth(
         label, weight = np.broadcast_to(np.int64(NO_LABEL), n), np.broadcast_to(sample, n)
         r[:] = sample
     else:
-        label = a.astype(np.int64, copy=False).reshape(n)
+        label = (np.minimum(a, np.iinfo(np.int64).max) if a.dtype == np.uint64 else a).astype(np.int64, copy=False).reshape(n)
         contract.inside(fn, a, kernels.active().first_outside(label, classes, ignore_index), classes, ignore_index)
         live = label != ignore_index
         weight = (sample if w is None else sample * w[label.clip(0, classes - 1)]) * live
@@ -140,7 +142,7 @@ def truth(
             shared = (np.full(classes, e / classes) if w is None else e / classes * w).astype(computed_in(z.dtype))
     total = float(weight.sum())
     scale = 1.0 if contract.choice(fn, "reduction", reduction, contract.REDUCTIONS) != "mean" else (1 / total if total else 0.0)
-    g[:] = scale * contract.broadcast(fn, "upstream", upstream, lead if reduction == "none" else ()).ravel()
+    g[:] = scale * contract.broadcast(fn, "upstream", 1.0 if upstream is None else upstream, lead if reduction == "none" else ()).ravel()
     return Truth(label, rows, shared, a.reshape(n, classes) if soft else None, w if soft else None, e if soft else 0.0, total)
 
 
@@ -155,4 +157,3 @@ def plain(g: float) -> Array:
 def computed_in(dtype: np.dtype[Any]) -> np.dtype[Any]:
     """float64 for float64, float32 for everything narrower."""
     return np.dtype(np.float64 if dtype == np.float64 else np.float32)
-

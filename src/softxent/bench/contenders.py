@@ -163,6 +163,6 @@ def peers(c: Case, skip: tuple[str, ...] = ()) -> tuple[dict[str, Call], dict[st
                 calls[name] = call
         except (ImportError, Unsupported):
             pass
-        except Exception as error:  # noqa: BLE001 - no compiler, or one more way in which torch.compile fails
+        except Exception as error:  # no compiler, or one more way in which torch.compile fails
             failed[name] = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"[:200]
     return calls, failed

@@ -76,7 +76,7 @@ def summary(results: Results) -> str:
         cells = [_ratios(auto, "fused", "memcpy"), _ratios(avx2, "fused", "memcpy"), *(_ratios(auto, p, "fused") for p in peers)]
         rows.append([_size(here[0]), here[0]["dtype"], *cells, _ratios([r for r in auto if r["threads"] > 1], "fused, 1 thread", "fused")])
     threads = " / ".join(str(n) for n in sorted({r["threads"] for r in _times(results)}))
-    columns = ["logits", "dtype", "fused : memcpy", "on AVX2", *(f"{p} : fused" for p in peers), "1 thread : all"]
+    columns = ["logits", "dtype", "fused : memcpy", "on AVX2", *(f"{p} : fused" for p in peers), "fused, 1 thread : fused"]
     return _table(f"Ratios of times, {threads} thread(s): median of the rounds", columns, rows)
 
 
@@ -145,8 +145,10 @@ def _table(heading: str, columns: list[str], rows: list[list[str]]) -> str:
 
 def header(results: Results) -> str:
     m = results["machine"]
-    versions = ", ".join(f"{package} {m[package]}" for package in PACKAGES)
-    return f"{m['cpu']}, {m['cores']} core(s), {m['system']}; Python {m['python']}, {versions}; {m['backend']}; {results['repeats']} rounds; {m['date']}.\n"
+    packages = ", ".join(f"{package} {m[package]}" for package in ["python", *PACKAGES])
+    return (
+        f"{m['cpu']}, {m['cores']} core(s), {m['system']}; {packages}; backend {m['backend']}; {results['repeats']} rounds; {m['date']}.\n"
+    )
 
 
 def text(results: Results) -> str:
@@ -193,11 +195,12 @@ def plot(results: Results, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     panels = [[r for r in here if not r["isa"]] for here in _matrices(results)]
-    height = -(-len(panels) // 3)
+    height = max(1, -(-len(panels) // 3))
     figure, axes = plt.subplots(height, 3, figsize=(15, 3.2 * height), squeeze=False, layout="constrained")
     for i, axis in enumerate(axes.flat):
         _panel(axis, panels[i]) if i < len(panels) else axis.set_axis_off()
-    figure.suptitle("Time as a multiple of memcpy of the same matrix (shorter is better)")
+    figure.suptitle("Time as a multiple of memcpy of the same matrix, log scale: shorter is better")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper right", ncols=4)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
@@ -210,10 +213,11 @@ def _panel(axis: Any, records: list[Results]) -> None:
         bars = axis.barh(
             [j + i * thick for j in range(len(shown))], [x[0] if x else 0 for x in found], thick, label=f"{r['threads']} thread(s)"
         )
-        axis.bar_label(bars, [f"{x[0]:.2g}" if x else "" for x in found], padding=2, fontsize=7)
+        axis.bar_label(bars, [f"{x[0]:.3g}" if x else "" for x in found], padding=2, fontsize=7)
     axis.set_yticks([j + thick * (len(records) - 1) / 2 for j in range(len(shown))], shown, fontsize=8)
-    axis.set(xscale="log", title=f"{_size(records[0])} {records[0]['dtype']}")
+    axis.set_xscale("log")
+    axis.set_title(f"{_size(records[0])} {records[0]['dtype']}", fontsize=10)
+    axis.xaxis.set_major_formatter("{x:g}")
     axis.invert_yaxis()
     axis.margins(x=0.15)
     axis.axvline(1, color="black", linewidth=0.8)
-    axis.legend(fontsize=7)

@@ -5,7 +5,7 @@ memory.py (what they take), model.py (what is trained), train.py (both, side by 
 checks.py (what must hold), report.py and plot.py (how it is shown), run.py (all of it in order).
 """
 
-STEPS = 500
+STEPS = 400
 BATCH = 1024  # tokens
 CLASSES = 20_000
 HELD_OUT = 20_000  # tokens that the perplexities are taken over

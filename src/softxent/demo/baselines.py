@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .corpus import START, Ids
+from .corpus import START, Ids, Positions
 
 _DISCOUNT = 0.75  # absolute discounting's usual value
 
@@ -18,11 +18,11 @@ class Baselines(NamedTuple):
     frequency: NDArray[np.float64]  # [C], add-one, sums to 1: the model's bias starts at its logarithm
 
 
-def count(train: Ids, held_out: Ids, at: NDArray[np.int64], classes: int) -> Baselines:
+def count(train: Ids, held_out: Ids, at: Positions, classes: int) -> Baselines:
     """Perplexities on the tokens at the positions `at` of `held_out`."""
-    p1 = np.bincount(train[train != START], minlength=classes) + 1.0
+    p1 = np.add(np.bincount(train[train != START], minlength=classes), 1, dtype=np.float64)
     p1 /= p1.sum()
-    p2 = _bigram(train, held_out[at - 1].astype(np.int64), held_out[at], p1)
+    p2 = bigram(train, held_out[at - 1].astype(np.int64), held_out[at], p1)
     return Baselines(perplexity(-np.log(p1[held_out[at]])), perplexity(-np.log(p2)), p1)
 
 
@@ -31,7 +31,7 @@ def perplexity(nll: NDArray[np.float64]) -> float:
     return float(np.exp(nll.mean()))
 
 
-def _bigram(train: Ids, before: NDArray[np.int64], label: Ids, p1: NDArray[np.float64]) -> NDArray[np.float64]:
+def bigram(train: Ids, before: NDArray[np.int64], label: Ids, p1: NDArray[np.float64]) -> NDArray[np.float64]:
     """(count(before, label) - d + d kinds(before) p1(label)) / count(before), p1 where `before` was never seen."""
     classes = len(p1)
     pairs = train[:-1].astype(np.int64) * classes + train[1:]

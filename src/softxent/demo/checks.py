@@ -12,10 +12,12 @@ from .heads import Gradients
 from .memory import Size
 from .one_token import OneToken
 
-SAME_GRADIENTS = 1e-5  # of the largest entry: float32 sums of ~1,000 terms in another order differ by a few 1e-7
-SAME_PERPLEXITY = 0.01  # relative: rounding differences grow through the training
-SLOPE = 1e-9  # absolute: see the step of the central difference
-ENOUGH = 150_000  # trained tokens from which the model must beat the bigram, which is counted from all of them
+SAME_GRADIENTS = 1e-5  # of the largest entry: float32 sums of ~1,000 terms in another order differ by about 1e-6
+SAME_PERPLEXITY = 0.01  # relative: what rounding makes of two trainings
+SLOPE = 1e-9  # absolute: ten times what one_token.STEP makes of a loss of 20
+# Trained tokens from which the model is claimed to beat a baseline. It starts at the unigram's perplexity, and passed the bigram's
+# (counted from all 1.6 million tokens) after 120,000 of 400,000 tokens, with 150,000 in all it ended 19 % below.
+BEATS_UNIGRAM, BEATS_BIGRAM = 20_000, 150_000
 
 
 class Check(NamedTuple):
@@ -25,39 +27,50 @@ class Check(NamedTuple):
 
 
 def same_gradients(a: Gradients, b: Gradients) -> Check:
-    apart = max(float(abs(u - v).max() / abs(v).max()) for u, v in zip(a[1:], b[1:]))
-    apart = max(apart, abs(a.loss / b.loss - 1))
-    return Check("both heads give the same loss, dX and dW", f"{apart:.0e} of the largest entry apart, at most {SAME_GRADIENTS:.0e}", apart <= SAME_GRADIENTS)
+    apart = _largest([a.loss / b.loss - 1, *(abs(u - v).max() / abs(v).max() for u, v in ((a.dx, b.dx), (a.dw, b.dw)))])
+    measured = f"at most {apart:.0e} apart (allowed {SAME_GRADIENTS:.0e} of the largest entry)"
+    return Check("both heads give the same loss, dX and dW", measured, apart <= SAME_GRADIENTS)
 
 
-def perplexities(fused: float, plain: float, counted: Baselines, trained: int) -> list[Check]:
-    apart = abs(fused / plain - 1)
-    worse = max(fused, plain)
-    enough = trained >= ENOUGH
-    why = "" if enough else f": not claimed below {ENOUGH:,} trained tokens"
+def perplexities(both: Sequence[float], counted: Baselines, trained: int) -> list[Check]:
+    apart, worse = _largest(both) / min(both) - 1, _largest(both)
     return [
-        Check("both models reach the same held-out perplexity", f"{apart:.2%} apart, at most {SAME_PERPLEXITY:.0%}", apart <= SAME_PERPLEXITY),
-        Check("they beat the bigram", f"{worse:,.1f} < {counted.bigram:,.1f}{why}", worse < counted.bigram if enough else None),
+        Check("both models have the same perplexity", f"{apart:.3%} apart (allowed {SAME_PERPLEXITY:.0%})", apart <= SAME_PERPLEXITY),
+        _beats("unigram", worse, counted.unigram, trained, BEATS_UNIGRAM),
+        _beats("bigram", worse, counted.bigram, trained, BEATS_BIGRAM),
         Check("the bigram beats the unigram", f"{counted.bigram:,.1f} < {counted.unigram:,.1f}", counted.bigram < counted.unigram),
     ]
 
 
-def memory(sizes: Sequence[Size]) -> Check:
-    """The fused head grows only by dX and a few numbers a row; a tenth of the other's growth is more than that (width / classes)."""
-    fused, plain = (sizes[-1].peaks[i] - sizes[0].peaks[i] for i in (0, 1))
-    tokens = f"from {sizes[0].tokens:,} to {sizes[-1].tokens:,} tokens"
-    measured = f"+{fused / 2**20:.1f} MiB and +{plain / 2**20:.1f} MiB {tokens}"
-    return Check("softxent's memory hardly grows with the batch, the plain one's does", measured, fused < plain / 10)
+def _beats(name: str, model: float, baseline: float, trained: int, enough: int) -> Check:
+    claim = f"both beat the {name}"
+    if trained < enough:
+        return Check(claim, f"{model:,.1f} and {baseline:,.1f}: claimed from {enough:,} trained tokens, here {trained:,}", None)
+    return Check(claim, f"{model:,.1f} < {baseline:,.1f}", model < baseline)
+
+
+def memory(sizes: Sequence[Size], budget: int, classes: int) -> Check:
+    """From the batch of the training to the largest one. softxent's head grows too, but only by dX and a few numbers a row: with 2,000
+    classes and more (and a width of 128) less than a tenth of the logits. While the budget holds all of them there is nothing to see.
+    """
+    _, first, *_, last = sizes
+    fused, plain = (last.peaks[i] - first.peaks[i] for i in (0, 1))
+    claim = "softxent's memory is constant, NumPy's grows"
+    measured = f"{fused / 2**20:+.1f} and {plain / 2**20:+.1f} MiB from {first.tokens:,} to {last.tokens:,} tokens"
+    if first.tokens * classes * 4 <= budget:
+        return Check(claim, f"{measured}; not claimed where the budget holds all {first.tokens:,} x {classes:,} logits", None)
+    return Check(claim, measured, fused < plain / 10)
 
 
 def slopes(token: OneToken) -> list[Check]:
-    apart = max(abs(e.slope - e.gradient) for e in token.entries)
-    formed = max(abs(e.yhat - e.y - e.gradient) for e in token.entries)
+    formed = _largest([e.yhat - e.y - e.gradient for e in token.entries])
+    apart = _largest([e.slope - e.gradient for e in token.entries])
     return [
-        Check("the gradient is yhat - y", f"{formed:.0e} apart, at most {SLOPE:.0e}", formed <= SLOPE),
-        Check("the central difference of the loss agrees", f"{apart:.0e} apart, at most {SLOPE:.0e}", apart <= SLOPE),
+        Check("the gradient is yhat - y", f"{formed:.0e} apart (allowed {SLOPE:.0e})", formed <= SLOPE),
+        Check("the central difference agrees with it", f"{apart:.0e} apart (allowed {SLOPE:.0e})", apart <= SLOPE),
     ]
 
 
-def finite(losses: Sequence[float]) -> Check:
-    return Check("every loss of the training is finite", f"{len(losses):,} losses", bool(np.isfinite(losses).all()))
+def _largest(values: Sequence[float]) -> float:
+    """The largest magnitude. NaN if any is NaN, which then fails every comparison; Python's max may pass over it."""
+    return float(np.abs(values).max())

@@ -35,7 +35,7 @@ def complete(model: Model, vocab: Sequence[str], prompt: str, most: int = 10) ->
 
 def pretty(line: Sequence[str]) -> str:
     """Tokens with spaces where Python's style has them, as far as two neighbours tell."""
-    return "".join(token if _joined(before, token) else f" {token}" for before, token in zip(["", *line], line))
+    return "".join(token if _joined(before, token) else f" {token}" for before, token in zip(["", *line[:-1]], line, strict=True))
 
 
 def _next_line(line: Sequence[str], token: str) -> bool:

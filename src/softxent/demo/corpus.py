@@ -28,6 +28,7 @@ _SKIP = {
 _TOKEN = re.compile(r"[A-Za-z_]\w*|\d+|[^\w\s]")
 
 Ids = NDArray[np.int32]
+Positions = NDArray[np.int64]  # in a stream of ids
 
 
 class Examples(NamedTuple):
@@ -83,12 +84,12 @@ def is_held_out(name: str) -> bool:
     return zlib.crc32(name.encode()) % HELD_OUT == 0
 
 
-def positions(ids: Ids) -> NDArray[np.int64]:
+def positions(ids: Ids) -> Positions:
     """Where a token can be predicted: everywhere but at the padding."""
     return np.flatnonzero(ids != START)
 
 
-def examples(ids: Ids, at: NDArray[np.int64], context: int) -> Examples:
+def examples(ids: Ids, at: Positions, context: int) -> Examples:
     return Examples(ids[at[:, None] - np.arange(1, context + 1)], ids[at])
 
 

@@ -59,7 +59,7 @@ class Plain:
 
     def gradients(self, x: F32, W: F32, labels: Ids) -> Gradients:
         n, at_label = len(x), (np.arange(len(x)), labels)
-        z = x @ W.T
+        z: F32 = x @ W.T
         z -= z.max(axis=1, keepdims=True)
         z_label = z[at_label]
         np.exp(z, out=z)
@@ -67,7 +67,7 @@ class Plain:
         loss = np.mean(np.log(total[:, 0]) - z_label, dtype=np.float64)
         z *= 1 / (n * total)  # yhat / n
         z[at_label] -= np.float32(1 / n)  # (yhat - y) / n
-        return Gradients(float(loss), z @ W, z.T @ x)
+        return Gradients(float(loss), np.matmul(z, W), np.matmul(z.T, x))
 
     def losses(self, x: F32, W: F32, labels: Ids, rows: int = 512) -> NDArray[np.float64]:  # -> [N]
         """In batches of `rows`: all logits of 20,000 held-out tokens and classes would be 1.6 GB."""
@@ -77,7 +77,8 @@ class Plain:
         z = x @ W.T
         z -= z.max(axis=1, keepdims=True)
         z_label = z[np.arange(len(x)), labels]
-        return (np.log(np.exp(z, out=z).sum(axis=1)) - z_label).astype(np.float64)
+        total = np.exp(z, out=z).sum(axis=1)
+        return np.asarray(np.log(total) - z_label, np.float64)
 
 
 def peak_bytes(call: Callable[[], object]) -> int:

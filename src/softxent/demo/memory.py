@@ -8,8 +8,8 @@ from statistics import median
 from time import perf_counter
 from typing import NamedTuple
 
-from .corpus import Examples
-from .heads import F32, Gradients, Head, Ids, peak_bytes
+from .corpus import Examples, Ids
+from .heads import F32, Gradients, Head, peak_bytes
 from .model import Model
 
 TIMES = (0.5, 1, 2, 4)  # the batch of the training
@@ -25,10 +25,10 @@ class Size(NamedTuple):
 def grow(heads: Sequence[Head], model: Model, seen: Examples, batch: int) -> list[Size]:
     """Batches from half to 4 times that of the training, cut from `seen`. Time and memory are measured in calls of their own."""
     x = model.features(seen.part(slice(0, int(TIMES[-1] * batch))).context)
-    return [_size(heads, x[:n], model.W, seen.labels[:n]) for n in (max(1, int(t * batch)) for t in TIMES)]
+    return [measure(heads, x[:n], model.W, seen.labels[:n]) for n in (max(1, int(t * batch)) for t in TIMES)]
 
 
-def _size(heads: Sequence[Head], x: F32, W: F32, labels: Ids) -> Size:
+def measure(heads: Sequence[Head], x: F32, W: F32, labels: Ids) -> Size:
     calls = [partial(head.gradients, x, W, labels) for head in heads]
     return Size(len(x), [peak_bytes(call) for call in calls], [median(_seconds(call)) for call in calls])
 

@@ -20,8 +20,7 @@ from .train import tokens_per_second
 
 
 def compared(console: Console, trainers: Sequence[Trainer], perplexities: Sequence[float], batch: int) -> None:
-    fused, plain = trainers
-    table = _table("The same model, trained twice", "", *(t.head.name for t in trainers), "ratio")
+    table = _table("The same model, trained twice", "", *(t.head.name for t in trainers), "NumPy / softxent")
     _row(table, "held-out perplexity", perplexities, ".2f")
     _row(table, "head, ms a step", [1e3 * median(s.head for s in t.steps) for t in trainers], ".1f")
     _row(table, "whole step, ms", [1e3 * median(s.whole for s in t.steps) for t in trainers], ".1f")
@@ -44,13 +43,14 @@ def baselines(console: Console, counted: Baselines, classes: int) -> None:
 
 
 def taken_apart(console: Console, token: OneToken) -> None:
-    console.print(Text.assemble(("One real token: ", "bold"), pretty(token.context), "  ", (token.label, "bold green"), f"   (loss {token.loss:.4f})"))
-    table = _table("The largest entries of prediction - truth, and the slope of the loss along those logits", "class", "yhat", "y", "yhat - y", "central difference")
+    before, label = pretty(token.context), (token.label, "bold green")
+    console.print(Text.assemble(("One real token", "bold"), f"   {before}  ", label, f"   loss {token.loss:.4f}"), soft_wrap=True)
+    table = _table("", "class", "yhat", "y", "yhat - y", "central difference")
     for e in token.entries:
         table.add_row(Text(e.token), f"{e.yhat:.6f}", f"{e.y:.0f}", f"{e.gradient:+.9f}", f"{e.slope:+.9f}")
     table.add_section()
     table.add_row(f"{token.others:,} others", f"{token.rest:.6f}", "0", f"{token.rest:+.9f}", "")
-    table.add_row("sum", "1", "1", f"{token.total:+.9f}", "")
+    table.add_row("sum", "1", "1", f"{token.total:+.0e}", "")
     console.print(table)
 
 
@@ -66,7 +66,7 @@ def checked(console: Console, checks: Sequence[Check]) -> bool:
     """-> whether every claim holds."""
     for c in checks:
         word, style = {True: ("ok", "green"), False: ("FAILED", "bold red"), None: ("-", "dim")}[c.holds]
-        console.print(Text.assemble((f"{word:>6}", style), f"  {c.claim}: ", (c.measured, "dim")))
+        console.print(Text.assemble((f"{word:>6}", style), f"  {c.claim}: ", (c.measured, "dim")), soft_wrap=True)
     return all(c.holds is not False for c in checks)
 
 

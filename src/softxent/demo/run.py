@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 from time import perf_counter
 
@@ -10,89 +11,99 @@ import numpy as np
 from rich.console import Console
 
 from .. import __version__, backends
-from . import baselines, checks, corpus, memory, one_token, plot, report
-from .corpus import Corpus, Examples
+from . import baselines, checks, corpus, memory, plot, report
+from .checks import Check
+from .complete import complete
+from .corpus import UNKNOWN, Corpus, Examples
 from .heads import Fused, Plain
 from .model import CONTEXT, Model, Trainer
+from .one_token import examine
 from .train import train
 
-_PROMPTS = ("for i in", "import", "def __init__(", "if x is", "from collections import", "if not isinstance(", "return self.")
+_PROMPTS = ("for i in", "import", "from collections import", "def __init__(", "if x is", "if not isinstance(", "return self.")
 
 
 def run(
-    *,
-    steps: int,
-    batch: int,
-    classes: int,
-    held_out: int,
-    seed: int,
-    budget: int,
-    output: Path,
-    console: Console | None = None,
-) -> bool:
-    """Train both models, show what came out, save output/demo.png. -> whether everything that is claimed held.
+    *, steps: int, batch: int, classes: int, held_out: int, seed: int, budget: int, output: Path, console: Console | None = None
+) -> bool:  # fmt: skip
+    """Train both models, show what came out, save output/demo.png. -> whether everything that is claimed of this run holds.
 
     Args:
         steps, batch: the training: so many steps of so many tokens.
         classes: the size of the vocabulary.
         held_out: how many held-out tokens the perplexities are taken over, at most.
-        seed: of the start, the batches and the completions.
+        seed: of the model's start and of the batches.
         budget: bytes of logits that softxent holds at once.
         output: the folder of the picture.
         console: where to print; the standard output if None.
+
+    Raises:
+        RuntimeError: this Python has no readable standard library.
+        OSError: the picture cannot be written.
     """
     start = perf_counter()
-    console = Console() if console is None else console
+    console = console or Console()
+    output.mkdir(parents=True, exist_ok=True)  # fails now rather than in two minutes
     text = corpus.load(classes, CONTEXT)
-    test = _held_out(text, held_out)
-    counted = baselines.count(text.train, text.held_out, _at(text, held_out), len(text.vocab))
+    at = _some(corpus.positions(text.held_out), held_out)
+    test = corpus.examples(text.held_out, at, CONTEXT)
+    counted = baselines.count(text.train, text.held_out, at, len(text.vocab))
     _introduce(console, text, counted)
 
     trainers = [Trainer(Model(counted.frequency, seed), head) for head in (Fused(budget), Plain())]
     glances = train(trainers, text.train, test, steps=steps, batch=batch, seed=seed, console=console)
-    losses = [t.losses(test) for t in trainers]
-    perplexities = [baselines.perplexity(nll) for nll in losses]
-    model, heads = trainers[0].model, [t.head for t in trainers]
-    seen = corpus.examples(text.train, corpus.positions(text.train)[: 4 * batch], CONTEXT)
-    sizes = memory.grow(heads, model, seen, batch)
-    report.compared(console, trainers, perplexities, batch)
-    report.grown(console, [h.name for h in heads], sizes)
+    claims = _compare(console, trainers, test, counted, text, batch)
+    sizes = memory.grow([t.head for t in trainers], trainers[0].model, _first(text, 4 * batch), batch)
+    report.grown(console, [t.head.name for t in trainers], sizes)
+    claims += [checks.memory(sizes, budget, len(text.vocab)), *_look(console, trainers[0], text, test)]
 
-    rng = np.random.default_rng(seed)
-    report.completed(console, [(p, one_token.complete(model, text.vocab, p, rng, _TEMPERATURE, _MOST)) for p in _PROMPTS])
-    token = one_token.examine(model, text.vocab, test, losses[0])
-    report.taken_apart(console, token)
-
-    some = seen.part(slice(0, batch))
-    x = model.features(some.context)
-    claims = [
-        checks.finite([s.loss for t in trainers for s in t.steps]),
-        checks.same_gradients(*(h.gradients(x, model.W, some.labels) for h in heads)),
-        *checks.perplexities(*perplexities, counted, steps * batch),
-        checks.memory(sizes),
-        *checks.slopes(token),
-    ]
-    good = report.checked(console, claims)
     plot.save(output / "demo.png", trainers, counted, glances, sizes, batch)
-    console.print(f"Plot: {output / 'demo.png'}   {perf_counter() - start:.0f} s", highlight=False, soft_wrap=True)
-    return good
-
-
-def _at(text: Corpus, most: int):
-    at = corpus.positions(text.held_out)
-    return np.sort(np.random.default_rng(1).choice(at, min(most, len(at)), replace=False))
-
-
-def _held_out(text: Corpus, most: int) -> Examples:
-    return corpus.examples(text.held_out, _at(text, most), CONTEXT)
+    holds = report.checked(console, claims)
+    console.print(f"\nPlot: {output / 'demo.png'}. All of it took {perf_counter() - start:.0f} s.", highlight=False, soft_wrap=True)
+    return holds
 
 
 def _introduce(console: Console, text: Corpus, counted: baselines.Baselines) -> None:
     active = next(b for b in backends() if b.active)
-    console.print(f"softxent {__version__}, kernel {active.name} ({active.detail}); NumPy {np.__version__}", highlight=False)
-    train, test = (len(corpus.positions(ids)) for ids in (text.train, text.held_out))
-    console.print(
-        f"Corpus: the standard library of Python {platform.python_version()}, {len(text.train_files)} files, {train:,} tokens;"
-        f" held out {len(text.held_out_files)} files, {test:,} tokens.", highlight=False,
-    )  # fmt: skip
-    report.baselines(console, counted, len(text.vocab))
+    parts = [
+        f"{len(names)} files, {len(corpus.positions(ids)):,} tokens ({np.mean(ids == UNKNOWN):.1%} outside the vocabulary)"
+        for names, ids in ((text.train_files, text.train), (text.held_out_files, text.held_out))
+    ]
+    for line in (
+        f"softxent {__version__}, kernel {active.name} ({active.detail}); NumPy {np.__version__}",
+        f"Text: the standard library of Python {platform.python_version()}, {parts[0]}; held out: {parts[1]}",
+        f"Perplexities to beat: {len(text.vocab):,} uniform, {counted.unigram:.1f} unigram, {counted.bigram:.1f} bigram\n",
+    ):
+        console.print(line, highlight=False, soft_wrap=True)
+
+
+def _compare(
+    console: Console, trainers: Sequence[Trainer], test: Examples, counted: baselines.Baselines, text: Corpus, batch: int
+) -> list[Check]:  # fmt: skip
+    """Both trainings: the same loss, gradients and perplexity, and at which price."""
+    fused, plain = trainers
+    perplexities = [baselines.perplexity(t.losses(test)) for t in trainers]
+    report.compared(console, trainers, perplexities, batch)
+    seen = _first(text, batch)
+    x, W = fused.model.features(seen.context), fused.model.W
+    return [
+        checks.same_gradients(fused.head.gradients(x, W, seen.labels), plain.head.gradients(x, W, seen.labels)),
+        *checks.perplexities(perplexities, counted, batch * len(fused.steps)),
+    ]
+
+
+def _look(console: Console, trainer: Trainer, text: Corpus, test: Examples) -> list[Check]:
+    """What the model trained by softxent says: code, and one token in full."""
+    report.completed(console, [(prompt, complete(trainer.model, text.vocab, prompt)) for prompt in _PROMPTS])
+    token = examine(trainer.model, text.vocab, test, trainer.losses(test))
+    report.taken_apart(console, token)
+    return checks.slopes(token)
+
+
+def _first(text: Corpus, n: int) -> Examples:
+    return corpus.examples(text.train, corpus.positions(text.train)[:n], CONTEXT)
+
+
+def _some(at: corpus.Positions, most: int) -> corpus.Positions:
+    """The same ones whatever the demo's seed, so that perplexities of different seeds compare."""
+    return np.sort(np.random.default_rng(1).choice(at, min(most, len(at)), replace=False))

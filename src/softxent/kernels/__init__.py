@@ -33,7 +33,9 @@ else:
 
 
 class Kernel(Protocol):
-    def forward(self, z: Array, label: Array, truth: Array, off: Array | None, result: Array, parts: Array | None, threads: int) -> None: ...
+    def forward(
+        self, z: Array, label: Array, truth: Array, off: Array | None, result: Array, parts: Array | None, threads: int
+    ) -> None: ...
     def backward(self, z: Array, label: Array, truth: Array, off: Array | None, parts: Array, out: Array, threads: int) -> None: ...
     def fused(
         self, z: Array, label: Array, truth: Array, off: Array | None, out: Array, result: Array, parts: Array | None, threads: int
@@ -50,7 +52,7 @@ class Backend(NamedTuple):
     detail: str
 
 
-_NAMES: dict[str, Kernel] = {"formula": reference, **({"cpu": cpu} if cpu else {})}  # type: ignore[dict-item]
+_NAMES: dict[str, Kernel] = {"formula": reference, **({"cpu": cpu} if cpu else {})}
 _chosen: ContextVar[Kernel | None] = ContextVar("softxent_kernel", default=None)
 _warned = False
 _threads = int(os.environ.get("SOFTXENT_NUM_THREADS", 0)) or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else [0])
@@ -63,11 +65,11 @@ def active() -> Kernel:
     if chosen is not None:
         return chosen
     if cpu:
-        return cpu  # type: ignore[return-value]
+        return cpu
     if not _warned:
         _warned = True
         warnings.warn(f"softxent runs on plain NumPy, slowly: {_why}", RuntimeWarning, stacklevel=4)
-    return reference  # type: ignore[return-value]
+    return reference
 
 
 @contextmanager

@@ -20,9 +20,7 @@ def backward(z: Array, label: Array, truth: Array, off: Array | None, parts: Arr
     _kernel.backward(_bits(z), label, truth, _bits(off), parts, _bits(out), threads)
 
 
-def fused(
-    z: Array, label: Array, truth: Array, off: Array | None, out: Array, result: Array, parts: Array | None, threads: int
-) -> None:
+def fused(z: Array, label: Array, truth: Array, off: Array | None, out: Array, result: Array, parts: Array | None, threads: int) -> None:
     _kernel.fused(_bits(z), label, truth, _bits(off), _bits(out), result, parts, threads)
 
 

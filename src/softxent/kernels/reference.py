@@ -17,7 +17,7 @@ def forward(z: Array, label: Array, truth: Array, off: Array | None, result: Arr
         y, r, q, _ = _rows(truth, i)
         x = formula.partials(z[i].astype(np.float64), label[i], _off(off, i))
         dead = np.broadcast_to((y == 0) & (r == 0) & (q == 0), len(x.m))  # ignored rows: nothing was looked at
-        x = Partials(*(np.where(dead, none, part) for none, part in zip(identity(len(x.m)), x)))
+        x = Partials(*(np.where(dead, none, part) for none, part in zip(identity(len(x.m)), x, strict=True)))
         result[0, i], result[1, i] = formula.loss(x, y, r, q), np.where(dead, -np.inf, lse(x))
         if parts is not None:
             parts[:, i] = x
@@ -27,12 +27,11 @@ def backward(z: Array, label: Array, truth: Array, off: Array | None, parts: Arr
     for i in _chunks(z):
         x = Partials(*parts[:, i])
         with np.errstate(over="ignore"):  # a value that the narrow dtype cannot hold is inf there, as on every backend
-            out[i] = formula.gradient(z[i].astype(np.float64), x, label[i], *_rows(truth, i), _off(off, i)).astype(out.dtype)
+            y, r, q, g = _rows(truth, i)
+            out[i] = formula.gradient(z[i].astype(np.float64), x, label[i], y, r, q, g, _off(off, i)).astype(out.dtype)
 
 
-def fused(
-    z: Array, label: Array, truth: Array, off: Array | None, out: Array, result: Array, parts: Array | None, threads: int
-) -> None:
+def fused(z: Array, label: Array, truth: Array, off: Array | None, out: Array, result: Array, parts: Array | None, threads: int) -> None:
     parts = np.empty((6, len(z))) if parts is None else parts
     forward(z, label, truth, off, result, parts, threads)
     backward(z, label, truth, off, parts, out, threads)

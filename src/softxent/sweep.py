@@ -1,0 +1,138 @@
+"""How a call reaches the kernels: as the whole matrix where its strides allow, else in chunks through a scratch copy.
+
+A call is an array [*rows, C] with the class axis last, a `Truth` and perhaps a `Squash`. The four primitives: `forward` and `fused` are the
+loss; `apart` keeps each row's largest logit apart; `curve` is a product with the Jacobian of softmax.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+
+from . import kernels
+from .partials import Array, Partials, times
+from .truth import NO_LABEL, Squash, Truth, computed_in, plain
+
+SCRATCH = 1 << 20  # bytes of logits worked on at once where they cannot be used in place: strided classes, softcap
+
+_UNIT = plain(1.0)  # y = 1 and no column matched: lse and softmax themselves
+DENSE = np.array([[0.0], [1.0], [0.0], [1.0]])  # all of the truth is in off
+
+
+def forward(z: Array, t: Truth, s: Squash | None) -> Array:
+    """-> [2, R]: loss and lse of every row."""
+    result = np.empty((2, count(z)))
+    for i, (zi,) in pieces(s is None and t.usable(z.dtype), z):
+        partial_sums(s(zi) if s else zi, *t.piece(i, zi.dtype), result=result[:, i])
+    return result
+
+
+def fused(z: Array, t: Truth, s: Squash | None, dz: Array) -> Array:
+    """Writes the gradient into dz (which may be z); -> [2, R]: loss and lse of every row."""
+    result = np.empty((2, count(z)))
+    in_place = s is None and t.usable(z.dtype) and _adjacent(dz)
+    for i, (zi, o) in pieces(in_place, z, dz):
+        if in_place:
+            gradient(zi, t, i, out=o, result=result[:, i])
+            continue
+        work, _ = gradient(s(zi) if s else zi, t, i, result=result[:, i])
+        with np.errstate(over="ignore", invalid="ignore"):
+            o[...] = times(work, s.slope(zi)) if s else work
+    return result
+
+
+def gradient(z: Array, t: Truth, i: slice, out: Array | None = None, result: Array | None = None) -> tuple[Array, Array]:
+    """dz and [loss, lse] of the rows `i`, whose logits are z."""
+    out = np.empty_like(z) if out is None else out
+    result = np.empty((2, len(z))) if result is None else result
+    kernels.active().fused(z, *t.piece(i, z.dtype), out, result, None, kernels.get_num_threads())
+    return out, result
+
+
+def partial_sums(z: Array, label: Array, rows: Array, off: Array | None, result: Array | None = None) -> tuple[Array, Partials]:
+    result, parts = np.empty((2, len(z))) if result is None else result, np.empty((6, len(z)))
+    kernels.active().forward(z, label, rows, off, result, parts, kernels.get_num_threads())
+    return result, Partials(*parts)
+
+
+def bare(z: Array) -> Truth:
+    return Truth(np.broadcast_to(np.int64(NO_LABEL), count(z)), _UNIT)
+
+
+def apart(z: Array) -> tuple[Array, Partials]:
+    """-> nll of each row's largest logit, and the row's partial sums with that one kept apart."""
+    result, parts = partial_sums(z, z.argmax(axis=1), _UNIT, None)
+    return result[0], parts
+
+
+def curve(z: Array, v: Array) -> tuple[Array, Array, Array, Array]:
+    """-> yhat, yhat o (v - mean), mean = <yhat, v>, lse, of rows z and v [n, C].
+
+    The largest class t, the only one where v - mean may cancel, is kept apart: v_t - mean = sum_{k != t} yhat_k (v_t - v_k).
+    """
+    v = np.ascontiguousarray(v, dtype=z.dtype)
+    yhat, (_, lse) = gradient(z, bare(z), slice(0, len(z)))
+    top = z.argmax(axis=1)
+    _, x = partial_sums(v, top, _UNIT, yhat)
+    lead = x.d + times(x.o, x.zt - x.m)
+    with np.errstate(invalid="ignore"):
+        mean = x.zt - lead
+        product = times(yhat, v - mean[:, None])
+        product[np.arange(len(z)), top] = x.wt * lead
+    return yhat, product, mean, lse
+
+
+def pieces(whole: bool, *arrays: Array) -> Iterator[tuple[slice, list[Array]]]:
+    """Cut arrays [*rows, C] into matrices [n, C], rows in order: `whole`, views as large as the strides allow; else of at most
+    SCRATCH bytes, the first ones (all but the last, an output, where there are several) as contiguous copies in the type computed in.
+    """
+    whole = whole and _adjacent(arrays[0])
+    first = 0
+    for matrices in _matrices(arrays):
+        rows, classes = matrices[0].shape
+        step = max(1, rows if whole else SCRATCH // (classes * matrices[0].itemsize))
+        for at in range(0, rows, step):
+            cut = [m[at : at + step] for m in matrices]
+            if not whole:
+                inputs = max(1, len(cut) - 1)
+                cut = [np.array(c, dtype=computed_in(c.dtype), order="C") for c in cut[:inputs]] + cut[inputs:]
+            yield slice(first + at, first + at + len(cut[0])), cut
+        first += rows
+
+
+def _matrices(arrays: tuple[Array, ...]) -> Iterator[tuple[Array, ...]]:
+    """The arrays [*rows, C] as matrices: one, if their leading axes can be merged without a copy, else one for each leading index."""
+    lead = arrays[0].shape[:-1]
+    if len(lead) < 2 or all(a.flags.c_contiguous for a in arrays):
+        yield tuple(a.reshape(-1, a.shape[-1]) for a in arrays)
+    elif all(a.strides[i] == a.strides[i + 1] * a.shape[i + 1] for a in arrays for i in range(len(lead) - 1)):
+        shape = (math.prod(lead), arrays[0].shape[-1])
+        yield tuple(as_strided(a, shape, (a.strides[-2], a.strides[-1])) for a in arrays)
+    else:
+        for i in range(lead[0]):
+            yield from _matrices(tuple(a[i] for a in arrays))
+
+
+def _adjacent(z: Array) -> bool:
+    """Whether a row's columns lie side by side, as the kernels need them."""
+    return z.shape[-1] == 1 or z.strides[-1] == z.itemsize
+
+
+def count(z: Array) -> int:
+    return math.prod(z.shape[:-1])
+
+
+def shaped(rows: Array, lead: tuple[int, ...]) -> Any:
+    return rows.reshape(lead)[()]
+
+
+def reduce(loss: Array, reduction: str, total: float, empty_value: float, lead: tuple[int, ...]) -> Any:
+    if reduction == "none":
+        return shaped(loss, lead)
+    if reduction == "sum":
+        return loss.sum()
+    return loss.sum() / total if total else np.float64(empty_value)

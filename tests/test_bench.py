@@ -1,0 +1,134 @@
+"""The benchmark runs from end to end, its peers compute what the layer computes, and the README's table comes from its numbers."""
+
+import importlib
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import softxent
+from softxent import bench
+from softxent.bench import contenders, measure, report
+
+pytest.importorskip("torch")
+pytest.importorskip("sklearn")
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bench")
+    bench.run("16x50,1x300", "f32,bf16", "1,2", 2, folder, quick=True)
+    return folder
+
+
+def test_a_run_writes_times_tables_and_a_plot(results):
+    found = json.loads((results / "bench.json").read_text())
+    assert found["notes"] == []
+    assert found["machine"]["backend"].startswith("cpu")
+    times = [r for r in found["records"] if r["kind"] == "times" and not r["isa"]]
+    assert len(times) == 2 * (2 * 2 + 1)  # threads x (shapes x dtypes + the tiny call)
+    for r in times:
+        assert {"memcpy", "fused", "forward", "backward", "torch"} <= r["seconds"].keys()
+        assert ("sklearn" in r["seconds"]) == (r["dtype"] == "f32")
+        assert all(t is None or t > 0 for took in r["seconds"].values() for t in took)
+    text = (results / "bench.md").read_text()
+    assert text.count("[16, 50] | f32") == len([r for r in found["records"] if r["shape"] == [16, 50] and r["dtype"] == "f32"]) + 1
+    assert (results / "bench.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_readme_takes_its_table_from_the_results_and_stays(results, tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    pages = []
+    for _ in range(2):
+        command = [sys.executable, "-m", "softxent.bench", "--output", results, "readme", "--readme", readme]
+        subprocess.run(command, check=True)
+        pages.append(readme.read_text())
+    assert pages[0] == pages[1]
+    assert pages[0].startswith("before\n") and pages[0].endswith("\nafter\n") and "old" not in pages[0]
+    assert report.summary(json.loads((results / "bench.json").read_text())) in pages[0]
+
+
+def test_readme_without_markers_is_left_alone(results, tmp_path):
+    (tmp_path / "README.md").write_text("no markers")
+    with pytest.raises(ValueError, match="once each; got 0 and 0"):
+        report.into_readme(results / "bench.json", tmp_path / "README.md")
+    assert (tmp_path / "README.md").read_text() == "no markers"
+
+
+@pytest.mark.parametrize("dtype", bench.DTYPES)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_contenders_compute_the_same(dtype, threads):
+    c = contenders.case((13, 40), dtype, threads)
+    loss, dz = (np.array(x, np.float64) for x in softxent.cross_entropy_and_grad(c.z, c.labels))
+    tolerance = 1e-5 if dtype == "f32" else 1e-2
+    calls, failed = contenders.peers(c, (contenders.COMPILED,))
+    assert not failed
+    assert len(calls) == (4 if dtype == "f32" else 1)
+    for name, call in calls.items():
+        peers_loss, gradient = (x.detach().float().numpy() if name == "torch" else x for x in call())
+        rows = len(dz) if name == "sklearn" else 1
+        np.testing.assert_allclose(peers_loss, loss, rtol=tolerance, err_msg=name)
+        np.testing.assert_allclose(gradient / rows, dz, atol=tolerance / len(dz), err_msg=name)
+    for name in ("fused", "backward"):
+        c.dz[...] = 7
+        contenders.ours(c)[name]()
+        assert (c.dz.astype(np.float64) == dz).all(), name
+    contenders.memcpy(c)()
+    assert (c.dz == c.z).all()
+
+
+def test_a_ratio_is_the_median_of_the_rounds_both_took_part_in():
+    record = {"seconds": {"a": [2.0, None, 9.0, 8.0], "b": [1.0, 5.0, 3.0, 2.0]}}
+    assert report.ratio(record, "a", "b") == (3.0, 2.0)
+    assert report.ratio(record, "a", "absent") is None
+
+
+def test_a_peer_that_fails_is_said_to(monkeypatch):
+    def broken(c):
+        raise RuntimeError("no compiler\nand more")
+
+    monkeypatch.setitem(contenders.PEERS, "torch compiled", broken)
+    calls, failed = contenders.peers(contenders.case((2, 3), "f32", 1))
+    assert failed == {"torch compiled": "RuntimeError: no compiler"} and "torch compiled" not in calls
+    record = {"kind": "times", "shape": [2, 3], "dtype": "f32", "threads": 1, "isa": "", "seconds": {"memcpy": [1.0], "fused": [2.0]}}
+    found = {"machine": report.machine(), "repeats": 1, "notes": [], "records": [record | {"failed": failed}]}
+    assert "| fails |" in report.summary(found) and "torch compiled fails: RuntimeError: no compiler" in report.text(found)
+
+
+def test_a_missing_peer_is_left_out_and_said(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(bench, "find_spec", lambda name: None if name in ("torch", "ml_dtypes", "rich") else importlib.util.find_spec(name))
+    monkeypatch.setattr(bench, "_work", lambda job: iter(()))
+    bench.run(None, "f32,bf16", "1", 1, tmp_path, quick=True)
+    errors = capsys.readouterr().err
+    assert "left out: torch, not installed (pip install torch" in errors
+    assert {tuple(job.dtypes) for job in bench.plan(None, "f32,bf16", "1", 1, True)} == {("f32",)}
+
+
+def test_a_process_that_dies_is_said_to(monkeypatch):
+    job = bench.Job("times", 1, [(2, 3)], ["f32"], 1, True, isa="no-such-isa")
+    (record,) = bench._work(job)
+    assert "times on 1 thread(s) no-such-isa ended with 1" in record["note"] and "SOFTXENT_ISA" in record["note"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from /proc")
+def test_growth_sees_what_a_call_allocates():
+    assert measure.growth(lambda: np.ones(64 << 17)) == pytest.approx(64 << 20, rel=0.05)
+    assert measure.growth(lambda: None) < 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("shapes", "dtypes", "threads", "repeats", "argument"),
+    [
+        ("12", "f32", "1", 1, "shapes"),
+        ("0x3", "f32", "1", 1, "shapes"),
+        (None, "f8", "1", 1, "dtypes"),
+        (None, "f32", "one", 1, "threads"),
+        (None, "f32", "1", 0, "repeats"),
+    ],
+)
+def test_what_cannot_be_read_is_an_error(shapes, dtypes, threads, repeats, argument):
+    with pytest.raises(ValueError, match=f"^bench: {argument} must .*; got "):
+        bench.run(shapes, dtypes, threads, repeats, None, quick=True)

@@ -1,0 +1,134 @@
+"""The command `softxent`: the demo from end to end, its helps, and what it says without its extra."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+
+import softxent
+from softxent.cli import main
+
+for extra in ("typer", "rich", "matplotlib"):
+    pytest.importorskip(extra)
+
+MISSING = 'softxent: this command needs the extra "cli": pip install "softxent[cli]"\n'
+
+# As if the package were not installed: what `import` raises then.
+BLOCK = """
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == {package!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Absent())
+from softxent.cli import main
+main({arguments!r})
+"""
+
+
+def python(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize(
+    ("package", "arguments"),
+    [("typer", ["demo"]), ("typer", ["--help"]), ("rich", ["info"]), ("rich", ["demo"]), ("matplotlib", ["demo"])],
+)
+def test_without_the_extra_it_says_what_to_install(package, arguments):
+    done = python(BLOCK.format(package=package, arguments=arguments))
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", MISSING)
+
+
+def test_another_missing_package_is_not_blamed_on_the_extra():
+    done = python(BLOCK.format(package="email", arguments=["--version"]).replace("from softxent", "import email\nfrom softxent"))
+    assert done.returncode == 1 and MISSING not in done.stderr and "email" in done.stderr
+
+
+def test_import_loads_nothing_of_the_command():
+    done = python(
+        "import sys, softxent; print(*{'typer', 'click', 'rich', 'matplotlib', 'softxent.cli', 'softxent.demo'} & set(sys.modules))"
+    )
+    assert done.stdout == "\n"
+
+
+def command(arguments, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    out, err = capsys.readouterr()
+    return end.value.code or 0, re.sub(r"\x1b\[[0-9;]*m", "", out), err
+
+
+def test_demo_from_end_to_end(tmp_path, capsys):
+    arguments = "--steps 4 --batch 256 --classes 3000 --held-out 1000 --budget 1".split()
+    code, out, _ = command(["demo", *arguments, "--output", str(tmp_path / "new")], capsys)
+    assert code == 0, out
+    png = (tmp_path / "new" / "demo.png").read_bytes()
+    assert png.startswith(b"\x89PNG") and len(png) > 20_000
+    assert "yhat - y" in out and "central difference" in out
+    truths = re.findall(r"^ +\S+ +(0\.\d{6}) +([01]) +([-+]0\.\d{9}) +([-+]0\.\d{9}) *$", out, re.MULTILINE)
+    assert len(truths) == 6 and [y for _, y, _, _ in truths].count("1") == 1
+    for yhat, y, gradient, slope in truths:
+        assert abs(float(yhat) - float(y) - float(gradient)) < 2e-6
+        assert abs(float(gradient) - float(slope)) < 3e-9
+    assert "FAILED" not in out and "claimed from 150,000 trained tokens, here 1,024" in out
+    assert out.count("\n    ok  ") == 6 and out.count("\n     -  ") == 2
+    assert "step 4/4" in out and "tokens/s" in out and "for i in" in out
+
+
+def test_demo_exits_with_1_where_a_claim_fails(monkeypatch, capsys):
+    import softxent.demo.run
+
+    monkeypatch.setattr(softxent.demo.run, "run", lambda **options: False)
+    code, _, err = command(["demo"], capsys)
+    assert code == 1 and "FAILED" in err
+
+
+def test_demo_says_at_once_that_it_cannot_write(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    code, _, err = command(["demo", "--output", str(tmp_path / "file" / "folder")], capsys)
+    assert code == 1 and "folder" in err and "Traceback" not in err
+
+
+def test_bench_passes_its_options_on(monkeypatch, capsys, tmp_path):
+    import softxent.bench
+
+    seen = []
+    monkeypatch.setattr(softxent.bench, "run", lambda *a: seen.append(a))
+    assert command(["bench"], capsys)[0] == 0
+    arguments = f"--shapes 8x9 --dtypes f32 --threads 2 --repeats 3 --quick --output {tmp_path}"
+    assert command(["bench", *arguments.split()], capsys)[0] == 0
+    assert seen == [(None, "f32,bf16", "1,2", 30, None, False), ("8x9", "f32", "2", 3, tmp_path, True)]
+
+
+def test_a_wrong_bench_option_is_one_line_and_2(capsys):
+    code, _, err = command(["bench", "--dtypes", "f8"], capsys)
+    assert code == 2 and err.startswith("softxent bench: dtypes must ") and err.count("\n") == 1
+
+
+def test_info_and_version(capsys):
+    code, out, _ = command(["info"], capsys)
+    assert code == 0 and all(b.name in out for b in softxent.backends()) and softxent.__version__ in out
+    assert command(["--version"], capsys)[:2] == (0, f"softxent {softxent.__version__}\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], ["demo", "bench", "info", "--version"]),
+        (["demo"], ["--steps", "--batch", "--classes", "--held-out", "--budget", "--seed", "--output", "two minutes", "default: 400"]),
+        (["bench"], ["--shapes", "--dtypes", "--threads", "--repeats", "--quick", "--output", "memcpy"]),
+        (["info"], ["computes the layer here"]),
+    ],
+)
+def test_help_names_every_option(arguments, words, capsys):
+    code, out, _ = command([*arguments, "--help"], capsys)
+    assert code == 0 and not [w for w in words if w not in " ".join(out.split())]
+
+
+@pytest.mark.parametrize("arguments", [["dem"], ["demo", "--steps", "0"], ["demo", "--steps", "x"], ["demo", "--nothing"]])
+def test_a_wrong_call_is_2(arguments, capsys):
+    code, _, err = command(arguments, capsys)
+    assert code == 2 and "Usage: softxent" in err

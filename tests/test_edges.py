@@ -1,0 +1,366 @@
+"""The edge contract (design, section 6): every row of its table, the same on every backend; and every error, word by word."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+import traceback
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+from cases import DTYPES, fused, problem
+
+import softxent
+from softxent import contract
+from softxent.proof.bounds import TINY, UNIT, loss_bound
+
+INF, NAN = np.inf, np.nan
+each_dtype = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+each_width = pytest.mark.parametrize("classes", (3, 40, 130, 5000))  # every way the kernel has of laying out a row
+
+
+def rows(dtype, classes, rng, n=9):
+    return (2 * rng.standard_normal((n, classes))).astype(dtype), rng.integers(0, classes, n)
+
+
+def bits(a):
+    return np.ascontiguousarray(a).tobytes()
+
+
+# ---- -inf logits ----
+
+
+@each_width
+@each_dtype
+def test_a_masked_class_is_as_if_it_were_not_there(backend, dtype, classes, rng):
+    z, t = rows(dtype, classes, rng)
+    keep = np.arange(classes) % 3 != 1
+    t = t - (t % 3 == 1)
+    z[:, ~keep] = -INF
+    loss, dz = softxent.cross_entropy_and_grad(z, t, reduction="none")
+    fewer, dz_kept = softxent.cross_entropy_and_grad(np.ascontiguousarray(z[:, keep]), keep.cumsum()[t] - 1, reduction="none")
+    assert (dz[:, ~keep] == 0).all()
+    np.testing.assert_allclose(loss, fewer, rtol=1e-6 if dtype != np.float64 else 1e-14)
+    np.testing.assert_allclose(dz[:, keep].astype(float), dz_kept.astype(float), rtol=20 * UNIT[dtype.name], atol=1e-7)
+
+
+@each_width
+@each_dtype
+def test_a_masked_label_has_loss_inf_and_a_gradient(backend, dtype, classes, rng):
+    z, t = rows(dtype, classes, rng)
+    z[np.arange(9), t] = -INF
+    loss, dz = softxent.cross_entropy_and_grad(z, t, reduction="none", upstream=2.0)
+    assert (loss == INF).all() and softxent.cross_entropy(z, t) == INF
+    want = 2 * softxent.softmax(z).astype(float)
+    want[np.arange(9), t] = -2
+    np.testing.assert_allclose(dz.astype(float), want, rtol=4 * UNIT[dtype.name], atol=2 * TINY[dtype.name])
+
+
+@each_width
+@each_dtype
+def test_no_truth_at_a_masked_class_counts_nothing(backend, dtype, classes, rng):
+    """y_k = 0 times log yhat_k = -inf is 0: soft targets, class weights; and with smoothing the truth is there, and the loss inf."""
+    z, t = rows(dtype, classes, rng)
+    z[:, -1], t = -INF, t % (classes - 1)
+    soft, w = rng.random((9, classes)), np.ones(classes)
+    soft[:, -1], w[-1] = 0, 0
+    for labels, options in ((soft, {}), (soft.astype(dtype), {}), (t, dict(class_weight=w, label_smoothing=0.3)), (soft, dict(class_weight=w))):
+        loss, dz = softxent.cross_entropy_and_grad(z, labels, reduction="none", **options)
+        assert np.isfinite(loss).all() and np.isfinite(dz.astype(float)).all() and (dz[:, -1] == 0).all()
+    loss, dz = softxent.cross_entropy_and_grad(z, t, label_smoothing=0.3, reduction="none")
+    assert (loss == INF).all() and np.isfinite(dz.astype(float)).all()
+    assert np.isfinite(softxent.entropy(z)).all()
+
+
+# ---- rows that are nothing ----
+
+BAD = {"all_-inf": (-INF, -INF), "nan": (NAN, 0), "all_nan": (NAN, NAN), "inf": (INF, 0), "two_inf": (INF, INF), "inf_and_-inf": (INF, -INF)}
+
+
+@each_width
+@each_dtype
+@pytest.mark.parametrize("bad", BAD.values(), ids=BAD)
+def test_a_bad_row_is_nan_and_the_others_keep_their_bits(backend, dtype, classes, bad, rng):
+    z, t = rows(dtype, classes, rng)
+    good = softxent.cross_entropy_and_grad(z, t, reduction="none")
+    one, others = bad
+    for at, label in ((0, 0), (0, 1), (classes - 1, 0), (classes // 2, classes - 1)):  # at the label, and not
+        z2, t2 = z.copy(), t.copy()
+        z2[4], t2[4] = (others if others else z[4]), label
+        z2[4, at] = one
+        loss, dz = softxent.cross_entropy_and_grad(z2, t2, reduction="none")
+        assert np.isnan(loss[4]) and np.isnan(dz[4].astype(float)).all()
+        rest = np.arange(9) != 4
+        assert bits(loss[rest]) == bits(good[0][rest]) and bits(dz[rest]) == bits(good[1][rest])
+        assert np.isnan(softxent.cross_entropy(z2, t2)) and np.isnan(softxent.logsumexp(z2)[4] if others != -INF or one == INF else NAN)
+        assert np.isnan(softxent.softmax(z2)[4].astype(float)).all() and not np.isnan(softxent.softmax(z2)[rest].astype(float)).any()
+
+
+@each_width
+@each_dtype
+@pytest.mark.parametrize("options", [{}, dict(label_smoothing=0.1, z_loss=0.1), dict(softcap=3.0, temperature=2.0)], ids=["plain", "smooth", "capped"])
+def test_an_ignored_row_is_0_whatever_its_logits(backend, dtype, classes, options, rng):
+    z, t = rows(dtype, classes, rng)
+    t[4] = -100
+    good = softxent.cross_entropy_and_grad(z, t, reduction="none", **options)
+    for value in (NAN, INF, -INF, 0):
+        z[4] = value
+        loss, dz = softxent.cross_entropy_and_grad(z, t, reduction="none", **options)
+        assert loss[4] == 0 and (dz[4] == 0).all()
+        if "softcap" in options:  # NumPy's tanh goes another way for a whole vector that holds a NaN: the neighbours move by a rounding
+            np.testing.assert_allclose(loss, good[0], rtol=1e-6)
+            np.testing.assert_allclose(dz.astype(float), good[1].astype(float), rtol=4 * max(2.0**-24, UNIT[dtype.name]), atol=TINY[dtype.name])
+        else:
+            assert bits(loss) == bits(good[0]) and bits(dz) == bits(good[1])
+        assert softxent.cross_entropy(z, t, **options) == pytest.approx(good[0].sum() / 8, rel=1e-6)
+    assert (softxent.cross_entropy_hvp(z, z * 0 + 1, t, **options)[4] == 0).all()
+
+
+@each_dtype
+def test_all_rows_ignored(backend, dtype, rng):
+    z, t = rows(dtype, 5, rng)[0], np.full(9, -100)
+    loss, dz = softxent.cross_entropy_and_grad(z, t)
+    assert np.isnan(loss) and torch.nn.functional.cross_entropy(torch.zeros(9, 5), torch.tensor(t)).isnan()
+    assert (dz == 0).all()
+    assert softxent.cross_entropy(z, t, empty_value=0.0) == 0 == softxent.cross_entropy(z, t, reduction="sum")
+    assert softxent.cross_entropy_and_grad(z, t, empty_value=0.0)[0] == 0
+    assert (softxent.cross_entropy(z, t, reduction="none") == 0).all()
+
+
+# ---- small and odd shapes ----
+
+
+@each_dtype
+def test_no_rows(backend, dtype):
+    for shape in ((0, 5), (3, 0, 5), (0, 3, 5)):
+        z, t = np.empty(shape, dtype), np.empty(shape[:-1], int)
+        loss, dz = softxent.cross_entropy_and_grad(z, t)
+        assert np.isnan(loss) and dz.shape == shape and dz.dtype == dtype
+        assert softxent.cross_entropy(z, t, reduction="sum") == 0
+        assert softxent.cross_entropy(z, t, reduction="none").shape == shape[:-1]
+        for f in (softxent.softmax, softxent.log_softmax):
+            assert f(z).shape == shape
+        assert softxent.logsumexp(z).shape == softxent.entropy(z).shape == shape[:-1]
+        assert softxent.cross_entropy_hvp(z, z, t).shape == softxent.softmax_vjp(z, z).shape == shape
+
+
+@each_dtype
+def test_one_class(backend, dtype):
+    z, t = np.array([[3.0], [-7.0], [0.0]], dtype), np.zeros(3, int)
+    for labels in (t, np.ones((3, 1))):
+        loss, dz = softxent.cross_entropy_and_grad(z, labels, reduction="none")
+        assert loss.tolist() == [0, 0, 0] and (dz == 0).all()
+    np.testing.assert_allclose(softxent.logsumexp(z), [3, -7, 0], atol=loss_bound(dtype, 1) + 1e-15)
+    assert (softxent.softmax(z) == 1).all() and (softxent.log_softmax(z) == 0).all()
+    loss, dz = softxent.cross_entropy_and_grad(z, t, reduction="none", z_loss=0.5)
+    assert loss.tolist() == [4.5, 24.5, 0] and dz.ravel().tolist() == [3, -7, 0]
+    assert (softxent.cross_entropy_hvp(z, z, t) == 0).all() and (softxent.entropy(z) == 0).all()
+
+
+def test_a_dead_row_is_nothing_to_the_kernel(backend):
+    """y = r = q = 0: loss 0 and gradient 0, NaN logits and NaN off or not."""
+    for classes in (3, 40, 130, 5000):
+        p = problem(9, classes, np.dtype("f4"), "dense")
+        p.truth[:3, [2, 5]] = 0
+        p.z[2], p.off[2] = NAN, NAN
+        got = fused(p)
+        assert (got.result[0, [2, 5]] == 0).all() and (got.dz[[2, 5]] == 0).all() and np.isfinite(got.dz[[0, 1, 3, 4]]).all()
+
+
+# ---- labels out of range ----
+
+
+@pytest.mark.parametrize("bad", [7, -1, 2**40, -(2**62), 100], ids=str)
+def test_a_label_outside_names_its_row_and_value_and_nothing_is_written(backend, bad, rng):
+    z, t = rows(np.float32, 7, rng)
+    t[[5, 7]] = bad, 99
+    out, place = np.full_like(z, 42), z.copy()
+    for kwargs in ({}, dict(out=out), dict(reduction="sum"), dict(label_smoothing=0.1)):
+        with pytest.raises(ValueError) as e:
+            softxent.cross_entropy_and_grad(z, t, **kwargs)
+        assert str(e.value) == f"cross_entropy_and_grad: labels must lie in [0, 7) or be ignore_index=-100; got {bad} at row 5"
+    with pytest.raises(ValueError, match=rf"^cross_entropy: labels must lie in \[0, 7\) or be ignore_index=3; got {bad} at row 5$"):
+        softxent.cross_entropy(z, t, ignore_index=3)
+    with pytest.raises(ValueError):
+        softxent.cross_entropy_and_grad(place, t, out=place)
+    assert (out == 42).all() and bits(place) == bits(z), "written before the labels were checked"
+    with pytest.raises(ValueError, match=rf"got {bad} at row \(1, 2\)$"):
+        softxent.cross_entropy(z.reshape(3, 3, 7), t.reshape(3, 3))
+
+
+@pytest.mark.parametrize("dtype", ["u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8"])
+def test_a_label_of_any_type_is_judged_by_its_value(backend, dtype):
+    """The largest one of each type: a uint64 that wraps around to -100 is no ignored row."""
+    z, info = np.zeros((3, 5)), np.iinfo(dtype)
+    for value in {int(info.max), int(info.min), int(info.max) - 99} - set(range(5)) - {-100}:
+        with pytest.raises(ValueError, match=f"got {value} at row 1$"):
+            softxent.cross_entropy(z, np.array([1, value, 2], dtype))
+    value = min(int(info.max), 2**63 - 1)
+    assert softxent.cross_entropy(z, np.array([1, value, 2], dtype), ignore_index=value, reduction="none")[1] == 0
+
+
+# ---- out ----
+
+
+def test_an_out_that_overlaps_is_refused(backend):
+    base = np.zeros(200, np.float32)
+    z, t = base[:50].reshape(5, 10), np.zeros(5, int)
+    refused = "cross_entropy_and_grad: out must be the logits themselves or share no memory with them; got a partly overlapping array"
+    for out in (base[1:51].reshape(5, 10), base[10:60].reshape(5, 10), z[::-1], z[:, ::-1], base[:100:2].reshape(5, 10)):
+        with pytest.raises(ValueError) as e:
+            softxent.cross_entropy_and_grad(z, t, out=out)
+        assert str(e.value) == refused
+    two = base.reshape(10, 20)
+    for ours, out in ((z, base[50:100].reshape(5, 10)), (two[:5, :10], two[:5, 10:]), (two[::2, :10], two[1::2, :10])):  # after, beside, between
+        softxent.cross_entropy_and_grad(ours, t, out=out)
+    assert softxent.cross_entropy_and_grad(z, t, out=z)[1] is z
+
+
+def test_what_fails_is_written_nowhere(backend):
+    z, t = np.zeros((4, 6), np.float32), np.zeros(4, int)
+    locked = np.ones_like(z)
+    locked.flags.writeable = False
+    with pytest.raises(ValueError, match="^cross_entropy_and_grad: out must be writeable; got a read-only array$"):
+        softxent.cross_entropy_and_grad(z, t, out=locked)
+    assert (locked == 1).all()
+    with pytest.raises(ValueError, match="^softmax: out must be writeable"):
+        softxent.softmax(z, out=locked)
+    out = np.ones_like(z)
+    for wrong in (dict(label_smoothing=2), dict(reduction="x"), dict(softcap=0), dict(class_weight=np.ones(5)), dict(upstream=[1, 2])):
+        with pytest.raises(ValueError):
+            softxent.cross_entropy_and_grad(z, t, out=out, **wrong)
+    assert (out == 1).all()
+
+
+# ---- every error ----
+
+
+class Odd:  # no array, and says so
+    def __array__(self, *args, **kwargs):
+        raise RuntimeError("on another device")
+
+
+Z, T, P = np.zeros((4, 6)), np.zeros(4, int), np.full((4, 6), 1 / 6)
+_locked = Z.copy()
+_locked.flags.writeable = False
+grad, loss, linear = softxent.cross_entropy_and_grad, softxent.cross_entropy, softxent.linear_cross_entropy_and_grad
+ERRORS = {
+    "no_array": (lambda: loss(Odd(), T), TypeError, "cross_entropy: logits must be an array on the CPU; got Odd (on another device)"),
+    "ragged": (lambda: loss([[1.0], None], [0]), TypeError, "cross_entropy: logits must be "),
+    "object": (lambda: loss([[object()]], [0]), TypeError, "cross_entropy: logits must be a rectangular array of numbers; got list"),
+    "complex": (lambda: loss(Z * 1j, T), TypeError, "cross_entropy: logits must have dtype float32, float64, float16 or bfloat16; got complex128"),
+    "bool": (lambda: loss(Z > 0, T), TypeError, "cross_entropy: logits must have dtype float32, float64, float16 or bfloat16; got bool"),
+    "longdouble": (lambda: loss(Z.astype(np.longdouble), T), TypeError, "cross_entropy: logits must have dtype "),
+    "scalar": (lambda: loss(1.0, 0), ValueError, "cross_entropy: logits must have a class axis, such as shape (rows, classes); got a scalar"),
+    "axis": (lambda: loss(Z, T, axis=2), ValueError, "cross_entropy: axis must be an int between -2 and 1 for logits of shape (4, 6); got 2"),
+    "axis_type": (lambda: loss(Z, T, axis=1.0), ValueError, "cross_entropy: axis must be an int between -2 and 1 for logits of shape (4, 6); got 1.0"),
+    "no_class": (lambda: loss(Z[:, :0], T), ValueError, "cross_entropy: logits must have at least one class; got shape (4, 0) with class axis -1"),
+    "label_type": (lambda: loss(Z, T > 0), TypeError, "cross_entropy: labels must be integers (class indices) or floats (probabilities); got bool"),
+    "label_shape": (lambda: loss(Z, T[:3]), ValueError, "cross_entropy: labels must have shape (4,) to match logits (4, 6); got (3,)"),
+    "label_shape_3d": (
+        lambda: grad(np.zeros((8, 6, 2)), np.zeros((8, 3), int), axis=1), ValueError,
+        "cross_entropy_and_grad: labels must have shape (8, 2) to match logits (8, 6, 2); got (8, 3)",
+    ),
+    "soft_shape": (lambda: loss(Z, P[:3]), ValueError, "cross_entropy: probability labels must have shape (4, 6) to match logits (4, 6); got (3, 6)"),
+    "label_range": (lambda: loss(Z, T - 1), ValueError, "cross_entropy: labels must lie in [0, 6) or be ignore_index=-100; got -1 at row 0"),
+    "v_shape": (lambda: softxent.cross_entropy_hvp(Z, Z[:3], T), ValueError, "cross_entropy_hvp: v must have shape (4, 6) to match logits (4, 6); got (3, 6)"),
+    "smoothing_type": (lambda: loss(Z, T, label_smoothing="a"), TypeError, "cross_entropy: label_smoothing must be a finite number of at least 0 and at most 1; got 'a'"),
+    "smoothing": (lambda: loss(Z, T, label_smoothing=1.5), ValueError, "cross_entropy: label_smoothing must be a finite number of at least 0 and at most 1; got 1.5"),
+    "smoothing_nan": (lambda: grad(Z, T, label_smoothing=NAN), ValueError, "cross_entropy_and_grad: label_smoothing must be a finite number"),
+    "temperature": (lambda: loss(Z, T, temperature=0), ValueError, "cross_entropy: temperature must be a finite number above 0; got 0"),
+    "softcap": (lambda: loss(Z, T, softcap=-1), ValueError, "cross_entropy: softcap must be a finite number above 0; got -1"),
+    "z_loss": (lambda: loss(Z, T, z_loss=-1), ValueError, "cross_entropy: z_loss must be a finite number of at least 0; got -1"),
+    "ignore_index": (lambda: loss(Z, T, ignore_index="x"), TypeError, "cross_entropy: ignore_index must be a"),
+    "ignore_index_grad": (lambda: grad(Z, T, ignore_index="x"), TypeError, "cross_entropy_and_grad: ignore_index must be a"),
+    "ignore_index_none": (lambda: grad(Z, T, ignore_index=None), TypeError, "cross_entropy_and_grad: ignore_index must be a"),
+    "ignore_index_float": (lambda: loss(Z, T, ignore_index=2.5), (TypeError, ValueError), "cross_entropy: ignore_index must be a"),
+    "reduction": (lambda: grad(Z, T, reduction="avg"), ValueError, "cross_entropy_and_grad: reduction must be 'none' or 'sum' or 'mean'; got 'avg'"),
+    "class_weight": (lambda: loss(Z, T, class_weight=[1.0, 2.0]), ValueError, "cross_entropy: class_weight must have shape (6,), one number a class; got (2,)"),
+    "class_weight_type": (lambda: loss(Z, T, class_weight=["a"] * 6), TypeError, "cross_entropy: class_weight must have dtype"),
+    "sample_weight": (lambda: loss(Z, T, sample_weight=[1.0, 2.0]), ValueError, "cross_entropy: sample_weight must broadcast to shape (4,); got (2,)"),
+    "sample_weight_type": (lambda: loss(Z, T, sample_weight=["a"] * 4), TypeError, "cross_entropy: sample_weight must hold real numbers; got <U1"),
+    "upstream": (lambda: grad(Z, T, upstream=np.ones(4)), ValueError, "cross_entropy_and_grad: upstream must broadcast to shape (); got (4,)"),
+    "upstream_token": (lambda: softxent.token_logprobs_and_grad(Z, T, upstream=["a"]), TypeError, "token_logprobs_and_grad: upstream must hold real numbers; got <U1"),
+    "out_type": (lambda: grad(Z, T, out=Z.astype("f4")), TypeError, "cross_entropy_and_grad: out must be an array of dtype float64; got float32"),
+    "out_no_array": (lambda: grad(Z, T, out=[1]), TypeError, "cross_entropy_and_grad: out must be an array of dtype float64; got list"),
+    "out_shape": (lambda: grad(Z, T, out=Z[:3].copy()), ValueError, "cross_entropy_and_grad: out must have shape (4, 6) to match logits (4, 6); got (3, 6)"),
+    "out_locked": (lambda: grad(Z, T, out=_locked), ValueError, "cross_entropy_and_grad: out must be writeable; got a read-only array"),
+    "out_overlap": (lambda: grad(Z, T, out=Z[::-1]), ValueError, "cross_entropy_and_grad: out must be the logits themselves or share no memory with them; got "),
+    "out_itself": (
+        lambda: grad(Z, T, out=np.lib.stride_tricks.as_strided(np.zeros(6), (4, 6), (0, 8))), ValueError,
+        "cross_entropy_and_grad: out must have one place for each entry; got strides (0, 8) for shape (4, 6)",
+    ),
+    "x_types": (lambda: linear(Z, Z.astype("f4"), T), TypeError, "linear_cross_entropy_and_grad: x and weight must both be float32 or both float64; got float64 and float32"),
+    "x_half": (lambda: linear(Z.astype("f2"), Z.astype("f2"), T), TypeError, "linear_cross_entropy_and_grad: x and weight must both be "),
+    "weight_shape": (lambda: linear(Z, Z.T, T), ValueError, "linear_cross_entropy_and_grad: weight must have shape (classes, D) to match x (4, 6); got (6, 4)"),
+    "bias_shape": (lambda: linear(Z, Z, T, bias=np.zeros(3)), ValueError, "linear_cross_entropy_and_grad: bias must have shape (4,) to match weight (4, 6); got (3,)"),
+    "linear_labels": (lambda: linear(Z, Z, T[:2]), ValueError, "linear_cross_entropy_and_grad: labels must have shape (4,) to match logits (4, 4); got (2,)"),
+    "linear_range": (lambda: linear(Z, Z, T + 4), ValueError, "linear_cross_entropy_and_grad: labels must lie in [0, 4) or be ignore_index=-100; got 4 at row 0"),
+    "linear_softcap": (lambda: linear(Z, Z, T, softcap=-1), ValueError, "linear_cross_entropy_and_grad: softcap must be a finite number above 0; got -1"),
+    "backend": (lambda: softxent.use_backend("gpu").__enter__(), ValueError, "use_backend: name must be one of "),
+    "threads": (lambda: softxent.set_num_threads(0), ValueError, "set_num_threads: threads must be an int of at least 1; got 0"),
+    "threads_type": (lambda: softxent.set_num_threads(1.5), ValueError, "set_num_threads: threads must be an int of at least 1; got 1.5"),
+}  # fmt: skip
+
+
+def no_ml_dtypes():
+    hidden, sys.modules["ml_dtypes"] = sys.modules["ml_dtypes"], None
+    try:
+        loss(torch.zeros(4, 6, dtype=torch.bfloat16), T)
+    finally:
+        sys.modules["ml_dtypes"] = hidden
+
+
+ERRORS["no_ml_dtypes"] = (no_ml_dtypes, TypeError, "cross_entropy: logits must come with ml_dtypes installed to be bfloat16 (pip install ml_dtypes); got ")
+
+
+@pytest.mark.parametrize("case", ERRORS)
+def test_every_error_says_function_argument_expected_got(case):
+    call, kind, text = ERRORS[case]
+    with pytest.raises(kind) as e:
+        call()
+    assert type(e.value) in (kind if isinstance(kind, tuple) else (kind,))
+    assert re.fullmatch(r"[a-z_]+: [a-z_ ]+ must .+; got .+", str(e.value), re.S), str(e.value)
+    assert str(e.value).startswith(text)
+
+
+def test_every_line_that_raises_has_its_case():
+    """contract.py's errors, found in its source, are those that ERRORS brings about: no more, no fewer."""
+    tree = ast.parse(open(contract.__file__).read())
+    inside_fail = next(range(f.lineno, f.end_lineno + 1) for f in tree.body if isinstance(f, ast.FunctionDef) and f.name == "fail")
+    raises = {
+        (node.lineno, node.end_lineno)
+        for node in ast.walk(tree)
+        if node.__class__ is ast.Raise or (isinstance(node, ast.Call) and getattr(node.func, "id", "") == "fail")
+        if node.lineno not in inside_fail
+    }
+    seen = set()
+    for call, _, _ in ERRORS.values():
+        try:
+            call()
+        except Exception as e:
+            seen.update(f.lineno for f in traceback.extract_tb(e.__traceback__) if f.filename == contract.__file__)
+    missing = {span for span in raises if not seen & set(range(span[0], span[1] + 1))}
+    assert raises and not missing, f"contract.py: no case in ERRORS for the errors of lines {sorted(missing)}"
+
+
+@pytest.mark.parametrize("name", [n for n in softxent.__all__ if callable(getattr(softxent, n)) and n not in ("Backend", "backends", "get_num_threads", "set_num_threads", "use_backend")])
+def test_an_error_names_the_function_that_was_called(name):
+    arguments = {"cross_entropy_hvp": (Z > 0, Z, T), "softmax_vjp": (Z > 0, Z), "linear_cross_entropy_and_grad": (Z > 0, Z, T)}
+    takes_labels = name.startswith(("cross_entropy", "token"))
+    with pytest.raises(TypeError) as e:
+        getattr(softxent, name)(*arguments.get(name, (Z > 0, T) if takes_labels else (Z > 0,)))
+    assert str(e.value).startswith(f"{name}: "), str(e.value)
+
+
+def test_bfloat16_is_ml_dtypes(backend):
+    """bfloat16 comes as ml_dtypes' NumPy type or as a torch tensor, and gives the same bits."""
+    z = np.random.default_rng(0).standard_normal((4, 6)).astype(ml_dtypes.bfloat16)
+    theirs = torch.tensor(z.astype(np.float32)).to(torch.bfloat16)
+    ours = softxent.cross_entropy_and_grad(z, T)
+    assert ours[1].dtype == ml_dtypes.bfloat16
+    other = softxent.cross_entropy_and_grad(theirs, torch.tensor(T))
+    assert ours[0] == other[0] and bits(ours[1]) == bits(other[1])

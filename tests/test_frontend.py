@@ -1,0 +1,346 @@
+"""The functions as a user calls them: options against torch, the definitions against scipy, any layout, and no argument ever written."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+
+import numpy as np
+import pytest
+import scipy.special
+import torch
+import torch.nn.functional as F
+from cases import DTYPES, OPTIONS, composite, computed, option_cases, probabilities, random_options, within
+
+import softxent
+from softxent.proof import bounds
+
+each_dtype = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+
+
+def as_torch(z):
+    """Exactly, in float64."""
+    return torch.tensor(z.astype(np.float64))
+
+
+# ---- the options ----
+
+
+def agree_with_composite(z, labels, options, upstream):
+    """Loss and gradient against the definitions in float64, within bounds.py: and what the options cost beyond it, by the same counting.
+
+    off is rounded to the type computed in: u. Temperature and softcap round z'(z): 5u |z'| at most, twice into yhat; and the slope, 6u + 2u |z| / c.
+    The reference's own float64 steps: 8v (1 + |z'|).
+    """
+    x = as_torch(z).requires_grad_()
+    want = composite(x, labels, **options)
+    up = torch.as_tensor(upstream, dtype=torch.float64)
+    (want.loss * up).sum().backward()
+    loss, dz = softxent.cross_entropy_and_grad(z, labels, upstream=upstream, **options)
+
+    u, v, dtype = bounds.unit(z.dtype), 2.0**-53, z.dtype
+    seen, y, zl = (a.detach().numpy() for a in (want.seen, want.y, want.zl))
+    level, reach = np.abs(scipy.special.logsumexp(seen, axis=1)), np.abs(seen).max(axis=1)
+    squashed = {"temperature", "softcap"} & set(options)
+    moved = (10 * u * reach if squashed else 0) + 8 * v * (1 + reach)
+    near = bounds.grad_bound(dtype, z.shape[1], 2 * reach) + 2 * u + moved  # [R]
+    mass = y.sum(axis=1) + 2 * zl * (1 + level)
+
+    rows = want.rows.detach().numpy()
+    room = near * (np.abs(rows) + mass) + moved * mass
+    scale = want.scale
+    if options.get("reduction", "mean") == "none":
+        within(loss, rows, room, "loss")
+    else:
+        within(loss, want.loss.item(), scale * room.sum(), "loss")
+
+    bent = 2 * u * np.abs(z.astype(np.float64)) / options["softcap"] if "softcap" in options else 0.0
+    size = mass[:, None] * scipy.special.softmax(seen, axis=1) + y
+    slope = np.abs(up.numpy().reshape(-1, 1)) * scale / options.get("temperature", 1.0)
+    true = x.grad.numpy()
+    room = size * (near[:, None] + bent + 6 * u)
+    room[np.arange(len(z)), (labels.clip(0, z.shape[1] - 1) if labels.ndim == 1 else y.argmax(axis=1))] += 24 * v * mass  # dz_t = rest - mass miss
+    within(dz, true, slope * room + bounds.UNIT[dtype.name] * np.abs(true) + 2 * bounds.TINY[dtype.name], "gradient")
+
+
+@each_dtype
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+@pytest.mark.parametrize("option", OPTIONS)
+def test_each_option_is_its_definition(backend, option, reduction, dtype, rng):
+    labels, options = option_cases(rng, 8, 11)[option]
+    z = (2 * rng.standard_normal((8, 11))).astype(dtype)
+    upstream = rng.uniform(-2, 2, 8) if reduction == "none" else -1.75
+    agree_with_composite(z, labels, dict(options, reduction=reduction), upstream)
+
+
+@each_dtype
+@pytest.mark.parametrize("seed", range(25))
+def test_any_combination_of_options_is_its_definition(backend, dtype, seed):
+    rng = np.random.default_rng([20261124, seed])
+    for classes in (int(rng.integers(2, 40)), int(rng.choice([97, 300, 4500]))):
+        rows = int(rng.integers(2, 20))
+        labels, options = random_options(rng, rows, classes)
+        if labels.dtype.kind == "i" and options["reduction"] == "mean":
+            labels[0] = (options["ignore_index"] + 1) % classes  # some row counts
+            if "class_weight" in options:
+                options["class_weight"][labels[0]] = 1.0
+        z = (3 * rng.standard_normal((rows, classes))).astype(dtype)
+        agree_with_composite(z, labels, options, rng.uniform(-2, 2, rows) if options["reduction"] == "none" else 0.6)
+
+
+@pytest.mark.parametrize("shape", [(9, 5), (4, 5, 6), (2, 5, 3, 4), (5,)], ids=str)
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+def test_torch_cross_entropy_is_the_same_function(backend, shape, reduction, rng):
+    """Every option that torch has, in every combination, with its class axis: 1 (0 for one row)."""
+    axis = 1 if len(shape) > 1 else 0
+    lead = shape[:axis] + shape[axis + 1 :]
+    z = 3 * rng.standard_normal(shape)
+    hard = np.asarray(rng.integers(0, 5, lead))
+    hard = np.where(rng.random(lead) < 0.3, -100, hard) if lead else hard
+    soft = rng.random(shape) / 3
+    w = rng.random(5) + 0.1
+    for labels, weight, smoothing in itertools.product((hard, soft), (None, w), (0.0, 0.2)):
+        x = torch.tensor(z, requires_grad=True)
+        want = F.cross_entropy(x, torch.tensor(labels), weight=None if weight is None else torch.tensor(weight), reduction=reduction, label_smoothing=smoothing)
+        up = rng.standard_normal(want.shape)
+        (want * torch.tensor(up)).sum().backward()
+        loss, dz = softxent.cross_entropy_and_grad(z, labels, axis=axis, class_weight=weight, reduction=reduction, label_smoothing=smoothing, upstream=up)
+        np.testing.assert_allclose(loss, want.detach().numpy(), rtol=1e-13, atol=1e-14)
+        np.testing.assert_allclose(dz, x.grad.numpy(), rtol=1e-12, atol=1e-14)
+        assert np.shape(loss) == want.shape and dz.shape == shape
+
+
+@each_dtype
+def test_soft_targets_of_any_mass_have_the_gradient_mass_yhat_minus_y(backend, dtype, rng):
+    """TensorFlow's takes the mass to be 1."""
+    z, y = rng.standard_normal((20, 6)).astype(dtype), probabilities(rng, 20, 6)
+    x = as_torch(z).requires_grad_()
+    (-(torch.tensor(y) * torch.log_softmax(x, 1)).sum()).backward()
+    _, dz = softxent.cross_entropy_and_grad(z, y, reduction="sum")
+    yhat = scipy.special.softmax(z.astype(np.float64), axis=1)
+    by_hand = y.sum(1, keepdims=True) * yhat - y
+    near = (bounds.grad_bound(dtype, 6) + 3 * bounds.unit(dtype) + bounds.UNIT[dtype.name]) * (y.sum(1, keepdims=True) * yhat + y) + bounds.TINY[dtype.name]
+    within(dz, by_hand, near)
+    within(dz, x.grad.numpy(), near)
+    assert np.abs(by_hand - (yhat - y)).max() > 0.1  # the mass is not 1
+
+
+# ---- the functions by their definitions ----
+
+
+@each_dtype
+@pytest.mark.parametrize("shape,axis", [((9, 7), -1), ((3, 7, 4), 1), ((7,), 0), ((40, 300), 1)], ids=str)
+def test_scipy_has_the_same_functions(backend, dtype, shape, axis, rng):
+    z = (3 * rng.standard_normal(shape)).astype(dtype)
+    x, u, store = z.astype(np.float64), bounds.unit(dtype), bounds.UNIT[dtype.name]
+    near = bounds.grad_bound(dtype, shape[axis], 20) + store
+    within(softxent.softmax(z, axis=axis), s := scipy.special.softmax(x, axis=axis), near * s + bounds.TINY[dtype.name])
+    within(softxent.log_softmax(z, axis=axis), s := scipy.special.log_softmax(x, axis=axis), (near + 4 * u) * (1 + np.abs(s)))
+    within(softxent.logsumexp(z, axis=axis), s := scipy.special.logsumexp(x, axis=axis), near * (1 + np.abs(s)))
+    p = scipy.special.softmax(x, axis=axis)
+    within(softxent.entropy(z, axis=axis), s := scipy.special.entr(p).sum(axis=axis), 40 * u * (1 + s))
+    assert softxent.softmax(z, axis=axis).dtype == softxent.log_softmax(z, axis=axis).dtype == dtype
+    assert np.asarray(softxent.logsumexp(z, axis=axis)).dtype == np.float64
+
+
+def derivative(f, z, v, h=2.0**-8):
+    return (8 * (f(z + h * v) - f(z - h * v)) - (f(z + 2 * h * v) - f(z - 2 * h * v))) / (12 * h)
+
+
+def test_the_other_gradients_are_derivatives(backend, rng):
+    z, v, t, up = rng.standard_normal((5, 6)), rng.standard_normal((5, 6)), rng.integers(0, 6, 5), rng.uniform(-2, 2, 5)
+    t[2] = -100
+    jacobian = softxent.softmax_jacobian(z)
+    np.testing.assert_allclose(softxent.softmax_vjp(z, v), derivative(softxent.softmax, z, v), rtol=1e-8, atol=1e-12)
+    np.testing.assert_allclose(softxent.softmax_vjp(z, v), np.einsum("rij,rj->ri", jacobian, v), rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose(jacobian, jacobian.swapaxes(1, 2), rtol=1e-15)
+    np.testing.assert_allclose((softxent.softmax(z) * v).sum(1), derivative(softxent.logsumexp, z, v), rtol=1e-8)
+    h, dh = softxent.entropy_and_grad(z, upstream=up)
+    np.testing.assert_array_equal(h, softxent.entropy(z))
+    np.testing.assert_allclose((dh * v).sum(1), up * derivative(softxent.entropy, z, v), rtol=1e-8)
+    lp, dlp = softxent.token_logprobs_and_grad(z, t, upstream=up, softcap=4.0)
+    np.testing.assert_array_equal(lp, softxent.token_logprobs(z, t, softcap=4.0))
+    np.testing.assert_allclose((dlp * v).sum(1), up * derivative(lambda x: softxent.token_logprobs(x, t, softcap=4.0), z, v), rtol=1e-8, atol=1e-12)
+    live = t != -100
+    np.testing.assert_allclose(softxent.token_logprobs(z, t)[live], softxent.log_softmax(z)[live, t[live]], rtol=1e-13)
+    assert lp[2] == 0 and (dlp[2] == 0).all()
+
+
+def test_the_jacobian_keeps_1_minus_yhat(backend):
+    z = np.array([[30.0, 0.0, 1.0]])
+    odds = np.exp(-30.0) + np.exp(-29.0)
+    assert softxent.softmax_jacobian(z)[0, 0, 0] == pytest.approx(odds / (1 + odds) ** 2, rel=1e-13)
+
+
+# ---- layouts ----
+
+
+def layouts(z):
+    """The same numbers (class axis last) in other places: name -> (array, class axis)."""
+    rows, classes = z.shape
+
+    def strided(step_r, step_c, flip_r=1, flip_c=1):
+        big = np.full((rows * step_r, classes * step_c), 99, z.dtype)
+        view = big[::step_r, ::step_c][::flip_r, ::flip_c]
+        view[...] = z
+        return view
+
+    cube = np.ascontiguousarray(z.T)
+    locked = z.copy()
+    locked.flags.writeable = False
+    yield "fortran", np.asfortranarray(z), 1
+    yield "class axis first", cube, 0
+    yield "class axis -2", cube, -2
+    yield "rows apart", strided(2, 1), 1
+    yield "columns apart", strided(1, 3), 1
+    yield "rows backwards", strided(1, 1, -1), 1
+    yield "columns backwards", strided(1, 1, 1, -1), -1
+    yield "both apart and backwards", strided(3, 2, -1, -1), 1
+    yield "read-only", locked, 1
+    if z.dtype.kind == "f":
+        yield "big-endian", z.astype(z.dtype.newbyteorder(">")), 1
+    yield "broadcast rows", np.broadcast_to(z[0], z.shape), 1
+    raw = np.zeros(z.nbytes + 1, np.uint8)[1:].view(z.dtype).reshape(z.shape)
+    raw[...] = z
+    yield "at an odd address", raw, 1
+
+
+@each_dtype
+@pytest.mark.parametrize("option", ["plain", "label_smoothing", "soft", "softcap", "ignore_index"])
+def test_any_layout_gives_the_contiguous_result(backend, dtype, option, rng):
+    for rows, classes in ((6, 7), (5, 200)):
+        z = rng.standard_normal((rows, classes)).astype(dtype)
+        labels, options = option_cases(rng, rows, classes)[option]
+        for name, a, axis in layouts(z):
+            same = np.ascontiguousarray(np.moveaxis(a, axis, -1)).astype(dtype)
+            t = labels if labels.ndim == 1 else np.moveaxis(labels, -1, axis)
+            want = softxent.cross_entropy_and_grad(same, labels, reduction="none", **options)
+            got = softxent.cross_entropy_and_grad(a, t, axis=axis, reduction="none", **options)
+            np.testing.assert_array_equal(got[0], want[0], err_msg=name)
+            np.testing.assert_array_equal(np.moveaxis(got[1], axis, -1), want[1], err_msg=name)
+            np.testing.assert_array_equal(softxent.cross_entropy(a, t, axis=axis, reduction="none", **options), want[0], err_msg=name)
+            np.testing.assert_array_equal(np.moveaxis(softxent.softmax(a, axis=axis), axis, -1), softxent.softmax(same), err_msg=name)
+            if a.flags.writeable and a.dtype.isnative and name != "broadcast rows":  # and into such a layout, and in place
+                out = np.moveaxis(next(b for n, b, _ in layouts(z) if n == name), axis, -1)
+                out = np.moveaxis(out, -1, axis)
+                assert softxent.cross_entropy_and_grad(a, t, axis=axis, reduction="none", out=out, **options)[1] is out
+                np.testing.assert_array_equal(np.moveaxis(out, axis, -1), want[1], err_msg=name)
+                softxent.cross_entropy_and_grad(a, t, axis=axis, out=a, reduction="none", **options)
+                np.testing.assert_array_equal(np.moveaxis(a, axis, -1), want[1], err_msg=f"{name}, in place")
+
+
+@each_dtype
+@pytest.mark.parametrize("shape", [(3, 4, 5), (2, 3, 4, 5), (1, 2, 1, 3)], ids=str)
+def test_the_class_axis_may_be_any_of_k(backend, dtype, shape, rng):
+    z = rng.standard_normal(shape).astype(dtype)
+    for axis in range(-len(shape), len(shape)):
+        flat = np.ascontiguousarray(np.moveaxis(z, axis, -1))
+        t = rng.integers(0, flat.shape[-1], flat.shape[:-1])
+        want = softxent.cross_entropy_and_grad(flat.reshape(-1, flat.shape[-1]), t.ravel(), reduction="none")
+        got = softxent.cross_entropy_and_grad(z, t, axis=axis, reduction="none")
+        np.testing.assert_array_equal(got[0].ravel(), want[0])
+        np.testing.assert_array_equal(np.moveaxis(got[1], axis, -1).reshape(want[1].shape), want[1])
+        hv = softxent.cross_entropy_hvp(z, z, t, axis=axis, reduction="none")
+        flat_hv = softxent.cross_entropy_hvp(flat, flat, t, reduction="none")
+        np.testing.assert_array_equal(np.moveaxis(hv, axis, -1), flat_hv)
+
+
+@each_dtype
+def test_one_row_without_an_axis_for_it(backend, dtype, rng):
+    z, soft = rng.standard_normal(7).astype(dtype), rng.random(7)
+    for label, labels in ((np.int64(3), np.array([3])), (3, np.array([3])), (soft, soft[None])):
+        loss, dz = softxent.cross_entropy_and_grad(z, label)
+        want, dz2 = softxent.cross_entropy_and_grad(z[None], labels)
+        assert loss == want and dz.shape == (7,) and (dz == dz2[0]).all()
+    assert np.ndim(softxent.cross_entropy(z, 3, reduction="none")) == 0 and softxent.softmax(z).shape == (7,)
+
+
+@pytest.mark.parametrize("dtype", ["i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", ">i4", "list"])
+def test_labels_of_any_integer_type(backend, dtype, rng):
+    z, t = rng.standard_normal((6, 90)), rng.integers(0, 90, 6)
+    labels = t.tolist() if dtype == "list" else t.astype(dtype)
+    want = softxent.cross_entropy_and_grad(z, t, label_smoothing=0.1)
+    for given in (labels, np.repeat(labels, 3).reshape(6, 3)[:, 1]):  # and strided
+        loss, dz = softxent.cross_entropy_and_grad(z, given, label_smoothing=0.1)
+        assert loss == want[0] and (dz == want[1]).all()
+        plain = softxent.cross_entropy_and_grad(z, given)
+        assert plain[0] == softxent.cross_entropy(z, t)
+
+
+def test_lists_and_integers_and_other_libraries_arrays(backend):
+    loss, dz = softxent.cross_entropy_and_grad([[2, 1, 0]], [0])
+    assert dz.dtype == np.float64 and loss == softxent.cross_entropy(np.array([[2.0, 1, 0]]), 0 * np.ones(1, int))
+    z, t = torch.randn(4, 5, dtype=torch.float64), torch.tensor([0, 1, 2, 3])
+    assert softxent.cross_entropy(z, t) == softxent.cross_entropy(z.numpy(), t.numpy())
+
+
+# ---- purity ----
+
+CALLS = {
+    "cross_entropy": lambda z, v, t, kw: softxent.cross_entropy(z, t, **kw),
+    "cross_entropy_and_grad": lambda z, v, t, kw: softxent.cross_entropy_and_grad(z, t, **kw),
+    "cross_entropy_hvp": lambda z, v, t, kw: softxent.cross_entropy_hvp(z, v, t, **kw),
+    "softmax": lambda z, v, t, kw: softxent.softmax(z),
+    "log_softmax": lambda z, v, t, kw: softxent.log_softmax(z),
+    "logsumexp": lambda z, v, t, kw: softxent.logsumexp(z),
+    "softmax_vjp": lambda z, v, t, kw: softxent.softmax_vjp(z, v),
+    "softmax_jacobian": lambda z, v, t, kw: softxent.softmax_jacobian(z),
+    "token_logprobs": lambda z, v, t, kw: softxent.token_logprobs(z, t) if t.ndim == 1 else None,
+    "token_logprobs_and_grad": lambda z, v, t, kw: softxent.token_logprobs_and_grad(z, t, upstream=v[:, 0].astype(float)) if t.ndim == 1 else None,
+    "entropy": lambda z, v, t, kw: softxent.entropy(z),
+    "entropy_and_grad": lambda z, v, t, kw: softxent.entropy_and_grad(z, upstream=v[:, 0].astype(float)),
+    "linear_cross_entropy_and_grad": lambda z, v, t, kw: softxent.linear_cross_entropy_and_grad(z, np.eye(z.shape[1], dtype=z.dtype), t, bias=v[0], **kw)
+    if z.dtype.char in "fd" else None,
+}  # fmt: skip
+
+
+@each_dtype
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("name", CALLS)
+def test_no_argument_is_ever_written(backend, name, option, dtype, rng):
+    """All arrays read-only, and their bytes compared afterwards; what comes back shares no memory with them."""
+    labels, options = option_cases(rng, 6, 9)[option]
+    arrays = [rng.standard_normal((6, 9)).astype(dtype), rng.standard_normal((6, 9)).astype(dtype), labels.copy()]
+    options = {k: v.copy() if isinstance(v, np.ndarray) else v for k, v in options.items()}
+    everything = arrays + [v for v in options.values() if isinstance(v, np.ndarray)]
+    before = [a.tobytes() for a in everything]
+    for a in everything:
+        a.flags.writeable = False
+    result = CALLS[name](*arrays, options)
+    assert [a.tobytes() for a in everything] == before
+    for r in result if isinstance(result, tuple) else (result,):
+        assert not any(np.shares_memory(r, a) for a in everything if isinstance(r, np.ndarray))
+        assert not isinstance(r, np.ndarray) or r.flags.writeable
+
+
+def test_every_function_is_among_the_pure_ones():
+    functions = {n for n in softxent.__all__ if inspect.isfunction(getattr(softxent, n))}
+    assert functions - set(CALLS) == {"backends", "get_num_threads", "set_num_threads", "use_backend"}
+
+
+@each_dtype
+def test_what_comes_back_has_the_documented_type(backend, dtype, rng):
+    z, t = rng.standard_normal((4, 5)).astype(dtype), rng.integers(0, 5, 4)
+    for options in ({}, dict(label_smoothing=0.1), dict(softcap=2.0), dict(sample_weight=np.ones(4, np.float32))):
+        for reduction, shape in (("none", (4,)), ("sum", ()), ("mean", ())):
+            loss, dz = softxent.cross_entropy_and_grad(z, t, reduction=reduction, **options)
+            alone = softxent.cross_entropy(z, t, reduction=reduction, **options)
+            assert loss.dtype == alone.dtype == np.float64 and np.shape(loss) == shape and dz.dtype == dtype and dz.shape == z.shape
+            np.testing.assert_array_equal(loss, alone)
+    assert computed(dtype) == softxent.cross_entropy_and_grad(z.astype(computed(dtype)), t)[1].dtype
+
+
+# ---- backends ----
+
+
+def test_backends_say_what_runs(backend):
+    now = {b.name: b for b in softxent.backends()}
+    assert [b.name for b in now.values() if b.active] == [backend] and now[backend].available and now[backend].detail
+    with softxent.use_backend("formula"):
+        assert next(b for b in softxent.backends() if b.active).name == "formula"
+    assert next(b for b in softxent.backends() if b.active).name == backend
+
+
+def test_the_number_of_threads_is_what_was_set():
+    softxent.set_num_threads(3)
+    assert softxent.get_num_threads() == 3

@@ -1,0 +1,141 @@
+"""Linear cross-entropy: the same loss and the same gradients as with whole logits, by chunks, in bounded memory."""
+
+from __future__ import annotations
+
+import tracemalloc
+
+import numpy as np
+import pytest
+import torch
+from cases import OPTIONS, composite, option_cases
+
+import softxent
+from softxent import linear
+from softxent.proof import bounds
+
+F32, F64 = np.dtype("f4"), np.dtype("f8")
+
+
+def head(rng, rows, classes, width, dtype, bias=True):
+    x, w = rng.standard_normal((rows, width)).astype(dtype), (rng.standard_normal((classes, width)) / np.sqrt(width)).astype(dtype)
+    return x, w, rng.standard_normal(classes).astype(dtype) if bias else None
+
+
+def close(got, want, dtype, terms, what):
+    """Sums of `terms` products, in whatever order: terms^(1/2) roundings of the largest entry, and the gradient's own; a wrong term is 1e-3 at least."""
+    u = bounds.unit(dtype)
+    np.testing.assert_allclose(got, want, atol=(40 + 4 * terms**0.5) * u * max(np.abs(want).max(), 1e-30), rtol=200 * u, err_msg=what)
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+@pytest.mark.parametrize("dtype", (F32, F64), ids=str)
+@pytest.mark.parametrize("option", OPTIONS)
+def test_it_is_the_loss_of_the_whole_logits(backend, option, dtype, reduction, rng):
+    """Against autograd through x W^T + b in float64; and for any budget, so any number of chunks."""
+    rows, classes, width = 23, 11, 5
+    x, w, b = head(rng, rows, classes, width, dtype)
+    labels, options = option_cases(rng, rows, classes)[option]
+    up = rng.uniform(-2, 2, rows) if reduction == "none" else -0.75
+    tx, tw, tb = (torch.tensor(a.astype(F64), requires_grad=True) for a in (x, w, b))
+    want = composite(tx @ tw.T + tb, labels, reduction=reduction, **options)
+    (want.loss * torch.as_tensor(up)).sum().backward()
+    row = classes * dtype.itemsize
+    for budget in (1, 3 * row, 7 * row, linear.BUDGET):
+        loss, dx, dw, db = softxent.linear_cross_entropy_and_grad(x, w, labels, bias=b, reduction=reduction, upstream=up, budget=budget, **options)
+        close(loss, want.loss.detach().numpy(), dtype, rows, "loss")
+        for got, true, terms in ((dx, tx, classes), (dw, tw, rows), (db, tb, rows)):
+            close(got, true.grad.numpy(), dtype, terms, f"budget {budget}")
+            assert got.dtype == dtype and got.shape == true.shape
+
+
+@pytest.mark.parametrize("dtype", (F32, F64), ids=str)
+def test_it_is_the_layer_after_a_matrix_product(backend, dtype, rng):
+    """With one chunk the loss has the bits of cross_entropy_and_grad of the same logits."""
+    x, w, _ = head(rng, 9, 200, 8, dtype, bias=False)
+    t = rng.integers(0, 200, 9)
+    z = x @ w.T
+    loss, dz = softxent.cross_entropy_and_grad(z, t, upstream=2.5)
+    got, dx, dw = softxent.linear_cross_entropy_and_grad(x, w, t, upstream=2.5)
+    assert got == loss
+    close(dx, dz @ w, dtype, 200, "dX")
+    close(dw, dz.T @ x, dtype, 9, "dW")
+
+
+def test_gradients_are_derivatives(backend, rng):
+    x, w, b = head(rng, 6, 7, 4, F64)
+    t, h = rng.integers(0, 7, 6), 2.0**-8
+    options = dict(label_smoothing=0.1, z_loss=0.02, softcap=3.0, temperature=0.7)
+
+    def loss(x, w, b):
+        return softxent.linear_cross_entropy_and_grad(x, w, t, bias=b, **options)[0]
+
+    _, dx, dw, db = softxent.linear_cross_entropy_and_grad(x, w, t, bias=b, upstream=-2.0, **options)
+    for i, grad in enumerate((dx, dw, db)):
+        v = rng.standard_normal(grad.shape)
+        f = lambda s, i=i, v=v: loss(*(a + s * v if i == j else a for j, a in enumerate((x, w, b))))  # noqa: E731
+        slope = (8 * (f(h) - f(-h)) - (f(2 * h) - f(-2 * h))) / (12 * h)
+        assert (grad * v).sum() == pytest.approx(-2 * slope, rel=1e-8)
+
+
+def test_shapes_and_edges(backend, rng):
+    x, w, _ = head(rng, 12, 5, 3, F32, bias=False)
+    t = rng.integers(0, 5, 12)
+    loss, dx, dw = softxent.linear_cross_entropy_and_grad(x.reshape(3, 4, 3), w, t.reshape(3, 4), reduction="none")
+    flat = softxent.linear_cross_entropy_and_grad(x, w, t, reduction="none")
+    assert loss.shape == (3, 4) and dx.shape == (3, 4, 3)
+    np.testing.assert_array_equal(loss.ravel(), flat[0])
+    np.testing.assert_array_equal(dx.reshape(12, 3), flat[1])
+    np.testing.assert_array_equal(dw, flat[2])
+    one = softxent.linear_cross_entropy_and_grad(x[0], w, t[0])
+    assert np.ndim(one[0]) == 0 and one[1].shape == (3,)
+    loss, dx, dw = softxent.linear_cross_entropy_and_grad(x[:0], w, t[:0])
+    assert np.isnan(loss) and dx.shape == (0, 3) and dw.shape == w.shape and (dw == 0).all()
+    for options in ({}, dict(softcap=2.0), dict(temperature=2.0)):  # an ignored row is nothing, whatever stands in it
+        t2, x2 = t.copy(), x.copy()
+        t2[7] = -100
+        want = softxent.linear_cross_entropy_and_grad(x2, w, t2, **options)
+        x2[7] = np.nan
+        got = softxent.linear_cross_entropy_and_grad(x2, w, t2, **options)
+        assert got[0] == pytest.approx(want[0], rel=1e-6) and (got[1][7] == 0).all(), options
+        np.testing.assert_allclose(got[1], want[1], rtol=1e-5)
+    loss, dx, dw = softxent.linear_cross_entropy_and_grad(x, w, np.full(12, -100), empty_value=0.0)
+    assert loss == 0 and (dx == 0).all() and (dw == 0).all()
+    for strided in (np.asfortranarray(x), np.repeat(x, 2, axis=0)[::2], x[::-1][::-1]):
+        got = softxent.linear_cross_entropy_and_grad(strided, np.asfortranarray(w), t)
+        close(got[1], softxent.linear_cross_entropy_and_grad(x, w, t)[1], F32, 5, "layout")
+
+
+def test_a_wrong_label_is_found_before_any_work(backend, rng):
+    x, w, _ = head(rng, 12, 5, 3, F32, bias=False)
+    with pytest.raises(ValueError, match=r"labels must lie in \[0, 5\) or be ignore_index=-100; got 5 at row 11$"):
+        softxent.linear_cross_entropy_and_grad(x, w, np.array([0] * 11 + [5]), budget=1)
+
+
+def test_chunks_share_the_rows_evenly():
+    for rows in (1, 2, 7, 100, 1023, 4096):
+        for row_bytes in (4, 1000, 80_000):
+            for budget in (1, 5000, 1 << 20):
+                step = linear.chunk_rows(rows, row_bytes, budget)
+                assert 1 <= step <= rows and (step * row_bytes <= budget or step == 1)
+                chunks = -(-rows // step)
+                assert chunks == -(-rows // max(1, budget // row_bytes)), "no more chunks than the budget asks for"
+                assert step * chunks - rows < chunks, "the last chunk is short of fewer rows than there are chunks"
+
+
+def test_memory_is_flat_in_the_rows(backend):
+    """C = 20 000, D = 32: the logits of 16 384 rows would be 1.3 GB; the peak is the budget, the gradients, and what a backend works in."""
+    classes, width, budget = 20_000, 32, 16 << 20
+    rng = np.random.default_rng(0)
+    w = rng.standard_normal((classes, width), dtype=np.float32)
+    works_in = {"formula": 40 << 20, "cpu": 1 << 20}[backend]  # formula: a dozen float64 temporaries of 2 MiB
+    for rows in (512, 1024) if backend == "formula" else (1024, 4096, 16_384):
+        x, t = rng.standard_normal((rows, width), dtype=np.float32), rng.integers(0, classes, rows)
+        softxent.linear_cross_entropy_and_grad(x[:2], w, t[:2])
+        tracemalloc.start()
+        try:
+            _, dx, dw = softxent.linear_cross_entropy_and_grad(x, w, t, budget=budget)
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        fold = linear._FOLD + (1 << 20)
+        assert peak < budget + fold + dx.nbytes + dw.nbytes + 200 * rows + works_in, f"{rows} rows: {peak / 2**20:.1f} MiB"

@@ -1,0 +1,72 @@
+"""The C++ kernel by itself: one hash from every instruction set and processor, and no symbol that a linker could merge."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FLAGS = ["-std=c++17", "-O3", "-ffp-contract=off", "-fno-math-errno", "-Wno-psabi", "-I", str(ROOT / "cpp")]
+BUILDS = {  # name: compiler, flags, how to run it. avx2 is hashed against the others in test_bits.py, through the extension.
+    "generic": ("g++", [], []),
+    "avx512": ("g++", ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mprefer-vector-width=512"], []),
+    "neon": ("aarch64-linux-gnu-g++", ["-static"], ["qemu-aarch64"]),
+}
+HELP = "apt-get install g++ binutils g++-aarch64-linux-gnu qemu-user"
+
+
+def need(*tools: str) -> None:
+    for tool in tools:
+        if shutil.which(tool) is None:
+            message = f"{tool} is missing: {HELP}"
+            pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
+
+
+@pytest.fixture(scope="module")
+def kernel(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Compiles cpp/kernel.cpp for an instruction set, once."""
+    folder = tmp_path_factory.mktemp("kernel")
+
+    def build(name: str) -> Path:
+        compiler, flags, runner = BUILDS[name]
+        need(compiler, "nm", *runner)
+        target = folder / f"{name}.o"
+        if not target.exists():
+            source = str(ROOT / "cpp/kernel.cpp")
+            subprocess.run([compiler, *FLAGS, *flags, f"-DSOFTXENT_NAME={name}", "-c", source, "-o", str(target)], check=True)
+        return target
+
+    return build
+
+
+def hash_of(name: str, kernel: Path) -> str:
+    compiler, flags, runner = BUILDS[name]
+    program = kernel.with_suffix("")
+    main = str(ROOT / "tests/native/bits.cpp")
+    subprocess.run([compiler, *FLAGS, *flags, f"-DSOFTXENT_NAME={name}", main, str(kernel), "-o", str(program)], check=True)
+    return subprocess.run([*runner, str(program)], check=True, capture_output=True, text=True).stdout.strip()
+
+
+def can_run(name: str) -> bool:
+    return name != "avx512" or " avx512dq " in Path("/proc/cpuinfo").read_text()
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="compares x86-64 with aarch64, from x86-64")
+def test_one_hash_from_every_processor(kernel: Callable[[str], Path]) -> None:
+    hashes = {name: hash_of(name, kernel(name)) for name in BUILDS if can_run(name)}
+    assert len(hashes["neon"]) == 16 and len(set(hashes.values())) == 1, hashes
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="an object for each of x86-64's instruction sets")
+@pytest.mark.parametrize("name", ["generic", "avx512"])
+def test_no_symbol_can_be_merged_across_instruction_sets(name: str, kernel: Callable[[str], Path]) -> None:
+    """Only local symbols and the table itself: a weak one, compiled with AVX-512, could replace everybody's copy."""
+    lines = subprocess.run(["nm", "-C", str(kernel(name))], check=True, capture_output=True, text=True).stdout.splitlines()
+    assert len(lines) > 20
+    assert [line[19:] for line in lines if line[17] in "WVuTDBRi"] == [f"softxent::isa_{name}"]
