@@ -7,6 +7,7 @@
 #include <memory>
 #include <optional>
 #include <stdexcept>
+#include <vector>
 #include "kernel.h"
 #include "threads.h"
 
@@ -114,22 +115,31 @@ static bool by_rows(const Job& j, Kernel run, int threads) {
   return !stop;
 }
 
-// A few long rows: every thread works on blocks of the same row, in the caller's scratch.
+// A few long rows: every thread works on runs of blocks of the same row, in the caller's scratch. The caller takes them from the front,
+// the others from the back, and each writes the gradient where it made the exponentials: they are still in its cache.
 static void by_blocks(const Job& j, Kernel run, int threads, bool gradient) {
-  struct Counts { std::atomic<int64_t> in{0}, had{0}, turn{0}, turned{0}, out{0}, written{0}; };
-  const int64_t blocks = blocks_of(j.cols);
+  struct alignas(64) Counts { std::atomic<int64_t> taken{0}, front{0}, back{0}, had{0}, turn{0}, turned{0}, written{0}; };
+  const int64_t blocks = blocks_of(j.cols), step = blocks / (3 * threads) + 1, runs = (blocks + step - 1) / step;
   std::unique_ptr<Counts[]> counts(new Counts[j.rows]);
   void* shared = scratch(scratch_bytes(j.cols));
+  const auto caller = std::this_thread::get_id();
   auto wait = [](std::atomic<int64_t>& a, int64_t n) { while (!spin([&] { return a >= n; })) sched_yield(); };
+  auto each = [&](int64_t i, int64_t r, Phase phase) { for (int64_t b = r * step; b < blocks && b < (r + 1) * step; b++) run(j, i, i + 1, shared, phase, b); };
   together(threads, [&] {
+    const bool first = std::this_thread::get_id() == caller;
     for (int64_t i = 0; i < j.rows; i++) {
       Counts& c = counts[i];
-      for (int64_t b; (b = c.in.fetch_add(1)) < blocks; c.had++) run(j, i, i + 1, shared, IN, b);
-      wait(c.had, blocks);
-      if (c.turn.fetch_add(1) == 0) { run(j, i, i + 1, shared, TURN, 0); c.turned = 1; }
+      std::vector<int64_t> mine;
+      for (; c.taken.fetch_add(1) < runs; c.had++) {
+        mine.push_back(first ? c.front++ : runs - 1 - c.back++);
+        each(i, mine.back(), IN);
+      }
+      wait(c.had, runs);
+      if (c.turn++ == 0) { run(j, i, i + 1, shared, TURN, 0); c.turned = 1; }
       wait(c.turned, 1);
-      for (int64_t b; gradient && (b = c.out.fetch_add(1)) < blocks; c.written++) run(j, i, i + 1, shared, OUT, b);
-      wait(c.written, gradient ? blocks : 0);
+      if (!gradient) continue;
+      for (int64_t r : mine) { each(i, r, OUT); c.written++; }
+      wait(c.written, runs);
     }
   });
 }
@@ -148,7 +158,7 @@ static void call(Op op, Job j, const Logits& z, const std::optional<Dense>& off,
   const Kernel run = isa().run[type][kind][op];
   bool whole_run = true;
   { nb::gil_scoped_release free;
-    if (threads > 1 && j.rows < 4 * threads && j.rows % threads && blocks_of(j.cols) > 2) by_blocks(j, run, threads, op != FORWARD);
+    if (threads > 1 && j.rows < 4 * threads && j.rows % threads && blocks_of(j.cols) > 6) by_blocks(j, run, threads, op != FORWARD);
     else whole_run = by_rows(j, run, threads); }
   if (!whole_run) throw nb::python_error();
 }

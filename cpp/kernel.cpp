@@ -41,8 +41,8 @@ ALWAYS int64_t label(const Job& j, int64_t i, int64_t from = 0) { return (int64_
 ALWAYS bool within(int64_t t, int64_t n) { return (uint64_t)t < (uint64_t)n; }
 template <class T> ALWAYS const typename T::S* row(const Job& j, int64_t i) { return (const typename T::S*)j.z + i * j.z_step; }
 template <class O> ALWAYS const typename O::S* off(const Job& j, int64_t i) { return j.off ? (const typename O::S*)j.off + i * j.off_step : nullptr; }
-template <class T> ALWAYS double get(const typename T::S* p) { typename T::S c[Lanes<typename T::A>::L] = {*p}; return T::load(c)[0]; }
-template <class T> ALWAYS void put(typename T::S* p, typename T::A v) { *p = T::pack(splat(v))[0]; }
+template <class T> ALWAYS double get(const typename T::S* p) { return T::widen(decltype(T::narrow(V<typename T::A>{})){*p})[0]; }
+template <class T> ALWAYS void put(typename T::S* p, typename T::A v) { *p = T::narrow(splat(v))[0]; }
 
 // Columns k.. of a row of n, `size` of them: the row itself, or a copy where it ends or holds the label (t): those read `fill`.
 template <class S> ALWAYS const S* cut(const S* z, int64_t k, int64_t n, int64_t t, int size, S fill, S* copy) {
@@ -51,18 +51,25 @@ template <class S> ALWAYS const S* cut(const S* z, int64_t k, int64_t n, int64_t
   return copy;
 }
 
+// Vector u of each chunk of a unit (PER chunks) or of a group (4); of off, in the order in which T has its own.
+template <class T> ALWAYS void load(const typename T::S* p, int u, V<typename T::A>* v) {
+  SHAPE
+  for (int i = 0; i < 4; i += T::PER) T::load(p + i * L + T::PER * u * W, v + i);
+}
+template <class T, class O> ALWAYS void load_off(const typename O::S* p, int u, V<typename T::A>* v) {
+  SHAPE
+  if constexpr (T::PER == O::PER) O::load(p + T::PER * u * W, v);
+  else for (int w = 0; w < W; w++) v[0][w] = p[2 * (u * W + w)], v[1][w] = p[2 * (u * W + w) + 1];
+}
+
 // ---- lanes are columns: one block of one row ----
-// The largest but the label. Where 16 bits must be widened, `staged` gets the widened row, padded, the label hidden.
-template <class T> ALWAYS typename T::A top(const typename T::S* z, int64_t n, int64_t t, typename T::A* staged) {
+template <class T> ALWAYS typename T::A top(const typename T::S* z, int64_t n, int64_t t) {    // the largest but the label
   SHAPE
   V<A> m[4]; A a[L];
   FOUR(c) m[c] = splat<A>(-INF);
   for (int64_t k = 0; k < n; k += G) {
     S copy[G]; const S* q = cut(z, k, n, t, G, T::low, copy);
-    EACH(u) FOUR(c) {
-      V<A> v = T::load(q + c * L + u * W); m[c] = v > m[c] ? v : m[c];
-      if (sizeof(S) < sizeof(A)) keep(staged + k + c * L + u * W, v);
-    }
+    EACH(u) { V<A> v[4]; load<T>(q, u, v); FOUR(c) m[c] = v[c] > m[c] ? v[c] : m[c]; }
   }
   m[0] = m[0] > m[1] ? m[0] : m[1]; m[2] = m[2] > m[3] ? m[2] : m[3];
   keep(a, m[0] > m[2] ? m[0] : m[2]);
@@ -70,16 +77,17 @@ template <class T> ALWAYS typename T::A top(const typename T::S* z, int64_t n, i
   return a[0] + 0;                     // -0 is 0, whatever the order
 }
 
-// e := e^(z - shift), raised; returns the sum, not raised. Meanwhile asks for `ahead` bytes a group of what comes next.
-template <class T, Op op, int ahead> ALWAYS double exponentials(const typename T::S* z, int64_t n, int64_t t, const Shift<typename T::A>& shift, typename T::A* e, const char* next) {
+// e := e^(z - shift), raised; returns the sum, not raised. Meanwhile asks for the next block of z.
+template <class T, Op op> ALWAYS double exponentials(const typename T::S* z, int64_t n, int64_t t, const Shift<typename T::A>& shift, typename T::A* e) {
   SHAPE
   Sum<A> s;
   for (int64_t k = 0; k < n; k += G) {
     S copy[G]; const S* q = cut(z, k, n, t, G, T::low, copy);
-    for (int i = 0; i < ahead; i += 64, next += 64) __builtin_prefetch(next);
+    for (int i = 0; i < G * (int)sizeof(S); i += 64) __builtin_prefetch((const char*)(z + k + n) + i);
     EACH(u) {
       V<A> v[4];
-      FOUR(c) v[c] = T::load(q + c * L + u * W) - shift.sub;
+      load<T>(q, u, v);
+      FOUR(c) v[c] -= shift.sub;
       exps<A, 4>(v, shift.magic, shift.low);
       if (op != FORWARD) FOUR(c) keep(e + k + c * L + u * W, v[c]);
       if (op != BACKWARD) s.add(u, v);
@@ -99,32 +107,48 @@ template <class T, class O> ALWAYS void dot(const typename T::S* z, const typena
     const S* q = cut<S>(z, k, n, -1, G, 0, copy); const typename O::S* p = cut<typename O::S>(w, k, n, t, G, 0, other);
     EACH(u) {
       V<A> a[4], b[4];
-      FOUR(c) a[c] = O::load(p + c * L + u * W), b[c] = times<A>(a[c], m - T::load(q + c * L + u * W));
+      for (int i = 0; i < 4; i += T::PER) load_off<T, O>(p + i * L, u, a + i);
+      load<T>(q, u, b);
+      FOUR(c) b[c] = times<A>(a[c], m - b[c]);
       so.add(u, a); sd.add(u, b);
     }
   }
   o = so.total(); d = sd.total();
 }
 
-// dz := scale e - drop off. The lift of e is undone last, so that nothing is subnormal before.
-template <class T, class O> ALWAYS void write(const typename T::A* e, double scale, double drop, const typename O::S* w, typename T::S* dz, int64_t n, bool stream) {
+// dz := scale e - drop off. The lift of e is undone last, so that nothing is subnormal before. Past the caches it goes by aligned
+// stores; where 16-bit dz is not aligned, by way of e's own memory.
+template <class T, class O, bool with_off> ALWAYS void write(typename T::A* e, double scale, double drop, const typename O::S* w, typename T::S* dz, int64_t n, bool stream, const typename T::S* next) {
   SHAPE
+  constexpr int64_t per = T::PER * W, unit = T::PER * L;                  // entries of dz: a vector, a unit
   const A first = scale, minus = -drop;
-  auto value = [&](const A* e, const typename O::S* w, int u) {
-    V<A> v = read(e + u * W) * first * (1 / Exp<A>::lift);
-    return T::pack(w ? fma<A>(splat(minus), O::load(w + u * W), v) : v);
-  };
-  auto part = [&](int64_t k, int64_t some) {         // less than a chunk
-    S copy[L]; typename O::S other[L] = {}; A ends[L] = {};
-    for (int64_t i = 0; i < some; i++) { ends[i] = e[k + i]; if (w) other[i] = w[k + i]; }
-    EACH(u) { auto v = value(ends, w ? other : nullptr, u); __builtin_memcpy(copy + u * W, &v, sizeof v); }
-    for (int64_t i = 0; i < some; i++) dz[k + i] = copy[i];
-  };
+  const int64_t head = stream ? -((uintptr_t)dz / sizeof(S)) % per : 0;
+  const bool detour = T::PER > 1 && head;                                  // a unit of these cannot begin anywhere
+  S* to = detour ? (S*)e : dz;
   int64_t k = 0;
-  if (stream && (k = -((uintptr_t)dz / sizeof(S)) % L)) part(0, k = least(k, n));
-  if (stream) for (; k + L <= n; k += L) EACH(u) past_caches(dz + k + u * W, value(e + k, w ? w + k : w, u));
-  else for (; k + L <= n; k += L) EACH(u) { auto v = value(e + k, w ? w + k : w, u); __builtin_memcpy(dz + k + u * W, &v, sizeof v); }
-  if (k < n) part(k, n - k);
+  auto value = [&](const typename O::S* p, int u) {
+    V<A> v[T::PER], away[T::PER];
+    for (int i = 0; i < T::PER; i++) v[i] = read(e + k + i * L + u * W) * first * (1 / Exp<A>::lift);
+    if (with_off) { load_off<T, O>(p, u, away); for (int i = 0; i < T::PER; i++) v[i] = fma<A>(splat(minus), away[i], v[i]); }
+    return T::pack(v);
+  };
+  auto part = [&](int64_t stop) {                                          // less than a unit
+    S copy[unit]; typename O::S other[unit];
+    const typename O::S* p = with_off ? cut<typename O::S>(w, k, n, -1, unit, 0, other) : w;
+    EACH(u) { const auto v = value(p, u); __builtin_memcpy(copy + u * per, &v, sizeof v); }
+    for (int64_t i = 0; k < stop; ) to[k++] = copy[i++];
+  };
+  if (head && !detour) part(least(head, n));
+  if (stream && !detour) for (; k + unit <= n; k += unit) EACH(u) {
+    if (T::PER == 1) __builtin_prefetch(next + k + u * per, 0, 2);        // meanwhile asks for the next row (16 bits: no gain)
+    past_caches(dz + k + u * per, value(w + k, u));
+  }
+  for (; k + unit <= n; k += unit) EACH(u) { const auto v = value(w + k, u); __builtin_memcpy(to + k + u * per, &v, sizeof v); }
+  part(n);
+  if (!detour) return;
+  for (k = 0; k < least(head, n); k++) dz[k] = to[k];
+  for (; k + per <= n; k += per) { V<A> v; __builtin_memcpy(&v, to + k, sizeof v); past_caches(dz + k, v); }
+  for (; k < n; k++) dz[k] = to[k];
 }
 
 // ---- what is common: sums -> results ----
@@ -180,13 +204,10 @@ template <class T, class O, Op op> ALONE void in(const Job& j, Scratch<typename 
   SHAPE
   const int64_t k = b * BLOCK, n = least(j.cols - k, BLOCK), t = label(j, i, k), at = g + b;
   const S* z = row<T>(j, i) + k;
-  A* e = f.e + g * whole(j.cols) + k;
-  const A m = top<T>(z, n, t, e);
+  const A m = top<T>(z, n, t);
   const Shift<A> shift(splat(m));
   f.b.m[at] = m; f.b.sub[at] = shift.sub[0]; f.b.n[at] = shift.n[0];
-  constexpr int ahead = G * sizeof(S);
-  if constexpr (sizeof(S) < sizeof(A)) f.b.s[at] = exponentials<plain<A>, op, ahead>(e, (n + G - 1) / G * G, -1, shift, e, (const char*)(z + n));
-  else f.b.s[at] = exponentials<T, op, ahead>(z, n, t, shift, e, (const char*)(z + n));
+  f.b.s[at] = exponentials<T, op>(z, n, t, shift, f.e + g * whole(j.cols) + k);
   f.b.o[at] = f.b.d[at] = 0;
   if (op != BACKWARD && j.off) dot<T, O>(z, off<O>(j, i) + k, n, t, m == -(A)INF ? 0 : m, f.b.o[at], f.b.d[at]);
 }
@@ -220,7 +241,11 @@ template <class T, class O, Op op> ALONE void out(const Job& j, Scratch<typename
   typename T::S* dz = (typename T::S*)j.dz + i * j.dz_step + k;
   if (dead(j, i)) { for (int64_t c = 0; c < n; c++) dz[c] = 0; return; }
   const typename O::S* w = off<O>(j, i);
-  write<T, O>(f.e + g * whole(j.cols) + k, f.x.scale[g] * f.b.down[g + b], f.x.drop[g], w ? w + k : w, dz, n, j.stream);
+  typename T::A* e = f.e + g * whole(j.cols) + k;
+  const double scale = f.x.scale[g] * f.b.down[g + b];
+  const typename T::S* next = row<T>(j, i + 1) + k;
+  if (w) write<T, O, true>(e, scale, f.x.drop[g], w + k, dz, n, j.stream, next);
+  else write<T, O, false>(e, scale, 0, w, dz, n, j.stream, next);
   if (within(t, n)) put<T>(dz + t, f.x.hot[g]);
 }
 

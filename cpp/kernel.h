@@ -35,6 +35,6 @@ constexpr int64_t blocks_of(int64_t cols) { return (cols + BLOCK - 1) / BLOCK; }
 constexpr int64_t tile_of(int64_t cols) { return blocks_of(cols) > 1 ? 1 : cols <= 256 ? TILE : cols <= 1024 ? 8 : cols <= 2048 ? 4 : 2; }
 constexpr int64_t whole(int64_t cols) { return (cols + 63) / 64 * 64; }     // columns, in whole groups
 constexpr int64_t scratch_bytes(int64_t cols) {        // what a thread needs; 8 bytes an exponential at most
-  return 4096 + (TILE + blocks_of(cols) + 8) * 64 + 8 * (cols <= TALL ? 2 * TILE * (TALL + 64) : tile_of(cols) * whole(cols));
+  return 4096 + (TILE + blocks_of(cols) + 16) * 64 + 8 * (cols <= TALL ? 2 * TILE * (TALL + 64) : tile_of(cols) * whole(cols));
 }
 }

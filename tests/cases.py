@@ -11,6 +11,8 @@ import hashlib
 import os
 import subprocess
 import sys
+from functools import reduce
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -19,7 +21,7 @@ import torch
 
 import softxent
 from softxent import formula, kernels
-from softxent.partials import Partials, lse
+from softxent.partials import Partials, lse, merge
 from softxent.proof import bounds
 
 BACKENDS = [b.name for b in softxent.backends() if b.available]
@@ -51,7 +53,10 @@ class Problem(NamedTuple):
     def columns(self, k: slice) -> Problem:
         """The part of a row's problem that one rank has: labels that are not here match no column."""
         return Problem(
-            np.ascontiguousarray(self.z[:, k]), self.label - k.start, self.truth, None if self.off is None else np.ascontiguousarray(self.off[..., k])
+            np.ascontiguousarray(self.z[:, k]),
+            self.label - k.start,
+            self.truth,
+            None if self.off is None else np.ascontiguousarray(self.off[..., k]),
         )
 
 
@@ -61,14 +66,21 @@ def problem(rows: int, classes: int, dtype: np.dtype, off: str = "label", seed: 
     z = rng.standard_normal((rows, classes)) * rng.choice([0.3, 1.0, 6.0], (rows, 1))
     label = rng.integers(0, classes, rows)
     for i in range(rows):
-        match i % 8:
-            case 1: z[i, label[i]] += 15
-            case 2: z[i, (label[i] + 1) % classes] += 12
-            case 3: z[i] = np.where((rng.random(classes) < 0.3) & (np.arange(classes) != label[i]), -np.inf, z[i])
-            case 4: z[i] += 300
-            case 5: z[i] = 7 * z[i] - 1000
-            case 6: label[i] = rng.choice([-1, classes, -100, 10**9])
-            case 7: z[i] *= 10
+        kind, at = i % 8, label[i]
+        if kind == 1:
+            z[i, at] += 15
+        elif kind == 2:
+            z[i, (at + 1) % classes] += 12
+        elif kind == 3:
+            z[i, (rng.random(classes) < 0.3) & (np.arange(classes) != at)] = -np.inf
+        elif kind == 4:
+            z[i] += 300
+        elif kind == 5:
+            z[i] = 7 * z[i] - 1000
+        elif kind == 6:
+            label[i] = rng.choice([-1, classes, -100, 10**9])
+        elif kind == 7:
+            z[i] *= 10
     z = z.astype(dtype)
     y, r, q, g = rng.random(rows) + 0.1, rng.random(rows), rng.choice([0, 1e-3, 0.1], rows), rng.choice([-2.5, 1, 0.37], rows)
     if off == "label":
@@ -123,18 +135,21 @@ def within(got: np.ndarray, want: np.ndarray, bound: np.ndarray, what: str = "")
     np.testing.assert_array_equal(got[~real], want[~real], err_msg=what)
     error = np.abs(got - np.where(real, want, 0))
     worse = real & ~(error <= bound)
-    assert not worse.any(), (
-        f"{what}: {worse.sum()} of {worse.size} beyond the bound, first at {tuple(int(i[0]) for i in worse.nonzero())}: "
-        f"got {got[worse][0]!r}, want {want[worse][0]!r}, error {float(error[worse][0]):.3g}, bound {float(np.broadcast_to(bound, got.shape)[worse][0]):.3g}"
-    )
+    if worse.any():
+        at = tuple(int(i[0]) for i in worse.nonzero())
+        values = (
+            f"got {got[at]!r}, want {want[at]!r}, error {float(error[at]):.3g}, bound {float(np.broadcast_to(bound, got.shape)[at]):.3g}"
+        )
+        raise AssertionError(f"{what}: {worse.sum()} of {worse.size} beyond the bound, first at {at}: {values}")
 
 
 def merged(parts: list[np.ndarray]) -> np.ndarray:
-    from functools import reduce
-
-    from softxent.partials import merge
-
     return np.array(reduce(merge, (Partials(*x) for x in parts)))
+
+
+def cuts_of(edges, classes: int) -> list[slice]:
+    """The columns cut at these edges, empty parts left out."""
+    return [slice(a, b) for a, b in pairwise([0, *sorted(int(e) for e in edges), classes]) if b > a]
 
 
 # ---- the user's level ----

@@ -92,7 +92,7 @@ def test_the_reference_is_right(rng):
             for i in range(2):
                 exact_loss, exact_dz = truth_by_mpmath(z[i], t[i])
                 assert abs(mpmath.mpf(repr_of(loss[i])) / exact_loss - 1) < 300 * 2.0**-60
-                assert max(abs(mpmath.mpf(repr_of(a)) / b - 1) for a, b in zip(dz[i], exact_dz)) < 300 * 2.0**-60
+                assert max(abs(mpmath.mpf(repr_of(a)) / b - 1) for a, b in zip(dz[i], exact_dz, strict=True)) < 300 * 2.0**-60
 
 
 @pytest.mark.parametrize("dtype", (F32, F64), ids=str)
@@ -113,7 +113,9 @@ def test_a_row_against_mpmath(backend, gap, rng):
             check(z[i : i + 1], t[i : i + 1], *limits(backend, dtype, gap, 1000), want)
 
 
-@pytest.mark.parametrize("dtype,offset,step", [(F32, 1e4, 2.0**-10), (F32, -1e4, 2.0**-10), (F32, 1e8, 8.0), (F32, 300, 2.0**-13), (F64, 1e8, 2.0**-25)])
+@pytest.mark.parametrize(
+    "dtype,offset,step", [(F32, 1e4, 2.0**-10), (F32, -1e4, 2.0**-10), (F32, 1e8, 8.0), (F32, 300, 2.0**-13), (F64, 1e8, 2.0**-25)]
+)
 @pytest.mark.parametrize("gap", (1, 16, 80))
 def test_every_digit_under_an_offset(backend, gap, dtype, offset, step, rng):
     """Logits that the offset leaves exact: what is far from 0 is as accurate as what is near."""
@@ -148,7 +150,13 @@ def test_narrow_types_are_the_float32_result_rounded_once(backend, dtype, rng):
     for classes in (10, 100, 1000, 5000):
         z = (3 * rng.standard_normal((20, classes))).astype(dtype)
         t, soft = rng.integers(0, classes, 20), rng.random((20, classes)).astype(np.float32) / classes
-        for labels, options in ((t, {}), (t, dict(label_smoothing=0.1, z_loss=0.01)), (soft, {}), (t, dict(temperature=2.0)), (t, dict(softcap=5.0))):
+        for labels, options in (
+            (t, {}),
+            (t, dict(label_smoothing=0.1, z_loss=0.01)),
+            (soft, {}),
+            (t, dict(temperature=2.0)),
+            (t, dict(softcap=5.0)),
+        ):
             loss, dz = softxent.cross_entropy_and_grad(z, labels, reduction="none", upstream=1.5, **options)
             loss32, dz32 = softxent.cross_entropy_and_grad(z.astype(F32), labels, reduction="none", upstream=1.5, **options)
             if backend == "cpu":

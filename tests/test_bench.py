@@ -119,6 +119,15 @@ def test_growth_sees_what_a_call_allocates():
     assert measure.growth(lambda: None) < 1 << 20
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from /proc")
+def test_memory_of_a_call_is_what_it_needs_beyond_its_output():
+    (record,) = bench._work(bench.Job("memory", 1, [(512, 8000)], ["f32"], 1, True))
+    logits = 512 * 8000 * 4
+    assert record["extra"]["fused"] < logits / 8
+    assert record["extra"]["numpy"] < logits / 8  # written in place
+    assert 1.5 * logits < record["extra"]["torch"] < 3 * logits  # keeps log_softmax, and makes its gradient before that of the logits
+
+
 @pytest.mark.parametrize(
     ("shapes", "dtypes", "threads", "repeats", "argument"),
     [

@@ -23,9 +23,11 @@ def problems(dtype, off):
 
 def same(got, want, what):
     """The same bits, NaN included; says where they first differ."""
-    for name, ours, theirs in zip(("result", "parts", "gradient"), got, want):
+    for name, ours, theirs in zip(("result", "parts", "gradient"), got, want, strict=True):
         a, b = (np.ascontiguousarray(x).view(f"u{x.dtype.itemsize}") for x in (ours, theirs))
-        assert (a == b).all(), f"{what}: {name} differs in {(a != b).sum()} of {a.size} places, first at {[int(i[0]) for i in (a != b).nonzero()]}"
+        assert (a == b).all(), (
+            f"{what}: {name} differs in {(a != b).sum()} of {a.size} places, first at {[int(i[0]) for i in (a != b).nonzero()]}"
+        )
 
 
 @each_off
@@ -85,7 +87,11 @@ def test_any_place_in_memory(backend, dtype):
             apart = np.zeros((9, classes + shift), dtype)
             view = apart[:, shift // 2 : shift // 2 + classes]
             view[:] = p.z
-            same(fused(p._replace(z=z), out=np.zeros_like(raw)[-z.size - shift :][: z.size].reshape(z.shape)), want, (classes, shift, "unaligned"))
+            same(
+                fused(p._replace(z=z), out=np.zeros_like(raw)[-z.size - shift :][: z.size].reshape(z.shape)),
+                want,
+                (classes, shift, "unaligned"),
+            )
             same(fused(p._replace(z=z), out=z), want, (classes, shift, "in place"))
             same(fused(p._replace(z=view), out=view), want, (classes, shift, "rows apart, in place"))
             around = np.ones(apart.shape, bool)

@@ -62,7 +62,7 @@ def command(arguments, capsys):
 
 
 def test_demo_from_end_to_end(tmp_path, capsys):
-    arguments = "--steps 4 --batch 256 --classes 3000 --held-out 1000 --budget 1".split()
+    arguments = "--steps 2 --batch 128 --classes 3000 --held-out 1000 --budget 1".split()
     code, out, _ = command(["demo", *arguments, "--output", str(tmp_path / "new")], capsys)
     assert code == 0, out
     png = (tmp_path / "new" / "demo.png").read_bytes()
@@ -73,9 +73,9 @@ def test_demo_from_end_to_end(tmp_path, capsys):
     for yhat, y, gradient, slope in truths:
         assert abs(float(yhat) - float(y) - float(gradient)) < 2e-6
         assert abs(float(gradient) - float(slope)) < 3e-9
-    assert "FAILED" not in out and "claimed from 150,000 trained tokens, here 1,024" in out
+    assert "FAILED" not in out and "claimed from 150,000 trained tokens, here 256" in out
     assert out.count("\n    ok  ") == 6 and out.count("\n     -  ") == 2
-    assert "step 4/4" in out and "tokens/s" in out and "for i in" in out
+    assert "step 2/2" in out and "tokens/s" in out and "for i in" in out
 
 
 def test_demo_exits_with_1_where_a_claim_fails(monkeypatch, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sysconfig
+from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -118,14 +119,14 @@ def test_a_slightly_wrong_gradient_is_caught(layer):
 
 def test_fused_head_takes_less_memory_and_does_not_grow():
     rng = np.random.default_rng(0)
-    W, x = rng.standard_normal((8000, 16), dtype=np.float32), rng.standard_normal((1024, 16), dtype=np.float32)
-    labels = rng.integers(0, 8000, 1024)
-    sizes = [memory.measure([Fused(2 << 20), Plain()], x[:n], W, labels[:n]) for n in (128, 256, 512, 1024)]
-    assert sizes[-1].peaks[1] > 1024 * 8000 * 4
+    W, x = rng.standard_normal((8000, 16), dtype=np.float32), rng.standard_normal((512, 16), dtype=np.float32)
+    labels = rng.integers(0, 8000, 512)
+    sizes = [memory.measure([Fused(1 << 20), Plain()], x[:n], W, labels[:n]) for n in (64, 128, 256, 512)]
+    assert sizes[-1].peaks[1] > 512 * 8000 * 4
     assert sizes[-1].peaks[0] < sizes[-1].peaks[1] / 3
-    assert checks.memory(sizes, 2 << 20, 8000).holds
+    assert checks.memory(sizes, 1 << 20, 8000).holds
     swapped = [s._replace(peaks=s.peaks[::-1]) for s in sizes]
-    assert checks.memory(swapped, 2 << 20, 8000).holds is False
+    assert checks.memory(swapped, 1 << 20, 8000).holds is False
     assert checks.memory(sizes, 1 << 30, 8000).holds is None
 
 
@@ -139,14 +140,16 @@ def test_both_trainings_go_the_same_way(text):
     test = corpus.examples(text.held_out, at, CONTEXT)
     counted = baselines.count(text.train, text.held_out, at, len(text.vocab))
     trainers = [Trainer(Model(counted.frequency, seed=3), head) for head in (Fused(1 << 20), Plain())]
-    glances = train(trainers, text.train, test, steps=40, batch=256, seed=3, console=Console(file=open("/dev/null", "w")))
+    console = Console(file=StringIO(), force_terminal=True, width=100)
+    glances = train(trainers, text.train, test, steps=20, batch=256, seed=3, console=console)
     losses = np.array([[s.loss for s in t.steps] for t in trainers])
-    assert losses.shape == (2, 40)
+    assert losses.shape == (2, 20)
     assert_allclose(losses[0], losses[1], rtol=1e-3)
     perplexities = [baselines.perplexity(t.losses(test)) for t in trainers]
-    assert [g.step for g in glances] == list(range(4, 41, 4))
+    assert [g.step for g in glances] == list(range(2, 21, 2))
     assert max(perplexities) < 0.7 * counted.unigram
     assert all(s.head < s.whole for t in trainers for s in t.steps)
+    assert all(word in console.file.getvalue() for word in ("softxent", "plain NumPy", "20/20", "tokens/s"))
 
 
 def test_slope_of_the_loss_is_prediction_minus_truth():
@@ -166,6 +169,7 @@ def test_one_token_adds_up_and_a_wrong_slope_is_caught(text):
     assert_allclose(sum(e.gradient for e in token.entries) + token.rest, 0, atol=1e-12)
     assert all(c.holds for c in checks.slopes(token))
     first = token.entries[0]
+    assert [c.holds for c in checks.slopes(token._replace(apart=1e-8))] == [False, True]
     for wrong in (first._replace(slope=first.slope + 1e-7), first._replace(gradient=-first.gradient)):
         assert not all(c.holds for c in checks.slopes(token._replace(entries=[wrong, *token.entries[1:]])))
 
@@ -173,8 +177,8 @@ def test_one_token_adds_up_and_a_wrong_slope_is_caught(text):
 @pytest.mark.parametrize(
     ("both", "bigram", "trained", "holds"),
     [
-        ([50.0, 50.1], 80, 400_000, [True, True, True, True]),
-        ([50.0, 51.0], 80, 400_000, [False, True, True, True]),
+        ([50.0, 50.04], 80, 400_000, [True, True, True, True]),
+        ([50.0, 50.1], 80, 400_000, [False, True, True, True]),
         ([90.0, 90.0], 80, 400_000, [True, True, False, True]),
         ([300.0, 300.0], 80, 400_000, [True, False, False, True]),
         ([90.0, 90.0], 80, 50_000, [True, True, None, True]),

@@ -29,7 +29,7 @@ def as_torch(z):
 def agree_with_composite(z, labels, options, upstream):
     """Loss and gradient against the definitions in float64, within bounds.py: and what the options cost beyond it, by the same counting.
 
-    off is rounded to the type computed in: u. Temperature and softcap round z'(z): 5u |z'| at most, twice into yhat; and the slope, 6u + 2u |z| / c.
+    off is rounded to the type computed in: u. Temperature and softcap round z'(z): 5u |z'| at most, twice into yhat; slope 6u + 2u |z|/c.
     The reference's own float64 steps: 8v (1 + |z'|).
     """
     x = as_torch(z).requires_grad_()
@@ -59,7 +59,9 @@ def agree_with_composite(z, labels, options, upstream):
     slope = np.abs(up.numpy().reshape(-1, 1)) * scale / options.get("temperature", 1.0)
     true = x.grad.numpy()
     room = size * (near[:, None] + bent + 6 * u)
-    room[np.arange(len(z)), (labels.clip(0, z.shape[1] - 1) if labels.ndim == 1 else y.argmax(axis=1))] += 24 * v * mass  # dz_t = rest - mass miss
+    room[np.arange(len(z)), (labels.clip(0, z.shape[1] - 1) if labels.ndim == 1 else y.argmax(axis=1))] += (
+        24 * v * mass
+    )  # dz_t = rest - mass miss
     within(dz, true, slope * room + bounds.UNIT[dtype.name] * np.abs(true) + 2 * bounds.TINY[dtype.name], "gradient")
 
 
@@ -101,10 +103,14 @@ def test_torch_cross_entropy_is_the_same_function(backend, shape, reduction, rng
     w = rng.random(5) + 0.1
     for labels, weight, smoothing in itertools.product((hard, soft), (None, w), (0.0, 0.2)):
         x = torch.tensor(z, requires_grad=True)
-        want = F.cross_entropy(x, torch.tensor(labels), weight=None if weight is None else torch.tensor(weight), reduction=reduction, label_smoothing=smoothing)
+        want = F.cross_entropy(
+            x, torch.tensor(labels), weight=None if weight is None else torch.tensor(weight), reduction=reduction, label_smoothing=smoothing
+        )
         up = rng.standard_normal(want.shape)
         (want * torch.tensor(up)).sum().backward()
-        loss, dz = softxent.cross_entropy_and_grad(z, labels, axis=axis, class_weight=weight, reduction=reduction, label_smoothing=smoothing, upstream=up)
+        loss, dz = softxent.cross_entropy_and_grad(
+            z, labels, axis=axis, class_weight=weight, reduction=reduction, label_smoothing=smoothing, upstream=up
+        )
         np.testing.assert_allclose(loss, want.detach().numpy(), rtol=1e-13, atol=1e-14)
         np.testing.assert_allclose(dz, x.grad.numpy(), rtol=1e-12, atol=1e-14)
         assert np.shape(loss) == want.shape and dz.shape == shape
@@ -119,7 +125,9 @@ def test_soft_targets_of_any_mass_have_the_gradient_mass_yhat_minus_y(backend, d
     _, dz = softxent.cross_entropy_and_grad(z, y, reduction="sum")
     yhat = scipy.special.softmax(z.astype(np.float64), axis=1)
     by_hand = y.sum(1, keepdims=True) * yhat - y
-    near = (bounds.grad_bound(dtype, 6) + 3 * bounds.unit(dtype) + bounds.UNIT[dtype.name]) * (y.sum(1, keepdims=True) * yhat + y) + bounds.TINY[dtype.name]
+    near = (bounds.grad_bound(dtype, 6) + 3 * bounds.unit(dtype) + bounds.UNIT[dtype.name]) * (
+        y.sum(1, keepdims=True) * yhat + y
+    ) + bounds.TINY[dtype.name]
     within(dz, by_hand, near)
     within(dz, x.grad.numpy(), near)
     assert np.abs(by_hand - (yhat - y)).max() > 0.1  # the mass is not 1
@@ -160,7 +168,9 @@ def test_the_other_gradients_are_derivatives(backend, rng):
     np.testing.assert_allclose((dh * v).sum(1), up * derivative(softxent.entropy, z, v), rtol=1e-8)
     lp, dlp = softxent.token_logprobs_and_grad(z, t, upstream=up, softcap=4.0)
     np.testing.assert_array_equal(lp, softxent.token_logprobs(z, t, softcap=4.0))
-    np.testing.assert_allclose((dlp * v).sum(1), up * derivative(lambda x: softxent.token_logprobs(x, t, softcap=4.0), z, v), rtol=1e-8, atol=1e-12)
+    np.testing.assert_allclose(
+        (dlp * v).sum(1), up * derivative(lambda x: softxent.token_logprobs(x, t, softcap=4.0), z, v), rtol=1e-8, atol=1e-12
+    )
     live = t != -100
     np.testing.assert_allclose(softxent.token_logprobs(z, t)[live], softxent.log_softmax(z)[live, t[live]], rtol=1e-13)
     assert lp[2] == 0 and (dlp[2] == 0).all()
@@ -276,6 +286,16 @@ def test_lists_and_integers_and_other_libraries_arrays(backend):
 
 # ---- purity ----
 
+
+def index(t):  # where only a label will do
+    return t if t.ndim == 1 else t.argmax(axis=1)
+
+
+def head(z):  # x and weight for these logits: the linear layer has no 16-bit types
+    x = z if z.dtype.char in "fd" else z.astype(np.float32)
+    return x, np.eye(x.shape[1], dtype=x.dtype)
+
+
 CALLS = {
     "cross_entropy": lambda z, v, t, kw: softxent.cross_entropy(z, t, **kw),
     "cross_entropy_and_grad": lambda z, v, t, kw: softxent.cross_entropy_and_grad(z, t, **kw),
@@ -285,12 +305,11 @@ CALLS = {
     "logsumexp": lambda z, v, t, kw: softxent.logsumexp(z),
     "softmax_vjp": lambda z, v, t, kw: softxent.softmax_vjp(z, v),
     "softmax_jacobian": lambda z, v, t, kw: softxent.softmax_jacobian(z),
-    "token_logprobs": lambda z, v, t, kw: softxent.token_logprobs(z, t) if t.ndim == 1 else None,
-    "token_logprobs_and_grad": lambda z, v, t, kw: softxent.token_logprobs_and_grad(z, t, upstream=v[:, 0].astype(float)) if t.ndim == 1 else None,
+    "token_logprobs": lambda z, v, t, kw: softxent.token_logprobs(z, index(t)),
+    "token_logprobs_and_grad": lambda z, v, t, kw: softxent.token_logprobs_and_grad(z, index(t), upstream=v[:, 0].astype(float)),
     "entropy": lambda z, v, t, kw: softxent.entropy(z),
     "entropy_and_grad": lambda z, v, t, kw: softxent.entropy_and_grad(z, upstream=v[:, 0].astype(float)),
-    "linear_cross_entropy_and_grad": lambda z, v, t, kw: softxent.linear_cross_entropy_and_grad(z, np.eye(z.shape[1], dtype=z.dtype), t, bias=v[0], **kw)
-    if z.dtype.char in "fd" else None,
+    "linear_cross_entropy_and_grad": lambda z, v, t, kw: softxent.linear_cross_entropy_and_grad(*head(z), t, bias=head(v)[0][0], **kw),
 }  # fmt: skip
 
 

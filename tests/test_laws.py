@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from cases import DTYPES, OFFS, OPTIONS, SHAPES, Answer, allowed, exact, fused, merged, option_cases, problem, within
+from cases import DTYPES, OFFS, OPTIONS, SHAPES, Answer, allowed, cuts_of, exact, fused, merged, option_cases, problem, within
 
 import softxent
-from softxent import kernels
+from softxent import formula, kernels
 from softxent.partials import Partials, finish, identity, merge
 from softxent.proof import bounds
 from softxent.truth import truth
@@ -92,7 +92,12 @@ def test_the_gradient_is_the_derivative_of_the_loss(backend, option, kind, rng):
         e = np.eye(classes)[k]
         slope = up * stencil(lambda h, e=e: softxent.cross_entropy(z + h * e, labels, reduction="none", **options), H)
         noise = 1e-13 * np.abs(up * loss) / H
-        within(dz[:, k], slope, 1e-8 * np.abs(slope) + noise * (1e-3 if option == "plain" else 1) + 1e-9 * (option in ("z_loss", "softcap")), f"column {k}")
+        within(
+            dz[:, k],
+            slope,
+            1e-8 * np.abs(slope) + noise * (1e-3 if option == "plain" else 1) + 1e-9 * (option in ("z_loss", "softcap")),
+            f"column {k}",
+        )
 
 
 @each_option
@@ -111,26 +116,27 @@ def test_the_gradient_is_the_derivative_of_the_reduced_loss(backend, option, red
 def random_parts(rng, rows=64):
     """Partials of columns that are: some, the label alone, none, masked."""
     s = rng.random(rows) * 50
-    x = Partials(rng.standard_normal(rows) * 30, s, rng.random(rows), rng.random(rows) * 9, np.where(rng.random(rows) < 0.3, rng.standard_normal(rows), -np.inf), rng.random(rows))
+    x = Partials(
+        rng.standard_normal(rows) * 30,
+        s,
+        rng.random(rows),
+        rng.random(rows) * 9,
+        np.where(rng.random(rows) < 0.3, rng.standard_normal(rows), -np.inf),
+        rng.random(rows),
+    )
     empty = rng.random(rows) < 0.2
-    return Partials(*(np.where(empty, unit, field) for field, unit in zip(x, identity(rows))))
+    return Partials(*(np.where(empty, unit, field) for field, unit in zip(x, identity(rows), strict=True)))
 
 
 def test_merge_is_a_commutative_monoid(rng):
     for _ in range(20):
         a, b, c = (random_parts(rng) for _ in range(3))
-        for ours, theirs in zip(merge(a, identity(64)), a):
+        for ours, theirs in zip(merge(a, identity(64)), a, strict=True):
             np.testing.assert_array_equal(ours, theirs)
-        for ours, theirs in zip(merge(a, b), merge(b, a)):
+        for ours, theirs in zip(merge(a, b), merge(b, a), strict=True):
             np.testing.assert_array_equal(ours, theirs)
-        for ours, theirs in zip(merge(merge(a, b), c), merge(a, merge(b, c))):
+        for ours, theirs in zip(merge(merge(a, b), c), merge(a, merge(b, c)), strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=60 * 2.0**-53)  # a rounded difference of maxima: up to 60 v
-
-
-def cuts(rng, classes, parts):
-    edges = np.sort(rng.integers(0, classes + 1, parts - 1)) if classes > 1 else []
-    edges = [0, *(int(e) for e in edges), classes]
-    return [slice(a, b) for a, b in zip(edges, edges[1:]) if b > a]
 
 
 @each_off
@@ -144,15 +150,13 @@ def test_any_split_of_the_columns_gives_the_loss_and_gradient_of_the_whole(backe
             p.label[-1] = shape[1] - 1
             if off != "label":
                 p.off[..., : shape[1] // 2] = 0
-        shards = cuts(rng, shape[1], int(rng.integers(2, 6)))
+        shards = cuts_of(rng.integers(0, shape[1] + 1, rng.integers(1, 6)), shape[1])
         parts = []
         for k in shards:
             shard, got = p.columns(k), np.full((6, shape[0]), -7.0)
             kernels.active().forward(shard.z, shard.label, shard.truth, shard.off, np.empty((2, shape[0])), got, 1)
             parts.append(got)
         whole, want, (loss, dz) = merged([parts[i] for i in rng.permutation(len(parts))]), exact(p), allowed(p)
-        from softxent import formula
-
         within(formula.loss(Partials(*whole), *p.truth[:3]), want.result[0], 2 * loss, f"{shape} loss")
         for k in shards:
             shard = p.columns(k)
@@ -177,7 +181,7 @@ def test_the_parts_of_a_row_are_its_sums(backend, dtype, off):
 
 def test_finish_reads_nll_miss_and_lse_off_the_parts(rng):
     z, t = 20 * rng.standard_normal((200, 6)), rng.integers(0, 6, 200)
-    nll, miss, over = finish(Partials(*exact(problem(1, 6, np.dtype("f8"))._replace(z=z, label=t, truth=np.ones((4, 200)))).parts))
+    nll, miss, _ = finish(Partials(*exact(problem(1, 6, np.dtype("f8"))._replace(z=z, label=t, truth=np.ones((4, 200)))).parts))
     yhat = np.exp((z - z.max(1, keepdims=True)).astype(np.longdouble))
     yhat = (yhat / yhat.sum(1, keepdims=True))[np.arange(200), t]
     np.testing.assert_allclose(nll, -np.log(yhat).astype(float), rtol=1e-13, atol=1e-18)
@@ -224,7 +228,9 @@ def test_hvp_keeps_its_digits_where_the_row_is_sure(backend, dtype, rng):
     got = softxent.cross_entropy_hvp(z, v, np.full(4, 2), reduction="none")
     u = {"float64": 2.0**-53}.get(dtype.name, 2.0**-24)
     size = yhat * (yhat[:, None, :] * np.abs(spread)).sum(2)
-    within(got, want, (2 * bounds.grad_bound(dtype, 9, 14) + 40 * u) * size + bounds.UNIT[dtype.name] * np.abs(want) + bounds.TINY[dtype.name])
+    within(
+        got, want, (2 * bounds.grad_bound(dtype, 9, 14) + 40 * u) * size + bounds.UNIT[dtype.name] * np.abs(want) + bounds.TINY[dtype.name]
+    )
 
 
 # ---- the truth ----
@@ -239,7 +245,18 @@ def test_every_option_is_a_truth(option, rng):
     labels, options = option_cases(rng, 6, 7)[option]
     z = rng.standard_normal((6, 7))
     inner = {k: v for k, v in options.items() if k not in ("temperature", "softcap")}
-    t = truth("f", labels, z, -1, **{**dict(class_weight=None, label_smoothing=0.0, ignore_index=-100, sample_weight=None, reduction="sum", z_loss=0.0, upstream=2.5), **inner})
+    t = truth(
+        "f",
+        labels,
+        z,
+        -1,
+        **{
+            **dict(
+                class_weight=None, label_smoothing=0.0, ignore_index=-100, sample_weight=None, reduction="sum", z_loss=0.0, upstream=2.5
+            ),
+            **inner,
+        },
+    )
     label, (y, r, q, g), off = t.piece(slice(0, 6), np.dtype("f8"))
     dense = y[:, None] * (label[:, None] == np.arange(7)) + (0 if off is None else r[:, None] * off)
     want = composite(torch.tensor(z), labels, **inner)

@@ -22,7 +22,7 @@ def head(rng, rows, classes, width, dtype, bias=True):
 
 
 def close(got, want, dtype, terms, what):
-    """Sums of `terms` products, in whatever order: terms^(1/2) roundings of the largest entry, and the gradient's own; a wrong term is 1e-3 at least."""
+    """Sums of `terms` products, in whatever order: terms^(1/2) roundings of the largest entry, and the gradient's own."""
     u = bounds.unit(dtype)
     np.testing.assert_allclose(got, want, atol=(40 + 4 * terms**0.5) * u * max(np.abs(want).max(), 1e-30), rtol=200 * u, err_msg=what)
 
@@ -41,7 +41,9 @@ def test_it_is_the_loss_of_the_whole_logits(backend, option, dtype, reduction, r
     (want.loss * torch.as_tensor(up)).sum().backward()
     row = classes * dtype.itemsize
     for budget in (1, 3 * row, 7 * row, linear.BUDGET):
-        loss, dx, dw, db = softxent.linear_cross_entropy_and_grad(x, w, labels, bias=b, reduction=reduction, upstream=up, budget=budget, **options)
+        loss, dx, dw, db = softxent.linear_cross_entropy_and_grad(
+            x, w, labels, bias=b, reduction=reduction, upstream=up, budget=budget, **options
+        )
         close(loss, want.loss.detach().numpy(), dtype, rows, "loss")
         for got, true, terms in ((dx, tx, classes), (dw, tw, rows), (db, tb, rows)):
             close(got, true.grad.numpy(), dtype, terms, f"budget {budget}")

@@ -63,9 +63,7 @@ def memory(job: Job, shape: tuple[int, int], dtype: str) -> dict[str, Any]:
     extra = {FUSED: growth(fused(c))}
     calls, failed = peers(c, (COMPILED,) if job.quick else ())
     for name, call in calls.items():
-        grown = growth(call)
-        own_gradient = c.z.nbytes if name.startswith("torch") else 0
-        extra[name] = None if grown is None else max(0, grown - own_gradient)
+        extra[name] = growth(call)  # torch drops the gradient of the call before, so that its own is not counted either
     return {"extra": extra, "failed": failed}
 
 

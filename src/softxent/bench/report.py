@@ -84,7 +84,7 @@ def details(results: Results) -> str:
     rows = []
     for r in (r for here in _matrices(results) for r in here):
         took = _time(r["seconds"]["memcpy"], 1e3)
-        cells = ("fails" if c in r["failed"] else _ratio(ratio(r, c, "memcpy")) for c in OURS + PEERS)
+        cells = ("fails" if c in r["failed"] else _pair(ratio(r, c, "memcpy")) for c in OURS + PEERS)
         rows.append([_size(r), r["dtype"], str(r["threads"]), r["isa"] or results["machine"]["isa"], took, *cells])
     columns = ["logits", "dtype", "threads", "isa", "memcpy, ms", *OURS, *PEERS]
     return _table("Times as multiples of memcpy of the same matrix: median of the rounds (shortest : shortest)", columns, rows)
@@ -122,17 +122,20 @@ def _matrices(results: Results) -> list[list[Results]]:
 def _ratios(records: list[Results], a: str, b: str) -> str:
     if any(a in r["failed"] for r in records):
         return "fails"
-    found = [x[0] for x in (ratio(r, a, b) for r in records) if x]
-    return " / ".join(f"{x:.2f}" if x < 10 else f"{x:.0f}" for x in found) or "-"
+    return " / ".join(_number(x[0]) for x in (ratio(r, a, b) for r in records) if x) or "-"
 
 
-def _ratio(x: tuple[float, float] | None) -> str:
-    return f"{x[0]:.2f} ({x[1]:.2f})" if x else "-"
+def _pair(x: tuple[float, float] | None) -> str:
+    return f"{_number(x[0])} ({_number(x[1])})" if x else "-"
 
 
 def _time(seconds: list[float | None] | None, unit: float) -> str:
     took = [x * unit for x in seconds or [] if x]
-    return f"{median(took):.3g} ({min(took):.3g})" if took else "-"
+    return _pair((median(took), min(took)) if took else None)
+
+
+def _number(x: float) -> str:
+    return f"{x:.3g}" if x < 1000 else f"{x:.0f}"
 
 
 def _table(heading: str, columns: list[str], rows: list[list[str]]) -> str:

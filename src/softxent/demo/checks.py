@@ -12,8 +12,8 @@ from .heads import Gradients
 from .memory import Size
 from .one_token import OneToken
 
-SAME_GRADIENTS = 1e-5  # of the largest entry: float32 sums of ~1,000 terms in another order differ by about 1e-6
-SAME_PERPLEXITY = 0.01  # relative: what rounding makes of two trainings
+SAME_GRADIENTS = 1e-4  # of the largest entry: float32 sums over the classes in another order; 3e-7 seen, 1e-5 with chunks of a row
+SAME_PERPLEXITY = 1e-3  # relative: rounding made less than 1e-5 of it in 400 steps
 SLOPE = 1e-9  # absolute: ten times what one_token.STEP makes of a loss of 20
 # Trained tokens from which the model is claimed to beat a baseline. It starts at the unigram's perplexity, and passed the bigram's
 # (counted from all 1.6 million tokens) after 120,000 of 400,000 tokens, with 150,000 in all it ended 19 % below.
@@ -35,7 +35,7 @@ def same_gradients(a: Gradients, b: Gradients) -> Check:
 def perplexities(both: Sequence[float], counted: Baselines, trained: int) -> list[Check]:
     apart, worse = _largest(both) / min(both) - 1, _largest(both)
     return [
-        Check("both models have the same perplexity", f"{apart:.3%} apart (allowed {SAME_PERPLEXITY:.0%})", apart <= SAME_PERPLEXITY),
+        Check("both models have the same perplexity", f"{apart:.3%} apart (allowed {SAME_PERPLEXITY:.1%})", apart <= SAME_PERPLEXITY),
         _beats("unigram", worse, counted.unigram, trained, BEATS_UNIGRAM),
         _beats("bigram", worse, counted.bigram, trained, BEATS_BIGRAM),
         Check("the bigram beats the unigram", f"{counted.bigram:,.1f} < {counted.unigram:,.1f}", counted.bigram < counted.unigram),
@@ -50,8 +50,8 @@ def _beats(name: str, model: float, baseline: float, trained: int, enough: int) 
 
 
 def memory(sizes: Sequence[Size], budget: int, classes: int) -> Check:
-    """From the batch of the training to the largest one. softxent's head grows too, but only by dX and a few numbers a row: with 2,000
-    classes and more (and a width of 128) less than a tenth of the logits. While the budget holds all of them there is nothing to see.
+    """From the batch of the training to the largest one. softxent's head grows too, by dX (with 2,000 classes 6 % of the logits) and by
+    at most half a budget, as its chunks are of even size: 17 % of the logits if the first batch is two of them.
     """
     _, first, *_, last = sizes
     fused, plain = (last.peaks[i] - first.peaks[i] for i in (0, 1))
@@ -59,14 +59,13 @@ def memory(sizes: Sequence[Size], budget: int, classes: int) -> Check:
     measured = f"{fused / 2**20:+.1f} and {plain / 2**20:+.1f} MiB from {first.tokens:,} to {last.tokens:,} tokens"
     if first.tokens * classes * 4 <= budget:
         return Check(claim, f"{measured}; not claimed where the budget holds all {first.tokens:,} x {classes:,} logits", None)
-    return Check(claim, measured, fused < plain / 10)
+    return Check(claim, measured, fused < plain / 4)
 
 
 def slopes(token: OneToken) -> list[Check]:
-    formed = _largest([e.yhat - e.y - e.gradient for e in token.entries])
     apart = _largest([e.slope - e.gradient for e in token.entries])
     return [
-        Check("the gradient is yhat - y", f"{formed:.0e} apart (allowed {SLOPE:.0e})", formed <= SLOPE),
+        Check("the gradient is yhat - y in every class", f"{token.apart:.0e} apart (allowed {SLOPE:.0e})", token.apart <= SLOPE),
         Check("the central difference agrees with it", f"{apart:.0e} apart (allowed {SLOPE:.0e})", apart <= SLOPE),
     ]
 

@@ -2,6 +2,9 @@
 
 A token is a word (identifier or keyword, case kept), a run of digits, or one punctuation mark. Whole files are held out, one in ten
 by the checksum of their path, so that no held-out token has been seen in its own file. The vocabulary comes from the other files only.
+
+With Python 3.11 and 20,000 classes 1.6 % of the training's tokens are unknown and 6 % of the held-out ones. An unknown token is easier to
+guess than the rare ones it stands for, so that the held-out loss starts below the training's.
 """
 
 from __future__ import annotations

@@ -32,6 +32,7 @@ class OneToken(NamedTuple):
     others: int  # classes not among the entries
     rest: float  # their summed yhat - y
     total: float  # the sum over all classes, 0 but for rounding
+    apart: float  # how far the gradient lies from yhat - y at most, over all classes
 
 
 def examine(model: Model, vocab: list[str], held_out: Examples, losses: F64, shown: int = 6) -> OneToken:
@@ -40,12 +41,13 @@ def examine(model: Model, vocab: list[str], held_out: Examples, losses: F64, sho
     i = known[np.argsort(losses[known], kind="stable")[len(known) // 2]]
     t, z = int(held_out.labels[i]), model.logits(held_out.context[i : i + 1])
     loss, (dz,) = softxent.cross_entropy_and_grad(z, [t])
-    yhat = softxent.softmax(z[0])
+    yhat, y = softxent.softmax(z[0]), np.arange(len(vocab)) == t
     top = np.argsort(-abs(dz))[:shown]
     slopes = central_differences(z[0], t, top)
-    entries = [Entry(vocab[k], float(yhat[k]), float(k == t), float(dz[k]), float(d)) for k, d in zip(top, slopes, strict=True)]
+    entries = [Entry(vocab[k], float(yhat[k]), float(y[k]), float(dz[k]), float(d)) for k, d in zip(top, slopes, strict=True)]
     before = [vocab[k] for k in held_out.context[i][::-1] if k != START]
-    return OneToken(before, vocab[t], float(loss), entries, len(vocab) - shown, float(np.delete(dz, top).sum()), float(dz.sum()))
+    rest, total, apart = np.delete(dz, top).sum(), dz.sum(), abs(yhat - y - dz).max()
+    return OneToken(before, vocab[t], float(loss), entries, len(vocab) - shown, float(rest), float(total), float(apart))
 
 
 def central_differences(z: F64, label: int, at: NDArray[np.int64]) -> F64:  # z [C] -> [len(at)]

@@ -15,7 +15,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from .baselines import Baselines
 from .memory import Size
 from .model import Trainer
-from .train import Glance
+from .train import Glance, times_as_quick
 
 _COLORS = ("#0072b2", "#e69f00")  # told apart by every kind of colour vision
 _DARK = ("#0072b2", "#9a6700")  # the same for text: enough contrast on white
@@ -68,11 +68,12 @@ def _time(axes: Axes, trainers: Sequence[Trainer], batch: int) -> None:
     names = [t.head.name for t in trainers]
     head, rest = ([1e3 * median(s.head if inside else s.whole - s.head for s in t.steps) for t in trainers] for inside in (True, False))
     bars = axes.bar(names, head, 0.6, color=_COLORS)
-    axes.bar_label(bars, [f"head\n{h:.0f} ms" for h in head], label_type="center", color="white", fontweight="bold")
+    labels = axes.bar_label(bars, [f"head\n{h:.0f} ms" for h in head], label_type="center", fontweight="bold")
+    labels[0].set_color("white")
     axes.bar(names, rest, 0.6, bottom=head, color="0.8")
     for i, (h, r) in enumerate(zip(head, rest, strict=True)):
         axes.annotate(f"the rest {r:.0f} ms", (i, h + r), (0, 3), textcoords="offset points", ha="center", color=_GREY, fontsize=9)
-    axes.set(title=f"Time of a step: head {head[1] / head[0]:.2f} times as quick", ylabel=f"ms for {batch:,} tokens, median")
+    axes.set(title=f"Time: head {times_as_quick(trainers, head=True):.2f} times as quick", ylabel=f"ms for {batch:,} tokens, median")
 
 
 def _memory(axes: Axes, names: Sequence[str], sizes: Sequence[Size]) -> None:
@@ -82,7 +83,7 @@ def _memory(axes: Axes, names: Sequence[str], sizes: Sequence[Size]) -> None:
         axes.plot(tokens, peaks, "o-", color=color, lw=2, clip_on=False)
         below = i == 1  # the steep line's name stands left of its end, the flat one's above it
         axes.annotate(
-            f"{name}\n{peaks[-1]:.0f} MiB", (tokens[-1], peaks[-1]), (-14, 0) if below else (0, 8), textcoords="offset points",
+            f"{name}\n{peaks[-1]:.0f} MiB", (tokens[-1], peaks[-1]), (-28, 4) if below else (0, 8), textcoords="offset points",
             ha="right", va="top" if below else "bottom", color=_DARK[i], fontweight="bold",
         )  # fmt: skip
     axes.set(

@@ -10,20 +10,19 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .baselines import Baselines
 from .checks import Check
 from .complete import pretty
 from .memory import Size
 from .model import Trainer
 from .one_token import OneToken
-from .train import tokens_per_second
+from .train import times_as_quick, tokens_per_second
 
 
 def compared(console: Console, trainers: Sequence[Trainer], perplexities: Sequence[float], batch: int) -> None:
     table = _table("The same model, trained twice", "", *(t.head.name for t in trainers), "NumPy / softxent")
-    _row(table, "held-out perplexity", perplexities, ".2f")
-    _row(table, "head, ms a step", [1e3 * median(s.head for s in t.steps) for t in trainers], ".1f")
-    _row(table, "whole step, ms", [1e3 * median(s.whole for s in t.steps) for t in trainers], ".1f")
+    _row(table, "held-out perplexity", perplexities, ".2f", perplexities[1] / perplexities[0])
+    _row(table, "head, ms a step", [1e3 * median(s.head for s in t.steps) for t in trainers], ".1f", times_as_quick(trainers, head=True))
+    _row(table, "whole step, ms", [1e3 * median(s.whole for s in t.steps) for t in trainers], ".1f", times_as_quick(trainers, head=False))
     _row(table, "tokens a second", [tokens_per_second(t, batch) for t in trainers], ",.0f")
     console.print(table)
 
@@ -34,12 +33,6 @@ def grown(console: Console, names: Sequence[str], sizes: Sequence[Size]) -> None
     for s in sizes:
         table.add_row(f"{s.tokens:,}", *(f"{p / 2**20:.1f}" for p in s.peaks), *(f"{1e3 * t:.1f}" for t in s.seconds))
     console.print(table)
-
-
-def baselines(console: Console, counted: Baselines, classes: int) -> None:
-    console.print(
-        f"Held-out perplexity to beat: {classes:,} uniform, {counted.unigram:.1f} unigram, {counted.bigram:.1f} bigram.", highlight=False
-    )
 
 
 def taken_apart(console: Console, token: OneToken) -> None:
@@ -77,5 +70,5 @@ def _table(title: str, *columns: str) -> Table:
     return table
 
 
-def _row(table: Table, name: str, values: Sequence[float], form: str) -> None:
-    table.add_row(name, *(format(v, form) for v in values), f"{values[1] / values[0]:.2f}x")
+def _row(table: Table, name: str, values: Sequence[float], form: str, ratio: float | None = None) -> None:
+    table.add_row(name, *(format(v, form) for v in values), "" if ratio is None else f"{ratio:.2f}")

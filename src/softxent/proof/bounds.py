@@ -77,11 +77,12 @@ def row_bounds(
 ) -> tuple[Array, Array]:  # z [R, C] in its dtype, label, truth, off: as the kernels take them -> [R], [R, C]
     """The largest |error| of each row's loss and of each entry of its gradient; NaN or inf where the true value is none.
 
-    loss: y nll + r (sum off_k (m - z_k) + o over) + q/2 lse^2; the first two are in error by loss_bound of themselves, and where loss_bound is
-        the absolute error (over, lse) by loss_bound (r o + q |lse|).
-    dz:   grad_bound of M yhat_k, 2u of r off_k (r rounded, the difference rounded); M holds all parts of the mass by their size, and
-        1 + |lse| for lse, whose error is absolute. dz_t = g (rest - M miss), rest a part of M: what rest, and a in miss, are in error by counts
-        with the factor 1 - miss = yhat_t (d miss / da = miss yhat_t), hence loss_bound of yhat_t (rest + M); evaluating it, 12v of rest + M miss.
+    loss: y nll + r (sum off_k (m - z_k) + o over) + q/2 lse^2. The first two are in error by loss_bound of themselves; where loss_bound is
+        the absolute error (over, lse), by loss_bound (r o + q |lse|).
+    dz:   grad_bound of M yhat_k, and 2u of r off_k (r rounded, the difference rounded). M holds all parts of the mass by their size, and
+        1 + |lse| for lse, whose error is absolute.
+    dz_t: g (rest - M miss), rest a part of M. The errors of rest, and of a in miss (d miss / da = miss yhat_t), count with the factor
+        1 - miss = yhat_t: loss_bound of yhat_t (rest + M). Evaluating it: 12v of rest + M miss.
     """
     dtype, classes = z.dtype, z.shape[1]
     u, store, tiny = unit(dtype), UNIT[dtype.name], TINY[dtype.name]
@@ -92,7 +93,7 @@ def row_bounds(
         nll, miss, over = finish(x)
         level = np.abs(lse(x))
         gap = np.abs(x.m - x.zt)
-        e = loss_bound(dtype, classes, np.where(np.isfinite(gap), gap, 0.0))
+        e = np.asarray(loss_bound(dtype, classes, np.where(np.isfinite(gap), gap, 0.0)))
         size = times(y + r * x.wt, nll) + times(r, x.d + times(x.o, over)) + times(q, level**2 / 2)
         loss = e * (size + r * x.o + times(q, level))
         rest = r * x.o + times(q, 1 + level)
@@ -101,7 +102,7 @@ def row_bounds(
         relative = (5 * u + 2 * e)[:, None] + 2 * _V * np.abs(z64 - lse(x)[:, None])
         dz = times(yhat, relative * mass[:, None]) + (0.0 if o64 is None else 2 * u * r[:, None] * np.abs(o64))
         dz = np.where(formula.at_label(z64, label), (e * np.exp(-nll) * (rest + mass) + 12 * _V * (rest + times(mass, miss)))[:, None], dz)
-        value = np.abs(formula.gradient(z64, formula.partials(z64, label, o64), label, *truth, o64))
+        value = np.abs(formula.gradient(z64, formula.partials(z64, label, o64), label, truth[0], truth[1], truth[2], truth[3], o64))
         # `tiny`: a subnormal result; 2 TINY of the compute type: what exp makes 0 far below the maximum
         floor = tiny + 2 * TINY["float64" if dtype == np.float64 else "float32"] * (g * mass)[:, None]
         return loss, g[:, None] * dz * (1 + store) * _PRODUCTS + store * value + floor

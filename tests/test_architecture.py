@@ -1,0 +1,227 @@
+"""The hourglass: which file may know what, what an import loads, and that nothing is missing in silence."""
+
+from __future__ import annotations
+
+import ast
+import json
+import pathlib
+import re
+import statistics
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from cases import BACKENDS, SRC, environment, python
+
+import softxent
+
+PACKAGE = pathlib.Path(softxent.__file__).parent
+CPP = pathlib.Path(__file__).parent.parent / "cpp"
+FRAMEWORKS = {
+    "torch",
+    "jax",
+    "sklearn",
+    "scipy",
+    "matplotlib",
+    "typer",
+    "rich",
+    "mpmath",
+    "sympy",
+    "pandas",
+    "numba",
+    "ml_dtypes",
+    "hypothesis",
+}
+OPTIONS = (
+    "label_smoothing",
+    "smoothing",
+    "class_weight",
+    "sample_weight",
+    "ignore_index",
+    "reduction",
+    "z_loss",
+    "softcap",
+    "temperature",
+    "upstream",
+    "empty_value",
+)
+
+
+def imports(path: pathlib.Path) -> set[str]:
+    """The modules of softxent that a file imports when it is loaded, by name; of others, the first part of theirs."""
+    inside = path.relative_to(PACKAGE).parts[:-1]
+    found = set()
+    tree = ast.parse(path.read_text())
+    late = {id(n) for f in ast.walk(tree) if isinstance(f, (ast.FunctionDef, ast.AsyncFunctionDef)) for n in ast.walk(f)}
+    for node in ast.walk(tree):
+        if id(node) in late:
+            continue
+        if isinstance(node, ast.Import):
+            found |= {a.name.split(".")[0] for a in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            found.add(node.module.split(".")[0])
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(inside[: len(inside) - node.level + 1])
+            module = ".".join(x for x in (base, node.module) if x)
+            found |= {".".join(x for x in (module, a.name) if x) for a in node.names} | {module}
+    return found
+
+
+MAY = {  # what each file of the core may import of the package
+    "partials.py": set(),
+    "formula.py": {"partials"},
+    "contract.py": {"partials"},
+    "truth.py": {"partials", "contract", "kernels"},
+    "sweep.py": {"partials", "kernels", "truth"},
+    "loss.py": {"partials", "contract", "kernels", "truth", "sweep"},
+    "probabilities.py": {"partials", "contract", "sweep"},
+    "linear.py": {"partials", "contract", "kernels", "truth", "sweep"},
+    "kernels/__init__.py": {"partials", "kernels"},
+    "kernels/reference.py": {"partials", "formula", "kernels"},
+    "kernels/cpu.py": {"partials", "kernels"},
+}
+
+
+@pytest.mark.parametrize("file", MAY)
+def test_the_arrows_point_down(file):
+    if not (PACKAGE / file).exists():
+        assert file == "kernels/cpu.py", f"{file} is gone"
+        return
+    mine = {p.stem for p in PACKAGE.glob("*.py")} | {p.name for p in PACKAGE.iterdir() if p.is_dir()}
+    own = {name.split(".")[0] for name in imports(PACKAGE / file)} & mine
+    assert own <= MAY[file], f"{file} may not import {own - MAY[file]}"
+
+
+def test_every_file_of_the_core_has_its_place():
+    files = {p.name for p in PACKAGE.glob("*.py")} | {f"kernels/{p.name}" for p in (PACKAGE / "kernels").glob("*.py")}
+    ends = {"__init__.py", "cli.py", "torch.py", "jax.py", "sklearn.py", "boosting.py", "distributed.py"}  # on top: nothing imports them
+    assert files - ends <= set(MAY), f"say what {files - ends - set(MAY)} may import"
+    imported = {name.split(".")[0] for file in MAY if (PACKAGE / file).exists() for name in imports(PACKAGE / file)}
+    assert not imported & {"cli", "jax", "sklearn", "boosting", "distributed", "proof", "demo", "bench"}
+
+
+def test_every_kernel_is_under_the_waist():
+    """A new backend is held to the same: no truth, no contract, no loss."""
+    for path in (PACKAGE / "kernels").glob("*.py"):
+        names = {n.split(".")[0] for n in imports(path)}
+        assert not names & {"truth", "contract", "loss", "linear"}, f"{path.name} looks up"
+
+
+def mentions(path: pathlib.Path, words) -> dict[str, int]:
+    text = path.read_text()
+    return {w: text[: m.start()].count("\n") + 1 for w in words if (m := re.search(rf"\b{w}\b", text))}
+
+
+BELOW = sorted([*(PACKAGE / "kernels").glob("*.py"), PACKAGE / "formula.py", PACKAGE / "partials.py", *CPP.glob("*.[ch]*")])
+
+
+@pytest.mark.parametrize("path", BELOW, ids=lambda p: p.name)
+def test_options_die_at_the_door(path):
+    """No file below truth.py says the name of an option: they are y, r, off, q and g there.
+
+    Let through where they are the waist's own: `ignore_index` is an argument of first_outside, which finds a bad label for the door;
+    `upstream` and `reduction` explain g.
+    """
+    allowed = {"ignore_index", "upstream", "reduction"}
+    found = {w: line for w, line in mentions(path, OPTIONS).items() if w not in allowed}
+    assert not found, f"{path.name}: {found}"
+    if "ignore_index" in mentions(path, OPTIONS) and path.suffix == ".py":
+        functions = {
+            f.name for f in ast.walk(ast.parse(path.read_text())) if isinstance(f, ast.FunctionDef) and "ignore_index" in ast.unparse(f)
+        }
+        assert functions <= {"first_outside"}, f"{path.name}: {functions}"
+
+
+def test_what_an_option_means_is_in_truth_alone():
+    """Above it the front ends only hand their arguments on: none computes with one."""
+    for file in ("loss.py", "linear.py", "sweep.py", "probabilities.py"):
+        tree = ast.parse((PACKAGE / file).read_text())
+        names = {"label_smoothing", "class_weight", "sample_weight", "z_loss", "temperature", "softcap", "upstream"}
+        computed = [
+            f"{file}:{n.lineno}: {ast.unparse(n)}"
+            for n in ast.walk(tree)
+            if isinstance(n, (ast.BinOp, ast.AugAssign)) and names & {x.id for x in ast.walk(n) if isinstance(x, ast.Name)}
+        ]
+        assert not computed, computed
+
+
+# ---- what an import loads ----
+
+
+def test_import_loads_numpy_and_no_framework():
+    loaded = set(json.loads(python("import softxent, sys, json; print(json.dumps([m.split('.')[0] for m in sys.modules]))")))
+    assert not loaded & FRAMEWORKS
+    assert "numpy" in loaded
+    modules = json.loads(python("import softxent, sys, json; print(json.dumps([m for m in sys.modules if m.startswith('softxent.')]))"))
+    assert not [
+        m for m in modules if m.split(".")[1] in ("proof", "demo", "bench", "torch", "jax", "sklearn", "cli", "explain", "conformance")
+    ]
+
+
+def test_import_is_quick():
+    """Less than 0.2 s beyond NumPy's own import: the median of five fresh interpreters."""
+    code = "import time; import numpy; t = time.perf_counter(); import softxent; print(time.perf_counter() - t)"
+    assert statistics.median(float(python(code)) for _ in range(5)) < 0.2
+
+
+def test_import_patches_nothing():
+    code = """
+import numpy as np, json
+before = {k: id(v) for k, v in vars(np).items()}, np.geterr(), dict(np.get_printoptions())
+import softxent, signal, warnings
+after = {k: id(v) for k, v in vars(np).items()}, np.geterr(), dict(np.get_printoptions())
+print(all(after[0][k] == v for k, v in before[0].items()), before[1:] == after[1:])
+print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)
+"""
+    assert python(code) == "True True\nTrue\n"
+
+
+# ---- nothing is missing in silence ----
+
+
+def test_the_compiled_kernel_is_there():
+    """The tests run over the backends that there are: without the kernel they would test the formula alone, and pass."""
+    assert BACKENDS == ["cpu", "formula"], softxent.backends()
+
+
+def test_without_the_kernel_numpy_computes_and_says_so_once():
+    code = """
+import sys, warnings
+sys.modules["softxent._kernel"] = None
+import softxent
+with warnings.catch_warnings(record=True) as seen:
+    warnings.simplefilter("always")
+    first = softxent.cross_entropy([[1.0, 2.0]], [0])
+    softxent.cross_entropy_and_grad([[1.0, 2.0]], [0])
+    print([(w.category.__name__, str(w.message)[:46]) for w in seen])
+print([tuple(b)[:3] for b in softxent.backends()], round(float(first), 6))
+try:
+    softxent.use_backend("cpu").__enter__()
+except ValueError as e:
+    print(e)
+"""
+    lines = python(code).splitlines()
+    assert lines[0] == "[('RuntimeWarning', 'softxent runs on plain NumPy, slowly: the comp')]"
+    assert lines[1] == "[('cpu', False, False), ('formula', True, True)] 1.313262"
+    assert lines[2].startswith("use_backend: name must be one of formula; got 'cpu' (the compiled kernel is missing (")
+
+
+def test_a_wrong_instruction_set_is_refused():
+    done = subprocess.run(
+        [sys.executable, "-c", "import softxent; softxent.cross_entropy([[1.0, 2.0]], [0])"],
+        env=environment(SOFTXENT_ISA="mmx"),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode != 0 and "SOFTXENT_ISA" in done.stderr
+
+
+def test_all_names_what_is_public():
+    public = {n for n, v in vars(softxent).items() if not n.startswith("_") and not isinstance(v, type(np))}
+    assert set(softxent.__all__) == public
+    assert all(getattr(softxent, n).__doc__ for n in softxent.__all__)
+
+
+def test_the_tests_run_on_this_checkout_or_an_installed_package():
+    assert (PACKAGE / "py.typed").exists() and pathlib.Path(SRC) == PACKAGE.parent

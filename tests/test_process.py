@@ -1,0 +1,156 @@
+"""How a call behaves in a process: forks, Ctrl-C, the GIL, calls side by side."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from cases import BACKENDS, environment, python
+
+import softxent
+
+FORK = """
+import os, signal, sys, threading, numpy as np
+{first}
+import softxent
+softxent.set_num_threads(4)
+rng = np.random.default_rng(0)
+z, t = rng.standard_normal((3000, 500)), rng.integers(0, 500, 3000)
+wide, tw = rng.standard_normal((1, 40_000)), np.array([7])
+with softxent.use_backend({backend!r}):
+    def everything():
+        return softxent.cross_entropy_and_grad(z, t)[1].tobytes() + softxent.cross_entropy_and_grad(wide, tw)[1].tobytes()
+    want = everything()
+    for _ in range(3):
+        child = os.fork()
+        if child == 0:
+            signal.alarm(20)  # a child that hangs dies of it
+            os._exit(0 if everything() == want == everything() else 1)
+        assert os.waitpid(child, 0)[1] == 0, "the child did not give the same bits"
+        assert everything() == want
+print("ok")
+"""
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("first", ["", "import torch; torch.ones(1000, 1000).exp()"], ids=["alone", "after_torch"])
+def test_a_forked_child_can_call(backend, first):
+    """After the parent has used threads; with an OpenMP runtime in the process, whose threads a fork leaves behind, too."""
+    assert python(FORK.format(first=first, backend=backend), timeout=90) == "ok\n"
+
+
+LONG = """
+import signal, sys, threading, time, numpy as np, softxent
+softxent.set_num_threads({threads})
+row = np.linspace(-3, 3, 100_000, dtype=np.float32)
+z, t = np.broadcast_to(row, (2_000_000, row.size)), np.zeros(2_000_000, np.int64)  # 800 GB to read, 0.4 MB of memory
+signal.signal(signal.SIGINT, signal.default_int_handler)
+with softxent.use_backend({backend!r}):
+    softxent.cross_entropy(z[:10], t[:10])
+    print("started", flush=True)
+    try:
+        softxent.cross_entropy(z, t)
+    except KeyboardInterrupt:
+        print("interrupted", flush=True)
+    else:
+        print("ended", flush=True)
+    loss = softxent.cross_entropy(z[:10], t[:10], reduction="none")
+    x = row.astype(float)
+    print(abs(loss - (np.log(np.exp(x).sum()) - x[0])).max() < 1e-5, flush=True)
+"""
+
+
+@pytest.mark.parametrize("threads", (1, 2))
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_ctrl_c_ends_a_long_call(backend, threads):
+    """One call that would take minutes ends within a second or so, and the next call is right."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", LONG.format(backend=backend, threads=threads)],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout.readline() == "started\n"
+        time.sleep(0.7)
+        assert process.poll() is None
+        sent = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.readline() == "interrupted\n", process.stderr.read()
+        assert time.monotonic() - sent < 3, "a loaded machine is given three seconds"
+        assert process.stdout.readline() == "True\n", process.stderr.read()
+        assert process.wait(timeout=30) == 0
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_other_threads_run_meanwhile(backend):
+    """The GIL is released: a thread that asks for it every half millisecond gets it throughout one long call, not only at its ends."""
+    row = np.linspace(-3, 3, 200_000, dtype=np.float32)
+    rows = 2000 if backend == "cpu" else 60
+    z, t = np.broadcast_to(row, (rows, row.size)), np.zeros(rows, np.int64)
+    ticks, stop = [], threading.Event()
+
+    def tick():
+        while not stop.is_set():
+            time.sleep(0.0005)
+            ticks.append(time.monotonic())
+
+    other = threading.Thread(target=tick)
+    other.start()
+    try:
+        softxent.set_num_threads(1)
+        start = time.monotonic()
+        softxent.cross_entropy(z, t)
+        end = time.monotonic()
+    finally:
+        stop.set()
+        other.join()
+    middle = sum(start + (end - start) * 0.2 < x < start + (end - start) * 0.8 for x in ticks)
+    assert end - start > 0.02 and middle >= 10, f"{middle} ticks in the middle of a call of {end - start:.3f} s"
+
+
+def test_calls_from_several_threads_at_once(backend):
+    """Each gets its own result, whoever has the pool; labels, sizes and options differ."""
+    rng = np.random.default_rng(5)
+    softxent.set_num_threads(3)
+    jobs = []
+    for i in range(24):
+        rows, classes = [(2000, 50), (60, 5000), (1, 50_000), (700, 301)][i % 4]
+        z, t = rng.standard_normal((rows, classes)).astype([np.float32, np.float64][i % 2]), rng.integers(0, classes, rows)
+        jobs.append((z, t, dict(label_smoothing=0.1 * (i % 3), softcap=[None, 5.0][i // 12])))
+
+    def work(job):
+        z, t, options = job
+        with softxent.use_backend(backend):  # a new thread starts with the default backend
+            loss, dz = softxent.cross_entropy_and_grad(z, t, **options)
+            return loss, dz.tobytes()
+
+    want = [work(job) for job in jobs]
+    with ThreadPoolExecutor(6) as pool:
+        for _ in range(3):
+            assert list(pool.map(work, jobs)) == want
+
+
+def test_the_backend_of_a_block_is_that_of_its_thread_alone():
+    seen = []
+    with softxent.use_backend("formula"):
+        other = threading.Thread(target=lambda: seen.append(next(b.name for b in softxent.backends() if b.active)))
+        other.start()
+        other.join()
+    assert seen == [next(b.name for b in softxent.backends() if b.active)]
+
+
+def test_the_environment_sets_the_threads():
+    assert python("import softxent; print(softxent.get_num_threads())", SOFTXENT_NUM_THREADS="3") == "3\n"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    assert int(python("import softxent; print(softxent.get_num_threads())", SOFTXENT_NUM_THREADS="0")) == cores
