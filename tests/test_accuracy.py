@@ -159,11 +159,9 @@ def test_narrow_types_are_the_float32_result_rounded_once(backend, dtype, rng):
         ):
             loss, dz = softxent.cross_entropy_and_grad(z, labels, reduction="none", upstream=1.5, **options)
             loss32, dz32 = softxent.cross_entropy_and_grad(z.astype(F32), labels, reduction="none", upstream=1.5, **options)
-            if backend == "cpu":
-                assert dz.tobytes() == dz32.astype(dtype).tobytes(), options
-            else:  # the formula computes in float64 and rounds to the storage type: float32 in between may round twice
-                assert (dz != dz32.astype(dtype)).mean() < 2e-3
-            np.testing.assert_array_equal(loss, loss32)
+            # the last bits of float32 differ: the kernel adds 16-bit columns in another order, the formula computes in float64
+            assert (dz != dz32.astype(dtype)).mean() < 2e-3
+            np.testing.assert_allclose(loss, loss32, rtol=2 * bounds.loss_bound(F32, classes))
 
 
 def test_where_the_peers_fail(backend):
@@ -180,6 +178,17 @@ def test_where_the_peers_fail(backend):
     loss, dz = softxent.cross_entropy_and_grad(sure, [0])
     assert loss == pytest.approx(2 * np.exp(-20.0), rel=2e-7) and dz[0, 0] == pytest.approx(-2 * np.exp(-20.0), rel=4e-7)
     assert torch.nn.functional.cross_entropy(torch.tensor(sure), torch.tensor([0])) == 0  # a peer's float32, as a witness
+
+
+@pytest.mark.parametrize("dtype", (F32, F64), ids=str)
+def test_a_saturated_softcap_keeps_its_slope(backend, dtype):
+    """At z = 8c the slope is 4.5e-7, which 1 - tanh^2 has lost in float32; at 18c it has in float64."""
+    for at in (2.0, 8.0, 18.0):
+        z = np.array([[at, 0.5, -at]], dtype)
+        _, dz = softxent.cross_entropy_and_grad(z, [1], softcap=1.0)
+        seen, slope = np.tanh(z.astype(wide)), np.cosh(z.astype(wide)) ** -2
+        want = slope * (np.exp(seen) / np.exp(seen).sum() - [0, 1, 0])
+        assert ulps(dz, want, dtype) <= 8 + 2 * at
 
 
 def test_soft_targets_keep_their_digits_where_the_row_is_sure(backend, rng):

@@ -13,7 +13,18 @@ from softxent import kernels
 
 each_dtype = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 each_off = pytest.mark.parametrize("off", OFFS)
-MORE = [(40, 3), (37, 96), (37, 97), (33, 257), (21, 1025), (3, 8192), (1, 20000), (1, 40000), (5, 9001)]  # tiles' edges; one long row
+MORE = [
+    (40, 3),
+    (37, 96),
+    (37, 97),
+    (33, 257),
+    (21, 1025),
+    (3, 8192),
+    (1, 20000),
+    (1, 40000),
+    (3, 30001),
+    (5, 9001),
+]  # tiles' edges; one long row
 THREADS = (2, 5)
 
 
@@ -115,6 +126,21 @@ def test_one_number_for_all_rows_is_that_number_for_each(backend, dtype):
     p = problem(20, 33, dtype, "dense")
     one = p._replace(truth=np.array([[0.5], [0.25], [0.125], [3.0]]))
     same(fused(one), fused(one._replace(truth=np.repeat(one.truth, 20, axis=1))), "truth [4, 1]")
+
+
+@each_dtype
+def test_a_power_of_two_upstream_scales_the_gradient_exactly(backend, dtype):
+    """However large or small, as long as the gradient itself is a number of its type."""
+    for off in OFFS:
+        for classes in (10, 100, 5000):
+            p = problem(9, classes, dtype, off)
+            p.truth[3] = 1
+            one, info = fused(p).dz.astype(np.float64), np.finfo(np.float32 if dtype.itemsize == 2 and dtype.kind != "f" else dtype)
+            for k in (-20, 3, 15, 70, 100):
+                p.truth[3] = 2.0**k
+                got, size = fused(p).dz.astype(np.float64), np.abs(one) * 2.0**k
+                fits = (size < float(info.max)) & (size > 2 * float(info.tiny)) & (np.abs(one) > 2 * float(info.tiny))
+                np.testing.assert_array_equal(got[fits], one[fits] * 2.0**k, err_msg=f"{off}, {classes} classes, upstream 2^{k}")
 
 
 @pytest.mark.parametrize("threads", (1, *THREADS))

@@ -317,19 +317,20 @@ CALLS = {
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("name", CALLS)
 def test_no_argument_is_ever_written(backend, name, option, dtype, rng):
-    """All arrays read-only, and their bytes compared afterwards; what comes back shares no memory with them."""
+    """The bytes of all arrays compared afterwards; then all of them read-only. What comes back shares no memory with them."""
     labels, options = option_cases(rng, 6, 9)[option]
     arrays = [rng.standard_normal((6, 9)).astype(dtype), rng.standard_normal((6, 9)).astype(dtype), labels.copy()]
     options = {k: v.copy() if isinstance(v, np.ndarray) else v for k, v in options.items()}
     everything = arrays + [v for v in options.values() if isinstance(v, np.ndarray)]
     before = [a.tobytes() for a in everything]
-    for a in everything:
-        a.flags.writeable = False
-    result = CALLS[name](*arrays, options)
-    assert [a.tobytes() for a in everything] == before
-    for r in result if isinstance(result, tuple) else (result,):
-        assert not any(np.shares_memory(r, a) for a in everything if isinstance(r, np.ndarray))
-        assert not isinstance(r, np.ndarray) or r.flags.writeable
+    for writeable in (True, False):
+        for a in everything:
+            a.flags.writeable = writeable
+        result = CALLS[name](*arrays, options)
+        assert [a.tobytes() for a in everything] == before
+        for r in result if isinstance(result, tuple) else (result,):
+            assert not any(np.shares_memory(r, a) for a in everything if isinstance(r, np.ndarray))
+            assert not isinstance(r, np.ndarray) or r.flags.writeable
 
 
 def test_every_function_is_among_the_pure_ones():

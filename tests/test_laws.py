@@ -258,10 +258,10 @@ def test_every_option_is_a_truth(option, rng):
         },
     )
     label, (y, r, q, g), off = t.piece(slice(0, 6), np.dtype("f8"))
-    dense = y[:, None] * (label[:, None] == np.arange(7)) + (0 if off is None else r[:, None] * off)
+    dense = np.broadcast_to(y, 6)[:, None] * (label[:, None] == np.arange(7)) + (0 if off is None else r[:, None] * off)
     want = composite(torch.tensor(z), labels, **inner)
     np.testing.assert_allclose(dense, want.y.numpy(), rtol=1e-15, atol=1e-17)
-    np.testing.assert_allclose(q, 2 * want.zl.numpy(), rtol=1e-15)
+    np.testing.assert_allclose(np.broadcast_to(q, 6), 2 * want.zl.numpy(), rtol=1e-15)
     np.testing.assert_array_equal(g, np.broadcast_to(2.5, g.shape))
     np.testing.assert_allclose(t.mass(slice(0, 6)), dense.sum(1), rtol=1e-15)
 

@@ -3,7 +3,7 @@
 >>> import numpy as np, softxent
 >>> loss, dz = softxent.cross_entropy_and_grad(np.array([[2.0, 1.0, 0.1]]), np.array([0]))
 >>> print(round(float(loss), 6), dz.round(6))
-0.417030 [[-0.340999  0.242433  0.098566]]
+0.41703 [[-0.340999  0.242433  0.098566]]
 """
 
 from .kernels import Backend, backends, get_num_threads, set_num_threads, use_backend

@@ -20,6 +20,16 @@ def fail(fn: str, argument: str, expected: str, got: object, error: type[Excepti
     raise error(f"{fn}: {argument} must {expected}; got {got}")
 
 
+def to_last(a: Array, axis: int) -> Array:
+    """A view with the class axis last."""
+    return a if axis in (-1, a.ndim - 1) else np.moveaxis(a, axis, -1)
+
+
+def from_last(a: Array, axis: int) -> Array:
+    """The way back."""
+    return a if axis in (-1, a.ndim - 1) else np.moveaxis(a, -1, axis)
+
+
 def array(fn: str, argument: str, x: Any) -> Array:
     """`x` as a NumPy array, without a copy where it is one or speaks DLPack (bfloat16 too, with ml_dtypes)."""
     if isinstance(x, np.ndarray):
@@ -69,26 +79,26 @@ def logits(fn: str, z: Any, axis: int, argument: str = "logits") -> Array:
         fail(fn, "axis", f"be an int between {-a.ndim} and {a.ndim - 1} for {argument} of shape {a.shape}", axis)
     if a.shape[axis] == 0:
         fail(fn, argument, "have at least one class", f"shape {a.shape} with class axis {axis}")
-    return np.moveaxis(a, axis, -1)
+    return to_last(a, axis)
 
 
 def truth(fn: str, labels: Any, z: Array, axis: int) -> tuple[Array, bool]:
     """-> (integer labels [*lead], False), or (probabilities [*lead, C], True); `z` has its class axis last."""
     a = array(fn, "labels", labels)
     if a.dtype.kind in "iu":
-        same_shape(fn, "labels", a, z.shape[:-1], np.moveaxis(z, -1, axis).shape)
+        same_shape(fn, "labels", a, z.shape[:-1], from_last(z, axis).shape)
         return a, False
     if a.dtype.name not in _FLOATS:
         fail(fn, "labels", "be integers (class indices) or floats (probabilities)", a.dtype, TypeError)
-    same_shape(fn, "probability labels", a, np.moveaxis(z, -1, axis).shape, np.moveaxis(z, -1, axis).shape)
-    return np.moveaxis(a, axis, -1), True
+    same_shape(fn, "probability labels", a, from_last(z, axis).shape, from_last(z, axis).shape)
+    return to_last(a, axis), True
 
 
 def direction(fn: str, v: Any, z: Array, axis: int) -> Array:
     """A vector of the shape of the logits, its class axis last."""
     a = floats(fn, "v", v)
-    same_shape(fn, "v", a, np.moveaxis(z, -1, axis).shape, np.moveaxis(z, -1, axis).shape)
-    return np.moveaxis(a, axis, -1)
+    same_shape(fn, "v", a, from_last(z, axis).shape, from_last(z, axis).shape)
+    return to_last(a, axis)
 
 
 def same_shape(fn: str, argument: str, a: Array, shape: tuple[int, ...], like: tuple[int, ...]) -> None:
@@ -143,24 +153,25 @@ def broadcast(fn: str, argument: str, x: Any, shape: tuple[int, ...]) -> Array:
 def out(fn: str, a: Any, z: Array, axis: int) -> Array:
     """An output like `z` (class axis last): a new one for None, else the caller's, which may be the logits themselves."""
     if a is None:
-        return np.moveaxis(np.empty_like(np.moveaxis(z, -1, axis), subok=False), axis, -1)
+        return to_last(np.empty_like(from_last(z, axis), subok=False), axis)
     if not isinstance(a, np.ndarray) or a.dtype != z.dtype:
         fail(fn, "out", f"be an array of dtype {z.dtype}", getattr(a, "dtype", type(a).__name__), TypeError)
-    same_shape(fn, "out", a, np.moveaxis(z, -1, axis).shape, np.moveaxis(z, -1, axis).shape)
+    same_shape(fn, "out", a, from_last(z, axis).shape, from_last(z, axis).shape)
     if not a.flags.writeable:
         fail(fn, "out", "be writeable", "a read-only array")
-    o = np.moveaxis(a, axis, -1)
-    same = o.ctypes.data == z.ctypes.data and o.strides == z.strides
-    if not same and _overlap(o, z):
+    o = to_last(a, axis)
+    if np.may_share_memory(o, z) and not _same(o, z) and _overlap(o, z):
         fail(fn, "out", "be the logits themselves or share no memory with them", "a partly overlapping array")
     if _overlap_self(o):
         fail(fn, "out", "have one place for each entry", f"strides {a.strides} for shape {a.shape}")
     return o
 
 
+def _same(a: Array, b: Array) -> bool:
+    return a.ctypes.data == b.ctypes.data and a.strides == b.strides
+
+
 def _overlap(a: Array, b: Array) -> bool:
-    if not np.may_share_memory(a, b):
-        return False
     try:
         return bool(cast(Any, np.shares_memory)(a, b, max_work=100_000))  # numpy's stub knows only two of the numbers
     except np.exceptions.TooHardError:

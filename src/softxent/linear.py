@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import contract, kernels
-from .partials import Array
+from .partials import Array, times
 from .sweep import reduce
 from .truth import squash, truth
 
@@ -75,7 +75,7 @@ def linear_cross_entropy_and_grad(
     flat = x.reshape(-1, width)
     dx, dw, db = np.empty_like(flat), np.zeros(w.shape, w.dtype), None if b is None else np.zeros(classes)
     result = np.empty((2, len(flat)))
-    step = chunk_rows(len(flat), classes * x.itemsize, budget)
+    step = max(1, chunk_rows(len(flat), classes * x.itemsize, budget))
     scratch = np.empty((step, classes), x.dtype)
     for at in range(0, len(flat), step):
         i = slice(at, min(at + step, len(flat)))
@@ -87,7 +87,7 @@ def linear_cross_entropy_and_grad(
             z[...] = s(z)
         kernels.active().fused(z, *t.piece(i, x.dtype), z, result[:, i], None, kernels.get_num_threads())
         if s:
-            z *= slope
+            z[...] = times(z, slope)
         np.matmul(z, w, out=dx[i])
         _add_product(dw, z, flat[i], first=at == 0)
         if db is not None:
@@ -99,8 +99,8 @@ def linear_cross_entropy_and_grad(
 
 def chunk_rows(rows: int, row_bytes: int, budget: int) -> int:
     """Rows a chunk, the remainder spread evenly over as few chunks as the budget allows."""
-    chunks = max(1, math.ceil(rows * row_bytes / max(budget, row_bytes)))
-    return max(1, math.ceil(rows / chunks))
+    chunks = math.ceil(rows / max(1, budget // row_bytes))
+    return math.ceil(rows / max(1, chunks))
 
 
 def _add_product(dw: Array, g: Array, x: Array, first: bool) -> None:

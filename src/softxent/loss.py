@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from . import contract, kernels
 from .partials import Array, times
-from .sweep import curve, forward, fused, gradient, pieces, reduce, shaped
+from .sweep import curve, forward, fused, gradient, pieces, reduce, shaped, wide
 from .truth import Squash, Truth, plain, squash, truth
 
 
@@ -88,8 +88,7 @@ def cross_entropy_and_grad(
     """The loss of `cross_entropy` and its gradient, `dz_k = mass * softmax(z)_k - y_k`: prediction - truth, in one pass.
 
     Args:
-        logits, labels, axis, class_weight, label_smoothing, ignore_index, sample_weight, reduction, z_loss, temperature,
-            softcap, empty_value: as in `cross_entropy`.
+        logits, labels, axis, ..., empty_value: as in `cross_entropy`.
         upstream: what the gradient is multiplied by (not the loss), 1 if None: a scalar, or for reduction="none" one that
             broadcasts to [*rows].
         out: an array of the shape and dtype of `logits` to write the gradient into; it may be `logits` itself.
@@ -100,25 +99,20 @@ def cross_entropy_and_grad(
     Raises:
         ValueError, TypeError: as `cross_entropy`, before anything is written.
 
-    Cost: one read of the logits and one write of the gradient, one exp an element; with `out` O(rows + threads x C)
-        extra memory. A fresh gradient costs page faults: for large matrices pass `out` and use it again.
+    Cost: one read of the logits and one write of the gradient, one exp an element; with `out` O(rows + threads x C) extra memory.
+    A fresh gradient costs page faults: for large matrices pass `out` and use it again.
 
     Mathematics: Part 3 of the derivation. At the label the gradient is formed as mass of the rest - mass * (1 - yhat), where
     1 - yhat is summed from the other classes, so that it keeps its digits at yhat = 0.999999.
     """
     fn = "cross_entropy_and_grad"
-    bare = class_weight is None and sample_weight is None and upstream is None and softcap is None and out is None
-    if (
-        bare
-        and label_smoothing == z_loss == 0
-        and temperature == 1
-        and reduction == "mean"
-        and axis == -1
-        and _simple(logits, labels, ignore_index)
-    ):
+    bare = class_weight is None and sample_weight is None and upstream is None and softcap is None and axis == -1
+    bare = bare and label_smoothing == z_loss == 0 and temperature == 1 and reduction == "mean"
+    if bare and _simple(logits, labels, ignore_index) and (out is None or getattr(out, "strides", ())[-1:] == logits.strides[-1:]):
         assert isinstance(logits, np.ndarray) and isinstance(labels, np.ndarray)
         n = len(logits)  # the layer as everybody uses it: nothing to prepare, a few microseconds
-        dz, result = np.empty(logits.shape, logits.dtype), np.empty((2, n))
+        dz = np.empty(logits.shape, logits.dtype) if out is None else contract.out(fn, out, logits, -1)
+        result = np.empty((2, n))
         kernels.active().fused(logits, labels, plain(1 / n), None, dz, result, None, kernels.get_num_threads())
         return result[0].sum() / n, dz
     z, lead, t, s = _problem(
@@ -127,7 +121,7 @@ def cross_entropy_and_grad(
     )  # fmt: skip
     dz = contract.out(fn, out, z, axis)
     result = fused(z, t, s, dz)
-    return reduce(result[0], reduction, t.total, empty_value, lead), out if out is not None else np.moveaxis(dz, -1, axis)
+    return reduce(result[0], reduction, t.total, empty_value, lead), out if out is not None else contract.from_last(dz, axis)
 
 
 def cross_entropy_hvp(
@@ -168,7 +162,8 @@ def cross_entropy_hvp(
         ignore_index=ignore_index, sample_weight=sample_weight, reduction=reduction, z_loss=z_loss, upstream=upstream,
     )  # fmt: skip
     hv = contract.out(fn, None, z, axis)
-    for i, (zi, vi, out) in pieces(False, z, contract.direction(fn, v, z, axis), hv):
+    for i, (narrow, vi, out) in pieces(False, z, contract.direction(fn, v, z, axis), hv):
+        zi = wide(narrow)
         _, rows, _ = t.piece(i, zi.dtype)
         _, _, q, g = rows
         slope, bend = (s.slope(zi), s.bend(zi)) if s else (1.0, 0.0)
@@ -179,7 +174,7 @@ def cross_entropy_hvp(
                 dz, _ = gradient(s(zi), t, i)
                 hess += bend * vi * dz
             out[...] = np.where((rows[:3] != 0).any(axis=0)[:, None], hess, 0)
-    return np.moveaxis(hv, -1, axis)
+    return contract.from_last(hv, axis)
 
 
 def token_logprobs(
@@ -215,7 +210,7 @@ def token_logprobs_and_grad(
     z, lead, t, s = _problem(fn, logits, labels, axis, temperature, softcap, ignore_index=ignore_index, upstream=upstream)
     dz = contract.out(fn, out, z, axis)
     minus = t._replace(rows=t.rows * [[1], [1], [1], [-1]])  # truth - prediction
-    return shaped(-fused(z, minus, s, dz)[0], lead), out if out is not None else np.moveaxis(dz, -1, axis)
+    return shaped(-fused(z, minus, s, dz)[0], lead), out if out is not None else contract.from_last(dz, axis)
 
 
 def _problem(

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from . import contract
 from .partials import Array
-from .sweep import DENSE, apart, bare, count, curve, forward, fused, partial_sums, pieces, shaped
+from .sweep import DENSE, apart, bare, count, curve, forward, fused, partial_sums, pieces, shaped, wide
 
 
 def softmax(logits: npt.ArrayLike, *, axis: int = -1, out: Array | None = None) -> Array:
@@ -21,7 +21,7 @@ def softmax(logits: npt.ArrayLike, *, axis: int = -1, out: Array | None = None) 
     z = contract.logits("softmax", logits, axis)
     yhat = contract.out("softmax", out, z, axis)
     fused(z, bare(z), None, yhat)
-    return out if out is not None else np.moveaxis(yhat, -1, axis)
+    return out if out is not None else contract.from_last(yhat, axis)
 
 
 def log_softmax(logits: npt.ArrayLike, *, axis: int = -1) -> Array:
@@ -34,10 +34,11 @@ def log_softmax(logits: npt.ArrayLike, *, axis: int = -1) -> Array:
     z = contract.logits("log_softmax", logits, axis)
     out = contract.out("log_softmax", None, z, axis)
     for _, (zi, o) in pieces(False, z, out):
+        zi = wide(zi)
         nll, x = apart(zi)
         with np.errstate(over="ignore"):
             o[...] = (zi - x.zt[:, None]) - nll[:, None]
-    return np.moveaxis(out, -1, axis)
+    return contract.from_last(out, axis)
 
 
 def logsumexp(logits: npt.ArrayLike, *, axis: int = -1) -> Any:
@@ -57,8 +58,8 @@ def softmax_vjp(logits: npt.ArrayLike, v: npt.ArrayLike, *, axis: int = -1) -> A
     z = contract.logits("softmax_vjp", logits, axis)
     out = contract.out("softmax_vjp", None, z, axis)
     for _, (zi, vi, o) in pieces(False, z, contract.direction("softmax_vjp", v, z, axis), out):
-        o[...] = curve(zi, vi)[1]
-    return np.moveaxis(out, -1, axis)
+        o[...] = curve(wide(zi), vi)[1]
+    return contract.from_last(out, axis)
 
 
 def softmax_jacobian(logits: npt.ArrayLike, *, axis: int = -1) -> Array:
@@ -95,8 +96,9 @@ def _entropy(fn: str, logits: npt.ArrayLike, axis: int, upstream: npt.ArrayLike)
     dz, h = contract.out(fn, None, z, axis), np.empty(count(z))
     up = contract.broadcast(fn, "upstream", upstream, z.shape[:-1]).reshape(-1)
     for i, (zi, o) in pieces(False, z, dz):
+        zi = wide(zi)
         yhat, product, _, _ = curve(zi, zi)
         h[i] = partial_sums(zi, zi.argmax(axis=1), DENSE, yhat)[0][0]
         with np.errstate(over="ignore", invalid="ignore"):
             o[...] = -up[i, None] * product
-    return shaped(h, z.shape[:-1]), np.moveaxis(dz, -1, axis)
+    return shaped(h, z.shape[:-1]), contract.from_last(dz, axis)

@@ -26,23 +26,34 @@ DENSE = np.array([[0.0], [1.0], [0.0], [1.0]])  # all of the truth is in off
 def forward(z: Array, t: Truth, s: Squash | None) -> Array:
     """-> [2, R]: loss and lse of every row."""
     result = np.empty((2, count(z)))
-    for i, (zi,) in pieces(s is None and t.usable(z.dtype), z):
-        partial_sums(s(zi) if s else zi, *t.piece(i, zi.dtype), result=result[:, i])
+    direct = s is None and t.usable(z.dtype) and _adjacent(z)
+    for i, (zi,) in pieces(direct, z):
+        work = zi if direct else _ready(zi, s)
+        kernels.active().forward(work, *t.piece(i, work.dtype), result[:, i], None, kernels.get_num_threads())
     return result
 
 
 def fused(z: Array, t: Truth, s: Squash | None, dz: Array) -> Array:
     """Writes the gradient into dz (which may be z); -> [2, R]: loss and lse of every row."""
     result = np.empty((2, count(z)))
-    in_place = s is None and t.usable(z.dtype) and _adjacent(dz)
-    for i, (zi, o) in pieces(in_place, z, dz):
-        if in_place:
+    direct = s is None and t.usable(z.dtype) and _adjacent(z) and _adjacent(dz)
+    for i, (zi, o) in pieces(direct, z, dz):
+        if direct:
             gradient(zi, t, i, out=o, result=result[:, i])
             continue
-        work, _ = gradient(s(zi) if s else zi, t, i, result=result[:, i])
+        work, _ = gradient(_ready(zi, s), t, i, result=result[:, i])
         with np.errstate(over="ignore", invalid="ignore"):
-            o[...] = times(work, s.slope(zi)) if s else work
+            o[...] = times(work, s.slope(wide(zi))) if s else work
     return result
+
+
+def wide(a: Array) -> Array:
+    """In the type computed in, rows side by side."""
+    return np.ascontiguousarray(a, dtype=computed_in(a.dtype))
+
+
+def _ready(z: Array, s: Squash | None) -> Array:
+    return s(wide(z)) if s else np.ascontiguousarray(z)
 
 
 def gradient(z: Array, t: Truth, i: slice, out: Array | None = None, result: Array | None = None) -> tuple[Array, Array]:
@@ -53,8 +64,9 @@ def gradient(z: Array, t: Truth, i: slice, out: Array | None = None, result: Arr
     return out, result
 
 
-def partial_sums(z: Array, label: Array, rows: Array, off: Array | None, result: Array | None = None) -> tuple[Array, Partials]:
-    result, parts = np.empty((2, len(z))) if result is None else result, np.empty((6, len(z)))
+def partial_sums(z: Array, label: Array, rows: Array, off: Array | None) -> tuple[Array, Partials]:
+    """-> [loss, lse] and the partial sums of rows z."""
+    result, parts = np.empty((2, len(z))), np.empty((6, len(z)))
     kernels.active().forward(z, label, rows, off, result, parts, kernels.get_num_threads())
     return result, Partials(*parts)
 
@@ -87,19 +99,13 @@ def curve(z: Array, v: Array) -> tuple[Array, Array, Array, Array]:
 
 
 def pieces(whole: bool, *arrays: Array) -> Iterator[tuple[slice, list[Array]]]:
-    """Cut arrays [*rows, C] into matrices [n, C], rows in order: `whole`, views as large as the strides allow; else of at most
-    SCRATCH bytes, the first ones (all but the last, an output, where there are several) as contiguous copies in the type computed in.
-    """
-    whole = whole and _adjacent(arrays[0])
+    """Views [n, C] of arrays [*rows, C], rows in order: as large as the strides allow, or (not `whole`) of at most SCRATCH bytes."""
     first = 0
     for matrices in _matrices(arrays):
         rows, classes = matrices[0].shape
         step = max(1, rows if whole else SCRATCH // (classes * matrices[0].itemsize))
         for at in range(0, rows, step):
             cut = [m[at : at + step] for m in matrices]
-            if not whole:
-                inputs = max(1, len(cut) - 1)
-                cut = [np.array(c, dtype=computed_in(c.dtype), order="C") for c in cut[:inputs]] + cut[inputs:]
             yield slice(first + at, first + at + len(cut[0])), cut
         first += rows
 

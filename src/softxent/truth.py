@@ -15,6 +15,7 @@ from them by the one equation of formula.py:
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -121,29 +122,37 @@ def truth(
     w = None if class_weight is None else contract.floats(fn, "class_weight", class_weight).astype(np.float64)
     if w is not None and w.shape != (classes,):
         contract.fail(fn, "class_weight", f"have shape ({classes},), one number a class", w.shape)
-    n = int(np.prod(lead))
-    rows = np.zeros((4, n))
-    y, r, q, g = rows
-    sample = 1.0 if sample_weight is None else contract.broadcast(fn, "sample_weight", sample_weight, lead).reshape(n)
-    q[:] = 2 * contract.number(fn, "z_loss", z_loss, low=0) * sample
+    n = math.prod(lead)
+    sample: Any = 1.0 if sample_weight is None else contract.broadcast(fn, "sample_weight", sample_weight, lead).reshape(n)
+    up = contract.broadcast(fn, "upstream", 1.0 if upstream is None else upstream, lead if reduction == "none" else ())
+    q = 2 * contract.number(fn, "z_loss", z_loss, low=0)
+    contract.choice(fn, "reduction", reduction, contract.REDUCTIONS)
     shared = None
     if soft:
-        label, weight = np.broadcast_to(np.int64(NO_LABEL), n), np.broadcast_to(sample, n)
-        r[:] = sample
+        label, live, weight = np.broadcast_to(np.int64(NO_LABEL), n), 1.0, sample
+        y, r = 0.0, sample
     else:
         label = (np.minimum(a, np.iinfo(np.int64).max) if a.dtype == np.uint64 else a).astype(np.int64, copy=False).reshape(n)
         contract.inside(fn, a, kernels.active().first_outside(label, classes, ignore_index), classes, ignore_index)
         live = label != ignore_index
+        live = 1.0 if live.all() else live
         weight = (sample if w is None else sample * w[label.clip(0, classes - 1)]) * live
-        y[:] = (1 - e) * weight
-        q *= live
+        y, r = (1 - e) * weight, 0.0
         if e > 0:
-            r[:] = sample * live
+            r = sample * live
             shared = (np.full(classes, e / classes) if w is None else e / classes * w).astype(computed_in(z.dtype))
-    total = float(weight.sum())
-    scale = 1.0 if contract.choice(fn, "reduction", reduction, contract.REDUCTIONS) != "mean" else (1 / total if total else 0.0)
-    g[:] = scale * contract.broadcast(fn, "upstream", 1.0 if upstream is None else upstream, lead if reduction == "none" else ()).ravel()
+    total = float(weight.sum() if isinstance(weight, np.ndarray) else weight * n)
+    scale = 1.0 if reduction != "mean" else (1 / total if total else 0.0)
+    rows = _stack(n, y, r, q * sample * live, scale * up.reshape(-1))
     return Truth(label, rows, shared, a.reshape(n, classes) if soft else None, w if soft else None, e if soft else 0.0, total)
+
+
+def _stack(n: int, *numbers: Any) -> Array:
+    """[4, n], or [4, 1] where no row has a number of its own."""
+    rows = np.empty((len(numbers), n if any(np.size(x) == n and np.ndim(x) for x in numbers) else 1))
+    for row, x in zip(rows, numbers, strict=True):
+        row[:] = x
+    return rows
 
 
 @lru_cache(maxsize=64)
