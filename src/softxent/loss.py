@@ -108,7 +108,7 @@ def cross_entropy_and_grad(
     fn = "cross_entropy_and_grad"
     bare = class_weight is None and sample_weight is None and upstream is None and softcap is None and axis == -1
     bare = bare and label_smoothing == z_loss == 0 and temperature == 1 and reduction == "mean"
-    if bare and _simple(logits, labels, ignore_index) and (out is None or getattr(out, "strides", ())[-1:] == logits.strides[-1:]):
+    if bare and _simple(logits, labels, ignore_index, out):
         assert isinstance(logits, np.ndarray) and isinstance(labels, np.ndarray)
         n = len(logits)  # the layer as everybody uses it: nothing to prepare, a few microseconds
         dz = np.empty(logits.shape, logits.dtype) if out is None else contract.out(fn, out, logits, -1)
@@ -222,8 +222,8 @@ def _problem(
     return z, z.shape[:-1], truth(fn, labels, z, axis, **options), s
 
 
-def _simple(z: Any, labels: Any, ignore_index: int) -> bool:
-    """Whether these are matrices and labels that a kernel can take as they come, with no row ignored."""
+def _simple(z: Any, labels: Any, ignore_index: int, out: Any) -> bool:
+    """Whether these are a matrix, labels and an output that a kernel can take as they come, with no row ignored."""
     return (
         type(z) is np.ndarray
         and type(labels) is np.ndarray
@@ -234,6 +234,7 @@ def _simple(z: Any, labels: Any, ignore_index: int) -> bool:
         and labels.dtype == np.int64
         and labels.shape == z.shape[:1]
         and labels.size > 0
+        and (out is None or getattr(out, "strides", ())[1:] == z.strides[1:])
         and type(ignore_index) is int
         and not 0 <= ignore_index < z.shape[1]
         and kernels.active().first_outside(labels, z.shape[1], 0) < 0
