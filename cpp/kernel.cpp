@@ -83,7 +83,7 @@ template <class T, Op op> ALWAYS double exponentials(const typename T::S* z, int
   Sum<A> s;
   for (int64_t k = 0; k < n; k += G) {
     S copy[G]; const S* q = cut(z, k, n, t, G, T::low, copy);
-    for (int i = 0; i < G * (int)sizeof(S); i += 64) __builtin_prefetch((const char*)(z + k + n) + i);
+    for (int i = 0; i < G * (int)sizeof(S); i += 64) __builtin_prefetch((const char*)(z + k + n) + i, 0, op == FORWARD || T::PER > 1 ? 2 : 3);    // to L2, to L1: measured
     EACH(u) {
       V<A> v[4];
       load<T>(q, u, v);

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from .. import contract, kernels
 from . import report
+from .contenders import HUGE_PAGES
 
 SHAPES = [(1024, 32000), (512, 128256), (65536, 10), (8192, 1000), (1, 50257), (4, 128256)]
 QUICK = [(64, 1000), (256, 10), (1, 5000)]
@@ -46,7 +47,7 @@ class Job(NamedTuple):
     dtypes: list[str]
     repeats: int
     quick: bool
-    isa: str = ""  # forced; only memcpy and fused take part then
+    isa: str = ""  # forced, only memcpy and fused take part then; or HUGE_PAGES, with torch
 
 
 def run(shapes: str | None, dtypes: str, threads: str, repeats: int, output: Path | None, quick: bool) -> None:
@@ -90,6 +91,8 @@ def plan(shapes: str | None, dtypes: str, threads: str, repeats: int, quick: boo
     jobs += [Job("times", n, sizes, types, repeats, quick) for n in counts]
     if kernels.active() is kernels.cpu and kernels.cpu.isa() == "avx512":
         jobs += [Job("times", n, sizes, types, repeats, quick, "avx2") for n in counts]
+    if find_spec("torch"):
+        jobs += [Job("times", n, [s for s in sizes if s[0] * s[1] >= 1 << 20], types, repeats, quick, HUGE_PAGES) for n in counts]
     return [*jobs, Job("memory", counts[-1], sizes, types, 1, quick)]
 
 
@@ -115,9 +118,10 @@ def _work(job: Job) -> Iterator[Record]:
     """The records of a job, from its own process, as they come."""
     env = os.environ | {
         "SOFTXENT_NUM_THREADS": str(job.threads),
-        "THP_MEM_ALLOC_ENABLE": "1",  # huge pages for torch, as NumPy's arrays have them: its loss is 1.4 to 1.7 times faster
     }
-    if job.isa:
+    if job.isa == HUGE_PAGES:
+        env["THP_MEM_ALLOC_ENABLE"] = "1"
+    elif job.isa:
         env["SOFTXENT_ISA"] = job.isa
     if job.kind == "memory":
         env["MALLOC_MMAP_THRESHOLD_"] = str(1 << 17)  # freed at once: one contender's memory is not lent to the next

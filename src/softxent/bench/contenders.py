@@ -21,6 +21,7 @@ from ..truth import plain
 Call = Callable[[], Any]
 MEMCPY, FUSED, NEW, ONE = "memcpy", "fused", "fused, new dz", "fused, 1 thread"
 COMPILED = "torch compiled"
+HUGE_PAGES = "huge pages"  # for torch, which has them only where THP_MEM_ALLOC_ENABLE=1 asks; NumPy's arrays have them anyway
 
 
 class Case(NamedTuple):

@@ -13,7 +13,7 @@ from typing import Any
 import softxent
 
 from . import Job
-from .contenders import COMPILED, FUSED, MEMCPY, Call, case, fused, memcpy, ours, peers
+from .contenders import COMPILED, FUSED, HUGE_PAGES, MEMCPY, PEERS, Call, case, fused, memcpy, ours, peers
 
 SAMPLE = 1e-3  # seconds that one sample takes at least: quick calls are repeated
 SLOW = 0.1  # seconds: a contender above it takes part in every fourth round
@@ -32,7 +32,8 @@ def work(job: Job) -> None:
 def times(job: Job, shape: tuple[int, int], dtype: str) -> dict[str, Any]:
     """-> seconds of each contender in every round (None: it sat out), and who failed."""
     c = case(shape, dtype, job.threads)
-    calls, failed = ({}, {}) if job.isa else peers(c, (COMPILED,) if job.quick else ())
+    skip = set(PEERS) - {"torch"} if job.isa == HUGE_PAGES else set(PEERS) if job.isa else {COMPILED} if job.quick else set()
+    calls, failed = peers(c, tuple(skip))
     calls |= {name: call for name, call in ours(c).items() if not job.isa or name == FUSED}
     return {"seconds": interleave({MEMCPY: memcpy(c)} | calls, job.repeats, PAUSE if job.threads > 1 else 0), "failed": failed}
 

@@ -14,6 +14,7 @@ from statistics import median
 from typing import Any
 
 from .. import kernels
+from .contenders import HUGE_PAGES
 
 Results = dict[str, Any]
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
@@ -72,11 +73,13 @@ def summary(results: Results) -> str:
     peers = ["torch", "torch compiled", "sklearn", "numpy"]
     rows = []
     for here in _matrices(results):
-        auto, avx2 = ([r for r in here if r["isa"] == isa] for isa in ("", "avx2"))
+        auto, avx2, huge = ([r for r in here if r["isa"] == isa] for isa in ("", "avx2", HUGE_PAGES))
         cells = [_ratios(auto, "fused", "memcpy"), _ratios(avx2, "fused", "memcpy"), *(_ratios(auto, p, "fused") for p in peers)]
+        cells.insert(3, _ratios(huge, "torch", "fused"))
         rows.append([_size(here[0]), here[0]["dtype"], *cells, _ratios([r for r in auto if r["threads"] > 1], "fused, 1 thread", "fused")])
     threads = " / ".join(str(n) for n in sorted({r["threads"] for r in _times(results)}))
-    columns = ["logits", "dtype", "fused : memcpy", "on AVX2", *(f"{p} : fused" for p in peers), "fused, 1 thread : fused"]
+    names = [peers[0], f"{peers[0]}, {HUGE_PAGES}", *peers[1:]]
+    columns = ["logits", "dtype", "fused : memcpy", "on AVX2", *(f"{p} : fused" for p in names), "fused, 1 thread : fused"]
     return _table(f"Ratios of times, {threads} thread(s): median of the rounds", columns, rows)
 
 

@@ -73,7 +73,7 @@ def _time(axes: Axes, trainers: Sequence[Trainer], batch: int) -> None:
     axes.bar(names, rest, 0.6, bottom=head, color="0.8")
     for i, (h, r) in enumerate(zip(head, rest, strict=True)):
         axes.annotate(f"the rest {r:.0f} ms", (i, h + r), (0, 3), textcoords="offset points", ha="center", color=_GREY, fontsize=9)
-    axes.set(title=f"Time: head {times_as_quick(trainers, head=True):.2f} times as quick", ylabel=f"ms for {batch:,} tokens, median")
+    axes.set(title=f"Time: NumPy's head takes {times_as_quick(trainers, head=True):.2f} x", ylabel=f"ms for {batch:,} tokens, median")
 
 
 def _memory(axes: Axes, names: Sequence[str], sizes: Sequence[Size]) -> None:

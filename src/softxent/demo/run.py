@@ -11,6 +11,7 @@ import numpy as np
 from rich.console import Console
 
 from .. import __version__, backends
+from ..partials import Array
 from . import baselines, checks, corpus, memory, plot, report
 from .checks import Check
 from .complete import complete
@@ -52,10 +53,11 @@ def run(
 
     trainers = [Trainer(Model(counted.frequency, seed), head) for head in (Fused(budget), Plain())]
     glances = train(trainers, text.train, test, steps=steps, batch=batch, seed=seed, console=console)
-    claims = _compare(console, trainers, test, counted, text, batch)
+    losses = [t.losses(test) for t in trainers]
+    claims = _compare(console, trainers, [baselines.perplexity(nll) for nll in losses], counted, _first(text, batch))
     sizes = memory.grow([t.head for t in trainers], trainers[0].model, _first(text, 4 * batch), batch)
     report.grown(console, [t.head.name for t in trainers], sizes)
-    claims += [checks.memory(sizes, budget, len(text.vocab)), *_look(console, trainers[0], text, test)]
+    claims += [checks.memory(sizes, budget, len(text.vocab)), *_look(console, trainers[0].model, text, test, losses[0])]
 
     plot.save(output / "demo.png", trainers, counted, glances, sizes, batch)
     holds = report.checked(console, claims)
@@ -78,24 +80,22 @@ def _introduce(console: Console, text: Corpus, counted: baselines.Baselines) -> 
 
 
 def _compare(
-    console: Console, trainers: Sequence[Trainer], test: Examples, counted: baselines.Baselines, text: Corpus, batch: int
+    console: Console, trainers: Sequence[Trainer], perplexities: Sequence[float], counted: baselines.Baselines, seen: Examples
 ) -> list[Check]:  # fmt: skip
-    """Both trainings: the same loss, gradients and perplexity, and at which price."""
+    """Both trainings: the same loss, gradients and perplexity, and at which price. `seen` is a batch as in the training."""
     fused, plain = trainers
-    perplexities = [baselines.perplexity(t.losses(test)) for t in trainers]
-    report.compared(console, trainers, perplexities, batch)
-    seen = _first(text, batch)
+    report.compared(console, trainers, perplexities, len(seen.labels))
     x, W = fused.model.features(seen.context), fused.model.W
     return [
         checks.same_gradients(fused.head.gradients(x, W, seen.labels), plain.head.gradients(x, W, seen.labels)),
-        *checks.perplexities(perplexities, counted, batch * len(fused.steps)),
+        *checks.perplexities(perplexities, counted, len(seen.labels) * len(fused.steps)),
     ]
 
 
-def _look(console: Console, trainer: Trainer, text: Corpus, test: Examples) -> list[Check]:
+def _look(console: Console, model: Model, text: Corpus, test: Examples, losses: Array) -> list[Check]:
     """What the model trained by softxent says: code, and one token in full."""
-    report.completed(console, [(prompt, complete(trainer.model, text.vocab, prompt)) for prompt in _PROMPTS])
-    token = examine(trainer.model, text.vocab, test, trainer.losses(test))
+    report.completed(console, [(prompt, complete(model, text.vocab, prompt)) for prompt in _PROMPTS])
+    token = examine(model, text.vocab, test, losses)
     report.taken_apart(console, token)
     return checks.slopes(token)
 
