@@ -46,7 +46,7 @@ template <class T> ALWAYS void put(typename T::S* p, typename T::A v) { *p = T::
 
 // Columns k.. of a row of n, `size` of them: the row itself, or a copy where it ends or holds the label (t): those read `fill`.
 template <class S> ALWAYS const S* cut(const S* z, int64_t k, int64_t n, int64_t t, int size, S fill, S* copy) {
-  if (__builtin_expect(k + size <= n && !within(t - k, size), 1)) return z + k;
+  if (__builtin_expect(k + size <= n && !within((int64_t)((uint64_t)t - (uint64_t)k), size), 1)) return z + k;
   for (int64_t i = 0; i < size; i++) copy[i] = k + i < n && k + i != t ? z[k + i] : fill;
   return copy;
 }

@@ -13,7 +13,7 @@ from cases import BACKENDS, DTYPES, environment, python
 import softxent
 
 MIB = 1 << 20
-A_ROW = 8 * (2 + 4 + 1 + 6) + 50  # result, truth, label, parts: float64; and masks of the checks
+A_ROW = 8 * (2 + 4 + 1 + 1) + 16  # result, truth, label and one more float64; masks of the checks
 WORKS_IN = {
     "formula": 40 * MIB,
     "cpu": MIB // 4,
@@ -67,13 +67,24 @@ def test_what_cannot_be_done_in_place_is_done_in_pieces(backend, name, rng):
     assert peak(call) - returned < rows * A_ROW + WORKS_IN[backend] + 16 * MIB
 
 
-RSS = """
-import resource, sys, numpy as np, softxent
+# The most that this process has held, in bytes. Not ru_maxrss where it can be helped: a child inherits that of its parent, here pytest
+# with torch, under which whatever it takes is hidden.
+MOST = """
+def most():
+    try:
+        return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) * 1024
+    except OSError:
+        import resource, sys
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+"""
+RSS = (
+    MOST
+    + """
+import sys, numpy as np, softxent
 dtype, rows, classes, threads, backend = sys.argv[1], *map(int, sys.argv[2:5]), sys.argv[5]
 softxent.set_num_threads(threads)
 z = np.empty((rows, classes), dtype); z[:] = np.linspace(-5, 5, classes)  # touched, and nothing larger ever was
 out, t = np.zeros_like(z), np.zeros(rows, np.int64); out += 1
-def most(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 with softxent.use_backend(backend):
     softxent.cross_entropy_and_grad(z[:4, :64], t[:4])  # code is paged in
     before = most()
@@ -81,6 +92,7 @@ with softxent.use_backend(backend):
     softxent.cross_entropy(z, t)
 print(most() - before)
 """
+)
 
 
 @pytest.mark.parametrize(
@@ -108,8 +120,9 @@ def test_the_process_does_not_grow(backend, dtype, rows, classes, threads):
 def test_memory_does_not_leak(backend):
     """A thousand calls more leave nothing behind."""
     grown = python(
-        f"""
-import resource, numpy as np, softxent
+        MOST
+        + f"""
+import numpy as np, softxent
 z, t = np.zeros((50, 300), np.float32), np.zeros(50, int)
 with softxent.use_backend({backend!r}):
     def some(n):
@@ -117,9 +130,9 @@ with softxent.use_backend({backend!r}):
             softxent.cross_entropy_and_grad(z, t); softxent.cross_entropy(z, t, label_smoothing=0.1); softxent.softmax(z)
             try: softxent.cross_entropy(z, t - 1)
             except ValueError: pass
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return most()
     before = some(200)
     print(some(1000) - before)
 """
     )
-    assert int(grown) < 512  # KiB
+    assert int(grown) < MIB // 2
