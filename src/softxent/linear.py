@@ -14,7 +14,7 @@ from .sweep import reduce
 from .truth import squash, truth
 
 BUDGET = 64 << 20  # bytes of logits held at once
-_FOLD = 8 << 20  # bytes of dW added up at once, from the second chunk on
+_FOLD = 16 << 20  # bytes of dW added up at once, from the second chunk on
 
 
 def linear_cross_entropy_and_grad(
@@ -52,7 +52,7 @@ def linear_cross_entropy_and_grad(
     Raises:
         ValueError, TypeError: as `cross_entropy`.
 
-    Cost: three matrix products and one pass of the kernel; `budget` + 8 MiB + O(rows) bytes beyond the gradients (softcap: twice).
+    Cost: three matrix products and one pass of the kernel; `budget` + 16 MiB + O(rows) bytes beyond the gradients (softcap: twice).
 
     Mathematics: the derivation's Part 3, then the chain rule through x W^T + b (design: section 5).
     """
