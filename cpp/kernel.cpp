@@ -116,19 +116,28 @@ template <class T, class O> ALWAYS void dot(const typename T::S* z, const typena
   o = so.total(); d = sd.total();
 }
 
-// dz := scale e - drop off. The lift of e is undone last, so that nothing is subnormal before. Past the caches it goes by aligned
-// stores; where 16-bit dz is not aligned, by way of e's own memory.
+// A scale without the lift of e, in two factors: whatever its size, nothing overflows or is subnormal before the result is.
+template <class A> struct Scale {
+  A first, last;
+  ALWAYS explicit Scale(double scale) {
+    const bool small = scale < 1 && scale > -1;
+    first = small ? scale : scale * (1 / Exp<A>::lift); last = small ? 1 / Exp<A>::lift : 1;
+  }
+};
+
+// dz := scale e - drop off. Past the caches it goes by aligned stores; where 16-bit dz is not aligned, by way of e's own memory.
 template <class T, class O, bool with_off> ALWAYS void write(typename T::A* e, double scale, double drop, const typename O::S* w, typename T::S* dz, int64_t n, bool stream, const typename T::S* next) {
   SHAPE
   constexpr int64_t per = T::PER * W, unit = T::PER * L;                  // entries of dz: a vector, a unit
-  const A first = scale, minus = -drop;
+  const Scale<A> by(scale);
+  const A minus = -drop;
   const int64_t head = stream ? -((uintptr_t)dz / sizeof(S)) % per : 0;
   const bool detour = T::PER > 1 && head;                                  // a unit of these cannot begin anywhere
   S* to = detour ? (S*)e : dz;
   int64_t k = 0;
   auto value = [&](const typename O::S* p, int u) {
     V<A> v[T::PER], away[T::PER];
-    for (int i = 0; i < T::PER; i++) v[i] = read(e + k + i * L + u * W) * first * (1 / Exp<A>::lift);
+    for (int i = 0; i < T::PER; i++) v[i] = read(e + k + i * L + u * W) * by.first * by.last;
     if (with_off) { load_off<T, O>(p, u, away); for (int i = 0; i < T::PER; i++) v[i] = fma<A>(splat(minus), away[i], v[i]); }
     return T::pack(v);
   };
@@ -318,10 +327,13 @@ template <class T, class O, Op op> ALONE void tall(const Job& j, Scratch<typenam
   finish<op>(j, f.x, first, some);
   if (op == FORWARD) return;
   EACH(u) {
-    A scale[W], minus[W], *eu = e + u * W, *wu = w + u * W;
-    for (int g = 0; g < W; g++) scale[g] = f.x.scale[u * W + g] * f.b.down[u * W + g], minus[g] = -f.x.drop[u * W + g];
+    A first[W], last[W], minus[W], *eu = e + u * W, *wu = w + u * W;
+    for (int g = 0; g < W; g++) {
+      const Scale<A> by(f.x.scale[u * W + g] * f.b.down[u * W + g]);
+      first[g] = by.first; last[g] = by.last; minus[g] = -f.x.drop[u * W + g];
+    }
     for (int64_t c = 0; c < C; c++) {
-      V<A> v = read(eu + c * L) * read(scale) * (1 / Exp<A>::lift);
+      V<A> v = read(eu + c * L) * read(first) * read(last);
       auto slots = T::narrow(j.off ? fma<A>(read(minus), read(wu + c * L), v) : v);
       __builtin_memcpy(eu + c * L, &slots, sizeof slots);
     }

@@ -93,13 +93,14 @@ def test_a_permutation_of_the_classes_permutes_the_gradient(p, data):
 
 @st.composite
 def options(draw, rows, classes):
+    weights = st.just(0.0) | st.floats(1e-6, 2)  # a mean divides by their sum: 1 / 5e-324 is inf, for us as for NumPy
     some = {
         "label_smoothing": st.floats(0, 1),
         "z_loss": st.floats(0, 0.1),
         "temperature": st.floats(0.25, 4),
         "softcap": st.floats(1, 50),
-        "class_weight": hnp.arrays(np.float64, classes, elements=st.floats(0, 2)),
-        "sample_weight": hnp.arrays(np.float64, rows, elements=st.floats(0, 2)),
+        "class_weight": hnp.arrays(np.float64, classes, elements=weights),
+        "sample_weight": hnp.arrays(np.float64, rows, elements=weights),
         "reduction": st.sampled_from(["none", "sum", "mean"]),
     }
     return {name: draw(value) for name, value in some.items() if draw(st.booleans())}
@@ -157,7 +158,7 @@ def test_every_type_is_drawn(name):
     """The strategies reach all that they claim to (a law over nothing holds)."""
     seen = set()
 
-    @settings(max_examples=80, deadline=None, derandomize=True, database=None)
+    @settings(max_examples=400, deadline=None, derandomize=True, database=None)
     @given(problems())
     def look(p):
         seen.add((p[0], p[1].dtype))

@@ -53,7 +53,7 @@ def cross_entropy(
     Raises:
         ValueError, TypeError: a shape, label, dtype or option that does not fit. Nothing has been written then.
 
-    Cost: one read of the logits; O(rows) extra memory (plus 1 MiB where the classes are strided or squashed).
+    Cost: one read of the logits; O(rows) extra memory (plus a few MiB where the classes are strided or squashed).
 
     A tiny loss keeps all its digits: at a gap of 20 it is 2e-9 in float32, not 0 (the label is summed apart from the rest).
     A row's result does not depend on the batch, the threads or the processor, to the last bit (softcap: on NumPy's tanh).
@@ -152,7 +152,7 @@ def cross_entropy_hvp(
     Raises:
         ValueError, TypeError: as `cross_entropy`.
 
-    Cost: three reads of logits and v; 3 MiB of scratch.
+    Cost: three reads of logits and v; a few MiB of scratch.
 
     Mathematics: Results 1 and 2 are the Jacobian of softmax, hence the Hessian of the loss; positive semi-definite (no softcap).
     """

@@ -29,7 +29,7 @@ def log_softmax(logits: npt.ArrayLike, *, axis: int = -1) -> Array:
 
     Formed as (z_k - max z) - (lse - max z), where the second is summed from the other classes: the value of a class with
     yhat = 0.999999 keeps all its digits, and so does every value under a common offset of 1e8. Raises as `cross_entropy`.
-    Cost: two reads, one write; 1 MiB of scratch.
+    Cost: two reads, one write; a few MiB of scratch.
     """
     z = contract.logits("log_softmax", logits, axis)
     out = contract.out("log_softmax", None, z, axis)
@@ -53,7 +53,7 @@ def logsumexp(logits: npt.ArrayLike, *, axis: int = -1) -> Any:
 def softmax_vjp(logits: npt.ArrayLike, v: npt.ArrayLike, *, axis: int = -1) -> Array:
     """`J^T v = yhat o (v - <yhat, v>)`, J = d softmax / d logits; of the shape and dtype of `logits`. J is symmetric: also J v.
 
-    Raises as `cross_entropy`. Cost: three reads; 3 MiB of scratch. Mathematics: Results 1 and 2, summed over the outputs.
+    Raises as `cross_entropy`. Cost: three reads; a few MiB of scratch. Mathematics: Results 1 and 2, summed over the outputs.
     """
     z = contract.logits("softmax_vjp", logits, axis)
     out = contract.out("softmax_vjp", None, z, axis)
@@ -81,7 +81,7 @@ def softmax_jacobian(logits: npt.ArrayLike, *, axis: int = -1) -> Array:
 def entropy(logits: npt.ArrayLike, *, axis: int = -1) -> Any:
     """`H = - sum_k yhat_k log yhat_k`, in nats: float64 [*rows]. It is the cross-entropy whose truth is the prediction.
 
-    Raises as `cross_entropy`. Cost: three reads; 3 MiB of scratch.
+    Raises as `cross_entropy`. Cost: three reads; a few MiB of scratch.
     """
     return _entropy("entropy", logits, axis, 1.0)[0]
 

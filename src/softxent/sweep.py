@@ -17,7 +17,7 @@ from . import kernels
 from .partials import Array, Partials, times
 from .truth import NO_LABEL, Squash, Truth, computed_in, plain
 
-SCRATCH = 1 << 20  # bytes of logits worked on at once where they cannot be used in place: strided classes, softcap
+SCRATCH = 1 << 18  # bytes of logits worked on at once where they cannot be used in place: strided classes, softcap
 
 _UNIT = plain(1.0)  # y = 1 and no column matched: lse and softmax themselves
 DENSE = np.array([[0.0], [1.0], [0.0], [1.0]])  # all of the truth is in off
