@@ -149,7 +149,7 @@ template <class T, class O, bool with_off> ALWAYS void write(typename T::A* e, d
   };
   if (head && !detour) part(least(head, n));
   if (stream && !detour) for (; k + unit <= n; k += unit) EACH(u) {
-    if (T::PER == 1) __builtin_prefetch(next + k + u * per, 0, 2);        // meanwhile asks for the next row (16 bits: no gain)
+    if (T::PER == 1 && next) __builtin_prefetch(next + k + u * per, 0, 2);   // meanwhile asks for the next row (16 bits: no gain)
     past_caches(dz + k + u * per, value(w + k, u));
   }
   for (; k + unit <= n; k += unit) EACH(u) { const auto v = value(w + k, u); __builtin_memcpy(to + k + u * per, &v, sizeof v); }
@@ -252,7 +252,7 @@ template <class T, class O, Op op> ALONE void out(const Job& j, Scratch<typename
   const typename O::S* w = off<O>(j, i);
   typename T::A* e = f.e + g * whole(j.cols) + k;
   const double scale = f.x.scale[g] * f.b.down[g + b];
-  const typename T::S* next = row<T>(j, i + 1) + k;
+  const typename T::S* next = j.ahead ? row<T>(j, i + 1) + k : nullptr;
   if (w) write<T, O, true>(e, scale, f.x.drop[g], w + k, dz, n, j.stream, next);
   else write<T, O, false>(e, scale, 0, w, dz, n, j.stream, next);
   if (within(t, n)) put<T>(dz + t, f.x.hot[g]);

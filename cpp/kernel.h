@@ -21,7 +21,7 @@ struct Job {
   const void* off; int64_t off_step;   // 0: one vector shared by all rows
   double *loss, *lse;                  // [rows]
   double* parts; int64_t parts_step;   // step between kinds; null: not wanted
-  bool stream;                         // write dz past the caches
+  bool stream, ahead;                  // write dz past the caches; and ask for the next row meanwhile
 };
 
 inline constexpr int64_t BLOCK = 4096; // columns summed up with one shift

@@ -36,7 +36,7 @@ int main() {
       label[i] = (int64_t)(next() % (C + 2)) - 1;
       for (int k = 0; k < TRUTHS; k++) truth[k][i] = i == 3 && k != G ? 0 : (next() % 1000) / 1000.;
     }
-    Job j = {R, C, z, C, dz, C, label, 1, truth[0], R, 1, offs ? off : nullptr, offs == 2 ? C : 0, loss, lse, parts[0], R, false};
+    Job j = {R, C, z, C, dz, C, label, 1, truth[0], R, 1, offs ? off : nullptr, offs == 2 ? C : 0, loss, lse, parts[0], R, false, false};
     uint64_t backward = 0;
     for (int op : {FORWARD, BACKWARD, FUSED}) {
       JOIN(isa_, SOFTXENT_NAME).run[type][WIDE][op](j, 0, R, scratch, ALL, 0);

@@ -51,7 +51,7 @@ def interleave(calls: dict[str, Call], repeats: int, pause: float) -> dict[str, 
                 continue
             time.sleep(pause)
             timer = Timer(calls[name])
-            timer.timeit(number[name] if once[name] < SAMPLE else 0)
+            timer.timeit(number[name] if once[name] < SAMPLE else 1 if pause else 0)  # sleeping threads wake up now
             seconds[name].append(timer.timeit(number[name]) / number[name])
     return seconds
 
