@@ -239,7 +239,7 @@ def _simple(z: Any, labels: Any, ignore_index: int, out: Any) -> bool:
         and z.strides[1] == z.itemsize
         and labels.dtype == np.int64
         and labels.shape == z.shape[:1]
-        and labels.size > 0
+        and z.size > 0
         and (out is None or getattr(out, "strides", ())[1:] == z.strides[1:])
         and type(ignore_index) is int
         and not 0 <= ignore_index < z.shape[1]
