@@ -93,7 +93,7 @@ def test_a_permutation_of_the_classes_permutes_the_gradient(p, data):
 
 @st.composite
 def options(draw, rows, classes):
-    weights = st.just(0.0) | st.floats(1e-6, 2)  # a mean divides by their sum: 1 / 5e-324 is inf, for us as for NumPy
+    weights = st.just(0.0) | st.floats(0.01, 2)  # a mean divides by their sum, and float16 ends at 65504
     some = {
         "label_smoothing": st.floats(0, 1),
         "z_loss": st.floats(0, 0.1),
