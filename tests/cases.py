@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import subprocess
 import sys
 from functools import reduce
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
+import pytest
 import torch
 
 import softxent
@@ -269,3 +271,13 @@ def digest(threads: int = 1) -> str:
                 h.update(fused(p, threads).bits())
                 h.update(two_calls(p, threads).bits())
     return h.hexdigest()
+
+
+def command(arguments: list[str], capsys: Any) -> tuple[int, str, str]:
+    """The command `softxent`: its exit code, its output without colours, its errors."""
+    from softxent.cli import main
+
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    out, err = capsys.readouterr()
+    return end.value.code or 0, re.sub(r"\x1b\[[0-9;]*m", "", out), err

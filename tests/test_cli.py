@@ -7,9 +7,9 @@ import subprocess
 import sys
 
 import pytest
+from cases import command
 
 import softxent
-from softxent.cli import main
 
 for extra in ("typer", "rich", "matplotlib"):
     pytest.importorskip(extra)
@@ -52,13 +52,6 @@ def test_import_loads_nothing_of_the_command():
         "import sys, softxent; print(*{'typer', 'click', 'rich', 'matplotlib', 'softxent.cli', 'softxent.demo'} & set(sys.modules))"
     )
     assert done.stdout == "\n"
-
-
-def command(arguments, capsys):
-    with pytest.raises(SystemExit) as end:
-        main(arguments)
-    out, err = capsys.readouterr()
-    return end.value.code or 0, re.sub(r"\x1b\[[0-9;]*m", "", out), err
 
 
 def test_demo_from_end_to_end(tmp_path, capsys):

@@ -11,17 +11,18 @@ import numpy as np
 from . import __version__, backends
 from .demo import BATCH, BUDGET, CLASSES, HELD_OUT, STEPS
 
-_EXTRA = {"typer", "click", "shellingham", "rich", "matplotlib"}
+_EXTRAS = {"cli": {"typer", "click", "shellingham", "rich", "matplotlib"}, "proof": {"sympy", "mpmath", "latex2mathml"}}
 
 
-def _is_extra(error: ModuleNotFoundError) -> bool:
-    return (error.name or "").partition(".")[0] in _EXTRA
+def _extra(error: ModuleNotFoundError) -> str | None:
+    """The extra that holds what is missing."""
+    return next((extra for extra, packages in _EXTRAS.items() if (error.name or "").partition(".")[0] in packages), None)
 
 
 try:
     import typer
 except ModuleNotFoundError as error:  # main() says so; nothing below evaluates an annotation before it
-    if not _is_extra(error):
+    if not _extra(error):
         raise
     _typer = False
 else:
@@ -79,6 +80,61 @@ def bench(
         _stop(f"softxent {error}", 2)
 
 
+def explain(
+    derivations: Annotated[list[str] | None, typer.Argument(help="Only these (see --list).", show_default="the article's")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="All parts, also those beyond the article.")] = False,
+    listed: Annotated[bool, typer.Option("--list", help="List the derivations and exit.")] = False,
+    logits: Annotated[str | None, typer.Option(help="The scores, such as 2,1,0.1.", show_default="the article's")] = None,
+    label: Annotated[int | None, typer.Option(help="The true class, from 0.")] = None,
+    truth: Annotated[str | None, typer.Option(help="The truth instead, such as 0.7,0.2,0.1; any sum.")] = None,
+    names: Annotated[str | None, typer.Option(help="The classes' names, such as cat,dog,owl.")] = None,
+    names_file: Annotated[Path | None, typer.Option(help="A file of names, one a line.")] = None,
+    file: Annotated[Path | None, typer.Option(help="Logits [C] or [N, C] in a file, .npy or .npz.")] = None,
+    row: Annotated[int | None, typer.Option(help="Which row of the file.", show_default="0")] = None,
+    labels: Annotated[Path | None, typer.Option(help="The labels [N] of the file's rows.")] = None,
+    j: Annotated[int | None, typer.Option("--j", help="The class that is j.", show_default="the likeliest other")] = None,
+    k: Annotated[int | None, typer.Option("--k", help="The class that is k.", show_default="the label")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page with live numbers there instead.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print everything as JSON instead.")] = False,
+) -> None:
+    """Show the derivation of the gradient, line by line, with your numbers.
+
+    Each line stands with the rule that leads to it, its numbers filled in, and its value: the same all the way down. It ends in
+    yhat, y and yhat - y, beside the slopes of the loss and beside what softxent computes. Exits with 1 if any of them disagree.
+
+    Of more than 12 classes the likeliest are shown, and the rest as one, which changes nothing for the others.
+    """
+    from .explain.terminal import run
+
+    try:
+        good = run(
+            derivations or [], everything=everything, listed=listed, html=html, as_json_=json, logits=logits, label=label, truth=truth,
+            names=names, names_file=names_file, file=file, row=row, labels=labels, j=j, k=k,
+        )  # fmt: skip
+    except (ValueError, TypeError) as error:
+        _stop(f"softxent {error}", 2)
+    if not good:
+        _stop("softxent explain: the derivation, the slopes of the loss and softxent do not all agree on this row", 1)
+
+
+def prove(
+    derivations: Annotated[list[str] | None, typer.Argument(help="Only these (softxent explain --list).", show_default="all")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print everything as JSON instead.")] = False,
+) -> None:
+    """Check every line of the derivation, by its rule, by SymPy, and by Coq.
+
+    Shown are the rule, the reason, who accepts the line, and how long that took. Exits with 0 if all is proved, 1 if a line is refused, and
+    3 if there is no Coq here: then the lines are checked, but not proved.
+    """
+    from .explain.verdict import run
+
+    try:
+        code = run(derivations or [], json)
+    except ValueError as error:
+        _stop(f"softxent {error}", 2)
+    raise typer.Exit(code)
+
+
 def info() -> None:
     """Show the version, and what computes the layer here."""
     from rich import box
@@ -103,24 +159,24 @@ def _options(version: Annotated[bool, typer.Option("--version", help="Show the v
 def main(arguments: list[str] | None = None) -> None:
     """Run the command on `arguments` (None: the process's own). Ends in SystemExit: 0; 1 a failure; 2 a wrong call, a missing extra."""
     if not _typer:
-        _need_extra()
+        _need_extra("cli")
     app = typer.Typer(
         add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="markdown",
         context_settings={"help_option_names": ["-h", "--help"]},
     )  # fmt: skip
     app.callback(invoke_without_command=True)(_options)
-    for command in (demo, bench, info):
+    for command in (demo, bench, explain, prove, info):
         app.command()(command)
     try:
         app(arguments, prog_name="softxent")
     except ModuleNotFoundError as error:
-        if not _is_extra(error):
+        if not (extra := _extra(error)):
             raise
-        _need_extra()
+        _need_extra(extra)
 
 
-def _need_extra() -> NoReturn:
-    _stop('softxent: this command needs the extra "cli": pip install "softxent[cli]"', 2)
+def _need_extra(extra: str) -> NoReturn:
+    _stop(f'softxent: this command needs the extra "{extra}": pip install "softxent[{extra}]"', 2)
 
 
 def _stop(message: str, code: int) -> NoReturn:

@@ -1,16 +1,22 @@
 """What rounding may do to a loss and a gradient: bounds derived from the steps of a kernel, not from trial.
 
-`u` is the unit roundoff of the type computed in (2^-24 for float32 and narrower, 2^-53 for float64), `v` = 2^-53 that of a
-row's results, C the number of classes; products of two such numbers are covered by the factor `_PRODUCTS`. The steps of a row
-are the same on every backend; where backends differ, the worse one counts:
+`u` is the unit roundoff of the type computed in (2^-24 for float32 and narrower, 2^-53 for float64), `v` = 2^-53 that of all that is one
+number a row, C the number of classes. An operation rounds its result by one unit, relative; exp, log, log1p are within one ulp: two.
+Products of two such numbers are covered by the factor `_PRODUCTS`. The steps of a row are the same on every backend; where they differ,
+the worse counts:
 
-    e_k = exp(z_k - m)      within one ulp: 2u. The shift of a block is exact: a power of two, or the difference of two numbers within a
-                            factor 2 (Sterbenz). What is rounded, in float64, is the distance of blocks, or all of z_k - m: v |z_k - m|
-    s   = sum of e_k        groups of 4 in the compute type, as a tree: 2u; then float64 additions, `depth(C)` of them on one path: v each
-    nll, miss, over, lse    one float64 formula each, of s, m and z_t
-    dz_k                    e_k * scale - r off_k: scale, r, the product and the difference are each rounded once: u
-    dz_t                    one float64 formula, rounded once
-    storage                 one rounding
+    e_k = exp(z_k - m)   2u. The kernel's shift of a block is exact: a power of two, or a difference of numbers within a factor 2
+                         (Sterbenz); a block is lowered to the row's m afterwards, by exp(m_b - m), where |m_b - m| is rounded twice. The
+                         formula rounds z_k - m. Either way a distance x costs at most 2v x.
+    s   = sum of e_k     groups of 4 in the compute type, as a tree: 2u; then float64 additions, `depth(C)` of them on one path: v each
+    o, d                 sums of off_k and off_k (m - z_k) likewise: the difference and the product of d take the place of exp's 2u
+    nll, miss, over      functions of a = (m - z_t) + log s, in float64: `loss_bound`
+    dz_k                 scale e_k - drop off_k: each of the two numbers, the product and the difference (fused) is rounded once: u each
+    dz_t                 one float64 formula, rounded once
+    storage              one rounding. 16-bit types are rounded by way of float32: no more than `UNIT` of the value in all, since a value
+                         that is off by half a step is at least 1 + UNIT times a power of two, and UNIT^2 >= u
+
+Where the true value is no finite number, or the result is beyond what its type can hold, nothing is said. A truth is >= 0.
 """
 
 from __future__ import annotations
@@ -35,39 +41,45 @@ def unit(dtype: npt.DTypeLike) -> float:
 
 
 def depth(classes: int) -> int:
-    """Float64 additions that one term of a row's sum goes through, at most.
+    """Float64 roundings on the way of one e_k into s, at most.
 
-    A block of 4096 columns: 32 columns an addition at most, 128 in a row, and the lanes' tree: 6. Merging blocks: 4 roundings each (an
-    exponential, a product, a sum). NumPy's pairwise sum is shallower, but for few columns: up to 32.
+    The kernel: up to 64 columns, C/4 additions; beyond, 32 columns or more an addition, 4096 a block, and a tree over the lanes, 4;
+    lowering a block is an exponential and a product, 3; adding up blocks, one each. NumPy's pairwise sum: C - 1 additions for C < 8, 25 up
+    to 128, one more whenever C doubles. min(C, 32) covers the kernel's tree, and together with C/32 what NumPy does.
     """
-    blocks = -(-classes // 4096)
-    return min(classes, 32) + -(-min(classes, 4096) // 32) + (0 if blocks == 1 else 4 * blocks)
+    return min(classes, 32) + -(-min(classes, 4096) // 32) + 2 + -(-classes // 4096)
 
 
 def sum_bound(dtype: npt.DTypeLike, classes: int) -> float:
-    """|computed s - s| / s <= 4u + v (depth(C) + ln C): exp 2u, the tree of four 2u, the float64 additions.
+    """|computed s - s| / s <= 4u + v (depth(C) + 2 ln C): exp 2u, the tree of four 2u, the float64 additions.
 
-    v ln C is for the rounded distances: one costs e_k the relative v (m - z_k), hence the sum v times the mean of m - z_k under softmax,
-    which is entropy - (lse - m) <= ln C.
+    2v ln C is for the distances: one of x costs e_k the relative 2v x, hence the sum 2v times the mean of m - z_k under softmax, which is
+    entropy - (lse - m), and entropy <= ln C. (All terms are positive: errors of terms are averaged, never amplified.)
     """
-    return _PRODUCTS * (4 * unit(dtype) + _V * (depth(classes) + math.log(classes)))
+    return _PRODUCTS * (4 * unit(dtype) + _V * (depth(classes) + 2 * math.log(classes)))
 
 
 def loss_bound(dtype: npt.DTypeLike, classes: int, gap: float | Array = 0.0) -> float | Array:
-    """The relative error of nll and of miss = 1 - yhat_t, and the absolute one of lse - m, at a distance `gap` = |m - z_t|.
+    """The relative error of nll and of miss = 1 - yhat_t, and the absolute one of lse - top, at a distance `gap` = |m - z_t|.
 
-    a = (m - z_t) + log s is in error by sum_bound (log turns relative into absolute), v gap for the difference, 2v ln C for the logarithm,
-    v (gap + ln C) for the sum. No condition number makes it more: d ln nll / da = sigmoid(a) / softplus(a) <= 1, d ln miss / da =
-    1 - sigmoid(a) <= 1, d(lse - m) / d log s = sigmoid(a) <= 1. Evaluating log1p(e^a) and its like costs 8v more, weights included.
+    a is in error by sum_bound (a logarithm turns relative into absolute), v gap for the difference, 2v ln C for log s (1 <= s < C) and
+    v (gap + ln C) for the sum. It is not amplified: with sigma = 1 / (1 + e^-a),
+
+        d ln nll / da = sigma / log(1 + e^a) <= 1        since log(1 + x) >= x / (1 + x)
+        d ln miss / da = 1 - sigma <= 1,   d (lse - m) / d log s = sigma <= 1,   d (lse - z_t) / da = sigma <= 1
+
+    What is computed from a adds: v gap where miss = e^-L, L = log(1 + e^-a) <= gap + ln 2 rounded; v ln C where lse - top is of that size;
+    14v for the functions (e^-|a|: 3, s e^-|a|: 1, log1p: 4; 1 + x and the quotient are fewer), the weight (2), its product, two additions.
     """
-    return sum_bound(dtype, classes) + _V * (2 * gap + 3 * math.log(classes) + 8)
+    return sum_bound(dtype, classes) + _V * (3 * gap + 4 * math.log(classes) + 14)
 
 
 def grad_bound(dtype: npt.DTypeLike, classes: int, gap: float | Array = 0.0) -> float | Array:
     """The error of an entry of the gradient, relative to g (mass yhat_k + truth_k), before storage: 5u + 2 loss_bound + 2v gap.
 
-    Away from the label: e_k 2u, scale u, the product u, the difference u; twice loss_bound for 1 / S and for the mass; the distance
-    |z_k - lse| <= gap, in up to two rounded steps. The label's entry: see `row_bounds`.
+    Away from the label: e_k 2u, scale u, the product u, the difference u; loss_bound for 1 / S = miss / s (a function of s with
+    d ln (miss / s) / d ln s = -sigma), and once more for the mass; the distance |z_k - lse| <= gap, 2v as in e_k. The label's entry: see
+    `row_bounds`.
     """
     return 5 * unit(dtype) + 2 * loss_bound(dtype, classes, gap) + 2 * _V * gap
 
@@ -78,31 +90,37 @@ def row_bounds(
     """The largest |error| of each row's loss and of each entry of its gradient; NaN or inf where the true value is none.
 
     loss: y nll + r (sum off_k (m - z_k) + o over) + q/2 lse^2. The first two are in error by loss_bound of themselves; where loss_bound is
-        the absolute error (over, lse), by loss_bound (r o + q |lse|).
+        the absolute error (over, lse), by loss_bound (r o + q |lse|); |lse| is its size with its error, for where it is near 0.
     dz:   grad_bound of M yhat_k, and 2u of r off_k (r rounded, the difference rounded). M holds all parts of the mass by their size, and
         1 + |lse| for lse, whose error is absolute.
-    dz_t: g (rest - M miss), rest a part of M. The errors of rest, and of a in miss (d miss / da = miss yhat_t), count with the factor
-        1 - miss = yhat_t: loss_bound of yhat_t (rest + M). Evaluating it: 12v of rest + M miss.
+    dz_t: g (rest - M miss), where M = truth_t + rest: that is g (rest yhat_t - truth_t miss), so an error of rest counts yhat_t times, and
+        so does one of a: d miss / da = miss yhat_t. Hence loss_bound of yhat_t (rest + M miss), as small as the entry itself where the row
+        is sure of its label; and 14v of (rest + M miss) for its evaluation.
+
+    The last term of each is for results near or below the smallest numbers: e^-gap, subnormal, is off by a TINY of float64, and s <= C of
+    them are the odds; off_k (m - z_k), scale, drop, and e_k (0 far below the maximum), by a TINY of the compute type. Weights and upstream
+    enlarge what was rounded before them.
     """
     dtype, classes = z.dtype, z.shape[1]
-    u, store, tiny = unit(dtype), UNIT[dtype.name], TINY[dtype.name]
+    u, store = unit(dtype), UNIT[dtype.name]
+    tiny, least = TINY["float64"], TINY["float64" if dtype == np.float64 else "float32"]
     z64, o64 = np.asarray(z, np.float64), None if off is None else np.asarray(off, np.float64)
     y, r, q, g = np.abs(truth)
-    with np.errstate(invalid="ignore", over="ignore"):
+    with np.errstate(invalid="ignore", over="ignore", under="ignore"):
         x = formula.partials(z64, label, None if o64 is None else np.abs(o64))
         nll, miss, over = finish(x)
-        level = np.abs(lse(x))
         gap = np.abs(x.m - x.zt)
         e = np.asarray(loss_bound(dtype, classes, np.where(np.isfinite(gap), gap, 0.0)))
-        size = times(y + r * x.wt, nll) + times(r, x.d + times(x.o, over)) + times(q, level**2 / 2)
-        loss = e * (size + r * x.o + times(q, level))
+        level = np.abs(lse(x)) + e
+        at = y + r * x.wt
+        size = times(at, nll) + times(r, x.d + times(x.o, over)) + times(q, level**2 / 2)
+        loss = e * (size + r * x.o + times(q, level)) + classes * (tiny * (1 + at) + least * r)
         rest = r * x.o + times(q, 1 + level)
-        mass = y + r * x.wt + rest
+        mass = at + rest
         yhat = formula.softmax(z64, x)
         relative = (5 * u + 2 * e)[:, None] + 2 * _V * np.abs(z64 - lse(x)[:, None])
         dz = times(yhat, relative * mass[:, None]) + (0.0 if o64 is None else 2 * u * r[:, None] * np.abs(o64))
-        dz = np.where(formula.at_label(z64, label), (e * np.exp(-nll) * (rest + mass) + 12 * _V * (rest + times(mass, miss)))[:, None], dz)
+        dz = np.where(formula.at_label(z64, label), ((e * np.exp(-nll) + 14 * _V) * (rest + times(mass, miss)))[:, None], dz)
         value = np.abs(formula.gradient(z64, formula.partials(z64, label, o64), label, truth[0], truth[1], truth[2], truth[3], o64))
-        # `tiny`: a subnormal result; 2 TINY of the compute type: what exp makes 0 far below the maximum
-        floor = tiny + 2 * TINY["float64" if dtype == np.float64 else "float32"] * (g * mass)[:, None]
+        floor = TINY[dtype.name] + 2 * least + (g * (2 * least * mass + classes * tiny * (1 + mass)))[:, None]
         return loss, g[:, None] * dz * (1 + store) * _PRODUCTS + store * value + floor

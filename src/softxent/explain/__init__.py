@@ -1,0 +1,288 @@
+"""The derivation on a row of numbers: every line with its numbers filled in and its value, and the gradient beside two witnesses.
+
+What is shown is worked out here, once, for the terminal (terminal.py) and for JSON.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from decimal import Decimal, localcontext
+from difflib import get_close_matches
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .. import contract, cross_entropy_and_grad
+from ..proof import bounds
+from ..proof import derivation as book
+from ..proof.derivation import Derivation, Part
+from ..proof.expr import Definition, E, Fact, names, walk
+from ..proof.reading import SIGNS, latex, prose, text
+from ..proof.replay import CONTEXT, EXAMPLE, Numbers, agree
+from ..truth import truth as as_kernels_take_it
+from .row import Row
+
+STEP = Decimal("1e-12")  # h of the central difference
+NOUGHT = Decimal("1e-40")  # what rounding at 50 digits leaves of an exact 0
+ROUNDING = Decimal("1e-48")  # of a sum of a few numbers about 1, in 50 digits
+GIVEN = ("N", "v", "w", "u", "W", "b", "x", *EXAMPLE, "m", "m1", "m2", "s1", "s2")  # what a derivation may speak of beyond scores and truth
+
+
+class Line(NamedTuple):
+    """A line of a derivation on numbers. `step` is None for the start."""
+
+    expr: E
+    step: book.Step | None
+    filled: E
+    value: Decimal
+    holds: bool  # whether what it is given is so for this row
+    agrees: bool  # with the line before, whichever classes play the indices; True where it does not hold
+
+
+class Replay(NamedTuple):
+    """A derivation on numbers, its indices at the places `at`."""
+
+    derivation: Derivation
+    part: Part
+    at: dict[str, int]
+    given: list[tuple[E, Any]]  # what it speaks of beyond scores and truth, as Decimals, in lists for vectors and matrices
+    lines: list[Line]
+    choices: int  # of indices, at which all lines were compared
+    apart: Decimal  # the largest relative distance of a line from the line before
+
+    @property
+    def agrees(self) -> bool:
+        return all(line.agrees for line in self.lines)
+
+
+class End(NamedTuple):
+    """Prediction - truth at every place, and the two witnesses."""
+
+    line: E
+    mass: Decimal
+    yhat: list[Decimal]
+    gradient: list[Decimal]
+    slopes: list[Decimal]  # central differences of the loss
+    slope_error: Decimal  # at most
+    loss: Decimal
+    ours: list[float]  # softxent's
+    bound: list[Decimal]  # on |ours - gradient|
+    our_loss: float
+    loss_bound: Decimal
+
+    @property
+    def slopes_agree(self) -> bool:
+        return all(abs(a - b) <= self.slope_error for a, b in zip(self.gradient, self.slopes, strict=True))
+
+    @property
+    def ours_agrees(self) -> bool:
+        entries = zip([*self.gradient, self.loss], [*self.ours, self.our_loss], [*self.bound, self.loss_bound], strict=True)
+        return all(abs(Decimal(b) - a) <= limit for a, b, limit in entries)
+
+
+class Account(NamedTuple):
+    """All that `softxent explain` shows."""
+
+    row: Row
+    definitions: list[tuple[Definition, E, Decimal]]  # with numbers filled in, and the value
+    replays: list[Replay]
+    end: End
+
+    @property
+    def agrees(self) -> bool:
+        return self.end.slopes_agree and self.end.ours_agrees and all(one.agrees for one in self.replays)
+
+
+def chosen(wanted: Sequence[str], everything: bool = False) -> list[tuple[Part, Derivation]]:
+    """The derivations named, or all, or else those of the article."""
+    parts = {one.name: (part, one) for part in book.PARTS for one in part.derivations}
+    for name in wanted:
+        if name not in parts:
+            close = ", ".join(get_close_matches(name, parts, 4, 0.5)) or "none"
+            contract.fail("explain", "name", "be one that softxent explain --list shows", f"{name!r} (close to it: {close})")
+    return [parts[name] for name in wanted] or [
+        parts[one.name] for p in (book.PARTS if everything else book.ARTICLE) for one in p.derivations
+    ]
+
+
+def account(row: Row, derivations: Iterable[tuple[Part, Derivation]]) -> Account:
+    """Work out the derivations on a row, and compare the last line with the loss's slopes and with softxent."""
+    with localcontext(CONTEXT):
+        replays = [_replay(row, part, one) for part, one in derivations]
+        return Account(row, _definitions(row, [one.derivation for one in replays]), replays, _end(row))
+
+
+def _numbers(row: Row, derivation: Derivation, scores: Sequence[Any] | None = None) -> Numbers:
+    truth: Sequence[Any] = row.truth
+    return Numbers(derivation, row.scores if scores is None else scores, truth, row.label)
+
+
+def _spoken_of(derivation: Derivation) -> set[str]:
+    """The names in the lines, in what they stand for, and so on."""
+    known, found = derivation.definitions, {n for line in derivation.lines for n in names(line)}
+    while more := {n for name in found & set(known) for n in names(known[name].body)} - found:
+        found |= more
+    return found
+
+
+def _definitions(row: Row, derivations: list[Derivation]) -> list[tuple[Definition, E, Decimal]]:
+    used = {name for one in derivations for name in _spoken_of(one)}
+    at, on = {"t": row.label, "j": row.j, "k": row.k}, _numbers(row, book.GENERAL)
+    return [(one, _bare(on.fill(one.body, at)), on.value(one.body, at)) for one in book.DEFINITIONS if one.name in used]
+
+
+def _replay(row: Row, part: Part, derivation: Derivation) -> Replay:
+    on = _numbers(row, derivation)
+    places = on.places()
+    free = set(places[0]) - {"t"}
+    roles = {"j": row.j if "k" in free else row.k, "k": row.k}  # "case j = k" is shown where k is, and used there
+    at = {i: roles.get(i, 0) for i in places[0] if i in free} | {"t": row.label}
+    holds = [all(_so(on, fact) for fact in derivation.given)]
+    for step in derivation.steps:
+        holds.append(holds[-1] and all(_so(on, fact) for fact in step.given))
+    rels = [step.rel for step in derivation.steps]
+    good, apart = [True] * len(holds), Decimal(0)
+    for place in places:
+        values = on.values(place)
+        for n, (a, b, rel) in enumerate(zip(values, values[1:], rels, strict=False), 1):
+            if holds[n]:
+                good[n] = good[n] and agree(a, b, rel)
+                apart = max(apart, abs(a - b) / (1 + abs(a)) if rel == "=" else Decimal(0))
+    values = on.values(at)
+    lines = [
+        Line(e, step, _bare(on.fill(e, at)), _clean(value, values), held, fits)
+        for e, step, value, held, fits in zip(derivation.lines, (None, *derivation.steps), values, holds, good, strict=True)
+    ]
+    return Replay(derivation, part, at, _given(on, derivation), lines, len(places), apart)
+
+
+def _bare(e: E) -> E:
+    inner = e.args[0] if e.op == "()" else None
+    return inner if isinstance(inner, E) else e
+
+
+def _clean(value: Decimal, values: list[Decimal]) -> Decimal:
+    """0 where rounding left a little of it."""
+    return Decimal(0) if value == 0 or (values[-1] == 0 and abs(value) < NOUGHT) else value
+
+
+def _so(on: Numbers, fact: Fact) -> bool:
+    places = [{fact.every: n} for n in range(on.classes)] if fact.every else [{}]
+    pairs = [(on.value(fact.left, at), on.value(fact.right, at)) for at in places]
+    if fact.rel in ("=", "!="):
+        return all(agree(a, b) == (fact.rel == "=") for a, b in pairs)
+    return all(a > b if fact.rel == ">" else a >= b for a, b in pairs)
+
+
+def _given(on: Numbers, derivation: Derivation) -> list[tuple[E, Any]]:
+    used = _spoken_of(derivation) - set(derivation.definitions)
+    of_a_batch = any("r" in e.args for line in derivation.lines for e in walk(line))
+    values = on.given | {"N": Decimal(on.classes)} | ({"x": on.given["x/rows"]} if of_a_batch else {})
+    return [(E("at", (name,)), values[name]) for name in GIVEN if name in used]
+
+
+def _end(row: Row) -> End:
+    on = _numbers(row, book.GRADIENT)
+    classes = range(len(row.scores))
+    sums_to_1 = all(_so(on, fact) for step in book.GRADIENT.steps for fact in step.given)
+    line = (book.GRADIENT if sums_to_1 else book.GENERAL).lines[-1]
+    mass, loss = on.value(book.p), on.value(book.L)
+    yhat, gradient = ([on.value(e, {"k": n}) for n in classes] for e in (book.yhat[book.k], line))
+    dz, our_loss, bound, loss_bound = _ours(row)
+    slopes = [(_moved(row, n, STEP) - _moved(row, n, -STEP)) / (2 * STEP) for n in classes]
+    # |L'''| = mass q(1-q)|1-2q| < mass/10, q = yhat_k; `rest` is the rounding of a loss in decimals
+    rest = len(yhat) * (1 + mass * max(abs(Decimal(s)) for s in row.scores)) * ROUNDING
+    error = mass * STEP**2 / 60 + rest / STEP
+    typed = Decimal(0.0 if isinstance(row.labels, int) else bounds.unit(row.logits.dtype))  # rounding of probabilities
+    lump = Decimal(bounds.sum_bound("float64", len(row.logits)) if row.rest else 0.0)  # and of the rest's log-sum-exp
+    limits = [Decimal(b) + typed * (t + mass * q) + lump * mass * q + rest for b, t, q in zip(bound, row.truth, yhat, strict=True)]
+    limit = Decimal(loss_bound) + typed * (loss + row.astray) + lump * mass * yhat[-1] + rest
+    return End(line, mass, yhat, gradient, slopes, error, loss + row.astray, dz, limits, our_loss, limit)
+
+
+def _moved(row: Row, place: int, by: Decimal) -> Decimal:
+    """The loss with one score moved. It knows nothing of the gradient."""
+    scores = [Decimal(s) + by if n == place else s for n, s in enumerate(row.scores)]
+    return _numbers(row, book.GRADIENT, scores).value(book.L)
+
+
+def _ours(row: Row) -> tuple[list[float], float, list[float], float]:
+    """softxent's gradient and loss, and how far rounding may bring them from the true ones."""
+    z, labels = row.logits[None], np.asarray(row.labels)[None]
+    loss, dz = cross_entropy_and_grad(z, labels, reduction="sum")
+    taken = as_kernels_take_it("explain", labels, z, -1, reduction="sum").piece(slice(0, 1), z.dtype)
+    loss_bound, bound = bounds.row_bounds(z, *taken)
+    return row.places(dz[0].astype(np.float64)), float(loss), row.places(bound[0]), float(loss_bound[0])
+
+
+# ---------------------------------------------------------------- JSON
+
+
+def as_json(account: Account) -> dict[str, Any]:
+    """All of it as what JSON knows. A value stands twice: as a number (null beyond float64) and exactly."""
+    row, end = account.row, account.end
+    return {
+        "agrees": account.agrees,
+        "row": {
+            "classes": len(row.logits), "dtype": str(row.logits.dtype), "shown": list(row.shown), "rest": row.rest,
+            "names": list(row.names), "scores": [_number(Decimal(s)) for s in row.scores], "label": row.label, "j": row.j, "k": row.k,
+        },
+        "definitions": [
+            {"name": one.name, **_both(one.head, one.body), "filled": text(filled), **_value(value)}
+            for one, filled, value in account.definitions
+        ],
+        "derivations": [_derivation(one) for one in account.replays],
+        "line": {"text": text(end.line), "latex": latex(end.line)},
+        "mass": _number(end.mass),
+        "yhat": [*map(_number, end.yhat)],
+        "y": [*map(_number, row.truth)],
+        "gradient": [*map(_number, end.gradient)],
+        "loss": _number(end.loss),
+        "central_difference": {
+            "step": float(STEP), "values": [*map(_number, end.slopes)], "error": _number(end.slope_error), "agrees": end.slopes_agree,
+        },
+        "ours": {
+            "function": "softxent.cross_entropy_and_grad", "gradient": end.ours, "bound": [*map(_number, end.bound)],
+            "loss": end.our_loss, "loss_bound": _number(end.loss_bound), "agrees": end.ours_agrees,
+        },
+    }  # fmt: skip
+
+
+def _derivation(one: Replay) -> dict[str, Any]:
+    return {
+        "name": one.derivation.name, "title": prose(one.derivation.title), "part": one.part.title, "at": one.at, "agrees": one.agrees,
+        "choices": one.choices, "apart": _number(one.apart), "where": [_both(own.head, own.body) for own in one.derivation.where],
+        "with": {text(name): _plain(value) for name, value in one.given}, "lines": [_line(line) for line in one.lines],
+    }  # fmt: skip
+
+
+def _line(line: Line) -> dict[str, Any]:
+    step = line.step
+    return {
+        "text": text(line.expr), "latex": latex(line.expr), "relation": step and step.rel, "rule": step and step.rule,
+        "reason": step and prose(step.why), "uses": list(step.uses) if step else [],
+        "given": [fact(one) for one in step.given] if step else [],
+        "filled": text(line.filled), **_value(line.value), "holds": line.holds, "agrees": line.agrees,
+    }  # fmt: skip
+
+
+def fact(one: Fact) -> str:
+    every = f" for every {one.every}" if one.every else ""
+    return f"{text(one.left)} {SIGNS[one.rel]} {text(one.right)}{every}"
+
+
+def _both(head: E, body: E) -> dict[str, str]:
+    return {"text": f"{text(head)} = {text(body)}", "latex": f"{latex(head)} = {latex(body)}"}
+
+
+def _value(value: Decimal) -> dict[str, Any]:
+    return {"value": _number(value), "decimal": str(value)}
+
+
+def _number(x: Decimal) -> float | None:
+    return float(x) if math.isfinite(float(x)) else None
+
+
+def _plain(value: Any) -> Any:
+    return [*map(_plain, value)] if isinstance(value, list) else _number(value)

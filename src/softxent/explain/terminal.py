@@ -1,0 +1,287 @@
+"""An account in the terminal, to be read from top to bottom like a page of a textbook. Names never go through rich's markup."""
+
+from __future__ import annotations
+
+import json
+import sys
+import textwrap
+from collections.abc import Sequence
+from decimal import Decimal
+from io import TextIOWrapper
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.bar import Bar
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from .. import contract
+from ..proof.derivation import PARTS
+from ..proof.reading import SIGNS, prose, text
+from ..proof.replay import TOLERANCE, short
+from . import STEP, Account, End, Line, Replay, as_json, chosen, fact
+from . import account as work_out
+from .row import Row, read
+
+WIDE, WIDEST = 96, 120  # from WIDE on, reasons stand to the right of the lines
+MEANING = {
+    "yhat": "the prediction: softmax", "L": "the loss: cross-entropy", "lse": "log-sum-exp", "p": "the mass of the truth",
+    "g": "the gradient", "mu": "the mean of v under the prediction",
+}  # fmt: skip
+MINUS = "\N{MINUS SIGN}"
+REASON, RULE, VALUE, WRONG = "dim", "italic", "cyan", "bold red"
+
+
+def run(
+    wanted: Sequence[str], *, everything: bool, listed: bool, html: Path | None, as_json_: bool, **options: Any
+) -> bool:  # options: of row.read
+    """Do what `softxent explain` was asked for. -> whether all that was worked out agrees."""
+    if not (sys.stdout.encoding or "").lower().startswith("utf") and isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+    console = Console(highlight=False)
+    if wanted and everything:
+        contract.fail("explain", "names of derivations", "not come with --all", " ".join(wanted))
+    if html and as_json_:
+        contract.fail("explain", "--html and --json", "not come together", "both")
+    if listed:
+        listing(console)
+        return True
+    account = work_out(read(**options), chosen(wanted, everything))
+    if html:
+        _write(html, account.row)
+        console.out(f"{html}: written, open it in a browser", highlight=False)
+    elif as_json_:
+        console.out(json.dumps(as_json(account), allow_nan=False, ensure_ascii=False, indent=1), highlight=False)
+    else:
+        show(console, account, ending=not wanted)
+    return account.agrees
+
+
+def _write(html: Path, row: Row) -> None:
+    from .page import page
+
+    if not isinstance(row.labels, int):
+        contract.fail("explain", "--html", "come with a label, which the page lets one change", "--truth")
+    whole = page(row.scores, row.label, row.names)
+    try:
+        html.write_text(whole, encoding="utf-8")
+    except OSError as error:
+        contract.fail("explain", "--html", "name a file that can be written", f"{html} ({error.strerror})")
+
+
+def listing(console: Console) -> None:
+    """The names of all derivations, with their titles."""
+    for part in PARTS:
+        console.print(Text(part.title, "bold"))
+        table = Table.grid(padding=(0, 3, 0, 0))
+        for one in part.derivations:
+            table.add_row(f"  {one.name}", Text(prose(one.title), REASON))
+        console.print(table)
+
+
+def show(console: Console, account: Account, ending: bool = True) -> None:
+    """Everything of an account; its end where it is asked for, or where something in it is wrong."""
+    console.width = min(console.width, WIDEST)
+    _row(console, account.row, any(one.given for one in account.replays))
+    _definitions(console, account)
+    part = None
+    for one in account.replays:
+        if ending and one.part != part:
+            part = one.part
+            console.print()
+            console.rule(Text(part.title, "bold"), align="left", style=REASON)
+            _say(console, Text(part.about, REASON))
+        _replay(console, one, account.row)
+    if ending or not (account.end.ours_agrees and account.end.slopes_agree):
+        _end(console, account.row, account.end)
+
+
+def _row(console: Console, row: Row, options: bool) -> None:
+    console.print(Text("The row", "bold"))
+    table = _table("class", "score z", "truth y", "")
+    for n, (name, z, y) in enumerate(zip(row.names, row.scores, row.truth, strict=True)):
+        roles = [letter for letter, place in (("the label t", row.label), ("k", row.k), ("j", row.j)) if place == n]
+        table.add_row(Text(name), _short(Decimal(z), 6), _short(y, 6), Text(", ".join(roles), REASON))
+    console.print(table)
+    if row.rest:
+        put = f"{row.rest:,} classes are put together as one, with their log-sum-exp as its score. That is exact: the other"
+        with_options = f" What an option adds (N, w, ...) is an example over these {len(row.names)}." if options else ""
+        _say(console, f"{put} predictions and gradients stay as they are, and its own are the sums of theirs.{with_options}")
+    if row.astray:
+        short_of = f"the lines' loss is {_short(row.astray, 6)} short of the row's"
+        _say(console, f"They hold truth of their own, and so {short_of}; the gradients are the row's all the same.")
+
+
+def _definitions(console: Console, account: Account) -> None:
+    if account.definitions:
+        console.print("\n", Text("What the names stand for", "bold"), sep="")
+    for one, filled, value in account.definitions:
+        name = Text.assemble(
+            (MEANING[one.name], REASON), (f", here for j = {account.row.names[account.row.j]}" if "j" in one.head.args else "", REASON)
+        )
+        _block(console, f"{text(one.head)} = {text(one.body)}", text(filled), (f"= {_short(value, 6)}", VALUE), name, first=True)
+
+
+def _replay(console: Console, one: Replay, row: Row) -> None:
+    here = [f"{i} = " + (row.names[n] if i in "jk" else f"{n + 1}") for i, n in sorted(one.at.items()) if i != "t"]
+    console.print(
+        "\n", Text.assemble((prose(one.derivation.title), "bold"), (f"   {one.derivation.name}   {', '.join(here)}", REASON)), sep=""
+    )
+    about = [f"{text(own.head)} = {text(own.body)}" for own in one.derivation.where] + [
+        f"{text(name)} = {_plain(x)}" for name, x in one.given
+    ]
+    if about:
+        _say(console, Text(f"where {', '.join(about)}", REASON))
+    for n, line in enumerate(one.lines):
+        _line(console, line, one.lines, last=n > 0 and n == len(one.lines) - 1)
+    _checked(console, one)
+
+
+def _line(console: Console, line: Line, lines: Sequence[Line], last: bool) -> None:
+    step, value = line.step, (_value(line.value, lines[-1].value), VALUE)
+    reason = Text.assemble((step.rule, RULE), ": ", prose(step.why), style=REASON) if step else None
+    if not line.holds:
+        value = (f"not here: it needs {' and '.join(map(fact, step.given))}" if step and step.given else "not here", "yellow")
+    elif not line.agrees:
+        value = (value[0] + "  does not agree", WRONG)
+    sign = f"{SIGNS[step.rel]} " if step else "  "
+    filled = "" if line.filled.op in ("val", "num") or not line.holds else text(line.filled)
+    _block(console, sign + text(line.expr), filled, value, reason, first=step is None, strong=last and line.holds)
+
+
+def _block(
+    console: Console, line: str, filled: str, value: tuple[str, str], reason: Text | None, *, first: bool = False, strong: bool = False
+) -> None:
+    """A line, its numbers and its value, and the reason beside it or, where there is no room, before it."""
+    width = console.width - 2 if console.width < WIDE else console.width * 3 // 5
+    rows = [(x, "bold" if strong else "") for x in fold(line, width)] + (
+        [(f"  {x}", "") for x in fold(filled, width - 2)] if filled else []
+    )
+    end, style = value
+    if len(rows[-1][0]) + 3 + len(end) > width:
+        rows += [(x, "") for x in textwrap.wrap(end, width)[:-1]] + [("", "")]
+        end = textwrap.wrap(end, width)[-1]
+    left = Text("\n").join(Text(x, look) for x, look in rows)
+    left.append(" " * (width - len(rows[-1][0]) - len(end)))
+    left.append(end, f"bold {style}" if strong else style)
+    table = Table.grid(padding=(0, 3, 0, 0))
+    if console.width < WIDE:
+        table.add_column(width=width)
+        if reason:
+            table.add_row(Padding(reason, (0 if first else 1, 0, 0, 2)))
+        table.add_row(left)
+    else:
+        table.add_column(width=width, no_wrap=True)
+        table.add_column(width=console.width - width - 5)
+        table.add_row(left, reason or "")
+    console.print(table)
+
+
+def fold(line: str, width: int) -> list[str]:
+    """Broken before operators: at sums sooner than at products, and inside a bracket only where it is longer than a row."""
+    for deepest, last in ((depth, signs) for depth in range(20) for signs in ("+=≥" + MINUS, "+=≥·/" + MINUS)):
+        glued, depth = "", 0
+        for n, c in enumerate(line):
+            depth += (c == "(") - (c == ")")
+            breaks = depth <= deepest and line[n + 1 : n + 2] in (last if depth == deepest else "+=≥·/" + MINUS)
+            glued += "\xa0" if c == " " and not breaks else c
+        rows = textwrap.wrap(glued, width, subsequent_indent="\xa0" * 4, break_on_hyphens=False, break_long_words=False)
+        if all(len(row) <= width for row in rows):
+            break
+    return [row.replace("\xa0", " ") for row in rows]
+
+
+def _checked(console: Console, one: Replay) -> None:
+    wrong = [n for n, line in enumerate(one.lines, 1) if not line.agrees]
+    if wrong:
+        return _say(console, Text(f"✗ line {wrong[0]} does not agree with the line before", WRONG))
+    held = sum(line.holds for line in one.lines)
+    lines = f"{held} lines" if held == len(one.lines) else f"the first {held} of {len(one.lines)} lines"
+    near = f"they differ by at most {float(one.apart):.0e}" if one.apart else "to the last of 50 digits"
+    more = f", for each of the {one.choices} choices of {' and '.join(sorted(i for i in one.at if i != 't'))}" if one.choices > 1 else ""
+    _say(console, Text.assemble(("✓ ", "green"), f"{lines}, one value: {near}{more}", style=REASON))
+
+
+# ---------------------------------------------------------------- the end
+
+
+def _end(console: Console, row: Row, end: End) -> None:
+    console.print()
+    console.rule(Text("prediction - truth", "bold"), align="left", style=REASON)
+    mass = "" if end.mass == 1 else f", p = {_short(end.mass, 6)}"
+    _say(console, Text(f"The last line at every class k: {text(end.line)}{mass}", REASON))
+    sign = text(end.line).replace("_k", "")
+    _bars(console, row, end, sign)
+    _witnesses(console, row, end, sign)
+
+
+def _bars(console: Console, row: Row, end: End, sign: str) -> None:
+    every = console.width >= 72  # below, there is room for the bars of yhat - y only
+    width = max(4, min(24, (console.width - 56) // 3 if every else console.width - 50))
+    size, most = max(1.0, *map(float, row.truth)), max(abs(float(g)) for g in end.gradient) or 1.0
+    table = _table(
+        *(("class", "ŷ", "", "y", "", sign, "") if every else ("class", "ŷ", "y", sign, "")),
+        called=16 if every else max(4, min(10, console.width - 36)),
+    )
+    for name, q, y, g in zip(row.names, end.yhat, row.truth, end.gradient, strict=True):
+        signed = Bar(2 * most, most + min(0.0, float(g)), most + max(0.0, float(g)), width=width, color="red" if g < 0 else "green")
+        pairs = [(_fixed(x, 4).lstrip("+"), Bar(size, 0, float(x), width=width, color="blue")) for x in (q, y)]
+        table.add_row(Text(name), *(x for pair in pairs for x in (pair if every else pair[:1])), _fixed(g, 4), signed)
+    console.print(table)
+
+
+def _witnesses(console: Console, row: Row, end: End, sign: str) -> None:
+    digits = 12 if console.width >= 76 else 8 if console.width >= 60 else 5
+    table = _table("class", sign, "central difference" if digits > 8 else "slope", "softxent", called=max(4, min(16, console.width - 36)))
+    for name, *values in zip(row.names, end.gradient, end.slopes, map(Decimal, end.ours), strict=True):
+        table.add_row(Text(name), *(_fixed(x, digits) for x in values))
+    table.add_section()
+    table.add_row("sum", *(_fixed(sum(x, Decimal(0)), digits) for x in (end.gradient, end.slopes, [*map(Decimal, end.ours)])))
+    console.print(table)
+    far = max(abs(a - b) for a, b in zip(end.gradient, end.slopes, strict=True))
+    rule = f"(L(z_k + h) {MINUS} L(z_k {MINUS} h)) / 2h, h = {STEP:.0e}, in 50 digits"
+    off = f"It is {_short(far, 2)} from the last line at most; its error is at most {_short(end.slope_error, 2)}"
+    _claim(console, end.slopes_agree, f"central difference: {rule}. It knows the loss only. {off}.")
+    apart = [abs(Decimal(b) - a) for a, b in zip(end.gradient, end.ours, strict=True)]
+    used = max(a / limit for a, limit in zip(apart, end.bound, strict=True))
+    off = f"it is {_short(max(apart), 2)} from the last line at most, {100 * used:.0f} % of what rounding may come to there"
+    losses = f"Its loss is {_short(Decimal(end.our_loss), 8)}, and {_short(end.loss, 8)} in 50 digits"
+    _claim(console, end.ours_agrees, f"softxent.cross_entropy_and_grad, {row.logits.dtype}: {off}. {losses}.")
+
+
+def _claim(console: Console, holds: bool, claim: str) -> None:
+    _say(console, Text.assemble(("✓ " if holds else "✗ FAILED: ", "green" if holds else WRONG), claim))
+
+
+def _say(console: Console, words: str | Text) -> None:
+    console.print(Padding(Text(words) if isinstance(words, str) else words, (0, 0, 0, 2)))
+
+
+def _table(*columns: str, called: int = 16) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    for i, name in enumerate(columns):
+        table.add_column(name, justify="right" if i and name else "left", no_wrap=True, max_width=None if i else called)
+    return table
+
+
+def _value(x: Decimal, last: Decimal) -> str:
+    """Below what 50 digits tell after a subtraction, a value that is not the last line's is no more than nearly 0."""
+    return "≈ 0" if max(abs(x), abs(last)) < TOLERANCE and abs(x - last) > abs(last) / 10**6 else f"= {_short(x, 6)}"
+
+
+def _short(x: Decimal, digits: int) -> str:
+    return short(x, digits).replace("-", MINUS)
+
+
+def _fixed(x: Decimal, digits: int) -> str:
+    digits = max(0, digits - max(0, x.adjusted()))
+    return f"{x:+.{digits}f}".replace("-", MINUS) if round(x, digits) else f"{0:.{digits}f}"
+
+
+def _plain(x: Any) -> str:
+    if not isinstance(x, list):
+        return _short(x, 4)
+    return f"({', '.join(map(_plain, x if len(x) <= 4 else x[:3]))}{', …' if len(x) > 4 else ''})"

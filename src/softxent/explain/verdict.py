@@ -1,0 +1,123 @@
+"""What `softxent prove` says: each line with its rule, its reason, who checked it, and how long that took."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table
+from rich.text import Text
+
+from ..proof.derivation import PARTS, Derivation
+from ..proof.prove import HOW_TO_GET_COQ, Checked, Proof, prove
+from ..proof.reading import SIGNS, latex, prose, text
+from . import chosen
+
+OK, NO = ("✓", "green"), ("✗", "bold red")
+
+
+def run(wanted: Sequence[str], as_json_: bool) -> int:
+    """Prove the derivations that are wanted, or all; -> the exit code."""
+    console = Console(stderr=as_json_)
+    proof = with_progress([one for _, one in chosen(wanted, everything=True)], console)
+    if as_json_:
+        print(json.dumps(as_json(proof), ensure_ascii=False, indent=1))
+    else:
+        show(console, proof)
+    return 0 if proof.proved else 1 if proof.refused or proof.coq_error else 3
+
+
+def with_progress(derivations: Sequence[Derivation], console: Console) -> Proof:
+    """Prove, with a bar on a terminal and nothing elsewhere."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("")
+        return prove(derivations, tell=lambda what, n, of: bar.update(task, description=what, completed=n, total=of))
+
+
+def show(console: Console, proof: Proof) -> None:
+    console.width = min(console.width, 140)
+    for part in PARTS:
+        here = {one.name for one in part.derivations}
+        mine = [x for x in proof.lines if x.derivation.name in here]
+        if mine:
+            console.print("\n", Text(part.title, "bold"), sep="")
+        for one in dict.fromkeys(x.derivation.name for x in mine):
+            console.print(_table([x for x in mine if x.derivation.name == one], proof))
+    console.print(Text(summary(proof), "bold green" if proof.proved else "bold red" if proof.refused or proof.coq_error else "bold yellow"))
+    for x in proof.refused:
+        console.print(Text(f"  {x.theorem}: {x.refused or x.coq_refused}", "red"))
+
+
+def _table(lines: list[Checked], proof: Proof) -> Table:
+    d = lines[0].derivation
+    table = Table(box=box.SIMPLE_HEAD, title=Text(prose(d.title)), title_justify="left", pad_edge=False)
+    for name, wide in (("line", 5), ("rule and reason", 4), ("rule", 0), ("SymPy", 0), ("Coq", 0), ("ms", 0)):
+        table.add_column(name, ratio=wide or None, justify="right" if name == "ms" else "left", no_wrap=not wide)
+    table.add_row(Text(f"  {text(d.start)}"))
+    for x in lines:
+        ms = f"{1000 * ((x.sympy_seconds or 0) + (x.coq_seconds or 0)):.0f}"
+        if not x.line:
+            table.add_row(Text("all of it", "dim"), "", "", "", _coq(x, proof), ms)
+            continue
+        step = d.steps[x.line - 1]
+        rule, sympy = (OK, OK) if x.refused is None else (NO, NO)
+        reason = Text.assemble((step.rule, "italic"), ": ", prose(step.why), style="dim")
+        table.add_row(Text(f"{SIGNS[step.rel]} {text(step.expr)}"), reason, Text(*rule), Text(*sympy), _coq(x, proof), ms)
+    return table
+
+
+def _coq(x: Checked, proof: Proof) -> Text:
+    if proof.coq is None:
+        return Text("not run", "yellow")
+    return Text.assemble(OK if "coq" in x.by else NO, " ", x.theorem)
+
+
+def summary(proof: Proof) -> str:
+    lines, theorems = sum(1 for x in proof.lines if x.line), len(proof.lines)
+    seconds = sum(x.sympy_seconds or 0 for x in proof.lines)
+    checked = f"{lines} lines: each follows by its rule and by SymPy for every number of classes ({seconds:.1f} s)"
+    if any(x.refused for x in proof.lines):
+        checked = f"{sum(1 for x in proof.lines if x.refused)} of {lines} lines do not follow"
+    if proof.coq is None:
+        return f"{checked}. Not proved: there is no coqc here to check the theorems ({HOW_TO_GET_COQ})."
+    if proof.coq_error:
+        return f"{checked}. Not proved: Coq {proof.coq} stopped: {proof.coq_error}"
+    if any(x.coq_refused for x in proof.lines):
+        return f"{checked}. Not proved: Coq {proof.coq} refuses {sum(1 for x in proof.lines if x.coq_refused)} of {theorems} theorems"
+    return (
+        f"{checked}. Proved: Coq {proof.coq} accepts {theorems} theorems, for the real numbers of its standard library "
+        f"({', '.join(sorted(a.split('.')[-1] for a in proof.axioms))})."
+    )
+
+
+def as_json(proof: Proof) -> dict[str, Any]:
+    return {
+        "proved": proof.proved,
+        "coq": proof.coq,
+        "coq_error": proof.coq_error,
+        "axioms": sorted(proof.axioms),
+        "summary": summary(proof),
+        "lines": [_line(x) for x in proof.lines],
+    }
+
+
+def _line(x: Checked) -> dict[str, Any]:
+    step = x.derivation.steps[x.line - 1] if x.line else None
+    return {
+        "derivation": x.derivation.name,
+        "line": x.line,
+        "theorem": x.theorem,
+        "text": text(step.expr) if step else None,
+        "latex": latex(step.expr) if step else None,
+        "rule": step.rule if step else None,
+        "reason": prose(step.why) if step else None,
+        "checked_by": x.by,
+        "proved": x.proved,
+        "refused": x.refused or x.coq_refused,
+        "seconds": {"sympy": x.sympy_seconds, "coq": x.coq_seconds},
+    }

@@ -1,0 +1,1902 @@
+(** * The gradient of softmax followed by cross-entropy, for every size
+
+    Every line of the derivations of derivation.py, and what softxent builds on them, for ALL sizes n, all real scores z and all
+    real truths y. A derivative is a true limit ([derivable_pt_lim] of the standard library) of a function of one coordinate, the
+    others held fixed. The theorem name_n says that line n of the derivation follows from the line before; where a derivative occurs
+    inside a line, it is a number d1 (in a sum: one for each index) of which it is given that it is that derivative. The theorem name
+    is the conclusion, from the first line to the last. Hypotheses that a line does not need come with its derivation. *)
+
+From Coq Require Import Reals Lra Lia List Permutation.
+Import ListNotations.
+Open Scope R_scope.
+
+(** ** Vectors, sums and derivatives *)
+
+Definition vec := nat -> R.
+
+(** f 0 + ... + f (n - 1) *)
+Fixpoint sum (n : nat) (f : vec) : R := match n with O => 0 | S m => sum m f + f m end.
+
+(** 1 if j = k, else 0 *)
+Definition delta (j k : nat) : R := if Nat.eqb j k then 1 else 0.
+
+(** the sum over every j but k *)
+Definition sum_but (k n : nat) (f : vec) : R := sum n (fun j => if Nat.eqb j k then 0 else f j).
+
+(** z with t as its coordinate k, and the derivative of f by the coordinate k, at z *)
+Definition set (z : vec) (k : nat) (t : R) : vec := fun i => if Nat.eqb i k then t else z i.
+Definition partial (f : vec -> R) (k : nat) (z : vec) (d : R) : Prop := derivable_pt_lim (fun t => f (set z k t)) (z k) d.
+
+(** the same for a matrix *)
+Definition set2 (W : nat -> vec) (k d : nat) (t : R) : nat -> vec := fun i => if Nat.eqb i k then set (W i) d t else W i.
+Definition partial2 (f : (nat -> vec) -> R) (k d : nat) (W : nat -> vec) (v : R) : Prop :=
+  derivable_pt_lim (fun t => f (set2 W k d t)) (W k d) v.
+
+Definition softmax (n : nat) (z : vec) : vec := fun j => exp (z j) / sum n (fun i => exp (z i)).
+Definition cross_entropy (n : nat) (y yhat : vec) : R := - sum n (fun j => y j * ln (yhat j)).
+Definition loss (n : nat) (y z : vec) : R := cross_entropy n y (softmax n z).
+Definition lse (n : nat) (z : vec) : R := ln (sum n (fun i => exp (z i))).
+Definition gradient (n : nat) (y z : vec) : vec := fun k => sum n y * softmax n z k - y k.
+Definition mean (n : nat) (z v : vec) : R := sum n (fun j => softmax n z j * v j).
+
+(** *** Sums *)
+
+Ltac by_index := unfold delta, set, set2 in *;
+  repeat match goal with |- context [Nat.eqb ?a ?b] => destruct (Nat.eqb_spec a b); subst end; try lra; try lia; auto.
+
+Lemma sum_ext n f g : (forall j, (j < n)%nat -> f j = g j) -> sum n f = sum n g.
+Proof. induction n; simpl; intros E; [easy|]. rewrite IHn, E; auto. Qed.
+
+Lemma sum_add n f g : sum n (fun j => f j + g j) = sum n f + sum n g.
+Proof. induction n; simpl; lra. Qed.
+
+Lemma sum_scal n c f : sum n (fun j => c * f j) = c * sum n f.
+Proof. induction n; simpl; [|rewrite IHn]; lra. Qed.
+
+Lemma sum_zero n : sum n (fun _ => 0) = 0.
+Proof. induction n; simpl; lra. Qed.
+
+Lemma sum_const n c : sum n (fun _ => c) = INR n * c.
+Proof. induction n; simpl sum; [simpl|rewrite IHn, S_INR]; lra. Qed.
+
+Lemma sum_le n f g : (forall j, (j < n)%nat -> f j <= g j) -> sum n f <= sum n g.
+Proof. induction n; simpl; intros H; [lra|]. apply Rplus_le_compat; auto. Qed.
+
+Lemma sum_nonneg n f : (forall j, (j < n)%nat -> 0 <= f j) -> 0 <= sum n f.
+Proof. intros H. rewrite <- (sum_zero n). now apply sum_le. Qed.
+
+(** a factor, or a minus sign, may stand anywhere *)
+Lemma sum_scal_r n c f : sum n (fun j => f j * c) = sum n f * c.
+Proof. rewrite Rmult_comm, <- sum_scal. apply sum_ext; intros; ring. Qed.
+
+Lemma sum_opp n f : sum n (fun j => - f j) = - sum n f.
+Proof. induction n; simpl; lra. Qed.
+
+Lemma sum_sub n f g : sum n (fun j => f j - g j) = sum n f - sum n g.
+Proof. induction n; simpl; lra. Qed.
+
+(** the sum of f j at j = k alone is f k *)
+Lemma sum_only n k f : (k < n)%nat -> sum n (fun j => if Nat.eqb j k then f j else 0) = f k.
+Proof.
+  assert (Z : forall m, (m <= k)%nat -> sum m (fun j => if Nat.eqb j k then f j else 0) = 0).
+  { induction m; simpl; intros; [lra|]. rewrite IHm by lia. by_index. }
+  induction n; simpl; intros H; [lia|].
+  destruct (Nat.eq_dec k n) as [->|]; [rewrite Z by lia|rewrite IHn by lia]; by_index.
+Qed.
+
+Lemma sum_delta n k f : (k < n)%nat -> sum n (fun j => f j * delta j k) = f k.
+Proof. intros H. rewrite <- (sum_only n k f H). apply sum_ext; intros; by_index. Qed.
+
+(** the term k stands apart from the others *)
+Lemma sum_split n k f : (k < n)%nat -> sum n f = f k + sum_but k n f.
+Proof. intros H. rewrite <- (sum_only n k f H). unfold sum_but. rewrite <- sum_add. apply sum_ext; intros; by_index. Qed.
+
+Lemma sum_but_ext k n f g : (forall j, (j < n)%nat -> j <> k -> f j = g j) -> sum_but k n f = sum_but k n g.
+Proof. intros E. apply sum_ext; intros; by_index. Qed.
+
+Lemma sum_but_scal k n c f : sum_but k n (fun j => c * f j) = c * sum_but k n f.
+Proof. unfold sum_but. rewrite <- sum_scal. apply sum_ext; intros; by_index. Qed.
+
+(** a sum of zeros is zero *)
+Lemma sum_but_zero k n f : (forall j, f j = 0) -> sum_but k n f = 0.
+Proof. intros E. rewrite <- (sum_zero n). apply sum_ext; intros. rewrite E. by_index. Qed.
+
+Lemma sum_but_nonneg k n f : (forall j, 0 <= f j) -> 0 <= sum_but k n f.
+Proof. intros H. apply sum_nonneg; intros; by_index. Qed.
+
+(** *** Positive numbers: what makes every division and every logarithm below lawful *)
+
+Lemma expsum_pos n z : (0 < n)%nat -> 0 < sum n (fun i => exp (z i)).
+Proof.
+  intros H. destruct n; [lia|]. simpl. pose proof (exp_pos (z n)).
+  assert (0 <= sum n (fun i => exp (z i))); [|lra]. apply sum_nonneg; intros. left; apply exp_pos.
+Qed.
+
+(** every prediction is positive *)
+Theorem softmax_positive n z j : (0 < n)%nat -> 0 < softmax n z j.
+Proof. intros. apply Rdiv_lt_0_compat; [apply exp_pos|now apply expsum_pos]. Qed.
+
+Ltac positive := first [assumption | apply exp_pos | apply expsum_pos; lia | apply softmax_positive; lia | apply lt_0_INR; lia].
+
+(** an identity between fractions, whose denominators are positive (or are said not to be 0) *)
+Ltac fractions := field; repeat split; try assumption; apply Rgt_not_eq; positive.
+
+Lemma ln_quotient a b : 0 < a -> 0 < b -> ln (a / b) = ln a - ln b.
+Proof. intros. unfold Rdiv. rewrite ln_mult, ln_Rinv; auto using Rinv_0_lt_compat; ring. Qed.
+
+(** *** The rules of differentiation *)
+
+Lemma set_same z k : set z k (z k) = z.
+Proof. apply FunctionalExtensionality.functional_extensionality; intros; by_index. Qed.
+
+Lemma d_eq f g x d d' : (forall t, f t = g t) -> d = d' -> derivable_pt_lim f x d -> derivable_pt_lim g x d'.
+Proof. intros E <-. now rewrite (FunctionalExtensionality.functional_extensionality f g E). Qed.
+
+(** a derivative is unique *)
+Lemma unique {f x d d'} : derivable_pt_lim f x d -> derivable_pt_lim f x d' -> d = d'.
+Proof. apply uniqueness_limite. Qed.
+
+(** constants; x itself *)
+Lemma d_const f c x : (forall t, f t = c) -> derivable_pt_lim f x 0.
+Proof. intros E. apply (d_eq (fun _ => c) f x 0); [now symmetry|easy|apply derivable_pt_lim_const]. Qed.
+
+Lemma d_id f x : (forall t, f t = t) -> derivable_pt_lim f x 1.
+Proof. intros E. apply (d_eq id f x 1); [now symmetry|easy|apply derivable_pt_lim_id]. Qed.
+
+(** linearity *)
+Lemma d_add f g x a b : derivable_pt_lim f x a -> derivable_pt_lim g x b -> derivable_pt_lim (fun t => f t + g t) x (a + b).
+Proof. apply derivable_pt_lim_plus. Qed.
+
+Lemma d_sub f g x a b : derivable_pt_lim f x a -> derivable_pt_lim g x b -> derivable_pt_lim (fun t => f t - g t) x (a - b).
+Proof. apply derivable_pt_lim_minus. Qed.
+
+Lemma d_opp f x a : derivable_pt_lim f x a -> derivable_pt_lim (fun t => - f t) x (- a).
+Proof. apply derivable_pt_lim_opp. Qed.
+
+Lemma d_scal c f x a : derivable_pt_lim f x a -> derivable_pt_lim (fun t => c * f t) x (c * a).
+Proof. apply derivable_pt_lim_scal. Qed.
+
+Lemma d_scal_r c f x a : derivable_pt_lim f x a -> derivable_pt_lim (fun t => f t * c) x (a * c).
+Proof. intros H. eapply d_eq; [| |apply (d_scal c), H]; intros; cbv beta; ring. Qed.
+
+Lemma d_sum n (f : nat -> R -> R) d x : (forall j, (j < n)%nat -> derivable_pt_lim (f j) x (d j)) ->
+  derivable_pt_lim (fun t => sum n (fun j => f j t)) x (sum n d).
+Proof. induction n; simpl; intros H; [now apply (d_const _ 0)|]. apply (d_add (fun t => sum n (fun j => f j t))); auto. Qed.
+
+(** the other rules; v is the value of the inner function at x *)
+Lemma d_mul f g x a b u v : derivable_pt_lim f x a -> derivable_pt_lim g x b -> f x = u -> g x = v ->
+  derivable_pt_lim (fun t => f t * g t) x (a * v + u * b).
+Proof. intros A B <- <-. now apply derivable_pt_lim_mult. Qed.
+
+Lemma d_square f x a v : derivable_pt_lim f x a -> f x = v -> derivable_pt_lim (fun t => (f t) ^ 2) x (2 * v * a).
+Proof. intros A E. eapply d_eq; [| |apply (d_mul f f x a a v v A A E E)]; intros; cbv beta; ring. Qed.
+
+Lemma d_div f g x a b u v : derivable_pt_lim f x a -> derivable_pt_lim g x b -> f x = u -> g x = v -> v <> 0 ->
+  derivable_pt_lim (fun t => f t / g t) x ((a * v - u * b) / v ^ 2).
+Proof.
+  intros A B <- <- N. eapply d_eq; [| |apply (derivable_pt_lim_div f g); eauto]; [reflexivity|].
+  unfold Rsqr; now field.
+Qed.
+
+Lemma d_exp f x a v : derivable_pt_lim f x a -> f x = v -> derivable_pt_lim (fun t => exp (f t)) x (exp v * a).
+Proof. intros A <-. apply (derivable_pt_lim_comp f exp); auto. apply derivable_pt_lim_exp. Qed.
+
+Lemma d_ln f x a v : derivable_pt_lim f x a -> f x = v -> 0 < v -> derivable_pt_lim (fun t => ln (f t)) x (1 / v * a).
+Proof.
+  intros A <- P. apply (derivable_pt_lim_comp f ln); auto.
+  unfold Rdiv; rewrite Rmult_1_l. now apply derivable_pt_lim_ln.
+Qed.
+
+Lemma d_tanh f x a v : derivable_pt_lim f x a -> f x = v -> derivable_pt_lim (fun t => tanh (f t)) x ((1 - (tanh v) ^ 2) * a).
+Proof.
+  intros A <-. apply (derivable_pt_lim_comp f tanh); auto.
+  assert (0 < cosh (f x)) by (unfold cosh; pose proof (exp_pos (f x)); pose proof (exp_pos (- f x)); lra).
+  eapply d_eq; [| |apply (d_div sinh cosh); [apply derivable_pt_lim_sinh|apply derivable_pt_lim_cosh|easy|easy|lra]].
+  - reflexivity.
+  - unfold tanh; field; lra.
+Qed.
+
+(** z_j moves with z_k, one for one, if it is z_k, and not at all if it is another *)
+Lemma coordinate_same z k : partial (fun z => z k) k z 1.
+Proof. apply d_id; intros; by_index. Qed.
+
+Lemma coordinate_other z j k : j <> k -> partial (fun z => z j) k z 0.
+Proof. intros. apply (d_const _ (z j)); intros; by_index. Qed.
+
+Lemma coordinates_have_derivatives z k : exists d : vec, forall j, partial (fun z => z j) k z (d j).
+Proof.
+  exists (fun j => delta j k). intros j. unfold delta. destruct (Nat.eqb_spec j k) as [->|N]; [apply coordinate_same|].
+  now apply coordinate_other.
+Qed.
+
+(** the value of a derivative may be written in another way, and so may the function *)
+Lemma partial_eq f g k z d d' : (forall w, f w = g w) -> d = d' -> partial f k z d -> partial g k z d'.
+Proof. intros E. apply d_eq; intros; apply E. Qed.
+
+(** apply a rule of differentiation *)
+Ltac rule := intros; unfold partial, partial2 in *; cbv beta in *.
+
+(** go on from the line before by the theorem T *)
+Ltac line T := eapply eq_trans; [eapply T; eauto|].
+
+(** ** Part 1. The derivative of softmax *)
+
+Theorem numerator_same_1 : forall (n : nat) (z : vec) (j : nat), (j < n)%nat -> partial (fun z => exp (z j)) j z (exp (z j)).
+Proof. rule. eapply d_eq; [reflexivity| |apply d_exp; [apply coordinate_same|now rewrite set_same]]. ring. Qed.
+
+(** u' = e^z_j in the case j = k *)
+Theorem numerator_same : forall (n : nat) (z : vec) (j : nat), (j < n)%nat -> partial (fun z => exp (z j)) j z (exp (z j)).
+Proof. exact numerator_same_1. Qed.
+
+Lemma exponentials_have_derivatives z k : exists d : vec, forall i, partial (fun z => exp (z i)) k z (d i).
+Proof.
+  exists (fun i => if Nat.eqb i k then exp (z k) else 0). intros i.
+  destruct (Nat.eqb_spec i k) as [->|N]; [apply (numerator_same (S k)); lia|].
+  apply (d_const _ (exp (z i))); intros; f_equal; by_index.
+Qed.
+
+Theorem denominator_1 : forall (n : nat) (z : vec) (k : nat) (d1 : vec), (k < n)%nat ->
+  (forall i, (i < n)%nat -> partial (fun z => exp (z i)) k z (d1 i)) ->
+  partial (fun z => sum n (fun i => exp (z i))) k z (sum n (fun i => d1 i)).
+Proof. rule. now apply d_sum. Qed.
+Theorem denominator_2 : forall (n : nat) (z : vec) (k : nat) (d1 : vec), (k < n)%nat ->
+  (forall i, (i < n)%nat -> partial (fun z => exp (z i)) k z (d1 i)) -> sum n (fun i => d1 i) = d1 k + sum_but k n (fun i => d1 i).
+Proof. intros. now apply (sum_split n k d1). Qed.
+Theorem denominator_3 : forall (n : nat) (z : vec) (k : nat) (d1 : vec), (k < n)%nat ->
+  (forall i, (i < n)%nat -> partial (fun z => exp (z i)) k z (d1 i)) ->
+  d1 k + sum_but k n (fun i => d1 i) = exp (z k) + sum_but k n (fun _ => 0).
+Proof.
+  intros n z k d1 H D. rewrite (unique (D k H) (numerator_same n z k H)). f_equal.
+  apply sum_but_ext; intros j J N. apply (unique (D j J)), (d_const _ (exp (z j))). intros; f_equal; by_index.
+Qed.
+Theorem denominator_4 : forall (n : nat) (z : vec) (k : nat), (k < n)%nat -> exp (z k) + sum_but k n (fun _ => 0) = exp (z k).
+Proof. intros. rewrite sum_but_zero by easy. ring. Qed.
+
+(** v' = e^z_k: all the terms but one are constant *)
+Theorem denominator : forall (n : nat) (z : vec) (k : nat), (k < n)%nat -> partial (fun z => sum n (fun i => exp (z i))) k z (exp (z k)).
+Proof.
+  intros n z k H. destruct (exponentials_have_derivatives z k) as [d D].
+  eapply partial_eq; [reflexivity| |now apply (denominator_1 n z k d)].
+  line denominator_2. line denominator_3. now apply denominator_4.
+Qed.
+
+Theorem result1_1 : forall (n : nat) (z : vec) (j : nat) (d1 d2 : R), (j < n)%nat -> partial (fun z => exp (z j)) j z d1 ->
+  partial (fun z => sum n (fun i => exp (z i))) j z d2 ->
+  partial (fun z => softmax n z j) j z ((d1 * sum n (fun i => exp (z i)) - exp (z j) * d2) / (sum n (fun i => exp (z i))) ^ 2).
+Proof. rule. eapply d_div; try eassumption; [now rewrite set_same|now rewrite set_same|apply Rgt_not_eq; positive]. Qed.
+Theorem result1_2 : forall (n : nat) (z : vec) (j : nat) (d1 d2 : R), (j < n)%nat -> partial (fun z => exp (z j)) j z d1 ->
+  partial (fun z => sum n (fun i => exp (z i))) j z d2 ->
+  (d1 * sum n (fun i => exp (z i)) - exp (z j) * d2) / (sum n (fun i => exp (z i))) ^ 2
+    = (exp (z j) * sum n (fun i => exp (z i)) - exp (z j) * exp (z j)) / (sum n (fun i => exp (z i))) ^ 2.
+Proof. intros n z j d1 d2 H D1 D2. now rewrite (unique D1 (numerator_same n z j H)), (unique D2 (denominator n z j H)). Qed.
+Theorem result1_3 : forall (n : nat) (z : vec) (j : nat), (j < n)%nat ->
+  (exp (z j) * sum n (fun i => exp (z i)) - exp (z j) * exp (z j)) / (sum n (fun i => exp (z i))) ^ 2
+    = exp (z j) / sum n (fun i => exp (z i)) * (sum n (fun i => exp (z i)) / sum n (fun i => exp (z i)))
+    - exp (z j) / sum n (fun i => exp (z i)) * (exp (z j) / sum n (fun i => exp (z i))).
+Proof. intros. fractions. Qed.
+Theorem result1_4 : forall (n : nat) (z : vec) (j : nat), (j < n)%nat ->
+  exp (z j) / sum n (fun i => exp (z i)) * (sum n (fun i => exp (z i)) / sum n (fun i => exp (z i)))
+    - exp (z j) / sum n (fun i => exp (z i)) * (exp (z j) / sum n (fun i => exp (z i))) = softmax n z j * 1 - softmax n z j * softmax n z j.
+Proof. intros. unfold softmax. fractions. Qed.
+Theorem result1_5 : forall (n : nat) (z : vec) (j : nat), (j < n)%nat ->
+  softmax n z j * 1 - softmax n z j * softmax n z j = softmax n z j * (1 - softmax n z j).
+Proof. intros. ring. Qed.
+
+(** RESULT 1: d yhat_j / d z_j = yhat_j (1 - yhat_j) *)
+Theorem result1 : forall (n : nat) (z : vec) (j : nat), (j < n)%nat ->
+  partial (fun z => softmax n z j) j z (softmax n z j * (1 - softmax n z j)).
+Proof.
+  intros n z j H. pose proof (numerator_same n z j H) as D1. pose proof (denominator n z j H) as D2.
+  eapply partial_eq; [reflexivity| |exact (result1_1 n z j _ _ H D1 D2)].
+  line result1_2. line result1_3. line result1_4. now apply result1_5.
+Qed.
+
+Theorem numerator_other_1 : forall (n : nat) (z : vec) (j k : nat), (j < n)%nat -> (k < n)%nat -> j <> k ->
+  partial (fun z => exp (z j)) k z 0.
+Proof. rule. apply (d_const _ (exp (z j))); intros; f_equal; by_index. Qed.
+
+(** u' = 0 in the case j <> k *)
+Theorem numerator_other : forall (n : nat) (z : vec) (j k : nat), (j < n)%nat -> (k < n)%nat -> j <> k ->
+  partial (fun z => exp (z j)) k z 0.
+Proof. exact numerator_other_1. Qed.
+
+Theorem result2_1 : forall (n : nat) (z : vec) (j k : nat) (d1 d2 : R), (j < n)%nat -> (k < n)%nat -> j <> k ->
+  partial (fun z => exp (z j)) k z d1 -> partial (fun z => sum n (fun i => exp (z i))) k z d2 ->
+  partial (fun z => softmax n z j) k z ((d1 * sum n (fun i => exp (z i)) - exp (z j) * d2) / (sum n (fun i => exp (z i))) ^ 2).
+Proof. rule. eapply d_div; try eassumption; [now rewrite set_same|now rewrite set_same|apply Rgt_not_eq; positive]. Qed.
+Theorem result2_2 : forall (n : nat) (z : vec) (j k : nat) (d1 d2 : R), (j < n)%nat -> (k < n)%nat -> j <> k ->
+  partial (fun z => exp (z j)) k z d1 -> partial (fun z => sum n (fun i => exp (z i))) k z d2 ->
+  (d1 * sum n (fun i => exp (z i)) - exp (z j) * d2) / (sum n (fun i => exp (z i))) ^ 2
+    = (0 * sum n (fun i => exp (z i)) - exp (z j) * exp (z k)) / (sum n (fun i => exp (z i))) ^ 2.
+Proof.
+  intros n z j k d1 d2 J K N D1 D2.
+  now rewrite (unique D1 (numerator_other n z j k J K N)), (unique D2 (denominator n z k K)).
+Qed.
+Theorem result2_3 : forall (n : nat) (z : vec) (j k : nat), (j < n)%nat -> (k < n)%nat -> j <> k ->
+  (0 * sum n (fun i => exp (z i)) - exp (z j) * exp (z k)) / (sum n (fun i => exp (z i))) ^ 2
+    = - (exp (z j) * exp (z k) / (sum n (fun i => exp (z i))) ^ 2).
+Proof. intros. fractions. Qed.
+Theorem result2_4 : forall (n : nat) (z : vec) (j k : nat), (j < n)%nat -> (k < n)%nat -> j <> k ->
+  - (exp (z j) * exp (z k) / (sum n (fun i => exp (z i))) ^ 2)
+    = - (exp (z j) / sum n (fun i => exp (z i)) * (exp (z k) / sum n (fun i => exp (z i)))).
+Proof. intros. fractions. Qed.
+Theorem result2_5 : forall (n : nat) (z : vec) (j k : nat), (j < n)%nat -> (k < n)%nat -> j <> k ->
+  - (exp (z j) / sum n (fun i => exp (z i)) * (exp (z k) / sum n (fun i => exp (z i)))) = - (softmax n z j * softmax n z k).
+Proof. reflexivity. Qed.
+
+(** RESULT 2: d yhat_j / d z_k = - yhat_j yhat_k for j <> k *)
+Theorem result2 : forall (n : nat) (z : vec) (j k : nat), (j < n)%nat -> (k < n)%nat -> j <> k ->
+  partial (fun z => softmax n z j) k z (- (softmax n z j * softmax n z k)).
+Proof.
+  intros n z j k J K N. pose proof (numerator_other n z j k J K N) as D1. pose proof (denominator n z k K) as D2.
+  eapply partial_eq; [reflexivity| |exact (result2_1 n z j k _ _ J K N D1 D2)].
+  line result2_2. line result2_3. line result2_4. now apply result2_5.
+Qed.
+
+(** both in one line: d yhat_j / d z_k = yhat_j (delta_jk - yhat_k) *)
+Theorem softmax_jacobian n z j k : (j < n)%nat -> (k < n)%nat ->
+  partial (fun z => softmax n z j) k z (softmax n z j * (delta j k - softmax n z k)).
+Proof.
+  intros J K. destruct (Nat.eq_dec j k) as [->|N].
+  - eapply partial_eq; [reflexivity| |now apply result1]. by_index.
+  - eapply partial_eq; [reflexivity| |now apply result2]. by_index.
+Qed.
+
+(** ** Part 2. The derivative of cross-entropy *)
+
+Theorem log_same_1 : forall (n : nat) (yhat : vec) (k : nat), (k < n)%nat -> (forall k, (k < n)%nat -> yhat k > 0) ->
+  partial (fun yhat => ln (yhat k)) k yhat (1 / yhat k).
+Proof. intros n yhat k K P. eapply d_eq; [reflexivity| |apply d_ln; [apply coordinate_same|now rewrite set_same|now apply P]]. ring. Qed.
+
+(** d log yhat_k / d yhat_k = 1 / yhat_k *)
+Theorem log_same : forall (n : nat) (yhat : vec) (k : nat), (k < n)%nat -> (forall k, (k < n)%nat -> yhat k > 0) ->
+  partial (fun yhat => ln (yhat k)) k yhat (1 / yhat k).
+Proof. exact log_same_1. Qed.
+
+Theorem log_other_1 : forall (n : nat) (yhat : vec) (j k : nat), (j < n)%nat -> (k < n)%nat -> j <> k ->
+  (forall k, (k < n)%nat -> yhat k > 0) -> partial (fun yhat => ln (yhat j)) k yhat 0.
+Proof. rule. apply (d_const _ (ln (yhat j))); intros; f_equal; by_index. Qed.
+
+(** ... and it is 0 by any other yhat_k *)
+Theorem log_other : forall (n : nat) (yhat : vec) (j k : nat), (j < n)%nat -> (k < n)%nat -> j <> k ->
+  (forall k, (k < n)%nat -> yhat k > 0) -> partial (fun yhat => ln (yhat j)) k yhat 0.
+Proof. exact log_other_1. Qed.
+
+Lemma logarithms_have_derivatives n yhat k : (k < n)%nat -> (forall k, (k < n)%nat -> yhat k > 0) ->
+  exists d : vec, forall j, (j < n)%nat -> partial (fun yhat => ln (yhat j)) k yhat (d j).
+Proof.
+  intros K P. exists (fun j => if Nat.eqb j k then 1 / yhat k else 0). intros j J.
+  destruct (Nat.eqb_spec j k) as [->|N]; [now apply (log_same n)|now apply (log_other n)].
+Qed.
+
+Theorem result3_1 : forall (n : nat) (y yhat : vec) (k : nat) (d1 : R), (k < n)%nat -> (forall k, (k < n)%nat -> yhat k > 0) ->
+  partial (fun yhat => - sum n (fun j => y j * ln (yhat j))) k yhat d1 -> partial (fun yhat => cross_entropy n y yhat) k yhat d1.
+Proof. auto. Qed.
+Theorem result3_2 : forall (n : nat) (y yhat : vec) (k : nat) (d1 : vec), (k < n)%nat -> (forall k, (k < n)%nat -> yhat k > 0) ->
+  (forall j, (j < n)%nat -> partial (fun yhat => ln (yhat j)) k yhat (d1 j)) ->
+  partial (fun yhat => - sum n (fun j => y j * ln (yhat j))) k yhat (- sum n (fun j => y j * d1 j)).
+Proof. rule. apply d_opp, (d_sum n (fun j t => y j * ln (set yhat k t j))). intros j J. apply d_scal; auto. Qed.
+Theorem result3_3 : forall (n : nat) (y yhat : vec) (k : nat) (d1 : vec), (k < n)%nat -> (forall k, (k < n)%nat -> yhat k > 0) ->
+  (forall j, (j < n)%nat -> partial (fun yhat => ln (yhat j)) k yhat (d1 j)) ->
+  - sum n (fun j => y j * d1 j) = - (y k * d1 k + sum_but k n (fun j => y j * d1 j)).
+Proof. intros. f_equal. now apply (sum_split n k (fun j => y j * d1 j)). Qed.
+Theorem result3_4 : forall (n : nat) (y yhat : vec) (k : nat) (d1 : vec), (k < n)%nat -> (forall k, (k < n)%nat -> yhat k > 0) ->
+  (forall j, (j < n)%nat -> partial (fun yhat => ln (yhat j)) k yhat (d1 j)) ->
+  - (y k * d1 k + sum_but k n (fun j => y j * d1 j)) = - (y k * (1 / yhat k) + sum_but k n (fun j => y j * 0)).
+Proof.
+  intros n y yhat k d1 K P D. rewrite (unique (D k K) (log_same n yhat k K P)). do 2 f_equal.
+  apply sum_but_ext; intros j J N. now rewrite (unique (D j J) (log_other n yhat j k J K N P)).
+Qed.
+Theorem result3_5 : forall (n : nat) (y yhat : vec) (k : nat), (k < n)%nat -> (forall k, (k < n)%nat -> yhat k > 0) ->
+  - (y k * (1 / yhat k) + sum_but k n (fun j => y j * 0)) = - (y k * (1 / yhat k)).
+Proof. intros. rewrite sum_but_zero by (intros; ring). ring. Qed.
+Theorem result3_6 : forall (n : nat) (y yhat : vec) (k : nat), (k < n)%nat -> (forall k, (k < n)%nat -> yhat k > 0) ->
+  - (y k * (1 / yhat k)) = - (y k / yhat k).
+Proof. intros. unfold Rdiv. ring. Qed.
+
+(** RESULT 3: d L / d yhat_k = - y_k / yhat_k *)
+Theorem result3 : forall (n : nat) (y yhat : vec) (k : nat), (k < n)%nat -> (forall k, (k < n)%nat -> yhat k > 0) ->
+  partial (fun yhat => cross_entropy n y yhat) k yhat (- (y k / yhat k)).
+Proof.
+  intros n y yhat k K P. destruct (logarithms_have_derivatives n yhat k K P) as [d D].
+  eapply partial_eq; [reflexivity| |apply result3_1; auto; now apply (result3_2 n y yhat k d)].
+  line result3_3. line result3_4. line result3_5. now apply (result3_6 n).
+Qed.
+
+(** ** Part 3. The chain rule *)
+
+(** a derivative of L by a prediction, at the softmax *)
+Lemma by_prediction n z y j d : (j < n)%nat -> partial (fun yhat => cross_entropy n y yhat) j (softmax n z) d ->
+  d = - (y j / softmax n z j).
+Proof. intros J D. apply (unique D), (result3 n y (softmax n z) j J). intros; apply softmax_positive; lia. Qed.
+
+Theorem own_term_1 : forall (n : nat) (z y : vec) (k : nat) (d1 d2 : R), (k < n)%nat ->
+  partial (fun yhat => cross_entropy n y yhat) k (softmax n z) d1 -> partial (fun z => softmax n z k) k z d2 ->
+  d1 * d2 = (- (y k / softmax n z k)) * (softmax n z k * (1 - softmax n z k)).
+Proof. intros n z y k d1 d2 K D1 D2. now rewrite (by_prediction _ _ _ _ _ K D1), (unique D2 (result1 n z k K)). Qed.
+Theorem own_term_2 : forall (n : nat) (z y : vec) (k : nat), (k < n)%nat ->
+  (- (y k / softmax n z k)) * (softmax n z k * (1 - softmax n z k)) = - (y k * (1 - softmax n z k)).
+Proof. intros. fractions. Qed.
+Theorem own_term_3 : forall (n : nat) (z y : vec) (k : nat), (k < n)%nat -> - (y k * (1 - softmax n z k)) = - y k + y k * softmax n z k.
+Proof. intros. ring. Qed.
+
+(** the term j = k is - y_k + y_k yhat_k *)
+Theorem own_term : forall (n : nat) (z y : vec) (k : nat) (d1 d2 : R), (k < n)%nat ->
+  partial (fun yhat => cross_entropy n y yhat) k (softmax n z) d1 -> partial (fun z => softmax n z k) k z d2 ->
+  d1 * d2 = - y k + y k * softmax n z k.
+Proof. intros. line own_term_1. line own_term_2. now apply (own_term_3 n). Qed.
+
+Theorem other_terms_1 : forall (n : nat) (z y : vec) (k : nat) (d1 d2 : vec), (k < n)%nat ->
+  (forall j, (j < n)%nat -> partial (fun yhat => cross_entropy n y yhat) j (softmax n z) (d1 j)) ->
+  (forall j, (j < n)%nat -> partial (fun z => softmax n z j) k z (d2 j)) ->
+  sum_but k n (fun j => d1 j * d2 j) = sum_but k n (fun j => (- (y j / softmax n z j)) * (- (softmax n z j * softmax n z k))).
+Proof.
+  intros n z y k d1 d2 K D1 D2. apply sum_but_ext; intros j J N.
+  now rewrite (by_prediction _ _ _ _ _ J (D1 j J)), (unique (D2 j J) (result2 n z j k J K N)).
+Qed.
+Theorem other_terms_2 : forall (n : nat) (z y : vec) (k : nat), (k < n)%nat ->
+  sum_but k n (fun j => (- (y j / softmax n z j)) * (- (softmax n z j * softmax n z k))) = sum_but k n (fun j => y j * softmax n z k).
+Proof. intros. apply sum_but_ext; intros. fractions. Qed.
+
+(** the terms j <> k are y_j yhat_k *)
+Theorem other_terms : forall (n : nat) (z y : vec) (k : nat) (d1 d2 : vec), (k < n)%nat ->
+  (forall j, (j < n)%nat -> partial (fun yhat => cross_entropy n y yhat) j (softmax n z) (d1 j)) ->
+  (forall j, (j < n)%nat -> partial (fun z => softmax n z j) k z (d2 j)) ->
+  sum_but k n (fun j => d1 j * d2 j) = sum_but k n (fun j => y j * softmax n z k).
+Proof. intros. line other_terms_1. line other_terms_2. easy. Qed.
+
+Theorem one_hot_sum_1 : forall (n : nat) (t : nat), (t < n)%nat ->
+  sum n (fun j => delta j t) = delta t t + sum_but t n (fun j => delta j t).
+Proof. intros. now apply (sum_split n t (fun j => delta j t)). Qed.
+Theorem one_hot_sum_2 : forall (n : nat) (t : nat), (t < n)%nat ->
+  delta t t + sum_but t n (fun j => delta j t) = 1 + sum_but t n (fun _ => 0).
+Proof. intros. f_equal; [by_index|]. apply sum_but_ext; intros; by_index. Qed.
+Theorem one_hot_sum_3 : forall (n : nat) (t : nat), (t < n)%nat -> 1 + sum_but t n (fun _ => 0) = 1.
+Proof. intros. rewrite sum_but_zero by easy. ring. Qed.
+
+(** a one-hot truth sums to one *)
+Theorem one_hot_sum : forall (n : nat) (t : nat), (t < n)%nat -> sum n (fun j => delta j t) = 1.
+Proof. intros. now rewrite one_hot_sum_1, one_hot_sum_2, one_hot_sum_3. Qed.
+
+(** the chain rule: if every prediction moves with t, then so does the loss *)
+Lemma cross_entropy_along n y (p : R -> vec) p' x v : p x = v -> (forall j, (j < n)%nat -> 0 < v j) ->
+  (forall j, (j < n)%nat -> derivable_pt_lim (fun t => p t j) x (p' j)) ->
+  derivable_pt_lim (fun t => cross_entropy n y (p t)) x (sum n (fun j => - (y j / v j) * p' j)).
+Proof.
+  intros <- P D. eapply d_eq; [reflexivity| |apply d_opp, (d_sum n (fun j t => y j * ln (p t j)))].
+  2: intros j J; apply d_scal, (d_ln (fun t => p t j)); auto; now apply D.
+  rewrite <- sum_opp. apply sum_ext; intros; cbv beta. unfold Rdiv; ring.
+Qed.
+
+(** d L / d z_k = the sum of (d L / d yhat_j) (d yhat_j / d z_k), whatever numbers a_j and b_j these are *)
+Theorem chain_rule n z y k (a b : vec) : (k < n)%nat ->
+  (forall j, (j < n)%nat -> partial (fun yhat => cross_entropy n y yhat) j (softmax n z) (a j)) ->
+  (forall j, (j < n)%nat -> partial (fun z => softmax n z j) k z (b j)) ->
+  partial (fun z => loss n y z) k z (sum n (fun j => a j * b j)).
+Proof.
+  intros K A B. eapply d_eq; [reflexivity| |apply (cross_entropy_along n y (fun t => softmax n (set z k t)) b _ (softmax n z))].
+  - apply sum_ext; intros j J. now rewrite (by_prediction _ _ _ _ _ J (A j J)).
+  - now rewrite set_same.
+  - intros; apply softmax_positive; lia.
+  - exact B.
+Qed.
+
+Theorem prediction_minus_truth_1 : forall (n : nat) (z y : vec) (k : nat) (d1 d2 : vec), (k < n)%nat ->
+  (forall j, (j < n)%nat -> partial (fun yhat => cross_entropy n y yhat) j (softmax n z) (d1 j)) ->
+  (forall j, (j < n)%nat -> partial (fun z => softmax n z j) k z (d2 j)) ->
+  partial (fun z => loss n y z) k z (sum n (fun j => d1 j * d2 j)).
+Proof. exact chain_rule. Qed.
+Theorem prediction_minus_truth_2 : forall (n : nat) (z y : vec) (k : nat) (d1 d2 : vec), (k < n)%nat ->
+  (forall j, (j < n)%nat -> partial (fun yhat => cross_entropy n y yhat) j (softmax n z) (d1 j)) ->
+  (forall j, (j < n)%nat -> partial (fun z => softmax n z j) k z (d2 j)) ->
+  sum n (fun j => d1 j * d2 j) = d1 k * d2 k + sum_but k n (fun j => d1 j * d2 j).
+Proof. intros. now apply (sum_split n k (fun j => d1 j * d2 j)). Qed.
+Theorem prediction_minus_truth_3 : forall (n : nat) (z y : vec) (k : nat) (d1 d2 : vec), (k < n)%nat ->
+  (forall j, (j < n)%nat -> partial (fun yhat => cross_entropy n y yhat) j (softmax n z) (d1 j)) ->
+  (forall j, (j < n)%nat -> partial (fun z => softmax n z j) k z (d2 j)) ->
+  d1 k * d2 k + sum_but k n (fun j => d1 j * d2 j) = - y k + y k * softmax n z k + sum_but k n (fun j => y j * softmax n z k).
+Proof. intros n z y k d1 d2 K D1 D2. now rewrite (own_term n z y k _ _ K (D1 k K) (D2 k K)), (other_terms n z y k d1 d2 K D1 D2). Qed.
+Theorem prediction_minus_truth_4 : forall (n : nat) (z y : vec) (k : nat), (k < n)%nat ->
+  - y k + y k * softmax n z k + sum_but k n (fun j => y j * softmax n z k)
+    = - y k + (y k * softmax n z k + sum_but k n (fun j => y j * softmax n z k)).
+Proof. intros. ring. Qed.
+Theorem prediction_minus_truth_5 : forall (n : nat) (z y : vec) (k : nat), (k < n)%nat ->
+  - y k + (y k * softmax n z k + sum_but k n (fun j => y j * softmax n z k)) = - y k + softmax n z k * (y k + sum_but k n (fun j => y j)).
+Proof.
+  intros. rewrite (sum_but_ext k n _ (fun j => softmax n z k * y j)) by (intros; ring).
+  rewrite (sum_but_scal k n (softmax n z k) (fun j => y j)). ring.
+Qed.
+Theorem prediction_minus_truth_6 : forall (n : nat) (z y : vec) (k : nat), (k < n)%nat ->
+  - y k + softmax n z k * (y k + sum_but k n (fun j => y j)) = - y k + softmax n z k * sum n (fun j => y j).
+Proof. intros. now rewrite (sum_split n k (fun j => y j)). Qed.
+Theorem prediction_minus_truth_7 : forall (n : nat) (z y : vec) (k : nat), (k < n)%nat -> sum n (fun j => y j) = 1 ->
+  - y k + softmax n z k * sum n (fun j => y j) = - y k + softmax n z k * 1.
+Proof. intros n z y k K E. now rewrite E. Qed.
+Theorem prediction_minus_truth_8 : forall (n : nat) (z y : vec) (k : nat), (k < n)%nat -> - y k + softmax n z k * 1 = softmax n z k - y k.
+Proof. intros. ring. Qed.
+
+Lemma loss_has_derivatives n z y :
+  exists d : vec, forall j, (j < n)%nat -> partial (fun yhat => cross_entropy n y yhat) j (softmax n z) (d j).
+Proof.
+  exists (fun j => - (y j / softmax n z j)). intros; apply result3; auto. intros; apply softmax_positive; lia.
+Qed.
+
+Lemma softmax_has_derivatives n z k : (k < n)%nat ->
+  exists d : vec, forall j, (j < n)%nat -> partial (fun z => softmax n z j) k z (d j).
+Proof. intros. exists (fun j => softmax n z j * (delta j k - softmax n z k)). intros; now apply softmax_jacobian. Qed.
+
+(** the first six lines hold for any truth *)
+Lemma before_sum_is_1 n z y k : (k < n)%nat ->
+  partial (fun z => loss n y z) k z (- y k + softmax n z k * sum n (fun j => y j)).
+Proof.
+  intros K. destruct (loss_has_derivatives n z y) as [d1 D1], (softmax_has_derivatives n z k K) as [d2 D2].
+  eapply partial_eq; [reflexivity| |now apply (prediction_minus_truth_1 n z y k d1 d2)].
+  line prediction_minus_truth_2. line prediction_minus_truth_3. line prediction_minus_truth_4. line prediction_minus_truth_5.
+  now apply prediction_minus_truth_6.
+Qed.
+
+(** THE RESULT: if the truth sums to one, d L / d z_k = yhat_k - y_k, prediction minus truth *)
+Theorem prediction_minus_truth : forall (n : nat) (z y : vec) (k : nat), (k < n)%nat -> sum n (fun j => y j) = 1 ->
+  partial (fun z => loss n y z) k z (softmax n z k - y k).
+Proof.
+  intros n z y k K E. eapply partial_eq; [reflexivity| |now apply before_sum_is_1].
+  now rewrite prediction_minus_truth_7, prediction_minus_truth_8.
+Qed.
+
+(** ... and only then *)
+Theorem sum_one_is_needed n z y k : (k < n)%nat -> partial (fun z => loss n y z) k z (softmax n z k - y k) <-> sum n y = 1.
+Proof.
+  intros K. split; [|now apply prediction_minus_truth]. intros D.
+  pose proof (unique D (before_sum_is_1 n z y k K)) as E. change (sum n (fun j => y j)) with (sum n y) in E.
+  pose proof (softmax_positive n z k ltac:(lia)). apply (Rmult_eq_reg_l (softmax n z k)); lra.
+Qed.
+
+(** ** Any truth *)
+
+Theorem softmax_sums_to_1_1 : forall (n : nat) (z : vec), (0 < n)%nat ->
+  sum n (fun j => softmax n z j) = sum n (fun j => exp (z j) / sum n (fun i => exp (z i))).
+Proof. reflexivity. Qed.
+Theorem softmax_sums_to_1_2 : forall (n : nat) (z : vec), (0 < n)%nat ->
+  sum n (fun j => exp (z j) / sum n (fun i => exp (z i))) = sum n (fun j => exp (z j)) / sum n (fun i => exp (z i)).
+Proof. intros. apply sum_scal_r. Qed.
+Theorem softmax_sums_to_1_3 : forall (n : nat) (z : vec), (0 < n)%nat -> sum n (fun j => exp (z j)) / sum n (fun i => exp (z i)) = 1.
+Proof. intros. fractions. Qed.
+
+(** the predictions sum to one *)
+Theorem softmax_sums_to_1 : forall (n : nat) (z : vec), (0 < n)%nat -> sum n (fun j => softmax n z j) = 1.
+Proof. intros. now rewrite softmax_sums_to_1_1, softmax_sums_to_1_2, softmax_sums_to_1_3. Qed.
+
+(** no prediction is above one *)
+Theorem softmax_le_1 n z j : (j < n)%nat -> softmax n z j <= 1.
+Proof.
+  intros H. rewrite <- (softmax_sums_to_1 n z) by lia. change (sum n (fun j => softmax n z j)) with (sum n (softmax n z)).
+  rewrite (sum_split n j) by auto. enough (0 <= sum_but j n (softmax n z)) by lra.
+  apply sum_but_nonneg; intros. left. apply softmax_positive. lia.
+Qed.
+
+Theorem general_gradient_1 : forall (n : nat) (z y : vec) (k : nat), (k < n)%nat ->
+  partial (fun z => loss n y z) k z (- y k + softmax n z k * sum n (fun j => y j)).
+Proof. exact before_sum_is_1. Qed.
+Theorem general_gradient_2 : forall (n : nat) (z y : vec) (k : nat), (k < n)%nat ->
+  - y k + softmax n z k * sum n (fun j => y j) = - y k + softmax n z k * sum n y.
+Proof. reflexivity. Qed.
+Theorem general_gradient_3 : forall (n : nat) (z y : vec) (k : nat), (k < n)%nat ->
+  - y k + softmax n z k * sum n y = sum n y * softmax n z k - y k.
+Proof. intros. ring. Qed.
+
+(** with no assumption on the truth, d L / d z_k = p yhat_k - y_k, where p is its sum *)
+Theorem general_gradient : forall (n : nat) (z y : vec) (k : nat), (k < n)%nat ->
+  partial (fun z => loss n y z) k z (sum n y * softmax n z k - y k).
+Proof.
+  intros. eapply partial_eq; [reflexivity| |now apply general_gradient_1].
+  now rewrite general_gradient_2, general_gradient_3.
+Qed.
+
+Theorem loss_by_lse_1 : forall (n : nat) (z y : vec), (0 < n)%nat -> loss n y z = - sum n (fun j => y j * ln (softmax n z j)).
+Proof. reflexivity. Qed.
+Theorem loss_by_lse_2 : forall (n : nat) (z y : vec), (0 < n)%nat ->
+  - sum n (fun j => y j * ln (softmax n z j)) = - sum n (fun j => y j * ln (exp (z j) / sum n (fun i => exp (z i)))).
+Proof. reflexivity. Qed.
+Theorem loss_by_lse_3 : forall (n : nat) (z y : vec), (0 < n)%nat ->
+  - sum n (fun j => y j * ln (exp (z j) / sum n (fun i => exp (z i)))) = - sum n (fun j => y j * (z j - ln (sum n (fun i => exp (z i))))).
+Proof. intros. f_equal. apply sum_ext; intros. rewrite ln_quotient, ln_exp by positive. easy. Qed.
+Theorem loss_by_lse_4 : forall (n : nat) (z y : vec), (0 < n)%nat ->
+  - sum n (fun j => y j * (z j - ln (sum n (fun i => exp (z i))))) = - sum n (fun j => y j * (z j - lse n z)).
+Proof. reflexivity. Qed.
+Theorem loss_by_lse_5 : forall (n : nat) (z y : vec), (0 < n)%nat ->
+  - sum n (fun j => y j * (z j - lse n z)) = sum n (fun j => y j * lse n z) - sum n (fun j => y j * z j).
+Proof. intros. rewrite <- sum_opp, <- sum_sub. apply sum_ext; intros; ring. Qed.
+Theorem loss_by_lse_6 : forall (n : nat) (z y : vec), (0 < n)%nat ->
+  sum n (fun j => y j * lse n z) - sum n (fun j => y j * z j) = sum n (fun j => y j) * lse n z - sum n (fun j => y j * z j).
+Proof. intros. now rewrite sum_scal_r. Qed.
+Theorem loss_by_lse_7 : forall (n : nat) (z y : vec), (0 < n)%nat ->
+  sum n (fun j => y j) * lse n z - sum n (fun j => y j * z j) = sum n y * lse n z - sum n (fun j => y j * z j).
+Proof. reflexivity. Qed.
+
+(** L = p lse - sum_j y_j z_j *)
+Theorem loss_by_lse : forall (n : nat) (z y : vec), (0 < n)%nat -> loss n y z = sum n y * lse n z - sum n (fun j => y j * z j).
+Proof. intros. now rewrite loss_by_lse_1, loss_by_lse_2, loss_by_lse_3, loss_by_lse_4, loss_by_lse_5, loss_by_lse_6. Qed.
+
+(** a truth without a negative entry has a loss that is not negative *)
+Theorem loss_nonneg n y z : (forall j, (j < n)%nat -> 0 <= y j) -> 0 <= loss n y z.
+Proof.
+  intros Y. unfold loss, cross_entropy. rewrite <- sum_opp. apply sum_nonneg; intros j J.
+  assert (ln (softmax n z j) <= 0).
+  { rewrite <- ln_1. pose proof (softmax_positive n z j ltac:(lia)).
+    destruct (softmax_le_1 n z j J) as [L|E]; [left; now apply ln_increasing|rewrite E; lra]. }
+  specialize (Y j J). nra.
+Qed.
+
+Theorem lse_gradient_1 : forall (n : nat) (z : vec) (k : nat) (d1 : R), (k < n)%nat ->
+  partial (fun z => ln (sum n (fun i => exp (z i)))) k z d1 -> partial (fun z => lse n z) k z d1.
+Proof. auto. Qed.
+Theorem lse_gradient_2 : forall (n : nat) (z : vec) (k : nat) (d1 : R), (k < n)%nat ->
+  partial (fun z => sum n (fun i => exp (z i))) k z d1 ->
+  partial (fun z => ln (sum n (fun i => exp (z i)))) k z (1 / sum n (fun i => exp (z i)) * d1).
+Proof. rule. apply d_ln; auto; [now rewrite set_same|positive]. Qed.
+Theorem lse_gradient_3 : forall (n : nat) (z : vec) (k : nat) (d1 : R), (k < n)%nat ->
+  partial (fun z => sum n (fun i => exp (z i))) k z d1 -> 1 / sum n (fun i => exp (z i)) * d1 = 1 / sum n (fun i => exp (z i)) * exp (z k).
+Proof. intros n z k d1 K D. now rewrite (unique D (denominator n z k K)). Qed.
+Theorem lse_gradient_4 : forall (n : nat) (z : vec) (k : nat), (k < n)%nat ->
+  1 / sum n (fun i => exp (z i)) * exp (z k) = exp (z k) / sum n (fun i => exp (z i)).
+Proof. intros. unfold Rdiv. ring. Qed.
+Theorem lse_gradient_5 : forall (n : nat) (z : vec) (k : nat), (k < n)%nat -> exp (z k) / sum n (fun i => exp (z i)) = softmax n z k.
+Proof. reflexivity. Qed.
+
+(** d lse / d z_k = yhat_k *)
+Theorem lse_gradient : forall (n : nat) (z : vec) (k : nat), (k < n)%nat -> partial (fun z => lse n z) k z (softmax n z k).
+Proof.
+  intros n z k K. pose proof (denominator n z k K) as D.
+  eapply partial_eq; [reflexivity| |now apply lse_gradient_1, (lse_gradient_2 n z k _ K D)].
+  line lse_gradient_3. line lse_gradient_4. easy.
+Qed.
+
+Theorem short_way_1 : forall (n : nat) (z y : vec) (k : nat) (d1 : R), (k < n)%nat ->
+  partial (fun z => sum n y * lse n z - sum n (fun j => y j * z j)) k z d1 -> partial (fun z => loss n y z) k z d1.
+Proof. intros n z y k d1 K. apply partial_eq; [|easy]. intros. rewrite loss_by_lse by lia. easy. Qed.
+Theorem short_way_2 : forall (n : nat) (z y : vec) (k : nat) (d2 : R) (d1 : vec), (k < n)%nat ->
+  (forall j, (j < n)%nat -> partial (fun z => z j) k z (d1 j)) -> partial (fun z => lse n z) k z d2 ->
+  partial (fun z => sum n y * lse n z - sum n (fun j => y j * z j)) k z (sum n y * d2 - sum n (fun j => y j * d1 j)).
+Proof. rule. apply d_sub; [now apply d_scal|]. apply (d_sum n (fun j t => y j * set z k t j)). intros j J. apply d_scal; auto. Qed.
+Theorem short_way_3 : forall (n : nat) (z y : vec) (k : nat) (d2 : R) (d1 : vec), (k < n)%nat ->
+  (forall j, (j < n)%nat -> partial (fun z => z j) k z (d1 j)) -> partial (fun z => lse n z) k z d2 ->
+  sum n y * d2 - sum n (fun j => y j * d1 j) = sum n y * softmax n z k - sum n (fun j => y j * d1 j).
+Proof. intros n z y k d2 d1 K D1 D2. now rewrite (unique D2 (lse_gradient n z k K)). Qed.
+Theorem short_way_4 : forall (n : nat) (z y : vec) (k : nat) (d1 : vec), (k < n)%nat ->
+  (forall j, (j < n)%nat -> partial (fun z => z j) k z (d1 j)) ->
+  sum n y * softmax n z k - sum n (fun j => y j * d1 j) = sum n y * softmax n z k - (y k * d1 k + sum_but k n (fun j => y j * d1 j)).
+Proof. intros. f_equal. now apply (sum_split n k (fun j => y j * d1 j)). Qed.
+Theorem short_way_5 : forall (n : nat) (z y : vec) (k : nat) (d1 : vec), (k < n)%nat ->
+  (forall j, (j < n)%nat -> partial (fun z => z j) k z (d1 j)) ->
+  sum n y * softmax n z k - (y k * d1 k + sum_but k n (fun j => y j * d1 j))
+    = sum n y * softmax n z k - (y k * 1 + sum_but k n (fun j => y j * 0)).
+Proof.
+  intros n z y k d1 K D. rewrite (unique (D k K) (coordinate_same z k)). do 2 f_equal.
+  apply sum_but_ext; intros j J N. now rewrite (unique (D j J) (coordinate_other z j k N)).
+Qed.
+Theorem short_way_6 : forall (n : nat) (z y : vec) (k : nat), (k < n)%nat ->
+  sum n y * softmax n z k - (y k * 1 + sum_but k n (fun j => y j * 0)) = sum n y * softmax n z k - y k.
+Proof. intros. rewrite sum_but_zero by (intros; ring). ring. Qed.
+
+(** the same gradient, found without a quotient *)
+Theorem short_way : forall (n : nat) (z y : vec) (k : nat), (k < n)%nat ->
+  partial (fun z => loss n y z) k z (sum n y * softmax n z k - y k).
+Proof.
+  intros n z y k K. pose proof (lse_gradient n z k K) as D2. destruct (coordinates_have_derivatives z k) as [d1 D1].
+  eapply partial_eq; [reflexivity| |apply short_way_1; auto; now apply (short_way_2 n z y k (softmax n z k) d1)].
+  line short_way_3. line short_way_4. line short_way_5. now apply short_way_6.
+Qed.
+
+(** its entries sum to zero *)
+Theorem gradient_sums_to_0 n y z : (0 < n)%nat -> sum n (gradient n y z) = 0.
+Proof.
+  intros H. unfold gradient. rewrite sum_sub, sum_scal, softmax_sums_to_1 by auto.
+  change (sum n (fun j => y j)) with (sum n y). ring.
+Qed.
+
+(** prediction minus truth is never above 1 in size *)
+Theorem gradient_bounded n y z k : (k < n)%nat -> 0 <= y k <= 1 -> Rabs (softmax n z k - y k) <= 1.
+Proof.
+  intros K Y. pose proof (softmax_le_1 n z k K). pose proof (softmax_positive n z k ltac:(lia)). apply Rabs_le. lra.
+Qed.
+
+(** ** Shifts *)
+
+Theorem softmax_shift_1 : forall (n : nat) (z : vec) (c : R) (j : nat), (j < n)%nat ->
+  exp (z j + c) / sum n (fun i => exp (z i + c)) = exp (z j) * exp c / sum n (fun i => exp (z i) * exp c).
+Proof. intros. rewrite exp_plus, (sum_ext n (fun i => exp (z i + c)) (fun i => exp (z i) * exp c)); [easy|]. intros; apply exp_plus. Qed.
+Theorem softmax_shift_2 : forall (n : nat) (z : vec) (c : R) (j : nat), (j < n)%nat ->
+  exp (z j) * exp c / sum n (fun i => exp (z i) * exp c) = exp (z j) * exp c / (exp c * sum n (fun i => exp (z i))).
+Proof. intros. now rewrite sum_scal_r, (Rmult_comm (exp c)). Qed.
+Theorem softmax_shift_3 : forall (n : nat) (z : vec) (c : R) (j : nat), (j < n)%nat ->
+  exp (z j) * exp c / (exp c * sum n (fun i => exp (z i))) = exp (z j) / sum n (fun i => exp (z i)).
+Proof. intros. fractions. Qed.
+Theorem softmax_shift_4 : forall (n : nat) (z : vec) (j : nat), (j < n)%nat -> exp (z j) / sum n (fun i => exp (z i)) = softmax n z j.
+Proof. reflexivity. Qed.
+
+(** one constant added to every score does not change a prediction ... *)
+Theorem softmax_shift : forall (n : nat) (z : vec) (c : R) (j : nat), (j < n)%nat ->
+  exp (z j + c) / sum n (fun i => exp (z i + c)) = softmax n z j.
+Proof. intros. now rewrite softmax_shift_1, softmax_shift_2, softmax_shift_3. Qed.
+
+Theorem lse_shift_1 : forall (n : nat) (z : vec) (c : R), (0 < n)%nat ->
+  ln (sum n (fun i => exp (z i + c))) = ln (sum n (fun i => exp (z i) * exp c)).
+Proof. intros. f_equal. apply sum_ext; intros. now rewrite exp_plus. Qed.
+Theorem lse_shift_2 : forall (n : nat) (z : vec) (c : R), (0 < n)%nat ->
+  ln (sum n (fun i => exp (z i) * exp c)) = ln (exp c * sum n (fun i => exp (z i))).
+Proof. intros. rewrite sum_scal_r. f_equal. ring. Qed.
+Theorem lse_shift_3 : forall (n : nat) (z : vec) (c : R), (0 < n)%nat ->
+  ln (exp c * sum n (fun i => exp (z i))) = c + ln (sum n (fun i => exp (z i))).
+Proof. intros. rewrite ln_mult, ln_exp by positive. easy. Qed.
+Theorem lse_shift_4 : forall (n : nat) (z : vec) (c : R), (0 < n)%nat -> c + ln (sum n (fun i => exp (z i))) = c + lse n z.
+Proof. reflexivity. Qed.
+
+(** ... moves lse with it ... *)
+Theorem lse_shift : forall (n : nat) (z : vec) (c : R), (0 < n)%nat -> ln (sum n (fun i => exp (z i + c))) = c + lse n z.
+Proof. intros. now rewrite lse_shift_1, lse_shift_2, lse_shift_3. Qed.
+
+Theorem loss_shift_1 : forall (n : nat) (z y : vec) (c : R), (0 < n)%nat ->
+  sum n y * (c + lse n z) - sum n (fun j => y j * (z j + c))
+    = sum n y * c + sum n y * lse n z - (sum n (fun j => y j * z j) + sum n (fun j => y j * c)).
+Proof. intros. rewrite <- sum_add, Rmult_plus_distr_l. f_equal. apply sum_ext; intros. ring. Qed.
+Theorem loss_shift_2 : forall (n : nat) (z y : vec) (c : R), (0 < n)%nat ->
+  sum n y * c + sum n y * lse n z - (sum n (fun j => y j * z j) + sum n (fun j => y j * c))
+    = sum n y * c + sum n y * lse n z - (sum n (fun j => y j * z j) + sum n (fun j => y j) * c).
+Proof. intros. now rewrite (sum_scal_r n c). Qed.
+Theorem loss_shift_3 : forall (n : nat) (z y : vec) (c : R), (0 < n)%nat ->
+  sum n y * c + sum n y * lse n z - (sum n (fun j => y j * z j) + sum n (fun j => y j) * c)
+    = sum n y * c + sum n y * lse n z - (sum n (fun j => y j * z j) + sum n y * c).
+Proof. reflexivity. Qed.
+Theorem loss_shift_4 : forall (n : nat) (z y : vec) (c : R), (0 < n)%nat ->
+  sum n y * c + sum n y * lse n z - (sum n (fun j => y j * z j) + sum n y * c) = sum n y * lse n z - sum n (fun j => y j * z j).
+Proof. intros. ring. Qed.
+Theorem loss_shift_5 : forall (n : nat) (z y : vec), (0 < n)%nat -> sum n y * lse n z - sum n (fun j => y j * z j) = loss n y z.
+Proof. intros. now rewrite loss_by_lse. Qed.
+
+(** ... and changes neither the loss ... *)
+Theorem loss_shift : forall (n : nat) (z y : vec) (c : R), (0 < n)%nat ->
+  sum n y * (c + lse n z) - sum n (fun j => y j * (z j + c)) = loss n y z.
+Proof. intros. now rewrite loss_shift_1, loss_shift_2, loss_shift_3, loss_shift_4, loss_shift_5. Qed.
+
+Theorem loss_shift_invariant n y z c : (0 < n)%nat -> loss n y (fun i => z i + c) = loss n y z.
+Proof. intros H. rewrite <- (loss_shift n z y c H), <- (lse_shift n z c H). now rewrite loss_by_lse. Qed.
+
+(** ... nor the gradient *)
+Theorem gradient_shift_invariant n y z c k : (k < n)%nat -> gradient n y (fun i => z i + c) k = gradient n y z k.
+Proof. intros K. unfold gradient. now rewrite <- (softmax_shift n z c k K). Qed.
+
+(** ** The second derivative *)
+
+Theorem hessian_same_1 : forall (n : nat) (z y : vec) (k : nat) (d1 : R), (k < n)%nat ->
+  partial (fun z => sum n y * softmax n z k - y k) k z d1 -> partial (fun z => gradient n y z k) k z d1.
+Proof. auto. Qed.
+Theorem hessian_same_2 : forall (n : nat) (z y : vec) (k : nat) (d1 : R), (k < n)%nat -> partial (fun z => softmax n z k) k z d1 ->
+  partial (fun z => sum n y * softmax n z k - y k) k z (sum n y * d1).
+Proof. rule. eapply d_eq; [reflexivity| |apply d_sub; [apply d_scal; eassumption|now apply (d_const _ (y k))]]. ring. Qed.
+Theorem hessian_same_3 : forall (n : nat) (z y : vec) (k : nat) (d1 : R), (k < n)%nat -> partial (fun z => softmax n z k) k z d1 ->
+  sum n y * d1 = sum n y * (softmax n z k * (1 - softmax n z k)).
+Proof. intros n z y k d1 K D. now rewrite (unique D (result1 n z k K)). Qed.
+
+(** the Hessian on its diagonal *)
+Theorem hessian_same : forall (n : nat) (z y : vec) (k : nat), (k < n)%nat ->
+  partial (fun z => gradient n y z k) k z (sum n y * (softmax n z k * (1 - softmax n z k))).
+Proof.
+  intros n z y k K. pose proof (result1 n z k K) as D.
+  eapply partial_eq; [reflexivity| |now apply hessian_same_1, (hessian_same_2 n z y k _ K D)]. now apply hessian_same_3.
+Qed.
+
+Theorem hessian_other_1 : forall (n : nat) (z y : vec) (j k : nat) (d1 : R), (j < n)%nat -> (k < n)%nat -> j <> k ->
+  partial (fun z => sum n y * softmax n z k - y k) j z d1 -> partial (fun z => gradient n y z k) j z d1.
+Proof. auto. Qed.
+Theorem hessian_other_2 : forall (n : nat) (z y : vec) (j k : nat) (d1 : R), (j < n)%nat -> (k < n)%nat -> j <> k ->
+  partial (fun z => softmax n z k) j z d1 -> partial (fun z => sum n y * softmax n z k - y k) j z (sum n y * d1).
+Proof. rule. eapply d_eq; [reflexivity| |apply d_sub; [apply d_scal; eassumption|now apply (d_const _ (y k))]]. ring. Qed.
+Theorem hessian_other_3 : forall (n : nat) (z y : vec) (j k : nat) (d1 : R), (j < n)%nat -> (k < n)%nat -> j <> k ->
+  partial (fun z => softmax n z k) j z d1 -> sum n y * d1 = sum n y * (- (softmax n z k * softmax n z j)).
+Proof. intros n z y j k d1 J K N D. now rewrite (unique D (result2 n z k j K J (not_eq_sym N))). Qed.
+
+(** ... and off it *)
+Theorem hessian_other : forall (n : nat) (z y : vec) (j k : nat), (j < n)%nat -> (k < n)%nat -> j <> k ->
+  partial (fun z => gradient n y z k) j z (sum n y * (- (softmax n z k * softmax n z j))).
+Proof.
+  intros n z y j k J K N. pose proof (result2 n z k j K J (not_eq_sym N)) as D.
+  eapply partial_eq; [reflexivity| |now apply (hessian_other_1 n), (hessian_other_2 n z y j k _ J K N D)].
+  now apply (hessian_other_3 n z y j k).
+Qed.
+
+Theorem hessian_product_1 : forall (n : nat) (z y v : vec) (k : nat) (d1 : vec), (k < n)%nat ->
+  (forall j, (j < n)%nat -> partial (fun z => gradient n y z k) j z (d1 j)) ->
+  sum n (fun j => d1 j * v j) = d1 k * v k + sum_but k n (fun j => d1 j * v j).
+Proof. intros. now apply (sum_split n k (fun j => d1 j * v j)). Qed.
+Theorem hessian_product_2 : forall (n : nat) (z y v : vec) (k : nat) (d1 : vec), (k < n)%nat ->
+  (forall j, (j < n)%nat -> partial (fun z => gradient n y z k) j z (d1 j)) ->
+  d1 k * v k + sum_but k n (fun j => d1 j * v j)
+    = sum n y * (softmax n z k * (1 - softmax n z k)) * v k + sum_but k n (fun j => sum n y * (- (softmax n z k * softmax n z j)) * v j).
+Proof.
+  intros n z y v k d1 K D. rewrite (unique (D k K) (hessian_same n z y k K)). f_equal.
+  apply sum_but_ext; intros j J N. now rewrite (unique (D j J) (hessian_other n z y j k J K N)).
+Qed.
+Theorem hessian_product_3 : forall (n : nat) (z y v : vec) (k : nat), (k < n)%nat ->
+  sum n y * (softmax n z k * (1 - softmax n z k)) * v k + sum_but k n (fun j => sum n y * (- (softmax n z k * softmax n z j)) * v j)
+    = sum n y * softmax n z k * (v k - (softmax n z k * v k + sum_but k n (fun j => softmax n z j * v j))).
+Proof.
+  intros. rewrite (sum_but_ext k n _ (fun j => - sum n y * softmax n z k * (softmax n z j * v j))) by (intros; ring).
+  rewrite sum_but_scal. ring.
+Qed.
+Theorem hessian_product_4 : forall (n : nat) (z y v : vec) (k : nat), (k < n)%nat ->
+  sum n y * softmax n z k * (v k - (softmax n z k * v k + sum_but k n (fun j => softmax n z j * v j)))
+    = sum n y * softmax n z k * (v k - sum n (fun j => softmax n z j * v j)).
+Proof. intros. now rewrite (sum_split n k (fun j => softmax n z j * v j)). Qed.
+Theorem hessian_product_5 : forall (n : nat) (z y v : vec) (k : nat), (k < n)%nat ->
+  sum n y * softmax n z k * (v k - sum n (fun j => softmax n z j * v j)) = sum n y * softmax n z k * (v k - mean n z v).
+Proof. reflexivity. Qed.
+
+(** the Hessian times v is p yhat_k (v_k - mu), where mu is the mean of v under the prediction *)
+Theorem hessian_product : forall (n : nat) (z y v : vec) (k : nat) (d1 : vec), (k < n)%nat ->
+  (forall j, (j < n)%nat -> partial (fun z => gradient n y z k) j z (d1 j)) ->
+  sum n (fun j => d1 j * v j) = sum n y * softmax n z k * (v k - mean n z v).
+Proof. intros. line hessian_product_1. line hessian_product_2. line hessian_product_3. line hessian_product_4. easy. Qed.
+
+Theorem centred_1 : forall (n : nat) (z v : vec), (0 < n)%nat ->
+  sum n (fun k => softmax n z k * (v k - mean n z v)) = sum n (fun k => softmax n z k * v k) - mean n z v * sum n (fun k => softmax n z k).
+Proof. intros. rewrite <- sum_scal, <- sum_sub. apply sum_ext; intros; ring. Qed.
+Theorem centred_2 : forall (n : nat) (z v : vec), (0 < n)%nat ->
+  sum n (fun k => softmax n z k * v k) - mean n z v * sum n (fun k => softmax n z k)
+    = mean n z v - mean n z v * sum n (fun k => softmax n z k).
+Proof. reflexivity. Qed.
+Theorem centred_3 : forall (n : nat) (z v : vec), (0 < n)%nat ->
+  mean n z v - mean n z v * sum n (fun k => softmax n z k) = mean n z v - mean n z v * 1.
+Proof. intros. now rewrite softmax_sums_to_1. Qed.
+Theorem centred_4 : forall (n : nat) (z v : vec), (0 < n)%nat -> mean n z v - mean n z v * 1 = 0.
+Proof. intros. ring. Qed.
+
+(** the mean distance from the mean is zero *)
+Theorem centred : forall (n : nat) (z v : vec), (0 < n)%nat -> sum n (fun k => softmax n z k * (v k - mean n z v)) = 0.
+Proof. intros. now rewrite centred_1, centred_2, centred_3, centred_4. Qed.
+
+Theorem hessian_psd_1 : forall (n : nat) (z y v : vec), (0 < n)%nat ->
+  sum n (fun k => v k * (sum n y * softmax n z k * (v k - mean n z v)))
+    = sum n y * sum n (fun k => softmax n z k * v k * (v k - mean n z v)).
+Proof. intros. rewrite <- sum_scal. apply sum_ext; intros; ring. Qed.
+Theorem hessian_psd_2 : forall (n : nat) (z y v : vec), (0 < n)%nat ->
+  sum n y * sum n (fun k => softmax n z k * v k * (v k - mean n z v))
+    = sum n y * (sum n (fun k => softmax n z k * (v k - mean n z v) ^ 2)
+    + mean n z v * sum n (fun k => softmax n z k * (v k - mean n z v))).
+Proof. intros. f_equal. rewrite <- sum_scal, <- sum_add. apply sum_ext; intros; ring. Qed.
+Theorem hessian_psd_3 : forall (n : nat) (z y v : vec), (0 < n)%nat ->
+  sum n y * (sum n (fun k => softmax n z k * (v k - mean n z v) ^ 2) + mean n z v * sum n (fun k => softmax n z k * (v k - mean n z v)))
+    = sum n y * (sum n (fun k => softmax n z k * (v k - mean n z v) ^ 2) + mean n z v * 0).
+Proof. intros. now rewrite centred. Qed.
+Theorem hessian_psd_4 : forall (n : nat) (z y v : vec), (0 < n)%nat ->
+  sum n y * (sum n (fun k => softmax n z k * (v k - mean n z v) ^ 2) + mean n z v * 0)
+    = sum n y * sum n (fun k => softmax n z k * (v k - mean n z v) ^ 2).
+Proof. intros. f_equal. ring. Qed.
+Theorem hessian_psd_5 : forall (n : nat) (z y v : vec), (0 < n)%nat -> (forall k, (k < n)%nat -> y k >= 0) ->
+  sum n y * sum n (fun k => softmax n z k * (v k - mean n z v) ^ 2) >= 0.
+Proof.
+  intros n z y v H Y. apply Rle_ge, Rmult_le_pos; apply sum_nonneg; intros; [now apply Rge_le, Y|].
+  apply Rmult_le_pos; [left; positive|apply pow2_ge_0].
+Qed.
+
+(** v' H v, with H v put in, is p times a variance: it is not negative *)
+Theorem hessian_psd : forall (n : nat) (z y v : vec), (0 < n)%nat -> (forall k, (k < n)%nat -> y k >= 0) ->
+  sum n (fun k => v k * (sum n y * softmax n z k * (v k - mean n z v))) >= 0.
+Proof. intros. rewrite hessian_psd_1, hessian_psd_2, hessian_psd_3, hessian_psd_4 by easy. now apply hessian_psd_5. Qed.
+
+(** H is the matrix of the second derivatives of L at z: the derivatives of its derivatives G *)
+Definition is_hessian (n : nat) (y z : vec) (H : nat -> vec) : Prop :=
+  exists G : vec -> vec, (forall k z, (k < n)%nat -> partial (fun z => loss n y z) k z (G z k)) /\
+    forall k j, (k < n)%nat -> (j < n)%nat -> partial (fun z => G z k) j z (H k j).
+
+Lemma derivative_of_gradient n y z H k j : is_hessian n y z H -> (k < n)%nat -> (j < n)%nat ->
+  partial (fun z => gradient n y z k) j z (H k j).
+Proof.
+  intros [G [D1 D2]] K J. eapply partial_eq; [|reflexivity|now apply D2].
+  intros w. exact (unique (D1 k w K) (general_gradient n w y k K)).
+Qed.
+
+Lemma gradient_derivative n y z k j : (k < n)%nat -> (j < n)%nat ->
+  partial (fun z => gradient n y z k) j z (sum n y * (softmax n z k * (delta k j - softmax n z j))).
+Proof.
+  intros K J. destruct (Nat.eq_dec j k) as [->|N].
+  - eapply partial_eq; [reflexivity| |now apply hessian_same]. by_index.
+  - eapply partial_eq; [reflexivity| |now apply (hessian_other n z y j k)]. by_index.
+Qed.
+
+(** its entries are p yhat_k (delta_kj - yhat_j); ... *)
+Theorem hessian_entry n y z H k j : is_hessian n y z H -> (k < n)%nat -> (j < n)%nat ->
+  H k j = sum n y * (softmax n z k * (delta k j - softmax n z j)).
+Proof. intros D K J. exact (unique (derivative_of_gradient n y z H k j D K J) (gradient_derivative n y z k j K J)). Qed.
+
+(** ... and it exists *)
+Theorem hessian_exists n y z : is_hessian n y z (fun k j => sum n y * (softmax n z k * (delta k j - softmax n z j))).
+Proof. exists (gradient n y). split; intros; [now apply general_gradient|now apply gradient_derivative]. Qed.
+
+(** it is symmetric, ... *)
+Theorem hessian_symmetric n y z H k j : is_hessian n y z H -> (k < n)%nat -> (j < n)%nat -> H k j = H j k.
+Proof. intros D K J. rewrite !(hessian_entry n y z H) by auto. by_index. Qed.
+
+(** ... v' H v is p times the variance of v under the prediction, ... *)
+Theorem hessian_is_variance n y z H v : (0 < n)%nat -> is_hessian n y z H ->
+  sum n (fun k => sum n (fun j => v k * H k j * v j)) = sum n y * sum n (fun k => softmax n z k * (v k - mean n z v) ^ 2).
+Proof.
+  intros P D. rewrite <- (hessian_psd_4 n z y v P), <- (hessian_psd_3 n z y v P), <- (hessian_psd_2 n z y v P),
+    <- (hessian_psd_1 n z y v P). apply sum_ext; intros k K.
+  rewrite <- (hessian_product n z y v k (H k) K) by (intros; now apply derivative_of_gradient).
+  rewrite <- sum_scal. apply sum_ext; intros; ring.
+Qed.
+
+(** ... and so it is not negative *)
+Theorem hessian_nonneg n y z H v : (0 < n)%nat -> 0 <= sum n y -> is_hessian n y z H ->
+  0 <= sum n (fun k => sum n (fun j => v k * H k j * v j)).
+Proof.
+  intros P S D. rewrite (hessian_is_variance n y z H v P D). apply Rmult_le_pos; auto. apply sum_nonneg; intros.
+  apply Rmult_le_pos; [left; positive|apply pow2_ge_0].
+Qed.
+
+(** *** Convexity *)
+
+(** e^x lies above its tangent at 0 *)
+Lemma exp_above_tangent x : 1 + x <= exp x.
+Proof.
+  destruct (Rtotal_order x 0) as [L|[->|G]]; [| |].
+  - destruct (MVT_cor2 exp exp x 0 L) as [c [E C]]; [intros; apply derivable_pt_lim_exp|].
+    rewrite exp_0 in E. pose proof (exp_increasing c 0 ltac:(lra)) as I. rewrite exp_0 in I. nra.
+  - rewrite exp_0; lra.
+  - destruct (MVT_cor2 exp exp 0 x G) as [c [E C]]; [intros; apply derivable_pt_lim_exp|].
+    rewrite exp_0 in E. pose proof (exp_increasing 0 c ltac:(lra)) as I. rewrite exp_0 in I. nra.
+Qed.
+
+(** log-sum-exp lies above each of its tangent planes *)
+Theorem lse_above_tangent n z w : (0 < n)%nat -> lse n z + sum n (fun j => softmax n z j * (w j - z j)) <= lse n w.
+Proof.
+  intros H. pose (m := sum n (fun j => softmax n z j * (w j - z j))). fold m.
+  pose proof (expsum_pos n z H) as P. pose (S := sum n (fun i => exp (z i))). fold S in P.
+  (* e^(w_j) is at least e^(z_j) e^m (1 + (w_j - z_j - m)), and the last factor has the mean 1 *)
+  assert (E : S * exp m <= sum n (fun i => exp (w i))).
+  { replace (S * exp m) with (sum n (fun j => S * exp m * (softmax n z j * (1 + (w j - z j - m))))).
+    - apply sum_le; intros j J. replace (w j) with (z j + m + (w j - z j - m)) at 2 by ring. rewrite !exp_plus.
+      replace (S * exp m * (softmax n z j * (1 + (w j - z j - m)))) with (exp (z j) * exp m * (1 + (w j - z j - m)))
+        by (unfold softmax; fold S; field; lra).
+      apply Rmult_le_compat_l; [|apply exp_above_tangent]. pose proof (exp_pos (z j)); pose proof (exp_pos m); nra.
+    - rewrite sum_scal, (sum_ext n _ (fun j => (1 - m) * softmax n z j + softmax n z j * (w j - z j))) by (intros; ring).
+      rewrite sum_add, sum_scal, softmax_sums_to_1 by auto. fold m. ring. }
+  unfold lse. fold S. rewrite <- (ln_exp m), <- ln_mult by auto using exp_pos.
+  destruct E as [L|E]; [left; apply ln_increasing; auto|right; now rewrite E].
+  apply Rmult_lt_0_compat; auto using exp_pos.
+Qed.
+
+(** so does the loss, whose slope is the gradient *)
+Theorem loss_above_tangent n y z w : (0 < n)%nat -> 0 <= sum n y ->
+  loss n y z + sum n (fun j => gradient n y z j * (w j - z j)) <= loss n y w.
+Proof.
+  intros H Y. rewrite !loss_by_lse by auto. unfold gradient.
+  rewrite (sum_ext n (fun j => (_ - _) * _) (fun j => sum n y * (softmax n z j * (w j - z j)) - (y j * w j - y j * z j)))
+    by (intros; ring).
+  rewrite !sum_sub, sum_scal. pose proof (lse_above_tangent n z w H). nra.
+Qed.
+
+(** the loss is convex in the scores *)
+Theorem loss_convex n y z w a : (0 < n)%nat -> 0 <= sum n y -> 0 <= a <= 1 ->
+  loss n y (fun j => a * z j + (1 - a) * w j) <= a * loss n y z + (1 - a) * loss n y w.
+Proof.
+  intros H Y A. set (u := fun j => a * z j + (1 - a) * w j).
+  pose proof (loss_above_tangent n y u z H Y). pose proof (loss_above_tangent n y u w H Y).
+  assert (a * sum n (fun j => gradient n y u j * (z j - u j)) + (1 - a) * sum n (fun j => gradient n y u j * (w j - u j)) = 0).
+  { rewrite <- !sum_scal, <- sum_add, <- (sum_zero n). apply sum_ext; intros. unfold u; ring. }
+  nra.
+Qed.
+
+(** ** Every option is a truth *)
+
+(** a one-hot truth has no negative entry and picks the value of f at the label *)
+Theorem one_hot_nonneg t k : 0 <= delta k t.
+Proof. by_index. Qed.
+
+Theorem one_hot_picks n t f : (t < n)%nat -> sum n (fun j => delta j t * f j) = f t.
+Proof. intros T. rewrite <- (sum_delta n t f T). apply sum_ext; intros; ring. Qed.
+
+Theorem one_hot_gradient_1 : forall (n : nat) (z : vec) (k t : nat), (k < n)%nat -> (t < n)%nat ->
+  partial (fun z => loss n (fun k => delta k t) z) k z (sum n (fun k => delta k t) * softmax n z k - delta k t).
+Proof. intros. now apply (general_gradient n z (fun k => delta k t)). Qed.
+Theorem one_hot_gradient_2 : forall (n : nat) (z : vec) (k t : nat), (k < n)%nat -> (t < n)%nat ->
+  sum n (fun k => delta k t) * softmax n z k - delta k t = sum n (fun j => delta j t) * softmax n z k - delta k t.
+Proof. reflexivity. Qed.
+Theorem one_hot_gradient_3 : forall (n : nat) (z : vec) (k t : nat), (k < n)%nat -> (t < n)%nat ->
+  sum n (fun j => delta j t) * softmax n z k - delta k t = sum n (fun j => delta j t) * softmax n z k - delta k t.
+Proof. reflexivity. Qed.
+Theorem one_hot_gradient_4 : forall (n : nat) (z : vec) (k t : nat), (k < n)%nat -> (t < n)%nat ->
+  sum n (fun j => delta j t) * softmax n z k - delta k t = 1 * softmax n z k - delta k t.
+Proof. intros. now rewrite one_hot_sum. Qed.
+Theorem one_hot_gradient_5 : forall (n : nat) (z : vec) (k t : nat), (k < n)%nat -> (t < n)%nat ->
+  1 * softmax n z k - delta k t = softmax n z k - delta k t.
+Proof. intros. ring. Qed.
+
+(** a label t: subtract 1 at the label, nothing elsewhere *)
+Theorem one_hot_gradient : forall (n : nat) (z : vec) (k t : nat), (k < n)%nat -> (t < n)%nat ->
+  partial (fun z => loss n (fun k => delta k t) z) k z (softmax n z k - delta k t).
+Proof.
+  intros. eapply partial_eq; [reflexivity| |now apply one_hot_gradient_1].
+  now rewrite one_hot_gradient_4, one_hot_gradient_5.
+Qed.
+
+Theorem one_hot_loss_1 : forall (n : nat) (z : vec) (t : nat), (t < n)%nat ->
+  loss n (fun k => delta k t) z = sum n (fun k => delta k t) * lse n z - sum n (fun j => delta j t * z j).
+Proof. intros. now rewrite loss_by_lse by lia. Qed.
+Theorem one_hot_loss_2 : forall (n : nat) (z : vec) (t : nat), (t < n)%nat ->
+  sum n (fun k => delta k t) * lse n z - sum n (fun j => delta j t * z j)
+    = sum n (fun j => delta j t) * lse n z - sum n (fun j => delta j t * z j).
+Proof. reflexivity. Qed.
+Theorem one_hot_loss_3 : forall (n : nat) (z : vec) (t : nat), (t < n)%nat ->
+  sum n (fun j => delta j t) * lse n z - sum n (fun j => delta j t * z j) = 1 * lse n z - sum n (fun j => delta j t * z j).
+Proof. intros. now rewrite one_hot_sum. Qed.
+Theorem one_hot_loss_4 : forall (n : nat) (z : vec) (t : nat), (t < n)%nat ->
+  1 * lse n z - sum n (fun j => delta j t * z j) = 1 * lse n z - z t.
+Proof. intros. now rewrite one_hot_picks. Qed.
+Theorem one_hot_loss_5 : forall (n : nat) (z : vec) (t : nat), (t < n)%nat -> 1 * lse n z - z t = lse n z - z t.
+Proof. intros. ring. Qed.
+
+(** its loss is lse - z_t *)
+Theorem one_hot_loss : forall (n : nat) (z : vec) (t : nat), (t < n)%nat -> loss n (fun k => delta k t) z = lse n z - z t.
+Proof. intros. now rewrite one_hot_loss_1, one_hot_loss_3, one_hot_loss_4, one_hot_loss_5. Qed.
+
+Theorem weighted_gradient_1 : forall (n : nat) (z w : vec) (k t : nat), (k < n)%nat -> (t < n)%nat ->
+  partial (fun z => loss n (fun k => w t * delta k t) z) k z (sum n (fun k => w t * delta k t) * softmax n z k - w t * delta k t).
+Proof. intros. now apply (general_gradient n z (fun k => w t * delta k t)). Qed.
+Theorem weighted_gradient_2 : forall (n : nat) (z w : vec) (k t : nat), (k < n)%nat -> (t < n)%nat ->
+  sum n (fun k => w t * delta k t) * softmax n z k - w t * delta k t = sum n (fun j => w t * delta j t) * softmax n z k - w t * delta k t.
+Proof. reflexivity. Qed.
+Theorem weighted_gradient_3 : forall (n : nat) (z w : vec) (k t : nat), (k < n)%nat -> (t < n)%nat ->
+  sum n (fun j => w t * delta j t) * softmax n z k - w t * delta k t = sum n (fun j => w t * delta j t) * softmax n z k - w t * delta k t.
+Proof. reflexivity. Qed.
+Theorem weighted_gradient_4 : forall (n : nat) (z w : vec) (k t : nat), (k < n)%nat -> (t < n)%nat ->
+  sum n (fun j => w t * delta j t) * softmax n z k - w t * delta k t = w t * softmax n z k - w t * delta k t.
+Proof. intros. now rewrite (sum_delta n t (fun _ => w t)). Qed.
+Theorem weighted_gradient_5 : forall (n : nat) (z w : vec) (k t : nat), (k < n)%nat -> (t < n)%nat ->
+  w t * softmax n z k - w t * delta k t = w t * (softmax n z k - delta k t).
+Proof. intros. ring. Qed.
+
+(** class weights: the gradient is weighted with the weight of the label *)
+Theorem weighted_gradient : forall (n : nat) (z w : vec) (k t : nat), (k < n)%nat -> (t < n)%nat ->
+  partial (fun z => loss n (fun k => w t * delta k t) z) k z (w t * (softmax n z k - delta k t)).
+Proof.
+  intros. eapply partial_eq; [reflexivity| |now apply weighted_gradient_1].
+  now rewrite weighted_gradient_4, weighted_gradient_5.
+Qed.
+
+Theorem smoothed_gradient_1 : forall (n : nat) (z : vec) (eps : R) (k t : nat), (k < n)%nat -> (t < n)%nat ->
+  partial (fun z => loss n (fun k => (1 - eps) * delta k t + eps / INR n) z) k z
+    (sum n (fun k => (1 - eps) * delta k t + eps / INR n) * softmax n z k - ((1 - eps) * delta k t + eps / INR n)).
+Proof. intros. now apply (general_gradient n z (fun k => (1 - eps) * delta k t + eps / INR n)). Qed.
+Theorem smoothed_gradient_2 : forall (n : nat) (z : vec) (eps : R) (k t : nat), (k < n)%nat -> (t < n)%nat ->
+  sum n (fun k => (1 - eps) * delta k t + eps / INR n) * softmax n z k - ((1 - eps) * delta k t + eps / INR n)
+    = sum n (fun j => (1 - eps) * delta j t + eps / INR n) * softmax n z k - ((1 - eps) * delta k t + eps / INR n).
+Proof. reflexivity. Qed.
+Theorem smoothed_gradient_3 : forall (n : nat) (z : vec) (eps : R) (k t : nat), (k < n)%nat -> (t < n)%nat ->
+  sum n (fun j => (1 - eps) * delta j t + eps / INR n) * softmax n z k - ((1 - eps) * delta k t + eps / INR n)
+    = sum n (fun j => (1 - eps) * delta j t + eps / INR n) * softmax n z k - ((1 - eps) * delta k t + eps / INR n).
+Proof. reflexivity. Qed.
+Theorem smoothed_gradient_4 : forall (n : nat) (z : vec) (eps : R) (k t : nat), (k < n)%nat -> (t < n)%nat ->
+  sum n (fun j => (1 - eps) * delta j t + eps / INR n) * softmax n z k - ((1 - eps) * delta k t + eps / INR n)
+    = ((1 - eps) * sum n (fun j => delta j t) + sum n (fun _ => eps / INR n)) * softmax n z k - ((1 - eps) * delta k t + eps / INR n).
+Proof. intros. now rewrite sum_add, sum_scal. Qed.
+Theorem smoothed_gradient_5 : forall (n : nat) (z : vec) (eps : R) (k t : nat), (k < n)%nat -> (t < n)%nat ->
+  ((1 - eps) * sum n (fun j => delta j t) + sum n (fun _ => eps / INR n)) * softmax n z k - ((1 - eps) * delta k t + eps / INR n)
+    = ((1 - eps) * 1 + sum n (fun _ => eps / INR n)) * softmax n z k - ((1 - eps) * delta k t + eps / INR n).
+Proof. intros. now rewrite one_hot_sum. Qed.
+Theorem smoothed_gradient_6 : forall (n : nat) (z : vec) (eps : R) (k t : nat), (k < n)%nat -> (t < n)%nat ->
+  ((1 - eps) * 1 + sum n (fun _ => eps / INR n)) * softmax n z k - ((1 - eps) * delta k t + eps / INR n)
+    = ((1 - eps) * 1 + INR n * (eps / INR n)) * softmax n z k - ((1 - eps) * delta k t + eps / INR n).
+Proof. intros. now rewrite sum_const. Qed.
+Theorem smoothed_gradient_7 : forall (n : nat) (z : vec) (eps : R) (k t : nat), (k < n)%nat -> (t < n)%nat ->
+  ((1 - eps) * 1 + INR n * (eps / INR n)) * softmax n z k - ((1 - eps) * delta k t + eps / INR n)
+    = softmax n z k - ((1 - eps) * delta k t + eps / INR n).
+Proof. intros. fractions. Qed.
+
+(** label smoothing: the truth still has mass one *)
+Theorem smoothed_gradient : forall (n : nat) (z : vec) (eps : R) (k t : nat), (k < n)%nat -> (t < n)%nat ->
+  partial (fun z => loss n (fun k => (1 - eps) * delta k t + eps / INR n) z) k z (softmax n z k - ((1 - eps) * delta k t + eps / INR n)).
+Proof.
+  intros. eapply partial_eq; [reflexivity| |now apply smoothed_gradient_1].
+  now rewrite smoothed_gradient_4, smoothed_gradient_5, smoothed_gradient_6, smoothed_gradient_7.
+Qed.
+
+Theorem smoothed_weighted_gradient_1 : forall (n : nat) (z w : vec) (eps : R) (k t : nat), (k < n)%nat -> (t < n)%nat ->
+  partial (fun z => loss n (fun k => (1 - eps) * w t * delta k t + eps / INR n * w k) z) k z
+    (sum n (fun k => (1 - eps) * w t * delta k t + eps / INR n * w k) * softmax n z k - ((1 - eps) * w t * delta k t + eps / INR n * w k)).
+Proof. intros. now apply (general_gradient n z (fun k => (1 - eps) * w t * delta k t + eps / INR n * w k)). Qed.
+Theorem smoothed_weighted_gradient_2 : forall (n : nat) (z w : vec) (eps : R) (k t : nat), (k < n)%nat -> (t < n)%nat ->
+  sum n (fun k => (1 - eps) * w t * delta k t + eps / INR n * w k) * softmax n z k - ((1 - eps) * w t * delta k t + eps / INR n * w k)
+    = sum n (fun j => (1 - eps) * w t * delta j t + eps / INR n * w j) * softmax n z k - ((1 - eps) * w t * delta k t + eps / INR n * w k).
+Proof. reflexivity. Qed.
+Theorem smoothed_weighted_gradient_3 : forall (n : nat) (z w : vec) (eps : R) (k t : nat), (k < n)%nat -> (t < n)%nat ->
+  sum n (fun j => (1 - eps) * w t * delta j t + eps / INR n * w j) * softmax n z k - ((1 - eps) * w t * delta k t + eps / INR n * w k)
+    = sum n (fun j => (1 - eps) * w t * delta j t + eps / INR n * w j) * softmax n z k - ((1 - eps) * w t * delta k t + eps / INR n * w k).
+Proof. reflexivity. Qed.
+Theorem smoothed_weighted_gradient_4 : forall (n : nat) (z w : vec) (eps : R) (k t : nat), (k < n)%nat -> (t < n)%nat ->
+  sum n (fun j => (1 - eps) * w t * delta j t + eps / INR n * w j) * softmax n z k - ((1 - eps) * w t * delta k t + eps / INR n * w k)
+    = (sum n (fun j => (1 - eps) * w t * delta j t) + eps / INR n * sum n (fun j => w j)) * softmax n z k
+    - ((1 - eps) * w t * delta k t + eps / INR n * w k).
+Proof. intros. now rewrite sum_add, (sum_scal n (eps / INR n)). Qed.
+Theorem smoothed_weighted_gradient_5 : forall (n : nat) (z w : vec) (eps : R) (k t : nat), (k < n)%nat -> (t < n)%nat ->
+  (sum n (fun j => (1 - eps) * w t * delta j t) + eps / INR n * sum n (fun j => w j)) * softmax n z k
+    - ((1 - eps) * w t * delta k t + eps / INR n * w k)
+    = ((1 - eps) * w t + eps / INR n * sum n (fun j => w j)) * softmax n z k - ((1 - eps) * w t * delta k t + eps / INR n * w k).
+Proof. intros. now rewrite (sum_delta n t (fun _ => (1 - eps) * w t)). Qed.
+
+(** label smoothing with class weights: every class counts with its own weight *)
+Theorem smoothed_weighted_gradient : forall (n : nat) (z w : vec) (eps : R) (k t : nat), (k < n)%nat -> (t < n)%nat ->
+  partial (fun z => loss n (fun k => (1 - eps) * w t * delta k t + eps / INR n * w k) z) k z
+    (((1 - eps) * w t + eps / INR n * sum n (fun j => w j)) * softmax n z k - ((1 - eps) * w t * delta k t + eps / INR n * w k)).
+Proof.
+  intros. eapply partial_eq; [reflexivity| |now apply smoothed_weighted_gradient_1].
+  now rewrite smoothed_weighted_gradient_4, smoothed_weighted_gradient_5.
+Qed.
+
+Theorem probabilities_gradient_1 : forall (n : nat) (z w u : vec) (eps : R) (k : nat), (k < n)%nat ->
+  partial (fun z => loss n (fun k => w k * ((1 - eps) * u k + eps / INR n)) z) k z
+    (sum n (fun k => w k * ((1 - eps) * u k + eps / INR n)) * softmax n z k - w k * ((1 - eps) * u k + eps / INR n)).
+Proof. intros. now apply (general_gradient n z (fun k => w k * ((1 - eps) * u k + eps / INR n))). Qed.
+Theorem probabilities_gradient_2 : forall (n : nat) (z w u : vec) (eps : R) (k : nat), (k < n)%nat ->
+  sum n (fun k => w k * ((1 - eps) * u k + eps / INR n)) * softmax n z k - w k * ((1 - eps) * u k + eps / INR n)
+    = sum n (fun j => w j * ((1 - eps) * u j + eps / INR n)) * softmax n z k - w k * ((1 - eps) * u k + eps / INR n).
+Proof. reflexivity. Qed.
+Theorem probabilities_gradient_3 : forall (n : nat) (z w u : vec) (eps : R) (k : nat), (k < n)%nat ->
+  sum n (fun j => w j * ((1 - eps) * u j + eps / INR n)) * softmax n z k - w k * ((1 - eps) * u k + eps / INR n)
+    = sum n (fun j => w j * ((1 - eps) * u j + eps / INR n)) * softmax n z k - w k * ((1 - eps) * u k + eps / INR n).
+Proof. reflexivity. Qed.
+
+(** probabilities, smoothed and weighted, are a truth like any other *)
+Theorem probabilities_gradient : forall (n : nat) (z w u : vec) (eps : R) (k : nat), (k < n)%nat ->
+  partial (fun z => loss n (fun k => w k * ((1 - eps) * u k + eps / INR n)) z) k z
+    (sum n (fun j => w j * ((1 - eps) * u j + eps / INR n)) * softmax n z k - w k * ((1 - eps) * u k + eps / INR n)).
+Proof. exact probabilities_gradient_1. Qed.
+
+Theorem ignored_gradient_1 : forall (n : nat) (z : vec) (k : nat), (k < n)%nat ->
+  partial (fun z => loss n (fun _ => 0) z) k z (sum n (fun _ => 0) * softmax n z k - 0).
+Proof. intros. now apply (general_gradient n z (fun _ => 0)). Qed.
+Theorem ignored_gradient_2 : forall (n : nat) (z : vec) (k : nat), (k < n)%nat ->
+  sum n (fun _ => 0) * softmax n z k - 0 = sum n (fun j => 0) * softmax n z k - 0.
+Proof. reflexivity. Qed.
+Theorem ignored_gradient_3 : forall (n : nat) (z : vec) (k : nat), (k < n)%nat ->
+  sum n (fun j => 0) * softmax n z k - 0 = sum n (fun _ => 0) * softmax n z k - 0.
+Proof. reflexivity. Qed.
+Theorem ignored_gradient_4 : forall (n : nat) (z : vec) (k : nat), (k < n)%nat -> sum n (fun _ => 0) * softmax n z k - 0 = 0.
+Proof. intros. rewrite sum_zero. ring. Qed.
+
+(** an ignored row has no gradient ... *)
+Theorem ignored_gradient : forall (n : nat) (z : vec) (k : nat), (k < n)%nat -> partial (fun z => loss n (fun _ => 0) z) k z 0.
+Proof. intros. eapply partial_eq; [reflexivity| |now apply ignored_gradient_1]. now apply ignored_gradient_4. Qed.
+
+Theorem ignored_loss_1 : forall (n : nat) (z : vec), (0 < n)%nat ->
+  loss n (fun _ => 0) z = sum n (fun _ => 0) * lse n z - sum n (fun j => 0 * z j).
+Proof. intros. now rewrite loss_by_lse by lia. Qed.
+Theorem ignored_loss_2 : forall (n : nat) (z : vec), (0 < n)%nat ->
+  sum n (fun _ => 0) * lse n z - sum n (fun j => 0 * z j) = sum n (fun _ => 0) * lse n z - sum n (fun j => 0 * z j).
+Proof. reflexivity. Qed.
+Theorem ignored_loss_3 : forall (n : nat) (z : vec), (0 < n)%nat -> sum n (fun _ => 0) * lse n z - sum n (fun j => 0 * z j) = 0.
+Proof. intros. rewrite sum_scal, sum_zero. ring. Qed.
+
+(** ... and no loss *)
+Theorem ignored_loss : forall (n : nat) (z : vec), (0 < n)%nat -> loss n (fun _ => 0) z = 0.
+Proof. intros. now rewrite ignored_loss_1, ignored_loss_3. Qed.
+
+Theorem z_loss_gradient_1 : forall (n : nat) (z y : vec) (lam : R) (k : nat) (d1 d2 : R), (k < n)%nat ->
+  partial (fun z => loss n y z) k z d1 -> partial (fun z => (lse n z) ^ 2) k z d2 ->
+  partial (fun z => loss n y z + lam * (lse n z) ^ 2) k z (d1 + lam * d2).
+Proof. rule. apply d_add; [easy|now apply d_scal]. Qed.
+Theorem z_loss_gradient_2 : forall (n : nat) (z y : vec) (lam : R) (k : nat) (d1 d2 d3 : R), (k < n)%nat ->
+  partial (fun z => loss n y z) k z d1 -> partial (fun z => (lse n z) ^ 2) k z d2 -> partial (fun z => lse n z) k z d3 ->
+  d1 + lam * d2 = d1 + lam * (2 * lse n z * d3).
+Proof.
+  intros n z y lam k d1 d2 d3 K D1 D2 D3. do 2 f_equal. apply (unique D2).
+  apply (d_square (fun t => lse n (set z k t))); [exact D3|now rewrite set_same].
+Qed.
+Theorem z_loss_gradient_3 : forall (n : nat) (z y : vec) (lam : R) (k : nat) (d1 d2 : R), (k < n)%nat ->
+  partial (fun z => loss n y z) k z d1 -> partial (fun z => lse n z) k z d2 ->
+  d1 + lam * (2 * lse n z * d2) = sum n y * softmax n z k - y k + lam * (2 * lse n z * softmax n z k).
+Proof. intros n z y lam k d1 d2 K D1 D2. now rewrite (unique D1 (general_gradient n z y k K)), (unique D2 (lse_gradient n z k K)). Qed.
+Theorem z_loss_gradient_4 : forall (n : nat) (z y : vec) (lam : R) (k : nat), (k < n)%nat ->
+  sum n y * softmax n z k - y k + lam * (2 * lse n z * softmax n z k) = (sum n y + 2 * lam * lse n z) * softmax n z k - y k.
+Proof. intros. ring. Qed.
+
+(** z-loss: the penalty acts like mass, it multiplies the prediction *)
+Theorem z_loss_gradient : forall (n : nat) (z y : vec) (lam : R) (k : nat), (k < n)%nat ->
+  partial (fun z => loss n y z + lam * (lse n z) ^ 2) k z ((sum n y + 2 * lam * lse n z) * softmax n z k - y k).
+Proof.
+  intros n z y lam k K. pose proof (general_gradient n z y k K) as D1. pose proof (lse_gradient n z k K) as D3.
+  assert (D2 : partial (fun z => (lse n z) ^ 2) k z (2 * lse n z * softmax n z k))
+    by (apply (d_square (fun t => lse n (set z k t))); [exact D3|now rewrite set_same]).
+  eapply partial_eq; [reflexivity| |exact (z_loss_gradient_1 n z y lam k _ _ K D1 D2)].
+  line z_loss_gradient_2. line z_loss_gradient_3. now apply z_loss_gradient_4.
+Qed.
+
+(** *** Scores that are themselves functions *)
+
+(** the chain rule once more: if every score moves with t, then so does the loss *)
+Lemma loss_along n y (z : R -> vec) z' x v : (0 < n)%nat -> z x = v ->
+  (forall j, (j < n)%nat -> derivable_pt_lim (fun t => z t j) x (z' j)) ->
+  derivable_pt_lim (fun t => loss n y (z t)) x (sum n (fun j => gradient n y v j * z' j)).
+Proof.
+  intros H <- D. pose proof (expsum_pos n (z x) H) as P.
+  apply (d_eq (fun t => sum n y * lse n (z t) - sum n (fun j => y j * z t j)) _ x
+    (sum n y * (1 / sum n (fun i => exp (z x i)) * sum n (fun i => exp (z x i) * z' i)) - sum n (fun j => y j * z' j))).
+  - intros. now rewrite loss_by_lse.
+  - rewrite <- !sum_scal, <- sum_sub. apply sum_ext; intros. unfold gradient, softmax. field. lra.
+  - apply d_sub; [apply d_scal, d_ln; auto|]; [apply (d_sum n (fun i t => exp (z t i)))|apply (d_sum n (fun j t => y j * z t j))];
+      intros j J; [apply (d_exp (fun t => z t j)); auto|apply d_scal; auto].
+Qed.
+
+(** with d1_j for the derivatives of the loss by the scores *)
+Lemma chain n y (z : R -> vec) z' x v d1 : (0 < n)%nat -> z x = v ->
+  (forall j, (j < n)%nat -> partial (fun z => loss n y z) j v (d1 j)) ->
+  (forall j, (j < n)%nat -> derivable_pt_lim (fun t => z t j) x (z' j)) ->
+  derivable_pt_lim (fun t => loss n y (z t)) x (sum n (fun j => d1 j * z' j)).
+Proof.
+  intros H E D1 D. eapply d_eq; [reflexivity| |exact (loss_along n y z z' x v H E D)].
+  apply sum_ext; intros j J. f_equal. symmetry. exact (unique (D1 j J) (general_gradient n v y j J)).
+Qed.
+
+Lemma scores_have_derivatives n y z : exists d : vec, forall j, (j < n)%nat -> partial (fun z => loss n y z) j z (d j).
+Proof. exists (gradient n y z). intros; now apply general_gradient. Qed.
+
+(** of the sum in the chain rule one term is left, if only z_k moves *)
+Lemma only_own n y z k (d1 d2 : vec) s : (k < n)%nat ->
+  (forall j, (j < n)%nat -> partial (fun z => loss n y z) j z (d1 j)) -> d2 k = s ->
+  (forall j, (j < n)%nat -> j <> k -> d2 j = 0) ->
+  d1 k * d2 k + sum_but k n (fun j => d1 j * d2 j)
+  = (sum n y * softmax n z k - y k) * s + sum_but k n (fun j => (sum n y * softmax n z j - y j) * 0).
+Proof.
+  intros K D <- O. rewrite (unique (D k K) (general_gradient n z y k K)). f_equal.
+  apply sum_but_ext; intros j J N. now rewrite (unique (D j J) (general_gradient n z y j J)), O.
+Qed.
+
+Theorem temperature_same_1 : forall (n : nat) (x : vec) (T : R) (k : nat) (d1 : R), (k < n)%nat -> T <> 0 ->
+  partial (fun x => x k / T) k x d1 -> partial (fun x => x k / T) k x d1.
+Proof. auto. Qed.
+Theorem temperature_same_2 : forall (n : nat) (x : vec) (T : R) (k : nat) (d1 : R), (k < n)%nat -> T <> 0 ->
+  partial (fun x => x k) k x d1 -> partial (fun x => x k / T) k x (d1 / T).
+Proof. rule. now apply d_scal_r. Qed.
+Theorem temperature_same_3 : forall (n : nat) (x : vec) (T : R) (k : nat) (d1 : R), (k < n)%nat -> T <> 0 ->
+  partial (fun x => x k) k x d1 -> d1 / T = 1 / T.
+Proof. intros n x T k d1 K N D. now rewrite (unique D (coordinate_same x k)). Qed.
+
+(** a temperature: z_k = x_k / T, with the slope 1 / T *)
+Theorem temperature_same : forall (n : nat) (x : vec) (T : R) (k : nat), (k < n)%nat -> T <> 0 -> partial (fun x => x k / T) k x (1 / T).
+Proof.
+  intros n x T k K N. pose proof (coordinate_same x k) as D.
+  eapply partial_eq; [reflexivity| |now apply (temperature_same_1 n), (temperature_same_2 n x T k _ K N D)].
+  now apply (temperature_same_3 n x T k).
+Qed.
+
+Theorem temperature_other_1 : forall (n : nat) (x : vec) (T : R) (j k : nat), (j < n)%nat -> (k < n)%nat -> j <> k -> T <> 0 ->
+  partial (fun x => x j / T) k x 0.
+Proof. rule. apply (d_const _ (x j / T)); intros; f_equal; by_index. Qed.
+
+(** ... and the other scores do not move *)
+Theorem temperature_other : forall (n : nat) (x : vec) (T : R) (j k : nat), (j < n)%nat -> (k < n)%nat -> j <> k -> T <> 0 ->
+  partial (fun x => x j / T) k x 0.
+Proof. exact temperature_other_1. Qed.
+
+Theorem temperature_gradient_1 : forall (n : nat) (y x : vec) (T : R) (k : nat) (d1 d2 : vec), (k < n)%nat -> T <> 0 ->
+  (forall j, (j < n)%nat -> partial (fun z => loss n y z) j (fun k => x k / T) (d1 j)) ->
+  (forall j, (j < n)%nat -> partial (fun x => x j / T) k x (d2 j)) ->
+  partial (fun x => loss n y (fun k => x k / T)) k x (sum n (fun j => d1 j * d2 j)).
+Proof.
+  intros n y x T k d1 d2 K N D1 D2. apply (chain n y (fun t i => set x k t i / T) d2 _ (fun i => x i / T)); auto; [lia|].
+  now rewrite set_same.
+Qed.
+Theorem temperature_gradient_2 : forall (n : nat) (y x : vec) (T : R) (k : nat) (d1 d2 : vec), (k < n)%nat -> T <> 0 ->
+  (forall j, (j < n)%nat -> partial (fun z => loss n y z) j (fun k => x k / T) (d1 j)) ->
+  (forall j, (j < n)%nat -> partial (fun x => x j / T) k x (d2 j)) ->
+  sum n (fun j => d1 j * d2 j) = d1 k * d2 k + sum_but k n (fun j => d1 j * d2 j).
+Proof. intros. now apply (sum_split n k (fun j => d1 j * d2 j)). Qed.
+Theorem temperature_gradient_3 : forall (n : nat) (y x : vec) (T : R) (k : nat) (d1 d2 : vec), (k < n)%nat -> T <> 0 ->
+  (forall j, (j < n)%nat -> partial (fun z => loss n y z) j (fun k => x k / T) (d1 j)) ->
+  (forall j, (j < n)%nat -> partial (fun x => x j / T) k x (d2 j)) ->
+  d1 k * d2 k + sum_but k n (fun j => d1 j * d2 j)
+    = (sum n y * softmax n (fun k => x k / T) k - y k) * (1 / T)
+    + sum_but k n (fun j => (sum n y * softmax n (fun k => x k / T) j - y j) * 0).
+Proof.
+  intros n y x T k d1 d2 K N D1 D2. apply (only_own n y (fun i => x i / T)); auto.
+  - exact (unique (D2 k K) (temperature_same n x T k K N)).
+  - intros j J M. exact (unique (D2 j J) (temperature_other n x T j k J K M N)).
+Qed.
+Theorem temperature_gradient_4 : forall (n : nat) (y x : vec) (T : R) (k : nat), (k < n)%nat -> T <> 0 ->
+  (sum n y * softmax n (fun k => x k / T) k - y k) * (1 / T) + sum_but k n (fun j => (sum n y * softmax n (fun k => x k / T) j - y j) * 0)
+    = (sum n y * softmax n (fun k => x k / T) k - y k) * (1 / T).
+Proof. intros. rewrite sum_but_zero by (intros; ring). ring. Qed.
+
+(** the gradient by x_k: prediction minus truth, over T *)
+Theorem temperature_gradient : forall (n : nat) (y x : vec) (T : R) (k : nat), (k < n)%nat -> T <> 0 ->
+  partial (fun x => loss n y (fun k => x k / T)) k x ((sum n y * softmax n (fun k => x k / T) k - y k) * (1 / T)).
+Proof.
+  intros n y x T k K N. destruct (scores_have_derivatives n y (fun k => x k / T)) as [d1 D1].
+  assert (D2 : exists d : vec, forall j, (j < n)%nat -> partial (fun x => x j / T) k x (d j)).
+  { exists (fun j => if Nat.eqb j k then 1 / T else 0). intros j J. destruct (Nat.eqb_spec j k) as [->|M];
+      [now apply (temperature_same n)|now apply (temperature_other n)]. }
+  destruct D2 as [d2 D2]. eapply partial_eq; [reflexivity| |now apply (temperature_gradient_1 n y x T k d1 d2)].
+  line temperature_gradient_2. line temperature_gradient_3. now apply temperature_gradient_4.
+Qed.
+
+Theorem softcap_same_1 : forall (n : nat) (x : vec) (c : R) (k : nat) (d1 : R), (k < n)%nat -> c <> 0 ->
+  partial (fun x => c * tanh (x k / c)) k x d1 -> partial (fun x => c * tanh (x k / c)) k x d1.
+Proof. auto. Qed.
+Theorem softcap_same_2 : forall (n : nat) (x : vec) (c : R) (k : nat) (d1 : R), (k < n)%nat -> c <> 0 ->
+  partial (fun x => tanh (x k / c)) k x d1 -> partial (fun x => c * tanh (x k / c)) k x (c * d1).
+Proof. rule. now apply d_scal. Qed.
+Theorem softcap_same_3 : forall (n : nat) (x : vec) (c : R) (k : nat) (d1 d2 : R), (k < n)%nat -> c <> 0 ->
+  partial (fun x => tanh (x k / c)) k x d1 -> partial (fun x => x k / c) k x d2 -> c * d1 = c * ((1 - (tanh (x k / c)) ^ 2) * d2).
+Proof.
+  intros n x c k d1 d2 K N D1 D2. f_equal. apply (unique D1).
+  apply (d_tanh (fun t => set x k t k / c)); [exact D2|now rewrite set_same].
+Qed.
+Theorem softcap_same_4 : forall (n : nat) (x : vec) (c : R) (k : nat) (d1 : R), (k < n)%nat -> c <> 0 ->
+  partial (fun x => x k / c) k x d1 -> c * ((1 - (tanh (x k / c)) ^ 2) * d1) = c * ((1 - (tanh (x k / c)) ^ 2) * (1 / c)).
+Proof. intros n x c k d1 K N D. now rewrite (unique D (temperature_same n x c k K N)). Qed.
+Theorem softcap_same_5 : forall (n : nat) (x : vec) (c : R) (k : nat), (k < n)%nat -> c <> 0 ->
+  c * ((1 - (tanh (x k / c)) ^ 2) * (1 / c)) = 1 - (tanh (x k / c)) ^ 2.
+Proof. intros. now field. Qed.
+
+(** a softcap: z_k = c tanh (x_k / c), with the slope 1 - tanh^2 *)
+Theorem softcap_same : forall (n : nat) (x : vec) (c : R) (k : nat), (k < n)%nat -> c <> 0 ->
+  partial (fun x => c * tanh (x k / c)) k x (1 - (tanh (x k / c)) ^ 2).
+Proof.
+  intros n x c k K N. pose proof (temperature_same n x c k K N) as D2.
+  assert (D1 : partial (fun x => tanh (x k / c)) k x ((1 - (tanh (x k / c)) ^ 2) * (1 / c)))
+    by (apply (d_tanh (fun t => set x k t k / c)); [exact D2|now rewrite set_same]).
+  eapply partial_eq; [reflexivity| |now apply (softcap_same_1 n), (softcap_same_2 n x c k _ K N D1)].
+  line (softcap_same_3 n). line (softcap_same_4 n). now apply (softcap_same_5 n).
+Qed.
+
+Theorem softcap_other_1 : forall (n : nat) (x : vec) (c : R) (j k : nat), (j < n)%nat -> (k < n)%nat -> j <> k -> c <> 0 ->
+  partial (fun x => c * tanh (x j / c)) k x 0.
+Proof. rule. apply (d_const _ (c * tanh (x j / c))); intros; do 2 f_equal; by_index. Qed.
+
+(** ... and the other scores do not move *)
+Theorem softcap_other : forall (n : nat) (x : vec) (c : R) (j k : nat), (j < n)%nat -> (k < n)%nat -> j <> k -> c <> 0 ->
+  partial (fun x => c * tanh (x j / c)) k x 0.
+Proof. exact softcap_other_1. Qed.
+
+Theorem softcap_gradient_1 : forall (n : nat) (y x : vec) (c : R) (k : nat) (d1 d2 : vec), (k < n)%nat -> c <> 0 ->
+  (forall j, (j < n)%nat -> partial (fun z => loss n y z) j (fun k => c * tanh (x k / c)) (d1 j)) ->
+  (forall j, (j < n)%nat -> partial (fun x => c * tanh (x j / c)) k x (d2 j)) ->
+  partial (fun x => loss n y (fun k => c * tanh (x k / c))) k x (sum n (fun j => d1 j * d2 j)).
+Proof.
+  intros n y x c k d1 d2 K N D1 D2.
+  apply (chain n y (fun t i => c * tanh (set x k t i / c)) d2 _ (fun i => c * tanh (x i / c))); auto; [lia|].
+  now rewrite set_same.
+Qed.
+Theorem softcap_gradient_2 : forall (n : nat) (y x : vec) (c : R) (k : nat) (d1 d2 : vec), (k < n)%nat -> c <> 0 ->
+  (forall j, (j < n)%nat -> partial (fun z => loss n y z) j (fun k => c * tanh (x k / c)) (d1 j)) ->
+  (forall j, (j < n)%nat -> partial (fun x => c * tanh (x j / c)) k x (d2 j)) ->
+  sum n (fun j => d1 j * d2 j) = d1 k * d2 k + sum_but k n (fun j => d1 j * d2 j).
+Proof. intros. now apply (sum_split n k (fun j => d1 j * d2 j)). Qed.
+Theorem softcap_gradient_3 : forall (n : nat) (y x : vec) (c : R) (k : nat) (d1 d2 : vec), (k < n)%nat -> c <> 0 ->
+  (forall j, (j < n)%nat -> partial (fun z => loss n y z) j (fun k => c * tanh (x k / c)) (d1 j)) ->
+  (forall j, (j < n)%nat -> partial (fun x => c * tanh (x j / c)) k x (d2 j)) ->
+  d1 k * d2 k + sum_but k n (fun j => d1 j * d2 j)
+    = (sum n y * softmax n (fun k => c * tanh (x k / c)) k - y k) * (1 - (tanh (x k / c)) ^ 2)
+    + sum_but k n (fun j => (sum n y * softmax n (fun k => c * tanh (x k / c)) j - y j) * 0).
+Proof.
+  intros n y x c k d1 d2 K N D1 D2. apply (only_own n y (fun i => c * tanh (x i / c))); auto.
+  - exact (unique (D2 k K) (softcap_same n x c k K N)).
+  - intros j J M. exact (unique (D2 j J) (softcap_other n x c j k J K M N)).
+Qed.
+Theorem softcap_gradient_4 : forall (n : nat) (y x : vec) (c : R) (k : nat), (k < n)%nat -> c <> 0 ->
+  (sum n y * softmax n (fun k => c * tanh (x k / c)) k - y k) * (1 - (tanh (x k / c)) ^ 2)
+    + sum_but k n (fun j => (sum n y * softmax n (fun k => c * tanh (x k / c)) j - y j) * 0)
+    = (sum n y * softmax n (fun k => c * tanh (x k / c)) k - y k) * (1 - (tanh (x k / c)) ^ 2).
+Proof. intros. rewrite sum_but_zero by (intros; ring). ring. Qed.
+
+(** the gradient by x_k: prediction minus truth, times the slope *)
+Theorem softcap_gradient : forall (n : nat) (y x : vec) (c : R) (k : nat), (k < n)%nat -> c <> 0 ->
+  partial (fun x => loss n y (fun k => c * tanh (x k / c))) k x
+    ((sum n y * softmax n (fun k => c * tanh (x k / c)) k - y k) * (1 - (tanh (x k / c)) ^ 2)).
+Proof.
+  intros n y x c k K N. destruct (scores_have_derivatives n y (fun k => c * tanh (x k / c))) as [d1 D1].
+  assert (D2 : exists d : vec, forall j, (j < n)%nat -> partial (fun x => c * tanh (x j / c)) k x (d j)).
+  { exists (fun j => if Nat.eqb j k then 1 - (tanh (x k / c)) ^ 2 else 0). intros j J. destruct (Nat.eqb_spec j k) as [->|M];
+      [now apply (softcap_same n)|now apply (softcap_other n)]. }
+  destruct D2 as [d2 D2]. eapply partial_eq; [reflexivity| |now apply (softcap_gradient_1 n y x c k d1 d2)].
+  line softcap_gradient_2. line softcap_gradient_3. now apply softcap_gradient_4.
+Qed.
+
+(** ** Sums in parts *)
+
+Theorem merge_parts_1 : forall (m m1 m2 s1 s2 : R),
+  exp m * (exp (m1 - m) * s1 + exp (m2 - m) * s2) = exp m * exp (m1 - m) * s1 + exp m * exp (m2 - m) * s2.
+Proof. intros. ring. Qed.
+Theorem merge_parts_2 : forall (m m1 m2 s1 s2 : R), exp m * exp (m1 - m) * s1 + exp m * exp (m2 - m) * s2 = exp m1 * s1 + exp m2 * s2.
+Proof. intros. rewrite <- !exp_plus. do 2 f_equal; f_equal; ring. Qed.
+
+(** two parts merge, whatever m they are brought to *)
+Theorem merge_parts : forall (m m1 m2 s1 s2 : R), exp m * (exp (m1 - m) * s1 + exp (m2 - m) * s2) = exp m1 * s1 + exp m2 * s2.
+Proof. intros. now rewrite merge_parts_1, merge_parts_2. Qed.
+
+(** e^m goes into a sum and takes the shift by m away *)
+Lemma unshift m x : exp m * exp (x - m) = exp x.
+Proof. rewrite <- exp_plus. f_equal. ring. Qed.
+
+Theorem read_lse_1 : forall (n : nat) (z : vec) (m : R), (0 < n)%nat ->
+  m + ln (sum n (fun i => exp (z i - m))) = ln (exp m * sum n (fun i => exp (z i - m))).
+Proof. intros n z m H. rewrite ln_mult, ln_exp; [easy|positive|exact (expsum_pos n (fun i => z i - m) H)]. Qed.
+Theorem read_lse_2 : forall (n : nat) (z : vec) (m : R), (0 < n)%nat ->
+  ln (exp m * sum n (fun i => exp (z i - m))) = ln (sum n (fun i => exp m * exp (z i - m))).
+Proof. intros. now rewrite sum_scal. Qed.
+Theorem read_lse_3 : forall (n : nat) (z : vec) (m : R), (0 < n)%nat ->
+  ln (sum n (fun i => exp m * exp (z i - m))) = ln (sum n (fun i => exp (z i))).
+Proof. intros. f_equal. apply sum_ext; intros. apply unshift. Qed.
+Theorem read_lse_4 : forall (n : nat) (z : vec), (0 < n)%nat -> ln (sum n (fun i => exp (z i))) = lse n z.
+Proof. reflexivity. Qed.
+
+(** lse is m + log s of a part with the sum s *)
+Theorem read_lse : forall (n : nat) (z : vec) (m : R), (0 < n)%nat -> m + ln (sum n (fun i => exp (z i - m))) = lse n z.
+Proof. intros. now rewrite read_lse_1, read_lse_2, read_lse_3. Qed.
+
+(** with two classes or more, something is left beside the label *)
+Lemma rest_pos n t f : (t < n)%nat -> INR n > 1 -> (forall i, 0 < f i) -> 0 < sum_but t n f.
+Proof.
+  intros T N P. assert (M : (1 < n)%nat) by (apply INR_lt; exact N). clear N.
+  pose (k := if Nat.eqb t 0 then 1%nat else 0%nat). assert (K : (k < n)%nat /\ k <> t) by (unfold k; by_index). destruct K as [K D].
+  unfold sum_but. rewrite (sum_split n k) by easy. pose proof (P k).
+  assert (0 <= sum_but k n (fun j => if Nat.eqb j t then 0 else f j)) by (apply sum_but_nonneg; intros i; pose proof (P i); by_index).
+  destruct (Nat.eqb_spec k t); [easy|lra].
+Qed.
+
+Theorem label_apart_1 : forall (n : nat) (z : vec) (m : R) (t : nat), (t < n)%nat -> INR n > 1 ->
+  exp (m - z t + ln (sum_but t n (fun i => exp (z i - m)))) = exp (m - z t + ln (sum_but t n (fun i => exp (z i - m)))).
+Proof. reflexivity. Qed.
+Theorem label_apart_2 : forall (n : nat) (z : vec) (m : R) (t : nat), (t < n)%nat -> INR n > 1 ->
+  exp (m - z t + ln (sum_but t n (fun i => exp (z i - m)))) = exp m / exp (z t) * sum_but t n (fun i => exp (z i - m)).
+Proof.
+  intros n z m t T N. unfold Rminus at 1. rewrite !exp_plus, exp_Ropp, exp_ln; [easy|].
+  apply rest_pos; auto. intros; apply exp_pos.
+Qed.
+Theorem label_apart_3 : forall (n : nat) (z : vec) (m : R) (t : nat), (t < n)%nat -> INR n > 1 ->
+  exp m / exp (z t) * sum_but t n (fun i => exp (z i - m)) = sum_but t n (fun i => exp m * exp (z i - m)) / exp (z t).
+Proof. intros. rewrite sum_but_scal. fractions. Qed.
+Theorem label_apart_4 : forall (n : nat) (z : vec) (m : R) (t : nat), (t < n)%nat -> INR n > 1 ->
+  sum_but t n (fun i => exp m * exp (z i - m)) / exp (z t) = sum_but t n (fun i => exp (z i)) / exp (z t).
+Proof. intros. f_equal. apply sum_but_ext; intros. apply unshift. Qed.
+
+(** e^a is the odds against the label *)
+Theorem label_apart : forall (n : nat) (z : vec) (m : R) (t : nat), (t < n)%nat -> INR n > 1 ->
+  exp (m - z t + ln (sum_but t n (fun i => exp (z i - m)))) = sum_but t n (fun i => exp (z i)) / exp (z t).
+Proof. intros. now rewrite label_apart_2, label_apart_3, label_apart_4. Qed.
+
+Theorem tiny_loss_1 : forall (n : nat) (z : vec) (t : nat), (t < n)%nat -> INR n > 1 ->
+  - ln (softmax n z t) = - ln (exp (z t) / sum n (fun i => exp (z i))).
+Proof. reflexivity. Qed.
+Theorem tiny_loss_2 : forall (n : nat) (z : vec) (t : nat), (t < n)%nat -> INR n > 1 ->
+  - ln (exp (z t) / sum n (fun i => exp (z i))) = ln (sum n (fun i => exp (z i)) / exp (z t)).
+Proof. intros. rewrite !ln_quotient by positive. ring. Qed.
+Theorem tiny_loss_3 : forall (n : nat) (z : vec) (t : nat), (t < n)%nat -> INR n > 1 ->
+  ln (sum n (fun i => exp (z i)) / exp (z t)) = ln ((exp (z t) + sum_but t n (fun i => exp (z i))) / exp (z t)).
+Proof. intros. now rewrite (sum_split n t). Qed.
+Theorem tiny_loss_4 : forall (n : nat) (z : vec) (t : nat), (t < n)%nat -> INR n > 1 ->
+  ln ((exp (z t) + sum_but t n (fun i => exp (z i))) / exp (z t)) = ln (1 + sum_but t n (fun i => exp (z i)) / exp (z t)).
+Proof. intros. f_equal. fractions. Qed.
+Theorem tiny_loss_5 : forall (n : nat) (z : vec) (m : R) (t : nat), (t < n)%nat -> INR n > 1 ->
+  ln (1 + sum_but t n (fun i => exp (z i)) / exp (z t)) = ln (1 + exp (m - z t + ln (sum_but t n (fun i => exp (z i - m))))).
+Proof. intros. now rewrite label_apart. Qed.
+
+(** the loss of a label is log (1 + e^a) *)
+Theorem tiny_loss : forall (n : nat) (z : vec) (m : R) (t : nat), (t < n)%nat -> INR n > 1 ->
+  - ln (softmax n z t) = ln (1 + exp (m - z t + ln (sum_but t n (fun i => exp (z i - m))))).
+Proof. intros n z m t T N. line tiny_loss_1. line tiny_loss_2. line tiny_loss_3. line tiny_loss_4. now apply tiny_loss_5. Qed.
+
+Theorem miss_1 : forall (n : nat) (z : vec) (t : nat), (t < n)%nat -> 1 - softmax n z t = 1 - exp (z t) / sum n (fun i => exp (z i)).
+Proof. reflexivity. Qed.
+Theorem miss_2 : forall (n : nat) (z : vec) (t : nat), (t < n)%nat ->
+  1 - exp (z t) / sum n (fun i => exp (z i)) = (sum n (fun i => exp (z i)) - exp (z t)) / sum n (fun i => exp (z i)).
+Proof. intros. fractions. Qed.
+Theorem miss_3 : forall (n : nat) (z : vec) (t : nat), (t < n)%nat ->
+  (sum n (fun i => exp (z i)) - exp (z t)) / sum n (fun i => exp (z i))
+    = (exp (z t) + sum_but t n (fun i => exp (z i)) - exp (z t)) / sum n (fun i => exp (z i)).
+Proof. intros n z t T. now rewrite (sum_split n t (fun i => exp (z i)) T) at 1. Qed.
+Theorem miss_4 : forall (n : nat) (z : vec) (t : nat), (t < n)%nat ->
+  (exp (z t) + sum_but t n (fun i => exp (z i)) - exp (z t)) / sum n (fun i => exp (z i))
+    = sum_but t n (fun i => exp (z i)) / sum n (fun i => exp (z i)).
+Proof. intros. f_equal. ring. Qed.
+
+(** the probability of a miss is a sum of positive terms *)
+Theorem miss : forall (n : nat) (z : vec) (t : nat), (t < n)%nat ->
+  1 - softmax n z t = sum_but t n (fun i => exp (z i)) / sum n (fun i => exp (z i)).
+Proof. intros. line miss_1. line miss_2. line miss_3. now apply miss_4. Qed.
+
+(** ** A linear head *)
+
+Lemma set2_same W k d : set2 W k d (W k d) = W.
+Proof.
+  apply FunctionalExtensionality.functional_extensionality; intros i. unfold set2.
+  destruct (Nat.eqb_spec i k) as [->|]; [apply set_same|easy].
+Qed.
+
+(** W_ke moves with W_kd, one for one, if it is W_kd, and not at all if it is another *)
+Lemma entry_same W k d : partial2 (fun W => W k d) k d W 1.
+Proof. apply d_id; intros. unfold set2; rewrite Nat.eqb_refl. unfold set; now rewrite Nat.eqb_refl. Qed.
+
+Lemma entry_other W k d e : e <> d -> partial2 (fun W => W k e) k d W 0.
+Proof. intros N. apply (d_const _ (W k e)); intros. unfold set2; rewrite Nat.eqb_refl. by_index. Qed.
+
+Lemma entries_have_derivatives W k d : exists v : vec, forall e, partial2 (fun W => W k e) k d W (v e).
+Proof.
+  exists (fun e => delta e d). intros e. unfold delta. destruct (Nat.eqb_spec e d) as [->|N]; [apply entry_same|].
+  now apply entry_other.
+Qed.
+
+Theorem score_by_x_1 : forall (n nd : nat) (x b : vec) (W : nat -> vec) (d k : nat) (d1 : R), (d < nd)%nat -> (k < n)%nat ->
+  partial (fun x => sum nd (fun e => W k e * x e) + b k) d x d1 -> partial (fun x => sum nd (fun d => W k d * x d) + b k) d x d1.
+Proof. auto. Qed.
+Theorem score_by_x_2 : forall (n nd : nat) (x b : vec) (W : nat -> vec) (d k : nat) (d1 : vec), (d < nd)%nat -> (k < n)%nat ->
+  (forall e, (e < nd)%nat -> partial (fun x => x e) d x (d1 e)) ->
+  partial (fun x => sum nd (fun e => W k e * x e) + b k) d x (sum nd (fun e => W k e * d1 e)).
+Proof.
+  rule. eapply d_eq; [reflexivity| |apply d_add; [|now apply (d_const _ (b k))]]; [apply Rplus_0_r|].
+  apply (d_sum nd (fun e t => W k e * set x d t e)). intros e E. apply d_scal; auto.
+Qed.
+Theorem score_by_x_3 : forall (n nd : nat) (x : vec) (W : nat -> vec) (d k : nat) (d1 : vec), (d < nd)%nat -> (k < n)%nat ->
+  (forall e, (e < nd)%nat -> partial (fun x => x e) d x (d1 e)) ->
+  sum nd (fun e => W k e * d1 e) = W k d * d1 d + sum_but d nd (fun e => W k e * d1 e).
+Proof. intros. now apply (sum_split nd d (fun e => W k e * d1 e)). Qed.
+Theorem score_by_x_4 : forall (n nd : nat) (x : vec) (W : nat -> vec) (d k : nat) (d1 : vec), (d < nd)%nat -> (k < n)%nat ->
+  (forall e, (e < nd)%nat -> partial (fun x => x e) d x (d1 e)) ->
+  W k d * d1 d + sum_but d nd (fun e => W k e * d1 e) = W k d * 1 + sum_but d nd (fun e => W k e * 0).
+Proof.
+  intros n nd x W d k d1 H K D. rewrite (unique (D d H) (coordinate_same x d)). f_equal.
+  apply sum_but_ext; intros e E N. now rewrite (unique (D e E) (coordinate_other x e d N)).
+Qed.
+Theorem score_by_x_5 : forall (n nd : nat) (W : nat -> vec) (d k : nat), (d < nd)%nat -> (k < n)%nat ->
+  W k d * 1 + sum_but d nd (fun e => W k e * 0) = W k d.
+Proof. intros. rewrite sum_but_zero by (intros; ring). ring. Qed.
+
+(** the slope of a score in an input is its weight *)
+Theorem score_by_x : forall (n nd : nat) (x b : vec) (W : nat -> vec) (d k : nat), (d < nd)%nat -> (k < n)%nat ->
+  partial (fun x => sum nd (fun d => W k d * x d) + b k) d x (W k d).
+Proof.
+  intros n nd x b W d k H K. destruct (coordinates_have_derivatives x d) as [d1 D].
+  eapply partial_eq; [reflexivity| |now apply (score_by_x_1 n), (score_by_x_2 n nd x b W d k d1)].
+  line (score_by_x_3 n). line (score_by_x_4 n). now apply (score_by_x_5 n).
+Qed.
+
+Theorem score_by_w_1 : forall (n nd : nat) (x b : vec) (W : nat -> vec) (d k : nat) (d1 : R), (d < nd)%nat -> (k < n)%nat ->
+  partial2 (fun W => sum nd (fun e => W k e * x e) + b k) k d W d1 -> partial2 (fun W => sum nd (fun d => W k d * x d) + b k) k d W d1.
+Proof. auto. Qed.
+Theorem score_by_w_2 : forall (n nd : nat) (x b : vec) (W : nat -> vec) (d k : nat) (d1 : vec), (d < nd)%nat -> (k < n)%nat ->
+  (forall e, (e < nd)%nat -> partial2 (fun W => W k e) k d W (d1 e)) ->
+  partial2 (fun W => sum nd (fun e => W k e * x e) + b k) k d W (sum nd (fun e => d1 e * x e)).
+Proof.
+  rule. eapply d_eq; [reflexivity| |apply d_add; [|now apply (d_const _ (b k))]]; [apply Rplus_0_r|].
+  apply (d_sum nd (fun e t => set2 W k d t k e * x e)). intros e E. apply d_scal_r; auto.
+Qed.
+Theorem score_by_w_3 : forall (n nd : nat) (x : vec) (W : nat -> vec) (d k : nat) (d1 : vec), (d < nd)%nat -> (k < n)%nat ->
+  (forall e, (e < nd)%nat -> partial2 (fun W => W k e) k d W (d1 e)) ->
+  sum nd (fun e => d1 e * x e) = d1 d * x d + sum_but d nd (fun e => d1 e * x e).
+Proof. intros. now apply (sum_split nd d (fun e => d1 e * x e)). Qed.
+Theorem score_by_w_4 : forall (n nd : nat) (x : vec) (W : nat -> vec) (d k : nat) (d1 : vec), (d < nd)%nat -> (k < n)%nat ->
+  (forall e, (e < nd)%nat -> partial2 (fun W => W k e) k d W (d1 e)) ->
+  d1 d * x d + sum_but d nd (fun e => d1 e * x e) = 1 * x d + sum_but d nd (fun e => 0 * x e).
+Proof.
+  intros n nd x W d k d1 H K D. rewrite (unique (D d H) (entry_same W k d)). f_equal.
+  apply sum_but_ext; intros e E N. now rewrite (unique (D e E) (entry_other W k d e N)).
+Qed.
+Theorem score_by_w_5 : forall (nd : nat) (x : vec) (d : nat), (d < nd)%nat -> 1 * x d + sum_but d nd (fun e => 0 * x e) = x d.
+Proof. intros. rewrite sum_but_zero by (intros; ring). ring. Qed.
+
+(** the slope of a score in a weight is its input ... *)
+Theorem score_by_w : forall (n nd : nat) (x b : vec) (W : nat -> vec) (d k : nat), (d < nd)%nat -> (k < n)%nat ->
+  partial2 (fun W => sum nd (fun d => W k d * x d) + b k) k d W (x d).
+Proof.
+  intros n nd x b W d k H K. destruct (entries_have_derivatives W k d) as [d1 D].
+  apply (d_eq (fun t => sum nd (fun e => set2 W k d t k e * x e) + b k) _ _ (sum nd (fun e => d1 e * x e))); [reflexivity| |].
+  - line (score_by_w_3 n nd x W d k). line (score_by_w_4 n). now apply score_by_w_5.
+  - now apply (score_by_w_1 n), (score_by_w_2 n nd x b W d k d1).
+Qed.
+
+Theorem score_by_other_w_1 : forall (n nd : nat) (x b : vec) (W : nat -> vec) (d j k : nat), (d < nd)%nat -> (j < n)%nat -> (k < n)%nat ->
+  j <> k -> partial2 (fun W => sum nd (fun d => W j d * x d) + b j) k d W 0.
+Proof. rule. apply (d_const _ (sum nd (fun d => W j d * x d) + b j)); intros. do 2 f_equal. unfold set2; by_index. Qed.
+
+(** ... if it is in the score's own row *)
+Theorem score_by_other_w : forall (n nd : nat) (x b : vec) (W : nat -> vec) (d j k : nat), (d < nd)%nat -> (j < n)%nat -> (k < n)%nat ->
+  j <> k -> partial2 (fun W => sum nd (fun d => W j d * x d) + b j) k d W 0.
+Proof. exact score_by_other_w_1. Qed.
+
+Theorem score_by_b_1 : forall (n nd : nat) (x b : vec) (W : nat -> vec) (k : nat) (d1 : R), (k < n)%nat ->
+  partial (fun b => sum nd (fun e => W k e * x e) + b k) k b d1 -> partial (fun b => sum nd (fun d => W k d * x d) + b k) k b d1.
+Proof. auto. Qed.
+Theorem score_by_b_2 : forall (n nd : nat) (x b : vec) (W : nat -> vec) (k : nat) (d1 : R), (k < n)%nat -> partial (fun b => b k) k b d1 ->
+  partial (fun b => sum nd (fun e => W k e * x e) + b k) k b d1.
+Proof. rule. eapply d_eq; [reflexivity| |apply d_add; [now eapply d_const|eassumption]]. ring. Qed.
+Theorem score_by_b_3 : forall (n : nat) (b : vec) (k : nat), (k < n)%nat -> partial (fun b => b k) k b 1.
+Proof. intros. apply coordinate_same. Qed.
+
+(** the slope of a score in its bias is 1 ... *)
+Theorem score_by_b : forall (n nd : nat) (x b : vec) (W : nat -> vec) (k : nat), (k < n)%nat ->
+  partial (fun b => sum nd (fun d => W k d * x d) + b k) k b 1.
+Proof. intros. apply (score_by_b_1 n), (score_by_b_2 n), (score_by_b_3 n); easy. Qed.
+
+Theorem score_by_other_b_1 : forall (n nd : nat) (x b : vec) (W : nat -> vec) (j k : nat), (j < n)%nat -> (k < n)%nat -> j <> k ->
+  partial (fun b => sum nd (fun d => W j d * x d) + b j) k b 0.
+Proof. rule. apply (d_const _ (sum nd (fun d => W j d * x d) + b j)); intros. f_equal. by_index. Qed.
+
+(** ... and in another bias it is 0 *)
+Theorem score_by_other_b : forall (n nd : nat) (x b : vec) (W : nat -> vec) (j k : nat), (j < n)%nat -> (k < n)%nat -> j <> k ->
+  partial (fun b => sum nd (fun d => W j d * x d) + b j) k b 0.
+Proof. exact score_by_other_b_1. Qed.
+
+Theorem linear_x_1 : forall (n nd : nat) (y x b : vec) (W : nat -> vec) (d : nat) (d1 d2 : vec), (0 < n)%nat -> (d < nd)%nat ->
+  (forall k, (k < n)%nat -> partial (fun z => loss n y z) k (fun k => sum nd (fun d => W k d * x d) + b k) (d1 k)) ->
+  (forall k, (k < n)%nat -> partial (fun x => sum nd (fun d => W k d * x d) + b k) d x (d2 k)) ->
+  partial (fun x => loss n y (fun k => sum nd (fun d => W k d * x d) + b k)) d x (sum n (fun k => d1 k * d2 k)).
+Proof.
+  intros n nd y x b W d d1 d2 H E D1 D2.
+  apply (chain n y (fun t k => sum nd (fun e => W k e * set x d t e) + b k) d2 _ (fun k => sum nd (fun e => W k e * x e) + b k)); auto.
+  now rewrite set_same.
+Qed.
+Theorem linear_x_2 : forall (n nd : nat) (y x b : vec) (W : nat -> vec) (d : nat) (d1 d2 : vec), (0 < n)%nat -> (d < nd)%nat ->
+  (forall k, (k < n)%nat -> partial (fun z => loss n y z) k (fun k => sum nd (fun d => W k d * x d) + b k) (d1 k)) ->
+  (forall k, (k < n)%nat -> partial (fun x => sum nd (fun d => W k d * x d) + b k) d x (d2 k)) ->
+  sum n (fun k => d1 k * d2 k) = sum n (fun k => (sum n y * softmax n (fun k => sum nd (fun d => W k d * x d) + b k) k - y k) * W k d).
+Proof.
+  intros n nd y x b W d d1 d2 H E D1 D2. apply sum_ext; intros k K.
+  now rewrite (unique (D1 k K) (general_gradient n _ y k K)), (unique (D2 k K) (score_by_x n nd x b W d k E K)).
+Qed.
+
+(** the gradient by the input: dX = dZ W *)
+Theorem linear_x : forall (n nd : nat) (y x b : vec) (W : nat -> vec) (d : nat), (0 < n)%nat -> (d < nd)%nat ->
+  partial (fun x => loss n y (fun k => sum nd (fun d => W k d * x d) + b k)) d x
+    (sum n (fun k => (sum n y * softmax n (fun k => sum nd (fun d => W k d * x d) + b k) k - y k) * W k d)).
+Proof.
+  intros n nd y x b W d H E. destruct (scores_have_derivatives n y (fun k => sum nd (fun d => W k d * x d) + b k)) as [d1 D1].
+  assert (D2 : forall k, (k < n)%nat -> partial (fun x => sum nd (fun d => W k d * x d) + b k) d x (W k d))
+    by (intros; now apply (score_by_x n)).
+  eapply partial_eq; [reflexivity| |exact (linear_x_1 n nd y x b W d d1 (fun k => W k d) H E D1 D2)].
+  exact (linear_x_2 n nd y x b W d d1 (fun k => W k d) H E D1 D2).
+Qed.
+
+Theorem linear_w_1 : forall (n nd : nat) (y x b : vec) (W : nat -> vec) (d k : nat) (d1 d2 : vec), (d < nd)%nat -> (k < n)%nat ->
+  (forall j, (j < n)%nat -> partial (fun z => loss n y z) j (fun k => sum nd (fun d => W k d * x d) + b k) (d1 j)) ->
+  (forall j, (j < n)%nat -> partial2 (fun W => sum nd (fun d => W j d * x d) + b j) k d W (d2 j)) ->
+  partial2 (fun W => loss n y (fun k => sum nd (fun d => W k d * x d) + b k)) k d W (sum n (fun j => d1 j * d2 j)).
+Proof.
+  intros n nd y x b W d k d1 d2 E K D1 D2.
+  apply (chain n y (fun t i => sum nd (fun e => set2 W k d t i e * x e) + b i) d2 _ (fun i => sum nd (fun e => W i e * x e) + b i)); auto.
+  - lia.
+  - now rewrite set2_same.
+Qed.
+Theorem linear_w_2 : forall (n nd : nat) (y x b : vec) (W : nat -> vec) (d k : nat) (d1 d2 : vec), (d < nd)%nat -> (k < n)%nat ->
+  (forall j, (j < n)%nat -> partial (fun z => loss n y z) j (fun k => sum nd (fun d => W k d * x d) + b k) (d1 j)) ->
+  (forall j, (j < n)%nat -> partial2 (fun W => sum nd (fun d => W j d * x d) + b j) k d W (d2 j)) ->
+  sum n (fun j => d1 j * d2 j) = d1 k * d2 k + sum_but k n (fun j => d1 j * d2 j).
+Proof. intros. now apply (sum_split n k (fun j => d1 j * d2 j)). Qed.
+Theorem linear_w_3 : forall (n nd : nat) (y x b : vec) (W : nat -> vec) (d k : nat) (d1 d2 : vec), (d < nd)%nat -> (k < n)%nat ->
+  (forall j, (j < n)%nat -> partial (fun z => loss n y z) j (fun k => sum nd (fun d => W k d * x d) + b k) (d1 j)) ->
+  (forall j, (j < n)%nat -> partial2 (fun W => sum nd (fun d => W j d * x d) + b j) k d W (d2 j)) ->
+  d1 k * d2 k + sum_but k n (fun j => d1 j * d2 j)
+    = (sum n y * softmax n (fun k => sum nd (fun d => W k d * x d) + b k) k - y k) * x d
+    + sum_but k n (fun j => (sum n y * softmax n (fun k => sum nd (fun d => W k d * x d) + b k) j - y j) * 0).
+Proof.
+  intros n nd y x b W d k d1 d2 E K D1 D2. apply (only_own n y (fun i => sum nd (fun e => W i e * x e) + b i)); auto.
+  - exact (unique (D2 k K) (score_by_w n nd x b W d k E K)).
+  - intros j J N. exact (unique (D2 j J) (score_by_other_w n nd x b W d j k E J K N)).
+Qed.
+Theorem linear_w_4 : forall (n nd : nat) (y x b : vec) (W : nat -> vec) (d k : nat), (d < nd)%nat -> (k < n)%nat ->
+  (sum n y * softmax n (fun k => sum nd (fun d => W k d * x d) + b k) k - y k) * x d
+    + sum_but k n (fun j => (sum n y * softmax n (fun k => sum nd (fun d => W k d * x d) + b k) j - y j) * 0)
+    = (sum n y * softmax n (fun k => sum nd (fun d => W k d * x d) + b k) k - y k) * x d.
+Proof. intros. rewrite sum_but_zero by (intros; ring). ring. Qed.
+
+(** the gradient by a weight: prediction minus truth, times the input *)
+Theorem linear_w : forall (n nd : nat) (y x b : vec) (W : nat -> vec) (d k : nat), (d < nd)%nat -> (k < n)%nat ->
+  partial2 (fun W => loss n y (fun k => sum nd (fun d => W k d * x d) + b k)) k d W
+    ((sum n y * softmax n (fun k => sum nd (fun d => W k d * x d) + b k) k - y k) * x d).
+Proof.
+  intros n nd y x b W d k E K. destruct (scores_have_derivatives n y (fun k => sum nd (fun d => W k d * x d) + b k)) as [d1 D1].
+  assert (D2 : exists v : vec, forall j, (j < n)%nat -> partial2 (fun W => sum nd (fun d => W j d * x d) + b j) k d W (v j)).
+  { exists (fun j => if Nat.eqb j k then x d else 0). intros j J. destruct (Nat.eqb_spec j k) as [->|N];
+      [now apply (score_by_w n)|now apply (score_by_other_w n)]. }
+  destruct D2 as [d2 D2]. eapply d_eq; [reflexivity| |exact (linear_w_1 n nd y x b W d k d1 d2 E K D1 D2)].
+  line (linear_w_2 n nd y x b W d k). line (linear_w_3 n nd y x b W d k). now apply (linear_w_4 n nd).
+Qed.
+
+Theorem linear_b_1 : forall (n nd : nat) (y x b : vec) (W : nat -> vec) (k : nat) (d1 d2 : vec), (k < n)%nat ->
+  (forall j, (j < n)%nat -> partial (fun z => loss n y z) j (fun k => sum nd (fun d => W k d * x d) + b k) (d1 j)) ->
+  (forall j, (j < n)%nat -> partial (fun b => sum nd (fun d => W j d * x d) + b j) k b (d2 j)) ->
+  partial (fun b => loss n y (fun k => sum nd (fun d => W k d * x d) + b k)) k b (sum n (fun j => d1 j * d2 j)).
+Proof.
+  intros n nd y x b W k d1 d2 K D1 D2.
+  apply (chain n y (fun t i => sum nd (fun e => W i e * x e) + set b k t i) d2 _ (fun i => sum nd (fun e => W i e * x e) + b i)); auto.
+  - lia.
+  - now rewrite set_same.
+Qed.
+Theorem linear_b_2 : forall (n nd : nat) (y x b : vec) (W : nat -> vec) (k : nat) (d1 d2 : vec), (k < n)%nat ->
+  (forall j, (j < n)%nat -> partial (fun z => loss n y z) j (fun k => sum nd (fun d => W k d * x d) + b k) (d1 j)) ->
+  (forall j, (j < n)%nat -> partial (fun b => sum nd (fun d => W j d * x d) + b j) k b (d2 j)) ->
+  sum n (fun j => d1 j * d2 j) = d1 k * d2 k + sum_but k n (fun j => d1 j * d2 j).
+Proof. intros. now apply (sum_split n k (fun j => d1 j * d2 j)). Qed.
+Theorem linear_b_3 : forall (n nd : nat) (y x b : vec) (W : nat -> vec) (k : nat) (d1 d2 : vec), (k < n)%nat ->
+  (forall j, (j < n)%nat -> partial (fun z => loss n y z) j (fun k => sum nd (fun d => W k d * x d) + b k) (d1 j)) ->
+  (forall j, (j < n)%nat -> partial (fun b => sum nd (fun d => W j d * x d) + b j) k b (d2 j)) ->
+  d1 k * d2 k + sum_but k n (fun j => d1 j * d2 j)
+    = (sum n y * softmax n (fun k => sum nd (fun d => W k d * x d) + b k) k - y k) * 1
+    + sum_but k n (fun j => (sum n y * softmax n (fun k => sum nd (fun d => W k d * x d) + b k) j - y j) * 0).
+Proof.
+  intros n nd y x b W k d1 d2 K D1 D2. apply (only_own n y (fun i => sum nd (fun e => W i e * x e) + b i)); auto.
+  - exact (unique (D2 k K) (score_by_b n nd x b W k K)).
+  - intros j J N. exact (unique (D2 j J) (score_by_other_b n nd x b W j k J K N)).
+Qed.
+Theorem linear_b_4 : forall (n nd : nat) (y x b : vec) (W : nat -> vec) (k : nat), (k < n)%nat ->
+  (sum n y * softmax n (fun k => sum nd (fun d => W k d * x d) + b k) k - y k) * 1
+    + sum_but k n (fun j => (sum n y * softmax n (fun k => sum nd (fun d => W k d * x d) + b k) j - y j) * 0)
+    = sum n y * softmax n (fun k => sum nd (fun d => W k d * x d) + b k) k - y k.
+Proof. intros. rewrite sum_but_zero by (intros; ring). ring. Qed.
+
+(** the gradient by a bias: prediction minus truth *)
+Theorem linear_b : forall (n nd : nat) (y x b : vec) (W : nat -> vec) (k : nat), (k < n)%nat ->
+  partial (fun b => loss n y (fun k => sum nd (fun d => W k d * x d) + b k)) k b
+    (sum n y * softmax n (fun k => sum nd (fun d => W k d * x d) + b k) k - y k).
+Proof.
+  intros n nd y x b W k K. destruct (scores_have_derivatives n y (fun k => sum nd (fun d => W k d * x d) + b k)) as [d1 D1].
+  assert (D2 : exists v : vec, forall j, (j < n)%nat -> partial (fun b => sum nd (fun d => W j d * x d) + b j) k b (v j)).
+  { exists (fun j => if Nat.eqb j k then 1 else 0). intros j J. destruct (Nat.eqb_spec j k) as [->|N];
+      [now apply (score_by_b n)|now apply (score_by_other_b n)]. }
+  destruct D2 as [d2 D2]. eapply d_eq; [reflexivity| |exact (linear_b_1 n nd y x b W k d1 d2 K D1 D2)].
+  line (linear_b_2 n nd y x b W k). line (linear_b_3 n nd y x b W k). now apply (linear_b_4 n nd).
+Qed.
+
+Theorem linear_rows_1 : forall (n nd nr : nat) (b : vec) (W x y : nat -> vec) (d k : nat) (d1 : vec), (d < nd)%nat -> (k < n)%nat ->
+  (forall r, (r < nr)%nat -> partial2 (fun W => loss n (y r) (fun k => sum nd (fun d => W k d * x r d) + b k)) k d W (d1 r)) ->
+  partial2 (fun W => sum nr (fun r => loss n (y r) (fun k => sum nd (fun d => W k d * x r d) + b k))) k d W (sum nr (fun r => d1 r)).
+Proof. rule. now apply (d_sum nr (fun r t => loss n (y r) (fun k0 => sum nd (fun d0 => set2 W k d t k0 d0 * x r d0) + b k0))). Qed.
+Theorem linear_rows_2 : forall (n nd nr : nat) (b : vec) (W x y : nat -> vec) (d k : nat) (d1 : vec), (d < nd)%nat -> (k < n)%nat ->
+  (forall r, (r < nr)%nat -> partial2 (fun W => loss n (y r) (fun k => sum nd (fun d => W k d * x r d) + b k)) k d W (d1 r)) ->
+  sum nr (fun r => d1 r) = sum nr (fun r => (sum n (y r) * softmax n (fun k => sum nd (fun d => W k d * x r d) + b k) k - y r k) * x r d).
+Proof. intros n nd nr b W x y d k d1 E K D. apply sum_ext; intros r L. exact (unique (D r L) (linear_w n nd (y r) (x r) b W d k E K)). Qed.
+
+(** the gradient by a weight over a batch: dW = dZ^T X *)
+Theorem linear_rows : forall (n nd nr : nat) (b : vec) (W x y : nat -> vec) (d k : nat), (d < nd)%nat -> (k < n)%nat ->
+  partial2 (fun W => sum nr (fun r => loss n (y r) (fun k => sum nd (fun d => W k d * x r d) + b k))) k d W
+    (sum nr (fun r => (sum n (y r) * softmax n (fun k => sum nd (fun d => W k d * x r d) + b k) k - y r k) * x r d)).
+Proof. intros. apply linear_rows_1; auto. intros r L. now apply (linear_w n nd). Qed.
+
+(** ** Streaming: log-sum-exp and softmax from pieces, in one pass *)
+
+(** A piece of the scores is summed up by (m, s): m is the largest, s the sum of e^(z - m). It stands for the sum of e^z. *)
+Definition state : Type := R * R.
+Definition one (x : R) : state := (x, 1).
+Definition stands_for (a : state) : R := exp (fst a) * snd a.
+Definition read (a : state) : R := fst a + ln (snd a).
+Definition merge (a b : state) : state :=
+  let m := Rmax (fst a) (fst b) in (m, exp (fst a - m) * snd a + exp (fst b - m) * snd b).
+
+(** merging loses nothing *)
+Theorem merge_correct a b : stands_for (merge a b) = stands_for a + stands_for b.
+Proof. apply merge_parts. Qed.
+
+(** the order of two pieces does not matter *)
+Theorem merge_commutative a b : merge a b = merge b a.
+Proof. unfold merge. rewrite Rmax_comm. f_equal. apply Rplus_comm. Qed.
+
+Lemma state_eq (a b : state) : fst a = fst b -> stands_for a = stands_for b -> a = b.
+Proof.
+  destruct a as [m s], b as [m' s']; unfold stands_for; simpl. intros <- E.
+  f_equal. apply Rmult_eq_reg_l in E; auto. apply Rgt_not_eq, exp_pos.
+Qed.
+
+(** nor does the bracketing of three *)
+Theorem merge_associative a b c : merge a (merge b c) = merge (merge a b) c.
+Proof. apply state_eq; [apply Rmax_assoc|]. rewrite !merge_correct. ring. Qed.
+
+(** with the empty piece, None, as unit: that of no score at all *)
+Definition merge_any (a b : option state) : option state :=
+  match a, b with None, _ => b | _, None => a | Some a, Some b => Some (merge a b) end.
+Definition stands_for_any (a : option state) : R := match a with None => 0 | Some a => stands_for a end.
+
+Theorem merge_identity a : merge_any None a = a /\ merge_any a None = a.
+Proof. now destruct a. Qed.
+
+Theorem merge_any_correct a b : stands_for_any (merge_any a b) = stands_for_any a + stands_for_any b.
+Proof. destruct a, b; simpl; rewrite ?merge_correct; ring. Qed.
+
+Theorem merge_any_commutative a b : merge_any a b = merge_any b a.
+Proof. destruct a, b; simpl; auto. f_equal. apply merge_commutative. Qed.
+
+Theorem merge_any_associative a b c : merge_any a (merge_any b c) = merge_any (merge_any a b) c.
+Proof. destruct a, b, c; simpl; auto. f_equal. apply merge_associative. Qed.
+
+(** a plan is any tree of merges over single scores *)
+Inductive plan := Score (x : R) | Merge (a b : plan).
+Fixpoint run (t : plan) : state := match t with Score x => one x | Merge a b => merge (run a) (run b) end.
+Fixpoint scores (t : plan) : list R := match t with Score x => [x] | Merge a b => scores a ++ scores b end.
+Definition total (l : list R) : R := fold_right (fun x a => exp x + a) 0 l.
+Definition count (l : list R) : R := fold_right (fun _ a => 1 + a) 0 l.
+
+Lemma total_app l l' : total (l ++ l') = total l + total l'.
+Proof. induction l; simpl; [|rewrite IHl]; ring. Qed.
+
+Lemma count_app l l' : count (l ++ l') = count l + count l'.
+Proof. induction l; simpl; [|rewrite IHl]; ring. Qed.
+
+Lemma count_length l : count l = INR (length l).
+Proof. induction l; [easy|]. simpl length. rewrite S_INR, <- IHl. simpl. ring. Qed.
+
+Lemma total_permutation l l' : Permutation l l' -> total l = total l'.
+Proof. induction 1; simpl; lra. Qed.
+
+(** the state of a plan stands for the sum of e^z over its scores ... *)
+Theorem run_total t : stands_for (run t) = total (scores t).
+Proof. induction t; simpl; [unfold stands_for; simpl; ring|]. rewrite merge_correct, total_app. congruence. Qed.
+
+(** ... and its m is the largest of them *)
+Theorem run_max t : In (fst (run t)) (scores t) /\ Forall (fun x => x <= fst (run t)) (scores t).
+Proof.
+  induction t as [x|a [Ia Fa] b [Ib Fb]]; simpl; [split; [now left|repeat constructor; lra]|]. rewrite Forall_forall in *. split.
+  - apply in_or_app, Rmax_case; auto.
+  - intros x [I|I]%in_app_or; [apply Fa in I|apply Fb in I]; eapply Rle_trans; eauto; [apply Rmax_l|apply Rmax_r].
+Qed.
+
+(** s stays between 1 and the number of scores: nothing overflows, and no logarithm of 0 is taken *)
+Theorem run_safe t : 1 <= snd (run t) <= INR (length (scores t)).
+Proof.
+  assert (G : forall x m, x <= m -> 0 < exp (x - m) <= 1).
+  { intros x m L. split; [apply exp_pos|]. rewrite <- exp_0.
+    destruct L; [left; apply exp_increasing; lra|subst; right; f_equal; lra]. }
+  rewrite <- count_length. induction t as [x|a Ha b Hb]; simpl; [lra|].
+  rewrite count_app. set (p := fst (run a)). set (q := fst (run b)).
+  pose proof (G p (Rmax p q) (Rmax_l p q)). pose proof (G q (Rmax p q) (Rmax_r p q)).
+  assert (exp (p - Rmax p q) = 1 \/ exp (q - Rmax p q) = 1)
+    by (rewrite <- exp_0; apply Rmax_case; [left|right]; f_equal; ring).
+  nra.
+Qed.
+
+(** any chunks, any order, any tree: the very same (m, s) *)
+Theorem any_plan_same_state t t' : Permutation (scores t) (scores t') -> run t = run t'.
+Proof.
+  intros P. destruct (run_max t) as [I F], (run_max t') as [I' F']. rewrite Forall_forall in F, F'.
+  apply state_eq; [|rewrite !run_total; now apply total_permutation].
+  apply Rle_antisym; [apply F', (Permutation_in _ P I)|apply F, (Permutation_in _ (Permutation_sym P) I')].
+Qed.
+
+(** the online pass: the scores come one by one *)
+Definition online (x : R) (l : list R) : state := fold_left (fun a x => merge a (one x)) l (one x).
+
+(** it is a plan, so that it agrees with every other plan *)
+Theorem online_is_any_plan t x l : Permutation (scores t) (x :: l) -> run t = online x l.
+Proof.
+  set (grow := fold_left (fun t x => Merge t (Score x))).
+  assert (G : forall l t, run (grow l t) = fold_left (fun a x => merge a (one x)) l (run t) /\ scores (grow l t) = scores t ++ l).
+  { clear. induction l; intros t; simpl; [now rewrite app_nil_r|].
+    destruct (IHl (Merge t (Score a))) as [-> ->]. simpl. now rewrite <- app_assoc. }
+  intros P. destruct (G l (Score x)) as [A B]. unfold online. simpl in A, B. rewrite <- A.
+  apply any_plan_same_state. now rewrite B.
+Qed.
+
+(** the passes over two chunks, merged, are the pass over the whole *)
+Theorem online_chunks x l x' l' : merge (online x l) (online x' l') = online x (l ++ x' :: l').
+Proof.
+  unfold online. rewrite fold_left_app. simpl.
+  generalize (fold_left (fun a x => merge a (one x)) l (one x)) as a, (one x') as b.
+  induction l'; intros; simpl; [easy|]. now rewrite IHl', merge_associative.
+Qed.
+
+Lemma total_vector n z : total (map z (seq 0 n)) = sum n (fun i => exp (z i)).
+Proof. induction n; [easy|]. rewrite seq_S, map_app, total_app, IHn. simpl. ring. Qed.
+
+(** the final state of any plan over the whole vector gives lse, m + log s ... *)
+Theorem streaming_lse t n z : Permutation (scores t) (map z (seq 0 n)) -> read (run t) = lse n z.
+Proof.
+  intros P. unfold read, lse. pose proof (run_safe t) as [S _].
+  rewrite <- total_vector, <- (total_permutation _ _ P), <- run_total. unfold stands_for.
+  rewrite ln_mult, ln_exp; [easy|apply exp_pos|lra].
+Qed.
+
+(** ... and every prediction, e^(z_k - m) / s *)
+Theorem streaming_softmax t n z k : Permutation (scores t) (map z (seq 0 n)) ->
+  exp (z k - fst (run t)) / snd (run t) = softmax n z k.
+Proof.
+  intros P. unfold softmax. pose proof (run_safe t) as [S _].
+  rewrite <- total_vector, <- (total_permutation _ _ P), <- run_total. unfold stands_for.
+  rewrite <- (unshift (fst (run t)) (z k)). pose proof (exp_pos (fst (run t))). field. lra.
+Qed.

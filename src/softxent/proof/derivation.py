@@ -1,0 +1,519 @@
+"""The derivation as data: the gradient of softmax cross-entropy, and all that softxent builds on it.
+
+A `Derivation` is a chain of lines: a start, then steps, each with the line exactly as written, the rule that leads to it from the
+line before, the reason in a sentence, and the facts that it is given. No formula of the derivation stands anywhere else. Five
+readers take it from here: text and LaTeX (reading.py), SymPy and a checker for each rule (symbolic.py, rules.py), numbers (replay.py), Coq
+(coq.py), and the page of `softxent explain --html`.
+
+Vectors over the classes: z scores, y truth, yhat prediction, v a direction, w class weights, u probabilities, x raw scores. In a
+linear head, x [D] is the input, W [N, D] and b [N] the weights. Different letters are different indices only where `distinct` says so.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from .expr import D, Definition, E, Fact, Name, P, Sum, delta, exp, lift, log, tanh
+
+z, y, yhat, g, v, w, u, x, W, b = map(Name, ("z", "y", "yhat", "g", "v", "w", "u", "x", "W", "b"))
+L, lse, p, mu, N = (Name(name)[()] for name in ("L", "lse", "p", "mu", "N"))
+eps, lam, T, c = (Name(name)[()] for name in ("eps", "lam", "T", "c"))
+m, m1, m2, s1, s2, a = (Name(name)[()] for name in ("m", "m1", "m2", "s1", "s2", "a"))
+i, j, k, t, d, e, r = "ijktder"
+ZERO, ONE = lift(0), lift(1)
+
+DEFINITIONS = (
+    Definition(yhat[j], exp(z[j]) / Sum(i, exp(z[i]))),
+    Definition(L, -Sum(j, y[j] * log(yhat[j]))),
+    Definition(lse, log(Sum(i, exp(z[i])))),
+    Definition(p, Sum(j, y[j])),
+    Definition(g[k], p @ yhat[k] - y[k]),
+    Definition(mu, Sum(j, yhat[j] @ v[j])),
+)
+
+SUM_IS_1 = Fact(Sum(j, y[j]), "=", ONE)
+POSITIVE = Fact(yhat[k], ">", ZERO, every=k)  # of Part 2, where yhat need not be a softmax
+TRUTH = Fact(y[k], ">=", ZERO, every=k)
+
+
+class Step(NamedTuple):
+    """One line: what follows from the line before by `rule`, which may use definitions or derivations."""
+
+    expr: E
+    rule: str
+    why: str
+    uses: tuple[str, ...] = ()
+    given: tuple[Fact, ...] = ()
+    rel: str = "="
+
+
+class Derivation(NamedTuple):
+    """A chain of lines, each equal to the one before (the last may be >=). Its name is that of its theorem in Softmax.v."""
+
+    name: str
+    title: str
+    start: E
+    steps: tuple[Step, ...]
+    distinct: tuple[tuple[str, str], ...] = ()
+    given: tuple[Fact, ...] = ()
+    where: tuple[Definition, ...] = ()
+
+    @property
+    def lines(self) -> tuple[E, ...]:
+        return (self.start, *(step.expr for step in self.steps))
+
+    @property
+    def definitions(self) -> dict[str, Definition]:
+        return {one.name: one for one in (*DEFINITIONS, *self.where)}
+
+    def theorem(self, line: int) -> str:
+        """The name, in Softmax.v, of the theorem that says: line `line` follows from the one before (from 1)."""
+        return f"{self.name}_{line}"
+
+    def upto(self, line: int) -> tuple[E, E]:
+        """The equation start = line `line`."""
+        return self.start, self.lines[line]
+
+
+# ---------------------------------------------------------------- Part 1: the derivative of softmax
+
+U, UK, V = exp(z[j]), exp(z[k]), Sum(i, exp(z[i]))
+
+NUMERATOR_SAME = Derivation("numerator_same", "Case j = k: the numerator u", D(U, z[j]), (
+    Step(U, "derivative of exp", "e^x is its own derivative."),
+))  # fmt: skip
+
+DENOMINATOR = Derivation("denominator", "The denominator v", D(V, z[k]), (
+    Step(Sum(i, D(exp(z[i]), z[k])), "linearity", "The derivative of a sum is the sum of the derivatives."),
+    Step(D(UK, z[k]) + Sum(i, D(exp(z[i]), z[k]), but=k), "split the sum", "One term has the index k; all the others stand apart."),
+    Step(UK + Sum(i, 0, but=k), "derivative of exp", "Only the term e^z_k depends on z_k; for the rest, z_k does not occur."),
+    Step(UK, "zero and one", "A sum of zeros is zero."),
+))  # fmt: skip
+
+RESULT_1 = Derivation("result1", "Result 1 (case j = k)", D(yhat[j], z[j]), (
+    Step((P(D(U, z[j])) * P(V) - P(U) * P(D(V, z[j]))) / P(V)**2, "quotient rule", "yhat_j = u/v, and both u and v contain z_j."),
+    Step((P(U) * P(V) - P(U) * P(U)) / P(V)**2, "result", "u' and v' were just found; both are e^z_j.", ("numerator_same", "denominator")),
+    Step(U / V * (V / V) - U / V * (U / V), "fractions", "Over the common denominator, one fraction becomes two, each a product of two."),
+    Step(yhat[j] * 1 - yhat[j] * yhat[j], "recognise", "u/v is yhat_j, and v/v is 1.", ("yhat",)),
+    Step(yhat[j] @ P(1 - yhat[j]), "factor", "yhat_j is in both terms."),
+))  # fmt: skip
+
+NUMERATOR_OTHER = Derivation("numerator_other", "Case j != k: the numerator u", D(U, z[k]), (
+    Step(ZERO, "constant", "e^z_j does not contain z_k."),
+), distinct=((j, k),))  # fmt: skip
+
+RESULT_2 = Derivation("result2", "Result 2 (case j != k)", D(yhat[j], z[k]), (
+    Step((P(D(U, z[k])) * P(V) - P(U) * P(D(V, z[k]))) / P(V)**2, "quotient rule", "yhat_j = u/v; this time only v contains z_k."),
+    Step((P(0) * P(V) - P(U) * P(UK)) / P(V)**2, "result", "u' is 0, and v' is e^z_k.", ("numerator_other", "denominator")),
+    Step(-(U * UK / P(V)**2), "zero and one", "0 times anything is 0; the minus sign moves in front."),
+    Step(-(P(U / V) * P(UK / V)), "fractions", "v squared is v times v: one v goes under each exponential."),
+    Step(-(yhat[j] * yhat[k]), "definition", "The two fractions are yhat_j and yhat_k.", ("yhat",)),
+), distinct=((j, k),))  # fmt: skip
+
+SOFTMAX_SUM = Derivation("softmax_sums_to_1", "The predictions sum to one", Sum(j, yhat[j]), (
+    Step(Sum(j, U / V), "definition", "yhat_j written out.", ("yhat",)),
+    Step(Sum(j, U) / V, "factor", "The denominator does not depend on j."),
+    Step(ONE, "cancel", "Above and below stands the same sum, whatever its index is called; it is positive."),
+))  # fmt: skip
+
+# ---------------------------------------------------------------- Part 2: the derivative of cross-entropy
+
+LOG_SAME = Derivation("log_same", "The inner derivative, j = k", D(log(yhat[k]), yhat[k]), (
+    Step(1 / yhat[k], "derivative of log", "The derivative of log x is 1/x."),
+), given=(POSITIVE,))  # fmt: skip
+
+LOG_OTHER = Derivation("log_other", "The inner derivative, j != k", D(log(yhat[j]), yhat[k]), (
+    Step(ZERO, "constant", "log yhat_j does not contain yhat_k."),
+), distinct=((j, k),), given=(POSITIVE,))  # fmt: skip
+
+RESULT_3 = Derivation("result3", "Result 3", D(L, yhat[k]), (
+    Step(D(-Sum(j, y[j] * log(yhat[j])), yhat[k]), "definition", "Apply the derivative to the loss, written out.", ("L",)),
+    Step(-Sum(j, y[j] * D(log(yhat[j]), yhat[k])), "linearity", "The derivative moves inside the sum; the y_j are constants."),
+    Step(-(y[k] * D(log(yhat[k]), yhat[k]) + Sum(j, y[j] * D(log(yhat[j]), yhat[k]), but=k)), "split the sum",
+         "The term j = k is the one that may differ from zero."),
+    Step(-(y[k] * (1 / yhat[k]) + Sum(j, y[j] * 0, but=k)), "result", "1/yhat_k where j = k, and 0 elsewhere.", ("log_same", "log_other")),
+    Step(-(y[k] * (1 / yhat[k])), "zero and one", "Of the whole sum, one term is left."),
+    Step(-(y[k] / yhat[k]), "regroup", "y times 1/yhat is y/yhat."),
+), given=(POSITIVE,))  # fmt: skip
+
+# ---------------------------------------------------------------- Part 3: the chain rule puts them together
+
+CHAIN = D(L, yhat[j]) * D(yhat[j], z[k])
+
+OWN_TERM = Derivation("own_term", "The term j = k", D(L, yhat[k]) * D(yhat[k], z[k]), (
+    Step(P(-(y[k] / yhat[k])) * P(yhat[k] @ P(1 - yhat[k])), "result", "Result 3, and Result 1 for j = k.", ("result3", "result1")),
+    Step(-(y[k] @ P(1 - yhat[k])), "cancel", "yhat_k above cancels yhat_k below: it is positive."),
+    Step(-y[k] + y[k] @ yhat[k], "expand", "Multiply the bracket out."),
+))  # fmt: skip
+
+OTHER_TERMS = Derivation("other_terms", "The terms j != k", Sum(j, P(CHAIN), but=k), (
+    Step(Sum(j, P(-(y[j] / yhat[j])) * P(-(yhat[j] @ yhat[k])), but=k), "result",
+         "Result 3, and Result 2 since j != k.", ("result3", "result2")),
+    Step(Sum(j, P(y[j] @ yhat[k]), but=k), "cancel", "yhat_j cancels, and minus times minus is plus."),
+))  # fmt: skip
+
+ONE_HOT_SUM = Derivation("one_hot_sum", "The labels sum to one", Sum(j, delta(j, t)), (
+    Step(delta(t, t) + Sum(j, delta(j, t), but=t), "split the sum", "The correct class t stands apart from the others."),
+    Step(1 + Sum(j, 0, but=t), "one-hot", "The label is 1 at t and 0 at every other class."),
+    Step(ONE, "zero and one", "A sum of zeros is zero."),
+))  # fmt: skip
+
+GRADIENT = Derivation("prediction_minus_truth", "The gradient: prediction - truth", D(L, z[k]), (
+    Step(Sum(j, CHAIN), "chain rule", "z_k reaches the loss through every yhat_j, since each has all scores in its denominator."),
+    Step(P(D(L, yhat[k]) * D(yhat[k], z[k])) + Sum(j, P(CHAIN), but=k), "split the sum",
+         "Results 1 and 2 differ, so the term j = k stands apart. This is the key step."),
+    Step(P(-y[k] + y[k] @ yhat[k]) + Sum(j, P(y[j] @ yhat[k]), but=k), "result",
+         "Both parts were just worked out.", ("own_term", "other_terms")),
+    Step(-y[k] + P(y[k] @ yhat[k] + Sum(j, y[j] @ yhat[k], but=k)), "regroup", "The terms that carry yhat_k go together."),
+    Step(-y[k] + yhat[k] @ P(y[k] + Sum(j, y[j], but=k)), "factor", "yhat_k does not depend on j."),
+    Step(-y[k] + yhat[k] @ P(Sum(j, y[j])), "join the sum", "y_k and all the others are all of y."),
+    Step(-y[k] + yhat[k] * P(1), "given", "The truth sums to one: a one-hot label has a single 1.", (), (SUM_IS_1,)),
+    Step(yhat[k] - y[k], "zero and one", "Prediction minus truth."),
+))  # fmt: skip
+BEFORE_SUM_IS_1 = 6  # the line of GRADIENT that holds for any truth
+
+# ---------------------------------------------------------------- any truth, and the same without a division
+
+GENERAL = Derivation("general_gradient", "A truth of any mass p", D(L, z[k]), (
+    Step(-y[k] + yhat[k] @ P(Sum(j, y[j])), "result", "The line before the labels are said to sum to one.", ("prediction_minus_truth",)),
+    Step(-y[k] + yhat[k] @ p, "definition", "The sum of the truth is its mass p.", ("p",)),
+    Step(p @ yhat[k] - y[k], "regroup", "Prediction, as often as there is truth, minus truth."),
+))  # fmt: skip
+
+LOSS_BY_LSE = Derivation("loss_by_lse", "The loss by log-sum-exp", L, (
+    Step(-Sum(j, y[j] * log(yhat[j])), "definition", "The loss written out.", ("L",)),
+    Step(-Sum(j, y[j] * log(exp(z[j]) / Sum(i, exp(z[i])))), "definition", "yhat_j written out.", ("yhat",)),
+    Step(-Sum(j, y[j] * P(z[j] - log(Sum(i, exp(z[i]))))), "logarithm", "The logarithm of a quotient is a difference, and log e^x is x."),
+    Step(-Sum(j, y[j] * P(z[j] - lse)), "definition", "The logarithm of the sum of exponentials is lse.", ("lse",)),
+    Step(Sum(j, y[j] @ lse) - Sum(j, y[j] @ z[j]), "expand", "Multiply the bracket out, and sum each part."),
+    Step(P(Sum(j, y[j])) @ lse - Sum(j, y[j] @ z[j]), "factor", "lse does not depend on j."),
+    Step(p @ lse - Sum(j, y[j] @ z[j]), "definition", "The sum of the truth is its mass p.", ("p",)),
+))  # fmt: skip
+
+LSE_GRADIENT = Derivation("lse_gradient", "The derivative of log-sum-exp", D(lse, z[k]), (
+    Step(D(log(V), z[k]), "definition", "lse written out.", ("lse",)),
+    Step((1 / V) * D(V, z[k]), "derivative of log", "The derivative of log v is v'/v; v is a sum of exponentials, hence positive."),
+    Step((1 / V) * UK, "result", "v' was found in Part 1.", ("denominator",)),
+    Step(UK / V, "regroup", "One fraction."),
+    Step(yhat[k], "definition", "It is softmax.", ("yhat",)),
+))  # fmt: skip
+
+SHORT_WAY = Derivation("short_way", "The gradient again, the short way", D(L, z[k]), (
+    Step(D(p @ lse - Sum(j, y[j] @ z[j]), z[k]), "result", "The loss by log-sum-exp has no quotient.", ("loss_by_lse",)),
+    Step(p @ D(lse, z[k]) - Sum(j, y[j] * D(z[j], z[k])), "linearity", "The truth does not depend on the scores."),
+    Step(p @ yhat[k] - Sum(j, y[j] * D(z[j], z[k])), "result", "The derivative of log-sum-exp is softmax.", ("lse_gradient",)),
+    Step(p @ yhat[k] - P(y[k] * D(z[k], z[k]) + Sum(j, y[j] * D(z[j], z[k]), but=k)), "split the sum", "The term j = k stands apart."),
+    Step(p @ yhat[k] - P(y[k] * 1 + Sum(j, y[j] * 0, but=k)), "coordinate", "z_j moves with z_k only if it is z_k."),
+    Step(p @ yhat[k] - y[k], "zero and one", "One term is left."),
+))  # fmt: skip
+
+# ---------------------------------------------------------------- a shift of all scores changes nothing
+
+SOFTMAX_SHIFT = Derivation("softmax_shift", "Softmax does not see a shift", exp(z[j] + c) / Sum(i, exp(z[i] + c)), (
+    Step(exp(z[j]) * exp(c) / Sum(i, exp(z[i]) * exp(c)), "exponential", "The exponential of a sum is a product."),
+    Step(exp(z[j]) * exp(c) / (exp(c) * P(Sum(i, exp(z[i])))), "factor", "e^c does not depend on i."),
+    Step(exp(z[j]) / Sum(i, exp(z[i])), "cancel", "e^c is positive."),
+    Step(yhat[j], "definition", "It is softmax without the shift.", ("yhat",)),
+))  # fmt: skip
+
+LSE_SHIFT = Derivation("lse_shift", "Log-sum-exp moves with a shift", log(Sum(i, exp(z[i] + c))), (
+    Step(log(Sum(i, exp(z[i]) * exp(c))), "exponential", "The exponential of a sum is a product."),
+    Step(log(exp(c) * P(Sum(i, exp(z[i])))), "factor", "e^c does not depend on i."),
+    Step(c + log(Sum(i, exp(z[i]))), "logarithm", "The logarithm of a product is a sum, and log e^x is x."),
+    Step(c + lse, "definition", "The rest is lse without the shift.", ("lse",)),
+))  # fmt: skip
+
+LOSS_SHIFT = Derivation("loss_shift", "The loss does not see a shift", p @ P(c + lse) - Sum(j, y[j] @ P(z[j] + c)), (
+    Step(p @ c + p @ lse - (Sum(j, y[j] @ z[j]) + Sum(j, y[j] @ c)), "expand", "Multiply both brackets out."),
+    Step(p @ c + p @ lse - (Sum(j, y[j] @ z[j]) + P(Sum(j, y[j])) @ c), "factor", "c does not depend on j."),
+    Step(p @ c + p @ lse - (Sum(j, y[j] @ z[j]) + p @ c), "definition", "The sum of the truth is its mass p.", ("p",)),
+    Step(p @ lse - Sum(j, y[j] @ z[j]), "opposites", "The same amount is added and taken away: the mass in the loss must be the truth's."),
+    Step(L, "result", "It is the loss without the shift.", ("loss_by_lse",)),
+))  # fmt: skip
+
+# ---------------------------------------------------------------- the second derivative
+
+HESSIAN_SAME = Derivation("hessian_same", "The Hessian on its diagonal", D(g[k], z[k]), (
+    Step(D(p @ yhat[k] - y[k], z[k]), "definition", "The gradient written out.", ("g",)),
+    Step(p @ D(yhat[k], z[k]), "linearity", "The truth and its mass do not depend on the scores."),
+    Step(p @ P(yhat[k] @ P(1 - yhat[k])), "result", "Result 1.", ("result1",)),
+))  # fmt: skip
+
+HESSIAN_OTHER = Derivation("hessian_other", "The Hessian off its diagonal", D(g[k], z[j]), (
+    Step(D(p @ yhat[k] - y[k], z[j]), "definition", "The gradient written out.", ("g",)),
+    Step(p @ D(yhat[k], z[j]), "linearity", "The truth and its mass do not depend on the scores."),
+    Step(p @ P(-(yhat[k] @ yhat[j])), "result", "Result 2.", ("result2",)),
+), distinct=((j, k),))  # fmt: skip
+
+HESSIAN_PRODUCT = Derivation("hessian_product", "The Hessian times a vector", Sum(j, D(g[k], z[j]) * v[j]), (
+    Step(D(g[k], z[k]) * v[k] + Sum(j, D(g[k], z[j]) * v[j], but=k), "split the sum", "On and off the diagonal it differs."),
+    Step(p @ P(yhat[k] @ P(1 - yhat[k])) * v[k] + Sum(j, p @ P(-(yhat[k] @ yhat[j])) * v[j], but=k), "result",
+         "Both were just found.", ("hessian_same", "hessian_other")),
+    Step(p @ yhat[k] @ P(v[k] - P(yhat[k] @ v[k] + Sum(j, yhat[j] @ v[j], but=k))), "distribute", "p yhat_k is in every term."),
+    Step(p @ yhat[k] @ P(v[k] - Sum(j, yhat[j] @ v[j])), "join the sum", "The term k and all the others."),
+    Step(p @ yhat[k] @ P(v[k] - mu), "definition", "The sum is the mean of v under the prediction.", ("mu",)),
+))  # fmt: skip
+
+CENTRED = Derivation("centred", "The mean distance from the mean", Sum(k, yhat[k] @ P(v[k] - mu)), (
+    Step(Sum(k, yhat[k] @ v[k]) - mu @ P(Sum(k, yhat[k])), "distribute", "Multiply the bracket out; mu does not depend on k."),
+    Step(mu - mu @ P(Sum(k, yhat[k])), "definition", "The first sum is the mean.", ("mu",)),
+    Step(mu - mu @ P(1), "result", "The predictions sum to one.", ("softmax_sums_to_1",)),
+    Step(ZERO, "opposites", "mu minus mu."),
+))  # fmt: skip
+
+CURVATURE = Derivation("hessian_psd", "The curvature is a variance", Sum(k, v[k] * P(p @ yhat[k] @ P(v[k] - mu))), (
+    Step(p @ Sum(k, yhat[k] @ v[k] @ P(v[k] - mu)), "factor", "p does not depend on k."),
+    Step(p @ P(Sum(k, yhat[k] @ P(v[k] - mu)**2) + mu @ Sum(k, yhat[k] @ P(v[k] - mu))), "distribute",
+         "v_k is its distance from the mean, plus the mean."),
+    Step(p @ P(Sum(k, yhat[k] @ P(v[k] - mu)**2) + mu @ P(0)), "result", "The mean distance from the mean is zero.", ("centred",)),
+    Step(p @ Sum(k, yhat[k] @ P(v[k] - mu)**2), "zero and one", "p times the variance of v under the prediction."),
+    Step(ZERO, "no negative term", "Mass, predictions and squares are not negative: the loss is convex in the scores.",
+         ("p",), (TRUTH,), ">="),
+))  # fmt: skip
+
+# ---------------------------------------------------------------- every option is a choice of truth
+
+HOT, HOTJ = delta(k, t), delta(j, t)
+GRADIENT_OF_TRUTH = Step(p @ yhat[k] - y[k], "result", "It holds for any truth.", ("general_gradient",))
+MASS = Step(P(Sum(j, y[j])) @ yhat[k] - y[k], "definition", "p is the sum of the truth.", ("p",))
+
+ONE_HOT = Derivation("one_hot_gradient", "A label t", D(L, z[k]), (
+    GRADIENT_OF_TRUTH, MASS,
+    Step(P(Sum(j, HOTJ)) @ yhat[k] - HOT, "definition", "The truth of a label: 1 at t, 0 elsewhere.", ("y",)),
+    Step(P(1) @ yhat[k] - HOT, "result", "The labels sum to one.", ("one_hot_sum",)),
+    Step(yhat[k] - HOT, "zero and one", "Subtract 1 at the label, nothing elsewhere."),
+), where=(Definition(y[k], HOT),))  # fmt: skip
+
+ONE_HOT_LOSS = Derivation("one_hot_loss", "The loss of a label t", L, (
+    Step(p @ lse - Sum(j, y[j] @ z[j]), "result", "The loss by log-sum-exp.", ("loss_by_lse",)),
+    Step(P(Sum(j, HOTJ)) @ lse - Sum(j, HOTJ @ z[j]), "definition", "Mass and truth of a label.", ("p", "y")),
+    Step(P(1) @ lse - Sum(j, HOTJ @ z[j]), "result", "The labels sum to one.", ("one_hot_sum",)),
+    Step(P(1) @ lse - z[t], "one term", "The label picks one score."),
+    Step(lse - z[t], "zero and one", "1 times lse."),
+), where=(Definition(y[k], HOT),))  # fmt: skip
+
+WEIGHTED = Derivation("weighted_gradient", "Class weights w", D(L, z[k]), (
+    GRADIENT_OF_TRUTH, MASS,
+    Step(P(Sum(j, w[t] @ HOTJ)) @ yhat[k] - w[t] @ HOT, "definition", "The truth of a label with its class's weight.", ("y",)),
+    Step(P(w[t]) @ yhat[k] - w[t] @ HOT, "one term", "The label picks its own weight: that is the mass."),
+    Step(w[t] @ P(yhat[k] - HOT), "factor", "The row's gradient, weighted."),
+), where=(Definition(y[k], w[t] @ HOT),))  # fmt: skip
+
+SMOOTH, SMOOTHJ = ((1 - eps) @ delta(n, t) + eps / N for n in (k, j))
+SMOOTHED = Derivation("smoothed_gradient", "Label smoothing", D(L, z[k]), (
+    GRADIENT_OF_TRUTH, MASS,
+    Step(P(Sum(j, P(SMOOTHJ))) @ yhat[k] - P(SMOOTH), "definition", "The label is mixed with the uniform distribution.", ("y",)),
+    Step(P((1 - eps) @ P(Sum(j, HOTJ)) + Sum(j, eps / N)) @ yhat[k] - P(SMOOTH), "distribute",
+         "Sum each part; 1 - eps does not depend on j."),
+    Step(P((1 - eps) @ P(1) + Sum(j, eps / N)) @ yhat[k] - P(SMOOTH), "result", "The labels sum to one.", ("one_hot_sum",)),
+    Step(P((1 - eps) @ P(1) + N @ P(eps / N)) @ yhat[k] - P(SMOOTH), "count", "N times the same term."),
+    Step(yhat[k] - P(SMOOTH), "cancel", "N cancels, and 1 - eps + eps is 1: a smoothed label still has mass one."),
+), where=(Definition(y[k], SMOOTH),))  # fmt: skip
+
+BOTH, BOTHJ = ((1 - eps) @ w[t] @ delta(n, t) + eps / N @ w[n] for n in (k, j))
+SMOOTHED_WEIGHTS = Derivation("smoothed_weighted_gradient", "Label smoothing with class weights", D(L, z[k]), (
+    GRADIENT_OF_TRUTH, MASS,
+    Step(P(Sum(j, P(BOTHJ))) @ yhat[k] - P(BOTH), "definition", "PyTorch's rule: every class counts with its own weight.", ("y",)),
+    Step(P(Sum(j, (1 - eps) @ w[t] @ HOTJ) + eps / N @ P(Sum(j, w[j]))) @ yhat[k] - P(BOTH), "distribute", "Sum each part."),
+    Step(P((1 - eps) @ w[t] + eps / N @ P(Sum(j, w[j]))) @ yhat[k] - P(BOTH), "one term", "The label picks its own weight."),
+), where=(Definition(y[k], BOTH),))  # fmt: skip
+
+SOFT, SOFTJ = (w[n] @ P((1 - eps) @ u[n] + eps / N) for n in (k, j))
+PROBABILITIES = Derivation("probabilities_gradient", "Probabilities u instead of a label", D(L, z[k]), (
+    GRADIENT_OF_TRUTH, MASS,
+    Step(P(Sum(j, SOFTJ)) @ yhat[k] - SOFT, "definition", "Probabilities, smoothed and weighted, are a truth like any other.", ("y",)),
+), where=(Definition(y[k], SOFT),))  # fmt: skip
+
+IGNORED = Derivation("ignored_gradient", "An ignored row", D(L, z[k]), (
+    GRADIENT_OF_TRUTH, MASS,
+    Step(P(Sum(j, 0)) @ yhat[k] - 0, "definition", "An ignored row has no truth at all.", ("y",)),
+    Step(ZERO, "zero and one", "So it has no gradient."),
+), where=(Definition(y[k], ZERO),))  # fmt: skip
+
+IGNORED_LOSS = Derivation("ignored_loss", "The loss of an ignored row", L, (
+    Step(p @ lse - Sum(j, y[j] @ z[j]), "result", "The loss by log-sum-exp.", ("loss_by_lse",)),
+    Step(P(Sum(j, 0)) @ lse - Sum(j, 0 @ z[j]), "definition", "There is no truth at all.", ("p", "y")),
+    Step(ZERO, "zero and one", "So there is no loss."),
+), where=(Definition(y[k], ZERO),))  # fmt: skip
+
+Z_LOSS = Derivation("z_loss_gradient", "z-loss", D(L + lam @ lse**2, z[k]), (
+    Step(D(L, z[k]) + lam @ D(lse**2, z[k]), "linearity", "The derivative of a sum; lambda is a constant."),
+    Step(D(L, z[k]) + lam @ P(2 @ lse @ D(lse, z[k])), "derivative of a square", "The derivative of f^2 is 2 f f'."),
+    Step(P(p @ yhat[k] - y[k]) + lam @ P(2 @ lse @ yhat[k]), "result", "Both derivatives are known.", ("general_gradient", "lse_gradient")),
+    Step((p + 2 @ lam @ lse) @ yhat[k] - y[k], "factor", "The penalty acts like mass: it multiplies the prediction."),
+))  # fmt: skip
+
+
+def _elementwise(name: str, title: str, score: Definition, slope: E, own: tuple[Step, ...]) -> tuple[Derivation, ...]:
+    """z_k as a function of the raw score x_k alone: its slope, and the gradient by x."""
+    where = (score,)
+    same = Derivation(f"{name}_same", f"{title}: its slope", D(z[k], x[k]), (
+        Step(D(score.body, x[k]), "definition", "z_k written out.", ("z",)), *own,
+    ), where=where)  # fmt: skip
+    other = Derivation(f"{name}_other", f"{title}: the other scores", D(z[j], x[k]), (
+        Step(ZERO, "constant", "z_j contains x_j only."),
+    ), distinct=((j, k),), where=where)  # fmt: skip
+    product = D(L, z[j]) * D(z[j], x[k])
+    whole = Derivation(f"{name}_gradient", title, D(L, x[k]), (
+        Step(Sum(j, product), "chain rule", "x_k reaches the loss through the scores."),
+        Step(D(L, z[k]) * D(z[k], x[k]) + Sum(j, product, but=k), "split the sum", "Only z_k contains x_k."),
+        Step(P(p @ yhat[k] - y[k]) * P(slope) + Sum(j, P(p @ yhat[j] - y[j]) * 0, but=k), "result",
+             "The gradient by the scores, times the slope.", ("general_gradient", same.name, other.name)),
+        Step(P(p @ yhat[k] - y[k]) * P(slope), "zero and one", "Prediction minus truth, times the slope."),
+    ), where=where)  # fmt: skip
+    return same, other, whole
+
+
+TEMPERATURE = _elementwise("temperature", "Temperature", Definition(z[k], x[k] / T), 1 / T, (
+    Step(D(x[k], x[k]) / T, "linearity", "T is a constant."),
+    Step(1 / T, "coordinate", "x_k moves with itself, one for one."),
+))  # fmt: skip
+CAPPED = tanh(x[k] / c)
+SOFTCAP = _elementwise("softcap", "Softcap", Definition(z[k], c @ CAPPED), 1 - CAPPED**2, (
+    Step(c @ D(CAPPED, x[k]), "linearity", "c is a constant."),
+    Step(c @ P((1 - CAPPED**2) * D(x[k] / c, x[k])), "derivative of tanh", "The derivative of tanh f is (1 - tanh^2 f) f'."),
+    Step(c @ P((1 - CAPPED**2) * (1 / c)), "coordinate", "The derivative of x/c by x is 1/c."),
+    Step(1 - CAPPED**2, "cancel", "c is not zero."),
+))  # fmt: skip
+TEMPERATURE_IS_NOT_0, CAP_IS_NOT_0 = (Fact(q, "!=", ZERO) for q in (T, c))
+TEMPERATURE = tuple(one._replace(given=(TEMPERATURE_IS_NOT_0,)) for one in TEMPERATURE)
+SOFTCAP = tuple(one._replace(given=(CAP_IS_NOT_0,)) for one in SOFTCAP)
+
+# ---------------------------------------------------------------- sums in parts: the online merge
+
+MERGE = Derivation("merge_parts", "Two parts merge", exp(m) * P(exp(m1 - m) @ s1 + exp(m2 - m) @ s2), (
+    Step(exp(m) @ exp(m1 - m) @ s1 + exp(m) @ exp(m2 - m) @ s2, "expand", "Multiply the bracket out."),
+    Step(exp(m1) @ s1 + exp(m2) @ s2, "exponential",
+         "A product of exponentials is the exponential of the sum; m cancels, so any m is right. The larger of m1 and m2 is the one with "
+         "which nothing overflows."),
+))  # fmt: skip
+
+READ_LSE = Derivation("read_lse", "Reading lse off a part", m + log(Sum(i, exp(z[i] - m))), (
+    Step(log(exp(m) * P(Sum(i, exp(z[i] - m)))), "logarithm", "m is log e^m, and a sum of logarithms is that of the product."),
+    Step(log(Sum(i, exp(m) @ exp(z[i] - m))), "expand", "The factor goes inside the sum."),
+    Step(log(Sum(i, exp(z[i]))), "exponential", "m cancels."),
+    Step(lse, "definition", "The logarithm of the sum of exponentials.", ("lse",)),
+))  # fmt: skip
+
+REST = Sum(i, exp(z[i] - m), but=t)
+ODDS = Definition(a, P(m - z[t]) + log(REST))
+TWO_CLASSES = Fact(N, ">", ONE)
+LABEL_APART = Derivation("label_apart", "The odds against the label", exp(a), (
+    Step(exp(P(m - z[t]) + log(REST)), "definition", "a is summed over the classes that are not the label.", ("a",)),
+    Step(exp(m) / exp(z[t]) * P(REST), "exponential", "The exponential of a sum is a product, and e^log s is s."),
+    Step(P(Sum(i, exp(m) @ exp(z[i] - m), but=t)) / exp(z[t]), "distribute", "The factor goes inside the sum."),
+    Step(P(Sum(i, exp(z[i]), but=t)) / exp(z[t]), "exponential", "m cancels."),
+), given=(TWO_CLASSES,), where=(ODDS,))  # fmt: skip
+
+TINY_LOSS = Derivation("tiny_loss", "The loss of a label without cancellation", -log(yhat[t]), (
+    Step(-log(exp(z[t]) / Sum(i, exp(z[i]))), "definition", "yhat_t written out.", ("yhat",)),
+    Step(log(Sum(i, exp(z[i])) / exp(z[t])), "logarithm", "The logarithm changes sign when the fraction is turned over."),
+    Step(log((exp(z[t]) + Sum(i, exp(z[i]), but=t)) / exp(z[t])), "split the sum", "The label stands apart from the others."),
+    Step(log(1 + P(Sum(i, exp(z[i]), but=t)) / exp(z[t])), "fractions", "Divide each of the two by e^z_t."),
+    Step(log(1 + exp(a)), "result", "Nothing is subtracted: a loss of 1e-9 keeps all its digits.", ("label_apart",)),
+), given=(TWO_CLASSES,), where=(ODDS,))  # fmt: skip
+
+MISS = Derivation("miss", "The probability of a miss", 1 - yhat[t], (
+    Step(1 - exp(z[t]) / Sum(i, exp(z[i])), "definition", "yhat_t written out.", ("yhat",)),
+    Step((Sum(i, exp(z[i])) - exp(z[t])) / Sum(i, exp(z[i])), "fractions", "1 is the sum over itself."),
+    Step((exp(z[t]) + Sum(i, exp(z[i]), but=t) - exp(z[t])) / Sum(i, exp(z[i])), "split the sum",
+         "The label stands apart from the others."),
+    Step(Sum(i, exp(z[i]), but=t) / Sum(i, exp(z[i])), "opposites", "Only positive terms are left, so that nothing is lost near 1."),
+))  # fmt: skip
+
+# ---------------------------------------------------------------- a linear head: z = W x + b
+
+SCORE = (Definition(z[k], Sum(d, W[k, d] @ x[d]) + b[k]),)
+SCOREJ = Sum(e, W[j, e] @ x[e]) + b[j]
+SCOREK = Sum(e, W[k, e] @ x[e]) + b[k]
+
+SCORE_BY_X = Derivation("score_by_x", "A score by an input", D(z[k], x[d]), (
+    Step(D(SCOREK, x[d]), "definition", "The score written out.", ("z",)),
+    Step(Sum(e, W[k, e] * D(x[e], x[d])), "linearity", "W and b do not depend on x."),
+    Step(W[k, d] * D(x[d], x[d]) + Sum(e, W[k, e] * D(x[e], x[d]), but=d), "split the sum", "The feature d stands apart."),
+    Step(W[k, d] * 1 + Sum(e, W[k, e] * 0, but=d), "coordinate", "x_e moves with x_d only if it is x_d."),
+    Step(W[k, d], "zero and one", "One term is left."),
+), where=SCORE)  # fmt: skip
+
+SCORE_BY_W = Derivation("score_by_w", "A score by a weight of its own row", D(z[k], W[k, d]), (
+    Step(D(SCOREK, W[k, d]), "definition", "The score written out.", ("z",)),
+    Step(Sum(e, D(W[k, e], W[k, d]) * x[e]), "linearity", "x and b do not depend on W."),
+    Step(D(W[k, d], W[k, d]) * x[d] + Sum(e, D(W[k, e], W[k, d]) * x[e], but=d), "split the sum", "The feature d stands apart."),
+    Step(1 * x[d] + Sum(e, 0 * x[e], but=d), "coordinate", "W_ke moves with W_kd only if it is W_kd."),
+    Step(x[d], "zero and one", "One term is left."),
+), where=SCORE)  # fmt: skip
+
+SCORE_BY_OTHER_W = Derivation("score_by_other_w", "A score by a weight of another row", D(z[j], W[k, d]), (
+    Step(ZERO, "constant", "z_j contains the weights of row j only."),
+), distinct=((j, k),), where=SCORE)  # fmt: skip
+
+SCORE_BY_B = Derivation("score_by_b", "A score by its bias", D(z[k], b[k]), (
+    Step(D(SCOREK, b[k]), "definition", "The score written out.", ("z",)),
+    Step(D(b[k], b[k]), "linearity", "W and x do not depend on b."),
+    Step(ONE, "coordinate", "b_k moves with itself, one for one."),
+), where=SCORE)  # fmt: skip
+
+SCORE_BY_OTHER_B = Derivation("score_by_other_b", "A score by another bias", D(z[j], b[k]), (
+    Step(ZERO, "constant", "z_j contains b_j only."),
+), distinct=((j, k),), where=SCORE)  # fmt: skip
+
+LINEAR_X = Derivation("linear_x", "The gradient by the input", D(L, x[d]), (
+    Step(Sum(k, D(L, z[k]) * D(z[k], x[d])), "chain rule", "An input reaches the loss through every score."),
+    Step(Sum(k, P(p @ yhat[k] - y[k]) @ W[k, d]), "result",
+         "Prediction minus truth, times the weights: dX = dZ W.", ("general_gradient", "score_by_x")),
+), where=SCORE)  # fmt: skip
+
+
+def _own(name: str, title: str, by: E, slope: E, same: Derivation, other: Derivation, why: str) -> Derivation:
+    """The gradient by a parameter that only the score k contains."""
+    product = D(L, z[j]) * D(z[j], by)
+    return Derivation(name, title, D(L, by), (
+        Step(Sum(j, product), "chain rule", "A parameter reaches the loss through the scores."),
+        Step(D(L, z[k]) * D(z[k], by) + Sum(j, product, but=k), "split the sum", "Only the score k contains it."),
+        Step(P(p @ yhat[k] - y[k]) * slope + Sum(j, P(p @ yhat[j] - y[j]) * 0, but=k), "result",
+             "The gradient by the scores, times their slopes.", ("general_gradient", same.name, other.name)),
+        Step(P(p @ yhat[k] - y[k]) @ slope if slope != ONE else p @ yhat[k] - y[k], "zero and one", why),
+    ), where=SCORE)  # fmt: skip
+
+
+LINEAR_W = _own("linear_w", "The gradient by a weight", W[k, d], x[d], SCORE_BY_W, SCORE_BY_OTHER_W,
+                "Prediction minus truth, times the input.")  # fmt: skip
+LINEAR_B = _own("linear_b", "The gradient by a bias", b[k], ONE, SCORE_BY_B, SCORE_BY_OTHER_B, "Prediction minus truth.")
+
+LR, PR, YHATR, YR, XR = Name("L")[r], Name("p")[r], yhat[r, k], y[r, k], x[r, d]
+LINEAR_ROWS = Derivation("linear_rows", "The gradient by a weight, over a batch", D(Sum(r, LR), W[k, d]), (
+    Step(Sum(r, D(LR, W[k, d])), "linearity", "The loss of a batch is the sum of its rows' losses."),
+    Step(Sum(r, P(PR @ YHATR - YR) @ XR), "result", "Each row adds its own: dW = dZ^T X.", ("linear_w",)),
+), where=SCORE)  # fmt: skip
+
+
+class Part(NamedTuple):
+    title: str
+    about: str
+    derivations: tuple[Derivation, ...]
+
+
+PARTS = (
+    Part("Part 1. The derivative of softmax", "How a prediction changes when a score changes a little.",
+         (NUMERATOR_SAME, DENOMINATOR, RESULT_1, NUMERATOR_OTHER, RESULT_2)),
+    Part("Part 2. The derivative of cross-entropy", "How the loss changes when a prediction changes a little.",
+         (LOG_SAME, LOG_OTHER, RESULT_3)),
+    Part("Part 3. The chain rule", "Both together: how the loss changes when a score changes a little.",
+         (OWN_TERM, OTHER_TERMS, ONE_HOT_SUM, GRADIENT)),
+    Part("Any truth", "What is left when the labels need not sum to one, and a way without a quotient.",
+         (SOFTMAX_SUM, GENERAL, LOSS_BY_LSE, LSE_GRADIENT, SHORT_WAY)),
+    Part("Shifts", "One constant added to every score changes neither prediction, loss nor gradient.",
+         (SOFTMAX_SHIFT, LSE_SHIFT, LOSS_SHIFT)),
+    Part("The second derivative", "Results 1 and 2 once more: the Hessian, and why the loss is convex.",
+         (HESSIAN_SAME, HESSIAN_OTHER, HESSIAN_PRODUCT, CENTRED, CURVATURE)),
+    Part("Every option is a truth",
+         "Weights, smoothing, probabilities, ignored rows: choices of y. z-loss, temperature and softcap act beside it.",
+         (ONE_HOT, ONE_HOT_LOSS, WEIGHTED, SMOOTHED, SMOOTHED_WEIGHTS, PROBABILITIES, IGNORED, IGNORED_LOSS, Z_LOSS,
+          *TEMPERATURE, *SOFTCAP)),
+    Part("Sums in parts", "A row may be summed in pieces, and the label apart, so that nothing overflows and no digit is lost.",
+         (MERGE, READ_LSE, LABEL_APART, TINY_LOSS, MISS)),
+    Part("A linear head", "The scores come from a matrix: z = W x + b.",
+         (SCORE_BY_X, SCORE_BY_W, SCORE_BY_OTHER_W, SCORE_BY_B, SCORE_BY_OTHER_B, LINEAR_X, LINEAR_W, LINEAR_B, LINEAR_ROWS)),
+)  # fmt: skip
+ARTICLE = PARTS[:3]
+DERIVATIONS = {one.name: one for part in PARTS for one in part.derivations}

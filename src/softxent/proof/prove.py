@@ -1,0 +1,172 @@
+"""The derivation checked by machine: every line by its rule and by SymPy, and its theorem by Coq."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .coq import BEYOND, statements
+from .derivation import DERIVATIONS, Derivation
+
+SOURCE = Path(__file__).with_name("Softmax.v")
+AXIOMS = {  # what the real numbers of Coq's standard library stand on; nothing else may appear
+    "ClassicalDedekindReals.sig_forall_dec",
+    "ClassicalDedekindReals.sig_not_dec",
+    "FunctionalExtensionality.functional_extensionality_dep",
+    "Classical_Prop.classic",
+}
+HOW_TO_GET_COQ = "on Debian or Ubuntu: apt-get install --no-install-recommends coq; elsewhere: https://rocq-prover.org/install"
+
+
+@dataclass
+class Checked:
+    """A line (from 1), or a whole derivation (line 0): what was found, by whom, in how many seconds."""
+
+    derivation: Derivation
+    line: int
+    theorem: str
+    refused: str | None = None  # by its rule or by SymPy
+    sympy_seconds: float | None = None
+    coq_refused: str | None = None
+    coq_seconds: float | None = None  # of its proof
+
+    @property
+    def by(self) -> list[str]:
+        """Who accepts it."""
+        rule = ["rule", "sympy"] if self.line and self.refused is None and self.sympy_seconds is not None else []
+        return rule + (["coq"] if self.coq_seconds is not None and self.coq_refused is None else [])
+
+    @property
+    def proved(self) -> bool:
+        return self.refused is None and "coq" in self.by
+
+
+@dataclass
+class Proof:
+    """All that was checked. `coq` is the version that checked the theorems, or None where there is none."""
+
+    lines: list[Checked]
+    coq: str | None = None
+    coq_error: str | None = None  # of the file as a whole
+    axioms: set[str] = field(default_factory=set)
+
+    @property
+    def refused(self) -> list[Checked]:
+        return [x for x in self.lines if x.refused or x.coq_refused]
+
+    @property
+    def proved(self) -> bool:
+        return self.coq is not None and self.coq_error is None and all(x.proved for x in self.lines) and self.axioms <= AXIOMS
+
+
+def silent(what: str, n: int, of: int) -> None:
+    pass
+
+
+def prove(derivations: Iterable[Derivation] = DERIVATIONS.values(), *, tell: Callable[[str, int, int], None] = silent) -> Proof:
+    """Check every line of the derivations. `tell(what, n, of)` hears of the progress."""
+    lines = [Checked(d, n, d.theorem(n) if n else d.name) for d in derivations for n in (*range(1, len(d.steps) + 1), 0)]
+    proof = Proof(lines)
+    _by_rules(lines, tell)
+    if coqc := shutil.which("coqc"):
+        _by_coq(coqc, proof, tell)
+    return proof
+
+
+def _by_rules(lines: list[Checked], tell: Callable[[str, int, int], None]) -> None:
+    from .rules import refusal  # SymPy takes half a second to load
+
+    for n, x in enumerate(lines):
+        tell("rules and SymPy", n + 1, len(lines))
+        if x.line:
+            start = time.perf_counter()
+            x.refused = refusal(x.derivation, x.line)
+            x.sympy_seconds = time.perf_counter() - start
+
+
+def _by_coq(coqc: str, proof: Proof, tell: Callable[[str, int, int], None]) -> None:
+    version = subprocess.run([coqc, "--version"], capture_output=True, text=True, check=False).stdout
+    proof.coq = " ".join(version.split("\n")[0].split()[-1:]) or "?"
+    with tempfile.TemporaryDirectory() as folder:
+        where = Path(folder)
+        (where / "Softmax.v").write_text(SOURCE.read_text())
+        tell("Coq: Softmax.v", 0, 2)
+        done = _coqc(coqc, where, "Softmax.v")
+        if done.returncode:
+            proof.coq_error = f"Softmax.v: {_message(done)}"
+            return
+        seconds = _seconds(SOURCE.read_text(), done.stdout)
+        wanted = {name: says for x in proof.lines if not x.line for name, says in statements(x.derivation)}
+        checked = {x.theorem: x for x in proof.lines}
+        while wanted:
+            tell("Coq: what each line says", 1, 2)
+            source, at = _lines_file(wanted)
+            (where / "Lines.v").write_text(source)
+            done = _coqc(coqc, where, "Lines.v")
+            if not done.returncode:
+                break
+            name = _culprit(done.stderr, at)
+            if name is None:
+                proof.coq_error = _message(done)
+                return
+            checked[name].coq_refused = _message(done)
+            del wanted[name]
+        for name in wanted:
+            checked[name].coq_seconds = seconds.get(name, 0.0)
+        proof.axioms = set(re.findall(r"^(\S+)\s*:", done.stdout.partition("Axioms:")[2], re.M)) if wanted else set()
+        tell("Coq", 2, 2)
+
+
+def _lines_file(wanted: dict[str, str]) -> tuple[str, list[tuple[int, int, str]]]:
+    """A file in which each line says what the data says, and its theorem must prove just that; and where each begins."""
+    text = ["From Coq Require Import Reals.", "From Softxent Require Import Softmax.", "Open Scope R_scope.", ""]
+    at = []
+    for name, says in wanted.items():
+        start = sum(t.count("\n") + 1 for t in text) + 1
+        text += [f"Definition says_{name} : Prop := {says}.", f"Definition line_{name} : says_{name} := @{name}.", ""]
+        at.append((start, start + says.count("\n") + 3, name))
+    names = [*(f"line_{name}" for name in wanted), *(f"@{name}" for name in BEYOND)]
+    some = range(0, len(names), 16)
+    text += [f"Definition all_{n} := ({', '.join(names[n : n + 16])}, tt)." for n in some]
+    text += [f"Definition everything := ({', '.join(f'all_{n}' for n in some)}, tt).", "Print Assumptions everything.", ""]
+    return "\n".join(text), at
+
+
+def _culprit(errors: str, at: list[tuple[int, int, str]]) -> str | None:
+    found = re.search(r'Lines\.v", line (\d+)', errors)
+    return next((name for start, end, name in at if found and start <= int(found[1]) < end), None)
+
+
+def _coqc(coqc: str, where: Path, file: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [coqc, "-q", "-time", "-R", ".", "Softxent", file], cwd=where, capture_output=True, text=True, check=False, timeout=600
+    )
+
+
+def _message(done: subprocess.CompletedProcess[str]) -> str:
+    return " ".join(done.stderr.partition("Error:")[2].split()) or done.stderr.strip() or f"coqc ended with {done.returncode}"
+
+
+def _seconds(source: str, timing: str) -> dict[str, float]:
+    """Seconds of each theorem's statement and proof, from coqc -time, which counts in bytes."""
+    text = source.encode()
+    theorems = re.finditer(rb"^(?:Theorem|Lemma)\s+(\w+)", text, re.M)
+    spans = [(m.start(), text.find(b"Qed.", m.end()) + 4, m[1].decode()) for m in theorems]
+    total = {name: 0.0 for *_, name in spans}
+    for start, took in _timings(timing):
+        for a, b, name in spans:
+            if a <= start < b:
+                total[name] += took
+                break
+    return total
+
+
+def _timings(timing: str) -> Iterator[tuple[int, float]]:
+    for m in re.finditer(r"^Chars (\d+) - \d+ \[.*?\] ([\d.]+) secs", timing, re.M):
+        yield int(m[1]), float(m[2])

@@ -1,0 +1,181 @@
+"""The derivation on numbers: every line's value for given scores and truth, and the line with its numbers filled in.
+
+Values are computed from the lines themselves, in decimals of 50 digits with a range of their own, so that a line that divides by a
+prediction of 1e-900 has its value too. A derivative is that of dual numbers: each operation carries (value, derivative) along, which is
+exact to rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal, localcontext
+from functools import lru_cache
+from itertools import product
+from typing import Any
+
+from .derivation import Derivation
+from .expr import RANGES, E, letters, rebuild, unfold
+
+Dual = tuple[Decimal, Decimal]
+Index = Mapping[str, int]
+Seed = tuple[Any, ...] | None  # (name, index...) of what is differentiated by
+
+ZERO, ONE, TWO = Decimal(0), Decimal(1), Decimal(2)
+DIGITS = 50
+CONTEXT = Context(prec=DIGITS, Emax=MAX_EMAX, Emin=MIN_EMIN)
+TOLERANCE = Decimal("1e-30")
+EXAMPLE = {"eps": "0.1", "lam": "0.01", "T": "2", "c": "1.5"}  # what a derivation needs beyond scores and truth
+FEATURES, ROWS = 2, 2
+
+_letters = lru_cache(maxsize=None)(letters)
+
+
+class Numbers:
+    """Scores z and truth y of one row, with what else a derivation speaks of, and the values of its lines."""
+
+    def __init__(self, derivation: Derivation, scores: Sequence[float], truth: Sequence[float], label: int):
+        with localcontext(CONTEXT):
+            self.derivation, self.label, self.classes = derivation, label, len(scores)
+            self.sizes = {"N": self.classes, "D": FEATURES, "R": ROWS}
+            self.given = _given(derivation, [Decimal(s) for s in scores], [Decimal(t) for t in truth])
+            self.memo: dict[Any, Dual] = {}
+
+    def value(self, e: E, at: Index | None = None) -> Decimal:
+        with localcontext(CONTEXT):
+            return self._dual(e, dict(at or {}), None)[0]
+
+    def values(self, at: Index | None = None) -> list[Decimal]:
+        """Each line's value, at the given indices."""
+        return [self.value(line, at) for line in self.derivation.lines]
+
+    def places(self) -> list[dict[str, int]]:
+        """All values of the indices that are free in the derivation; t is the label."""
+        free = sorted({i for line in self.derivation.lines for i in letters(line)} - {"t"})
+        where = [dict(zip(free, n, strict=True)) | {"t": self.label} for n in product(*(range(self.sizes[RANGES[i]]) for i in free))]
+        return [x for x in where if all(x[a] != x[b] for a, b in self.derivation.distinct)]
+
+    def fill(self, e: E, at: Index | None = None, digits: int = 4, terms: int = 4) -> E:
+        """The line with numbers for its names: what is left is arithmetic. A long sum shows its ends."""
+        ix = {"t": self.label, **(at or {})}
+        if e.op == "sum":
+            over = [n for n in range(self.sizes[RANGES[e.args[0]]]) if e.args[1] is None or n != ix[e.args[1]]]
+            shown = over if len(over) <= terms else [*over[: terms - 2], None, over[-1]]
+            parts = [E("val", ("…",)) if n is None else self.fill(e.args[2], {**ix, e.args[0]: n}, digits, terms) for n in shown]
+            if not parts:
+                return E("num", (0,))
+            total = parts[0] if parts[0].op not in "+-" else E("()", (parts[0],))
+            for part in parts[1:]:
+                total = E("+", (total, part))
+            return total if len(parts) == 1 else E("()", (total,))
+        if e.op in ("at", "D", "delta") or e.op == "exp":
+            return E("val", (short(self.value(e, ix), digits),))
+        if e.op == "()" and e.args[0].op in ("at", "D", "exp", "sum", "delta", "log"):
+            return self.fill(e.args[0], ix, digits, terms)
+        filled = rebuild(e, lambda x: self.fill(x, ix, digits, terms))
+        return E("*", filled.args) if e.op == "@" else filled  # numbers side by side would read as one
+
+    def _dual(self, e: E, ix: dict[str, int], seed: Seed) -> Dual:
+        key = (e, tuple(ix[i] for i in sorted(_letters(e)) if i in ix), seed)
+        if key not in self.memo:
+            self.memo[key] = self._compute(e, ix, seed)
+        return self.memo[key]
+
+    def _compute(self, e: E, ix: dict[str, int], seed: Seed) -> Dual:
+        o, a = e.op, e.args
+        if o == "num":
+            return Decimal(a[0]), ZERO
+        if o == "at":
+            return self._at(e, ix, seed)
+        if o == "delta":
+            return Decimal(self._index(a[0], ix) == self._index(a[1], ix)), ZERO
+        if o == "sum":
+            over = (n for n in range(self.sizes[RANGES[a[0]]]) if a[1] is None or n != self._index(a[1], ix))
+            parts = [self._dual(a[2], {**ix, a[0]: n}, seed) for n in over]
+            return sum((v for v, _ in parts), ZERO), sum((d for _, d in parts), ZERO)
+        if o == "D":
+            if seed is not None:
+                raise ValueError("a derivative inside a derivative has no replay")
+            return self._dual(a[0], ix, (a[1].args[0], *(self._index(i, ix) for i in a[1].args[1:])))[1], ZERO
+        return arithmetic(o, *(self._dual(x, ix, seed) for x in a))
+
+    def _at(self, e: E, ix: dict[str, int], seed: Seed) -> Dual:
+        name, index = e.args[0], tuple(self._index(i, ix) for i in e.args[1:])
+        if seed is not None and name == seed[0]:
+            return self._dual(e, ix, None)[0], Decimal(seed == (name, *index))
+        if name == "N":
+            return Decimal(self.classes), ZERO
+        if name in self.derivation.definitions:
+            body = unfold(e, self.derivation.definitions[name])
+            return self._dual(body, {"t": self.label, **ix}, seed)
+        value = self.given[f"{name}/rows" if len(index) == 2 and name in ("x", "y") else name]
+        for i in index:
+            value = value[i]
+        return value, ZERO
+
+    def _index(self, letter: str, ix: Index) -> int:
+        return ix[letter] if letter in ix else self.label
+
+
+def arithmetic(o: str, u: Dual, v: Dual = (ZERO, ZERO)) -> Dual:
+    """One operation on dual numbers."""
+    (a, da), (b, db) = u, v
+    if o == "()":
+        return u
+    if o == "neg":
+        return -a, -da
+    if o == "+":
+        return a + b, da + db
+    if o == "-":
+        return a - b, da - db
+    if o in "*@":
+        return a * b, da * b + a * db
+    if o == "/":
+        return a / b, (da * b - a * db) / (b * b)
+    if o == "^":
+        return a**b, b * a ** (b - 1) * da
+    if o == "exp":
+        return a.exp(), a.exp() * da
+    if o == "log":
+        return a.ln(), da / a
+    if o == "tanh":
+        q = (-TWO * abs(a)).exp()
+        t = ((ONE - q) / (ONE + q)).copy_sign(a)
+        return t, (ONE - t * t) * da
+    raise ValueError(o)
+
+
+def agree(a: Decimal, b: Decimal, rel: str = "=") -> bool:
+    """Whether the value b of a line follows from the value a of the line before."""
+    with localcontext(CONTEXT):
+        near = abs(a - b) <= TOLERANCE * (ONE + abs(a))
+        return near or (rel == ">=" and a > b)
+
+
+def short(x: Decimal, digits: int = 4) -> str:
+    """A number for people."""
+    f = f"{float(x):.{digits}g}" if x == 0 or -300 < x.adjusted() < 300 else f"{x:.{digits - 1}e}"
+    return "0" if f == "-0" else f
+
+
+def _given(derivation: Derivation, z: list[Decimal], y: list[Decimal]) -> dict[str, Any]:
+    """The numbers that are not defined by others. Examples are simple and no two alike, so that no wrong line is right by chance."""
+    n, half = len(z), len(z) // 2
+    given: dict[str, Any] = {name: Decimal(value) for name, value in EXAMPLE.items()}
+    given |= {"z": z, "y": y, "v": [Decimal(k % 3) - Decimal(k) / 7 for k in range(n)], "w": [ONE + Decimal(k % 4) / 4 for k in range(n)]}
+    given["u"] = [Decimal(k + 1) * 2 / (n * (n + 1)) for k in range(n)]
+    for name, part in (("1", z[:half] or z), ("2", z[half:])):
+        given[f"m{name}"] = max(part)
+        given[f"s{name}"] = sum(((s - max(part)).exp() for s in part), ZERO)
+    given["m"] = max(z)
+    given["x"] = z
+    if any("W" in {x.args[0] for x in _at_nodes(one.body)} for one in derivation.where):
+        given["W"] = [[Decimal((3 * k + 2 * d) % 5 - 2) / 4 for d in range(FEATURES)] for k in range(n)]
+        given["x"] = [Decimal(1) / (1 + d) for d in range(FEATURES)]
+        given["x/rows"] = [given["x"], [Decimal(d) - ONE / 2 for d in range(FEATURES)]]
+        given["y/rows"] = [y, y[1:] + y[:1]]
+        given["b"] = [s - sum((w * x for w, x in zip(row, given["x"], strict=True)), ZERO) for s, row in zip(z, given["W"], strict=True)]
+    return given
+
+
+def _at_nodes(e: E) -> list[E]:
+    return ([e] if e.op == "at" else []) + [x for child in e.args if isinstance(child, E) for x in _at_nodes(child)]

@@ -1,0 +1,569 @@
+"""The rules that a line may name as its reason, and for each a checker of its own.
+
+A rule that rewrites (a definition, a derivative, a split sum) must lead from the line before to the line by that rewriting alone, wherever
+in the line it stands. A rule of algebra must be enough to make the two lines equal with everything else seen as atoms, and needed: what
+follows by a weaker rule is refused. Every line must also be defined (no logarithm or quotient off its domain) and, independently of its
+rule, pass the judge of symbolic.py.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, NamedTuple
+
+from .derivation import DERIVATIONS, POSITIVE, Derivation, Step
+from .expr import (
+    RANGES,
+    D,
+    Definition,
+    E,
+    Fact,
+    Sum,
+    bare,
+    children,
+    exp,
+    in_row,
+    letters,
+    lift,
+    names,
+    rebuild,
+    reindex,
+    same,
+    tanh,
+    unfold,
+    walk,
+)  # fmt: skip
+from .symbolic import Meaning
+
+ZERO, ONE = lift(0), lift(1)
+Pairs = frozenset[frozenset[str]]
+
+
+class Rule(NamedTuple):
+    """What a rule says, the lemma of Softmax.v or of Coq's library behind it, and its checker."""
+
+    says: str
+    lemma: str
+    holds: Callable[[Line], bool]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One step from a line to the next, with what it may use."""
+
+    derivation: Derivation
+    before: E
+    step: Step
+
+    @property
+    def after(self) -> E:
+        return self.step.expr
+
+    @cached_property
+    def facts(self) -> tuple[Fact, ...]:
+        return (*self.derivation.given, *self.step.given)
+
+    @cached_property
+    def apart(self) -> Pairs:
+        return frozenset(frozenset(pair) for pair in self.derivation.distinct)
+
+    def meaning(self, **off: bool) -> Meaning:
+        return replace(Meaning(self.derivation, self.facts), **off)  # type: ignore[arg-type]
+
+    def rewrites(self, rewrite: Callable[[E, E, Pairs], Iterator[E]], before: E | None = None, after: E | None = None) -> bool:
+        """Whether `after` is `before` with some nodes rewritten; `rewrite` is given a node, its counterpart, and which indices differ."""
+        before, after = before or self.before, after or self.after
+        return not same(before, after) and _leads(before, after, rewrite, self.apart)
+
+
+def _leads(before: E, after: E, rewrite: Callable[[E, E, Pairs], Iterator[E]], apart: Pairs) -> bool:
+    b, a = _inside(before), _inside(after)
+    if same(b, a) or any(same(x, a) for x in rewrite(b, a, apart)):
+        return True
+    if b.op != a.op or len(b.args) != len(a.args):
+        return False
+    if b.op == "sum":
+        (i, but, f), (j, but_too, h) = b.args, a.args
+        if but != but_too or RANGES[i] != RANGES[j]:
+            return False
+        return _leads(f, reindex(h, {j: i}) if j != i else h, rewrite, apart | ({frozenset((i, but))} if but else set()))
+    return all(_leads(x, y, rewrite, apart) if isinstance(x, E) else x == y for x, y in zip(b.args, a.args, strict=True))
+
+
+def _inside(e: E) -> E:
+    """`e` without outer brackets, and one kind of product."""
+    while e.op == "()":
+        e = e.args[0]
+    return E("*", e.args) if e.op == "@" else e
+
+
+# ---------------------------------------------------------------- rules that rewrite
+
+
+def _unfolded(e: E, uses: tuple[str, ...], definitions: dict[str, Definition]) -> E:
+    """`e` with the names in `uses` written out, in turn; not where it differentiates by one."""
+    if e.op == "D":
+        by = e.args[1].args[0]
+        return D(_unfolded(e.args[0], tuple(u for u in uses if u != by), definitions), e.args[1])
+    if e.op == "at" and e.args[0] in uses:
+        return _unfolded(unfold(e, definitions[e.args[0]]), tuple(u for u in uses if u != e.args[0]), definitions)
+    return rebuild(e, lambda x: _unfolded(x, uses, definitions))
+
+
+def definition(line: Line) -> bool:
+    uses, known = line.step.uses, line.derivation.definitions
+    if not uses or not set(uses) <= set(known) or same(line.before, line.after):
+        return False
+    return same(_unfolded(line.before, uses, known), _unfolded(line.after, uses, known))
+
+
+def recognise(line: Line) -> bool:
+    """A definition read backwards, with v/v = 1 on the way."""
+    before, after = (_unfolded(e, line.step.uses, line.derivation.definitions) for e in (line.before, line.after))
+    return not same(before, after) and bool(line.step.uses) and _equal(line, "fractions", before, after)
+
+
+def quotient_rule(line: Line) -> bool:
+    def rewrite(e: E, _: E, __: Pairs) -> Iterator[E]:
+        if e.op == "D":
+            f, x = e.args
+            f = _unfolded(f, tuple({f.args[0]} & set(line.derivation.definitions)), line.derivation.definitions) if f.op == "at" else f
+            if f.op == "/":
+                u, v = f.args
+                yield (D(u, x) * v - u * D(v, x)) / v**2
+
+    return line.rewrites(rewrite)
+
+
+def _mentions(line: Line, f: E, x: E) -> list[E]:
+    """The entries of x's vector in f, definitions written out."""
+    known = {n: d for n, d in line.derivation.definitions.items() if n != x.args[0]}
+    while open_ := names(f) & set(known):
+        f = _unfolded(f, tuple(open_), known)
+    return [e for e in walk(f) if e.op == "at" and e.args[0] == x.args[0]]
+
+
+def _free_of(line: Line, f: E, x: E, apart: Pairs) -> bool:
+    """Whether f does not contain x: none of its entries can be x."""
+    return all(any(frozenset(pair) in apart for pair in zip(e.args[1:], x.args[1:], strict=True)) for e in _mentions(line, f, x))
+
+
+def constant(line: Line) -> bool:
+    def rewrite(e: E, _: E, apart: Pairs) -> Iterator[E]:
+        if e.op == "D" and _free_of(line, e.args[0], e.args[1], apart):
+            yield ZERO
+
+    return line.rewrites(rewrite)
+
+
+def coordinate(line: Line) -> bool:
+    def rewrite(e: E, _: E, apart: Pairs) -> Iterator[E]:
+        if e.op != "D":
+            return
+        f, x = e.args
+        if same(f, x):
+            yield ONE
+        elif f.op == "at" and f.args[0] == x.args[0] and _free_of(line, f, x, apart):
+            yield ZERO
+        elif f.op == "/" and same(f.args[0], x) and _free_of(line, f.args[1], x, apart):
+            yield 1 / f.args[1]
+
+    return line.rewrites(rewrite)
+
+
+def _derivative_of(op: str, outer: Callable[[E], E]) -> Callable[[Line], bool]:
+    """d g(f)/dx = g'(f) df/dx."""
+
+    def holds(line: Line) -> bool:
+        def rewrite(e: E, _: E, apart: Pairs) -> Iterator[E]:
+            if e.op != "D" or _inside(e.args[0]).op != op:
+                return
+            f, x = _inside(e.args[0]).args[0], e.args[1]
+            if op == "^" and _inside(e.args[0]).args[1] != lift(2):
+                return
+            yield outer(f) * D(f, x)
+            if same(f, x):
+                yield outer(f)
+            if _free_of(line, f, x, apart):
+                yield ZERO
+
+        return line.rewrites(rewrite)
+
+    return holds
+
+
+def linearity(line: Line) -> bool:
+    """Push every derivative as far inside as sums and constant factors go."""
+
+    def pushed(e: E) -> E:
+        if e.op != "D":
+            return rebuild(e, pushed)
+        f, x = _inside(e.args[0]), e.args[1]
+        free = [isinstance(y, E) and _free_of(line, y, x, line.apart) for y in f.args]
+        if _free_of(line, f, x, line.apart):
+            return ZERO
+        if f.op in ("+", "-", "neg"):
+            return rebuild(f, lambda y: pushed(D(y, x)))
+        if f.op == "sum" and f.args[1] is None and f.args[0] not in x.args:
+            return Sum(f.args[0], pushed(D(f.args[2], x)))
+        if f.op == "*" and any(free):
+            a, b = f.args[0], f.args[1]
+            return E("*", (a, pushed(D(b, x))) if free[0] else (pushed(D(a, x)), b))
+        if f.op == "/" and free[1]:
+            return E("/", (pushed(D(f.args[0], x)), f.args[1]))
+        return D(f, x)
+
+    before, after = line.before, line.after
+    return _alike(pushed(before), pushed(after), 1) and not _alike(before, after, 1)
+
+
+def chain_rule(line: Line) -> bool:
+    """dF/dx = sum_j dF/dw_j dw_j/dx, where F contains x only through the vector w."""
+
+    def rewrite(e: E, after: E, _: Pairs) -> Iterator[E]:
+        if e.op != "D" or after.op != "sum" or after.args[1] is not None:
+            return
+        f, x = e.args
+        product = _inside(after.args[2])
+        if product.op != "*" or product.args[0].op != "D":
+            return
+        w = product.args[0].args[1]
+        through = [u for u in _mentions(line, f, w) if u.args[0] == w.args[0]]
+        known = {n: d for n, d in line.derivation.definitions.items() if n != w.args[0]}
+        while open_ := names(f) & set(known):
+            f = _unfolded(f, tuple(open_), known)
+        if w.args[1:] == (after.args[0],) and w.args[0] in line.derivation.definitions and through and x.args[0] not in names(f):
+            yield Sum(after.args[0], D(e.args[0], w) * D(w, x))
+
+    return line.rewrites(rewrite)
+
+
+def _split(e: E, after: E, _: Pairs) -> Iterator[E]:
+    if e.op == "sum" and e.args[1] is None and after.op == "+":
+        rest = _inside(after.args[1])
+        if rest.op == "sum" and rest.args[1] is not None:
+            i, _, body = e.args
+            yield reindex(body, {i: rest.args[1]}) + Sum(i, body, but=rest.args[1])
+
+
+def split(line: Line) -> bool:
+    return line.rewrites(_split)
+
+
+def join(line: Line) -> bool:
+    return line.rewrites(_split, line.after, line.before)
+
+
+def result(line: Line) -> bool:
+    """Another derivation's start for its end (the last line whose facts are given), or the other way round."""
+
+    def equations() -> Iterator[tuple[Derivation, E, E]]:
+        for name in line.step.uses:
+            used = DERIVATIONS.get(name)
+            if used is None or not set(used.where) <= set(line.derivation.where):
+                continue
+            if not set(used.given) - {POSITIVE} <= set(line.facts):
+                continue
+            last = next((n for n, step in enumerate(used.steps) if not set(step.given) <= set(line.facts)), len(used.steps))
+            if last:
+                yield used, *used.upto(last)
+
+    def rewriter(backwards: bool) -> Callable[[E, E, Pairs], Iterator[E]]:
+        def rewrite(e: E, _: E, apart: Pairs) -> Iterator[E]:
+            for used, start, end in equations():
+                for left, right in ((start, end), (in_row(start, "r"), in_row(end, "r"))):
+                    left, right = (right, left) if backwards else (left, right)
+                    found: dict[str, str] = {}
+                    if _matches(left, e, found, {}) and all(
+                        frozenset((found.get(a, a), found.get(b, b))) in apart for a, b in used.distinct
+                    ):
+                        yield reindex(right, found)
+
+        return rewrite
+
+    return line.rewrites(rewriter(False)) or line.rewrites(rewriter(True))
+
+
+def _matches(pattern: E, e: E, found: dict[str, str], bound: dict[str, str]) -> bool:
+    """Whether e is `pattern` for some choice of its free indices, which goes into `found`."""
+    p, e = _inside(pattern), _inside(e)
+    if p.op != e.op or len(p.args) != len(e.args):
+        return False
+    if p.op == "sum":
+        (i, but, f), (j, but_too, h) = p.args, e.args
+        if RANGES[i] != RANGES[j] or (but is None) != (but_too is None):
+            return False
+        return (but is None or _bind(but, but_too, found, bound)) and _matches(f, h, found, {**bound, i: j})
+    if p.op in ("at", "delta"):
+        skip = int(p.op == "at")
+        return p.args[:skip] == e.args[:skip] and all(_bind(x, y, found, bound) for x, y in zip(p.args[skip:], e.args[skip:], strict=True))
+    return all(_matches(x, y, found, bound) if isinstance(x, E) else x == y for x, y in zip(p.args, e.args, strict=True))
+
+
+def _bind(i: str, j: str, found: dict[str, str], bound: dict[str, str]) -> bool:
+    if i in bound:
+        return bound[i] == j
+    return RANGES[i] == RANGES[j] and j not in bound.values() and found.setdefault(i, j) == j
+
+
+def given(line: Line) -> bool:
+    def rewrite(e: E, _: E, __: Pairs) -> Iterator[E]:
+        for fact in line.step.given:
+            if fact.rel == "=" and same(e, fact.left):
+                yield fact.right
+
+    return line.rewrites(rewrite)
+
+
+def one_hot(line: Line) -> bool:
+    def rewrite(e: E, _: E, apart: Pairs) -> Iterator[E]:
+        if e.op == "delta" and (e.args[0] == e.args[1] or frozenset(e.args) in apart):
+            yield ONE if e.args[0] == e.args[1] else ZERO
+
+    return line.rewrites(rewrite)
+
+
+def one_term(line: Line) -> bool:
+    def rewrite(e: E, after: E, _: Pairs) -> Iterator[E]:
+        if e.op == "sum" and e.args[1] is None:
+            i, _, body = e.args
+            factors = _factors(body)
+            pick = next((f for f in factors if f.op == "delta" and i in f.args), None)
+            if pick is not None:
+                factors.remove(pick)
+                rest = ONE
+                for f in factors:
+                    rest = rest * f if rest != ONE else f
+                other = next(x for x in pick.args if x != i)
+                if _alike(reindex(rest, {i: other}), after, 0):
+                    yield after
+
+    return line.rewrites(rewrite)
+
+
+def _factors(e: E) -> list[E]:
+    e = _inside(e)
+    return [f for x in e.args for f in _factors(x)] if e.op == "*" else [e]
+
+
+def count(line: Line) -> bool:
+    def rewrite(e: E, _: E, __: Pairs) -> Iterator[E]:
+        if e.op == "sum" and e.args[1] is None and e.args[0] not in letters(e.args[2]):
+            yield E("at", (RANGES[e.args[0]],)) * e.args[2]
+
+    return line.rewrites(rewrite)
+
+
+# ---------------------------------------------------------------- rules of algebra, from the weakest to the strongest
+
+_ATOMS = {"unfold": False, "differentiate": False, "exps": False, "logs": False, "pick": False}
+_LEVELS = ("regroup", "zero and one", "opposites", "distribute", "fractions")
+
+
+def _equal(line: Line, level: str, before: E, after: E) -> bool:
+    """Whether the two are equal by the laws up to `level`, everything else being an atom."""
+    n = _LEVELS.index(level)
+    if n < 3:
+        return _alike(before, after, n)
+    return bool(line.meaning(**_ATOMS, divide=level == "fractions").residual(before, after) == 0)
+
+
+def _algebra(level: str, needed: Callable[[E, E], bool] = lambda before, after: True) -> Callable[[Line], bool]:
+    def holds(line: Line) -> bool:
+        weaker = _LEVELS[: _LEVELS.index(level)]
+        b, a = line.before, line.after
+        return not same(b, a) and needed(b, a) and not any(_equal(line, w, b, a) for w in weaker) and _equal(line, level, b, a)
+
+    return holds
+
+
+def _brackets(e: E) -> int:
+    """How many sums stand as a factor."""
+    parts = {"*": e.args, "@": e.args, "/": e.args[:1]}.get(e.op, ())
+    return sum(_inside(x).op in ("+", "-", "sum") for x in parts) + sum(map(_brackets, children(e)))
+
+
+def _size(e: E) -> int:
+    return sum(1 for x in walk(e) if x.op != "()")
+
+
+def _alike(a: E, b: E, level: int) -> bool:
+    return bool(_normal(a, level) == _normal(b, level))
+
+
+def _normal(e: E, level: int) -> Any:
+    """The line up to order and grouping (0), also without zeros and ones (1), also without opposites (2)."""
+    terms = _terms(bare(e), level)
+    return tuple(sorted(((key, n) for key, n in terms.items() if n), key=str))
+
+
+def _terms(e: E, level: int) -> Counter[Any]:
+    """e as a sum: how often each product stands in it."""
+    if e.op in ("+", "-"):
+        left, right = (_terms(x, level) for x in e.args)
+        out: Counter[Any] = Counter(left)
+        for key, n in right.items():
+            sign = -1 if e.op == "-" else 1
+            if level < 2 and n * out[key] * sign < 0:  # opposites stay apart
+                key = (*key, ("opposite", 1))
+            out[key] += sign * n
+        return out
+    if e.op == "neg" and (level == 2 or e.args[0].op not in ("+", "-")):
+        return Counter({key: -n for key, n in _terms(e.args[0], level).items()})
+    sign, factors = _product(e, level)
+    if level and factors.get("0", 0) > 0:
+        return Counter()
+    inner = [f for f, n in factors.items() if n]
+    if len(inner) == 1 and factors[inner[0]] == 1 and isinstance(inner[0], tuple) and inner[0][0] == "+":
+        return Counter({key: sign * n for key, n in inner[0][1]})
+    return Counter({tuple(sorted(((f, n) for f, n in factors.items() if n), key=str)): sign})
+
+
+def _product(e: E, level: int) -> tuple[int, Counter[Any]]:
+    """e as a product: its sign, and how often each factor stands in it."""
+    if e.op == "neg":
+        sign, factors = _product(e.args[0], level)
+        return -sign, factors
+    if e.op == "*":
+        (s, a), (t, b) = (_product(x, level) for x in e.args)
+        return s * t, a + b
+    if e.op == "/":
+        (s, a), (t, b) = (_product(x, level) for x in e.args)
+        a = Counter() if a == Counter({"1": 1}) else a  # 1/b is b below the line, where it stays: b/b = 1 is a law of fractions
+        return s * t, a + Counter({("below", tuple(sorted(b.items(), key=str))): 1})
+    if e.op in ("+", "-", "()"):
+        terms = _terms(e, level)
+        key = tuple(sorted(((k, n) for k, n in terms.items() if n), key=str))
+        if not key:
+            return 1, Counter({"0": 1})
+        if len(key) == 1 and abs(key[0][1]) == 1:
+            return key[0][1], Counter(dict(key[0][0]))
+        return 1, Counter({("+", key): 1})
+    if e.op == "num":
+        return 1, Counter() if level and e.args[0] == 1 else Counter({str(e.args[0]): 1})
+    if e.op == "sum":
+        body = _normal(e.args[2], level)
+        return 1, Counter({"0": 1}) if level and not body else Counter({("sum", *e.args[:2], body): 1})
+    if e.op in ("at", "delta"):
+        return 1, Counter({(e.op, *e.args): 1})
+    return 1, Counter({(e.op, *(_normal(x, level) if isinstance(x, E) else x for x in e.args)): 1})
+
+
+def _seen_through(name: str) -> Callable[[Line], bool]:
+    """Laws of exponentials or logarithms: equal with them, and not without."""
+
+    def holds(line: Line) -> bool:
+        without = line.meaning(**_ATOMS).residual(line.before, line.after)
+        return bool(without != 0 and line.meaning(**{**_ATOMS, name: True}).residual(line.before, line.after) == 0)
+
+    return holds
+
+
+def no_negative_term(line: Line) -> bool:
+    return line.step.rel == ">=" and same(line.after, ZERO) and not_negative(line, line.before)
+
+
+# ---------------------------------------------------------------- signs, and where a line is defined
+
+
+def positive(line: Line, e: E) -> bool:
+    e = _inside(e)
+    o, a = e.op, e.args
+    if o == "num":
+        return bool(a[0] > 0)
+    if o == "at":
+        return a[0] in ("yhat", "N") or any(f.rel == ">" and _states(f, e) for f in line.facts)
+    if o in ("*", "/"):
+        return all(positive(line, x) for x in a)
+    if o == "+":
+        return all(positive(line, x) for x in a)
+    if o == "-":  # a sum less one of its terms, where there are two
+        return False
+    if o == "sum":
+        two = any(f.rel == ">" and f.left.args == ("N",) for f in line.facts)
+        return positive(line, a[2]) and (a[1] is None or two)
+    return o == "exp" or (o == "^" and positive(line, a[0]))
+
+
+def not_negative(line: Line, e: E) -> bool:
+    e = _inside(e)
+    o, a = e.op, e.args
+    if positive(line, e) or o == "^":
+        return True
+    if o == "at":
+        body = line.derivation.definitions.get(a[0])
+        known = any(f.rel == ">=" and _states(f, e) for f in line.facts)
+        return known or (body is not None and a[0] in line.step.uses and not_negative(line, body.body))
+    if o in ("*", "/", "+"):
+        return all(not_negative(line, x) for x in a)
+    return not_negative(line, a[2]) if o == "sum" else o == "num" and a[0] >= 0
+
+
+def _states(fact: Fact, e: E) -> bool:
+    """Whether the fact compares e with 0."""
+    if not same(fact.right, ZERO):
+        return False
+    left = fact.left if fact.every is None else reindex(fact.left, dict(zip(fact.left.args[1:], e.args[1:], strict=False)))
+    return left.args[0] == e.args[0] and same(left, e)
+
+
+def defined(line: Line, e: E) -> bool:
+    """Whether each logarithm's argument is positive and each divisor is not 0."""
+    if e.op == "log" and not positive(line, e.args[0]):
+        return False
+    if e.op == "/" and not positive(line, e.args[1]) and not any(f.rel == "!=" and _states(f, _inside(e.args[1])) for f in line.facts):
+        return False
+    return all(defined(line, x) for x in children(e))
+
+
+RULES = {
+    "definition": Rule("A name and what it stands for may change places.", "", definition),
+    "recognise": Rule("A fraction v/v is 1, and what is left is a name's definition.", "", recognise),
+    "quotient rule": Rule("(u/v)' = (u' v - u v') / v^2, where v is not 0.", "d_div", quotient_rule),
+    "linearity": Rule("(f + g)' = f' + g', and (c f)' = c f' for a constant c; so a derivative moves inside a sum.", "d_sum", linearity),
+    "constant": Rule("What does not contain x has the derivative 0.", "d_const", constant),
+    "coordinate": Rule("x_k' = 1 by x_k, and 0 by any other x.", "coordinate_other", coordinate),
+    "derivative of exp": Rule("(e^f)' = e^f f'.", "d_exp", _derivative_of("exp", exp)),
+    "derivative of log": Rule("(log f)' = f'/f, where f > 0.", "d_ln", _derivative_of("log", lambda f: 1 / f)),
+    "derivative of tanh": Rule("(tanh f)' = (1 - tanh^2 f) f'.", "d_tanh", _derivative_of("tanh", lambda f: 1 - tanh(f) ** 2)),
+    "derivative of a square": Rule("(f^2)' = 2 f f'.", "d_square", _derivative_of("^", lambda f: 2 * f)),
+    "chain rule": Rule("What contains x through w_1, w_2, ... has the derivative sum_j (by w_j) (w_j by x).", "chain_rule", chain_rule),
+    "split the sum": Rule("A sum is one of its terms, plus the sum of the others.", "sum_split", split),
+    "join the sum": Rule("One term and the sum of the others is the whole sum.", "sum_split", join),
+    "result": Rule("What another derivation has shown.", "", result),
+    "given": Rule("A fact that is given.", "", given),
+    "one-hot": Rule("The label is 1 at the class t, and 0 at any other.", "delta", one_hot),
+    "one term": Rule("In a sum of terms times the label, the term at t is left.", "sum_delta", one_term),
+    "count": Rule("N equal terms are N times one.", "sum_const", count),
+    "regroup": Rule("The order and the grouping of terms and factors do not matter.", "ring", _algebra("regroup")),
+    "zero and one": Rule("Adding 0 or multiplying by 1 changes nothing; 0 times anything is 0.", "ring", _algebra("zero and one")),
+    "opposites": Rule("What is added and taken away is gone.", "ring", _algebra("opposites")),
+    "expand": Rule("a (b + c) = a b + a c, and so for sums.", "sum_scal", _algebra("distribute", lambda b, a: _brackets(a) < _brackets(b))),
+    "factor": Rule("a b + a c = a (b + c), and so for sums.", "sum_scal", _algebra("distribute", lambda b, a: _brackets(a) > _brackets(b))),
+    "distribute": Rule("a (b + c) = a b + a c, read both ways in one line.", "sum_scal", _algebra("distribute")),
+    "cancel": Rule("What stands above and below, and is not 0, goes.", "field", _algebra("fractions", lambda b, a: _size(a) < _size(b))),
+    "fractions": Rule("Fractions with one denominator add, fractions multiply above and below.", "field", _algebra("fractions")),
+    "exponential": Rule("e^(a + b) = e^a e^b, and e^log a = a.", "exp_plus", _seen_through("exps")),
+    "logarithm": Rule("log (a b) = log a + log b and log e^a = a, for a, b > 0.", "ln_mult", _seen_through("logs")),
+    "no negative term": Rule("A sum of products without a negative factor is not negative.", "sum_nonneg", no_negative_term),
+}
+
+
+def refusal(derivation: Derivation, n: int) -> str | None:
+    """Why line `n` of a derivation (from 1) does not follow from the one before; None where it does."""
+    line = Line(derivation, derivation.lines[n - 1], derivation.steps[n - 1])
+    step = line.step
+    if step.rule not in RULES:
+        return f"there is no rule {step.rule!r}"
+    if not all(defined(line, e) for e in (line.before, line.after, *(one.body for one in derivation.where))):
+        return "it divides by what may be 0, or takes the logarithm of what may not be positive"
+    if (step.rel == ">=") != (step.rule == "no negative term"):
+        return f"the rule {step.rule!r} does not give {step.rel}"
+    if not RULES[step.rule].holds(line):
+        return f"it does not follow by {step.rule!r}" + (f" of {', '.join(step.uses)}" if step.uses else "")
+    if step.rel == "=" and line.meaning().residual(line.before, line.after) != 0:
+        return "its normal form differs from that of the line before"
+    return None

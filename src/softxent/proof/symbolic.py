@@ -1,0 +1,238 @@
+"""What a line means to SymPy: a normal form for any number of classes, with indices that are symbols.
+
+A sum is the opaque atom `total(f)` once all that is free of its index stands outside (linearity); under a sum, `delta(i, m)` picks the
+term i = m; a sum over j != k is the whole sum less its term at k. With all switches on, every definition is written out and every
+derivative carried out, so that two lines are equal for every N where the difference of their normal forms is zero: the judge of
+`residual`. The rules of rules.py use the same normal form with switches off: then definitions, derivatives, reciprocals, exponentials or
+logarithms are atoms, and only what the rule may use is seen.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import sympy as sp
+from sympy.core.function import AppliedUndef
+
+from .derivation import Derivation
+from .expr import RANGES, Definition, E, Fact, bare, in_row, letters, reindex
+
+delta = sp.Function("delta")
+INVERSE, EXP, LOG, TANH = (sp.Function(name) for name in ("inverse", "exp_", "log_", "tanh_"))
+BOUND = {size: sp.Symbol(f"_{size}") for size in ("N", "D", "R")}
+TOTAL = {size: sp.Function(f"total_{size}") for size in BOUND}
+SIZE = {size: sp.Symbol(size, positive=True) for size in BOUND}
+OTHERS = {size: sp.Function(f"others_{size}") for size in BOUND}  # a sum over all but one, where that is not seen through
+_RANGE_OF = {total: size for size, total in TOTAL.items()}
+Index = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """How much of a line is seen through: what is switched off is an atom."""
+
+    derivation: Derivation
+    given: tuple[Fact, ...] = ()
+    unfold: bool = True  # definitions
+    differentiate: bool = True
+    divide: bool = True  # x/x = 1
+    exps: bool = True  # e^(a + b) = e^a e^b
+    logs: bool = True  # log (a b) = log a + log b
+    pick: bool = True  # a sum is a term and the others; a delta picks its term; N equal terms are N times one
+    memo: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    @cached_property
+    def definitions(self) -> dict[str, Definition]:
+        return self.derivation.definitions if self.unfold else {}
+
+    @cached_property
+    def apart(self) -> set[frozenset[str]]:
+        return {frozenset(pair) for pair in self.derivation.distinct}
+
+    def __call__(self, e: E) -> Any:
+        """The normal form of a line."""
+        if e not in self.memo:
+            self.memo[e] = self.form(e, {}, frozenset())
+        return self.memo[e]
+
+    def residual(self, before: E, after: E) -> Any:
+        """after - before as a reduced fraction: 0 where the two are equal for every N, given the facts."""
+        difference = self(after) - self(before)
+        for fact in self.given if self.unfold else ():
+            if fact.rel == "=":
+                difference = difference.subs(self(fact.left), self(fact.right))
+        return reduced(difference) if self.divide else sp.expand(difference)
+
+    # ---- the normal form; ix: what each letter stands for; kept: names that stay atoms, as one differentiates by them
+
+    def form(self, e: E, ix: Index, kept: frozenset[str]) -> Any:
+        o, a = e.op, e.args
+        if o == "num":
+            return sp.Integer(a[0])
+        if o == "()":
+            return self.form(a[0], ix, kept)
+        if o == "at":
+            return self._at(a[0], a[1:], ix, kept)
+        if o == "delta":
+            return self._delta(*(self._letter(i, ix) for i in a))
+        if o == "sum":
+            return self._sum(e, ix, kept)
+        if o == "D":
+            return self._derivative(e, ix, kept)
+        x, *y = (self.form(arg, ix, kept) for arg in a)
+        if o == "/":
+            return x / y[0] if self.divide else x * INVERSE(sp.expand(y[0]))
+        if o == "exp":
+            return self._exp(sp.expand(x)) if self.exps else EXP(sp.expand(x))
+        if o == "log":
+            return self._log(x) if self.logs else LOG(sp.expand(x))
+        if o == "tanh":
+            return TANH(reduced(x))
+        return {"neg": lambda: -x, "+": lambda: x + y[0], "-": lambda: x - y[0], "^": lambda: x ** y[0]}.get(o, lambda: x * y[0])()
+
+    def _letter(self, i: str, ix: Index) -> Any:
+        return ix.get(i, sp.Symbol(i))
+
+    def _delta(self, a: Any, b: Any) -> Any:
+        if a == b:
+            return sp.Integer(1)
+        if frozenset((str(a), str(b))) in self.apart:
+            return sp.Integer(0)
+        return delta(*sorted((a, b), key=sp.default_sort_key))
+
+    def _at(self, name: str, index: tuple[str, ...], ix: Index, kept: frozenset[str]) -> Any:
+        at = [self._letter(i, ix) for i in index]
+        if name == "N":
+            return SIZE["N"]
+        if name in self.definitions and name not in kept:
+            return self._body(self.definitions[name], at, kept)
+        return sp.Function(name)(*at) if at else sp.Symbol(name)
+
+    def _body(self, definition: Definition, at: list[Any], kept: frozenset[str]) -> Any:
+        own, body = definition.head.args[1:], definition.body
+        if len(at) == len(own) + 1:
+            own, body = ("r", *own), in_row(body, "r")
+        return self.form(body, dict(zip(own, at, strict=True)), kept)
+
+    def _sum(self, e: E, ix: Index, kept: frozenset[str]) -> Any:
+        index, but, body = e.args
+        i = sp.Dummy(index)
+        if but is not None and not self.pick:
+            return self.add_up(RANGES[index], i, self.form(body, {**ix, index: i}, kept), self._letter(but, ix))
+        whole = self.add_up(RANGES[index], i, self.form(body, {**ix, index: i}, kept))
+        return whole if but is None else whole - self.form(body, {**ix, index: self._letter(but, ix)}, kept)
+
+    def add_up(self, size: str, i: Any, f: Any, but: Any = None) -> Any:
+        """The sum of f over i, by linearity."""
+        total = sp.Integer(0)
+        for term in sp.Add.make_args(sp.expand(reduced(f) if self.divide else f)):
+            pick = next((d for d in sp.Mul.make_args(term) if d.func == delta and i in d.args), None)
+            if pick is not None and self.pick:
+                total += (term / pick).subs(i, next(x for x in pick.args if x != i))
+                continue
+            outside, inside = term.as_independent(i, as_Add=False)
+            if any(t.has(i) for t in inside.atoms(TOTAL[size])):
+                raise NotImplementedError("a sum inside a sum over the same range, tied to its index")
+            inside = inside.subs(i, BOUND[size])
+            if but is not None:
+                total += outside * OTHERS[size](but, inside)
+            else:
+                total += outside * (SIZE[size] if inside == 1 and self.pick else TOTAL[size](inside))
+        return total
+
+    def _exp(self, x: Any) -> Any:
+        """e^(a + b) = e^a e^b, and e^log a = a."""
+        logs = [term for term in sp.Add.make_args(x) if term.func == LOG]
+        return sp.expand(sp.exp(x - sum(logs)), power_exp=True) * sp.Mul(*(term.args[0] for term in logs))
+
+    def _log(self, x: Any) -> Any:
+        """log by its factors, all of which must be positive; NaN off the domain."""
+        over, under = sp.fraction(sp.factor(reduced(x)))
+        total = sp.Integer(0)
+        for sign, product in ((1, over), (-1, under)):
+            factors = list(sp.Mul.make_args(product))
+            if -1 in factors:  # SymPy writes a - b as -1 (b - a)
+                factors.remove(-1)
+                n = next((n for n, f in enumerate(factors) if f.is_Add), None)
+                if n is None:
+                    return sp.nan
+                factors[n] = sp.expand(-factors[n])
+            for f in factors:
+                base, power = (f, 1) if isinstance(f, sp.exp) else f.as_base_exp()
+                if not self.positive(base):
+                    return sp.nan
+                total += sign * power * (base.args[0] if isinstance(base, (sp.exp, EXP)) else sp.log(base))
+        return sp.expand(total)
+
+    def positive(self, x: Any) -> bool:
+        """Whether an atom or a sum of atoms is known to be positive."""
+        if isinstance(x, (sp.exp, EXP)) or x.is_positive or x.func == sp.Function("yhat"):
+            return True
+        if x.func in _RANGE_OF or x.func in OTHERS.values():
+            return all(self.positive(f) for f in sp.Mul.make_args(x.args[-1]))
+        if x.is_Mul or x.is_Pow:
+            return all(self.positive(f) for f in (x.args if x.is_Mul else x.args[:1]))
+        if x.is_Add and all(self.positive(term) for term in x.args):
+            return True
+        # a sum over all but one: total(f) - f(t), where there are two or more
+        two = any(fact.rel == ">" and fact.left.args == ("N",) for fact in (*self.given, *self.derivation.given))
+        for t in x.atoms(*TOTAL.values()) if two and x.is_Add else ():
+            rest = sp.expand(t - x)
+            if self.positive(t) and any(sp.expand(rest - _term(t, i)) == 0 for i in x.free_symbols):
+                return True
+        return False
+
+    # ---- derivatives
+
+    def _derivative(self, e: E, ix: Index, kept: frozenset[str]) -> Any:
+        f, x = e.args
+        if not self.differentiate:  # an atom, told apart by what it says and its indices
+            free = sorted(letters(e))
+            said = bare(reindex(e, {i: f"#{n}" for n, i in enumerate(free)}))
+            return sp.Function(f"D{abs(hash(str(said)))}")(*(self._letter(i, ix) for i in free))
+        name = x.args[0]
+        by = sp.Function(name)(*(self._letter(i, ix) for i in x.args[1:]))
+        inside = kept | {name}
+        d = self._diff(self.form(f, ix, inside), by)
+        return d if name in kept or name not in self.definitions else self._unfolded(d, name, kept)
+
+    def _diff(self, f: Any, x: Any) -> Any:
+        """df/dx by the chain rule over the entries and sums that f is made of."""
+        names = {a: sp.Dummy() for a in f.atoms(*TOTAL.values())}
+        names |= {a: sp.Dummy() for a in f.xreplace(names).atoms(AppliedUndef) if a.func not in (delta, TANH)}
+        flat = f.xreplace(names).replace(TANH, sp.tanh)
+        back = {d: a for a, d in names.items()}
+        out = (flat.diff(d).replace(sp.tanh, TANH).xreplace(back) * self._diff_atom(a, x) for d, a in back.items() if flat.has(d))
+        return sp.Add(*out)
+
+    def _diff_atom(self, a: Any, x: Any) -> Any:
+        if a.func in _RANGE_OF:
+            size, i = _RANGE_OF[a.func], sp.Dummy()
+            return self.add_up(size, i, self._diff(_term(a, i), x))
+        if a.func != x.func:
+            return sp.Integer(0)
+        return sp.Mul(*(self._delta(i, j) for i, j in zip(a.args, x.args, strict=True)))
+
+    def _unfolded(self, f: Any, name: str, kept: frozenset[str]) -> Any:
+        """`f` with the entries of `name` written out."""
+        names = {a: sp.Dummy() for a in f.atoms(*TOTAL.values())}
+        flat = f.xreplace(names)
+        entries = {a: self._body(self.definitions[name], list(a.args), kept) for a in flat.atoms(AppliedUndef) if a.func.__name__ == name}
+        flat = flat.xreplace(entries)
+        for total, dummy in names.items():
+            size, i = _RANGE_OF[total.func], sp.Dummy()
+            flat = flat.xreplace({dummy: self.add_up(size, i, self._unfolded(_term(total, i), name, kept))})
+        return flat
+
+
+def _term(total: Any, i: Any) -> Any:
+    """The term at i of a sum. A sum inside it has its own index."""
+    inner = {t: sp.Dummy() for t in total.args[0].atoms(total.func)}
+    return total.args[0].xreplace(inner).subs(BOUND[_RANGE_OF[total.func]], i).xreplace({d: t for t, d in inner.items()})
+
+
+def reduced(f: Any) -> Any:
+    """A fraction in lowest terms."""
+    return sp.cancel(sp.together(f))

@@ -1,0 +1,212 @@
+"""The bounds of proof/bounds.py: a search finds no row beyond them, and rows that come near; a worse kernel is beyond them.
+
+The search climbs: rows of every kind, changed at random, the best for each target kept. A target is the loss, the label's entry of the
+gradient, the same where the row is sure of its label, or another entry; what is maximised is |error| / bound. The reference is the formula
+in long double (float64 for the narrow types); mpmath computes the rows that the search ends with again, from the definitions.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import mpmath
+import numpy as np
+import pytest
+from cases import BACKENDS, DTYPES, Problem, allowed, computed, exact, fused
+from test_symbols import mutant
+
+import softxent
+from softxent.kernels import reference
+from softxent.proof import bounds
+
+CLASSES = (1, 2, 3, 10, 65, 100, 1000, 5000, 20000)
+TARGETS = ("loss", "label", "sure", "other")
+GENERATIONS = 25
+each_classes = pytest.mark.parametrize("classes", CLASSES)
+each_dtype = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+
+
+# ---- rows ----
+
+
+def first(rng: np.random.Generator, rows: int, classes: int, dtype: np.dtype) -> Problem:
+    """Rows of every kind in turn, with a truth of every kind in turn: 60 are all of them."""
+    i, z = np.arange(rows), rng.standard_normal((rows, classes))
+    label = np.where(i % 10 == 9, -1, rng.integers(0, classes, rows))  # -1: of another shard
+    up, above = np.zeros((2, rows, classes))
+    up[i, label] = rng.uniform(0, 90, rows)
+    above[i, label] = 18 + np.log(classes) + rng.uniform(0, 2, rows)  # sure of its label
+    subnormal = np.where(up > 0, np.where(i % 2, 745, 103)[:, None] * rng.uniform(0.9, 1, (rows, 1)), 0)
+    shift = {"float16": 3e4}.get(dtype.name, 1e8) * (-1.0) ** i
+    kinds = (
+        z, z + up, z - up, 0 * z + z[:, :1] * rng.choice([1, 30], (rows, 1)), 40 * z, z + subnormal, z - subnormal, 300 + z, z + above,
+        np.where(np.arange(classes) % 2, z[:, :1], z[:, -1:]), np.round(z * 8) * 8 + shift[:, None], np.linspace(-80, 0, classes) + 0 * z,
+    )  # fmt: skip
+    z = np.choose((i % 12)[:, None], kinds).astype(dtype)
+    y, r, q, g = rng.random(rows), rng.random(rows), 0.1 * rng.random(rows), rng.uniform(-3, 3, rows)
+    g[rng.random(rows) < 0.1] = 1e-40
+    truths = [1, 0, 0, 1], [0.9, 0.1, 0, 1], [0, 1, 0, 1], [1, 0, 0.02, 1]  # plain, smoothed, soft, z-loss; and all at once
+    truth = np.choose(i // 12 % 5, [*(np.array([t]).T for t in truths), np.array([y, r, q, g])])
+    truth[0, label < 0] = 0  # or its loss would be infinite
+    off = np.where(rng.random(z.shape) < 0.8, rng.random(z.shape) / classes, 0)
+    off[i // 12 % 5 == 1] = 1 / classes
+    return Problem(z, label, truth, off.astype(computed(dtype)))
+
+
+def varied(rng: np.random.Generator, p: Problem) -> Problem:
+    """Each row changed: last digits, some entries, the scale, the label's distance, the truth."""
+    z, off, truth = p.z.astype(float), p.off.astype(float), p.truth.copy()
+    rows, classes = z.shape
+    i, how = np.arange(rows), rng.integers(0, 5, rows)
+    eps = 2 * bounds.UNIT[p.z.dtype.name]
+    some = rng.random(z.shape) < rng.random((rows, 1)) ** 2
+    z = np.where((how == 0)[:, None] & some, z * (1 + eps * rng.integers(-9, 10, z.shape)), z)
+    z = np.where((how == 1)[:, None], z * (1 + 0.1 * rng.standard_normal((rows, 1))), z)
+    z = np.where((how == 2)[:, None] & some, z[i, rng.integers(0, classes, rows)][:, None], z)
+    here = (how == 3) & (p.label >= 0)
+    z[i[here], p.label[here]] += rng.standard_normal(here.sum()) * rng.choice([1e-3, 1, 20], here.sum())
+    truth = np.where(how == 4, truth * (1 + 0.2 * rng.standard_normal(truth.shape)) ** 2, truth)
+    off = np.where((how == 4)[:, None] & some, off * (1 + 0.2 * rng.random(z.shape)), off)
+    most = float(ml_dtypes.finfo(p.z.dtype).max)
+    return Problem(z.clip(-most, most).astype(p.z.dtype), p.label, truth, off.astype(p.off.dtype))
+
+
+def together(*some: Problem) -> Problem:
+    z, label, truth, off = zip(*some, strict=True)
+    return Problem(np.concatenate(z), np.concatenate(label), np.concatenate(truth, axis=1), np.concatenate(off))
+
+
+# ---- the search ----
+
+
+def measured(p: Problem) -> np.ndarray:  # -> [4, R] |error| / bound of each target, the worst entry of a row
+    got, want, (loss, dz) = fused(p), exact(p), allowed(p)
+    of_loss = np.abs(got.result[0] - want.result[0]) / loss
+    fits = np.abs(want.dz) < float(ml_dtypes.finfo(p.z.dtype).max)
+    of_dz = np.where(fits, np.abs(np.where(fits, got.dz, 0) - want.dz) / dz, 0)
+    hot = p.label[:, None] == np.arange(p.z.shape[1])
+    label = np.where(hot, of_dz, 0).max(axis=1)
+    gap = want.parts[4] - np.maximum(want.parts[0], -1e30)
+    sure = (gap > 14 + np.log(p.z.shape[1])) & (p.truth[1] == 0) & (p.truth[2] == 0)
+    ratio = np.array([of_loss, label, np.where(sure, label, 0), np.where(hot, 0, of_dz).max(axis=1)], float)
+    assert not np.isnan(ratio).any()
+    return ratio
+
+
+class Found(NamedTuple):
+    ratio: np.ndarray  # [4] the largest of each target
+    rows: Problem  # the rows that reach it
+
+
+@cache
+def search(backend: str, dtype: np.dtype, classes: int) -> Found:
+    rng = np.random.default_rng([classes, dtype.itemsize, dtype.kind == "f"])
+    with softxent.use_backend(backend):
+        p = first(rng, max(60, min(360, 60_000 // classes)), classes, dtype)
+        ratio = measured(p)
+        for _ in range(GENERATIONS if classes < 5000 else 10):
+            best = np.unique(np.argsort(ratio, axis=1)[:, -max(1, len(p.z) // 20) :])
+            children = varied(rng, p.rows(np.resize(best, max(8, min(100, 40_000 // classes)))))
+            p, ratio = together(p.rows(best), children), np.concatenate([ratio[:, best], measured(children)], axis=1)
+    return Found(ratio.max(axis=1), p.rows(ratio.argmax(axis=1)))
+
+
+@each_classes
+@each_dtype
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_no_row_is_beyond_its_bounds(backend, dtype, classes):
+    assert dict(zip(TARGETS, search(backend, dtype, classes).ratio <= 1, strict=True)) == dict.fromkeys(TARGETS, True)
+
+
+@each_classes
+@each_dtype
+def test_rows_reach_a_hundredth_of_each_bound(dtype, classes):
+    """On the worse backend: the bound has to hold on both."""
+    ratio = np.max([search(backend, dtype, classes).ratio for backend in BACKENDS], axis=0)
+    vacuous = [target for target, x in zip(TARGETS, ratio, strict=True) if x < 0.01]
+    assert vacuous == (["sure"] if classes == 1 else []), ratio  # one class: miss is 0, exactly
+
+
+def by_definition(p: Problem, i: int) -> tuple[Any, list[Any]]:
+    """Loss and gradient of the row i, by mpmath; the label has a column or no weight."""
+    with mpmath.workdps(700):  # so many that 1 - yhat keeps its digits
+        z, off = ([mpmath.mpf(float(v)) for v in x[i]] for x in (p.z, p.off))
+        y, r, q, g = (mpmath.mpf(float(v)) for v in p.truth[:, i])
+        truth = [r * o + (y if k == p.label[i] else 0) for k, o in enumerate(off)]
+        lse = mpmath.log(mpmath.fsum(map(mpmath.exp, z)))
+        mass = mpmath.fsum(truth)
+        loss = mass * lse - mpmath.fdot(truth, z) + q / 2 * lse**2
+        return loss, [g * ((mass + q * lse) * mpmath.exp(v - lse) - t) for v, t in zip(z, truth, strict=True)]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("classes", [2, 3, 10, 65])
+@each_dtype
+def test_the_worst_rows_are_as_bad_by_the_definitions(backend, dtype, classes):
+    """What the search believed of its worst rows, in 700 digits and without formula.py."""
+    found = search(backend, dtype, classes)
+    with softxent.use_backend(backend):
+        got, (loss, dz) = fused(found.rows), allowed(found.rows)
+    for target, i, ratio in zip(TARGETS, range(4), found.ratio, strict=True):
+        want_loss, want_dz = by_definition(found.rows, i)
+        k = np.arange(classes)
+        k = [] if target == "loss" else k[(k == found.rows.label[i]) == (target != "other")]
+        errors = [abs(mpmath.mpf(float(got.dz[i, n])) - want_dz[n]) / float(dz[i, n]) for n in k]
+        worst = max(errors, default=0) if target != "loss" else abs(mpmath.mpf(got.result[0, i]) - want_loss) / float(loss[i])
+        assert float(worst) == pytest.approx(ratio, rel=0.02, abs=1e-3) and worst <= 1, target
+
+
+# ---- the bounds themselves ----
+
+
+@pytest.mark.parametrize("bound", [bounds.sum_bound, bounds.loss_bound, bounds.grad_bound], ids=lambda f: f.__name__)
+def test_bounds_grow_with_classes_roundoff_and_distance(bound):
+    sizes = [1, 2, 3, 7, 8, 31, 32, 33, 64, 65, 128, 129, 1000, 4096, 4097, 8193, 20000, 128_256, 10**7]
+    by_size = {name: [bound(dtype, c) for c in sizes] for name, dtype in DTYPES.items()}
+    for name, row in by_size.items():
+        assert row == sorted(row) and 0 < row[0] and row[-1] < {"f64": 1e-12}.get(name, 1e-6)
+    assert all(a < b == c == d for a, b, c, d in zip(*(by_size[n] for n in ("f64", "f32", "bf16", "f16")), strict=True))
+    if bound is not bounds.sum_bound:
+        by_gap = [bound(np.float64, 10, gap) for gap in (0.0, 1.0, 100.0, 1e4)]
+        assert by_gap == sorted(by_gap) and by_gap[0] < by_gap[-1] < 1e-10
+
+
+@each_dtype
+def test_bounds_of_finite_rows_are_finite_and_the_gradient_s_grow_with_upstream(dtype, rng):
+    p = first(rng, 110, 10, dtype)
+    (loss, dz), (same, more) = allowed(p), allowed(p._replace(truth=p.truth * [[1], [1], [1], [-4]]))
+    for bound in (loss, dz, more):
+        assert np.isfinite(bound).all() and (bound > 0).all()
+    assert (same == loss).all() and (dz <= more).all() and (more <= 4 * dz).all()
+
+
+# ---- a worse kernel ----
+
+EXPS, F32, F64, BOTH = "np.exp(rest - shift).sum(axis=1)", ("f32",), ("f64",), ("f32", "f64")
+WORSE = {  # what is written in formula.py or partials.py, what a worse kernel does, the types for which that is too much, classes
+    "exponentials in bfloat16": (EXPS, "np.exp(rest - shift).astype(__import__('ml_dtypes').bfloat16).astype(float).sum(axis=1)", F32, 10),
+    "8u more": (EXPS, "(np.exp(rest - shift) * (1 + 8 * 2.0**-24)).sum(axis=1)", F32, 10),
+    "exponentials in float32": (EXPS, "np.exp(rest - shift).astype(np.float32).astype(float).sum(axis=1)", F64, 10),
+    "one accumulator": (EXPS, "np.exp(rest - shift).cumsum(axis=1)[:, -1]", F64, 20000),
+    "1 - yhat at the label": ("np.exp(-np.logaddexp(0, -a))", "1 - np.exp(-np.logaddexp(0, a))", BOTH, 10),
+    "log of a rounded yhat": ("return np.logaddexp(0, a),", "return -np.log(np.exp(-np.logaddexp(0, a))),", BOTH, 10),
+    "lse saved alone": (
+        "z - np.where(top == -np.inf, 0, top)[:, None] - lift[:, None]", "z - (top + lift).astype(np.float32)[:, None]", F32, 10,
+    ),
+    "a gradient of float32": ("g[:, None] * dz", "g[:, None] * dz.astype(np.float32)", F64, 10),
+    "a float32 z-loss": ("lse(x) ** 2 / 2", "lse(x).astype(np.float32).astype(float) ** 2 / 2", F64, 10),
+    "the mass in float32": ("mass = y + r * x.wt + rest", "mass = (y + r * x.wt + rest).astype(np.float32)", F64, 10),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("worse", WORSE)
+def test_a_worse_kernel_is_beyond_the_bounds(worse, monkeypatch):
+    was, now, dtypes, classes = WORSE[worse]
+    for name in dtypes:
+        p = first(np.random.default_rng(1), 55, classes, DTYPES[name])
+        with softxent.use_backend("formula"), monkeypatch.context() as patch:
+            assert measured(p).max() <= 1
+            patch.setattr(reference, "formula", mutant(was, now).formula)
+            assert measured(p).max() > 1
