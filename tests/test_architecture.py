@@ -28,6 +28,8 @@ FRAMEWORKS = {
     "rich",
     "mpmath",
     "sympy",
+    "latex2mathml",
+    "playwright",
     "pandas",
     "numba",
     "ml_dtypes",

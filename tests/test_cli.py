@@ -110,9 +110,11 @@ def test_info_and_version(capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], ["demo", "bench", "info", "--version"]),
+        ([], ["demo", "bench", "explain", "prove", "info", "--version"]),
         (["demo"], ["--steps", "--batch", "--classes", "--held-out", "--budget", "--seed", "--output", "two minutes", "default: 400"]),
         (["bench"], ["--shapes", "--dtypes", "--threads", "--repeats", "--quick", "--output", "memcpy"]),
+        (["explain"], ["--logits", "--label", "--truth", "--names", "--file", "--row", "--html", "--json", "--all", "--list", "--j"]),
+        (["prove"], ["--json", "SymPy", "Coq", "3 if there is no Coq"]),
         (["info"], ["computes the layer here"]),
     ],
 )

@@ -62,7 +62,7 @@ def packed(words):
 
 
 def replays(row, names=(), everything=True):
-    return explain.account(row, explain.chosen(names, everything))
+    return explain.account(row, explain.chosen("explain", names, everything))
 
 
 # ---------------------------------------------------------------- the values
@@ -306,7 +306,7 @@ def test_the_page_goes_from_the_row_to_prediction_minus_truth(capsys, monkeypatc
 
 @pytest.mark.parametrize("width", (40, 60, 80, 100, 120, 200))
 def test_it_fits_the_width_and_loses_no_number(width, capsys, monkeypatch):
-    out = shown(capsys, ["--all", "--names", "cat,dog,owl"], width, monkeypatch)
+    out = shown(capsys, ["--all", "--names", "a very long name of a cat,dog,owl"], width, monkeypatch)
     assert max(map(len, out.splitlines())) <= min(width, 120)
     table = out[out.rindex("prediction - truth ─") :]
     assert not re.search(r"\d…", table) and len(re.findall(r"-0\.34\d*", table)) == 4

@@ -70,3 +70,12 @@ def test_no_symbol_can_be_merged_across_instruction_sets(name: str, kernel: Call
     lines = subprocess.run(["nm", "-C", str(kernel(name))], check=True, capture_output=True, text=True).stdout.splitlines()
     assert len(lines) > 20
     assert [line[19:] for line in lines if line[17] in "WVuTDBRi"] == [f"softxent::isa_{name}"]
+
+
+def test_elementary_functions_are_as_near_as_the_bounds_count_on(tmp_path: Path) -> None:
+    """Two units for exp and log, four for log1p (proof/bounds.py); one set of bits serves every instruction set."""
+    need("g++")
+    program = tmp_path / "elementary"
+    subprocess.run(["g++", *FLAGS, str(ROOT / "tests/native/elementary.cpp"), "-o", str(program)], check=True)
+    single, exp, log, log1p = map(float, subprocess.run([program], check=True, capture_output=True, text=True).stdout.split())
+    assert 0.5 < single < 2 and 0.5 < exp < 2 and 0.5 < log < 2 and 0.5 < log1p < 4

@@ -94,13 +94,13 @@ class Account(NamedTuple):
         return self.end.slopes_agree and self.end.ours_agrees and all(one.agrees for one in self.replays)
 
 
-def chosen(wanted: Sequence[str], everything: bool = False) -> list[tuple[Part, Derivation]]:
+def chosen(fn: str, wanted: Sequence[str], everything: bool = False) -> list[tuple[Part, Derivation]]:
     """The derivations named, or all, or else those of the article."""
     parts = {one.name: (part, one) for part in book.PARTS for one in part.derivations}
     for name in wanted:
         if name not in parts:
             close = ", ".join(get_close_matches(name, parts, 4, 0.5)) or "none"
-            contract.fail("explain", "name", "be one that softxent explain --list shows", f"{name!r} (close to it: {close})")
+            contract.fail(fn, "name", "be one that softxent explain --list shows", f"{name!r} (close to it: {close})")
     return [parts[name] for name in wanted] or [
         parts[one.name] for p in (book.PARTS if everything else book.ARTICLE) for one in p.derivations
     ]

@@ -49,7 +49,7 @@ def run(
     if listed:
         listing(console)
         return True
-    account = work_out(read(**options), chosen(wanted, everything))
+    account = work_out(read(**options), chosen("explain", wanted, everything))
     if html:
         _write(html, account.row)
         console.out(f"{html}: written, open it in a browser", highlight=False)

@@ -23,7 +23,7 @@ OK, NO = ("✓", "green"), ("✗", "bold red")
 def run(wanted: Sequence[str], as_json_: bool) -> int:
     """Prove the derivations that are wanted, or all; -> the exit code."""
     console = Console(stderr=as_json_)
-    proof = with_progress([one for _, one in chosen(wanted, everything=True)], console)
+    proof = with_progress([one for _, one in chosen("prove", wanted, everything=True)], console)
     if as_json_:
         print(json.dumps(as_json(proof), ensure_ascii=False, indent=1))
     else:

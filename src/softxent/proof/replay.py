@@ -1,6 +1,6 @@
 """The derivation on numbers: every line's value for given scores and truth, and the line with its numbers filled in.
 
-Values are computed from the lines themselves, in decimals of 50 digits with a range of their own, so that a line that divides by a
+Values are computed from the lines themselves, in decimals of 50 digits and more with a range of their own, so that a line that divides by a
 prediction of 1e-900 has its value too. A derivative is that of dual numbers: each operation carries (value, derivative) along, which is
 exact to rounding.
 """
@@ -23,7 +23,8 @@ Seed = tuple[Any, ...] | None  # (name, index...) of what is differentiated by
 ZERO, ONE, TWO = Decimal(0), Decimal(1), Decimal(2)
 DIGITS = 50
 CONTEXT = Context(prec=DIGITS, Emax=MAX_EMAX, Emin=MIN_EMIN)
-TOLERANCE = Decimal("1e-30")
+MORE = 150  # digits at most, beyond 50, for scores that lie apart: 1 - yhat_t may be 1e-150 and have 50 digits of its own
+TOLERANCE, FLOOR = Decimal("1e-30"), Decimal("1e-45")
 EXAMPLE = {"eps": "0.1", "lam": "0.01", "T": "2", "c": "1.5"}  # what a derivation needs beyond scores and truth
 FEATURES, ROWS = 2, 2
 
@@ -33,7 +34,10 @@ _letters = lru_cache(maxsize=None)(letters)
 class Numbers:
     """Scores z and truth y of one row, with what else a derivation speaks of, and the values of its lines."""
 
-    def __init__(self, derivation: Derivation, scores: Sequence[float], truth: Sequence[float], label: int):
+    def __init__(self, derivation: Derivation, scores: Sequence[float | Decimal], truth: Sequence[float | Decimal], label: int):
+        gap = (float(max(scores)) - float(min(scores))) / 2.302
+        self.context = CONTEXT.copy()
+        self.context.prec += int(gap) if gap < MORE else 0
         with localcontext(CONTEXT):
             self.derivation, self.label, self.classes = derivation, label, len(scores)
             self.sizes = {"N": self.classes, "D": FEATURES, "R": ROWS}
@@ -41,8 +45,9 @@ class Numbers:
             self.memo: dict[Any, Dual] = {}
 
     def value(self, e: E, at: Index | None = None) -> Decimal:
-        with localcontext(CONTEXT):
-            return self._dual(e, dict(at or {}), None)[0]
+        with localcontext(self.context):
+            value = self._dual(e, dict(at or {}), None)[0]
+        return CONTEXT.plus(value)
 
     def values(self, at: Index | None = None) -> list[Decimal]:
         """Each line's value, at the given indices."""
@@ -147,7 +152,7 @@ def arithmetic(o: str, u: Dual, v: Dual = (ZERO, ZERO)) -> Dual:
 def agree(a: Decimal, b: Decimal, rel: str = "=") -> bool:
     """Whether the value b of a line follows from the value a of the line before."""
     with localcontext(CONTEXT):
-        near = abs(a - b) <= TOLERANCE * (ONE + abs(a))
+        near = abs(a - b) <= TOLERANCE * abs(a) + FLOOR
         return near or (rel == ">=" and a > b)
 
 
