@@ -13,6 +13,8 @@ def pytest_configure(config):
     config.addinivalue_line("filterwarnings", "error")  # a NumPy warning that leaks out of the library is a defect
     # ... without its compiled kernel the library warns, and test_architecture.py fails; the other tests then speak of the formula
     config.addinivalue_line("filterwarnings", "ignore:softxent runs on plain NumPy:RuntimeWarning")
+    # ... torch warns of parts of itself that it still uses
+    config.addinivalue_line("filterwarnings", "ignore:`torch.jit:DeprecationWarning")
     # ... pytest's own workings are not the library's
     config.addinivalue_line("filterwarnings", "ignore::pytest.PytestUnraisableExceptionWarning")
 

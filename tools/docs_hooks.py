@@ -106,6 +106,6 @@ TABLES = {
     "rules": lambda: rows(
         "rule | what it says | in Coq", [(n, prose(r.says), f"`{r.lemma}`" if r.lemma else "") for n, r in RULES.items()]
     ),
-    "theorems": lambda: rows("theorem | what it states", [(theorem(name), prose(says)) for name, says in BEYOND.items()]),
+    "theorems": lambda: rows("theorem | what it states", [(theorem(name), prose(words)) for name, (words, _) in BEYOND.items()]),
     "axioms": lambda: "\n".join(f"- `{name}`" for name in sorted(AXIOMS)),
 }

@@ -11,42 +11,188 @@ from collections.abc import Iterator
 
 from .derivation import POSITIVE, Derivation
 from .expr import RANGES, E, Fact, children, in_row, letters, reindex, same, walk
+from .wellformed import ill_formed
 
 SIZES = {"N": "n", "D": "nd", "R": "nr"}
 VECTORS = ("z", "y", "yhat", "v", "w", "u", "x", "b")
 SCALARS = ("eps", "lam", "T", "c", "m", "m1", "m2", "s1", "s2", "a")
-BEYOND = {  # theorems of Softmax.v that are no line of a derivation
-    "softmax_positive": "Every prediction is positive.",
-    "softmax_le_1": "No prediction is above 1.",
-    "softmax_jacobian": "Results 1 and 2 in one: the derivative of yhat_j by z_k is yhat_j (delta_jk - yhat_k).",
-    "chain_rule": "The chain rule of Part 3, whatever names the two factors go by.",
-    "sum_one_is_needed": "The gradient is yhat_k - y_k if and only if the truth sums to one.",
-    "loss_nonneg": "A truth without a negative entry has a loss that is not negative.",
-    "gradient_sums_to_0": "The gradient's entries sum to zero.",
-    "gradient_bounded": "No entry of yhat - y is larger than 1 in size, where 0 <= y_k <= 1.",
-    "loss_shift_invariant": "The loss does not change when one number is added to every score.",
-    "gradient_shift_invariant": "Nor does the gradient.",
-    "hessian_exists": "The second derivatives exist.",
-    "hessian_entry": "They are p yhat_k (delta_kj - yhat_j).",
-    "hessian_symmetric": "The Hessian is symmetric.",
-    "hessian_is_variance": "v H v is p times the variance of v under the prediction.",
-    "hessian_nonneg": "So it is not negative, where p is not.",
-    "lse_above_tangent": "log-sum-exp lies above each of its tangent planes.",
-    "loss_above_tangent": "So does the loss.",
-    "loss_convex": "The loss is convex in the scores.",
-    "one_hot_nonneg": "A label's truth is not negative.",
-    "one_hot_picks": "A label's truth picks one term of a sum.",
-    "merge_correct": "Merging the partial sums (m, s) of two parts loses nothing: e^m s adds up.",
-    "merge_commutative": "The order of two parts does not matter.",
-    "merge_associative": "Nor does the bracketing of three.",
-    "merge_identity": "No columns at all are the unit.",
-    "any_plan_same_state": "Any tree of merges over the scores in any order arrives at the same (m, s).",
-    "run_max": "Its m is the largest score.",
-    "run_safe": "Its s is at least 1 and at most the number of scores: nothing overflows, and no logarithm is of 0.",
-    "online_chunks": "A pass over two chunks, merged, is the pass over the whole.",
-    "online_is_any_plan": "The pass that takes one score after another arrives there too.",
-    "streaming_lse": "m + log s is the log-sum-exp of the whole row.",
-    "streaming_softmax": "e^(z_k - m) / s is its softmax.",
+BEYOND = {  # theorems of Softmax.v that are no line of a derivation: in words, and what they must state
+    "softmax_positive": (
+        "Every prediction is positive.",
+        "forall (n : nat) (z : vec) (j : nat), (0 < n)%nat -> 0 < softmax n z j",
+    ),
+    "softmax_le_1": (
+        "No prediction is above 1.",
+        "forall (n : nat) (z : vec) (j : nat), (j < n)%nat -> softmax n z j <= 1",
+    ),
+    "softmax_jacobian": (
+        "Results 1 and 2 in one: the derivative of yhat_j by z_k is yhat_j (delta_jk - yhat_k).",
+        "forall (n : nat) (z : vec) (j k : nat), (j < n)%nat -> (k < n)%nat -> partial (fun z => softmax n z j) k z (softmax n "
+        "z j * (delta j k - softmax n z k))",
+    ),
+    "chain_rule": (
+        "The chain rule of Part 3, whatever names the two factors go by.",
+        "forall (n : nat) (z y : vec) (k : nat) (a b : vec), (k < n)%nat -> (forall j, (j < n)%nat -> partial (fun yhat => "
+        "cross_entropy n y yhat) j (softmax n z) (a j)) -> (forall j, (j < n)%nat -> partial (fun z => softmax n z j) k z (b "
+        "j)) -> partial (fun z => loss n y z) k z (sum n (fun j => a j * b j))",
+    ),
+    "sum_one_is_needed": (
+        "The gradient is yhat_k - y_k if and only if the truth sums to one.",
+        "forall (n : nat) (z y : vec) (k : nat), (k < n)%nat -> partial (fun z => loss n y z) k z (softmax n z k - y k) <-> sum n y = 1",
+    ),
+    "loss_nonneg": (
+        "A truth without a negative entry has a loss that is not negative.",
+        "forall (n : nat) (y : vec) (z : vec), (forall j, (j < n)%nat -> 0 <= y j) -> 0 <= loss n y z",
+    ),
+    "gradient_sums_to_0": (
+        "The gradient's entries sum to zero.",
+        "forall (n : nat) (y z : vec), (0 < n)%nat -> sum n (gradient n y z) = 0",
+    ),
+    "gradient_bounded": (
+        "No entry of yhat - y is larger than 1 in size, where 0 <= y_k <= 1.",
+        "forall (n : nat) (y : vec) (z : vec) (k : nat), (k < n)%nat -> 0 <= y k <= 1 -> Rabs (softmax n z k - y k) <= 1",
+    ),
+    "loss_shift_invariant": (
+        "The loss does not change when one number is added to every score.",
+        "forall (n : nat) (y : vec) (z : vec) (c : R), (0 < n)%nat -> loss n y (fun i => z i + c) = loss n y z",
+    ),
+    "gradient_shift_invariant": (
+        "Nor does the gradient.",
+        "forall (n : nat) (y : vec) (z : vec) (c : R) (k : nat), (k < n)%nat -> gradient n y (fun i => z i + c) k = gradient n y z k",
+    ),
+    "hessian_exists": (
+        "The second derivatives exist.",
+        "forall (n : nat) (y z : vec), is_hessian n y z (fun k j : nat => sum n y * (softmax n z k * (delta k j - softmax n z j)))",
+    ),
+    "hessian_entry": (
+        "They are p yhat_k (delta_kj - yhat_j).",
+        "forall (n : nat) (y z : vec) (H : nat -> vec) (k j : nat), is_hessian n y z H -> (k < n)%nat -> (j < n)%nat -> H k j = "
+        "sum n y * (softmax n z k * (delta k j - softmax n z j))",
+    ),
+    "hessian_symmetric": (
+        "The Hessian is symmetric.",
+        "forall (n : nat) (y z : vec) (H : nat -> vec) (k j : nat), is_hessian n y z H -> (k < n)%nat -> (j < n)%nat -> H k j = H j k",
+    ),
+    "hessian_is_variance": (
+        "v H v is p times the variance of v under the prediction.",
+        "forall (n : nat) (y z : vec) (H : nat -> vec) (v : vec), (0 < n)%nat -> is_hessian n y z H -> sum n (fun k => sum n "
+        "(fun j => v k * H k j * v j)) = sum n y * sum n (fun k => softmax n z k * (v k - mean n z v) ^ 2)",
+    ),
+    "hessian_nonneg": (
+        "So it is not negative, where p is not.",
+        "forall (n : nat) (y z : vec) (H : nat -> vec) (v : vec), (0 < n)%nat -> 0 <= sum n y -> is_hessian n y z H -> 0 <= sum "
+        "n (fun k => sum n (fun j => v k * H k j * v j))",
+    ),
+    "lse_above_tangent": (
+        "log-sum-exp lies above each of its tangent planes.",
+        "forall (n : nat) (z : vec) (w : vec), (0 < n)%nat -> lse n z + sum n (fun j => softmax n z j * (w j - z j)) <= lse n w",
+    ),
+    "loss_above_tangent": (
+        "So does the loss.",
+        "forall (n : nat) (y z : vec) (w : vec), (0 < n)%nat -> 0 <= sum n y -> loss n y z + sum n (fun j => gradient n y z j * "
+        "(w j - z j)) <= loss n y w",
+    ),
+    "loss_convex": (
+        "The loss is convex in the scores.",
+        "forall (n : nat) (y : vec) (z w : vec) (a : R), (0 < n)%nat -> 0 <= sum n y -> 0 <= a <= 1 -> loss n y (fun j => a * z "
+        "j + (1 - a) * w j) <= a * loss n y z + (1 - a) * loss n y w",
+    ),
+    "one_hot_nonneg": (
+        "A label's truth is not negative.",
+        "forall t k : nat, 0 <= delta k t",
+    ),
+    "one_hot_picks": (
+        "A label's truth picks one term of a sum.",
+        "forall (n t : nat) (f : vec), (t < n)%nat -> sum n (fun j => delta j t * f j) = f t",
+    ),
+    "merge_correct": (
+        "Merging the partial sums (m, s) of two parts loses nothing: e^m s adds up.",
+        "forall a b : state, stands_for (merge a b) = stands_for a + stands_for b",
+    ),
+    "merge_commutative": (
+        "The order of two parts does not matter.",
+        "forall a b : state, merge a b = merge b a",
+    ),
+    "merge_associative": (
+        "Nor does the bracketing of three.",
+        "forall a b c : state, merge a (merge b c) = merge (merge a b) c",
+    ),
+    "merge_identity": (
+        "No columns at all are the unit.",
+        "forall a : option state, merge_any None a = a /\\ merge_any a None = a",
+    ),
+    "any_plan_same_state": (
+        "Any tree of merges over the scores in any order arrives at the same (m, s).",
+        "forall t t' : plan, Permutation (scores t) (scores t') -> run t = run t'",
+    ),
+    "run_max": (
+        "Its m is the largest score.",
+        "forall t : plan, In (fst (run t)) (scores t) /\\ Forall (fun x => x <= fst (run t)) (scores t)",
+    ),
+    "run_safe": (
+        "Its s is at least 1 and at most the number of scores: nothing overflows, and no logarithm is of 0.",
+        "forall t : plan, 1 <= snd (run t) <= INR (length (scores t))",
+    ),
+    "online_chunks": (
+        "A pass over two chunks, merged, is the pass over the whole.",
+        "forall (x : R) (l : list R) (x' : R) (l' : list R), merge (online x l) (online x' l') = online x (l ++ x' :: l')",
+    ),
+    "online_is_any_plan": (
+        "The pass that takes one score after another arrives there too.",
+        "forall (t : plan) (x : R) (l : list R), Permutation (scores t) (x :: l) -> run t = online x l",
+    ),
+    "streaming_lse": (
+        "m + log s is the log-sum-exp of the whole row.",
+        "forall (t : plan) (n : nat) (z : vec), Permutation (scores t) (map z (seq 0 n)) -> read (run t) = lse n z",
+    ),
+    "streaming_softmax": (
+        "e^(z_k - m) / s is its softmax.",
+        "forall (t : plan) (n : nat) (z : vec) (k : nat), Permutation (scores t) (map z (seq 0 n)) -> exp (z k - fst (run t)) / "
+        "snd (run t) = softmax n z k",
+    ),
+}
+MEANINGS = {  # what the names in the statements are: Softmax.v must define them in just these words
+    "vec": ("Definition vec := nat -> R."),
+    "sum": ("Fixpoint sum (n : nat) (f : vec) : R := match n with O => 0 | S m => sum m f + f m end."),
+    "delta": ("Definition delta (j k : nat) : R := if Nat.eqb j k then 1 else 0."),
+    "sum_but": ("Definition sum_but (k n : nat) (f : vec) : R := sum n (fun j => if Nat.eqb j k then 0 else f j)."),
+    "set": ("Definition set (z : vec) (k : nat) (t : R) : vec := fun i => if Nat.eqb i k then t else z i."),
+    "partial": (
+        "Definition partial (f : vec -> R) (k : nat) (z : vec) (d : R) : Prop := derivable_pt_lim (fun t => f (set z k t)) (z k) d."
+    ),
+    "set2": ("Definition set2 (W : nat -> vec) (k d : nat) (t : R) : nat -> vec := fun i => if Nat.eqb i k then set (W i) d t else W i."),
+    "partial2": (
+        "Definition partial2 (f : (nat -> vec) -> R) (k d : nat) (W : nat -> vec) (v : R) : Prop :=\n"
+        "  derivable_pt_lim (fun t => f (set2 W k d t)) (W k d) v."
+    ),
+    "softmax": ("Definition softmax (n : nat) (z : vec) : vec := fun j => exp (z j) / sum n (fun i => exp (z i))."),
+    "cross_entropy": ("Definition cross_entropy (n : nat) (y yhat : vec) : R := - sum n (fun j => y j * ln (yhat j))."),
+    "loss": ("Definition loss (n : nat) (y z : vec) : R := cross_entropy n y (softmax n z)."),
+    "lse": ("Definition lse (n : nat) (z : vec) : R := ln (sum n (fun i => exp (z i)))."),
+    "gradient": ("Definition gradient (n : nat) (y z : vec) : vec := fun k => sum n y * softmax n z k - y k."),
+    "mean": ("Definition mean (n : nat) (z v : vec) : R := sum n (fun j => softmax n z j * v j)."),
+    "is_hessian": (
+        "Definition is_hessian (n : nat) (y z : vec) (H : nat -> vec) : Prop :=\n"
+        "  exists G : vec -> vec, (forall k z, (k < n)%nat -> partial (fun z => loss n y z) k z (G z k)) /\\\n"
+        "    forall k j, (k < n)%nat -> (j < n)%nat -> partial (fun z => G z k) j z (H k j)."
+    ),
+    "state": ("Definition state : Type := R * R."),
+    "one": ("Definition one (x : R) : state := (x, 1)."),
+    "stands_for": ("Definition stands_for (a : state) : R := exp (fst a) * snd a."),
+    "read": ("Definition read (a : state) : R := fst a + ln (snd a)."),
+    "merge": (
+        "Definition merge (a b : state) : state :=\n"
+        "  let m := Rmax (fst a) (fst b) in (m, exp (fst a - m) * snd a + exp (fst b - m) * snd b)."
+    ),
+    "merge_any": (
+        "Definition merge_any (a b : option state) : option state :=\n"
+        "  match a, b with None, _ => b | _, None => a | Some a, Some b => Some (merge a b) end."
+    ),
+    "stands_for_any": ("Definition stands_for_any (a : option state) : R := match a with None => 0 | Some a => stands_for a end."),
+    "plan": ("Inductive plan := Score (x : R) | Merge (a b : plan)."),
+    "run": ("Fixpoint run (t : plan) : state := match t with Score x => one x | Merge a b => merge (run a) (run b) end."),
+    "scores": ("Fixpoint scores (t : plan) : list R := match t with Score x => [x] | Merge a b => scores a ++ scores b end."),
+    "online": ("Definition online (x : R) (l : list R) : state := fold_left (fun a x => merge a (one x)) l (one x)."),
 }
 _DEFINED = {"yhat": "softmax z", "L": "loss y z", "lse": "lse z", "p": "sum y", "g": "gradient y z", "mu": "mean z v"}
 _OPERATORS = {"+": 1, "-": 1, "*": 3, "@": 3, "/": 3}
@@ -56,6 +202,8 @@ class Statement:
     """One equation of a derivation, said in Coq. Gathers on the way which variables it speaks of."""
 
     def __init__(self, derivation: Derivation, before: E, after: E, rel: str = "=", given: tuple[Fact, ...] = ()):
+        if fault := ill_formed(derivation):
+            raise ValueError(f"{derivation.name} cannot be said in Coq: {fault}")
         self.bodies = {one.name: one for one in derivation.where}
         self.bound = frozenset({"yhat"} if POSITIVE in derivation.given else ())  # Part 2: yhat is any positive vector
         self.rows = any(RANGES[i] == "R" for line in (before, after) for i in _bound_letters(line))
@@ -209,7 +357,6 @@ class Statement:
         says = f"{self.term(fact.left)} {fact.rel.replace('!=', '<>')} {self.term(fact.right)}"
         if fact.every is None:
             return says
-        self.indices -= {fact.every} - self.indices
         return f"(forall {fact.every}, ({fact.every} < {self._size(fact.every)})%nat -> {says})"
 
     def _size(self, index: str) -> str:

@@ -66,6 +66,11 @@ class Derivation(NamedTuple):
     def definitions(self) -> dict[str, Definition]:
         return {one.name: one for one in (*DEFINITIONS, *self.where)}
 
+    @property
+    def known(self) -> dict[str, Definition]:
+        """The definitions that may be used: where yhat is any positive vector, it is not softmax."""
+        return {name: one for name, one in self.definitions.items() if not (name == "yhat" and POSITIVE in self.given)}
+
     def theorem(self, line: int) -> str:
         """The name, in Softmax.v, of the theorem that says: line `line` follows from the one before (from 1)."""
         return f"{self.name}_{line}"
@@ -86,7 +91,7 @@ NUMERATOR_SAME = Derivation("numerator_same", "Case j = k: the numerator u", D(U
 DENOMINATOR = Derivation("denominator", "The denominator v", D(V, z[k]), (
     Step(Sum(i, D(exp(z[i]), z[k])), "linearity", "The derivative of a sum is the sum of the derivatives."),
     Step(D(UK, z[k]) + Sum(i, D(exp(z[i]), z[k]), but=k), "split the sum", "One term has the index k; all the others stand apart."),
-    Step(UK + Sum(i, 0, but=k), "derivative of exp", "Only the term e^z_k depends on z_k; for the rest, z_k does not occur."),
+    Step(UK + Sum(i, 0, but=k), "derivative of exp", "Only the term e^z_k depends on z_k; in the others z_k does not occur."),
     Step(UK, "zero and one", "A sum of zeros is zero."),
 ))  # fmt: skip
 
@@ -166,8 +171,8 @@ GRADIENT = Derivation("prediction_minus_truth", "The gradient: prediction - trut
          "Both parts were just worked out.", ("own_term", "other_terms")),
     Step(-y[k] + P(y[k] @ yhat[k] + Sum(j, y[j] @ yhat[k], but=k)), "regroup", "The terms that carry yhat_k go together."),
     Step(-y[k] + yhat[k] @ P(y[k] + Sum(j, y[j], but=k)), "factor", "yhat_k does not depend on j."),
-    Step(-y[k] + yhat[k] @ P(Sum(j, y[j])), "join the sum", "y_k and all the others are all of y."),
-    Step(-y[k] + yhat[k] * P(1), "given", "The truth sums to one: a one-hot label has a single 1.", (), (SUM_IS_1,)),
+    Step(-y[k] + yhat[k] @ P(Sum(j, y[j])), "join the sum", "y_k and all the others are the sum of all y."),
+    Step(-y[k] + yhat[k] * P(1), "given", "The truth sums to one, as a one-hot label does with its single 1.", (), (SUM_IS_1,)),
     Step(yhat[k] - y[k], "zero and one", "Prediction minus truth."),
 ))  # fmt: skip
 BEFORE_SUM_IS_1 = 6  # the line of GRADIENT that holds for any truth
@@ -227,7 +232,7 @@ LOSS_SHIFT = Derivation("loss_shift", "The loss does not see a shift", p @ P(c +
     Step(p @ c + p @ lse - (Sum(j, y[j] @ z[j]) + Sum(j, y[j] @ c)), "expand", "Multiply both brackets out."),
     Step(p @ c + p @ lse - (Sum(j, y[j] @ z[j]) + P(Sum(j, y[j])) @ c), "factor", "c does not depend on j."),
     Step(p @ c + p @ lse - (Sum(j, y[j] @ z[j]) + p @ c), "definition", "The sum of the truth is its mass p.", ("p",)),
-    Step(p @ lse - Sum(j, y[j] @ z[j]), "opposites", "The same amount is added and taken away: the mass in the loss must be the truth's."),
+    Step(p @ lse - Sum(j, y[j] @ z[j]), "opposites", "The same amount is added and taken away; it is the same because p is the sum of y."),
     Step(L, "result", "It is the loss without the shift.", ("loss_by_lse",)),
 ))  # fmt: skip
 
@@ -389,7 +394,7 @@ MERGE = Derivation("merge_parts", "Two parts merge", exp(m) * P(exp(m1 - m) @ s1
 ))  # fmt: skip
 
 READ_LSE = Derivation("read_lse", "Reading lse off a part", m + log(Sum(i, exp(z[i] - m))), (
-    Step(log(exp(m) * P(Sum(i, exp(z[i] - m)))), "logarithm", "m is log e^m, and a sum of logarithms is that of the product."),
+    Step(log(exp(m) * P(Sum(i, exp(z[i] - m)))), "logarithm", "m is log e^m, and a sum of logarithms is the logarithm of the product."),
     Step(log(Sum(i, exp(m) @ exp(z[i] - m))), "expand", "The factor goes inside the sum."),
     Step(log(Sum(i, exp(z[i]))), "exponential", "m cancels."),
     Step(lse, "definition", "The logarithm of the sum of exponentials.", ("lse",)),
@@ -399,7 +404,7 @@ REST = Sum(i, exp(z[i] - m), but=t)
 ODDS = Definition(a, P(m - z[t]) + log(REST))
 TWO_CLASSES = Fact(N, ">", ONE)
 LABEL_APART = Derivation("label_apart", "The odds against the label", exp(a), (
-    Step(exp(P(m - z[t]) + log(REST)), "definition", "a is summed over the classes that are not the label.", ("a",)),
+    Step(exp(P(m - z[t]) + log(REST)), "definition", "a is the logarithm of the others' sum, less z_t.", ("a",)),
     Step(exp(m) / exp(z[t]) * P(REST), "exponential", "The exponential of a sum is a product, and e^log s is s."),
     Step(P(Sum(i, exp(m) @ exp(z[i] - m), but=t)) / exp(z[t]), "distribute", "The factor goes inside the sum."),
     Step(P(Sum(i, exp(z[i]), but=t)) / exp(z[t]), "exponential", "m cancels."),
@@ -410,7 +415,7 @@ TINY_LOSS = Derivation("tiny_loss", "The loss of a label without cancellation", 
     Step(log(Sum(i, exp(z[i])) / exp(z[t])), "logarithm", "The logarithm changes sign when the fraction is turned over."),
     Step(log((exp(z[t]) + Sum(i, exp(z[i]), but=t)) / exp(z[t])), "split the sum", "The label stands apart from the others."),
     Step(log(1 + P(Sum(i, exp(z[i]), but=t)) / exp(z[t])), "fractions", "Divide each of the two by e^z_t."),
-    Step(log(1 + exp(a)), "result", "Nothing is subtracted: a loss of 1e-9 keeps all its digits.", ("label_apart",)),
+    Step(log(1 + exp(a)), "result", "No two nearly equal numbers are subtracted: a loss of 1e-9 keeps all its digits.", ("label_apart",)),
 ), given=(TWO_CLASSES,), where=(ODDS,))  # fmt: skip
 
 MISS = Derivation("miss", "The probability of a miss", 1 - yhat[t], (
@@ -496,7 +501,8 @@ class Part(NamedTuple):
 PARTS = (
     Part("Part 1. The derivative of softmax", "How a prediction changes when a score changes a little.",
          (NUMERATOR_SAME, DENOMINATOR, RESULT_1, NUMERATOR_OTHER, RESULT_2)),
-    Part("Part 2. The derivative of cross-entropy", "How the loss changes when a prediction changes a little.",
+    Part("Part 2. The derivative of cross-entropy",
+         "How the loss changes when one prediction changes a little and the others stay. They are positive, so they have logarithms.",
          (LOG_SAME, LOG_OTHER, RESULT_3)),
     Part("Part 3. The chain rule", "Both together: how the loss changes when a score changes a little.",
          (OWN_TERM, OTHER_TERMS, ONE_HOT_SUM, GRADIENT)),

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .coq import BEYOND, statements
+from .coq import BEYOND, MEANINGS, statements
 from .derivation import DERIVATIONS, Derivation
 
 SOURCE = Path(__file__).with_name("Softmax.v")
@@ -21,6 +21,12 @@ AXIOMS = {  # what the real numbers of Coq's standard library stand on; nothing 
     "FunctionalExtensionality.functional_extensionality_dep",
     "Classical_Prop.classic",
 }
+_HEAD = [
+    "From Coq Require Import Reals List Permutation.",
+    "Import ListNotations.",
+    "From Softxent Require Softmax.",
+    "Open Scope R_scope.",
+]
 HOW_TO_GET_COQ = "on Debian or Ubuntu: apt-get install --no-install-recommends coq; elsewhere: https://rocq-prover.org/install"
 
 
@@ -62,7 +68,8 @@ class Proof:
 
     @property
     def proved(self) -> bool:
-        return self.coq is not None and self.coq_error is None and all(x.proved for x in self.lines) and self.axioms <= AXIOMS
+        lines = bool(self.lines) and all(x.proved for x in self.lines)
+        return self.coq is not None and self.coq_error is None and lines and self.axioms <= AXIOMS
 
 
 def silent(what: str, n: int, of: int) -> None:
@@ -93,15 +100,20 @@ def _by_rules(lines: list[Checked], tell: Callable[[str, int, int], None]) -> No
 def _by_coq(coqc: str, proof: Proof, tell: Callable[[str, int, int], None]) -> None:
     version = subprocess.run([coqc, "--version"], capture_output=True, text=True, check=False).stdout
     proof.coq = " ".join(version.split("\n")[0].split()[-1:]) or "?"
+    source_text = SOURCE.read_text()
+    for name, meaning in MEANINGS.items():
+        if source_text.count(meaning) != 1:
+            proof.coq_error = f"Softmax.v does not define {name} as the statements mean it"
+            return
     with tempfile.TemporaryDirectory() as folder:
         where = Path(folder)
-        (where / "Softmax.v").write_text(SOURCE.read_text())
+        (where / "Softmax.v").write_text(source_text)
         tell("Coq: Softmax.v", 0, 2)
         done = _coqc(coqc, where, "Softmax.v")
         if done.returncode:
             proof.coq_error = f"Softmax.v: {_message(done)}"
             return
-        seconds = _seconds(SOURCE.read_text(), done.stdout)
+        seconds = _seconds(source_text, done.stdout)
         wanted = {name: says for x in proof.lines if not x.line for name, says in statements(x.derivation)}
         checked = {x.theorem: x for x in proof.lines}
         while wanted:
@@ -111,31 +123,38 @@ def _by_coq(coqc: str, proof: Proof, tell: Callable[[str, int, int], None]) -> N
             done = _coqc(coqc, where, "Lines.v")
             if not done.returncode:
                 break
-            name = _culprit(done.stderr, at)
-            if name is None:
-                proof.coq_error = _message(done)
+            culprit = _culprit(done.stderr, at)
+            if culprit not in wanted:
+                proof.coq_error = f"{culprit or 'Lines.v'}: {_message(done)}"
                 return
-            checked[name].coq_refused = _message(done)
-            del wanted[name]
+            checked[culprit].coq_refused = _message(done)
+            del wanted[culprit]
         for name in wanted:
             checked[name].coq_seconds = seconds.get(name, 0.0)
-        proof.axioms = set(re.findall(r"^(\S+)\s*:", done.stdout.partition("Axioms:")[2], re.M)) if wanted else set()
+        proof.axioms = _assumed(done.stdout)
         tell("Coq", 2, 2)
 
 
 def _lines_file(wanted: dict[str, str]) -> tuple[str, list[tuple[int, int, str]]]:
     """A file in which each line says what the data says, and its theorem must prove just that; and where each begins."""
-    text = ["From Coq Require Import Reals.", "From Softxent Require Import Softmax.", "Open Scope R_scope.", ""]
+    text = [*_HEAD, *(f"Notation {name} := Softmax.{name}." for name in MEANINGS), ""]  # its own notations stay in Softmax.v
     at = []
-    for name, says in wanted.items():
+    everything = wanted | {name: says for name, (_, says) in BEYOND.items()}
+    for name, says in everything.items():
         start = sum(t.count("\n") + 1 for t in text) + 1
-        text += [f"Definition says_{name} : Prop := {says}.", f"Definition line_{name} : says_{name} := @{name}.", ""]
+        text += [f"Definition says_{name} : Prop := {says}.", f"Definition line_{name} : says_{name} := @Softmax.{name}.", ""]
         at.append((start, start + says.count("\n") + 3, name))
-    names = [*(f"line_{name}" for name in wanted), *(f"@{name}" for name in BEYOND)]
+    names = [f"line_{name}" for name in everything]
     some = range(0, len(names), 16)
     text += [f"Definition all_{n} := ({', '.join(names[n : n + 16])}, tt)." for n in some]
     text += [f"Definition everything := ({', '.join(f'all_{n}' for n in some)}, tt).", "Print Assumptions everything.", ""]
     return "\n".join(text), at
+
+
+def _assumed(output: str) -> set[str]:
+    """What Print Assumptions lists: names of axioms, and in its own words what else was taken for granted."""
+    lines = [line for line in output.partition("Axioms:")[2].splitlines() if line.strip() and not line.startswith((" ", "Chars "))]
+    return {named[1] if (named := re.match(r"(\S+)\s*:", line)) else line for line in lines}
 
 
 def _culprit(errors: str, at: list[tuple[int, int, str]]) -> str | None:

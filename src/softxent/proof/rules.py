@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from .derivation import DERIVATIONS, POSITIVE, Derivation, Step
+from .derivation import DERIVATIONS, POSITIVE, TWO_CLASSES, Derivation, Step
 from .expr import (
     RANGES,
     D,
@@ -37,6 +37,7 @@ from .expr import (
     walk,
 )  # fmt: skip
 from .symbolic import Meaning
+from .wellformed import ill_formed
 
 ZERO, ONE = lift(0), lift(1)
 Pairs = frozenset[frozenset[str]]
@@ -114,23 +115,35 @@ def _unfolded(e: E, uses: tuple[str, ...], definitions: dict[str, Definition]) -
 
 
 def definition(line: Line) -> bool:
-    uses, known = line.step.uses, line.derivation.definitions
+    uses, known = line.step.uses, line.derivation.known
     if not uses or not set(uses) <= set(known) or same(line.before, line.after):
         return False
-    return same(_unfolded(line.before, uses, known), _unfolded(line.after, uses, known))
+
+    def alike(some: tuple[str, ...]) -> bool:
+        return same(_unfolded(line.before, some, known), _unfolded(line.after, some, known))
+
+    return alike(uses) and not any(alike(tuple(u for u in uses if u != left_out)) for left_out in uses)
 
 
 def recognise(line: Line) -> bool:
     """A definition read backwards, with v/v = 1 on the way."""
-    before, after = (_unfolded(e, line.step.uses, line.derivation.definitions) for e in (line.before, line.after))
-    return not same(before, after) and bool(line.step.uses) and _equal(line, "fractions", before, after)
+    uses, known = line.step.uses, line.derivation.known
+    if not uses or not set(uses) <= set(known):
+        return False
+
+    def alike(some: tuple[str, ...]) -> bool:
+        before, after = (_unfolded(e, some, known) for e in (line.before, line.after))
+        return not same(before, after) and _equal(line, "fractions", before, after)
+
+    return alike(uses) and not any(alike(tuple(u for u in uses if u != left_out)) for left_out in uses)
 
 
 def quotient_rule(line: Line) -> bool:
     def rewrite(e: E, _: E, __: Pairs) -> Iterator[E]:
         if e.op == "D":
             f, x = e.args
-            f = _unfolded(f, tuple({f.args[0]} & set(line.derivation.definitions)), line.derivation.definitions) if f.op == "at" else f
+            known = line.derivation.known
+            f = _unfolded(f, (f.args[0],), known) if f.op == "at" and f.args[0] in known and f.args[0] != x.args[0] else f
             if f.op == "/":
                 u, v = f.args
                 yield (D(u, x) * v - u * D(v, x)) / v**2
@@ -140,7 +153,7 @@ def quotient_rule(line: Line) -> bool:
 
 def _mentions(line: Line, f: E, x: E) -> list[E]:
     """The entries of x's vector in f, definitions written out."""
-    known = {n: d for n, d in line.derivation.definitions.items() if n != x.args[0]}
+    known = {n: d for n, d in line.derivation.known.items() if n != x.args[0]}
     while open_ := names(f) & set(known):
         f = _unfolded(f, tuple(open_), known)
     return [e for e in walk(f) if e.op == "at" and e.args[0] == x.args[0]]
@@ -232,10 +245,10 @@ def chain_rule(line: Line) -> bool:
             return
         w = product.args[0].args[1]
         through = [u for u in _mentions(line, f, w) if u.args[0] == w.args[0]]
-        known = {n: d for n, d in line.derivation.definitions.items() if n != w.args[0]}
+        known = {n: d for n, d in line.derivation.known.items() if n != w.args[0]}
         while open_ := names(f) & set(known):
             f = _unfolded(f, tuple(open_), known)
-        if w.args[1:] == (after.args[0],) and w.args[0] in line.derivation.definitions and through and x.args[0] not in names(f):
+        if w.args[1:] == (after.args[0],) and w.args[0] in line.derivation.known and through and x.args[0] not in names(f):
             yield Sum(after.args[0], D(e.args[0], w) * D(w, x))
 
     return line.rewrites(rewrite)
@@ -265,9 +278,10 @@ def result(line: Line) -> bool:
             used = DERIVATIONS.get(name)
             if used is None or not set(used.where) <= set(line.derivation.where):
                 continue
-            if not set(used.given) - {POSITIVE} <= set(line.facts):
+            if not set(used.given) - {POSITIVE} <= set(line.facts) or (POSITIVE in line.facts and POSITIVE not in used.given):
                 continue
-            last = next((n for n, step in enumerate(used.steps) if not set(step.given) <= set(line.facts)), len(used.steps))
+            stop = (n for n, step in enumerate(used.steps) if not set(step.given) <= set(line.facts) or step.rel != "=")
+            last = next(stop, len(used.steps))
             if last:
                 yield used, *used.upto(last)
 
@@ -277,9 +291,8 @@ def result(line: Line) -> bool:
                 for left, right in ((start, end), (in_row(start, "r"), in_row(end, "r"))):
                     left, right = (right, left) if backwards else (left, right)
                     found: dict[str, str] = {}
-                    if _matches(left, e, found, {}) and all(
-                        frozenset((found.get(a, a), found.get(b, b))) in apart for a, b in used.distinct
-                    ):
+                    apart_too = all(frozenset((found.get(a, a), found.get(b, b))) in apart for a, b in used.distinct)
+                    if _matches(left, e, found, {}) and apart_too and found.get("t", "t") == "t":
                         yield reindex(right, found)
 
         return rewrite
@@ -315,7 +328,9 @@ def given(line: Line) -> bool:
             if fact.rel == "=" and same(e, fact.left):
                 yield fact.right
 
-    return line.rewrites(rewrite)
+    # what holds at a point need not hold beside it: not inside a derivative
+    derived = any(x.op == "D" for x in walk(line.before))
+    return not derived and line.rewrites(rewrite)
 
 
 def one_hot(line: Line) -> bool:
@@ -475,16 +490,16 @@ def positive(line: Line, e: E) -> bool:
     if o == "num":
         return bool(a[0] > 0)
     if o == "at":
-        return a[0] in ("yhat", "N") or any(f.rel == ">" and _states(f, e) for f in line.facts)
+        softmax = a[0] == "yhat" and "yhat" in line.derivation.known
+        return softmax or a[0] == "N" or any(f.rel == ">" and _states(f, e) for f in line.facts)
     if o in ("*", "/"):
         return all(positive(line, x) for x in a)
     if o == "+":
         return all(positive(line, x) for x in a)
     if o == "-":  # a sum less one of its terms, where there are two
         return False
-    if o == "sum":
-        two = any(f.rel == ">" and f.left.args == ("N",) for f in line.facts)
-        return positive(line, a[2]) and (a[1] is None or two)
+    if o == "sum":  # of features or rows there may be none
+        return RANGES[a[0]] == "N" and positive(line, a[2]) and (a[1] is None or TWO_CLASSES in line.facts)
     return o == "exp" or (o == "^" and positive(line, a[0]))
 
 
@@ -494,9 +509,9 @@ def not_negative(line: Line, e: E) -> bool:
     if positive(line, e) or o == "^":
         return True
     if o == "at":
-        body = line.derivation.definitions.get(a[0])
+        body = line.derivation.known.get(a[0])
         known = any(f.rel == ">=" and _states(f, e) for f in line.facts)
-        return known or (body is not None and a[0] in line.step.uses and not_negative(line, body.body))
+        return known or (body is not None and a[0] in line.step.uses and not_negative(line, unfold(e, body)))
     if o in ("*", "/", "+"):
         return all(not_negative(line, x) for x in a)
     return not_negative(line, a[2]) if o == "sum" else o == "num" and a[0] >= 0
@@ -504,10 +519,9 @@ def not_negative(line: Line, e: E) -> bool:
 
 def _states(fact: Fact, e: E) -> bool:
     """Whether the fact compares e with 0."""
-    if not same(fact.right, ZERO):
-        return False
-    left = fact.left if fact.every is None else reindex(fact.left, dict(zip(fact.left.args[1:], e.args[1:], strict=False)))
-    return left.args[0] == e.args[0] and same(left, e)
+    if fact.every is None or not same(fact.right, ZERO):
+        return same(fact.right, ZERO) and same(fact.left, e)
+    return any(RANGES[i] == RANGES[fact.every] and same(reindex(fact.left, {fact.every: i}), e) for i in letters(e))
 
 
 def defined(line: Line, e: E) -> bool:
@@ -525,30 +539,46 @@ RULES = {
     "quotient rule": Rule("(u/v)' = (u' v - u v') / v^2, where v is not 0.", "d_div", quotient_rule),
     "linearity": Rule("(f + g)' = f' + g', and (c f)' = c f' for a constant c; so a derivative moves inside a sum.", "d_sum", linearity),
     "constant": Rule("What does not contain x has the derivative 0.", "d_const", constant),
-    "coordinate": Rule("x_k' = 1 by x_k, and 0 by any other x.", "coordinate_other", coordinate),
+    "coordinate": Rule(
+        "By x_k, the derivative of x_k is 1, of x_k/c it is 1/c, and of any other x it is 0.", "coordinate_other", coordinate
+    ),
     "derivative of exp": Rule("(e^f)' = e^f f'.", "d_exp", _derivative_of("exp", exp)),
     "derivative of log": Rule("(log f)' = f'/f, where f > 0.", "d_ln", _derivative_of("log", lambda f: 1 / f)),
     "derivative of tanh": Rule("(tanh f)' = (1 - tanh^2 f) f'.", "d_tanh", _derivative_of("tanh", lambda f: 1 - tanh(f) ** 2)),
     "derivative of a square": Rule("(f^2)' = 2 f f'.", "d_square", _derivative_of("^", lambda f: 2 * f)),
-    "chain rule": Rule("What contains x through w_1, w_2, ... has the derivative sum_j (by w_j) (w_j by x).", "chain_rule", chain_rule),
+    "chain rule": Rule(
+        "What contains x only through w_1, w_2, ... has the derivative sum_j (by w_j) (w_j by x).", "chain_rule", chain_rule
+    ),
     "split the sum": Rule("A sum is one of its terms, plus the sum of the others.", "sum_split", split),
     "join the sum": Rule("One term and the sum of the others is the whole sum.", "sum_split", join),
     "result": Rule("What another derivation has shown.", "", result),
     "given": Rule("A fact that is given.", "", given),
     "one-hot": Rule("The label is 1 at the class t, and 0 at any other.", "delta", one_hot),
     "one term": Rule("In a sum of terms times the label, the term at t is left.", "sum_delta", one_term),
-    "count": Rule("N equal terms are N times one.", "sum_const", count),
-    "regroup": Rule("The order and the grouping of terms and factors do not matter.", "ring", _algebra("regroup")),
-    "zero and one": Rule("Adding 0 or multiplying by 1 changes nothing; 0 times anything is 0.", "ring", _algebra("zero and one")),
+    "count": Rule("N equal terms are N times one of them.", "sum_const", count),
+    "regroup": Rule("The order and the grouping of terms and factors do not matter; a times 1/b is a/b.", "ring", _algebra("regroup")),
+    "zero and one": Rule(
+        "Adding 0 or multiplying by 1 changes nothing; 0 times anything is 0, and so is a sum of zeros.", "ring", _algebra("zero and one")
+    ),
     "opposites": Rule("What is added and taken away is gone.", "ring", _algebra("opposites")),
     "expand": Rule("a (b + c) = a b + a c, and so for sums.", "sum_scal", _algebra("distribute", lambda b, a: _brackets(a) < _brackets(b))),
     "factor": Rule("a b + a c = a (b + c), and so for sums.", "sum_scal", _algebra("distribute", lambda b, a: _brackets(a) > _brackets(b))),
     "distribute": Rule("a (b + c) = a b + a c, read both ways in one line.", "sum_scal", _algebra("distribute")),
-    "cancel": Rule("What stands above and below, and is not 0, goes.", "field", _algebra("fractions", lambda b, a: _size(a) < _size(b))),
-    "fractions": Rule("Fractions with one denominator add, fractions multiply above and below.", "field", _algebra("fractions")),
-    "exponential": Rule("e^(a + b) = e^a e^b, and e^log a = a.", "exp_plus", _seen_through("exps")),
-    "logarithm": Rule("log (a b) = log a + log b and log e^a = a, for a, b > 0.", "ln_mult", _seen_through("logs")),
-    "no negative term": Rule("A sum of products without a negative factor is not negative.", "sum_nonneg", no_negative_term),
+    "cancel": Rule(
+        "What stands above and below a fraction, and is not 0, goes; then a bracket may be multiplied out.",
+        "field",
+        _algebra("fractions", lambda b, a: _size(a) < _size(b)),
+    ),
+    "fractions": Rule(
+        "Fractions with one denominator add, fractions multiply above and below, and v/v = 1.", "field", _algebra("fractions")
+    ),
+    "exponential": Rule("e^(a + b) = e^a e^b, and e^log a = a where a > 0.", "exp_plus", _seen_through("exps")),
+    "logarithm": Rule(
+        "log (a b) = log a + log b and log (a/b) = log a - log b for a, b > 0; log e^a = a.", "ln_mult", _seen_through("logs")
+    ),
+    "no negative term": Rule(
+        "A sum of products without a negative factor is not negative; a square is not.", "sum_nonneg", no_negative_term
+    ),
 }
 
 
@@ -556,13 +586,19 @@ def refusal(derivation: Derivation, n: int) -> str | None:
     """Why line `n` of a derivation (from 1) does not follow from the one before; None where it does."""
     line = Line(derivation, derivation.lines[n - 1], derivation.steps[n - 1])
     step = line.step
+    if fault := ill_formed(derivation):
+        return fault
     if step.rule not in RULES:
         return f"there is no rule {step.rule!r}"
     if not all(defined(line, e) for e in (line.before, line.after, *(one.body for one in derivation.where))):
         return "it divides by what may be 0, or takes the logarithm of what may not be positive"
     if (step.rel == ">=") != (step.rule == "no negative term"):
         return f"the rule {step.rule!r} does not give {step.rel}"
-    if not RULES[step.rule].holds(line):
+    try:
+        holds = RULES[step.rule].holds(line)
+    except NotImplementedError as error:
+        return str(error)
+    if not holds:
         return f"it does not follow by {step.rule!r}" + (f" of {', '.join(step.uses)}" if step.uses else "")
     if step.rel == "=" and line.meaning().residual(line.before, line.after) != 0:
         return "its normal form differs from that of the line before"

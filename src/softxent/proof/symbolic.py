@@ -16,7 +16,7 @@ from typing import Any
 import sympy as sp
 from sympy.core.function import AppliedUndef
 
-from .derivation import Derivation
+from .derivation import TWO_CLASSES, Derivation
 from .expr import RANGES, Definition, E, Fact, bare, in_row, letters, reindex
 
 delta = sp.Function("delta")
@@ -45,11 +45,16 @@ class Meaning:
 
     @cached_property
     def definitions(self) -> dict[str, Definition]:
-        return self.derivation.definitions if self.unfold else {}
+        return self.derivation.known if self.unfold else {}
 
     @cached_property
     def apart(self) -> set[frozenset[str]]:
         return {frozenset(pair) for pair in self.derivation.distinct}
+
+    @cached_property
+    def two(self) -> bool:
+        """Whether there are two classes or more."""
+        return TWO_CLASSES in (*self.given, *self.derivation.given)
 
     def __call__(self, e: E) -> Any:
         """The normal form of a line."""
@@ -170,15 +175,15 @@ class Meaning:
         """Whether an atom or a sum of atoms is known to be positive."""
         if isinstance(x, (sp.exp, EXP)) or x.is_positive or x.func == sp.Function("yhat"):
             return True
-        if x.func in _RANGE_OF or x.func in OTHERS.values():
-            return all(self.positive(f) for f in sp.Mul.make_args(x.args[-1]))
+        if x.func in (TOTAL["N"], OTHERS["N"]):  # of features or rows there may be none
+            inside = all(self.positive(f) for f in sp.Mul.make_args(x.args[-1]))
+            return inside and (x.func == TOTAL["N"] or self.two)
         if x.is_Mul or x.is_Pow:
             return all(self.positive(f) for f in (x.args if x.is_Mul else x.args[:1]))
         if x.is_Add and all(self.positive(term) for term in x.args):
             return True
         # a sum over all but one: total(f) - f(t), where there are two or more
-        two = any(fact.rel == ">" and fact.left.args == ("N",) for fact in (*self.given, *self.derivation.given))
-        for t in x.atoms(*TOTAL.values()) if two and x.is_Add else ():
+        for t in x.atoms(TOTAL["N"]) if self.two and x.is_Add else ():
             rest = sp.expand(t - x)
             if self.positive(t) and any(sp.expand(rest - _term(t, i)) == 0 for i in x.free_symbols):
                 return True
@@ -191,7 +196,7 @@ class Meaning:
         if not self.differentiate:  # an atom, told apart by what it says and its indices
             free = sorted(letters(e))
             said = bare(reindex(e, {i: f"#{n}" for n, i in enumerate(free)}))
-            return sp.Function(f"D{abs(hash(str(said)))}")(*(self._letter(i, ix) for i in free))
+            return sp.Function(str(said))(*(self._letter(i, ix) for i in free))
         name = x.args[0]
         by = sp.Function(name)(*(self._letter(i, ix) for i in x.args[1:]))
         inside = kept | {name}
@@ -200,6 +205,8 @@ class Meaning:
 
     def _diff(self, f: Any, x: Any) -> Any:
         """df/dx by the chain rule over the entries and sums that f is made of."""
+        if f.has(sp.nan):
+            return sp.nan
         names = {a: sp.Dummy() for a in f.atoms(*TOTAL.values())}
         names |= {a: sp.Dummy() for a in f.xreplace(names).atoms(AppliedUndef) if a.func not in (delta, TANH)}
         flat = f.xreplace(names).replace(TANH, sp.tanh)
