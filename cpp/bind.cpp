@@ -9,6 +9,9 @@
 #include <stdexcept>
 #include <vector>
 #include "kernel.h"
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
 #include "threads.h"
 
 namespace nb = nanobind;
@@ -92,6 +95,40 @@ static void* scratch(size_t bytes) {
   return mine.get();
 }
 
+// Memory for a large gradient, in huge pages where there are any. The last one given back is kept for the next: a fresh page costs more than
+// the kernel takes to fill it (125 MiB: 90 ms against 20). In a forked child a busy slot stays busy, and is gone without.
+struct Kept { void* data; size_t bytes; };
+static Kept kept = {nullptr, 0};
+static std::atomic_flag busy = ATOMIC_FLAG_INIT;
+static constexpr size_t PAGE = 2 << 20;
+
+static Kept swap_kept(Kept wanted, bool (*fits)(const Kept&, size_t), size_t bytes) {     // -> what was kept, if it fits; else what was wanted
+  if (busy.test_and_set(std::memory_order_acquire)) return wanted;
+  const Kept was = kept;
+  const bool go = fits(was, bytes);
+  if (go) kept = wanted;
+  busy.clear(std::memory_order_release);
+  return go ? was : wanted;
+}
+static void give_back(void* block) noexcept {
+  Kept* k = (Kept*)block;
+  ::free(swap_kept(*k, [](const Kept& was, size_t bytes) { return was.bytes <= bytes; }, k->bytes).data);
+  delete k;
+}
+static nb::ndarray<nb::numpy, uint8_t> buffer(size_t bytes) {
+  const size_t whole = (bytes + PAGE - 1) / PAGE * PAGE;
+  Kept mine = swap_kept({nullptr, 0}, [](const Kept& was, size_t n) { return was.data && was.bytes >= n && was.bytes <= 2 * n; }, whole);
+  if (!mine.data) {
+    mine = {aligned_alloc(PAGE, whole), whole};
+    if (!mine.data) throw std::bad_alloc();
+#if defined(__linux__)
+    madvise(mine.data, whole, MADV_HUGEPAGE);
+#endif
+  }
+  return nb::ndarray<nb::numpy, uint8_t>(mine.data, {bytes}, nb::capsule(new Kept(mine), give_back));
+}
+static void trim() { ::free(swap_kept({nullptr, 0}, [](const Kept&, size_t) { return true; }, 0).data); }
+
 // Whole rows, `grain` at a time. The calling thread looks for a Ctrl-C meanwhile.
 static bool by_rows(const Job& j, Kernel run, int threads) {
   const int64_t tile = j.cols <= TALL ? TILE : tile_of(j.cols), fair = j.rows / threads / tile, much = (1 << 16) / whole(j.cols) / tile;
@@ -144,16 +181,11 @@ static void by_blocks(const Job& j, Kernel run, int threads, bool gradient) {
   });
 }
 
-static void call(Op op, Job j, const Logits& z, const std::optional<Dense>& off, int threads) {
-  const Type type = type_of(z.dtype());
-  const int64_t size = type == F64 ? 8 : type == F32 ? 4 : 2;
-  Off kind = SAME;
-  if (off) {
-    const Type o = type_of(off->dtype());
-    need(o == type || (o == F32 && size == 2), "off must have the type of z, or float32 for bfloat16 and float16");
-    kind = o == type ? SAME : WIDE;
-  }
+static int64_t size_of(Type type) { return type == F64 ? 8 : type == F32 ? 4 : 2; }
+
+static void call(Op op, Job j, Type type, Off kind, int threads) {
   if (!j.rows || !j.cols) return;
+  const int64_t size = size_of(type);
   j.stream = op != FORWARD && j.z != j.dz && j.rows * j.cols * size >= 48 << 20;
   j.ahead = threads == 1;              // -10 % on one thread; on two the memory is busy enough, +8 %
   const Kernel run = isa().run[type][kind][op];
@@ -162,6 +194,34 @@ static void call(Op op, Job j, const Logits& z, const std::optional<Dense>& off,
     if (threads > 1 && j.rows < 4 * threads && j.rows % threads && blocks_of(j.cols) > 6) by_blocks(j, run, threads, op != FORWARD);
     else whole_run = by_rows(j, run, threads); }
   if (!whole_run) throw nb::python_error();
+}
+
+static void call(Op op, const Job& j, const Logits& z, const std::optional<Dense>& off, int threads) {
+  const Type type = type_of(z.dtype());
+  Off kind = SAME;
+  if (off) {
+    const Type o = type_of(off->dtype());
+    need(o == type || (o == F32 && size_of(type) == 2), "off must have the type of z, or float32 for bfloat16 and float16");
+    kind = o == type ? SAME : WIDE;
+  }
+  call(op, j, type, kind, threads);
+}
+
+// The layer as PyTorch's users call it: a contiguous matrix, a label for every row, a mean or a sum, and the gradient (dz, or null). Addresses
+// instead of arrays, and one number back: an array costs a microsecond each. -> none where a label is no class, or ignored.
+static std::optional<double> scalar(uintptr_t z, uintptr_t label, uintptr_t dz, int64_t rows, int64_t cols, int type, int64_t ignore, double scale, int threads) {
+  const int64_t* t = (const int64_t*)label;
+  for (int64_t i = 0; i < rows; i++) if ((uint64_t)t[i] >= (uint64_t)cols || t[i] == ignore) return std::nullopt;
+  static thread_local std::vector<double> result;
+  if ((int64_t)result.size() < 2 * rows) result.resize(2 * rows);
+  const double truth[TRUTHS] = {1, 0, 0, scale};
+  Job j = {};
+  j.rows = rows; j.cols = cols; j.z = (const void*)z; j.z_step = cols; j.label = t; j.label_step = 1;
+  j.truth = truth; j.truth_step = 1; j.dz = (void*)dz; j.dz_step = cols; j.loss = result.data(); j.lse = j.loss + rows;
+  call(dz ? FUSED : FORWARD, j, (Type)type, SAME, threads);
+  double sum = 0;
+  for (int64_t i = 0; i < rows; i++) sum += j.loss[i];
+  return sum * scale;
 }
 
 static int64_t first_outside(const Labels& label, int64_t classes, int64_t ignore) {
@@ -190,6 +250,9 @@ NB_MODULE(_kernel, m) {
     Job j = job(z, label, truth, off); set_out(j, out, z); set_result(j, result); if (parts) set_parts(j, *parts);
     call(FUSED, j, z, off, threads);
   }, "z"_a.noconvert(), "label"_a.noconvert(), "truth"_a.noconvert(), "off"_a.noconvert().none(), "out"_a.noconvert(), "result"_a.noconvert(), "parts"_a.noconvert().none(), "threads"_a = 1);
+  m.def("scalar", scalar);
+  m.def("buffer", buffer, "bytes"_a);
+  m.def("trim", trim);
   m.def("first_outside", first_outside, "label"_a.noconvert(), "classes"_a, "ignore_index"_a);
   m.def("bits16", [](nb::ndarray<nb::device::cpu, nb::ro> x) {          // a 16-bit DLPack tensor as NumPy uint16, the same memory
     need(x.dtype().bits == 16, "x must have 16-bit entries");

@@ -28,13 +28,13 @@ def test_a_run_writes_times_tables_and_a_plot(results):
     assert found["notes"] == []
     assert found["machine"]["backend"].startswith("cpu")
     times = [r for r in found["records"] if r["kind"] == "times" and not r["isa"]]
-    assert len(times) == 2 * (2 * 2 + 1)  # threads x (shapes x dtypes + the tiny call)
+    assert len(times) == 2 * (2 * 2 + 2)  # threads x (shapes x dtypes + the tiny calls)
     for r in times:
-        assert {"memcpy", "fused", "forward", "backward", "torch"} <= r["seconds"].keys()
+        assert {"memcpy", "fused", "forward", "backward", "torch", "softxent.torch"} <= r["seconds"].keys()
         assert ("sklearn" in r["seconds"]) == (r["dtype"] == "f32")
         assert all(t is None or t > 0 for took in r["seconds"].values() for t in took)
     text = (results / "bench.md").read_text()
-    assert text.count("[16, 50] | f32") == len([r for r in found["records"] if r["shape"] == [16, 50] and r["dtype"] == "f32"]) + 1
+    assert text.count("[16, 50] | f32") == len([r for r in found["records"] if r["shape"] == [16, 50] and r["dtype"] == "f32"]) + 2
     assert (results / "bench.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -364,3 +364,11 @@ def test_backends_say_what_runs(backend):
 def test_the_number_of_threads_is_what_was_set():
     softxent.set_num_threads(3)
     assert softxent.get_num_threads() == 3
+
+
+def test_probabilities_may_lie_in_any_order(backend, rng):
+    z, u = rng.normal(size=(6, 5)).astype(np.float32), rng.dirichlet(np.ones(5), 6).astype(np.float32)
+    want = softxent.cross_entropy_and_grad(z, u)
+    for order in (np.asfortranarray(u), u[::-1].copy()[::-1], np.repeat(u, 2, axis=1)[:, ::2]):
+        for got, right in zip(softxent.cross_entropy_and_grad(z, order), want, strict=True):
+            assert np.array_equal(got, right)

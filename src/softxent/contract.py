@@ -106,11 +106,11 @@ def same_shape(fn: str, argument: str, a: Array, shape: tuple[int, ...], like: t
         fail(fn, argument, f"have shape {shape} to match logits {like}", a.shape)
 
 
-def inside(fn: str, labels: Array, first: int, classes: int, ignore_index: int) -> None:
+def inside(fn: str, argument: str, labels: Array, first: int, classes: int, ignore_index: int) -> None:
     """Raise for `first`, the flat index of the first label outside [0, classes) that is not ignore_index (-1: none)."""
     if first >= 0:
         where: Any = tuple(int(i) for i in np.unravel_index(first, labels.shape)) if labels.ndim > 1 else first
-        fail(fn, "labels", f"lie in [0, {classes}) or be ignore_index={ignore_index}", f"{labels.ravel()[first]} at row {where}")
+        fail(fn, argument, f"lie in [0, {classes}) or be ignore_index={ignore_index}", f"{labels.ravel()[first]} at row {where}")
 
 
 def number(fn: str, argument: str, x: Any, *, low: float = -math.inf, high: float = math.inf, open_low: bool = False) -> float:
@@ -121,7 +121,7 @@ def number(fn: str, argument: str, x: Any, *, low: float = -math.inf, high: floa
         value = float(x)
     except (TypeError, ValueError):
         fail(fn, argument, expected, repr(x), TypeError)
-    if not math.isfinite(value) or not low <= value <= high or (open_low and value == low):
+    if value - value != 0 or not low <= value <= high or (open_low and value == low):  # inf - inf is NaN; a compiler can follow this
         fail(fn, argument, expected, f"{value:g}")
     return value
 

@@ -23,13 +23,15 @@ _UNIT = plain(1.0)  # y = 1 and no column matched: lse and softmax themselves
 DENSE = np.array([[0.0], [1.0], [0.0], [1.0]])  # all of the truth is in off
 
 
-def forward(z: Array, t: Truth, s: Squash | None) -> Array:
-    """-> [2, R]: loss and lse of every row."""
+def forward(z: Array, t: Truth, s: Squash | None, parts: Array | None = None) -> Array:
+    """-> [2, R]: loss and lse of every row. Writes the partial sums into parts [6, R]."""
     result = np.empty((2, count(z)))
     direct = s is None and t.usable(z.dtype) and _adjacent(z)
     for i, (zi,) in pieces(direct, z):
         work = zi if direct else _ready(zi, s)
-        kernels.active().forward(work, *t.piece(i, work.dtype), result[:, i], None, kernels.get_num_threads())
+        kernels.active().forward(
+            work, *t.piece(i, work.dtype), result[:, i], None if parts is None else parts[:, i], kernels.get_num_threads()
+        )
     return result
 
 
@@ -71,8 +73,13 @@ def partial_sums(z: Array, label: Array, rows: Array, off: Array | None) -> tupl
     return result, Partials(*parts)
 
 
-def bare(z: Array) -> Truth:
-    return Truth(np.broadcast_to(np.int64(NO_LABEL), count(z)), _UNIT)
+def bare(z: Array, upstream: Array | None = None) -> Truth:
+    """The truth of no class, with mass 1: the gradient is softmax, times upstream [*rows]."""
+    rows = _UNIT
+    if upstream is not None:
+        rows = np.repeat(_UNIT, count(z), axis=1)
+        rows[3] = np.broadcast_to(upstream, z.shape[:-1]).reshape(-1)
+    return Truth(np.broadcast_to(np.int64(NO_LABEL), count(z)), rows)
 
 
 def apart(z: Array) -> tuple[Array, Partials]:

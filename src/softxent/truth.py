@@ -66,9 +66,8 @@ class Truth(NamedTuple):
         u = self.dense[i]
         if self.usable(dtype):
             return u
-        u = u.astype(np.float64) * (1 - self.smoothing) + self.smoothing / u.shape[1]
-        off: Array = (u if self.class_weight is None else u * self.class_weight).astype(computed_in(dtype))
-        return off
+        off = soft(u.astype(np.float64), self.class_weight, self.smoothing, u.shape[1])
+        return np.ascontiguousarray(off, dtype=computed_in(dtype))
 
 
 class Squash(NamedTuple):
@@ -77,9 +76,9 @@ class Squash(NamedTuple):
     temperature: float
     softcap: float | None
 
-    def __call__(self, z: Array) -> Array:
+    def __call__(self, z: Any) -> Any:
         """The logits that the softmax sees."""
-        return z / self.temperature if self.softcap is None else np.tanh(z / self.softcap) * (self.softcap / self.temperature)
+        return z / self.temperature if self.softcap is None else _tanh(z / self.softcap) * (self.softcap / self.temperature)
 
     def slope(self, z: Array) -> Array | float:
         """The first derivative at z: 1/T, times 1 - tanh^2 = 1 / cosh^2 (which does not cancel)."""
@@ -91,6 +90,10 @@ class Squash(NamedTuple):
     def bend(self, z: Array) -> Array | float:
         """The second derivative at z."""
         return 0.0 if self.softcap is None else np.tanh(z / self.softcap) * self.slope(z) * (-2 / self.softcap)
+
+
+def _tanh(x: Any) -> Any:
+    return np.tanh(x) if isinstance(x, (np.ndarray, float)) else x.tanh()
 
 
 def squash(fn: str, temperature: float, softcap: float | None) -> Squash | None:
@@ -113,11 +116,12 @@ def truth(
     reduction: str = "none",
     z_loss: float = 0.0,
     upstream: Any = None,
+    argument: str = "labels",
 ) -> Truth:
     """All options to one `Truth`, checked."""
     lead, classes = z.shape[:-1], z.shape[-1]
     ignore_index = contract.integer(fn, "ignore_index", ignore_index)
-    a, soft = contract.truth(fn, labels, z, axis)
+    a, probable = contract.truth(fn, labels, z, axis)
     e = contract.number(fn, "label_smoothing", label_smoothing, low=0, high=1)
     w = None if class_weight is None else contract.floats(fn, "class_weight", class_weight).astype(np.float64)
     if w is not None and w.shape != (classes,):
@@ -128,23 +132,53 @@ def truth(
     q = 2 * contract.number(fn, "z_loss", z_loss, low=0)
     contract.choice(fn, "reduction", reduction, contract.REDUCTIONS)
     shared = None
-    if soft:
+    if probable:
         label, live, weight = np.broadcast_to(np.int64(NO_LABEL), n), 1.0, sample
         y, r = 0.0, sample
     else:
         label = (np.minimum(a, np.iinfo(np.int64).max) if a.dtype == np.uint64 else a).astype(np.int64, copy=False).reshape(n)
-        contract.inside(fn, a, kernels.active().first_outside(label, classes, ignore_index), classes, ignore_index)
+        contract.inside(fn, argument, a, kernels.active().first_outside(label, classes, ignore_index), classes, ignore_index)
         live = label != ignore_index
         live = 1.0 if live.all() else live
-        weight = (sample if w is None else sample * w[label.clip(0, classes - 1)]) * live
+        weight = weights(label, live, w, sample, classes)
         y, r = (1 - e) * weight, 0.0
         if e > 0:
             r = sample * live
-            shared = (np.full(classes, e / classes) if w is None else e / classes * w).astype(computed_in(z.dtype))
+            shared = (np.ones(classes) if w is None else w) * (e / classes)
+            shared = shared.astype(computed_in(z.dtype))
     total = float(weight.sum() if isinstance(weight, np.ndarray) else weight * n)
     scale = 1.0 if reduction != "mean" else (1 / total if total else 0.0)
     rows = _stack(n, y, r, q * sample * live, scale * up.reshape(-1))
-    return Truth(label, rows, shared, a.reshape(n, classes) if soft else None, w if soft else None, e if soft else 0.0, total)
+    return Truth(label, rows, shared, a.reshape(n, classes) if probable else None, w if probable else None, e if probable else 0.0, total)
+
+
+# What arrays and tensors share, classes last: whoever holds tensors (torch/) says an option with these too.
+
+
+def weights(label: Any, live: Any, class_weight: Any, sample: Any, classes: int) -> Any:
+    """What a row weighs: its label's class weight, times its sample weight; 0 where ignored. A mean divides by their sum."""
+    return (sample if class_weight is None else sample * class_weight[label.clip(0, classes - 1)]) * live
+
+
+def soft(u: Any, class_weight: Any, smoothing: float, classes: int) -> Any:
+    """The truth of probabilities u, classes last: w_k ((1 - e) u_k + e/C)."""
+    u = u * (1 - smoothing) + smoothing / classes if smoothing else u
+    return u if class_weight is None else u * class_weight
+
+
+def mass(target: Any, probable: bool, class_weight: Any, smoothing: float, ignore_index: int, classes: int) -> tuple[Any, Any]:
+    """-> which rows are not ignored (None: all), and what multiplies their yhat: the sum of their truth."""
+    if probable:
+        return None, soft(target, class_weight, smoothing, classes).sum(-1)
+    live = target != ignore_index
+    everywhere = smoothing * (1.0 if class_weight is None else class_weight.sum(-1) / classes)
+    return live, weights(target, live, class_weight, 1.0, classes) * (1 - smoothing) + everywhere * live
+
+
+def written_out(target: Any, columns: Any, class_weight: Any, smoothing: float, ignore_index: int) -> Any:
+    """The truth of weighted labels as probabilities are given; `columns` is 0..C-1."""
+    hot = (target[..., None] == columns) * (class_weight * (1 - smoothing)) + class_weight * (smoothing / len(columns))
+    return hot * (target != ignore_index)[..., None]
 
 
 def _stack(n: int, *numbers: Any) -> Array:

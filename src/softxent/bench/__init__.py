@@ -24,7 +24,7 @@ from .contenders import HUGE_PAGES
 
 SHAPES = [(1024, 32000), (512, 128256), (65536, 10), (8192, 1000), (1, 50257), (4, 128256)]
 QUICK = [(64, 1000), (256, 10), (1, 5000)]
-CALL = (1, 10)  # next to nothing: what the call itself costs
+CALLS = [(1, 10), (32, 10)]  # next to nothing: what the call itself costs
 DTYPES = ("f32", "bf16")
 EXTRA = {
     "scipy": "scipy",
@@ -87,7 +87,7 @@ def plan(shapes: str | None, dtypes: str, threads: str, repeats: int, quick: boo
     contract.number("bench", "repeats", repeats, low=1)
     if find_spec("ml_dtypes") is None:
         types = [t for t in types if t != "bf16"]
-    jobs = [Job("times", n, [CALL], ["f32"], repeats, quick) for n in counts]
+    jobs = [Job("times", n, CALLS, ["f32"], repeats, quick) for n in counts]
     jobs += [Job("times", n, sizes, types, repeats, quick) for n in counts]
     if kernels.active() is kernels.cpu and kernels.cpu.isa() == "avx512":
         jobs += [Job("times", n, sizes, types, repeats, quick, "avx2") for n in counts]

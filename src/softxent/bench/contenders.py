@@ -20,6 +20,7 @@ from ..truth import plain
 
 Call = Callable[[], Any]
 MEMCPY, FUSED, NEW, ONE = "memcpy", "fused", "fused, new dz", "fused, 1 thread"
+FRONT = "softxent.torch"
 COMPILED = "torch compiled"
 HUGE_PAGES = "huge pages"  # for torch, which has them only where THP_MEM_ALLOC_ENABLE=1 asks; NumPy's arrays have them anyway
 
@@ -57,6 +58,8 @@ def ours(c: Case) -> dict[str, Call]:
         "forward": lambda: softxent.cross_entropy(c.z, c.labels),
         "backward": lambda: kernel.backward(c.z, c.labels, rows, None, parts, c.dz, c.threads),
     }
+    if find_spec("torch"):
+        calls[FRONT] = _torch(c, import_module("softxent.torch").cross_entropy)
     return calls | ({ONE: lambda: _on_one_thread(c)} if c.threads > 1 else {})
 
 
@@ -127,8 +130,9 @@ def _sklearn(c: Case) -> Call:
     return call
 
 
-def _torch(c: Case, wrap: Callable[[Any], Any] = lambda f: f) -> Call:
-    torch, cross_entropy = import_module("torch"), wrap(import_module("torch.nn.functional").cross_entropy)
+def _torch(c: Case, cross_entropy: Callable[..., Any] | None = None) -> Call:
+    torch = import_module("torch")
+    cross_entropy = cross_entropy or import_module("torch.nn.functional").cross_entropy
     torch.set_num_threads(c.threads)
     bits = c.z.view(np.uint16) if c.z.itemsize == 2 else c.z
     z = torch.from_numpy(bits).view(torch.bfloat16 if c.z.itemsize == 2 else torch.float32).requires_grad_()
@@ -144,9 +148,9 @@ def _torch(c: Case, wrap: Callable[[Any], Any] = lambda f: f) -> Call:
 
 
 def _compiled(c: Case) -> Call:
-    torch = import_module("torch")
+    torch, cross_entropy = import_module("torch"), import_module("torch.nn.functional").cross_entropy
     torch._dynamo.reset()
-    return _torch(c, lambda f: torch.compile(lambda z, labels: f(z, labels), dynamic=False))
+    return _torch(c, torch.compile(lambda z, labels: cross_entropy(z, labels), dynamic=False))
 
 
 PEERS: dict[str, Callable[[Case], Call]] = {"numpy": _numpy, "scipy": _scipy, "sklearn": _sklearn, "torch": _torch, COMPILED: _compiled}

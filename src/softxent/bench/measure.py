@@ -13,7 +13,7 @@ from typing import Any
 import softxent
 
 from . import Job
-from .contenders import COMPILED, FUSED, HUGE_PAGES, MEMCPY, PEERS, Call, case, fused, memcpy, ours, peers
+from .contenders import COMPILED, FRONT, FUSED, HUGE_PAGES, MEMCPY, PEERS, Call, case, fused, memcpy, ours, peers
 
 SAMPLE = 1e-3  # seconds that one sample takes at least: quick calls are repeated
 SLOW = 0.1  # seconds: a contender above it takes part in every fourth round
@@ -34,7 +34,8 @@ def times(job: Job, shape: tuple[int, int], dtype: str) -> dict[str, Any]:
     c = case(shape, dtype, job.threads)
     skip = set(PEERS) - {"torch"} if job.isa == HUGE_PAGES else set(PEERS) if job.isa else {COMPILED} if job.quick else set()
     calls, failed = peers(c, tuple(skip))
-    calls |= {name: call for name, call in ours(c).items() if not job.isa or name == FUSED}
+    kept = {FUSED, FRONT} if job.isa == HUGE_PAGES else {FUSED}
+    calls |= {name: call for name, call in ours(c).items() if not job.isa or name in kept}
     return {"seconds": interleave({MEMCPY: memcpy(c)} | calls, job.repeats, PAUSE if job.threads > 1 else 0), "failed": failed}
 
 
@@ -63,6 +64,9 @@ def memory(job: Job, shape: tuple[int, int], dtype: str) -> dict[str, Any]:
     c = case(shape, dtype, job.threads)
     extra = {FUSED: growth(fused(c))}
     calls, failed = peers(c, (COMPILED,) if job.quick else ())
+    if front := ours(c).get(FRONT):
+        front()
+        calls[FRONT] = front
     for name, call in calls.items():
         extra[name] = growth(call)  # torch drops the gradient of the call before, so that its own is not counted either
     return {"extra": extra, "failed": failed}

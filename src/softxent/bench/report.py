@@ -20,6 +20,8 @@ Results = dict[str, Any]
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 OURS = ["fused", "fused, new dz", "forward", "backward"]
 PEERS = ["numpy", "scipy", "sklearn", "torch", "torch compiled"]
+FRONT = "softxent.torch"
+SMALL = [[1, 10], [32, 10]]  # what the call itself costs
 PACKAGES = ["numpy", "torch", "scipy", "scikit-learn"]
 
 
@@ -93,20 +95,32 @@ def details(results: Results) -> str:
     return _table("Times as multiples of memcpy of the same matrix: median of the rounds (shortest : shortest)", columns, rows)
 
 
+def pytorch(results: Results) -> str:
+    """The front end of PyTorch beside PyTorch, forward and backward; `1 / 2 threads`."""
+    rows = []
+    for here in _matrices(results):
+        auto, huge = ([r for r in here if r["isa"] == isa] for isa in ("", HUGE_PAGES))
+        cells = [_ratios(auto, p, FRONT) for p in ("torch", "torch compiled")]
+        rows.append([_size(here[0]), here[0]["dtype"], cells[0], _ratios(huge, "torch", FRONT), cells[1], _ratios(auto, FRONT, "memcpy")])
+    columns = ["logits", "dtype", f"torch : {FRONT}", f"torch : {FRONT}, {HUGE_PAGES}", f"torch compiled : {FRONT}", f"{FRONT} : memcpy"]
+    return _table("In PyTorch: cross_entropy and backward()", columns, rows)
+
+
 def memory(results: Results) -> str:
     rows = []
     for r in (r for r in results["records"] if r["kind"] == "memory"):
         logits = r["shape"][0] * r["shape"][1] * (4 if r["dtype"] == "f32" else 2)
-        mib = ("-" if n is None else f"{n / 2**20:.1f}" for n in (logits, *(r["extra"].get(c) for c in ("fused", *PEERS))))
+        mib = ("-" if n is None else f"{n / 2**20:.1f}" for n in (logits, *(r["extra"].get(c) for c in ("fused", FRONT, *PEERS))))
         rows.append([_size(r), r["dtype"], *mib])
-    columns = ["logits", "dtype", "logits, MiB", "fused", *PEERS]
+    columns = ["logits", "dtype", "logits, MiB", "fused", FRONT, *PEERS]
     return _table("Memory in MiB beyond logits, labels and one gradient at the peak of a call (resident, to about 0.3)", columns, rows)
 
 
 def calls(results: Results) -> str:
-    who = [OURS[1], *PEERS]
-    rows = [[str(r["threads"]), *(_time(r["seconds"].get(c), 1e6) for c in who)] for r in _times(results) if r["shape"] == [1, 10]]
-    return _table("Microseconds a call on [1, 10]: median (shortest)", ["threads", *who], rows)
+    who = [OURS[1], *PEERS, FRONT]
+    small = [r for r in _times(results) if r["shape"] in SMALL]
+    rows = [[_size(r), str(r["threads"]), *(_time(r["seconds"].get(c), 1e6) for c in who)] for r in small]
+    return _table("Microseconds a call on small matrices, f32: median (shortest)", ["logits", "threads", *who], rows)
 
 
 def _times(results: Results) -> list[Results]:
@@ -117,7 +131,7 @@ def _matrices(results: Results) -> list[list[Results]]:
     """The times grouped by dtype and shape, without the tiny call."""
     groups: dict[str, list[Results]] = {}
     for r in sorted(_times(results), key=lambda r: (r["dtype"] != "f32", r["isa"], r["threads"])):
-        if r["shape"] != [1, 10]:
+        if r["shape"] not in SMALL:
             groups.setdefault(f"{r['dtype']} {r['shape']}", []).append(r)
     return list(groups.values())
 
@@ -160,7 +174,7 @@ def header(results: Results) -> str:
 def text(results: Results) -> str:
     failed = {f"{who} fails: {why}" for r in results["records"] for who, why in r["failed"].items()}
     notes = [f"- {note}" for note in (*results["notes"], *sorted(failed))]
-    return "\n".join([header(results), *(table(results) for table in (summary, details, memory, calls)), *notes]).rstrip() + "\n"
+    return "\n".join([header(results), *(table(results) for table in (summary, pytorch, details, memory, calls)), *notes]).rstrip() + "\n"
 
 
 def show(results: Results) -> None:
@@ -189,7 +203,7 @@ def into_readme(source: Path, readme: Path) -> None:
     if page.count(BEGIN) != 1 or page.count(END) != 1:
         raise ValueError(f"bench: {readme} must have {BEGIN} and {END} once each; got {page.count(BEGIN)} and {page.count(END)}")
     before, after = page.split(BEGIN)[0], page.split(END)[1]
-    tables = "\n".join(part(results) for part in (summary, memory, calls, header))
+    tables = "\n".join(part(results) for part in (summary, pytorch, memory, calls, header))
     readme.write_text(f"{before}{BEGIN}\n\n{tables}\n{END}{after}")
 
 

@@ -54,6 +54,7 @@ class Backend(NamedTuple):
 
 _NAMES: dict[str, Kernel] = {"formula": reference, **({"cpu": cpu} if cpu else {})}
 _chosen: ContextVar[Kernel | None] = ContextVar("softxent_kernel", default=None)
+_at_most: ContextVar[int] = ContextVar("softxent_threads", default=1 << 30)
 _warned = False
 _threads = int(os.environ.get("SOFTXENT_NUM_THREADS", 0)) or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else [0])
 
@@ -99,7 +100,17 @@ def backends() -> list[Backend]:
 
 def get_num_threads() -> int:
     """How many threads a call may use. Starts as SOFTXENT_NUM_THREADS, else the cores that this process may run on."""
-    return _threads
+    return min(_threads, _at_most.get())
+
+
+@contextmanager
+def at_most(threads: int) -> Iterator[None]:
+    """Within the `with` block, no more threads than a framework's own."""
+    token = _at_most.set(threads)
+    try:
+        yield
+    finally:
+        _at_most.reset(token)
 
 
 def set_num_threads(threads: int) -> None:

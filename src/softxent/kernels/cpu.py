@@ -26,6 +26,7 @@ def fused(z: Array, label: Array, truth: Array, off: Array | None, out: Array, r
 
 first_outside = _kernel.first_outside
 isa = _kernel.isa
+scalar, buffer, trim = _kernel.scalar, _kernel.buffer, _kernel.trim
 
 
 def _bits(a: Array | None) -> Array | None:

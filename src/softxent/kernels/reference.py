@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +16,7 @@ _CHUNK = 1 << 18  # elements worked on at once: 2 MiB in float64, times the hand
 def forward(z: Array, label: Array, truth: Array, off: Array | None, result: Array, parts: Array | None, threads: int) -> None:
     for i in _chunks(z):
         y, r, q, _ = _rows(truth, i)
-        x = formula.partials(z[i].astype(np.float64), label[i], _off(off, i))
+        x = formula.partials(_wide(z[i]), label[i], _off(off, i))
         dead = np.broadcast_to((y == 0) & (r == 0) & (q == 0), len(x.m))  # ignored rows: nothing was looked at
         x = Partials(*(np.where(dead, none, part) for none, part in zip(identity(len(x.m)), x, strict=True)))
         result[0, i], result[1, i] = formula.loss(x, y, r, q), np.where(dead, -np.inf, lse(x))
@@ -28,7 +29,7 @@ def backward(z: Array, label: Array, truth: Array, off: Array | None, parts: Arr
         x = Partials(*parts[:, i])
         with np.errstate(over="ignore"):  # a value that the narrow dtype cannot hold is inf there, as on every backend
             y, r, q, g = _rows(truth, i)
-            out[i] = formula.gradient(z[i].astype(np.float64), x, label[i], y, r, q, g, _off(off, i)).astype(out.dtype)
+            out[i] = _narrow(formula.gradient(_wide(z[i]), x, label[i], y, r, q, g, _off(off, i)), out.dtype)
 
 
 def fused(z: Array, label: Array, truth: Array, off: Array | None, out: Array, result: Array, parts: Array | None, threads: int) -> None:
@@ -52,4 +53,18 @@ def _rows(truth: Array, i: slice) -> Array:
 
 
 def _off(off: Array | None, i: slice) -> Array | None:
-    return None if off is None else (off if off.ndim == 1 else off[i]).astype(np.float64)
+    return None if off is None else _wide(off if off.ndim == 1 else off[i])
+
+
+def _wide(a: Array) -> Array:
+    """As float64; uint16 are the bits of bfloat16."""
+    return ((a.astype(np.uint32) << 16).view(np.float32) if a.dtype == np.uint16 else a).astype(np.float64)
+
+
+def _narrow(a: Array, dtype: np.dtype[Any]) -> Array:
+    """The way back, to the nearest (ties to even)."""
+    if dtype != np.uint16:
+        return a.astype(dtype)
+    bits = a.astype(np.float32).view(np.uint32)
+    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+    return np.where(np.isnan(a), 0x7FC0, rounded).astype(np.uint16)

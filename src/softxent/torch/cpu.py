@@ -1,0 +1,126 @@
+"""Tensors on the CPU: NumPy views of them go where NumPy arrays go (truth.py, sweep.py, the kernels). Nothing is copied.
+
+`p` is a problem as everywhere in this package: input, target, weight, axis, ignore_index, smoothing, z_loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .. import contract, kernels, sweep
+from ..partials import Array, Partials
+from ..truth import Truth, truth
+
+FN = "cross_entropy"
+T = TypeVar("T")
+TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}  # as in cpp/kernel.h
+LARGE = 1 << 20  # bytes; below, malloc has pages at hand
+
+
+def array(t: Tensor) -> Array:
+    """The tensor's memory as an array; bfloat16 as its bits, which the kernels know."""
+    t = t.detach()
+    if t._is_zerotensor() or t.is_neg():  # a tensor that stands for zeros, or for minus its memory
+        t = t.clone()
+    a: Array = t.view(torch.int16).numpy().view(np.uint16) if t.dtype == torch.bfloat16 else t.numpy()
+    return a
+
+
+def like(input: Tensor) -> Tensor:
+    """Memory for a gradient: a large one in the kernel's buffer, whose pages are there already from the step before."""
+    size = input.numel() * input.element_size()
+    if size < LARGE or not input.is_contiguous() or kernels.cpu is None:
+        return torch.empty_like(input)
+    memory = kernels.cpu.buffer(size)
+    if input.dtype == torch.bfloat16:
+        return torch.from_numpy(memory.view(np.int16)).view(torch.bfloat16).view(input.shape)
+    return torch.from_numpy(memory.view(str(input.dtype).removeprefix("torch.")).reshape(input.shape))
+
+
+def problem(*p: Any, sample: Tensor | None = None, upstream: Tensor | None = None, reduction: str = "none") -> tuple[Array, Truth]:
+    """The logits, classes last, and the truth of their rows."""
+    input, target, weight, axis, ignore_index, smoothing, z_loss = p
+    z = contract.to_last(array(input), axis)
+    labels = array(target.float() if target.dtype in (torch.bfloat16, torch.float16) else target)
+    w, s, g = (None if t is None else array(t.double()) for t in (weight, sample, upstream))
+    return z, truth(
+        FN, labels, z, axis, class_weight=w, label_smoothing=smoothing, ignore_index=ignore_index, sample_weight=s, reduction=reduction,
+        z_loss=z_loss, upstream=g, argument="target",
+    )  # fmt: skip
+
+
+def quick(input: Tensor, target: Tensor, ignore_index: int, reduction: str) -> tuple[Tensor, Tensor | None] | None:
+    """`scalar` as everybody uses it, a matrix and its labels, with nothing to prepare; None where it is not just that."""
+    type_, native = TYPES.get(input.dtype), kernels.active()
+    if native is not kernels.cpu or type_ is None or target.dtype != torch.int64 or input.dim() != 2 or not input.is_contiguous():
+        return None
+    (n, classes), shape = input.shape, target.shape
+    if not n or not classes or len(shape) != 1 or shape[0] != n or not target.is_contiguous() or type(ignore_index) is not int:
+        return None
+    scale = 1 / n if reduction == "mean" else 1.0 if reduction == "sum" else None
+    if scale is None or not -(2**63) <= ignore_index < 2**63:
+        return None
+    dz = like(input) if input.requires_grad and torch.is_grad_enabled() else None
+    threads = min(kernels.get_num_threads(), torch.get_num_threads())
+    at = 0 if dz is None else dz.data_ptr()
+    loss = native.scalar(input.data_ptr(), target.data_ptr(), at, n, classes, type_, ignore_index, scale, threads)
+    return None if loss is None else (torch.scalar_tensor(loss, dtype=result_dtype(input)), dz)
+
+
+def _on_torchs_threads(f: Callable[..., T]) -> Callable[..., T]:
+    @wraps(f)
+    def limited(*args: Any, **kwargs: Any) -> T:
+        with kernels.at_most(torch.get_num_threads()):
+            return f(*args, **kwargs)
+
+    return limited
+
+
+@_on_torchs_threads
+def rows(*p: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """-> of every row: loss and lse, float64, and whether the likeliest class is the true one."""
+    z, t = problem(*p)
+    parts = np.empty((6, sweep.count(z)))
+    result = sweep.forward(z, t, None, parts)
+    correct = Partials(*parts)
+    loss, lse = (torch.from_numpy(x).view(z.shape[:-1]) for x in result)
+    return loss, lse, torch.from_numpy(correct.zt >= correct.m).view(z.shape[:-1])
+
+
+@_on_torchs_threads
+def gradient(*p: Any) -> Tensor:
+    """The gradient by the logits; the last two arguments are the upstream gradients of the rows' losses and lse, or None."""
+    *p, g, g_lse = p  # type: ignore[assignment]
+    dz = like(p[0])
+    axis = p[3]
+    if g is not None:
+        z, t = problem(*p, upstream=g)
+        sweep.fused(z, t, None, contract.to_last(array(dz), axis))
+    if g_lse is not None:  # d lse / dz is softmax: the truth of no class, with mass 1
+        z = contract.to_last(array(p[0]), axis)
+        more = dz if g is None else torch.empty_like(dz)
+        sweep.fused(z, sweep.bare(z, array(g_lse.double())), None, contract.to_last(array(more), axis))
+        dz = dz if g is None else dz.add_(more)
+    return dz
+
+
+@_on_torchs_threads
+def scalar(*p: Any, sample: Tensor | None, reduction: str) -> tuple[Tensor, Tensor | None]:
+    """The reduced loss and, in the same pass, its gradient, where somebody wants it."""
+    z, t = problem(*p, sample=sample, reduction=reduction)
+    dz = like(p[0]) if p[0].requires_grad and torch.is_grad_enabled() else None
+    result = sweep.forward(z, t, None) if dz is None else sweep.fused(z, t, None, contract.to_last(array(dz), p[3]))
+    loss = sweep.reduce(result[0], reduction, t.total, np.nan, ())
+    return torch.scalar_tensor(loss, dtype=result_dtype(p[0])), dz
+
+
+def result_dtype(input: Tensor) -> torch.dtype:
+    """Of losses: that of the logits; float32 under autocast."""
+    narrow = input.dtype in (torch.bfloat16, torch.float16)
+    return torch.float32 if narrow and torch.is_autocast_enabled(input.device.type) else input.dtype

@@ -1,0 +1,230 @@
+"""softxent.torch.cross_entropy beside torch's own: values, derivatives of every kind and order, and what a compiler sees."""
+
+from __future__ import annotations
+
+import inspect
+
+import numpy as np
+import pytest
+import torch
+import torch._dynamo.testing
+import torch.nn.functional as F
+from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
+
+from softxent import torch as st
+
+SHAPES = [(5,), (6, 5), (3, 5, 4), (3, 5, 2, 2)]
+OPTIONS = [{}, {"label_smoothing": 0.1}, {"weight": torch.rand(5, dtype=torch.float64) + 0.1}, {"ignore_index": 2}]
+REDUCTIONS = ["none", "sum", "mean"]
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+def problem(shape, dtype=torch.float64):
+    z = torch.randn(shape, dtype=dtype) * 3
+    lead = shape[:1] + shape[2:] if len(shape) > 1 else ()
+    return (
+        z.requires_grad_(),
+        torch.randint(0, 5, lead),
+        torch.softmax(torch.randn(shape, dtype=torch.float64), min(1, len(shape) - 1)).to(dtype),
+    )
+
+
+def close(a, b, tol=1e-12):
+    assert a.shape == b.shape and a.dtype == b.dtype
+    torch.testing.assert_close(a, b, rtol=tol, atol=tol)
+
+
+def test_the_signature_is_torchs():
+    mine, theirs = (list(inspect.signature(f).parameters.values()) for f in (st.cross_entropy, F.cross_entropy))
+    assert [(p.name, p.default) for p in mine[: len(theirs)]] == [(p.name, p.default) for p in theirs]
+    assert all(p.kind == p.KEYWORD_ONLY for p in mine[len(theirs) :])
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda o: next(iter(o), "plain"))
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_values_and_gradients_are_torchs(shape, options, reduction):
+    z, t, u = problem(shape)
+    for target in (t, u) if "ignore_index" not in options else (t,):  # torch ignores labels only
+        results = []
+        for f in (st.cross_entropy, F.cross_entropy):
+            loss = f(z, target, reduction=reduction, **options)
+            up = torch.linspace(-1.0, 2.0, loss.numel(), dtype=torch.float64).reshape(loss.shape)
+            results.append((loss, torch.autograd.grad(loss, z, up)[0]))
+        for mine, theirs in zip(*results, strict=True):
+            close(mine, theirs)
+
+
+@pytest.mark.parametrize(
+    "layout", [lambda z: z, lambda z: z.transpose(0, 1).contiguous().transpose(0, 1), lambda z: z[:, None].expand(-1, 2, -1)[:, 1]]
+)
+def test_any_layout_is_read_where_it_lies(layout):
+    z, t, u = problem((6, 5))
+    for target in (t, layout(u)):
+        close(st.cross_entropy(layout(z), target), F.cross_entropy(z, target))
+        x = layout(z.detach()).requires_grad_()
+        close(torch.autograd.grad(st.cross_entropy(x, target), x)[0], torch.autograd.grad(F.cross_entropy(z, target), z)[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_reduced_precision_is_near_float64(dtype, backend):
+    z, t = torch.randn(40, 700).mul(4).to(dtype).requires_grad_(), torch.randint(0, 700, (40,))
+    loss = st.cross_entropy(z, t, label_smoothing=0.1)
+    loss.backward()
+    x = z.detach().double().requires_grad_()
+    want = F.cross_entropy(x, t, label_smoothing=0.1)
+    want.backward()
+    unit = torch.finfo(dtype).eps
+    assert loss.dtype == dtype and abs(loss.double() - want) <= unit * want
+    assert ((z.grad.double() - x.grad).abs() <= unit * x.grad.abs() + 1e-7).all()
+
+
+def test_a_sure_prediction_keeps_its_digits():
+    z = torch.tensor([[20.0, 0.0]], requires_grad=True)
+    t = torch.tensor([0])
+    loss = st.cross_entropy(z, t)
+    loss.backward()
+    exact = np.log1p(np.exp(-20.0))
+    assert abs(loss.item() / exact - 1) < 1e-6 and abs(z.grad[0, 0].item() / -exact - 1) < 1e-6
+    assert F.cross_entropy(z, t).item() == 0
+
+
+@pytest.mark.parametrize("z_loss", [0.0, 0.1])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_derivatives_of_first_and_second_order(reduction, z_loss):
+    z, t, u = problem((3, 5, 2))
+    w = (torch.rand(5, dtype=torch.float64) + 0.1).requires_grad_()
+    u.requires_grad_()
+    options = {"reduction": reduction, "label_smoothing": 0.1, "z_loss": z_loss}
+
+    def hard(z):
+        return st.cross_entropy(z, t, **options)
+
+    def soft(z, u, w):
+        return st.cross_entropy(z, u, w, **options)
+
+    torch.autograd.gradcheck(hard, (z,), check_forward_ad=True, check_batched_grad=True, check_batched_forward_grad=True)
+    torch.autograd.gradgradcheck(hard, (z,), check_fwd_over_rev=True, check_rev_over_rev=True)
+    torch.autograd.gradcheck(soft, (z, u, w), check_forward_ad=True)
+    torch.autograd.gradgradcheck(soft, (z, u, w), check_fwd_over_rev=True)
+
+
+def test_the_third_derivative_is_torchs():
+    z, t, _ = problem((4, 5))
+    found = []
+    for f in (st.cross_entropy, F.cross_entropy):
+        g = torch.autograd.grad(f(z, t) ** 2, z, create_graph=True)[0]
+        h = torch.autograd.grad((g * g).sum(), z, create_graph=True)[0]
+        found.append(torch.autograd.grad((h * h).sum(), z)[0])
+    close(*found, tol=1e-9)
+
+
+def test_torch_func_is_torchs():
+    z, t, _ = problem((4, 5))
+    z, v, many = z.detach(), torch.randn(4, 5, dtype=torch.float64), torch.rand(3, 5, dtype=torch.float64)
+    for transform in (
+        lambda f: hessian(lambda z: f(z, t))(z),
+        lambda f: jacrev(jacfwd(lambda z: f(z, t)))(z),
+        lambda f: vmap(grad(f))(z, t),
+        lambda f: vmap(lambda w: f(z, t, w))(many),
+        lambda f: jvp(grad(lambda z: f(z, t)), (z,), (v,))[1],
+    ):
+        close(transform(st.cross_entropy), transform(F.cross_entropy), tol=1e-10)
+
+
+def test_a_second_backward_is_right_whatever_became_of_the_first():
+    z, t, _ = problem((6, 5))
+    loss = st.cross_entropy(z, t)
+    first = torch.autograd.grad(loss, z, retain_graph=True)[0]
+    want = first.clone()
+    first.zero_()
+    close(torch.autograd.grad(loss, z, retain_graph=True)[0], want)
+    close(torch.autograd.grad(loss, z, torch.tensor(-3.0, dtype=torch.float64))[0], -3 * want)
+
+
+def test_the_input_is_never_written_to():
+    z, t, u = problem((6, 5), torch.float32)
+    before, version = z.detach().clone(), z._version
+    for target in (t, u):
+        st.cross_entropy(z, target, z_loss=0.1).backward()
+    assert torch.equal(z, before) and z._version == version
+
+
+def test_what_more_there_is_to_return_is_differentiable():
+    z, t, _ = problem((6, 5))
+    result = st.cross_entropy(z, t, return_lse=True, return_entropy=True, return_logprobs=True, return_correct=True)
+    logp = z.log_softmax(1)
+    close(result.lse, z.logsumexp(1))
+    close(result.entropy, -(logp.exp() * logp).sum(1))
+    close(result.logprobs, logp[torch.arange(6), t])
+    assert result.correct == (z.argmax(1) == t).sum()
+    for name in ("lse", "entropy", "logprobs"):
+        torch.autograd.gradcheck(lambda z, name=name: getattr(st.cross_entropy(z, t, **{f"return_{name}": True}), name), (z,))
+    close(st.log_softmax(z, 1), z.log_softmax(1))
+    close(st.logsumexp(z, 1, keepdim=True), z.logsumexp(1, keepdim=True))
+
+
+def test_softcap_and_temperature_are_functions_of_the_logits():
+    z, t, _ = problem((6, 5))
+    close(st.cross_entropy(z, t, softcap=2.0, temperature=3.0), F.cross_entropy(2 * torch.tanh(z / 2) / 3, t))
+
+
+def test_under_autocast_a_narrow_loss_is_float32():
+    z = torch.randn(4, 5).bfloat16().requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = st.cross_entropy(z, torch.tensor([0, 1, 2, 3]))
+    loss.backward()
+    assert loss.dtype == torch.float32 and z.grad.dtype == torch.bfloat16
+
+
+def test_it_compiles_in_one_piece_for_any_number_of_rows():
+    seen = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    f = torch.compile(lambda z, t: st.cross_entropy(z, t, label_smoothing=0.1), fullgraph=True, dynamic=True, backend=seen)
+    frames = set()
+    for n in (7, 9, 33):
+        z, t = torch.randn(n, 11, requires_grad=True), torch.randint(0, 11, (n,))
+        mine, theirs = torch.autograd.grad(f(z, t), z)[0], torch.autograd.grad(F.cross_entropy(z, t, label_smoothing=0.1), z)[0]
+        torch.testing.assert_close(mine, theirs)
+        frames.add(seen.frame_count)
+    assert len(frames) == 1
+
+
+def test_the_operators_are_what_torch_expects_of_operators():
+    z, t = torch.randn(4, 5, requires_grad=True), torch.randint(0, 5, (4,))
+    g = torch.rand(4, dtype=torch.float64, requires_grad=True)
+    p = (z, t, None, 1, -100, 0.1, 0.0)
+    torch.library.opcheck(torch.ops.softxent.rows.default, p)
+    torch.library.opcheck(torch.ops.softxent.gradient.default, (*p, g, None))
+    torch.library.opcheck(torch.ops.softxent.gradient.default, (*p, g, g))
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "says"),
+    [
+        (lambda z, t: st.cross_entropy(z, t[:3]), ValueError, r"target must have shape \(6,\) to match input \(6, 5\); got \(3,\)"),
+        (lambda z, t: st.cross_entropy(z, t + 5), ValueError, r"target must lie in \[0, 5\) or be ignore_index=-100; got \d at row 0"),
+        (lambda z, t: st.cross_entropy(z.long(), t), TypeError, "input must be float32, float64, bfloat16 or float16; got torch.int64"),
+        (lambda z, t: st.cross_entropy(z, t.tolist()), TypeError, "target must be a torch.Tensor; got list"),
+        (lambda z, t: st.cross_entropy(z, t, torch.ones(4)), ValueError, r"weight must have shape \(5,\), one number a class; got \(4,\)"),
+        (lambda z, t: st.cross_entropy(z, t, reduction="avg"), ValueError, "reduction must be 'none' or 'sum' or 'mean'; got 'avg'"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_name(call, error, says):
+    z, t, _ = problem((6, 5))
+    with pytest.raises(error, match=f"^cross_entropy: {says}"):
+        call(z, t)
+
+
+def test_the_last_large_gradient_is_kept_for_the_next_and_can_be_given_back():
+    z, t = torch.randn(300, 2000, requires_grad=True), torch.randint(0, 2000, (300,))
+    st.cross_entropy(z, t).backward()
+    first = z.grad.data_ptr()
+    z.grad = None
+    st.cross_entropy(z, t).backward()
+    assert z.grad.data_ptr() == first
+    z.grad = None
+    st.empty_cache()
