@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pytest
+import torch
 from cases import BACKENDS
 
 import softxent
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before softxent.torch is imported: without a GPU its kernel runs on NumPy
 
 
 def pytest_configure(config):
@@ -15,6 +21,8 @@ def pytest_configure(config):
     config.addinivalue_line("filterwarnings", "ignore:softxent runs on plain NumPy:RuntimeWarning")
     # ... torch warns of parts of itself that it still uses
     config.addinivalue_line("filterwarnings", "ignore:`torch.jit:DeprecationWarning")
+    # ... Triton's interpreter computes what the kernel selects away
+    config.addinivalue_line("filterwarnings", "ignore::RuntimeWarning:triton.runtime.interpreter")
     # ... pytest's own workings are not the library's
     config.addinivalue_line("filterwarnings", "ignore::pytest.PytestUnraisableExceptionWarning")
 

@@ -188,16 +188,16 @@ def test_bounds_of_finite_rows_are_finite_and_the_gradient_s_grow_with_upstream(
 
 # ---- a worse kernel ----
 
-EXPS, F32, F64, BOTH = "np.exp(rest - shift).sum(axis=1)", ("f32",), ("f64",), ("f32", "f64")
+EXPS, F32, F64, BOTH = "xp.exp(rest - shift).sum(axis=1)", ("f32",), ("f64",), ("f32", "f64")
 WORSE = {  # what is written in formula.py or partials.py, what a worse kernel does, the types for which that is too much, classes
-    "exponentials in bfloat16": (EXPS, "np.exp(rest - shift).astype(__import__('ml_dtypes').bfloat16).astype(float).sum(axis=1)", F32, 10),
-    "8u more": (EXPS, "(np.exp(rest - shift) * (1 + 8 * 2.0**-24)).sum(axis=1)", F32, 10),
-    "exponentials in float32": (EXPS, "np.exp(rest - shift).astype(np.float32).astype(float).sum(axis=1)", F64, 10),
-    "one accumulator": (EXPS, "np.exp(rest - shift).cumsum(axis=1)[:, -1]", F64, 20000),
-    "1 - yhat at the label": ("np.exp(-np.logaddexp(0, -a))", "1 - np.exp(-np.logaddexp(0, a))", BOTH, 10),
-    "log of a rounded yhat": ("return np.logaddexp(0, a),", "return -np.log(np.exp(-np.logaddexp(0, a))),", BOTH, 10),
+    "exponentials in bfloat16": (EXPS, "xp.exp(rest - shift).astype(__import__('ml_dtypes').bfloat16).astype(float).sum(axis=1)", F32, 10),
+    "8u more": (EXPS, "(xp.exp(rest - shift) * (1 + 8 * 2.0**-24)).sum(axis=1)", F32, 10),
+    "exponentials in float32": (EXPS, "xp.exp(rest - shift).astype(np.float32).astype(float).sum(axis=1)", F64, 10),
+    "one accumulator": (EXPS, "xp.exp(rest - shift).cumsum(axis=1)[:, -1]", F64, 20000),
+    "1 - yhat at the label": ("xp.exp(-xp.logaddexp(0, -a))", "1 - xp.exp(-xp.logaddexp(0, a))", BOTH, 10),
+    "log of a rounded yhat": ("return xp.logaddexp(0, a),", "return -np.log(xp.exp(-xp.logaddexp(0, a))),", BOTH, 10),
     "lse saved alone": (
-        "z - np.where(top == -np.inf, 0, top)[:, None] - lift[:, None]", "z - (top + lift).astype(np.float32)[:, None]", F32, 10,
+        "z - xp.where(top == -np.inf, 0, top)[:, None] - lift[:, None]", "z - (top + lift).astype(np.float32)[:, None]", F32, 10,
     ),
     "a gradient of float32": ("g[:, None] * dz", "g[:, None] * dz.astype(np.float32)", F64, 10),
     "a float32 z-loss": ("lse(x) ** 2 / 2", "lse(x).astype(np.float32).astype(float) ** 2 / 2", F64, 10),

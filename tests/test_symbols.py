@@ -118,6 +118,8 @@ class Symbols(np.ndarray):
             return np.where(where, boxed(a).view(np.ndarray), boxed(b).view(np.ndarray)).view(Symbols)
         if func is np.zeros_like:
             return boxed(np.zeros(self.shape))
+        if func is np.max:
+            return args[0].max(**kwargs)
         raise NotImplementedError(func)
 
 
@@ -461,22 +463,22 @@ MUTATIONS = [  # what is written, what a mistake would write, the law that refus
     ("rest = r * x.o + times(q, lse(x))", "rest = r * x.o + q", gradient_is_the_theorem),
     ("r[:, None] * off)", "off)", gradient_is_the_theorem),
     ("r[:, None] * off)", "y[:, None] * off)", gradient_is_the_derivative_of_the_loss),
-    ("np.where(at_label(z, label), (rest", "np.where(at_label(z, label + 1), (rest", shards_hold_their_columns_of_the_gradient),
-    ("others = np.where(hot, 0, off)", "others = np.where(hot, off, off)", loss_is_the_theorem),
-    ("rest = np.where(hot, -np.inf, z)", "rest = z + 0", loss_is_the_theorem),
-    ("rest = np.where(hot, -np.inf, z)", "rest = np.where(hot, 0, z)", loss_is_the_theorem),
-    ("np.where(m == -np.inf, 0, m)[:, None]", "m[:, None]", a_masked_class_is_not_there),
+    ("xp.where(at_label(z, label), (rest", "xp.where(at_label(z, label + 1), (rest", shards_hold_their_columns_of_the_gradient),
+    ("others = xp.where(hot, 0, off)", "others = xp.where(hot, off, off)", loss_is_the_theorem),
+    ("rest = xp.where(hot, -np.inf, z)", "rest = z + 0", loss_is_the_theorem),
+    ("rest = xp.where(hot, -np.inf, z)", "rest = xp.where(hot, 0, z)", loss_is_the_theorem),
+    ("xp.where(m == -np.inf, 0, m)[:, None]", "m[:, None]", a_masked_class_is_not_there),
     ("times(others, shift - z)", "times(others, z - shift)", without_a_label_the_truth_is_off_alone),
-    ("np.where(live[:, None], g[:, None] * dz, 0.0)", "g[:, None] * dz", an_ignored_row_is_exactly_0),
+    ("dz = xp.where(live[:, None], g[:, None] * dz, 0.0)", "dz = g[:, None] * dz", an_ignored_row_is_exactly_0),
     ("(v - (yhat * v)", "(v + (yhat * v)", hessian_product_is_the_theorem),
     ("[:, None] - lift[:, None]", "[:, None]", softmax_and_lse_are_the_definitions),
-    ("a.s * np.exp(-down_a)", "a.s", parts_merge_into_the_whole),
+    ("a.s * xp.exp(-down_a)", "a.s", parts_merge_into_the_whole),
     ("a.d + times(a.o, down_a)", "a.d", parts_merge_into_the_whole),
-    ("np.maximum(a.m, b.m)", "a.m", parts_merge_into_the_whole),
+    ("xp.maximum(a.m, b.m)", "a.m", parts_merge_into_the_whole),
     ("x.zt > x.m, nll, over", "x.zt < x.m, nll, over", finish_reads_the_theorems),
-    ("np.exp(-np.logaddexp(0, -a))", "np.exp(-np.logaddexp(0, a))", finish_reads_the_theorems),
+    ("xp.exp(-xp.logaddexp(0, -a))", "xp.exp(-xp.logaddexp(0, a))", finish_reads_the_theorems),
     ("x.m - x.zt + log_s", "x.m - x.zt", finish_reads_the_theorems),
-    ("log_s + np.logaddexp(0, -a))", "log_s)", softmax_and_lse_are_the_definitions),
+    ("log_s + xp.logaddexp(0, -a))", "log_s)", softmax_and_lse_are_the_definitions),
 ]
 
 

@@ -1,4 +1,4 @@
-"""The equations: softmax cross-entropy of one row, in NumPy. Everything else in softxent is this, faster or wrapped.
+"""The equations: softmax cross-entropy of one row. Everything else in softxent is this, faster or wrapped.
 
 A row has logits `z` and a truth with weight `y` at its label and `r * off[k]` at every column k. `q` is twice the z-loss
 coefficient, and `g` the upstream gradient (reduction included):
@@ -7,36 +7,40 @@ coefficient, and `g` the upstream gradient (reduction included):
     dz_k   = g ((mass + q lse) yhat_k - truth_k)              prediction - truth, where mass = sum_k truth_k = 1 and q = 0
 
 Arrays: z [R, C]; label [R] (outside 0..C-1: matches no column); y, r, q, g [R] or [1]; off [C], [R, C] or None.
-All of it is float64. It is the reference of every test, and the backend where there is no compiled kernel.
+All of it is float64, in NumPy or in another library of arrays (`xp`). It is the reference of every test, and the backend where there
+is no compiled kernel.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from .partials import Array, Partials, finish, lse, peak, times
+from .partials import Array, Partials, finish, library, lse, peak, times
 
 
 def at_label(z: Array, label: Array) -> Array:  # -> [R, C] bool, one-hot; all False where no column matches
-    hot: Array = np.asarray(label)[:, None] == np.arange(z.shape[1])
+    xp = library(z)
+    label = xp.asarray(label)
+    hot: Array = label[:, None] == xp.arange(z.shape[1], like=label)
     return hot
 
 
 def partials(z: Array, label: Array, off: Array | None = None) -> Partials:
     """The partial sums of rows z (see partials.py), the label's column kept apart."""
+    xp = library(z)
     hot = at_label(z, label)
-    rest = np.where(hot, -np.inf, z)
-    m = rest.max(axis=1, initial=-np.inf)
-    shift = np.where(m == -np.inf, 0, m)[:, None]
+    rest = xp.where(hot, -np.inf, z)
+    m = xp.max(rest, axis=1, initial=-np.inf)
+    shift = xp.where(m == -np.inf, 0, m)[:, None]
     with np.errstate(invalid="ignore"):  # +inf - inf: a row of NaN, as it should be
-        s = np.exp(rest - shift).sum(axis=1)
-    zt = np.where(hot, z, -np.inf).max(axis=1, initial=-np.inf)
+        s = xp.exp(rest - shift).sum(axis=1)
+    zt = xp.max(xp.where(hot, z, -np.inf), axis=1, initial=-np.inf)
     if off is None:
-        return Partials(m, s, np.zeros_like(m), np.zeros_like(m), zt, np.zeros_like(m))
-    others = np.where(hot, 0, off)
+        return Partials(m, s, xp.zeros_like(m), xp.zeros_like(m), zt, xp.zeros_like(m))
+    others = xp.where(hot, 0, off)
     with np.errstate(invalid="ignore"):
         d = times(others, shift - z).sum(axis=1)
-    return Partials(m, s, others.sum(axis=1), d, zt, np.where(hot, off, 0).sum(axis=1))
+    return Partials(m, s, others.sum(axis=1), d, zt, xp.where(hot, off, 0).sum(axis=1))
 
 
 def loss(x: Partials, y: Array, r: Array, q: Array) -> Array:
@@ -47,21 +51,24 @@ def loss(x: Partials, y: Array, r: Array, q: Array) -> Array:
 
 def gradient(z: Array, x: Partials, label: Array, y: Array, r: Array, q: Array, g: Array, off: Array | None = None) -> Array:
     """g ((mass + q lse) yhat - truth); at the label, where that may cancel: g (r o + q lse - (mass + q lse) miss)."""
+    xp = library(z)
     with np.errstate(invalid="ignore"):
         yhat = softmax(z, x)
         rest = r * x.o + times(q, lse(x))
         mass = y + r * x.wt + rest
-        dz = mass[:, None] * yhat - (0 if off is None else r[:, None] * off)
-        dz = np.where(at_label(z, label), (rest - mass * finish(x)[1])[:, None], dz)
+        dz: Array = mass[:, None] * yhat - (0 if off is None else r[:, None] * off)
+        dz = xp.where(at_label(z, label), (rest - mass * finish(x)[1])[:, None], dz)
         live = (y != 0) | (r != 0) | (q != 0)  # an ignored row is 0 whatever its logits
-        return np.where(live[:, None], g[:, None] * dz, 0.0)
+        dz = xp.where(live[:, None], g[:, None] * dz, 0.0)
+        return dz
 
 
 def softmax(z: Array, x: Partials) -> Array:
     """yhat_k = exp(z_k - lse), as exp((z_k - top) - (lse - top)): no digit is lost to a common offset."""
+    xp = library(z)
     top, lift = peak(x)
     with np.errstate(invalid="ignore"):
-        yhat: Array = np.exp(z - np.where(top == -np.inf, 0, top)[:, None] - lift[:, None])
+        yhat: Array = xp.exp(z - xp.where(top == -np.inf, 0, top)[:, None] - lift[:, None])
         return yhat
 
 

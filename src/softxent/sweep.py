@@ -79,6 +79,7 @@ def bare(z: Array, upstream: Array | None = None) -> Truth:
     if upstream is not None:
         rows = np.repeat(_UNIT, count(z), axis=1)
         rows[3] = np.broadcast_to(upstream, z.shape[:-1]).reshape(-1)
+        rows[0] = rows[3] != 0  # what nobody asks of a row of NaN is 0
     return Truth(np.broadcast_to(np.int64(NO_LABEL), count(z)), rows)
 
 

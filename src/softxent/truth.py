@@ -140,12 +140,9 @@ def truth(
         contract.inside(fn, argument, a, kernels.active().first_outside(label, classes, ignore_index), classes, ignore_index)
         live = label != ignore_index
         live = 1.0 if live.all() else live
-        weight = weights(label, live, w, sample, classes)
-        y, r = (1 - e) * weight, 0.0
+        weight, y, r = of_label(label, live, w, sample, e, classes)
         if e > 0:
-            r = sample * live
-            shared = (np.ones(classes) if w is None else w) * (e / classes)
-            shared = shared.astype(computed_in(z.dtype))
+            shared = everywhere(np.ones(classes) if w is None else w, e, classes).astype(computed_in(z.dtype))
     total = float(weight.sum() if isinstance(weight, np.ndarray) else weight * n)
     scale = 1.0 if reduction != "mean" else (1 / total if total else 0.0)
     rows = _stack(n, y, r, q * sample * live, scale * up.reshape(-1))
@@ -158,6 +155,17 @@ def truth(
 def weights(label: Any, live: Any, class_weight: Any, sample: Any, classes: int) -> Any:
     """What a row weighs: its label's class weight, times its sample weight; 0 where ignored. A mean divides by their sum."""
     return (sample if class_weight is None else sample * class_weight[label.clip(0, classes - 1)]) * live
+
+
+def of_label(label: Any, live: Any, class_weight: Any, sample: Any, smoothing: float, classes: int) -> tuple[Any, Any, Any]:
+    """-> what a row weighs, y and r."""
+    weight = weights(label, live, class_weight, sample, classes)
+    return weight, (1 - smoothing) * weight, sample * live if smoothing > 0 else 0.0
+
+
+def everywhere(class_weight: Any, smoothing: float, classes: int) -> Any:
+    """What smoothing puts at every class: off, of a label."""
+    return class_weight * (smoothing / classes)
 
 
 def soft(u: Any, class_weight: Any, smoothing: float, classes: int) -> Any:

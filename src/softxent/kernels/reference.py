@@ -1,4 +1,5 @@
-"""formula.py as a backend: float64, in row chunks that bound its memory. What other backends are compared with."""
+"""formula.py as a backend, of NumPy's arrays and of others: float64, in row chunks that bound its memory. What other backends are compared
+with."""
 
 from __future__ import annotations
 
@@ -8,20 +9,23 @@ from typing import Any
 import numpy as np
 
 from .. import formula
-from ..partials import Array, Partials, identity, lse
+from ..partials import Array, Partials, identity, library, lse
 
 _CHUNK = 1 << 18  # elements worked on at once: 2 MiB in float64, times the handful of temporaries of an expression
+_ON_A_DEVICE = 1 << 24  # where an operation is a launch: 128 MiB
+_NOTHING = [float(x[0]) for x in identity(1)]
 
 
 def forward(z: Array, label: Array, truth: Array, off: Array | None, result: Array, parts: Array | None, threads: int) -> None:
     for i in _chunks(z):
         y, r, q, _ = _rows(truth, i)
         x = formula.partials(_wide(z[i]), label[i], _off(off, i))
-        dead = np.broadcast_to((y == 0) & (r == 0) & (q == 0), len(x.m))  # ignored rows: nothing was looked at
-        x = Partials(*(np.where(dead, none, part) for none, part in zip(identity(len(x.m)), x, strict=True)))
-        result[0, i], result[1, i] = formula.loss(x, y, r, q), np.where(dead, -np.inf, lse(x))
+        where, dead = library(x.m).where, (y == 0) & (r == 0) & (q == 0)  # ignored rows: nothing was looked at
+        x = Partials(*(where(dead, none, part) for none, part in zip(_NOTHING, x, strict=True)))
+        result[0, i], result[1, i] = formula.loss(x, y, r, q), where(dead, -np.inf, lse(x))
         if parts is not None:
-            parts[:, i] = x
+            for row, part in zip(parts, x, strict=True):
+                row[i] = part
 
 
 def backward(z: Array, label: Array, truth: Array, off: Array | None, parts: Array, out: Array, threads: int) -> None:
@@ -33,7 +37,7 @@ def backward(z: Array, label: Array, truth: Array, off: Array | None, parts: Arr
 
 
 def fused(z: Array, label: Array, truth: Array, off: Array | None, out: Array, result: Array, parts: Array | None, threads: int) -> None:
-    parts = np.empty((6, len(z))) if parts is None else parts
+    parts = library(z).empty((6, len(z)), like=result) if parts is None else parts
     forward(z, label, truth, off, result, parts, threads)
     backward(z, label, truth, off, parts, out, threads)
 
@@ -44,7 +48,7 @@ def first_outside(label: Array, classes: int, ignore_index: int) -> int:
 
 
 def _chunks(z: Array) -> Iterator[slice]:
-    step = max(1, _CHUNK // max(1, z.shape[1]))
+    step = max(1, (_CHUNK if library(z) is np else _ON_A_DEVICE) // max(1, z.shape[1]))
     return (slice(i, i + step) for i in range(0, len(z), step))
 
 
@@ -58,13 +62,16 @@ def _off(off: Array | None, i: slice) -> Array | None:
 
 def _wide(a: Array) -> Array:
     """As float64; uint16 are the bits of bfloat16."""
+    if library(a) is not np:
+        wide: Array = library(a).float64(a)
+        return wide
     return ((a.astype(np.uint32) << 16).view(np.float32) if a.dtype == np.uint16 else a).astype(np.float64)
 
 
 def _narrow(a: Array, dtype: np.dtype[Any]) -> Array:
-    """The way back, to the nearest (ties to even)."""
+    """The way back, to the nearest (ties to even): for bits; an assignment does it for numbers."""
     if dtype != np.uint16:
-        return a.astype(dtype)
+        return a
     bits = a.astype(np.float32).view(np.uint32)
     rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
     return np.where(np.isnan(a), 0x7FC0, rounded).astype(np.uint16)

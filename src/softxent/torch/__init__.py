@@ -16,10 +16,12 @@ from torch.nn import Module, Parameter
 
 from .. import contract, kernels, truth
 from ..contract import fail
-from . import cpu, ops
-from .autograd import batched_by_autograd, gradient_of, linear, rows_of, wide
+from ..kernels import Backend
+from . import cpu, ops, tensors
+from .autograd import batched_by_autograd, devices, gradient_of, linear, rows_of, wide
+from .tensors import use_backend
 
-__all__ = ["CrossEntropyLoss", "Result", "cross_entropy", "empty_cache", "log_softmax", "logsumexp"]
+__all__ = ["CrossEntropyLoss", "Result", "backends", "cross_entropy", "empty_cache", "log_softmax", "logsumexp", "use_backend"]
 
 FN = "cross_entropy"
 _TENSORS = (Tensor, Parameter)
@@ -54,6 +56,7 @@ def cross_entropy(
     return_entropy: bool = False,
     return_logprobs: bool = False,
     return_correct: bool = False,
+    check: bool = False,
 ) -> Any:
     """`torch.nn.functional.cross_entropy`: `loss = mass * lse(z) - <y, z>`, with the gradient `mass * softmax(z) - y`.
 
@@ -65,9 +68,11 @@ def cross_entropy(
         softcap: c > 0, the logits become c tanh(z / c).
         temperature: T > 0, divides the logits (after softcap).
         sample_weight: broadcasts to the rows, multiplies each row's loss; a mean divides by the sum of the weights.
-        return_lse, return_entropy, return_logprobs: also lse(z), the entropy of the prediction, and log softmax(z) at the label (0 where
-            ignored), each with the shape of the rows, and differentiable.
-        return_correct: also in how many rows the likeliest class is the true one (a tie counts).
+        return_lse, return_entropy, return_logprobs: also lse(z), the entropy of the prediction, and log softmax(z) at the label, each with
+            the shape of the rows and differentiable; 0 where the row is ignored.
+        return_correct: also in how many rows the likeliest class is the true one (a tie counts, an ignored row does not).
+        check: on a GPU, wait for the labels and refuse one that is out of range (not under torch.compile). On the CPU that is always done.
+            Unchecked, such a row's loss and gradient are NaN.
 
     Returns:
         The loss, in the dtype of `input` (float32 under autocast); or a `Result`, if anything more is asked for.
@@ -89,6 +94,8 @@ def cross_entropy(
     eager = _plain(input, target)
     if (
         eager
+        and input.is_cpu
+        and tensors.forced() is None
         and not more
         and weight is None
         and sample_weight is None
@@ -100,9 +107,11 @@ def cross_entropy(
         if quick is not None:
             return _scalar(input, *quick, (target, None, None, reduction, 1, ignore_index, 0.0, 0.0))
     axis, options = _checked(input, target, weight, sample_weight, ignore_index, reduction, label_smoothing, z_loss)
+    if check and not input.is_cpu and not target.is_floating_point():
+        tensors.check(input, target, axis, ignore_index)
     z = _squashed(input, softcap, temperature)
     if eager and not more and reduction != "none" and not _differentiable(target, weight, sample_weight):
-        found = cpu.scalar(z, target, weight, axis, *options, sample=sample_weight, reduction=reduction)
+        found = devices(z).scalar(z, target, weight, axis, *options, sample=sample_weight, reduction=reduction)
         return _scalar(z, *found, (target, weight, sample_weight, reduction, axis, *options)).to(cpu.result_dtype(input))
     p = _problem(eager, z, target, weight, axis, *options)
     loss, lse, correct = _rows(*p)
@@ -118,8 +127,13 @@ def cross_entropy(
         if target.is_floating_point():
             fail(FN, "return_logprobs", "be False where the target is probabilities", True)
         logprobs = -_rows(z, target, None, axis, ignore_index, 0.0, 0.0)[0].to(dtype)
+    if not target.is_floating_point():  # a row that is ignored has no part in anything, whatever its logits
+        dead = target == ignore_index
+        lse = lse.masked_fill(dead, 0)
+        z = z.masked_fill(dead.unsqueeze(axis), 0) if return_entropy else z
     if return_entropy:
         entropy = _rows(z, torch.softmax(wide(z), axis), None, axis, ignore_index, 0.0, 0.0)[0].to(dtype)
+        entropy = entropy if target.is_floating_point() else entropy.masked_fill(dead, 0)
     return Result(loss.to(dtype), lse.to(dtype) if return_lse else None, entropy, logprobs, correct.sum() if return_correct else None)
 
 
@@ -168,6 +182,28 @@ def empty_cache() -> None:
     """Give back the memory of the last large gradient, which is kept for the next one."""
     if kernels.cpu:
         kernels.cpu.trim()
+
+
+def backends() -> list[Backend]:
+    """What computes for which tensors here, and why. `active`: without `use_backend`.
+
+    "cpu" serves CPU tensors, "triton" CUDA tensors, and "formula", torch's operations in float64, all others.
+    """
+    forced, gpu = tensors.forced(), torch.cuda.is_available()
+    native = next(b for b in kernels.backends() if b.name == "cpu")
+    device = torch.cuda.get_device_name() if gpu else "no CUDA device here"
+    detail = tensors.missing or f"Triton {tensors.triton.version}, for CUDA tensors: {device}"
+    for_cuda = tensors.triton is not None and gpu
+    return [
+        Backend("cpu", native.available, forced is None and native.active, f"{native.detail}, for CPU tensors"),
+        Backend("triton", for_cuda, forced == "triton" or (forced is None and for_cuda), detail),
+        Backend(
+            "formula",
+            True,
+            forced == "formula" or (forced is None and gpu and not for_cuda),
+            "torch's operations in float64, for other tensors",
+        ),
+    ]
 
 
 def _on_axis(fn: str, input: Tensor, dim: int) -> None:
@@ -283,8 +319,8 @@ class _Scalar(torch.autograd.Function):
             up = g.double() / (1 if reduction == "sum" else _total(input, target, weight, sample, axis, ignore_index))
             up = (up if sample is None else up * sample.double()).expand([n for i, n in enumerate(input.shape) if i != axis])
             dz = (linear if batched else gradient_of)(input, target, weight, *ctx.options[1:], up, None)
-        elif (scale := g.item()) != 1:
-            dz.mul_(scale)
+        else:
+            dz = devices(dz).scaled(dz, g)
         return dz, None, None, None
 
 
@@ -292,9 +328,9 @@ _scalar: Callable[..., Tensor] = _Scalar.apply
 
 
 def _plain(input: Tensor, target: Tensor) -> bool:
-    """Whether these are tensors of the CPU that nothing looks at from outside: no transform, no compiler, no dual number."""
+    """Whether these are tensors that nothing looks at from outside: no transform, no compiler, no dual number."""
     return (
-        type(input) in _TENSORS and type(target) in _TENSORS and input.is_cpu and target.is_cpu and not torch.compiler.is_compiling()
+        type(input) in _TENSORS and type(target) in _TENSORS and not input.is_meta and not torch.compiler.is_compiling()
         and not torch._C._are_functorch_transforms_active() and not torch._C._len_torch_dispatch_stack() and forward_ad._current_level < 0
     )  # fmt: skip
 

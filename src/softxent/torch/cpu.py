@@ -89,8 +89,9 @@ def rows(*p: Any) -> tuple[Tensor, Tensor, Tensor]:
     parts = np.empty((6, sweep.count(z)))
     result = sweep.forward(z, t, None, parts)
     correct = Partials(*parts)
-    loss, lse = (torch.from_numpy(x).view(z.shape[:-1]) for x in result)
-    return loss, lse, torch.from_numpy(correct.zt >= correct.m).view(z.shape[:-1])
+    found = (*result, (correct.zt >= correct.m) & (correct.zt > -np.inf))  # an ignored row has -inf for both
+    loss, lse, right = (torch.from_numpy(x).view(z.shape[:-1]) for x in found)
+    return loss, lse, right
 
 
 @_on_torchs_threads
@@ -118,6 +119,12 @@ def scalar(*p: Any, sample: Tensor | None, reduction: str) -> tuple[Tensor, Tens
     result = sweep.forward(z, t, None) if dz is None else sweep.fused(z, t, None, contract.to_last(array(dz), p[3]))
     loss = sweep.reduce(result[0], reduction, t.total, np.nan, ())
     return torch.scalar_tensor(loss, dtype=result_dtype(p[0])), dz
+
+
+def scaled(dz: Tensor, g: Tensor) -> Tensor:
+    """dz times an upstream gradient, in place."""
+    by = g.item()
+    return dz if by == 1 else dz.mul_(by)
 
 
 def result_dtype(input: Tensor) -> torch.dtype:

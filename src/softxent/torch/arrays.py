@@ -1,0 +1,35 @@
+"""NumPy's names, for tensors: what formula.py and partials.py need to compute with them."""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+from torch import Tensor
+
+from ..partials import LIBRARIES
+
+exp, log, where, maximum, zeros_like, asarray = torch.exp, torch.log, torch.where, torch.maximum, torch.zeros_like, torch.asarray
+
+
+def float64(x: Tensor) -> Tensor:
+    return x.double()
+
+
+def logaddexp(a: float, b: Tensor) -> Tensor:
+    return torch.logaddexp(torch.full_like(b, a), b)
+
+
+def max(x: Tensor, axis: int, initial: float) -> Tensor:
+    return torch.amax(x, axis)  # of at least one class, and no logit is less than -inf
+
+
+def arange(n: int, like: Tensor) -> Tensor:
+    return torch.arange(n, device=like.device)
+
+
+def empty(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    return like.new_empty(shape)
+
+
+LIBRARIES[Tensor] = sys.modules[__name__]

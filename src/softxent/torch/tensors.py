@@ -1,0 +1,206 @@
+"""Tensors that NumPy cannot see, those of a GPU: their truth is made where they are, and nothing here waits for the device.
+
+`p` is a problem as everywhere in this package: input, target, weight, axis, ignore_index, smoothing, z_loss. The functions are those of
+cpu.py. A label out of range cannot be refused without waiting: its row's loss and gradient are NaN.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import contract, truth
+from ..kernels import reference
+from ..truth import NO_LABEL
+from . import arrays as arrays  # the formula computes with tensors from here on
+from .cpu import result_dtype
+
+try:
+    from ..kernels import triton as triton
+except ImportError as error:
+    triton = None  # type: ignore[assignment]
+    missing = f"Triton is missing ({error})"
+else:
+    missing = ""
+
+FN = "cross_entropy"
+NAMES: dict[str, Any] = {"formula": reference, **({"triton": triton} if triton else {})}
+_forced: str | None = None  # not a ContextVar: autograd's threads have to see it
+_warned = False
+
+
+class Truth(NamedTuple):
+    """What kernels/__init__.py names, on the device."""
+
+    label: Tensor  # [R]
+    rows: Tensor  # [4, R]
+    off: Tensor | None  # [C] or [R, C]
+    total: Tensor  # what a mean divides by
+
+
+def forced() -> str | None:
+    """The backend that use_backend names for tensors of all devices."""
+    return _forced
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Within the `with` block, compute for all tensors, those of the CPU too, by the named backend: "triton" or "formula".
+
+    It holds for the whole process, for autograd has threads of its own. Triton runs on a CPU only under its interpreter, which
+    TRITON_INTERPRET=1 asks for before Triton is imported.
+    """
+    global _forced
+    if name not in NAMES:
+        contract.fail(
+            "use_backend", "name", "be " + " or ".join(map(repr, sorted(NAMES))), repr(name) + (f" ({missing})" if missing else "")
+        )
+    before, _forced = _forced, name
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+def kernel(z: Tensor) -> Any:
+    """Who computes. Warns once where a GPU has to do without Triton."""
+    global _warned
+    if _forced is not None:
+        return NAMES[_forced]
+    if triton and z.is_cuda:
+        return triton
+    if z.device.type == "mps":
+        contract.fail(FN, "input", "be on a device that has float64", z.device)
+    if z.is_cuda and not _warned:
+        _warned = True
+        warnings.warn(f"softxent runs on torch's operations, slowly: {missing}; pip install triton", RuntimeWarning, stacklevel=2)
+    return reference
+
+
+def problem(*p: Any, sample: Tensor | None = None, upstream: Tensor | None = None, reduction: str = "none") -> tuple[Tensor, Truth]:
+    """The logits [R, C] and the truth of their rows."""
+    input, target, weight, axis, ignore_index, smoothing, z_loss = p
+    z, n = _matrix(input.detach(), axis), _count(input, axis)
+    classes = z.shape[1]
+    wide = torch.float64 if z.dtype == torch.float64 else torch.float32
+    w = None if weight is None else weight.detach().double()
+    one = torch.ones((), dtype=torch.float64, device=z.device)
+    each = (one if sample is None else sample.detach().double()).expand(_lead(input, axis)).reshape(n)
+    off = None
+    if target.is_floating_point():
+        off, live, y, r, weights = _matrix(target.detach(), axis), one, 0 * each, each, each
+        if w is not None or smoothing or off.dtype not in (z.dtype, wide):
+            off = truth.soft(off.to(wide), None if w is None else w.to(wide), smoothing, classes)
+        label = off.argmax(1)
+    else:
+        if input.is_cpu:
+            check(input, target, axis, ignore_index)
+        label = target.reshape(n).long()
+        counted = label != ignore_index
+        live = counted.double()
+        weights, y, r = truth.of_label(label, live, w, each, smoothing, classes)
+        y = torch.where(counted & ((label < 0) | (label >= classes)), math.nan, y)
+        if smoothing > 0:
+            off = truth.everywhere(one.expand(classes) if w is None else w, smoothing, classes).to(wide)
+    total = weights.sum()
+    scale = torch.where(total == 0, 0.0, 1 / total) if reduction == "mean" else one
+    rows = torch.empty((4, n), dtype=torch.float64, device=z.device)
+    up = scale if upstream is None else scale * upstream.detach().double().reshape(n)
+    for row, number in zip(rows, (y, r, 2 * z_loss * each * live, up), strict=True):
+        row.copy_(number if isinstance(number, Tensor) else one * number)
+    return z, Truth(label, rows, off, total)
+
+
+def check(input: Tensor, target: Tensor, axis: int, ignore_index: int) -> None:
+    """Refuse a label out of range. On a GPU this waits for it."""
+    labels = target.detach().cpu().numpy()
+    classes = input.shape[axis]
+    contract.inside(FN, "target", labels, reference.first_outside(labels.reshape(-1), classes, ignore_index), classes, ignore_index)
+
+
+def rows(*p: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """-> of every row: loss and lse, float64, and whether the likeliest class is the true one."""
+    z, t = problem(*p)
+    parts = torch.empty((6, len(z)), dtype=torch.float64, device=z.device)
+    loss, lse = _forward(z, t, parts)
+    lead, (m, _, _, _, zt, _) = _lead(p[0], p[3]), parts
+    return loss.view(lead).clone(), lse.view(lead).clone(), ((zt >= m) & (zt > -math.inf)).view(lead)
+
+
+def gradient(*p: Any) -> Tensor:
+    """The gradient by the logits; the last two arguments are the upstream gradients of the rows' losses and lse, or None."""
+    *p, g, g_lse = p  # type: ignore[assignment]
+    input, axis = p[0], p[3]
+    found = []
+    if g is not None:
+        found.append(_fused(input, axis, *problem(*p, upstream=g))[1])
+    if g_lse is not None:  # d lse / dz is softmax: the truth of no class, with mass 1
+        z, up = _matrix(input.detach(), axis), g_lse.detach().double().reshape(-1)
+        t = Truth(torch.full_like(up, NO_LABEL, dtype=torch.int64), torch.stack([(up != 0).double(), 0 * up, 0 * up, up]), None, up)
+        found.append(_fused(input, axis, z, t)[1])
+    return found[0] if len(found) == 1 else found[0].add_(found[1])
+
+
+def scalar(*p: Any, sample: Tensor | None, reduction: str) -> tuple[Tensor, Tensor | None]:
+    """The reduced loss and, in the same pass, its gradient, where somebody wants it."""
+    z, t = problem(*p, sample=sample, reduction=reduction)
+    if p[0].requires_grad and torch.is_grad_enabled():
+        (losses, _), dz = _fused(p[0], p[3], z, t)
+    else:
+        (losses, _), dz = _forward(z, t, None), None
+    loss = losses.sum() / t.total if reduction == "mean" else losses.sum()
+    return loss.to(result_dtype(p[0])), dz
+
+
+def scaled(dz: Tensor, g: Tensor) -> Tensor:
+    """dz times an upstream gradient that the host does not know; where that is 1, as of loss.backward(), the kernel leaves dz alone."""
+    by = kernel(dz)
+    return dz.mul_(g) if by is reference else by.scale(dz, g)
+
+
+def _forward(z: Tensor, t: Truth, parts: Tensor | None) -> Tensor:
+    result = torch.empty((2, len(z)), dtype=torch.float64, device=z.device)
+    kernel(z).forward(z, *t[:3], result, parts, 1)
+    return result
+
+
+def _fused(input: Tensor, axis: int, z: Tensor, t: Truth) -> tuple[Tensor, Tensor]:
+    """-> loss and lse of the rows, and the gradient, like `input`."""
+    dz, result = torch.empty_like(input, requires_grad=False), torch.empty((2, len(z)), dtype=torch.float64, device=z.device)
+    place = _viewed(dz, axis)
+    out = torch.empty_like(z) if place is None else place
+    kernel(z).fused(z, *t[:3], out, result, None, 1)
+    if place is None:
+        last = dz.movedim(axis, -1)
+        last.copy_(out.view(last.shape))
+    return result, dz
+
+
+def _lead(input: Tensor, axis: int) -> list[int]:
+    return [n for i, n in enumerate(input.shape) if i != axis]
+
+
+def _count(input: Tensor, axis: int) -> int:
+    return math.prod(_lead(input, axis))
+
+
+def _viewed(t: Tensor, axis: int) -> Tensor | None:
+    """A view [R, C] with adjacent columns, where there is one."""
+    last = t.movedim(axis, -1)
+    if last.stride(-1) != 1:
+        return None
+    try:
+        return last.view(_count(t, axis), last.shape[-1])
+    except RuntimeError:
+        return None
+
+
+def _matrix(t: Tensor, axis: int) -> Tensor:
+    found = _viewed(t, axis)
+    return t.movedim(axis, -1).reshape(_count(t, axis), -1).contiguous() if found is None else found
