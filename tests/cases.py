@@ -218,8 +218,8 @@ class Composite(NamedTuple):
 
 
 def tanh(x: torch.Tensor) -> torch.Tensor:
-    """torch's own loses its derivative, 1 - tanh^2, where it is near 0."""
-    return x.sign() * (1 - 2 / (torch.exp(2 * x.abs()) + 1))
+    """torch's own loses its derivative, 1 - tanh^2, where it is near 0; the other form has none at 0."""
+    return torch.where(x.abs() < 0.1, torch.tanh(x), x.sign() * (1 - 2 / (torch.exp(2 * x.abs()) + 1)))
 
 
 def composite(

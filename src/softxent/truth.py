@@ -93,7 +93,11 @@ class Squash(NamedTuple):
 
 
 def _tanh(x: Any) -> Any:
-    return np.tanh(x) if isinstance(x, (np.ndarray, float)) else x.tanh()
+    """torch's own takes 1 - tanh^2 for its derivative, which cancels; that of (1 - t) / (1 + t) does not."""
+    if isinstance(x, (np.ndarray, float)):
+        return np.tanh(x)
+    t = (-2 * x.abs()).exp()
+    return x.tanh().where(x.abs() < 1, x.sign() * ((1 - t) / (1 + t)))
 
 
 def squash(fn: str, temperature: float, softcap: float | None) -> Squash | None:

@@ -127,13 +127,11 @@ def cross_entropy(
         if target.is_floating_point():
             fail(FN, "return_logprobs", "be False where the target is probabilities", True)
         logprobs = -_rows(z, target, None, axis, ignore_index, 0.0, 0.0)[0].to(dtype)
-    if not target.is_floating_point():  # a row that is ignored has no part in anything, whatever its logits
-        dead = target == ignore_index
+    dead = None if target.is_floating_point() else target == ignore_index
+    if dead is not None:  # a row that is ignored has no part in anything, whatever its logits
         lse = lse.masked_fill(dead, 0)
-        z = z.masked_fill(dead.unsqueeze(axis), 0) if return_entropy else z
     if return_entropy:
-        entropy = _rows(z, torch.softmax(wide(z), axis), None, axis, ignore_index, 0.0, 0.0)[0].to(dtype)
-        entropy = entropy if target.is_floating_point() else entropy.masked_fill(dead, 0)
+        entropy = _entropy(z, axis, dead).to(dtype)
     return Result(loss.to(dtype), lse.to(dtype) if return_lse else None, entropy, logprobs, correct.sum() if return_correct else None)
 
 
@@ -220,10 +218,24 @@ def _first(input: Tensor, dim: int) -> Tensor:
 
 def _rows(*p: Any) -> tuple[Tensor, Tensor, Tensor]:
     """loss, lse and correct of every row: as a function of autograd and torch.func, or as the operator that a compiler sees."""
-    transformed = torch._C._are_functorch_transforms_active()
-    plain = type(p[0]) in _TENSORS and not p[0].is_meta and not torch.compiler.is_compiling()
-    found: tuple[Tensor, Tensor, Tensor] = rows_of(*p) if plain or transformed else ops.rows(*p)
+    compiling = torch.compiler.is_compiling()
+    if compiling and forward_ad._current_level >= 0:  # operators of torch.library have no forward mode, and drop a tangent without a word
+        beside: Any = torch.compiler.disable  # for torch's own types it is untyped
+        found: tuple[Tensor, Tensor, Tensor] = beside(rows_of)(*p)
+        return found
+    plain = type(p[0]) in _TENSORS and not p[0].is_meta and not compiling
+    transformed = not compiling and torch._C._are_functorch_transforms_active()
+    found = rows_of(*p) if plain or transformed else ops.rows(*p)
     return found
+
+
+def _entropy(z: Tensor, axis: int, dead: Tensor | None) -> Tensor:
+    """The cross-entropy whose truth is the prediction. A masked class has a finite logit here: 0 times -inf has no gradient."""
+    masked = z == -torch.inf
+    z = z.masked_fill(masked & ~masked.all(axis, keepdim=True), -6e4 if z.dtype == torch.float16 else -1e30)
+    z = z if dead is None else z.masked_fill(dead.unsqueeze(axis), 0)
+    rows = _rows(z, torch.softmax(wide(z), axis), None, axis, -100, 0.0, 0.0)[0]
+    return rows if dead is None else rows.masked_fill(dead, 0)
 
 
 def _problem(
@@ -299,11 +311,12 @@ def _squashed(input: Tensor, softcap: float | None, temperature: float) -> Tenso
 
 
 class _Scalar(torch.autograd.Function):
-    """A reduced loss, with its gradient made in the same pass. It is handed over in the first backward, and made anew in another."""
+    """A reduced loss, with its gradient dz if that was made in the same pass. It is handed over in the first backward, and made anew in
+    another."""
 
     @staticmethod
     def forward(ctx: Any, input: Tensor, loss: Tensor, dz: Tensor | None, problem: tuple[Any, ...]) -> Tensor:
-        if dz is not None:
+        if ctx.needs_input_grad[0]:
             ctx.save_for_backward(input, *problem[:3])
             ctx.dz, ctx.options = dz, problem[3:]
         return loss

@@ -57,7 +57,8 @@ class Rows(torch.autograd.Function):
             dloss = (gradient_of(*p, one, None) * dinput).sum(axis).to(lse.dtype)
             dlse = (gradient_of(*p, None, one) * dinput).sum(axis).to(lse.dtype)
         if dtarget is not None:
-            dloss = dloss + (by_target(input, lse, axis) * dtarget).sum(axis)
+            by = by_target(input, lse, axis)
+            dloss = dloss + (by.masked_fill((by == torch.inf) & (dtarget == 0), 0) * dtarget).sum(axis)  # a masked class stays one
         return dloss, dlse, None
 
     @staticmethod

@@ -66,7 +66,7 @@ def quick(input: Tensor, target: Tensor, ignore_index: int, reduction: str) -> t
     scale = 1 / n if reduction == "mean" else 1.0 if reduction == "sum" else None
     if scale is None or not -(2**63) <= ignore_index < 2**63:
         return None
-    dz = like(input) if input.requires_grad and torch.is_grad_enabled() else None
+    dz = like(input) if ahead(input) else None
     threads = min(kernels.get_num_threads(), torch.get_num_threads())
     at = 0 if dz is None else dz.data_ptr()
     loss = native.scalar(input.data_ptr(), target.data_ptr(), at, n, classes, type_, ignore_index, scale, threads)
@@ -90,7 +90,7 @@ def rows(*p: Any) -> tuple[Tensor, Tensor, Tensor]:
     result = sweep.forward(z, t, None, parts)
     correct = Partials(*parts)
     found = (*result, (correct.zt >= correct.m) & (correct.zt > -np.inf))  # an ignored row has -inf for both
-    loss, lse, right = (torch.from_numpy(x).view(z.shape[:-1]) for x in found)
+    loss, lse, right = (torch.from_numpy(x.reshape(z.shape[:-1])) for x in found)  # no views: forward mode has its rules for them
     return loss, lse, right
 
 
@@ -115,10 +115,16 @@ def gradient(*p: Any) -> Tensor:
 def scalar(*p: Any, sample: Tensor | None, reduction: str) -> tuple[Tensor, Tensor | None]:
     """The reduced loss and, in the same pass, its gradient, where somebody wants it."""
     z, t = problem(*p, sample=sample, reduction=reduction)
-    dz = like(p[0]) if p[0].requires_grad and torch.is_grad_enabled() else None
+    dz = like(p[0]) if ahead(p[0]) else None
     result = sweep.forward(z, t, None) if dz is None else sweep.fused(z, t, None, contract.to_last(array(dz), p[3]))
     loss = sweep.reduce(result[0], reduction, t.total, np.nan, ())
     return torch.scalar_tensor(loss, dtype=result_dtype(p[0])), dz
+
+
+def ahead(input: Tensor) -> bool:
+    """Whether a scalar loss makes its gradient in the same pass: not of float16, where upstream gradients of 65536 (loss scaling) keep
+    what would be lost unscaled."""
+    return input.requires_grad and input.dtype != torch.float16 and torch.is_grad_enabled()
 
 
 def scaled(dz: Tensor, g: Tensor) -> Tensor:

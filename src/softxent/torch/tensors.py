@@ -19,7 +19,7 @@ from .. import contract, truth
 from ..kernels import reference
 from ..truth import NO_LABEL
 from . import arrays as arrays  # the formula computes with tensors from here on
-from .cpu import result_dtype
+from .cpu import ahead, result_dtype
 
 try:
     from ..kernels import triton as triton
@@ -150,7 +150,7 @@ def gradient(*p: Any) -> Tensor:
 def scalar(*p: Any, sample: Tensor | None, reduction: str) -> tuple[Tensor, Tensor | None]:
     """The reduced loss and, in the same pass, its gradient, where somebody wants it."""
     z, t = problem(*p, sample=sample, reduction=reduction)
-    if p[0].requires_grad and torch.is_grad_enabled():
+    if ahead(p[0]):
         (losses, _), dz = _fused(p[0], p[3], z, t)
     else:
         (losses, _), dz = _forward(z, t, None), None

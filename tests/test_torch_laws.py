@@ -1,0 +1,107 @@
+"""The laws' grid with softxent.torch as the front end: every option, dtype and backend, beside the definitions and beside NumPy."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+from cases import DTYPES, OPTIONS, composite, option_cases, random_options
+
+import softxent
+from softxent import torch as st
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+BACKENDS = ["cpu", "formula", "triton"]
+TYPES = {"f32": torch.float32, "f64": torch.float64, "bf16": torch.bfloat16, "f16": torch.float16}
+each_option = pytest.mark.parametrize("option", OPTIONS)
+each_dtype = pytest.mark.parametrize("dtype", TYPES)
+ROWS, CLASSES = 9, 7
+
+
+@pytest.fixture(params=BACKENDS)
+def device(request):
+    """Where the tensors lie: the compiled kernel has those of the CPU."""
+    if request.param == "cpu":
+        yield "cpu"
+        return
+    with st.use_backend(request.param):
+        yield DEVICE
+
+
+def logits(rng, kind: str) -> np.ndarray:
+    z = rng.standard_normal((ROWS, CLASSES))
+    z[np.arange(ROWS), rng.integers(0, CLASSES, ROWS)] += 12 * (kind == "peaked")
+    return z
+
+
+def torchs(labels, options, device):
+    """NumPy's labels and options as torch's."""
+    as_tensor = lambda x: torch.as_tensor(x).to(device) if isinstance(x, np.ndarray) else x  # noqa: E731
+    named = {"weight" if name == "class_weight" else name: as_tensor(x) for name, x in options.items()}
+    return as_tensor(labels), named
+
+
+def both(z, labels, options, device, up):
+    """-> loss and gradient, in float64, of softxent.torch and by the definitions."""
+    x = z.detach().clone().requires_grad_()
+    target, named = torchs(labels, options, device)
+    loss = st.cross_entropy(x, target, **named)
+    upstream = torch.as_tensor(up).to(device).expand(loss.shape)
+    (dz,) = torch.autograd.grad(loss, x, upstream.to(loss.dtype))
+    exact = z.detach().cpu().double().requires_grad_()
+    want = composite(exact, labels, **options).loss
+    (want_dz,) = torch.autograd.grad(want, exact, upstream.to(loss.dtype).cpu().double())
+    return (loss.detach().cpu().double(), dz.cpu().double()), (want.detach(), want_dz)
+
+
+def near(got, want, unit, units):
+    """To so many units of what is computed, and one of the type that it is rounded to."""
+    scale = want.abs().max()
+    assert torch.isfinite(want).all()
+    worst = ((got - want).abs() - unit * want.abs() - units * scale).max()
+    assert worst <= 0, f"{worst:.3g} too far, of {scale:.3g}"
+
+
+@each_option
+@each_dtype
+@pytest.mark.parametrize("kind", ["flat", "peaked"])
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_loss_and_gradient_are_the_definitions(device, reduction, kind, dtype, option, rng):
+    labels, options = option_cases(rng, ROWS, CLASSES)[option]
+    z = torch.as_tensor(logits(rng, kind)).to(TYPES[dtype]).to(device)
+    up = rng.uniform(-3, 3, ROWS).round(2) if reduction == "none" else -1.75
+    got, want = both(z, labels, dict(options, reduction=reduction), device, up)
+    unit, units = torch.finfo(TYPES[dtype]).eps, 1e-13 if dtype == "f64" else 1e-6
+    near(got[0], want[0], unit, units)
+    near(got[1], want[1], 2 * unit, units)
+
+
+def test_any_combination_of_options_is_the_definitions(device, rng):
+    for _ in range(40):
+        labels, options = random_options(rng, ROWS, CLASSES)
+        if options.get("ignore_index") is not None and (labels == options["ignore_index"]).all():
+            continue
+        z = torch.as_tensor(logits(rng, "flat")).to(device)
+        got, want = both(z, labels, options, device, 0.7)
+        near(got[0], want[0], 1e-12, 1e-12)
+        near(got[1], want[1], 1e-12, 1e-12)
+
+
+@each_option
+@each_dtype
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+def test_the_front_end_adds_nothing_to_numpys(reduction, dtype, option, rng):
+    """The same bits, rounded once to the type of the logits."""
+    labels, options = option_cases(rng, ROWS, CLASSES)[option]
+    outside = ["softcap", "temperature"] + ["sample_weight"] * (reduction == "none")  # torch's operations before and after
+    options = {name: x for name, x in options.items() if name not in outside}
+    z = logits(rng, "peaked").astype(DTYPES[dtype])
+    loss, dz = softxent.cross_entropy_and_grad(z, labels, reduction=reduction, **options)
+    bits = torch.from_numpy(z.view(np.int16)).view(torch.bfloat16) if z.dtype == ml_dtypes.bfloat16 else torch.from_numpy(z)
+    x = bits.clone().requires_grad_()
+    target, named = torchs(labels, options, "cpu")
+    mine = st.cross_entropy(x, target, reduction=reduction, **named)
+    (grad,) = torch.autograd.grad(mine, x, torch.ones_like(mine))
+    assert torch.equal(mine.detach(), torch.as_tensor(loss).to(mine.dtype))
+    assert grad.view(torch.uint8).numpy().tobytes() == np.ascontiguousarray(dz).tobytes()
