@@ -7,13 +7,12 @@ import sys
 
 import numpy as np
 import pytest
+import torch
+from cases import command
 
-import softxent
+import softxent.torch
 from softxent import bench
-from softxent.bench import contenders, measure, report
-
-pytest.importorskip("torch")
-pytest.importorskip("sklearn")
+from softxent.bench import contenders, gpu, measure, report
 
 
 @pytest.fixture(scope="module")
@@ -141,3 +140,21 @@ def test_memory_of_a_call_is_what_it_needs_beyond_its_output():
 def test_what_cannot_be_read_is_an_error(shapes, dtypes, threads, repeats, argument):
     with pytest.raises(ValueError, match=f"^bench: {argument} must .*; got "):
         bench.run(shapes, dtypes, threads, repeats, None, quick=True)
+
+
+def test_the_gpu_bench_runs_on_what_there_is(tmp_path):
+    """Here under Triton's interpreter, on CPU tensors: the figures mean nothing, the contenders and the table are the real ones."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with softxent.torch.use_backend("triton"):
+        record = gpu.measure((16, 10), "bf16", device, 2, quick=True)
+    assert set(record["seconds"]) >= {gpu.COPY, gpu.OURS, gpu.EAGER} and not record["failed"]
+    assert all(len(times) == 2 and min(times) > 0 for times in record["seconds"].values())
+    text = gpu.text({"machine": "here", "records": [record]})
+    line = text.splitlines()[-1]
+    assert line.startswith("| (16, 10) | bf16 | ") and float(line.split("|")[4]) > 0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what is missing where nothing is")
+def test_without_a_gpu_its_bench_says_so(capsys):
+    code, _, error = command(["bench", "--gpu", "--quick"], capsys)
+    assert code == 2 and "softxent bench: --gpu must be given where PyTorch finds a CUDA device; got torch" in error

@@ -66,16 +66,22 @@ def bench(
     threads: Annotated[str, typer.Option(help="Numbers of threads, each in a process of its own.")] = "1,2",
     repeats: Annotated[int, typer.Option(min=1, help="Rounds in which every contender has its turn.")] = 30,
     quick: Annotated[bool, typer.Option("--quick", help="Small shapes only, to see it work.")] = False,
+    gpu: Annotated[bool, typer.Option("--gpu", help="On the GPU instead, beside PyTorch and Liger.")] = False,
     output: Annotated[Path | None, typer.Option(file_okay=False, help="Folder of tables and plot.", show_default="bench/results")] = None,
 ) -> None:
     """Time the layer beside memcpy and its peers.
 
     The peers are NumPy, SciPy, scikit-learn and PyTorch, as far as they are installed. A quarter of an hour with all of them.
     """
-    from .bench import run
-
     try:
-        run(shapes, dtypes, threads, repeats, output, quick)
+        if gpu:
+            from .bench.gpu import run as on_gpu
+
+            on_gpu(shapes, dtypes, repeats, output or Path("bench/results"), quick)
+        else:
+            from .bench import run
+
+            run(shapes, dtypes, threads, repeats, output, quick)
     except ValueError as error:
         _stop(f"softxent {error}", 2)
 

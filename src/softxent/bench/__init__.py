@@ -70,7 +70,7 @@ def run(shapes: str | None, dtypes: str, threads: str, repeats: int, output: Pat
     ]
     print(*notes, sep="\n", end="\n" * bool(notes), file=sys.stderr)
     records = []
-    with _progress(sum(len(job.shapes) * len(job.dtypes) for job in jobs)) as step:
+    with progress(sum(len(job.shapes) * len(job.dtypes) for job in jobs)) as step:
         for record in (record for job in jobs for record in _work(job)):
             records.append(record) if "shape" in record else notes.append(record["note"])
             step(record)
@@ -81,7 +81,7 @@ def run(shapes: str | None, dtypes: str, threads: str, repeats: int, output: Pat
 
 def plan(shapes: str | None, dtypes: str, threads: str, repeats: int, quick: bool) -> list[Job]:
     """The processes to run, in turn."""
-    sizes = _read("shapes", shapes, _shape, "look like 1024x32000,65536x10") if shapes else QUICK if quick else SHAPES
+    sizes = read_shapes(shapes, QUICK if quick else SHAPES)
     types = _read("dtypes", dtypes, lambda text: DTYPES[DTYPES.index(text.strip())], "be among f32,bf16")
     counts = sorted(_read("threads", threads, _positive, "be positive integers such as 1,2"))
     contract.number("bench", "repeats", repeats, low=1)
@@ -94,6 +94,10 @@ def plan(shapes: str | None, dtypes: str, threads: str, repeats: int, quick: boo
     if find_spec("torch"):
         jobs += [Job("times", n, [s for s in sizes if s[0] * s[1] >= 1 << 20], types, repeats, quick, HUGE_PAGES) for n in counts]
     return [*jobs, Job("memory", counts[-1], sizes, types, 1, quick)]
+
+
+def read_shapes(shapes: str | None, default: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    return _read("shapes", shapes, _shape, "look like 1024x32000,65536x10") if shapes else default
 
 
 def _read(argument: str, text: str, one: Callable[[str], Any], expected: str) -> list[Any]:
@@ -135,7 +139,7 @@ def _work(job: Job) -> Iterator[Record]:
 
 
 @contextmanager
-def _progress(steps: int) -> Iterator[Callable[[Record], None]]:
+def progress(steps: int) -> Iterator[Callable[[Record], None]]:
     """A bar on stderr; without rich, a line for each step."""
     if find_spec("rich") is None:
         yield lambda record: print(report.title(record), file=sys.stderr)

@@ -82,7 +82,7 @@ def summary(results: Results) -> str:
     threads = " / ".join(str(n) for n in sorted({r["threads"] for r in _times(results)}))
     names = [peers[0], f"{peers[0]}, {HUGE_PAGES}", *peers[1:]]
     columns = ["logits", "dtype", "fused : memcpy", "on AVX2", *(f"{p} : fused" for p in names), "fused, 1 thread : fused"]
-    return _table(f"Ratios of times, {threads} thread(s): median of the rounds", columns, rows)
+    return table(f"Ratios of times, {threads} thread(s): median of the rounds", columns, rows)
 
 
 def details(results: Results) -> str:
@@ -92,7 +92,7 @@ def details(results: Results) -> str:
         cells = ("fails" if c in r["failed"] else _pair(ratio(r, c, "memcpy")) for c in OURS + PEERS)
         rows.append([_size(r), r["dtype"], str(r["threads"]), r["isa"] or results["machine"]["isa"], took, *cells])
     columns = ["logits", "dtype", "threads", "isa", "memcpy, ms", *OURS, *PEERS]
-    return _table("Times as multiples of memcpy of the same matrix: median of the rounds (shortest : shortest)", columns, rows)
+    return table("Times as multiples of memcpy of the same matrix: median of the rounds (shortest : shortest)", columns, rows)
 
 
 def pytorch(results: Results) -> str:
@@ -103,7 +103,7 @@ def pytorch(results: Results) -> str:
         cells = [_ratios(auto, p, FRONT) for p in ("torch", "torch compiled")]
         rows.append([_size(here[0]), here[0]["dtype"], cells[0], _ratios(huge, "torch", FRONT), cells[1], _ratios(auto, FRONT, "memcpy")])
     columns = ["logits", "dtype", f"torch : {FRONT}", f"torch : {FRONT}, {HUGE_PAGES}", f"torch compiled : {FRONT}", f"{FRONT} : memcpy"]
-    return _table("In PyTorch: cross_entropy and backward()", columns, rows)
+    return table("In PyTorch: cross_entropy and backward()", columns, rows)
 
 
 def memory(results: Results) -> str:
@@ -113,14 +113,14 @@ def memory(results: Results) -> str:
         mib = ("-" if n is None else f"{n / 2**20:.1f}" for n in (logits, *(r["extra"].get(c) for c in ("fused", FRONT, *PEERS))))
         rows.append([_size(r), r["dtype"], *mib])
     columns = ["logits", "dtype", "logits, MiB", "fused", FRONT, *PEERS]
-    return _table("Memory in MiB beyond logits, labels and one gradient at the peak of a call (resident, to about 0.3)", columns, rows)
+    return table("Memory in MiB beyond logits, labels and one gradient at the peak of a call (resident, to about 0.3)", columns, rows)
 
 
 def calls(results: Results) -> str:
     who = [OURS[1], *PEERS, FRONT]
     small = [r for r in _times(results) if r["shape"] in SMALL]
     rows = [[_size(r), str(r["threads"]), *(_time(r["seconds"].get(c), 1e6) for c in who)] for r in small]
-    return _table("Microseconds a call on small matrices, f32: median (shortest)", ["logits", "threads", *who], rows)
+    return table("Microseconds a call on small matrices, f32: median (shortest)", ["logits", "threads", *who], rows)
 
 
 def _times(results: Results) -> list[Results]:
@@ -155,7 +155,7 @@ def _number(x: float) -> str:
     return f"{x:.3g}" if x < 1000 else f"{x:.0f}"
 
 
-def _table(heading: str, columns: list[str], rows: list[list[str]]) -> str:
+def table(heading: str, columns: list[str], rows: list[list[str]]) -> str:
     lines = ["| " + " | ".join(line) + " |" for line in (columns, ["---"] * len(columns), *rows)]
     return "\n".join([f"**{heading}**", "", *lines, ""])
 
@@ -174,7 +174,7 @@ def header(results: Results) -> str:
 def text(results: Results) -> str:
     failed = {f"{who} fails: {why}" for r in results["records"] for who, why in r["failed"].items()}
     notes = [f"- {note}" for note in (*results["notes"], *sorted(failed))]
-    return "\n".join([header(results), *(table(results) for table in (summary, pytorch, details, memory, calls)), *notes]).rstrip() + "\n"
+    return "\n".join([header(results), *(part(results) for part in (summary, pytorch, details, memory, calls)), *notes]).rstrip() + "\n"
 
 
 def show(results: Results) -> None:
