@@ -118,6 +118,8 @@ def number(fn: str, argument: str, x: Any, *, low: float = -math.inf, high: floa
     expected = "be a finite number" + ("" if low == -math.inf else f" {'above' if open_low else 'of at least'} {low:g}")
     expected += "" if high == math.inf else f" and at most {high:g}"
     try:
+        if isinstance(x, str | bytes):
+            raise TypeError
         value = float(x)
     except (TypeError, ValueError):
         fail(fn, argument, expected, repr(x), TypeError)

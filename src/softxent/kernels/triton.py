@@ -145,7 +145,7 @@ def _scale(out, by, n, WIDE: tl.constexpr, BLOCK: tl.constexpr):
     if g != 1.0:
         at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
         x = tl.load(out + at, mask=at < n)
-        tl.store(out + at, (x.to(WIDE) * g).to(out.dtype.element_ty), mask=at < n)
+        tl.store(out + at, tl.where(x == 0.0, x, (x.to(WIDE) * g).to(out.dtype.element_ty)), mask=at < n)
 
 
 def _launch(z: Any, label: Any, truth: Any, off: Any, result: Any, parts: Any, out: Any, forward: bool, backward: bool) -> None:

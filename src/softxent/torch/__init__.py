@@ -105,14 +105,14 @@ def cross_entropy(
     ):
         quick = cpu.quick(input, target, ignore_index, reduction)
         if quick is not None:
-            return _scalar(input, *quick, (target, None, None, reduction, 1, ignore_index, 0.0, 0.0))
+            return _scalar(input, quick, (target, None, None, reduction, 1, ignore_index, 0.0, 0.0))
     axis, options = _checked(input, target, weight, sample_weight, ignore_index, reduction, label_smoothing, z_loss)
     if check and not input.is_cpu and not target.is_floating_point():
         tensors.check(input, target, axis, ignore_index)
     z = _squashed(input, softcap, temperature)
     if eager and not more and reduction != "none" and not _differentiable(target, weight, sample_weight):
         found = devices(z).scalar(z, target, weight, axis, *options, sample=sample_weight, reduction=reduction)
-        return _scalar(z, *found, (target, weight, sample_weight, reduction, axis, *options)).to(cpu.result_dtype(input))
+        return _scalar(z, found, (target, weight, sample_weight, reduction, axis, *options)).to(cpu.result_dtype(input))
     p = _problem(eager, z, target, weight, axis, *options)
     loss, lse, correct = _rows(*p)
     if sample_weight is not None:
@@ -163,14 +163,16 @@ class CrossEntropyLoss(Module):
 
 def logsumexp(input: Tensor, dim: int = -1, keepdim: bool = False) -> Tensor:
     """`lse(z) = log sum_k exp(z_k)` over one axis, in the dtype of `input`; its gradient is softmax. As `torch.logsumexp`."""
-    _on_axis("logsumexp", input, dim)
+    if _on_axis("logsumexp", input, dim):
+        return torch.logsumexp(input, dim, keepdim)
     lse = _rows(input, _first(input, dim), None, dim % input.ndim, -100, 0.0, 0.0)[1].to(input.dtype)
     return lse.unsqueeze(dim) if keepdim else lse
 
 
 def log_softmax(input: Tensor, dim: int = -1) -> Tensor:
     """`log softmax(z)_k = z_k - lse(z)` over one axis, as (z_k - max z) - (lse - max z): no digit is lost near probability 1."""
-    _on_axis("log_softmax", input, dim)
+    if _on_axis("log_softmax", input, dim):
+        return torch.log_softmax(input, dim)
     top = input.argmax(dim)
     nll = _rows(input, top, None, dim % input.ndim, -100, 0.0, 0.0)[0].unsqueeze(dim)
     return ((wide(input) - wide(input.gather(dim, top.unsqueeze(dim)))) - nll).to(input.dtype)
@@ -204,11 +206,13 @@ def backends() -> list[Backend]:
     ]
 
 
-def _on_axis(fn: str, input: Tensor, dim: int) -> None:
+def _on_axis(fn: str, input: Tensor, dim: int) -> bool:
+    """Refuse what has no such axis. -> Whether it has no classes: there is nothing to compute then."""
     if not isinstance(input, Tensor) or input.dtype not in FLOATS:
         fail(fn, "input", "be a float32, float64, bfloat16 or float16 tensor", getattr(input, "dtype", type(input).__name__), TypeError)
     if not isinstance(dim, int) or not -input.ndim <= dim < input.ndim:
         fail(fn, "dim", f"be an int between {-input.ndim} and {input.ndim - 1} for input of shape {tuple(input.shape)}", dim)
+    return not input.shape[dim]
 
 
 def _first(input: Tensor, dim: int) -> Tensor:
@@ -289,6 +293,8 @@ def _checked(
     if target.is_floating_point():
         if target.shape != input.shape:
             fail(FN, "target probabilities", f"have shape {tuple(input.shape)} to match input", tuple(target.shape))
+        if isinstance(ignore_index, int) and ignore_index >= 0:
+            fail(FN, "ignore_index", "be left alone where the target is probabilities", ignore_index)
     elif target.dtype == torch.bool:
         fail(FN, "target", "be integers (class indices) or floats (probabilities)", target.dtype, TypeError)
     elif tuple(target.shape) != lead:
@@ -315,26 +321,24 @@ class _Scalar(torch.autograd.Function):
     another."""
 
     @staticmethod
-    def forward(ctx: Any, input: Tensor, loss: Tensor, dz: Tensor | None, problem: tuple[Any, ...]) -> Tensor:
+    def forward(ctx: Any, input: Tensor, found: tuple[Tensor, Tensor | None], problem: tuple[Any, ...]) -> Tensor:
+        loss, dz = found
         if ctx.needs_input_grad[0]:
-            ctx.save_for_backward(input, *problem[:3])
-            ctx.dz, ctx.options = dz, problem[3:]
+            ctx.save_for_backward(input, *problem[:3], dz)
+            ctx.options, ctx.fresh = problem[3:], dz is not None
         return loss
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        dz, (g,) = ctx.dz, grads
-        ctx.dz = None  # what has been handed over may be written to
+        (input, target, weight, sample, dz), (g,) = ctx.saved_tensors, grads
         batched = batched_by_autograd(g)
-        if dz is None or batched or torch.is_grad_enabled():
-            input, target, weight, sample = ctx.saved_tensors
-            reduction, axis, ignore_index, *_ = ctx.options
-            up = g.double() / (1 if reduction == "sum" else _total(input, target, weight, sample, axis, ignore_index))
-            up = (up if sample is None else up * sample.double()).expand([n for i, n in enumerate(input.shape) if i != axis])
-            dz = (linear if batched else gradient_of)(input, target, weight, *ctx.options[1:], up, None)
-        else:
-            dz = devices(dz).scaled(dz, g)
-        return dz, None, None, None
+        if ctx.fresh and not batched and not torch.is_grad_enabled():
+            ctx.fresh = False
+            return devices(dz).scaled(dz.data, g), None, None  # what is handed over may be written to: that is nothing to the saved one
+        reduction, axis, ignore_index, *_ = ctx.options
+        up = g.double() / (1 if reduction == "sum" else _total(input, target, weight, sample, axis, ignore_index))
+        up = (up if sample is None else up * sample.double()).expand([n for i, n in enumerate(input.shape) if i != axis])
+        return (linear if batched else gradient_of)(input, target, weight, *ctx.options[1:], up, None), None, None
 
 
 _scalar: Callable[..., Tensor] = _Scalar.apply

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import wraps
 from typing import Any, TypeVar
@@ -70,7 +71,7 @@ def quick(input: Tensor, target: Tensor, ignore_index: int, reduction: str) -> t
     threads = min(kernels.get_num_threads(), torch.get_num_threads())
     at = 0 if dz is None else dz.data_ptr()
     loss = native.scalar(input.data_ptr(), target.data_ptr(), at, n, classes, type_, ignore_index, scale, threads)
-    return None if loss is None else (torch.scalar_tensor(loss, dtype=result_dtype(input)), dz)
+    return None if loss is None else (torch.scalar_tensor(loss, dtype=result_dtype(input), device="cpu"), dz)
 
 
 def _on_torchs_threads(f: Callable[..., T]) -> Callable[..., T]:
@@ -118,7 +119,7 @@ def scalar(*p: Any, sample: Tensor | None, reduction: str) -> tuple[Tensor, Tens
     dz = like(p[0]) if ahead(p[0]) else None
     result = sweep.forward(z, t, None) if dz is None else sweep.fused(z, t, None, contract.to_last(array(dz), p[3]))
     loss = sweep.reduce(result[0], reduction, t.total, np.nan, ())
-    return torch.scalar_tensor(loss, dtype=result_dtype(p[0])), dz
+    return torch.scalar_tensor(loss, dtype=result_dtype(p[0]), device="cpu"), dz
 
 
 def ahead(input: Tensor) -> bool:
@@ -128,9 +129,11 @@ def ahead(input: Tensor) -> bool:
 
 
 def scaled(dz: Tensor, g: Tensor) -> Tensor:
-    """dz times an upstream gradient, in place."""
+    """dz times an upstream gradient, in place; what is 0 stays 0, as an ignored row has to."""
     by = g.item()
-    return dz if by == 1 else dz.mul_(by)
+    if by == 1:
+        return dz
+    return dz.mul_(by) if math.isfinite(by) else torch.where(dz == 0, dz, dz * by)
 
 
 def result_dtype(input: Tensor) -> torch.dtype:

@@ -161,7 +161,7 @@ def scalar(*p: Any, sample: Tensor | None, reduction: str) -> tuple[Tensor, Tens
 def scaled(dz: Tensor, g: Tensor) -> Tensor:
     """dz times an upstream gradient that the host does not know; where that is 1, as of loss.backward(), the kernel leaves dz alone."""
     by = kernel(dz)
-    return dz.mul_(g) if by is reference else by.scale(dz, g)
+    return torch.where(dz == 0, dz, dz * g) if by is reference else by.scale(dz, g)
 
 
 def _forward(z: Tensor, t: Truth, parts: Tensor | None) -> Tensor:
