@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from . import contract, kernels
-from .partials import Array, times
-from .sweep import curve, forward, fused, gradient, pieces, reduce, shaped, wide
+from .partials import Array
+from .sweep import forward, fused, hessian, pieces, reduce, shaped, wide
 from .truth import Squash, Truth, plain, squash, truth
 
 
@@ -169,17 +169,8 @@ def cross_entropy_hvp(
     )  # fmt: skip
     hv = contract.out(fn, None, z, axis)
     for i, (narrow, vi, out) in pieces(False, z, contract.direction(fn, v, z, axis), hv):
-        zi = wide(narrow)
-        _, rows, _ = t.piece(i, zi.dtype)
-        _, _, q, g = rows
-        slope, bend = (s.slope(zi), s.bend(zi)) if s else (1.0, 0.0)
-        yhat, product, mean, lse = curve(s(zi) if s else zi, vi * slope)
-        with np.errstate(invalid="ignore", over="ignore"):
-            hess = slope * g[:, None] * ((t.mass(i) + times(q, lse))[:, None] * product + times(q, mean)[:, None] * yhat)
-            if s and s.softcap:
-                dz, _ = gradient(s(zi), t, i)
-                hess += bend * vi * dz
-            out[...] = np.where((rows[:3] != 0).any(axis=0)[:, None], hess, 0)
+        with np.errstate(over="ignore"):
+            out[...] = hessian(wide(narrow), vi, t, i, s)
     return contract.from_last(hv, axis)
 
 

@@ -106,6 +106,20 @@ def curve(z: Array, v: Array) -> tuple[Array, Array, Array, Array]:
     return yhat, product, mean, lse
 
 
+def hessian(z: Array, v: Array, t: Truth, i: slice, s: Squash | None, bend: bool = True) -> Array:
+    """The Hessian of the loss by v, for the rows `i` whose logits are z; without `bend`, as if the softcap were straight (Gauss-Newton)."""
+    _, rows, _ = t.piece(i, z.dtype)
+    _, _, q, g = rows
+    slope = s.slope(z) if s else 1.0
+    yhat, product, mean, lse = curve(s(z) if s else z, v * slope)
+    with np.errstate(invalid="ignore", over="ignore"):
+        hess = slope * g[:, None] * ((t.mass(i) + times(q, lse))[:, None] * product + times(q, mean)[:, None] * yhat)
+        if bend and s and s.softcap:
+            hess += s.bend(z) * v * gradient(s(z), t, i)[0]
+        found: Array = np.where((rows[:3] != 0).any(axis=0)[:, None], hess, 0)
+        return found
+
+
 def pieces(whole: bool, *arrays: Array) -> Iterator[tuple[slice, list[Array]]]:
     """Views [n, C] of arrays [*rows, C], rows in order: as large as the strides allow, or (not `whole`) of at most SCRATCH bytes."""
     first = 0
