@@ -7,7 +7,7 @@
 """
 
 from .kernels import Backend, backends, get_num_threads, set_num_threads, use_backend
-from .linear import linear_cross_entropy_and_grad
+from .linear import linear_cross_entropy, linear_cross_entropy_and_grad, linear_cross_entropy_ggn, linear_cross_entropy_hvp
 from .loss import cross_entropy, cross_entropy_and_grad, cross_entropy_hvp, token_logprobs, token_logprobs_and_grad
 from .probabilities import entropy, entropy_and_grad, log_softmax, logsumexp, softmax, softmax_jacobian, softmax_vjp
 
@@ -21,7 +21,10 @@ __all__ = [
     "entropy",
     "entropy_and_grad",
     "get_num_threads",
+    "linear_cross_entropy",
     "linear_cross_entropy_and_grad",
+    "linear_cross_entropy_ggn",
+    "linear_cross_entropy_hvp",
     "log_softmax",
     "logsumexp",
     "set_num_threads",

@@ -1,20 +1,190 @@
-"""Linear cross-entropy: logits = x W^T + b by row chunks in one scratch buffer, never whole."""
+"""Linear cross-entropy: logits = x W^T + b by row chunks in one scratch buffer, never whole.
+
+The chunks and the sums over them are written once, for NumPy's arrays and, through torch/chunked.py, for tensors: `Products` is the
+library's matrix product. Below them are NumPy's functions.
+"""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from . import contract, kernels
 from .partials import Array, times
-from .sweep import reduce
-from .truth import squash, truth
+from .sweep import hessian, reduce
+from .truth import Squash, Truth, squash, truth
 
 BUDGET = 64 << 20  # bytes of logits held at once
-_FOLD = 16 << 20  # bytes of dW added up at once, from the second chunk on
+FOLD = 16 << 20  # bytes of a product held at once where a library can only add it up in two steps
+
+
+class Products(Protocol):
+    """A library's matrix product."""
+
+    def size(self, x: Any) -> int:
+        """Bytes of one of its numbers."""
+
+    def empty(self, like: Any, rows: int, classes: int) -> Any: ...
+    def logits(self, x: Any, w: Any, b: Any, out: Any) -> None:
+        """out = x w^T + b."""
+
+    def product(self, a: Any, b: Any, out: Any, add: bool) -> None:
+        """out = a b, or out += a b."""
+
+    def columns(self, g: Any) -> Any:
+        """The sums of the columns, in float64."""
+
+
+def chunk_rows(rows: int, row_bytes: int, budget: int) -> int:
+    """Rows a chunk, the remainder spread evenly over as few chunks as the budget allows."""
+    chunks = math.ceil(rows / max(1, budget // row_bytes))
+    return math.ceil(rows / max(1, chunks))
+
+
+def chunks(x: Any, w: Any, b: Any, products: Products, budget: int) -> Iterator[tuple[slice, Any]]:
+    """The rows `i` and their logits, in a buffer that the next ones take over: few tall chunks, for each one adds to all of dW."""
+    step = max(1, chunk_rows(len(x), len(w) * products.size(x), budget))
+    scratch = products.empty(x, min(step, len(x)), len(w))
+    for at in range(0, len(x), step):
+        i = slice(at, min(at + step, len(x)))
+        z = scratch[: i.stop - at]
+        products.logits(x[i], w, b, z)
+        yield i, z
+
+
+class Sums(NamedTuple):
+    """The gradients, added up by chunks: dX = G W, dW = G^T X, db = sum_i G_i. What nobody wants is None, and costs nothing."""
+
+    dx: Any  # [N, D]
+    dw: Any  # [C, D]
+    db: Any  # [C]
+    products: Products
+
+    def add(self, i: slice, g: Any, x: Any, w: Any, first: bool = True, bias: bool = True) -> None:
+        """A chunk's G, with the x of its rows; `first`: dx of these rows starts here, and of the first rows dw."""
+        if self.dx is not None and w is not None:
+            self.products.product(g, w, self.dx[i], not first)
+        if self.dw is not None and x is not None:
+            self.products.product(g.T, x, self.dw, not first or i.start > 0)
+        if self.db is not None and bias:
+            self.db[...] += self.products.columns(g)
+
+
+class _NumPy:
+    """np.matmul cannot add: a block at a time goes through a small buffer."""
+
+    def size(self, x: Array) -> int:
+        return x.itemsize
+
+    def empty(self, like: Array, rows: int, classes: int) -> Array:
+        return np.empty((rows, classes), like.dtype)
+
+    def logits(self, x: Array, w: Array, b: Array | None, out: Array) -> None:
+        np.matmul(x, w.T, out=out)
+        if b is not None:
+            out += b
+
+    def product(self, a: Array, b: Array, out: Array, add: bool) -> None:
+        if not add:
+            np.matmul(a, b, out=out)
+            return
+        block = max(1, FOLD // max(1, out.shape[1] * out.itemsize))
+        for c in range(0, len(out), block):
+            out[c : c + block] += a[c : c + block] @ b
+
+    def columns(self, g: Array) -> Array:
+        total: Array = g.sum(axis=0, dtype=np.float64)
+        return total
+
+
+_PRODUCTS = _NumPy()
+
+
+class _Head(NamedTuple):
+    """The arguments, checked: rows side by side, those without any weight left out."""
+
+    x: Array  # [n, D]
+    w: Array  # [C, D]
+    b: Array | None
+    t: Truth
+    s: Squash | None
+    live: Array | None  # [N] bool: the rows of x; None: all
+    lead: tuple[int, ...]
+
+    def chunks(self, budget: int) -> Iterator[tuple[slice, Array]]:
+        return chunks(self.x, self.w, self.b, _PRODUCTS, budget)
+
+    def sums(self) -> Sums:
+        db = None if self.b is None else np.zeros(len(self.w))
+        return Sums(np.empty_like(self.x), np.zeros_like(self.w), db, _PRODUCTS)
+
+    def rows(self, found: Array) -> Array:
+        """[..., n] of the rows that count, as [..., N] of all: 0 elsewhere."""
+        if self.live is None:
+            return found
+        every = np.zeros((*found.shape[:-1], len(self.live)), found.dtype)
+        every[..., self.live] = found
+        return every
+
+    def grads(self, sums: Sums, shape: tuple[int, ...]) -> tuple[Any, ...]:
+        dx = self.rows(sums.dx.T).T if self.live is not None else sums.dx
+        return dx.reshape(shape), sums.dw, *(() if sums.db is None else (sums.db.astype(self.w.dtype),))
+
+
+def _head(fn: str, x: Any, weight: Any, labels: Any, bias: Any, temperature: float, softcap: float | None, **options: Any) -> _Head:
+    x, w = contract.floats(fn, "x", x), contract.floats(fn, "weight", weight)
+    if x.dtype not in (np.float32, np.float64) or w.dtype != x.dtype:
+        contract.fail(fn, "x and weight", "both be float32 or both float64", f"{x.dtype} and {w.dtype}", TypeError)
+    if x.ndim == 0 or w.ndim != 2 or w.shape[1] != x.shape[-1] or not w.shape[0]:
+        contract.fail(fn, "weight", f"have shape (classes, D) to match x {x.shape}", w.shape)
+    b = None if bias is None else contract.floats(fn, "bias", bias).astype(x.dtype, copy=False)
+    if b is not None and b.shape != (len(w),):
+        contract.fail(fn, "bias", f"have shape ({len(w)},) to match weight {w.shape}", b.shape)
+    like = np.broadcast_to(np.zeros((), x.dtype), (*x.shape[:-1], len(w)))  # the logits' shape, without the logits
+    s = squash(fn, temperature, softcap)
+    t = truth(fn, labels, like, -1, **options)
+    flat = x.reshape(-1, w.shape[1])
+    live = None if t.dense is not None or t.rows.shape[1] == 1 else (t.rows[:3] != 0).any(axis=0)
+    if live is None or live.all():
+        return _Head(flat, w, b, t, s, None, x.shape[:-1])
+    return _Head(flat[live], w, b, t._replace(label=t.label[live], rows=t.rows[:, live]), s, live, x.shape[:-1])
+
+
+def linear_cross_entropy(
+    x: npt.ArrayLike,
+    weight: npt.ArrayLike,
+    labels: npt.ArrayLike,
+    *,
+    bias: npt.ArrayLike | None = None,
+    class_weight: npt.ArrayLike | None = None,
+    label_smoothing: float = 0.0,
+    ignore_index: int = -100,
+    sample_weight: npt.ArrayLike | None = None,
+    reduction: str = "mean",
+    z_loss: float = 0.0,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    empty_value: float = math.nan,
+    budget: int = BUDGET,
+) -> Any:
+    """The cross-entropy of `logits = x W^T + b`, which are never whole. Arguments and errors: `linear_cross_entropy_and_grad`.
+
+    Cost: one matrix product and one read of its chunks; `budget` + O(rows) bytes.
+    """
+    head = _head(
+        "linear_cross_entropy", x, weight, labels, bias, temperature, softcap, class_weight=class_weight,
+        label_smoothing=label_smoothing, ignore_index=ignore_index, sample_weight=sample_weight, reduction=reduction, z_loss=z_loss,
+    )  # fmt: skip
+    result = np.empty((2, len(head.x)))
+    for i, z in head.chunks(budget):
+        if head.s:
+            z[...] = head.s(z)
+        kernels.active().forward(z, *head.t.piece(i, z.dtype), result[:, i], None, kernels.get_num_threads())
+    return reduce(head.rows(result[0]), reduction, head.t.total, empty_value, head.lead)
 
 
 def linear_cross_entropy_and_grad(
@@ -40,7 +210,7 @@ def linear_cross_entropy_and_grad(
     Args:
         x: [*rows, D], float32 or float64.
         weight: [C, D], the head's weight W, the dtype of x.
-        labels: class indices [*rows], or probabilities [*rows, C].
+        labels: class indices [*rows], or probabilities [*rows, C]. Rows that are ignored are left out of every product.
         bias: [C], or None.
         class_weight, label_smoothing, ignore_index, sample_weight, reduction, z_loss, temperature, softcap, empty_value, upstream:
             as in `cross_entropy_and_grad`.
@@ -56,58 +226,95 @@ def linear_cross_entropy_and_grad(
 
     Mathematics: the derivation's Part 3, then the chain rule through x W^T + b (design: section 5).
     """
-    fn = "linear_cross_entropy_and_grad"
-    x, w = contract.floats(fn, "x", x), contract.floats(fn, "weight", weight)
-    if x.dtype not in (np.float32, np.float64) or w.dtype != x.dtype:
-        contract.fail(fn, "x and weight", "both be float32 or both float64", f"{x.dtype} and {w.dtype}", TypeError)
-    if x.ndim == 0 or w.ndim != 2 or w.shape[1] != x.shape[-1] or not w.shape[0]:
-        contract.fail(fn, "weight", f"have shape (classes, D) to match x {x.shape}", w.shape)
-    classes, width = w.shape
-    b = None if bias is None else contract.floats(fn, "bias", bias).astype(x.dtype, copy=False)
-    if b is not None and b.shape != (classes,):
-        contract.fail(fn, "bias", f"have shape ({classes},) to match weight {w.shape}", b.shape)
-    like = np.broadcast_to(np.zeros((), x.dtype), (*x.shape[:-1], classes))  # the logits' shape, without the logits
-    s = squash(fn, temperature, softcap)
-    t = truth(
-        fn, labels, like, -1, class_weight=class_weight, label_smoothing=label_smoothing, ignore_index=ignore_index,
-        sample_weight=sample_weight, reduction=reduction, z_loss=z_loss, upstream=upstream,
+    head = _head(
+        "linear_cross_entropy_and_grad", x, weight, labels, bias, temperature, softcap, class_weight=class_weight,
+        label_smoothing=label_smoothing, ignore_index=ignore_index, sample_weight=sample_weight, reduction=reduction, z_loss=z_loss,
+        upstream=upstream,
     )  # fmt: skip
-    flat = x.reshape(-1, width)
-    dx, dw, db = np.empty_like(flat), np.zeros(w.shape, w.dtype), None if b is None else np.zeros(classes)
-    result = np.empty((2, len(flat)))
-    step = max(1, chunk_rows(len(flat), classes * x.itemsize, budget))
-    scratch = np.empty((step, classes), x.dtype)
-    for at in range(0, len(flat), step):
-        i = slice(at, min(at + step, len(flat)))
-        z = np.matmul(flat[i], w.T, out=scratch[: i.stop - at])
-        if b is not None:
-            z += b
+    sums, result, s = head.sums(), np.empty((2, len(head.x))), head.s
+    for i, z in head.chunks(budget):
         slope: Any = s.slope(z) if s else None
         if s:
             z[...] = s(z)
-        kernels.active().fused(z, *t.piece(i, x.dtype), z, result[:, i], None, kernels.get_num_threads())
+        kernels.active().fused(z, *head.t.piece(i, z.dtype), z, result[:, i], None, kernels.get_num_threads())
         if s:
             z[...] = times(z, slope)
-        np.matmul(z, w, out=dx[i])
-        _add_product(dw, z, flat[i], first=at == 0)
-        if db is not None:
-            db += z.sum(axis=0, dtype=np.float64)
-    loss = reduce(result[0], reduction, t.total, empty_value, x.shape[:-1])
-    grads = (loss, dx.reshape(x.shape), dw)
-    return grads if db is None else (*grads, db.astype(x.dtype))
+        sums.add(i, z, head.x[i], head.w)
+    loss = reduce(head.rows(result[0]), reduction, head.t.total, empty_value, head.lead)
+    return loss, *head.grads(sums, np.shape(x))
 
 
-def chunk_rows(rows: int, row_bytes: int, budget: int) -> int:
-    """Rows a chunk, the remainder spread evenly over as few chunks as the budget allows."""
-    chunks = math.ceil(rows / max(1, budget // row_bytes))
-    return math.ceil(rows / max(1, chunks))
+def linear_cross_entropy_hvp(
+    x: npt.ArrayLike,
+    weight: npt.ArrayLike,
+    labels: npt.ArrayLike,
+    vx: npt.ArrayLike,
+    vw: npt.ArrayLike,
+    *,
+    bias: npt.ArrayLike | None = None,
+    vb: npt.ArrayLike | None = None,
+    budget: int = BUDGET,
+    **options: Any,
+) -> tuple[Any, ...]:
+    """The Hessian of `linear_cross_entropy` in (x, W, b) by the vector (vx, vW, vb), by chunks:
+
+        V = vx W^T + x vW^T + vb,   K = H V,   -> K W + G vW,   K^T x + G^T vx,   sum_i K_i
+
+    with H the Hessian of the loss by the logits and G its gradient.
+
+    Args:
+        vx, vw, vb: the direction, in the shapes of x, weight, bias (vb: None is 0).
+        x, weight, labels, bias, budget, and the options: as in `linear_cross_entropy_and_grad`.
+
+    Returns:
+        The product, in the shapes of x and weight, and of bias where there is one.
+
+    Raises:
+        ValueError, TypeError: as `cross_entropy`.
+
+    Cost: seven matrix products; four times `budget`, and O(rows) bytes, beyond the result.
+
+    Mathematics: the chain rule, twice; Results 1 and 2 for H.
+    """
+    return _curvature("linear_cross_entropy_hvp", x, weight, labels, vx, vw, vb, bias, budget, True, options)
 
 
-def _add_product(dw: Array, g: Array, x: Array, first: bool) -> None:
-    """dw += g^T x; NumPy's matmul cannot add, so from the second chunk on a block at a time goes through a small buffer."""
-    if first:
-        np.matmul(g.T, x, out=dw)
-        return
-    block = max(1, _FOLD // max(1, dw.shape[1] * dw.itemsize))
-    for c in range(0, len(dw), block):
-        dw[c : c + block] += g[:, c : c + block].T @ x
+def linear_cross_entropy_ggn(
+    x: npt.ArrayLike,
+    weight: npt.ArrayLike,
+    labels: npt.ArrayLike,
+    vx: npt.ArrayLike,
+    vw: npt.ArrayLike,
+    *,
+    bias: npt.ArrayLike | None = None,
+    vb: npt.ArrayLike | None = None,
+    budget: int = BUDGET,
+    **options: Any,
+) -> tuple[Any, ...]:
+    """The Gauss-Newton matrix of `linear_cross_entropy`, `J^T H J`, by the vector (vx, vW, vb): the Hessian as if the logits were straight.
+
+    It is positive semi-definite: what `linear_cross_entropy_hvp` adds, G vW, G^T vx and the bend of a softcap, is left out. J is the
+    Jacobian of the logits by (x, W, b). Arguments, results, errors and cost: `linear_cross_entropy_hvp` (five products).
+    """
+    return _curvature("linear_cross_entropy_ggn", x, weight, labels, vx, vw, vb, bias, budget, False, options)
+
+
+def _curvature(
+    fn: str, x: Any, weight: Any, labels: Any, vx: Any, vw: Any, vb: Any, bias: Any, budget: int, whole: bool, options: dict[str, Any]
+) -> tuple[Any, ...]:
+    options = {"temperature": 1.0, "softcap": None, "reduction": "mean"} | options
+    head = _head(fn, x, weight, labels, bias, **options)
+    named = {"vx": (vx, np.shape(x)), "vw": (vw, head.w.shape), "vb": (0.0 if vb is None else vb, (len(head.w),))}
+    vx, vw, vb = (contract.broadcast(fn, name, v, shape).astype(head.w.dtype) for name, (v, shape) in named.items())
+    vx = vx.reshape(-1, head.w.shape[1])
+    vx = vx if head.live is None else vx[head.live]
+    sums, s = head.sums(), head.s
+    for i, z in head.chunks(budget):
+        v = vx[i] @ head.w.T + head.x[i] @ vw.T + vb
+        sums.add(i, hessian(z, v, head.t, i, s, bend=whole).astype(z.dtype, copy=False), head.x[i], head.w)
+        if whole:
+            slope = s.slope(z) if s else None
+            work = s(z) if s else z
+            kernels.active().fused(work, *head.t.piece(i, z.dtype), work, np.empty((2, len(z))), None, kernels.get_num_threads())
+            sums.add(i, work if slope is None else times(work, slope), vx[i], vw, first=False, bias=False)
+    return head.grads(sums, np.shape(x))

@@ -49,3 +49,62 @@ def _keep_gradient(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 rows.register_autograd(lambda ctx, *grads: rows_backward(ctx, grads, gradient), setup_context=_keep_rows)
 gradient.register_autograd(lambda ctx, *grads: gradient_backward(ctx, grads, gradient), setup_context=_keep_gradient)
+
+
+@torch.library.custom_op("softxent::linear_rows", mutates_args=())
+def linear_rows(
+    x: Tensor, w: Tensor, b: Tensor | None, target: Tensor | None, teacher_x: Tensor | None, teacher_w: Tensor | None,
+    teacher_b: Tensor | None, weight: Tensor | None, ignore_index: int, smoothing: float, z_loss: float, softcap: float | None,
+    temperature: float, wanted: str, budget: int,
+) -> list[Tensor]:  # fmt: skip
+    from .chunked import rows_by_chunks
+
+    return rows_by_chunks(
+        x, w, b, target, teacher_x, teacher_w, teacher_b, weight, ignore_index, smoothing, z_loss, softcap, temperature, wanted, budget
+    )
+
+
+@linear_rows.register_fake
+def _(x: Tensor, *p: Any) -> list[Tensor]:
+    types = {"correct": torch.bool}
+    return [x.new_empty(x.shape[0], dtype=types.get(name, torch.float64)) for name in p[-2].split()]
+
+
+@torch.library.custom_op("softxent::linear_gradient", mutates_args=())
+def linear_gradient(
+    x: Tensor, w: Tensor, b: Tensor | None, target: Tensor | None, teacher_x: Tensor | None, teacher_w: Tensor | None,
+    teacher_b: Tensor | None, weight: Tensor | None, ignore_index: int, smoothing: float, z_loss: float, softcap: float | None,
+    temperature: float, wanted: str, budget: int, needs: int, gs: list[Tensor],
+) -> list[Tensor]:  # fmt: skip
+    from .chunked import gradients_as_asked
+
+    return gradients_as_asked(
+        x, w, b, target, teacher_x, teacher_w, teacher_b, weight, ignore_index, smoothing, z_loss, softcap, temperature, wanted, budget,
+        needs, *gs,
+    )  # fmt: skip
+
+
+@linear_gradient.register_fake
+def _(x: Tensor, w: Tensor, b: Tensor | None, *rest: Any) -> list[Tensor]:
+    needs = rest[-2]
+    return [torch.empty_like(t) if t is not None and needs & bit else x.new_empty(0) for t, bit in zip((x, w, b), (1, 2, 4), strict=True)]
+
+
+def _linear_backward(ctx: Any, grads: list[Tensor | None]) -> Any:
+    tensors, options = ctx.saved_tensors, ctx.options
+    names, rows = options[-2].split(), tensors[0].shape[0]
+    gs = [
+        tensors[0].new_zeros(rows, dtype=torch.float64) if g is None else g
+        for g, name in zip(grads, names, strict=True)
+        if name != "correct"
+    ]
+    needs = sum(bit for bit, needed in zip((1, 2, 4), ctx.needs_input_grad, strict=False) if needed)
+    found = linear_gradient(*tensors, *options, needs, gs)
+    return *(one if needs & bit else None for one, bit in zip(found, (1, 2, 4), strict=True)), *[None] * 12
+
+
+def _keep_linear(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    keep(ctx, inputs[:8], inputs[8:])
+
+
+linear_rows.register_autograd(_linear_backward, setup_context=_keep_linear)

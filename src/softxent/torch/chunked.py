@@ -1,0 +1,306 @@
+"""The derivatives of the rows of logits = x W^T + b, a chunk of logits at a time, to any order.
+
+`LinearRows` is what each row gives, `LinearGradient` its derivative by x, W and b, and the derivative of that is `curvature`, in which a
+chunk's part comes from the rows of autograd.py again, by torch.func: so all options and outputs are here what they are there.
+
+`p` is a `Problem`; as arguments of a function of autograd or of an operator its fields stand side by side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.func import grad, vjp
+
+from ..linear import FOLD, Sums, chunks
+from .autograd import devices, keep, wide
+from .rows import outputs, squashed
+
+FN = "linear_cross_entropy"
+X, W, B = 1, 2, 4  # bits: whose gradient is wanted
+TENSORS = 8  # fields of a problem that are tensors, or None
+
+Row = tuple[Tensor, ...]  # of each row, what is wanted
+
+
+class Problem(NamedTuple):
+    x: Tensor  # [N, D]
+    w: Tensor  # [C, D]
+    b: Tensor | None  # [C]
+    target: Tensor | None  # [N] labels, [N, C] probabilities, or None
+    teacher_x: Tensor | None  # [N, D'], where target is None
+    teacher_w: Tensor | None  # [C, D']
+    teacher_b: Tensor | None
+    weight: Tensor | None  # [C]
+    ignore_index: int
+    smoothing: float
+    z_loss: float
+    softcap: float | None
+    temperature: float
+    wanted: str  # names of rows.outputs, separated by blanks
+    budget: int
+
+    def names(self, differentiable: bool = True) -> tuple[str, ...]:
+        return tuple(name for name in self.wanted.split() if name != "correct" or not differentiable)
+
+    def of(self, i: slice) -> Tensor:
+        """The target of some rows."""
+        if self.target is not None:
+            return self.target[i]
+        assert self.teacher_x is not None and self.teacher_w is not None
+        z = F.linear(self.teacher_x[i], self.teacher_w, self.teacher_b).detach()
+        return torch.softmax(wide(squashed(FN, z, self.softcap, self.temperature)), 1)
+
+    def rows(self, i: slice, differentiable: bool = True) -> Callable[[Tensor], Row]:
+        """What some rows give, as a function of their logits."""
+        target, names, options = self.of(i), self.names(differentiable), (self.ignore_index, self.smoothing, self.z_loss)
+
+        def f(z: Tensor) -> Row:
+            return tuple(outputs(squashed(FN, z, self.softcap, self.temperature), target, self.weight, 1, options, names).values())
+
+        return f
+
+    def lean(self) -> bool:
+        """Whether the kernel alone turns a chunk's logits into their gradient, in place."""
+        return self.softcap is None and self.temperature == 1 and self.names() == ("loss",)
+
+    def chunks(self, copies: int = 1) -> Iterator[tuple[slice, Tensor]]:
+        """Logits in the budget, where so many more like them are at work."""
+        x, w, b = (None if t is None else t.detach() for t in self[:3])
+        return chunks(x, w, b, PRODUCTS, self.budget // copies)
+
+    def sums(self, needs: int) -> Sums:
+        x, w, b = self[:3]
+        acc = w.dtype if w.dtype in (torch.float32, torch.float64) else torch.float32
+        return Sums(
+            torch.empty_like(x, memory_format=torch.contiguous_format) if needs & X else None,
+            torch.zeros_like(w, dtype=acc, memory_format=torch.contiguous_format) if needs & W else None,
+            torch.zeros_like(b, dtype=torch.float64) if needs & B and b is not None else None,
+            PRODUCTS,
+        )
+
+
+class _Tensors:
+    """torch's products. Into a wider type, which torch has not everywhere, a product goes a block at a time."""
+
+    def size(self, x: Tensor) -> int:
+        return x.element_size()
+
+    def empty(self, like: Tensor, rows: int, classes: int) -> Tensor:
+        return like.new_empty((rows, classes))
+
+    def logits(self, x: Tensor, w: Tensor, b: Tensor | None, out: Tensor) -> None:
+        torch.mm(x, w.t(), out=out) if b is None else torch.addmm(b, x, w.t(), out=out)
+
+    def product(self, a: Tensor, b: Tensor, out: Tensor, add: bool) -> None:
+        if out.dtype == a.dtype:
+            out.addmm_(a, b) if add else torch.mm(a, b, out=out)
+            return
+        block = max(1, FOLD // max(1, out.shape[1] * out.element_size()))
+        for c in range(0, len(out), block):
+            part = a[c : c + block] @ b
+            out[c : c + block].add_(part) if add else out[c : c + block].copy_(part)
+
+    def columns(self, g: Tensor) -> Tensor:
+        return g.sum(0, dtype=torch.float64)
+
+
+PRODUCTS = _Tensors()
+
+
+@torch.no_grad()
+def rows_by_chunks(*p: Any) -> list[Tensor]:
+    """What is wanted of every row."""
+    q = Problem(*p)
+    found: list[Tensor] = []
+    for i, z in q.chunks(1 if q.lean() else 8):
+        some = q.rows(i, differentiable=False)(z)
+        found = found or [row.new_empty(len(q.x)) for row in some]
+        for row, part in zip(found, some, strict=True):
+            row[i] = part
+    return found or list(q.rows(slice(0, 0), differentiable=False)(q.x.new_empty((0, len(q.w)))))
+
+
+@torch.no_grad()
+def gradients(p: Problem, gs: tuple[Tensor | None, ...], needs: int) -> tuple[Tensor, Sums]:
+    """-> each row's loss (where a kernel makes it in passing), and the gradients of sum_i g_i . rows_i by x, W and b."""
+    sums, losses = p.sums(needs), torch.empty(len(p.x), dtype=torch.float64, device=p.x.device)
+    lean, options = p.lean(), (p.ignore_index, p.smoothing, p.z_loss)
+    for i, z in p.chunks(1 if lean else 8):
+        some = tuple(None if g is None else g[i] for g in gs)
+        if lean:
+            losses[i] = devices(z).in_place(z, p.of(i), p.weight, 1, *options, some[0])
+            g = z
+        else:
+            rows, g = pulled(p.rows(i), z, some)
+            losses[i] = rows[0].double()
+        sums.add(i, g, p.x[i], p.w)
+    return losses, sums
+
+
+def pulled(f: Callable[[Tensor], Row], z: Tensor, gs: tuple[Tensor | None, ...]) -> tuple[Row, Tensor]:
+    """-> f(z), and the gradient of sum g . f(z) by z."""
+    rows, pull = vjp(f, z)[:2]
+    return rows, pull(tuple(torch.zeros_like(r) if g is None else g.to(r.dtype) for r, g in zip(rows, gs, strict=True)))[0]
+
+
+def second(f: Callable[[Tensor], Row], z: Tensor, v: Tensor, gs: tuple[Tensor | None, ...]) -> tuple[Tensor, Tensor, Row]:
+    """-> G, the gradient of sum g . f(z); H v, its derivative along v; and the derivatives of the rows along v.
+
+    By reverse mode twice: <G, v> has the derivatives H v by z, H being symmetric, and those of the rows by g.
+    """
+
+    def slope(z: Tensor, gs: Row) -> tuple[Tensor, Tensor]:
+        g = pulled(f, z, gs)[1]
+        return (g * v).sum(), g
+
+    given = tuple(z.new_zeros(len(z)) if g is None else g for g in gs)
+    (product, dots), g = grad(slope, argnums=(0, 1), has_aux=True)(z, given)
+    return g, product, dots
+
+
+def along(p: Problem, i: slice, v: Row | tuple[Any, ...]) -> Tensor:
+    """How the logits of some rows move along (vx, vW, vb)."""
+    vx, vw, vb = v
+    total = torch.zeros((i.stop - i.start, len(p.w)), dtype=p.x.dtype, device=p.x.device)
+    total = total if vx is None else total + vx[i] @ p.w.t()
+    total = total if vw is None else total + p.x[i] @ vw.t()
+    return total if vb is None else total + vb
+
+
+def curvature(p: Problem, gs: tuple[Tensor | None, ...], v: tuple[Any, ...], needs: int) -> tuple[tuple[Any, ...], list[Any]]:
+    """-> the second derivative of sum_i g_i . rows_i in (x, W, b) by v, and the rows' derivatives along v.
+
+    By chunks; whole where that is itself to be differentiated.
+    """
+    if torch.is_grad_enabled():
+        return _whole(p, gs, v)
+    sums, dots = p.sums(needs), [torch.zeros(len(p.x), dtype=torch.float64, device=p.x.device) for _ in gs]
+    for i, z in p.chunks(16):
+        g, product, some = second(p.rows(i), z, along(p, i, v), tuple(None if one is None else one[i] for one in gs))
+        sums.add(i, product, p.x[i], p.w)
+        sums.add(i, g, None if v[0] is None else v[0][i], v[1], first=False, bias=False)
+        for dot, part in zip(dots, some, strict=True):
+            dot[i] = part.double()
+    return narrowed(p, sums), [None if g is None else dot.to(g.dtype) for g, dot in zip(gs, dots, strict=True)]
+
+
+def _whole(p: Problem, gs: tuple[Tensor | None, ...], v: tuple[Any, ...]) -> tuple[tuple[Any, ...], list[Any]]:
+    every = slice(0, len(p.x))
+    g, product, dots = second(p.rows(every), F.linear(p.x, p.w, p.b), along(p, every, v), gs)
+    vx, vw, _ = v
+    dx, dw = product @ p.w, product.t() @ p.x
+    dx, dw = dx if vw is None else dx + g @ vw, dw if vx is None else dw + g.t() @ vx
+    return (dx, dw, None if p.b is None else product.sum(0)), [None if s is None else d.to(s.dtype) for s, d in zip(gs, dots, strict=True)]
+
+
+def narrowed(p: Problem, sums: Sums) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The sums in the types of what they belong to."""
+    dx, dw, db = (None if total is None else total.to(p.x.dtype) for total in (sums.dx, sums.dw, sums.db))
+    return dx, dw, db
+
+
+# ---- functions of autograd ----
+
+
+def _wants(ctx: Any) -> int:
+    return sum(bit for bit, needed in zip((X, W, B), ctx.needs_input_grad, strict=False) if needed)
+
+
+class LinearRows(torch.autograd.Function):
+    """A problem -> what is wanted of every row."""
+
+    @staticmethod
+    def forward(*p: Any) -> Row:
+        return tuple(rows_by_chunks(*p))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Row) -> None:
+        keep(ctx, inputs[:TENSORS], inputs[TENSORS:])
+        ctx.mark_non_differentiable(*(row for row in output if row.dtype == torch.bool))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        p = Problem(*ctx.saved_tensors, *ctx.options)
+        gs = [g for g, name in zip(grads, p.wanted.split(), strict=True) if name != "correct"]
+        found = gradient_of(*p, _wants(ctx), *gs)
+        return _asked(found, _wants(ctx), len(p))
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        p = Problem(*ctx.saved_tensors, *ctx.options)
+        _, dots = curvature(p, tuple(p.x.new_zeros(len(p.x), dtype=torch.float64) for _ in p.names()), tangents[:3], 0)
+        names = iter(dots)
+        return tuple(None if name == "correct" else next(names) for name in p.wanted.split())
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *p: Any) -> Any:
+        return _each(info.batch_size, in_dims, p, rows_of)
+
+
+class LinearGradient(torch.autograd.Function):
+    """A problem, whose gradients are wanted, and the upstream gradients of the rows -> the gradients by x, W, b (empty: not wanted)."""
+
+    @staticmethod
+    def forward(*arguments: Any) -> Row:
+        return tuple(gradients_as_asked(*arguments))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Row) -> None:
+        p, needs, gs = _taken(inputs)
+        keep(ctx, (*p[:TENSORS], *gs), (p[TENSORS:], needs))
+
+    @staticmethod
+    def backward(ctx: Any, *v: Tensor | None) -> Any:
+        tensors, (options, needs) = ctx.saved_tensors, ctx.options
+        p, gs = Problem(*tensors[:TENSORS], *options), tensors[TENSORS:]
+        v = tuple(one if needs & bit else None for one, bit in zip(v, (X, W, B), strict=True))
+        found, dots = curvature(p, gs, v, _wants(ctx))
+        return (*_asked(found, _wants(ctx), len(p)), None, *dots)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        tensors, (options, needs) = ctx.saved_tensors, ctx.options
+        p, gs = Problem(*tensors[:TENSORS], *options), tensors[TENSORS:]
+        found, _ = curvature(p, gs, tangents[:3], needs)
+        found = tuple(found)
+        if any(t is not None for t in tangents[len(p) + 1 :]):
+            more = gradient_of(*p, needs, *tangents[len(p) + 1 :])
+            found = tuple(m if one is None else one + m for one, m in zip(found, more, strict=True))
+        return tuple(one if needs & bit else p.x.new_empty(0) for one, bit in zip(found, (X, W, B), strict=True))
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> Any:
+        return _each(info.batch_size, in_dims, arguments, gradient_of)
+
+
+rows_of: Callable[..., Row] = LinearRows.apply
+gradient_of: Callable[..., Row] = LinearGradient.apply
+
+
+def gradients_as_asked(*arguments: Any) -> list[Tensor]:
+    """A problem, whose gradients are wanted, and the upstream gradients -> the gradients by x, W, b; empty where not wanted."""
+    p, needs, gs = _taken(arguments)
+    found = narrowed(p, gradients(p, gs, needs)[1])
+    return [p.x.new_empty(0) if one is None else one for one in found]
+
+
+def _taken(arguments: tuple[Any, ...]) -> tuple[Problem, int, tuple[Tensor | None, ...]]:
+    n = len(Problem._fields)
+    return Problem(*arguments[:n]), arguments[n], arguments[n + 1 :]
+
+
+def _asked(found: tuple[Any, ...], needs: int, length: int) -> tuple[Any, ...]:
+    """As gradients of the arguments."""
+    return (*(one if needs & bit else None for one, bit in zip(found, (X, W, B), strict=True)), *[None] * (length - 3))
+
+
+def _each(size: int, in_dims: tuple[Any, ...], arguments: tuple[Any, ...], f: Callable[..., Row]) -> Any:
+    """One problem after the other: each has a head's worth of work."""
+    cases = ([t if dim is None else t.select(dim, n) for t, dim in zip(arguments, in_dims, strict=True)] for n in range(size))
+    found = [f(*case) for case in cases]
+    return tuple(map(torch.stack, zip(*found, strict=True))), (0,) * len(found[0])

@@ -1,0 +1,294 @@
+"""The head and the loss as one: `linear_cross_entropy`, whose logits are never whole. The chunks are those of softxent/linear.py."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn import Module
+
+from ..contract import fail
+from ..linear import BUDGET
+from . import cpu, ops, tensors
+from .chunked import B, Problem, W, X, gradient_of, gradients, narrowed, rows_of
+from .loss import cross_entropy, reduced
+from .rows import PLAIN, RETURNS, checked, differentiable, eagerly, outputs, plain, squashed, total
+
+FN = "linear_cross_entropy"
+
+
+def linear_cross_entropy(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Any,
+    *,
+    linear_bias: Tensor | None = None,
+    weight: Tensor | None = None,
+    reduction: str = "mean",
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    options: Any = None,
+    z_loss: float = 0.0,
+    softcap: float | None = None,
+    temperature: float = 1.0,
+    sample_weight: Tensor | None = None,
+    shift: bool = False,
+    return_lse: bool = False,
+    return_entropy: bool = False,
+    return_logprobs: bool = False,
+    return_correct: bool = False,
+    check: bool = False,
+    budget: int = BUDGET,
+) -> Any:
+    """`torch.nn.functional.linear_cross_entropy`: the `cross_entropy` of `logits = input W^T + b`, a chunk of rows at a time.
+
+    Args:
+        input: [*rows, D], such as [B, T, D]; float32, float64, bfloat16 or float16.
+        linear_weight: W, [C, D].
+        target: class indices [*rows]; probabilities [*rows, C]; or a teacher (input', W') or (input', W', b'), with input' [*rows, D'],
+            whose prediction is the truth (distillation: softcap and temperature are the teacher's too; it gets no gradient).
+        linear_bias: b, [C].
+        weight, reduction, label_smoothing, z_loss, softcap, temperature, sample_weight, return_*, check: as in `cross_entropy`.
+        ignore_index: as in `cross_entropy`; None is -100. Rows that are ignored are left out of every product, on the CPU.
+        options: torch's `LinearCrossEntropyOptions`: a batch_chunk_size in it is obeyed.
+        shift: the target of each place of the last axis of rows is that of the next (next-token labels): the results have a place less.
+        budget: bytes of logits held at once, 64 MiB. Few tall chunks are quick: each adds to all of W's gradient.
+
+    Returns:
+        The loss, in the dtype of `input` (float32 under autocast); or a `Result`, if anything more is asked for.
+
+    Raises:
+        ValueError, TypeError: a shape, label, dtype or option that does not fit.
+
+    Every derivative is right: by input, W and b, of any order, forward mode and torch.func included. What is frozen costs no product. Where
+    W is bfloat16 or float16, its gradient is summed up in float32.
+
+    Cost: a scalar loss makes its gradients in the forward: three matrix products, and `budget` beside the gradients. With `return_*`,
+    reduction="none", float16, or under a transform, they are made in the backward, with a fourth product. Derivatives of the third order,
+    and by `target` or `weight`, and a W of more than two axes, hold the logits whole.
+
+    Mathematics: "prediction - truth", then the chain rule: dX = G W, dW = G^T X, db = sum_i G_i.
+    """
+    asked = zip(RETURNS, (return_lse, return_entropy, return_logprobs, return_correct), strict=True)
+    wanted = ("loss", *(name for name, wish in asked if wish))
+    ignore_index = -100 if ignore_index is None else ignore_index
+    if isinstance(linear_weight, Tensor) and linear_weight.ndim > 2:
+        more = {f"return_{name}": True for name in wanted[1:]}
+        logits = _of_many_axes(*_cast(input, linear_weight, linear_bias))
+        return cross_entropy(
+            logits, target, weight, None, ignore_index, None, reduction, label_smoothing, z_loss=z_loss, softcap=softcap,
+            temperature=temperature, sample_weight=sample_weight, check=check, **more,
+        )  # fmt: skip
+    h = _head(input, linear_weight, target, linear_bias, sample_weight, shift)
+    like = h.x.new_zeros(()).expand(len(h.x), len(h.w))  # the logits' shape and type, without the logits
+    seen = like.float() if h.y is None else h.y  # a teacher gives probabilities
+    _, (ignore_index, e, penalty) = checked(FN, like, seen, weight, h.sample, ignore_index, reduction, label_smoothing, z_loss)
+    squashed(FN, like[:0], softcap, temperature)
+    if return_logprobs and seen.is_floating_point():
+        fail(FN, "return_logprobs", "be False where the target is not class indices", True)
+    divide: Any = total(like, seen, weight, h.sample, 1, ignore_index) if reduction == "mean" else 1.0
+    eager = plain(h.x, seen) and type(linear_weight) in PLAIN
+    lead, dtype, n = h.lead, cpu.result_dtype(input), len(h.x)
+    h, at = _without_ignored(h, len(h.w), ignore_index, eager, check)
+    budget = _budget(options, budget, len(h.w) * h.x.element_size())
+    p = Problem(h.x, h.w, h.b, h.y, *h.teacher, weight, ignore_index, e, penalty, softcap, temperature, " ".join(wanted), budget)
+    if differentiable(h.y, weight):
+        found = _whole(p)
+    elif (
+        eager and wanted == ("loss",) and reduction != "none" and h.x.dtype != torch.float16 and _needs(p) and not differentiable(h.sample)
+    ):
+        return _ahead(p, h.sample, divide).to(dtype)
+    else:
+        found = dict(zip(wanted, (rows_of if eagerly(h.x) else ops.linear_rows)(*p), strict=True))
+    if h.sample is not None:
+        found["loss"] = found["loss"] * h.sample.double()
+    if at is not None:
+        found = {name: rows.new_zeros(n).index_put((at,), rows) for name, rows in found.items()}
+    return reduced({name: rows.reshape(lead) for name, rows in found.items()}, None, reduction, divide, dtype, len(wanted) > 1)
+
+
+class LinearCrossEntropyLoss(Module):
+    """The head and its loss as a module: `weight` [classes, features] and `bias` are its parameters, the rest are the options of
+    `linear_cross_entropy`.
+
+    `LinearCrossEntropyLoss(D, C)(x, target)` is `CrossEntropyLoss()(nn.Linear(D, C)(x), target)`. Set `weight` to an embedding's to tie
+    them.
+    """
+
+    def __init__(self, in_features: int, num_classes: int, bias: bool = True, *, device: Any = None, dtype: Any = None, **options: Any):
+        super().__init__()
+        head = torch.nn.Linear(in_features, num_classes, bias, device, dtype)
+        self.weight, self.bias = head.weight, head.bias
+        self.options: dict[str, Any] = options
+
+    def forward(self, input: Tensor, target: Any, **options: Any) -> Any:
+        return linear_cross_entropy(input, self.weight, target, linear_bias=self.bias, **{**self.options, **options})
+
+    def extra_repr(self) -> str:
+        classes, features = self.weight.shape
+        return ", ".join([f"{features}, {classes}", f"bias={self.bias is not None}", *(f"{k}={v!r}" for k, v in self.options.items())])
+
+
+class _Head(NamedTuple):
+    x: Tensor  # [N, D]
+    w: Tensor  # [C, D]
+    b: Tensor | None
+    y: Tensor | None  # [N] labels or [N, C] probabilities
+    teacher: tuple[Tensor | None, Tensor | None, Tensor | None]  # x' [N, D'], W', b'
+    sample: Tensor | None  # [N]
+    lead: torch.Size
+
+
+def _head(input: Any, weight: Any, target: Any, bias: Any, sample: Any, shift: bool) -> _Head:
+    """The arguments, checked, with the axes of rows made one."""
+    teacher = target if isinstance(target, tuple) else None
+    if teacher is not None and len(teacher) not in (2, 3):
+        fail(FN, "target", "be a tensor, or (input, weight) or (input, weight, bias) of a teacher", f"a tuple of {len(teacher)}", TypeError)
+    x, w, b = _cast(input, weight, bias)
+    none: tuple[Any, Any, Any] = (None, None, None)
+    tx, tw, tb = none if teacher is None else _cast(teacher[0], teacher[1], teacher[2] if len(teacher) > 2 else None, "teacher's ")
+    y = None if teacher is not None else target
+    if y is not None and not isinstance(y, Tensor):
+        fail(FN, "target", "be a torch.Tensor", type(y).__name__, TypeError)
+    lead = x.shape[:-1]
+    wide = y is not None and y.is_floating_point()
+    for name, t, shape in (
+        ("target", y, (*lead, len(w)) if wide else lead),
+        ("teacher's input", tx, (*lead, *(() if tx is None else tx.shape[-1:]))),
+    ):
+        if t is not None and tuple(t.shape) != tuple(shape):
+            fail(FN, name, f"have shape {tuple(shape)} to match input {tuple(x.shape)}", tuple(t.shape))
+    if tw is not None and len(tw) != len(w):
+        fail(FN, "teacher's weight", f"have {len(w)} classes as linear_weight", len(tw))
+    each = None if sample is None else _rows_of(sample, lead)
+    if shift:
+        if not lead:
+            fail(FN, "shift", "be False for an input without rows", True)
+        at, places = len(lead) - 1, max(0, lead[-1] - 1)
+        x, tx = x.narrow(at, 0, places), None if tx is None else tx.narrow(at, 0, places)
+        y, each = (None if t is None else t.narrow(at, min(1, lead[-1]), places) for t in (y, each))
+        lead = x.shape[:-1]
+    n = math.prod(lead)
+    y = None if y is None else y.reshape((n, len(w)) if wide else (n,))
+    tx = None if tx is None else tx.reshape(n, tx.shape[-1])
+    return _Head(x.reshape(n, x.shape[-1]), w, b, y, (tx, tw, tb), None if each is None else each.reshape(n), lead)
+
+
+def _rows_of(sample: Any, lead: torch.Size) -> Tensor:
+    if not isinstance(sample, Tensor):
+        fail(FN, "sample_weight", "be a torch.Tensor", type(sample).__name__, TypeError)
+    try:
+        each: Tensor = sample.expand(lead)
+        return each
+    except RuntimeError:
+        fail(FN, "sample_weight", f"broadcast to shape {tuple(lead)}", tuple(sample.shape))
+
+
+def _cast(input: Any, weight: Any, bias: Any, whose: str = "") -> tuple[Any, Any, Any]:
+    """In one type, that of autocast where it is on, as nn.Linear's arguments would be; checked."""
+    named = {f"{whose}input": input, f"{whose}linear_weight": weight, f"{whose}linear_bias": bias}
+    for name, t in named.items():
+        if not isinstance(t, Tensor) and not (t is None and t is bias):
+            fail(FN, name, "be a torch.Tensor", type(t).__name__, TypeError)
+        if t is not None and t.device != input.device:
+            fail(FN, name, f"be on {input.device} as input is", t.device)
+    device = input.device.type
+    if torch.is_autocast_enabled(device) and input.dtype != torch.float64:
+        to = torch.get_autocast_dtype(device)
+        input, weight, bias = (None if t is None else t.to(to) for t in (input, weight, bias))
+    if weight.ndim < 2 or input.ndim == 0 or input.shape[-1] != weight.shape[-1] or not weight.numel():
+        features = tuple(input.shape[-1:])
+        fail(
+            FN,
+            f"{whose}linear_weight",
+            f"have shape (classes, {', '.join(map(str, features))}) to match input {tuple(input.shape)}",
+            tuple(weight.shape),
+        )
+    if bias is not None and bias.shape != weight.shape[:-1]:
+        fail(FN, f"{whose}linear_bias", f"have shape {tuple(weight.shape[:-1])} to match linear_weight", tuple(bias.shape))
+    for name, t in (("linear_weight", weight), ("linear_bias", bias)):
+        if t is not None and t.dtype != input.dtype:
+            fail(FN, whose + name, f"be {input.dtype} as input is", t.dtype, TypeError)
+    return input, weight, bias
+
+
+def _of_many_axes(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+    """The logits [N, C, d1, ...] of a W [C, d1, ..., D]."""
+    z = F.linear(x, w.flatten(0, -2), None if b is None else b.flatten())
+    return z.reshape(*x.shape[:-1], *w.shape[:-1])
+
+
+def _budget(options: Any, budget: int, row: int) -> int:
+    if isinstance(budget, bool) or not isinstance(budget, int) or budget < 1:
+        fail(FN, "budget", "be a positive number of bytes", repr(budget))
+    rows = getattr(options, "batch_chunk_size", None)
+    return rows * row if isinstance(rows, int) and rows > 0 else budget
+
+
+def _without_ignored(h: _Head, classes: int, ignore_index: int, eager: bool, check: bool) -> tuple[_Head, Tensor | None]:
+    """-> the rows that count, and where they were (None: where they are). Elsewhere than in plain CPU tensors they stay, with x = 0."""
+    y = h.y
+    if y is None or y.is_floating_point():
+        return h, None
+    like = h.x.new_zeros(()).expand(len(h.x), classes)
+    if check and not h.x.is_cpu:
+        tensors.check(like, y, 1, ignore_index)
+    live = y != ignore_index
+    if not eager or not h.x.is_cpu:
+        return h._replace(x=h.x.masked_fill(~live[:, None], 0)), None
+    tensors.check(like, y, 1, ignore_index)  # before any work
+    if bool(live.all()):
+        return h, None
+    at = live.nonzero()[:, 0]
+    return h._replace(x=h.x[at], y=y[at], sample=None if h.sample is None else h.sample[at]), at
+
+
+def _whole(p: Problem) -> dict[str, Tensor]:
+    z = squashed(FN, F.linear(p.x, p.w, p.b), p.softcap, p.temperature)
+    every = p.of(slice(0, len(p.x)))
+    return outputs(z, every, p.weight, 1, (p.ignore_index, p.smoothing, p.z_loss), p.names(differentiable=False))
+
+
+def _needs(p: Problem) -> int:
+    """Whose gradient is wanted."""
+    wants = [bit for bit, t in zip((X, W, B), p[:3], strict=True) if t is not None and t.requires_grad]
+    return sum(wants) if torch.is_grad_enabled() else 0
+
+
+class _Ahead(torch.autograd.Function):
+    """A reduced loss, with its gradients made in the same pass: handed over in the first backward, made anew in another."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, w: Tensor, b: Tensor | None, made: tuple[Tensor, tuple[Any, ...]], up: Tensor, rest: tuple[Any, ...]
+    ) -> Tensor:
+        loss, grads = made
+        ctx.save_for_backward(x, w, b, *rest[:5], up, *grads)
+        ctx.options, ctx.fresh = rest[5:], True
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        (x, w, b, *rest), (g,) = ctx.saved_tensors, grads
+        tensors_, up, made = rest[:5], rest[5], rest[6:]
+        if ctx.fresh and not torch.is_grad_enabled():
+            ctx.fresh = False
+            return *(None if t is None else cpu.scaled(t.data, g) if t.is_cpu else t.data.mul_(g) for t in made), None, None, None
+        p = Problem(x, w, b, *tensors_, *ctx.options)
+        needs = sum(bit for bit, needed in zip((X, W, B), ctx.needs_input_grad, strict=False) if needed)
+        found = gradient_of(*p, needs, up * g.double())
+        return *(one if needs & bit else None for one, bit in zip(found, (X, W, B), strict=True)), None, None, None
+
+
+def _ahead(p: Problem, sample: Tensor | None, divide: Any) -> Tensor:
+    one = torch.ones((), dtype=torch.float64, device=p.x.device)
+    up = ((one if sample is None else sample.double()) / divide).expand(len(p.x))
+    up = torch.where(up.isfinite(), up, 0.0)  # of a mean over nothing
+    losses, sums = gradients(p, (up,), _needs(p))
+    loss = (losses if sample is None else losses * sample.double()).sum() / divide
+    apply: Any = _Ahead.apply  # untyped
+    found: Tensor = apply(*p[:3], (loss, narrowed(p, sums)), up, p[3:])
+    return found

@@ -1,0 +1,207 @@
+"""`cross_entropy` in place of `torch.nn.functional.cross_entropy`. A front end only: it says which rows, classes and options there are, and
+truth.py, the kernels and autograd.py do the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from ..contract import fail
+from . import cpu, tensors
+from .autograd import batched_by_autograd, devices, gradient_of, linear, wide
+from .rows import FLOATS, RETURNS, checked, differentiable, outputs, plain, rows, squashed, total
+
+FN = "cross_entropy"
+
+
+class Result(NamedTuple):
+    """The loss, and what else was asked for (None: it was not)."""
+
+    loss: Tensor
+    lse: Tensor | None = None
+    entropy: Tensor | None = None
+    logprobs: Tensor | None = None
+    correct: Tensor | None = None
+
+
+def cross_entropy(
+    input: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    size_average: bool | None = None,
+    ignore_index: int = -100,
+    reduce: bool | None = None,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+    *,
+    z_loss: float = 0.0,
+    softcap: float | None = None,
+    temperature: float = 1.0,
+    sample_weight: Tensor | None = None,
+    return_lse: bool = False,
+    return_entropy: bool = False,
+    return_logprobs: bool = False,
+    return_correct: bool = False,
+    check: bool = False,
+) -> Any:
+    """`torch.nn.functional.cross_entropy`: `loss = mass * lse(z) - <y, z>`, with the gradient `mass * softmax(z) - y`.
+
+    Args:
+        input: logits [C], [N, C] or [N, C, d1, ...]; float32, float64, bfloat16 or float16, any strides.
+        target: class indices of the shape of `input` without its class axis, or probabilities of the shape of `input`.
+        weight, ignore_index, reduction, label_smoothing, size_average, reduce: as in torch.
+        z_loss: L >= 0, adds L lse(z)^2 to every row that is not ignored.
+        softcap: c > 0, the logits become c tanh(z / c).
+        temperature: T > 0, divides the logits (after softcap).
+        sample_weight: broadcasts to the rows, multiplies each row's loss; a mean divides by the sum of the weights.
+        return_lse, return_entropy, return_logprobs: also lse(z), the entropy of the prediction, and log softmax(z) at the label, each with
+            the shape of the rows and differentiable; 0 where the row is ignored.
+        return_correct: also in how many rows the likeliest class is the true one (a tie counts, an ignored row does not).
+        check: on a GPU, wait for the labels and refuse one that is out of range (not under torch.compile). On the CPU that is always done.
+            Unchecked, such a row's loss and gradient are NaN.
+
+    Returns:
+        The loss, in the dtype of `input` (float32 under autocast); or a `Result`, if anything more is asked for.
+
+    Raises:
+        ValueError, TypeError: a shape, label, dtype or option that does not fit.
+
+    Every derivative is in closed form: backward, double backward and beyond, forward mode, torch.func. A second backward, a frozen
+    input, a hook or checkpointing change nothing. `input` is never written to.
+
+    Cost: a scalar loss and its gradient are made in one pass in the forward, and the gradient is kept until the backward; one buffer of the
+    size of `input`, and O(rows) beyond it.
+
+    Mathematics: Results 1 to 3 and "prediction - truth" of the derivation.
+    """
+    if size_average is not None or reduce is not None:
+        reduction = torch.nn._reduction.legacy_get_string(size_average, reduce)
+    more = return_lse or return_entropy or return_logprobs or return_correct
+    eager = plain(input, target)
+    if (
+        eager
+        and input.is_cpu
+        and tensors.forced() is None
+        and not more
+        and weight is None
+        and sample_weight is None
+        and softcap is None
+        and label_smoothing == z_loss == 0
+        and temperature == 1
+    ):
+        quick = cpu.quick(input, target, ignore_index, reduction)
+        if quick is not None:
+            return _scalar(input, quick, (target, None, None, reduction, 1, ignore_index, 0.0, 0.0))
+    axis, options = checked(FN, input, target, weight, sample_weight, ignore_index, reduction, label_smoothing, z_loss)
+    if check and not input.is_cpu and not target.is_floating_point():
+        tensors.check(input, target, axis, ignore_index)
+    z = squashed(FN, input, softcap, temperature)
+    if eager and not more and reduction != "none" and not differentiable(target, weight, sample_weight):
+        made = devices(z).scalar(z, target, weight, axis, *options, sample=sample_weight, reduction=reduction)
+        return _scalar(z, made, (target, weight, sample_weight, reduction, axis, *options)).to(cpu.result_dtype(input))
+    if return_logprobs and target.is_floating_point():
+        fail(FN, "return_logprobs", "be False where the target is probabilities", True)
+    wanted = [name for name, asked in zip(RETURNS, (return_lse, return_entropy, return_logprobs, return_correct), strict=True) if asked]
+    found = outputs(z, target, weight, axis, options, ("loss", *wanted), eager)
+    scale = 1.0 if reduction != "mean" else total(z, target, weight, sample_weight, axis, ignore_index)
+    return reduced(found, sample_weight, reduction, scale, cpu.result_dtype(input), bool(wanted))
+
+
+def reduced(found: dict[str, Tensor], sample: Tensor | None, reduction: str, total: Any, dtype: torch.dtype, more: bool) -> Any:
+    """The rows as they are returned: the loss alone or a `Result`. A mean divides by `total`."""
+    loss = found.pop("loss") if sample is None else found.pop("loss") * sample.double()
+    loss = (loss if reduction == "none" else loss.sum() if reduction == "sum" else loss.sum() / total).to(dtype)
+    if not more:
+        return loss
+    return Result(loss, **{name: rows.sum() if name == "correct" else rows.to(dtype) for name, rows in found.items()})
+
+
+class CrossEntropyLoss(Module):
+    """`cross_entropy` as a module: `torch.nn.CrossEntropyLoss` and its arguments, and the keyword options of `cross_entropy`."""
+
+    def __init__(
+        self, weight: Tensor | None = None, size_average: bool | None = None, ignore_index: int = -100, reduce: bool | None = None,
+        reduction: str = "mean", label_smoothing: float = 0.0, *, z_loss: float = 0.0,
+        softcap: float | None = None, temperature: float = 1.0,
+        return_lse: bool = False, return_entropy: bool = False, return_logprobs: bool = False, return_correct: bool = False,
+        check: bool = False,
+    ):  # fmt: skip
+        super().__init__()
+        options = {"z_loss": z_loss, "softcap": softcap, "temperature": temperature, "return_lse": return_lse}
+        options |= {"return_entropy": return_entropy, "return_logprobs": return_logprobs, "return_correct": return_correct, "check": check}
+        if size_average is not None or reduce is not None:
+            reduction = torch.nn._reduction.legacy_get_string(size_average, reduce)
+        self.weight: Tensor | None
+        self.register_buffer("weight", weight)
+        self.ignore_index, self.reduction, self.label_smoothing = ignore_index, reduction, label_smoothing
+        self.options: dict[str, Any] = options
+
+    def forward(self, input: Tensor, target: Tensor) -> Any:
+        return cross_entropy(
+            input, target, self.weight, ignore_index=self.ignore_index, reduction=self.reduction, label_smoothing=self.label_smoothing,
+            **self.options,
+        )  # fmt: skip
+
+
+class _Scalar(torch.autograd.Function):
+    """A reduced loss, with its gradient dz if that was made in the same pass. It is handed over in the first backward, and made anew in
+    another."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, found: tuple[Tensor, Tensor | None], problem: tuple[Any, ...]) -> Tensor:
+        loss, dz = found
+        if ctx.needs_input_grad[0]:
+            ctx.save_for_backward(input, *problem[:3], dz)
+            ctx.options, ctx.fresh = problem[3:], dz is not None
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        (input, target, weight, sample, dz), (g,) = ctx.saved_tensors, grads
+        batched = batched_by_autograd(g)
+        if ctx.fresh and not batched and not torch.is_grad_enabled():
+            ctx.fresh = False
+            return devices(dz).scaled(dz.data, g), None, None  # what is handed over may be written to: that is nothing to the saved one
+        reduction, axis, ignore_index, *_ = ctx.options
+        up = g.double() / (1 if reduction == "sum" else total(input, target, weight, sample, axis, ignore_index))
+        up = (up if sample is None else up * sample.double()).expand([n for i, n in enumerate(input.shape) if i != axis])
+        return (linear if batched else gradient_of)(input, target, weight, *ctx.options[1:], up, None), None, None
+
+
+_scalar: Callable[..., Tensor] = _Scalar.apply
+
+
+def logsumexp(input: Tensor, dim: int = -1, keepdim: bool = False) -> Tensor:
+    """`lse(z) = log sum_k exp(z_k)` over one axis, in the dtype of `input`; its gradient is softmax. As `torch.logsumexp`."""
+    if _on_axis("logsumexp", input, dim):
+        return torch.logsumexp(input, dim, keepdim)
+    lse = rows(input, _first(input, dim), None, dim % input.ndim, -100, 0.0, 0.0)[1].to(input.dtype)
+    return lse.unsqueeze(dim) if keepdim else lse
+
+
+def log_softmax(input: Tensor, dim: int = -1) -> Tensor:
+    """`log softmax(z)_k = z_k - lse(z)` over one axis, as (z_k - max z) - (lse - max z): no digit is lost near probability 1."""
+    if _on_axis("log_softmax", input, dim):
+        return torch.log_softmax(input, dim)
+    top = input.argmax(dim)
+    nll = rows(input, top, None, dim % input.ndim, -100, 0.0, 0.0)[0].unsqueeze(dim)
+    return ((wide(input) - wide(input.gather(dim, top.unsqueeze(dim)))) - nll).to(input.dtype)
+
+
+def _on_axis(fn: str, input: Tensor, dim: int) -> bool:
+    """Refuse what has no such axis. -> Whether it has no classes: there is nothing to compute then."""
+    if not isinstance(input, Tensor) or input.dtype not in FLOATS:
+        fail(fn, "input", "be a float32, float64, bfloat16 or float16 tensor", getattr(input, "dtype", type(input).__name__), TypeError)
+    if not isinstance(dim, int) or not -input.ndim <= dim < input.ndim:
+        fail(fn, "dim", f"be an int between {-input.ndim} and {input.ndim - 1} for input of shape {tuple(input.shape)}", dim)
+    return not input.shape[dim]
+
+
+def _first(input: Tensor, dim: int) -> Tensor:
+    """The first class as the label of every row."""
+    return torch.zeros_like(input.select(dim, 0), dtype=torch.int64)

@@ -1,0 +1,158 @@
+"""The rows of a problem: its arguments checked, and each row's loss and the rest, as a function of autograd or as the operator that a
+compiler sees.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn import Parameter
+
+from .. import contract, truth
+from ..contract import fail
+from . import ops
+from .autograd import rows_of, wide
+
+PLAIN = (Tensor, Parameter)
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+RETURNS = ("lse", "entropy", "logprobs", "correct")
+
+
+def rows(*p: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """loss, lse and correct of every row: as a function of autograd and torch.func, or as the operator that a compiler sees."""
+    found: tuple[Tensor, Tensor, Tensor]
+    if torch.compiler.is_compiling() and forward_ad._current_level >= 0:
+        # operators of torch.library have no forward mode, and drop a tangent without a word
+        beside: Any = torch.compiler.disable  # untyped
+        found = beside(rows_of)(*p)
+        return found
+    found = (rows_of if eagerly(p[0]) else ops.rows)(*p)
+    return found
+
+
+def eagerly(t: Tensor) -> bool:
+    """Whether a function of autograd computes; else the operator."""
+    compiling = torch.compiler.is_compiling()
+    plain = type(t) in PLAIN and not t.is_meta and not compiling
+    return plain or (not compiling and torch._C._are_functorch_transforms_active())
+
+
+def plain(input: Tensor, target: Tensor) -> bool:
+    """Whether these are tensors that nothing looks at from outside: no transform, no compiler, no dual number."""
+    return (
+        type(input) in PLAIN and type(target) in PLAIN and not input.is_meta and not torch.compiler.is_compiling()
+        and not torch._C._are_functorch_transforms_active() and not torch._C._len_torch_dispatch_stack() and forward_ad._current_level < 0
+    )  # fmt: skip
+
+
+def differentiable(*tensors: Tensor | None) -> bool:
+    return any(t is not None and t.requires_grad for t in tensors)
+
+
+def outputs(
+    z: Tensor,
+    target: Tensor,
+    weight: Tensor | None,
+    axis: int,
+    options: tuple[int, float, float],
+    wanted: tuple[str, ...],
+    eager: bool = False,
+) -> dict[str, Tensor]:
+    """Of every row, by name: loss and lse (float64), entropy, logprobs and correct, as far as they are wanted. z: after the softcap."""
+    loss, lse, correct = rows(*problem(eager, z, target, weight, axis, *options))
+    dead = None if target.is_floating_point() else target == options[0]
+    found = {"loss": loss, "correct": correct}
+    if "lse" in wanted:  # a row that is ignored has no part in anything, whatever its logits
+        found["lse"] = lse if dead is None else lse.masked_fill(dead, 0)
+    if "logprobs" in wanted:
+        found["logprobs"] = -rows(z, target, None, axis, options[0], 0.0, 0.0)[0]
+    if "entropy" in wanted:
+        found["entropy"] = entropy(z, axis, dead)
+    return {name: found[name] for name in wanted}
+
+
+def entropy(z: Tensor, axis: int, dead: Tensor | None) -> Tensor:
+    """The cross-entropy whose truth is the prediction. A masked class has a finite logit here: 0 times -inf has no gradient."""
+    masked = z == -torch.inf
+    z = z.masked_fill(masked & ~masked.all(axis, keepdim=True), -6e4 if z.dtype == torch.float16 else -1e30)
+    z = z if dead is None else z.masked_fill(dead.unsqueeze(axis), 0)
+    found = rows(z, torch.softmax(wide(z), axis), None, axis, -100, 0.0, 0.0)[0]
+    return found if dead is None else found.masked_fill(dead, 0)
+
+
+def problem(
+    eager: bool, z: Tensor, target: Tensor, weight: Tensor | None, axis: int, ignore_index: int, smoothing: float, z_loss: float
+) -> tuple[Any, ...]:
+    """What the rows are computed from. A truth that is differentiated is written out first, so that its own derivatives are torch's."""
+    probable = target.is_floating_point()
+    written = (weight is not None or smoothing > 0) if probable and not eager else differentiable(weight) or (
+        probable and target.requires_grad and (weight is not None or smoothing > 0)
+    )  # fmt: skip
+    if written:
+        classes, w = z.shape[axis], None if weight is None else weight.to(wide(z).dtype)
+        if probable:
+            target = truth.soft(wide(target).movedim(axis, -1), w, smoothing, classes)
+        else:
+            target = truth.written_out(target, torch.arange(classes, device=z.device), w, smoothing, ignore_index)
+        target, weight, smoothing = target.to(wide(z).dtype).movedim(-1, axis), None, 0.0
+    return z, target, weight, axis, ignore_index, smoothing, z_loss
+
+
+def total(input: Tensor, target: Tensor, weight: Tensor | None, sample: Tensor | None, axis: int, ignore_index: int) -> Any:
+    """What a mean divides by."""
+    lead = [n for i, n in enumerate(input.shape) if i != axis]
+    each: Any = 1 if sample is None else sample.double().expand(lead)
+    if target.is_floating_point():
+        return math.prod(lead) if sample is None else each.sum()
+    return truth.weights(target, target != ignore_index, None if weight is None else weight.double(), each, input.shape[axis]).sum()
+
+
+def checked(
+    fn: str, input: Tensor, target: Tensor, weight: Tensor | None, sample: Tensor | None, ignore_index: int, reduction: str,
+    smoothing: float, z_loss: float,
+) -> tuple[int, tuple[int, float, float]]:  # fmt: skip
+    """The class axis, and the options."""
+    given = {"input": input, "target": target, "weight": weight, "sample_weight": sample}
+    for name, t in given.items():
+        if not isinstance(t, Tensor) and (t is not None or name in ("input", "target")):
+            fail(fn, name, "be a torch.Tensor", type(t).__name__, TypeError)
+        if t is not None and t.device != input.device:
+            fail(fn, name, f"be on {input.device} as input is", t.device)
+        if t is not None and t.is_complex() and name != "input":
+            fail(fn, name, "hold real numbers", t.dtype, TypeError)
+    if input.dtype not in FLOATS:
+        fail(fn, "input", "be float32, float64, bfloat16 or float16", input.dtype, TypeError)
+    if input.ndim == 0:
+        fail(fn, "input", "have a class axis", f"shape {tuple(input.shape)}")
+    axis = min(1, input.ndim - 1)
+    if not input.shape[axis]:
+        fail(fn, "input", "have at least one class", f"shape {tuple(input.shape)}")
+    lead = tuple(n for i, n in enumerate(input.shape) if i != axis)
+    if target.is_floating_point():
+        if target.shape != input.shape:
+            fail(fn, "target probabilities", f"have shape {tuple(input.shape)} to match input", tuple(target.shape))
+        if isinstance(ignore_index, int) and ignore_index >= 0:
+            fail(fn, "ignore_index", "be left alone where the target is probabilities", ignore_index)
+    elif target.dtype == torch.bool:
+        fail(fn, "target", "be integers (class indices) or floats (probabilities)", target.dtype, TypeError)
+    elif tuple(target.shape) != lead:
+        fail(fn, "target", f"have shape {lead} to match input {tuple(input.shape)}", tuple(target.shape))
+    if weight is not None and tuple(weight.shape) != (input.shape[axis],):
+        fail(fn, "weight", f"have shape ({input.shape[axis]},), one number a class", tuple(weight.shape))
+    if sample is not None and (
+        sample.ndim > len(lead) or any(n not in (1, m) for n, m in zip(sample.shape[::-1], lead[::-1], strict=False))
+    ):
+        fail(fn, "sample_weight", f"broadcast to shape {lead}", tuple(sample.shape))
+    contract.choice(fn, "reduction", reduction, contract.REDUCTIONS)
+    number = contract.number
+    e, penalty = number(fn, "label_smoothing", smoothing, low=0, high=1), number(fn, "z_loss", z_loss, low=0)
+    return axis, (contract.integer(fn, "ignore_index", ignore_index), e, penalty)
+
+
+def squashed(fn: str, input: Tensor, softcap: float | None, temperature: float) -> Tensor:
+    s = truth.squash(fn, temperature, softcap)
+    return input if s is None else s(wide(input))
