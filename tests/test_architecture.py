@@ -180,11 +180,13 @@ def test_import_is_quick():
 def test_import_patches_nothing():
     code = """
 import numpy as np, json
+import signal
 before = {k: id(v) for k, v in vars(np).items()}, np.geterr(), dict(np.get_printoptions())
-import softxent, signal, warnings
+interrupt = signal.getsignal(signal.SIGINT)
+import softxent, warnings
 after = {k: id(v) for k, v in vars(np).items()}, np.geterr(), dict(np.get_printoptions())
 print(all(after[0][k] == v for k, v in before[0].items()), before[1:] == after[1:])
-print(signal.getsignal(signal.SIGINT) is signal.default_int_handler)
+print(signal.getsignal(signal.SIGINT) is interrupt)
 """
     assert python(code) == "True True\nTrue\n"
 

@@ -306,6 +306,10 @@ ERRORS = {
         lambda: loss(Z, T, label_smoothing=1.5), ValueError,
         LOSS + "label_smoothing must be a finite number of at least 0 and at most 1; got 1.5",
     ),
+    "smoothing_list": (
+        lambda: loss(Z, T, label_smoothing=[0.1]), TypeError,
+        LOSS + "label_smoothing must be a finite number of at least 0 and at most 1; got [0.1]",
+    ),
     "smoothing_nan": (lambda: grad(Z, T, label_smoothing=NAN), ValueError, GRAD + "label_smoothing must be a finite number"),
     "temperature": (lambda: loss(Z, T, temperature=0), ValueError, LOSS + "temperature must be a finite number above 0; got 0"),
     "softcap": (lambda: loss(Z, T, softcap=-1), ValueError, LOSS + "softcap must be a finite number above 0; got -1"),
@@ -416,7 +420,9 @@ def test_every_line_that_raises_has_its_case():
     ],
 )
 def test_an_error_names_the_function_that_was_called(name):
-    arguments = {"cross_entropy_hvp": (Z > 0, Z, T), "softmax_vjp": (Z > 0, Z), "linear_cross_entropy_and_grad": (Z > 0, Z, T)}
+    arguments = {"cross_entropy_hvp": (Z > 0, Z, T), "softmax_vjp": (Z > 0, Z)}
+    arguments |= {f"linear_cross_entropy{kind}": (Z > 0, Z, T) for kind in ("", "_and_grad")}
+    arguments |= {f"linear_cross_entropy{kind}": (Z > 0, Z, T, Z, Z) for kind in ("_hvp", "_ggn")}
     takes_labels = name.startswith(("cross_entropy", "token"))
     with pytest.raises(TypeError) as e:
         getattr(softxent, name)(*arguments.get(name, (Z > 0, T) if takes_labels else (Z > 0,)))

@@ -117,9 +117,9 @@ def number(fn: str, argument: str, x: Any, *, low: float = -math.inf, high: floa
     """A finite real number in [low, high]; in (low, high] where open_low."""
     expected = "be a finite number" + ("" if low == -math.inf else f" {'above' if open_low else 'of at least'} {low:g}")
     expected += "" if high == math.inf else f" and at most {high:g}"
+    if isinstance(x, str | bytes):
+        fail(fn, argument, expected, repr(x), TypeError)
     try:
-        if isinstance(x, str | bytes):
-            raise TypeError
         value = float(x)
     except (TypeError, ValueError):
         fail(fn, argument, expected, repr(x), TypeError)
