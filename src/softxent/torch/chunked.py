@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.func import grad, vjp
 
 from ..linear import FOLD, Sums, chunks
+from . import cpu
 from .autograd import devices, keep, wide
 from .rows import outputs, squashed
 
@@ -76,9 +77,10 @@ class Problem(NamedTuple):
     def sums(self, needs: int) -> Sums:
         x, w, b = self[:3]
         acc = w.dtype if w.dtype in (torch.float32, torch.float64) else torch.float32
+        begun = torch.empty if len(x) else torch.zeros  # the first rows are written, not added
         return Sums(
             torch.empty_like(x, memory_format=torch.contiguous_format) if needs & X else None,
-            torch.zeros_like(w, dtype=acc, memory_format=torch.contiguous_format) if needs & W else None,
+            begun(w.shape, dtype=acc, device=w.device) if needs & W else None,
             torch.zeros_like(b, dtype=torch.float64) if needs & B and b is not None else None,
             PRODUCTS,
         )
@@ -91,7 +93,7 @@ class _Tensors:
         return x.element_size()
 
     def empty(self, like: Tensor, rows: int, classes: int) -> Tensor:
-        return like.new_empty((rows, classes))
+        return cpu.empty((rows, classes), like.dtype) if like.is_cpu else like.new_empty((rows, classes))
 
     def logits(self, x: Tensor, w: Tensor, b: Tensor | None, out: Tensor) -> None:
         torch.mm(x, w.t(), out=out) if b is None else torch.addmm(b, x, w.t(), out=out)

@@ -34,14 +34,19 @@ def array(t: Tensor) -> Array:
 
 
 def like(input: Tensor) -> Tensor:
-    """Memory for a gradient: a large one in the kernel's buffer, whose pages are there already from the step before."""
-    size = input.numel() * input.element_size()
-    if size < LARGE or not input.is_contiguous() or kernels.cpu is None:
-        return torch.empty_like(input)
+    """Memory for a gradient."""
+    return empty(input.shape, input.dtype) if input.is_contiguous() else torch.empty_like(input)
+
+
+def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Memory; a large piece in the kernel's buffer, whose pages are there already from the step before."""
+    size = math.prod(shape) * dtype.itemsize
+    if size < LARGE or kernels.cpu is None:
+        return torch.empty(shape, dtype=dtype, device="cpu")
     memory = kernels.cpu.buffer(size)
-    if input.dtype == torch.bfloat16:
-        return torch.from_numpy(memory.view(np.int16)).view(torch.bfloat16).view(input.shape)
-    return torch.from_numpy(memory.view(str(input.dtype).removeprefix("torch.")).reshape(input.shape))
+    if dtype == torch.bfloat16:
+        return torch.from_numpy(memory.view(np.int16)).view(torch.bfloat16).view(shape)
+    return torch.from_numpy(memory.view(str(dtype).removeprefix("torch.")).reshape(shape))
 
 
 def problem(*p: Any, sample: Tensor | None = None, upstream: Tensor | None = None, reduction: str = "none") -> tuple[Array, Truth]:
