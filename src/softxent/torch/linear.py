@@ -11,9 +11,12 @@ from torch import Tensor
 from torch.nn import Module
 
 from ..contract import fail
-from ..linear import BUDGET
+from ..filtering import FilterStats
+from ..linear import BUDGET, filtered
 from . import cpu, ops, tensors
+from .autograd import batched_by_autograd
 from .chunked import B, Problem, W, X, gradient_of, gradients, narrowed, rows_of
+from .filtered import filtered_gradients, filters
 from .loss import cross_entropy, reduced
 from .rows import PLAIN, RETURNS, checked, differentiable, eagerly, outputs, plain, squashed, total
 
@@ -42,6 +45,8 @@ def linear_cross_entropy(
     return_correct: bool = False,
     check: bool = False,
     budget: int = BUDGET,
+    filter_tol: float | None = None,
+    filter_stats: FilterStats | None = None,
 ) -> Any:
     """`torch.nn.functional.linear_cross_entropy`: the `cross_entropy` of `logits = input W^T + b`, a chunk of rows at a time.
 
@@ -56,6 +61,8 @@ def linear_cross_entropy(
         options: torch's `LinearCrossEntropyOptions`: a batch_chunk_size in it is obeyed.
         shift: the target of each place of the last axis of rows is that of the next (next-token labels): the results have a place less.
         budget: bytes of logits held at once, 64 MiB. Few tall chunks are quick: each adds to all of W's gradient.
+        filter_tol, filter_stats: the gradient filter, as in `softxent.linear_cross_entropy_and_grad`. It works where the forward makes the
+            gradients, in float32 and float64 on the CPU, without temperature or softcap; elsewhere they are exact, as in a second backward.
 
     Returns:
         The loss, in the dtype of `input` (float32 under autocast); or a `Result`, if anything more is asked for.
@@ -72,6 +79,7 @@ def linear_cross_entropy(
 
     Mathematics: "prediction - truth", then the chain rule: dX = G W, dW = G^T X, db = sum_i G_i.
     """
+    tol, stats = filtered(FN, filter_tol, filter_stats)
     asked = zip(RETURNS, (return_lse, return_entropy, return_logprobs, return_correct), strict=True)
     wanted = ("loss", *(name for name, wish in asked if wish))
     ignore_index = -100 if ignore_index is None else ignore_index
@@ -100,7 +108,7 @@ def linear_cross_entropy(
     elif (
         eager and wanted == ("loss",) and reduction != "none" and h.x.dtype != torch.float16 and _needs(p) and not differentiable(h.sample)
     ):
-        return _ahead(p, h.sample, divide).to(dtype)
+        return _ahead(p, h.sample, divide, tol, stats).to(dtype)
     else:
         found = dict(zip(wanted, (rows_of if eagerly(h.x) else ops.linear_rows)(*p), strict=True))
     if h.sample is not None:
@@ -235,11 +243,11 @@ def _without_ignored(h: _Head, classes: int, ignore_index: int, eager: bool, che
         return h, None
     like = h.x.new_zeros(()).expand(len(h.x), classes)
     if check and not h.x.is_cpu:
-        tensors.check(like, y, 1, ignore_index)
+        tensors.check(like, y, 1, ignore_index, FN)
     live = y != ignore_index
     if not eager or not h.x.is_cpu:
         return h._replace(x=h.x.masked_fill(~live[:, None], 0)), None
-    tensors.check(like, y, 1, ignore_index)  # before any work
+    tensors.check(like, y, 1, ignore_index, FN)  # before any work
     if bool(live.all()):
         return h, None
     at = live.nonzero()[:, 0]
@@ -274,6 +282,8 @@ class _Ahead(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         (x, w, b, *rest), (g,) = ctx.saved_tensors, grads
         tensors_, up, made = rest[:5], rest[5], rest[6:]
+        if batched_by_autograd(g):
+            return *(None if t is None else t * g.to(t.dtype) for t in made), None, None, None
         if ctx.fresh and not torch.is_grad_enabled():
             ctx.fresh = False
             return *(None if t is None else cpu.scaled(t.data, g) if t.is_cpu else t.data.mul_(g) for t in made), None, None, None
@@ -283,11 +293,12 @@ class _Ahead(torch.autograd.Function):
         return *(one if needs & bit else None for one, bit in zip(found, (X, W, B), strict=True)), None, None, None
 
 
-def _ahead(p: Problem, sample: Tensor | None, divide: Any) -> Tensor:
+def _ahead(p: Problem, sample: Tensor | None, divide: Any, tol: float | None, stats: FilterStats) -> Tensor:
     one = torch.ones((), dtype=torch.float64, device=p.x.device)
     up = ((one if sample is None else sample.double()) / divide).expand(len(p.x))
     up = torch.where(up.isfinite(), up, 0.0)  # of a mean over nothing
-    losses, sums = gradients(p, (up,), _needs(p))
+    needs = _needs(p)
+    losses, sums = gradients(p, (up,), needs) if tol is None or not filters(p) else filtered_gradients(p, up, needs, tol, stats)
     loss = (losses if sample is None else losses * sample.double()).sum() / divide
     apply: Any = _Ahead.apply  # untyped
     found: Tensor = apply(*p[:3], (loss, narrowed(p, sums)), up, p[3:])

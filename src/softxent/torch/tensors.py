@@ -117,11 +117,11 @@ def problem(*p: Any, sample: Tensor | None = None, upstream: Tensor | None = Non
     return z, Truth(label, rows, off, total)
 
 
-def check(input: Tensor, target: Tensor, axis: int, ignore_index: int) -> None:
+def check(input: Tensor, target: Tensor, axis: int, ignore_index: int, fn: str = FN) -> None:
     """Refuse a label out of range. On a GPU this waits for it."""
     labels = target.detach().cpu().numpy()
     classes = input.shape[axis]
-    contract.inside(FN, "target", labels, reference.first_outside(labels.reshape(-1), classes, ignore_index), classes, ignore_index)
+    contract.inside(fn, "target", labels, reference.first_outside(labels.reshape(-1), classes, ignore_index), classes, ignore_index)
 
 
 def rows(*p: Any) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,0 +1,521 @@
+"""softxent.torch.linear_cross_entropy beside cross_entropy of whole logits: values, every derivative, memory, and what is left out."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import json
+import math
+import pickle
+
+import pytest
+import torch
+import torch._dynamo.testing
+import torch.nn.functional as F
+from cases import python
+from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
+
+from softxent import torch as st
+from softxent.torch import chunked
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+N, D, C = 9, 4, 7
+F64 = torch.float64
+OPTIONS = {
+    "plain": {}, "smoothing": {"label_smoothing": 0.1, "z_loss": 0.1}, "weight": {"weight": torch.linspace(0.2, 1.4, C, dtype=F64)},
+    "softcap": {"softcap": 2.0, "temperature": 0.7}, "sample": {"sample_weight": torch.linspace(0.1, 2, N, dtype=F64)},
+}  # fmt: skip
+each_option = pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+def head(dtype=F64, rows=(N,), device="cpu"):
+    x, w, b = torch.randn(*rows, D), torch.randn(C, D), torch.randn(C)
+    return tuple(t.to(device, dtype).requires_grad_() for t in (x, w, b))
+
+
+def labels(rows=(N,), ignored=True):
+    t = torch.randint(0, C, rows)
+    t[(1,) * len(rows)] = -100 if ignored else 0
+    return t
+
+
+def probabilities(rows=(N,)):
+    return torch.softmax(torch.randn(*rows, C, dtype=F64), -1)
+
+
+def ours(x, w, b, target, rows_a_chunk=3, **options):
+    return st.linear_cross_entropy(x, w, target, linear_bias=b, budget=rows_a_chunk * C * x.element_size(), **options)
+
+
+def whole(x, w, b, target, **options):
+    return st.cross_entropy(F.linear(x, w, b), target, **options)
+
+
+def grads(loss, *inputs):
+    up = torch.linspace(-1.0, 2.0, loss.numel(), dtype=loss.dtype).reshape(loss.shape)
+    return torch.autograd.grad(loss, inputs, up, retain_graph=True)
+
+
+def close(got, want, tol=1e-11):
+    for a, b in zip(got, want, strict=True):
+        assert a.shape == b.shape
+        torch.testing.assert_close(a, b, rtol=tol, atol=tol, check_dtype=True)
+
+
+# ---- values and gradients ----
+
+
+@pytest.mark.skipif(not hasattr(F, "linear_cross_entropy"), reason="torch has it from 2.13 on")
+def test_the_signature_is_torchs():
+    mine, theirs = (inspect.signature(f).parameters for f in (st.linear_cross_entropy, F.linear_cross_entropy))
+    assert [(n, p.kind, p.default) for n, p in theirs.items()] == [(n, p.kind, p.default) for n, p in list(mine.items())[: len(theirs)]]
+    x, w, b = head()
+    t = labels()
+    close([st.linear_cross_entropy(x, w, t, linear_bias=b)], [F.linear_cross_entropy(x, w, t, linear_bias=b)])
+
+
+@pytest.mark.parametrize("soft", [False, True], ids=["labels", "probabilities"])
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+@each_option
+def test_it_is_the_loss_of_the_whole_logits(options, reduction, soft):
+    x, w, b = head()
+    target = probabilities() if soft else labels()
+    want = whole(x, w, b, target, reduction=reduction, **options)
+    for rows in (1, 3, 4, 100):
+        got = ours(x, w, b, target, rows, reduction=reduction, **options)
+        close([got, *grads(got, x, w, b)], [want, *grads(want, x, w, b)])
+    got, want = ours(x, w, None, target, **options), whole(x, w, None, target, **options)
+    close([got, *grads(got, x, w)], [want, *grads(want, x, w)])
+
+
+@pytest.mark.parametrize("backend", ["formula", "triton"])
+@pytest.mark.parametrize("soft", [False, True], ids=["labels", "probabilities"])
+def test_other_devices_go_the_same_way(backend, soft):
+    x, w, b = head(device=DEVICE)
+    target = (probabilities() if soft else labels()).to(DEVICE)
+    with st.use_backend(backend):
+        got = ours(x, w, b, target, label_smoothing=0.1)
+        found = grads(got, x, w, b)
+    cpu = [t.detach().cpu().requires_grad_() for t in (x, w, b)]
+    want = whole(*cpu, target.cpu(), label_smoothing=0.1)
+    close([t.cpu() for t in (got, *found)], [want, *grads(want, *cpu)])
+
+
+@pytest.mark.parametrize("rows", [(), (6,), (2, 3), (2, 3, 2)], ids=str)
+def test_any_axes_of_rows(rows):
+    x, w, b = head(rows=rows)
+    t = torch.randint(0, C, rows)
+    got = ours(x, w, b, t, reduction="none")
+    want = whole(x.reshape(-1, D), w, b, t.reshape(-1), reduction="none").reshape(rows)
+    close([got, *grads(got, x, w)], [want, *grads(want, x, w)])
+
+
+def test_shifted_labels_are_those_of_the_next_place():
+    x, w, b = head(rows=(2, 5))
+    t, each = labels((2, 5)), torch.rand(2, 5, dtype=F64)
+    got = ours(x, w, b, t, shift=True, sample_weight=each)
+    want = ours(x[:, :-1], w, b, t[:, 1:], sample_weight=each[:, 1:])
+    close([got, *grads(got, x, w)], [want, *grads(want, x, w)])
+    assert ours(x, w, b, t, shift=True, reduction="none").shape == (2, 4)
+
+
+def test_a_weight_of_many_axes_is_torchs():
+    x, w = torch.randn(N, D, dtype=F64, requires_grad=True), torch.randn(C, 2, 3, D, dtype=F64, requires_grad=True)
+    t = torch.randint(0, C, (N, 2, 3))
+    want = F.cross_entropy((x @ w.reshape(-1, D).t()).reshape(N, C, 2, 3), t, label_smoothing=0.1)
+    got = st.linear_cross_entropy(x, w, t, label_smoothing=0.1)
+    close([got, *grads(got, x, w)], [want, *grads(want, x, w)])
+
+
+@each_option
+def test_what_more_there_is_comes_from_the_same_pass(options):
+    x, w, b = head()
+    t, names = labels(), ("lse", "entropy", "logprobs", "correct")
+    asked = {f"return_{name}": True for name in names}
+    got, want = (f(x, w, b, t, **asked, **options) for f in (ours, whole))
+    close(got, want)
+    for name in ("loss", *names[:-1]):
+        close(grads(getattr(got, name), x, w, b), grads(getattr(want, name), x, w, b))
+    together = [sum((k + 1) * getattr(r, name).sum() for k, name in enumerate(names[:-1])) for r in (got, want)]
+    close(*(grads(total, x, w, b) for total in together))
+
+
+def test_a_teacher_gives_the_truth_by_chunks():
+    x, w, b = head()
+    teacher = (
+        torch.randn(N, 3, dtype=F64, requires_grad=True),
+        torch.randn(C, 3, dtype=F64, requires_grad=True),
+        torch.randn(C, dtype=F64),
+    )
+    got = ours(x, w, b, teacher, temperature=2.0)
+    want = whole(x, w, b, torch.softmax(F.linear(*teacher).detach() / 2.0, 1), temperature=2.0)
+    close([got, *grads(got, x, w, b)], [want, *grads(want, x, w, b)])
+    close([ours(x, w, b, teacher[:2])], [whole(x, w, b, torch.softmax(F.linear(*teacher[:2]).detach(), 1))])
+
+
+# ---- derivatives ----
+
+
+@pytest.mark.parametrize("outputs", [False, True], ids=["loss", "outputs"])
+@each_option
+def test_derivatives_of_first_and_second_order(options, outputs):
+    rows = (3,)
+    t = labels(rows)
+    options = {name: x[:3] if name == "sample_weight" else x for name, x in options.items()}
+
+    def f(x, w, b):
+        r = ours(x, w, b, t, 2, return_lse=outputs, return_entropy=outputs, **options)
+        return r if not outputs else r.loss + (r.lse**2).sum() + r.entropy.mean()
+
+    torch.autograd.gradcheck(f, head(rows=rows), check_forward_ad=True, check_batched_grad=not outputs, fast_mode=outputs)
+    torch.autograd.gradgradcheck(f, head(rows=rows), check_fwd_over_rev=True, fast_mode=True)
+
+
+def test_the_hessian_product_of_the_square_is_whole():
+    """torch's chunked path is wrong here by 99.6 %, or refuses."""
+    x, w, b = head()
+    t, v = labels(), torch.randn(C, D, dtype=F64)
+    found = []
+    for f in (ours, whole):
+        g = torch.autograd.grad(f(x, w, b, t) ** 2, w, create_graph=True)[0]
+        found.append(torch.autograd.grad((g * v).sum(), [x, w, b]))
+    close(*found)
+
+
+def test_the_third_derivative():
+    x, w, b = head()
+    t, found = labels(), []
+    for f in (ours, whole):
+        g = torch.autograd.grad(f(x, w, b, t) ** 2, w, create_graph=True)[0]
+        h = torch.autograd.grad((g * g).sum(), x, create_graph=True)[0]
+        found.append(torch.autograd.grad((h * h).sum(), [x, w, b]))
+    close(*found, tol=1e-9)
+
+
+def test_torch_func():
+    x, w, b = (t.detach() for t in head())
+    t, many, v = labels(), torch.randn(3, N, D, dtype=F64), torch.randn(C, D, dtype=F64)
+    for transform in (
+        lambda f: hessian(lambda w: f(x, w, b, t))(w),
+        lambda f: jacrev(jacfwd(lambda x: f(x, w, b, t)))(x),
+        lambda f: jacrev(jacrev(lambda x: f(x, w, b, t)))(x),
+        lambda f: vmap(lambda x: f(x, w, b, t))(many),
+        lambda f: vmap(lambda x, t: f(x, w, b, t), in_dims=(0, None))(many, t),
+        lambda f: vmap(grad(lambda w, x: f(x, w, b, t)), in_dims=(None, 0))(w, many),
+        lambda f: jvp(lambda w: f(x, w, b, t), (w,), (v,))[1],
+        lambda f: jvp(grad(lambda w: f(x, w, b, t)), (w,), (v,))[1],
+        lambda f: vjp(lambda w: f(x, w, b, t, reduction="none"), w)[1](torch.arange(N, dtype=F64))[0],
+    ):
+        close([transform(ours)], [transform(whole)], tol=1e-10)
+
+
+@pytest.mark.parametrize("g", [1.0, -3.0, 0.0])
+def test_a_second_backward_is_like_the_first(g):
+    x, w, b = head()
+    loss, up = ours(x, w, b, labels()), torch.tensor(g, dtype=F64)
+    first = torch.autograd.grad(loss, [x, w, b], up, retain_graph=True)
+    want = [t.clone() for t in first]
+    for t in first:
+        t.fill_(7)
+    close(torch.autograd.grad(loss, [x, w, b], up, retain_graph=True), want)
+    close(torch.autograd.grad(loss, [x, w, b], 2 * up), [2 * t for t in want])
+
+
+def test_gradients_add_up_and_inputs_stay_as_they_are():
+    x, w, b = head(torch.float32)
+    before = [t.detach().clone() for t in (x, w, b)]
+    versions = [t._version for t in (x, w, b)]
+    for _ in range(2):
+        ours(x, w, b, labels(ignored=False)).backward()
+    kept = w.grad.clone()
+    ours(x, w, b, labels())
+    close([w.grad, x, w, b], [kept, *before])
+    assert [t._version for t in (x, w, b)] == versions
+
+
+def test_tied_weights():
+    embedding = torch.nn.Embedding(C, D, dtype=F64)
+    t = labels(ignored=False)
+    found = []
+    for f in (ours, whole):
+        embedding.zero_grad()
+        f(torch.tanh(embedding(t)), embedding.weight, None, t.roll(1)).backward()
+        found.append(embedding.weight.grad.clone())
+    close(found[:1], found[1:])
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpointing(reentrant):
+    x, w, b = head()
+    t = labels()
+    torch.utils.checkpoint.checkpoint(lambda *a: ours(*a, t), x, w, b, use_reentrant=reentrant).backward(torch.tensor(-1.0, dtype=F64))
+    close([x.grad, w.grad, b.grad], grads(whole(x, w, b, t), x, w, b))
+
+
+def test_what_it_is_differentiated_by_more():
+    x, w, b = head()
+    u, c = probabilities().requires_grad_(), torch.rand(C, dtype=F64, requires_grad=True)
+    found = [grads(f(x, w, b, u, weight=c), x, w, u, c) for f in (ours, whole)]
+    close(*found)
+
+
+# ---- work that is not done ----
+
+
+@pytest.fixture
+def products(monkeypatch):
+    """The shapes of the matrix products."""
+    seen = []
+
+    class Counted(chunked._Tensors):
+        def logits(self, x, w, b, out):
+            seen.append(("logits", *out.shape))
+            super().logits(x, w, b, out)
+
+        def product(self, a, b, out, add):
+            seen.append(("dx" if out.shape[0] == a.shape[0] and a.shape[1] == C else "dw", *a.shape))
+            super().product(a, b, out, add)
+
+    monkeypatch.setattr(chunked, "PRODUCTS", Counted())
+    return seen
+
+
+@pytest.mark.parametrize("frozen", ["x", "w", "both"])
+def test_what_is_frozen_costs_no_product(frozen, products):
+    x, w, b = head()
+    x.requires_grad_(frozen not in ("x", "both"))
+    w.requires_grad_(frozen not in ("w", "both"))
+    loss = ours(x, w, b, labels(ignored=False), 100)
+    want = grads(whole(x, w, b, labels(ignored=False)), b)
+    assert [name for name, *_ in products] == ["logits", *{"x": ["dw"], "w": ["dx"], "both": []}[frozen]]
+    assert len(grads(loss, b)) == len(want)
+    torch.autograd.grad(ours(x, w, b, labels(ignored=False), 100, reduction="none").sum(), b)
+    assert [name for name, *_ in products].count("dx") <= (frozen == "w") * 2
+    with torch.no_grad():
+        products.clear()
+        ours(x, w, b, labels(ignored=False), 100)
+    assert [name for name, *_ in products] == ["logits"]
+
+
+def test_ignored_rows_are_left_out_of_every_product(products):
+    """And what stands in them is not looked at: NaN in x leaves W's gradient whole."""
+    x, w, b = head()
+    t = labels(ignored=False)
+    t[::2] = -100
+    want = [torch.autograd.grad(f, [w, b])[0] for f in (whole(x, w, b, t),)]
+    with torch.no_grad():
+        x[::2] = math.nan
+    for options in ({}, {"reduction": "none"}, {"return_lse": True, "return_entropy": True}):
+        products.clear()
+        result = ours(x, w, b, t, 100, **options)
+        loss = result.loss if isinstance(result, st.Result) else result
+        dx, dw = torch.autograd.grad(loss.sum(), [x, w])
+        assert {shape[0] for name, *shape in products if name == "logits"} == {4}
+        assert (dx[::2] == 0).all() and not dx.isnan().any() and not dw.isnan().any()
+        if not options:
+            close([dw], want)
+    compiled = torch.func.grad(lambda w: ours(x, w, b, t))(w)  # where they cannot be left out
+    close([compiled], want)
+
+
+# ---- reduced precision ----
+
+
+def far(got, want):
+    return ((got.double() - want).norm() / want.norm()).item()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_error_does_not_grow_with_the_chunks(dtype):
+    """W's gradient of 16-bit types is summed up in float32: it is no further from float64 than that of whole logits, in 1 or 64 chunks."""
+    rows, width, classes = 256, 64, 300
+    x, w = (torch.randn(rows, width) * 2).to(dtype).requires_grad_(), (torch.randn(classes, width) / 8).to(dtype).requires_grad_()
+    t = torch.randint(0, classes, (rows,))
+    x64, w64 = (a.detach().double().requires_grad_() for a in (x, w))
+    exact = F.cross_entropy(x64 @ w64.t(), t)
+    exact_grads = torch.autograd.grad(exact, [x64, w64])
+    stock = F.cross_entropy(F.linear(x, w), t)
+    theirs = [far(a, b) for a, b in zip(torch.autograd.grad(stock, [x, w]), exact_grads, strict=True)]
+    for chunks in (1, 8, 64):
+        loss = st.linear_cross_entropy(x, w, t, budget=rows // chunks * classes * 2)
+        mine = [far(a, b) for a, b in zip(torch.autograd.grad(loss, [x, w]), exact_grads, strict=True)]
+        assert mine[0] <= 1.05 * theirs[0] and mine[1] <= 1.05 * theirs[1], (chunks, mine, theirs)
+        assert abs(loss.double() - exact) <= torch.finfo(dtype).eps * exact
+
+
+def test_autocast_is_that_of_a_linear_layer_and_the_loss():
+    x, w, b = head(torch.float32)
+    t = labels()
+    with torch.autocast(DEVICE, dtype=torch.bfloat16):
+        got = ours(x, w, b, t)
+        want = whole(x, w, b, t)
+    assert got.dtype == torch.float32
+    close([got], [want], tol=1e-2)
+    assert [g.dtype for g in grads(got, x, w, b)] == [torch.float32] * 3
+    close(grads(ours(x, w, b, t), x, w), grads(want, x, w), tol=3e-2)
+
+
+# ---- compilers, processes ----
+
+
+def test_it_compiles_in_one_piece_for_any_number_of_rows():
+    seen = torch._dynamo.testing.CompileCounterWithBackend("aot_eager")
+    f = torch.compile(lambda *a: ours(*a, label_smoothing=0.1), fullgraph=True, dynamic=True, backend=seen)
+    frames = set()
+    for n in (8, 9, 33):  # 7 is the number of classes
+        x, w, b = head(rows=(n,))
+        t = labels((n,))
+        close(torch.autograd.grad(f(x, w, b, t), [x, w, b]), torch.autograd.grad(whole(x, w, b, t, label_smoothing=0.1), [x, w, b]))
+        frames.add(seen.frame_count)
+    assert len(frames) == 1
+
+
+def test_the_operator_is_what_torch_expects_of_operators():
+    x, w, b = head()
+    p = (x, w, b, labels(ignored=False), None, None, None, None, -100, 0.1, 0.0, None, 1.0, "loss lse correct", 200)
+    torch.library.opcheck(torch.ops.softxent.linear_rows.default, p)
+    p = (*p[:-2], "loss", 200)
+    g = torch.rand(N, dtype=F64)
+    torch.library.opcheck(torch.ops.softxent.linear_gradient.default, (*p, 7, [g]), test_utils=("test_schema", "test_faketensor"))
+
+
+PEAK = """
+import json, resource, sys, torch, softxent.torch as st
+torch.manual_seed(0)
+D, C, MIB = 16, 20_000, 1 << 20
+w = torch.randn(C, D).requires_grad_()
+def run(rows):
+    x, t = torch.randn(rows, D).requires_grad_(), torch.randint(0, C, (rows,))
+    w.grad = None
+    def high():
+        return int(next(l for l in open("/proc/self/status") if l.startswith("VmHWM")).split()[1]) << 10
+    def now():
+        return int(next(l for l in open("/proc/self/status") if l.startswith("VmRSS")).split()[1]) << 10
+    st.empty_cache()
+    open("/proc/self/clear_refs", "w").write("5")
+    before = now()
+    st.linear_cross_entropy(x, w, t, **OPTIONS).backward()
+    return high() - before - x.grad.nbytes - w.grad.nbytes
+run(1000)
+print(json.dumps([run(n) / MIB for n in (1000, 4000, 16_000, 64_000)]))
+"""
+
+
+@pytest.mark.parametrize("options", ["{}", "{'reduction': 'sum', 'budget': 16 << 20}"])
+def test_memory_is_the_budget_and_flat_in_the_rows(options):
+    """The whole logits of 64 000 rows are 4.8 GiB. Beyond the gradients: the budget (64 MiB, 16 MiB), and 100 bytes a row."""
+    found = json.loads(python(PEAK.replace("OPTIONS", options), MALLOC_MMAP_THRESHOLD_="131072"))
+    limit = 16 if "budget" in options else 64
+    for rows, extra in zip((1000, 4000, 16_000, 64_000), found, strict=True):
+        assert extra < limit + 6 + rows * 200 / 2**20, found  # 6 MiB: packing buffers of the matrix product
+
+
+SHARDED = """
+import os, sys, torch, torch.distributed as dist, torch.nn as nn, softxent.torch as st
+from torch.distributed.fsdp import fully_shard
+rank = int(sys.argv[1])
+os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=sys.argv[2], RANK=str(rank), WORLD_SIZE="2")
+dist.init_process_group("gloo")
+C, D = 50, 16
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Linear(D, D), st.LinearCrossEntropyLoss(D, C, budget=3 * C * 4)
+    def forward(self, x, t):
+        return self.head(torch.tanh(self.body(x)), t)
+
+torch.manual_seed(0)
+model, x, t = Model(), torch.randn(12, D), torch.randint(0, C, (12,))
+model(x, t).backward()
+want = {n: p.grad.clone() for n, p in model.named_parameters()}
+model.zero_grad()
+half = slice(6 * rank, 6 * rank + 6)
+wrapped = nn.parallel.DistributedDataParallel(model) if sys.argv[3] == "ddp" else fully_shard(model)
+wrapped(x[half], t[half]).backward()
+for n, p in model.named_parameters():
+    g = p.grad if sys.argv[3] == "ddp" else p.grad.full_tensor()
+    torch.testing.assert_close(g, want[n], rtol=1e-5, atol=1e-6)
+print("ok")
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+def test_two_processes_have_the_gradient_of_one(kind, tmp_path):
+    import socket
+    import subprocess
+    import sys
+
+    from cases import environment
+
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    run = [
+        subprocess.Popen(
+            [sys.executable, "-c", SHARDED, str(rank), str(port), kind], env=environment(), stdout=-1, stderr=subprocess.STDOUT, text=True
+        )
+        for rank in (0, 1)
+    ]
+    said = [process.communicate(timeout=120)[0] for process in run]
+    assert all(text.endswith("ok\n") for text in said), said
+
+
+# ---- the module, and errors ----
+
+
+def test_the_module_is_a_linear_layer_and_its_loss():
+    module = st.LinearCrossEntropyLoss(D, C, dtype=F64, label_smoothing=0.1, z_loss=0.01)
+    linear = torch.nn.Linear(D, C, dtype=F64)
+    linear.load_state_dict(module.state_dict())
+    x, t = torch.randn(2, N, D, dtype=F64), labels((2, N))
+    want = st.cross_entropy(linear(x).flatten(0, 1), t.flatten(), label_smoothing=0.1, z_loss=0.01)
+    close([module(x, t), functional_call(module, dict(linear.named_parameters()), (x, t))], [want, want])
+    assert module(x, t, reduction="none", shift=True).shape == (2, N - 1)
+    for other in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        close([other(x, t)], [want])
+    assert repr(module) == "LinearCrossEntropyLoss(4, 7, bias=True, label_smoothing=0.1, z_loss=0.01)"
+    assert st.LinearCrossEntropyLoss(D, C, bias=False).bias is None
+
+
+def test_edges():
+    x, w, b = head()
+    for rows, reduction in ((0, "sum"), (0, "mean"), (N, "mean"), (N, "sum")):  # no rows; all ignored
+        a, t = x[:rows], torch.full((rows,), -100)
+        got, want = ours(a, w, b, t, reduction=reduction), whole(a, w, b, t, reduction=reduction)
+        assert (got == want) | (got.isnan() & want.isnan())
+        assert all((g == 0).all() for g in torch.autograd.grad(got, [w, b]))
+    assert ours(x[:0], w, b, labels()[:0], reduction="none", return_lse=True).lse.shape == (0,)
+    for strided in (x.t().contiguous().t(), x.repeat_interleave(2, 0)[::2], x.detach()[:, None].expand(-1, 2, -1)[:, 1]):
+        t = labels(ignored=False)
+        close([ours(strided, w.t().contiguous().t(), b, t)], [ours(strided.contiguous(), w, b, t)])
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "says"),
+    [
+        (lambda x, w, b, t: ours(x, w, b, t[:3]), ValueError, r"target must have shape \(9,\) to match input \(9, 4\); got \(3,\)"),
+        (lambda x, w, b, t: ours(x, w, b, t + 7), ValueError, r"target must lie in \[0, 7\) or be ignore_index=-100; got \d+ at row 0"),
+        (lambda x, w, b, t: ours(x, w[:, :3], b, t), ValueError, r"linear_weight must have shape \(classes, 4\) to match input"),
+        (lambda x, w, b, t: ours(x, w, b[:3], t), ValueError, r"linear_bias must have shape \(7,\) to match linear_weight; got \(3,\)"),
+        (lambda x, w, b, t: ours(x, w.float(), b, t), TypeError, "linear_weight must be torch.float64 as input is; got torch.float32"),
+        (lambda x, w, b, t: ours(x, w, b, t.tolist()), TypeError, "target must be a torch.Tensor; got list"),
+        (lambda x, w, b, t: ours(x, w, b, (x,)), TypeError, "target must be a tensor, or .* of a teacher; got a tuple of 1"),
+        (lambda x, w, b, t: ours(x, w, b, (x, w[:3])), ValueError, "teacher's weight must have 7 classes as linear_weight; got 3"),
+        (lambda x, w, b, t: ours(x, w, b, t, 0), ValueError, "budget must be a positive number of bytes; got 0"),
+        (lambda x, w, b, t: ours(x, w, b, t, z_loss=-1), ValueError, "z_loss must be a finite number of at least 0; got -1"),
+        (lambda x, w, b, t: ours(x, w, b, t, softcap=0), ValueError, "softcap must be a finite number above 0; got 0"),
+        (lambda x, w, b, t: ours(x, w, b, t, sample_weight=torch.ones(4)), ValueError, r"sample_weight must broadcast to shape \(9,\);"),
+        (lambda x, w, b, t: ours(x, w, b, probabilities(), return_logprobs=True), ValueError, "return_logprobs must be False where"),
+        (lambda x, w, b, t: ours(x[0], w, b, t[0], shift=True), ValueError, "shift must be False for an input without rows; got True"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_refused_by_name(call, error, says):
+    with pytest.raises(error, match=f"^linear_cross_entropy: {says}"):
+        call(*head(), labels(ignored=False))
