@@ -12,7 +12,7 @@ from cases import command
 
 import softxent.torch
 from softxent import bench
-from softxent.bench import contenders, gpu, measure, report
+from softxent.bench import contenders, gpu, linear, measure, report
 
 
 @pytest.fixture(scope="module")
@@ -158,3 +158,15 @@ def test_the_gpu_bench_runs_on_what_there_is(tmp_path):
 def test_without_a_gpu_its_bench_says_so(capsys):
     code, _, error = command(["bench", "--gpu", "--quick"], capsys)
     assert code == 2 and "softxent bench: --gpu must be given where PyTorch finds a CUDA device; got torch" in error
+
+
+def test_the_bench_of_linear_cross_entropy_runs(tmp_path):
+    linear.run(2, tmp_path, quick=True)
+    results = json.loads((tmp_path / "linear.json").read_text())
+    assert [r["kind"] for r in results["records"]] == ["times"] * 3 + ["memory"] * 2
+    first, narrow, frozen = results["records"][:3]
+    assert {linear.GEMMS, linear.WHOLE, linear.name(64)} <= set(first["seconds"]) and linear.TWO in frozen["seconds"]
+    errors = narrow["error"]
+    assert len(errors) == 4 and all(0 <= loss < 0.01 and 0 < dw < 0.01 for loss, dw in errors.values())
+    text = (tmp_path / "linear.md").read_text()
+    assert text.count("\n| N=") == 5 and (tmp_path / "linear.png").stat().st_size > 5000

@@ -66,6 +66,9 @@ def bench(
     threads: Annotated[str, typer.Option(help="Numbers of threads, each in a process of its own.")] = "1,2",
     repeats: Annotated[int, typer.Option(min=1, help="Rounds in which every contender has its turn.")] = 30,
     quick: Annotated[bool, typer.Option("--quick", help="Small shapes only, to see it work.")] = False,
+    linear: Annotated[
+        bool, typer.Option("--linear", help="Linear cross-entropy instead, beside matrix products and whole logits.")
+    ] = False,
     gpu: Annotated[bool, typer.Option("--gpu", help="On the GPU instead, beside PyTorch and Liger.")] = False,
     output: Annotated[Path | None, typer.Option(file_okay=False, help="Folder of tables and plot.", show_default="bench/results")] = None,
 ) -> None:
@@ -74,7 +77,11 @@ def bench(
     The peers are NumPy, SciPy, scikit-learn and PyTorch, as far as they are installed. A quarter of an hour with all of them.
     """
     try:
-        if gpu:
+        if linear:
+            from .bench.linear import run as of_heads
+
+            of_heads(repeats, output or Path("bench/results"), quick)
+        elif gpu:
             from .bench.gpu import run as on_gpu
 
             on_gpu(shapes, dtypes, repeats, output or Path("bench/results"), quick)

@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from . import Job, measure, report, run
+from . import Job, linear, measure, report, run
 
 
 def main() -> None:
@@ -26,6 +26,11 @@ def main() -> None:
     worker = commands.add_parser("worker")
     worker.add_argument("job", type=lambda text: Job(*json.loads(text)))
     worker.set_defaults(todo=lambda a: measure.work(a.job))
+    head = commands.add_parser("linear", help="linear cross-entropy instead")
+    head.set_defaults(todo=lambda a: linear.run(a.repeats, a.output, a.quick))
+    of_head = commands.add_parser("linear-worker")
+    of_head.add_argument("job", type=json.loads)
+    of_head.set_defaults(todo=lambda a: linear.work(*a.job))
     arguments = parser.parse_args()
     try:
         arguments.todo(arguments)
