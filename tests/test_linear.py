@@ -142,3 +142,77 @@ def test_memory_is_flat_in_the_rows(backend):
             tracemalloc.stop()
         fold = linear.FOLD + (1 << 20)
         assert peak < budget + fold + dx.nbytes + dw.nbytes + 200 * rows + works_in, f"{rows} rows: {peak / 2**20:.1f} MiB"
+
+
+# ---- the loss alone, and second derivatives ----
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_the_loss_alone_is_the_loss_with_gradients(backend, reduction, option, rng):
+    x, w, b = head(rng, 23, 11, 5, F64)
+    labels, options = option_cases(rng, 23, 11)[option]
+    for budget in (1, 7 * 11 * 8, linear.BUDGET):
+        alone = softxent.linear_cross_entropy(x, w, labels, bias=b, reduction=reduction, budget=budget, **options)
+        np.testing.assert_array_equal(
+            alone, softxent.linear_cross_entropy_and_grad(x, w, labels, bias=b, reduction=reduction, budget=budget, **options)[0]
+        )
+
+
+def by_autograd(x, w, b, labels, options, v, gauss_newton):
+    """The product with the Hessian in (x, W, b), or with J^T H J, by torch from the definitions."""
+    inputs = [torch.tensor(a, requires_grad=True) for a in (x, w, b)]
+    v = [torch.tensor(a) for a in v]
+    seen_of = lambda x, w, b: composite(x @ w.T + b, labels, **options).seen  # noqa: E731
+    if not gauss_newton:
+        g = torch.autograd.grad(composite(inputs[0] @ inputs[1].T + inputs[2], labels, **options).loss, inputs, create_graph=True)
+        return torch.autograd.grad(sum((a * c).sum() for a, c in zip(g, v, strict=True)), inputs)
+    seen, tangent = torch.func.jvp(seen_of, tuple(a.detach() for a in inputs), tuple(v))
+    z, plain = seen.requires_grad_(), {name: o for name, o in options.items() if name not in ("softcap", "temperature")}
+    g = torch.autograd.grad(composite(z, labels, **plain).loss, z, create_graph=True)[0]
+    product = torch.autograd.grad((g * tangent).sum(), z)[0]
+    return torch.func.vjp(seen_of, *(a.detach() for a in inputs))[1](product)
+
+
+@pytest.mark.parametrize("gauss_newton", [False, True], ids=["hessian", "gauss_newton"])
+@pytest.mark.parametrize("option", OPTIONS)
+def test_second_derivatives_are_those_of_the_whole_logits(backend, option, gauss_newton, rng):
+    x, w, b = head(rng, 13, 7, 4, F64)
+    v = [rng.standard_normal(a.shape) for a in (x, w, b)]
+    labels, options = option_cases(rng, 13, 7)[option]
+    product = softxent.linear_cross_entropy_ggn if gauss_newton else softxent.linear_cross_entropy_hvp
+    want = by_autograd(x, w, b, labels, options, v, gauss_newton)
+    for budget in (1, 5 * 7 * 8, linear.BUDGET):
+        got = product(x, w, labels, v[0], v[1], bias=b, vb=v[2], budget=budget, **options)
+        for a, c in zip(got, want, strict=True):
+            np.testing.assert_allclose(a, c.numpy(), rtol=1e-9, atol=1e-11)
+
+
+def test_gauss_newton_is_positive_and_both_are_symmetric(backend, rng):
+    x, w, _ = head(rng, 9, 7, 4, F64, bias=False)
+    t, options = rng.integers(0, 7, 9), dict(softcap=2.0, z_loss=0.1, label_smoothing=0.1)
+    vectors = [[rng.standard_normal(a.shape) for a in (x, w)] for _ in range(6)]
+    for product in (softxent.linear_cross_entropy_ggn, softxent.linear_cross_entropy_hvp):
+        images = [product(x, w, t, *v, **options) for v in vectors]
+        matrix = np.array([[sum((a * c).sum() for a, c in zip(v, image, strict=True)) for image in images] for v in vectors])
+        np.testing.assert_allclose(matrix, matrix.T, atol=1e-12)
+        if product is softxent.linear_cross_entropy_ggn:
+            assert np.linalg.eigvalsh(matrix).min() > -1e-12
+
+
+def test_ignored_rows_are_left_out_whatever_stands_in_them(backend, rng):
+    x, w, b = head(rng, 12, 5, 3, F64)
+    t = rng.integers(0, 5, 12)
+    t[::3] = -100
+    v = [rng.standard_normal(a.shape) for a in (x, w)]
+    calls = [
+        lambda x, v: softxent.linear_cross_entropy_and_grad(x, w, t, bias=b),
+        lambda x, v: softxent.linear_cross_entropy_hvp(x, w, t, v, np.ones_like(w), bias=b),
+        lambda x, v: [softxent.linear_cross_entropy(x, w, t, bias=b, reduction="none")],
+    ]
+    spoilt, direction = x.copy(), v[0].copy()
+    spoilt[::3] = direction[::3] = np.nan
+    for call in calls:
+        for a, c in zip(call(spoilt, direction), call(x, v[0]), strict=True):
+            np.testing.assert_array_equal(a, c)
+    assert (calls[0](spoilt, direction)[1][::3] == 0).all()
