@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-import softxent
+import softxent.torch
 from softxent.proof.derivation import DERIVATIONS
 
 ROOT = Path(__file__).parent.parent
@@ -63,6 +63,8 @@ def test_docstring_examples(module):
 def test_every_public_function_has_its_place_in_the_docs():
     listed = re.findall(r"^::: softxent\.(\w+)$", (ROOT / "docs/api.md").read_text(), re.M)
     assert sorted(listed) == sorted(softxent.__all__)
+    listed = re.findall(r"^::: softxent\.torch\.(\w+)$", (ROOT / "docs/api.md").read_text(), re.M)
+    assert sorted(listed) == sorted(softxent.torch.__all__)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)

@@ -19,3 +19,9 @@ def test_both_losses_train_the_same_model(capsys):
     stock, ours = load("train_text").main(steps=12, batch=128, classes=2000)
     assert max(abs(a - b) for a, b in zip(stock, ours, strict=True)) < 1e-4 and stock[-1] < stock[0] - 0.5
     assert "times less" in capsys.readouterr().out
+
+
+def test_a_head_by_chunks_trains_the_same_model(capsys):
+    whole, chunks = load("train_head").main(steps=12, batch=128, classes=2000)
+    assert max(abs(a - b) for a, b in zip(whole, chunks, strict=True)) < 1e-4 and whole[-1] < whole[0] - 0.2
+    assert "64 MiB for both" in capsys.readouterr().out

@@ -6,6 +6,7 @@
 0.41703 [[-0.340999  0.242433  0.098566]]
 """
 
+from .filtering import FilterStats
 from .kernels import Backend, backends, get_num_threads, set_num_threads, use_backend
 from .linear import linear_cross_entropy, linear_cross_entropy_and_grad, linear_cross_entropy_ggn, linear_cross_entropy_hvp
 from .loss import cross_entropy, cross_entropy_and_grad, cross_entropy_hvp, token_logprobs, token_logprobs_and_grad
@@ -14,6 +15,7 @@ from .probabilities import entropy, entropy_and_grad, log_softmax, logsumexp, so
 __version__ = "0.1.0"
 __all__ = [
     "Backend",
+    "FilterStats",
     "backends",
     "cross_entropy",
     "cross_entropy_and_grad",

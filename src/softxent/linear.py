@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import contract, kernels
+from .filtering import Filter, FilterStats
 from .partials import Array, times
 from .sweep import hessian, reduce
 from .truth import Squash, Truth, squash, truth
@@ -78,6 +79,22 @@ class Sums(NamedTuple):
             self.db[...] += self.products.columns(g)
 
 
+def filtered(fn: str, tol: Any, stats: Any) -> tuple[float | None, FilterStats]:
+    """The filter's arguments, checked."""
+    if stats is not None and not isinstance(stats, FilterStats):
+        contract.fail(fn, "filter_stats", "be a FilterStats", type(stats).__name__, TypeError)
+    stats = FilterStats() if stats is None else stats
+    stats.clear()
+    if tol is not None and not (tol := contract.number(fn, "filter_tol", tol, low=0)) < 1:
+        contract.fail(fn, "filter_tol", "be below 1", f"{tol:g}")
+    return tol, stats
+
+
+def less(budget: int) -> int:
+    """What is left for logits where the filter's own sums, a number for each block of each row, are in the budget too."""
+    return budget - budget // 16
+
+
 class _NumPy:
     """np.matmul cannot add: a block at a time goes through a small buffer."""
 
@@ -121,6 +138,18 @@ class _Head(NamedTuple):
 
     def chunks(self, budget: int) -> Iterator[tuple[slice, Array]]:
         return chunks(self.x, self.w, self.b, _PRODUCTS, budget)
+
+    def gradients(self, budget: int) -> Iterator[tuple[slice, Array, Array]]:
+        """The rows `i`, their losses and their G, in a buffer."""
+        result, s = np.empty((2, len(self.x))), self.s
+        for i, z in self.chunks(budget):
+            slope: Any = s.slope(z) if s else None
+            if s:
+                z[...] = s(z)
+            kernels.active().fused(z, *self.t.piece(i, z.dtype), z, result[:, i], None, kernels.get_num_threads())
+            if s:
+                z[...] = times(z, slope)
+            yield i, result[0, i], z
 
     def sums(self) -> Sums:
         db = None if self.b is None else np.zeros(len(self.w))
@@ -208,6 +237,8 @@ def linear_cross_entropy_and_grad(
     empty_value: float = math.nan,
     upstream: npt.ArrayLike | None = None,
     budget: int = BUDGET,
+    filter_tol: float | None = None,
+    filter_stats: FilterStats | None = None,
 ) -> tuple[Any, ...]:
     """The cross-entropy of `logits = x W^T + b`, and its gradients `dX = G W, dW = G^T X, db = sum_i G_i`, G = prediction - truth.
 
@@ -219,6 +250,10 @@ def linear_cross_entropy_and_grad(
         class_weight, label_smoothing, ignore_index, sample_weight, reduction, z_loss, temperature, softcap, empty_value, upstream:
             as in `cross_entropy_and_grad`.
         budget: bytes of logits held at once (64 MiB). Few tall chunks are quick: every chunk adds to all of dW.
+        filter_tol: the gradient filter, off by default. Blocks of classes may be left out of the products, as long as it is proven that
+            ||dX - exact||_F <= filter_tol ||exact||_F, and of dW the same, roundings of the products aside; in [0, 1). The loss and db
+            are exact.
+        filter_stats: a `FilterStats`, which then says what was left out and what is proven.
 
     Returns:
         (loss, dX, dW), and db where there is a bias: gradients in the shape and dtype of what they belong to.
@@ -228,24 +263,37 @@ def linear_cross_entropy_and_grad(
 
     Cost: three matrix products and one pass of the kernel; `budget` + 16 MiB + O(rows) bytes beyond the gradients (softcap: twice).
 
-    Mathematics: the derivation's Part 3, then the chain rule through x W^T + b (design: section 5).
+    Mathematics: the derivation's Part 3, then the chain rule through x W^T + b (design: section 5). Of the filter:
+    `proof.bounds.filter_losses`.
     """
     head = _head(
         "linear_cross_entropy_and_grad", x, weight, labels, bias, temperature, softcap, class_weight=class_weight,
         label_smoothing=label_smoothing, ignore_index=ignore_index, sample_weight=sample_weight, reduction=reduction, z_loss=z_loss,
         upstream=upstream,
     )  # fmt: skip
-    sums, result, s = head.sums(), np.empty((2, len(head.x))), head.s
-    for i, z in head.chunks(budget):
-        slope: Any = s.slope(z) if s else None
-        if s:
-            z[...] = s(z)
-        kernels.active().fused(z, *head.t.piece(i, z.dtype), z, result[:, i], None, kernels.get_num_threads())
-        if s:
-            z[...] = times(z, slope)
-        sums.add(i, z, head.x[i], head.w)
-    loss = reduce(head.rows(result[0]), reduction, head.t.total, empty_value, head.lead)
+    sums, losses = head.sums(), np.empty(len(head.x))
+    tol, stats = filtered("linear_cross_entropy_and_grad", filter_tol, filter_stats)
+    if tol is not None:
+        losses = _by_filter(head, sums, tol, stats, less(budget))
+    else:
+        for i, some, g in head.gradients(budget):
+            losses[i] = some
+            sums.add(i, g, head.x[i], head.w)
+    loss = reduce(head.rows(losses), reduction, head.t.total, empty_value, head.lead)
     return loss, *head.grads(sums, np.shape(x))
+
+
+def _by_filter(head: _Head, sums: Sums, tol: float, stats: FilterStats, budget: int) -> Array:
+    losses, label = np.empty(len(head.x)), None if head.t.dense is not None else head.t.label
+    filter = Filter(tol, stats, sums, head.x, head.w, np.asarray)
+    for i, some, g in head.gradients(budget):
+        losses[i] = some
+        filter.add(i, g, label)
+    if filter.failed:
+        filter.anew()
+        for i, _, g in head.gradients(budget):
+            sums._replace(dx=None, db=None).add(i, g, head.x[i], None)
+    return losses
 
 
 def linear_cross_entropy_hvp(

@@ -46,10 +46,8 @@ class Fused:
         return Gradients(*softxent.linear_cross_entropy_and_grad(x, W, labels, budget=self.budget))
 
     def losses(self, x: F32, W: F32, labels: Ids) -> NDArray[np.float64]:  # -> [N]
-        rows = max(1, self.budget // W[:, 0].nbytes)
-        return np.concatenate([
-            softxent.cross_entropy(x[i : i + rows] @ W.T, labels[i : i + rows], reduction="none") for i in range(0, len(x), rows)
-        ])  # fmt: skip
+        losses: NDArray[np.float64] = softxent.linear_cross_entropy(x, W, labels, reduction="none", budget=self.budget)
+        return losses
 
 
 class Plain:

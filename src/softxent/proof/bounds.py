@@ -85,6 +85,38 @@ def grad_bound(dtype: npt.DTypeLike, classes: int, gap: float | Array = 0.0) -> 
     return 5 * unit(dtype) + 2 * loss_bound(dtype, classes, gap) + 2 * _V * gap
 
 
+def filter_losses(g: Array, x: Array, w: Array, skip: Array, block: int) -> tuple[Array, Array]:  # [R, C], [R, D], [C, D], [blocks]
+    """What the rows of dX = G W and of dW = G^T X lose, at most, where the blocks of columns in `skip` are left out of G: -> [R], [C].
+
+    Theorem. Let D = dX or dW, D' the same with blocks left out (of dX by chunks of rows, each its own; of dW likewise), e the norm of these
+    losses, added up: of dW over the chunks, row by row; of dX the chunks' squares. If e <= tol (||D'|| - e), then ||D' - D|| <= tol ||D||.
+
+    Proof. Row i of what dX loses is the sum over k left out of G_ik W_k, of norm at most sum_K (sum_{k in K} |G_ik|) max_{k in K} ||W_k||:
+    the triangle inequality, and each ||W_k|| at most its block's largest. Row k of what dW loses is sum_i G_ik X_i, over the chunks that
+    left k out, of norm at most sum_i |G_ik| ||X_i||. A Frobenius norm is the norm of the rows' norms, and grows with each, so e is at least
+    ||D' - D||. Hence ||D|| >= ||D'|| - ||D' - D|| >= ||D'|| - e, and ||D' - D|| <= e <= tol (||D'|| - e) <= tol ||D||. For dX it is enough
+    that each chunk j meets the condition, since sum e_j^2 <= tol^2 sum ||D_j||^2.
+
+    Nothing is assumed of G: any truth, upstream gradient, z-loss or squashing may have made it, in any sizes and signs. An entry that is
+    taken out of G and added on its own, as the filter does with the label's, is computed and so no loss. How blocks were chosen is of no
+    account.
+
+    Rounding. filtering.py sums terms >= 0: n of them, in any order, each rounded, come to at least (1 - u)^n of their sum. Its sums of the
+    compute type are over a block, the rows of a piece, or the D squares of a norm; all others are of float64. `filtering.room` is 1 + 2 n u
+    of both together, at least (1 - u)^-n while n u <= 1/2; a loss is a product of two such sums, hence room^2, and the square of the norm
+    of what was computed is divided by it. Underflow costs a term at most the smallest normal number, also where subnormals count as 0: that
+    is added for each. Squares of losses are float64, and none is trusted for a limit below 2^-460: 2^50 that underflow are less than
+    2^-52 of its square. A norm whose squares overflow counts as 0. The roundings of the two products are there with and without a filter,
+    and no part of the claim.
+    """
+    size = np.abs(np.asarray(g, np.float64))
+    wide = [np.sqrt(np.square(np.asarray(a, np.float64)).sum(axis=1)) for a in (x, w)]
+    block_of = np.arange(len(w)) // block
+    most = np.array([wide[1][block_of == k].max() for k in range(len(skip))])
+    lost = size * skip[block_of]
+    return lost @ most[block_of], wide[0] @ lost
+
+
 def row_bounds(
     z: Array, label: Array, truth: Array, off: Array | None
 ) -> tuple[Array, Array]:  # z [R, C] in its dtype, label, truth, off: as the kernels take them -> [R], [R, C]

@@ -74,8 +74,8 @@ def linear_cross_entropy(
     W is bfloat16 or float16, its gradient is summed up in float32.
 
     Cost: a scalar loss makes its gradients in the forward: three matrix products, and `budget` beside the gradients. With `return_*`,
-    reduction="none", float16, or under a transform, they are made in the backward, with a fourth product. Derivatives of the third order,
-    and by `target` or `weight`, and a W of more than two axes, hold the logits whole.
+    reduction="none", float16, or under a transform or compiler, they are made in the backward, with a fourth product. Derivatives of the
+    third order, and by `target` or `weight`, and a W of more than two axes, hold the logits whole.
 
     Mathematics: "prediction - truth", then the chain rule: dX = G W, dW = G^T X, db = sum_i G_i.
     """
