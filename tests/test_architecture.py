@@ -34,6 +34,8 @@ FRAMEWORKS = {
     "numba",
     "ml_dtypes",
     "hypothesis",
+    "transformers",
+    "triton",
 }
 OPTIONS = (
     "label_smoothing",

@@ -285,20 +285,22 @@ def products(monkeypatch):
     return seen
 
 
-@pytest.mark.parametrize("frozen", ["x", "w", "both"])
-def test_what_is_frozen_costs_no_product(frozen, products):
-    x, w, b = head()
-    x.requires_grad_(frozen not in ("x", "both"))
-    w.requires_grad_(frozen not in ("w", "both"))
-    loss = ours(x, w, b, labels(ignored=False), 100)
-    want = grads(whole(x, w, b, labels(ignored=False)), b)
-    assert [name for name, *_ in products] == ["logits", *{"x": ["dw"], "w": ["dx"], "both": []}[frozen]]
-    assert len(grads(loss, b)) == len(want)
-    torch.autograd.grad(ours(x, w, b, labels(ignored=False), 100, reduction="none").sum(), b)
-    assert [name for name, *_ in products].count("dx") <= (frozen == "w") * 2
+@pytest.mark.parametrize("frozen", ["x", "w", "xw", "b"])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_what_is_frozen_costs_no_product_and_takes_nothing_from_the_rest(reduction, frozen, products):
+    """A peer leaves W without a gradient where x is frozen."""
+    named = dict(zip("xwb", head(), strict=True))
+    for name, tensor in named.items():
+        tensor.requires_grad_(name not in frozen)
+    t, left = labels(ignored=False), [tensor for name, tensor in named.items() if name not in frozen]
+    close(grads(ours(*named.values(), t, 100, reduction=reduction), *left), grads(whole(*named.values(), t, reduction=reduction), *left))
+    made = {"dx"} - {"d" + name for name in frozen} | ({"dw"} - {"d" + name for name in frozen})
+    seen = [name for name, *_ in products]
+    assert set(seen) - {"logits"} == made and seen.count("logits") == (1 if reduction == "mean" else 2)
+    assert all(seen.count(name) == 1 for name in made)
     with torch.no_grad():
         products.clear()
-        ours(x, w, b, labels(ignored=False), 100)
+        ours(*named.values(), t, 100)
     assert [name for name, *_ in products] == ["logits"]
 
 

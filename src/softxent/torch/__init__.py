@@ -12,11 +12,12 @@ from ..kernels import Backend
 from . import tensors
 from .linear import LinearCrossEntropyLoss, linear_cross_entropy
 from .loss import CrossEntropyLoss, Result, cross_entropy, log_softmax, logsumexp
+from .patch import patch, unpatch
 from .tensors import use_backend
 
 __all__ = [
     "CrossEntropyLoss", "LinearCrossEntropyLoss", "Result", "backends", "cross_entropy", "empty_cache", "linear_cross_entropy",
-    "log_softmax", "logsumexp", "use_backend",
+    "log_softmax", "logsumexp", "patch", "unpatch", "use_backend",
 ]  # fmt: skip
 
 

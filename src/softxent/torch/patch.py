@@ -1,0 +1,188 @@
+"""`patch`: a causal language model of Hugging Face's transformers computes its loss from its hidden states, its logits never whole.
+
+Given labels, such a model calls its head, then `self.loss_function` on the head's logits. In a patched model the head gives lazy logits
+(lazy.py). The loss reads what they are made of; anything else that reads them, in the model or after it, finds them computed. Only the
+one model is changed: its class becomes a subclass of what it was.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import inspect
+import sys
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Linear
+
+from ..contract import fail
+from . import lazy
+from .linear import linear_cross_entropy
+
+FN = "patch"
+
+
+def patch(model: Any) -> Any:
+    """Make a transformers causal language model compute its loss by `linear_cross_entropy`, and return it: the same model.
+
+    Called with labels, it gives the loss and the gradients of before. `output.logits` are computed if somebody reads them before the
+    weights change, and else never; the loss is not made from them, so that it has no gradient by them. Calls without labels, `generate`,
+    saving, pickling and the `state_dict` are those of before; a deep copy is patched too. `unpatch` undoes it, as does the end of a
+    `with patch(model):`.
+
+    Args:
+        model: a `transformers.PreTrainedModel` whose head is an `nn.Linear` and whose forward calls `self.loss_function`, ForCausalLMLoss.
+            Logits that the model scales, or caps by tanh, are recognised. Of a model of peft, patch its `get_base_model()`.
+
+    Raises:
+        ValueError, TypeError: another model.
+
+    Under torch.compile, a functional transform, or with sharded or quantised weights, the logits are whole as before. So compile the
+    model's body alone: `patch(model).model.compile()`.
+
+    Cost: that of `linear_cross_entropy`; what is frozen costs no product.
+    """
+    if not isinstance(model, Patched):
+        _check(model)
+        stock: Any = type(model)
+        model.__class__ = _class(stock)
+    return model
+
+
+def unpatch(model: Any) -> Any:
+    """Give a patched model its class back, and return it; another model is left as it is."""
+    if isinstance(model, Patched):
+        kind: Any = type(model)
+        if "stock" not in vars(kind):
+            fail("unpatch", "model", "have the class that patch gave it", kind.__name__, TypeError)
+        model.__class__ = kind.stock
+    return model
+
+
+def _check(model: Any) -> None:
+    known, name = sys.modules.get("transformers.modeling_utils"), type(model).__name__
+    if known is None or not isinstance(model, known.PreTrainedModel):
+        fail(FN, "model", "be a transformers.PreTrainedModel", name, TypeError)
+    if "labels" not in inspect.signature(type(model).forward).parameters or "forward" in vars(model):
+        fail(FN, "model", "have a forward of its class that takes labels", name, TypeError)
+    forwards = [inspect.unwrap(vars(c)["forward"]) for c in type(model).__mro__ if "forward" in vars(c)]
+    if not any("loss_function" in f.__code__.co_names for f in forwards):
+        fail(FN, "model", "compute its loss by self.loss_function", name, TypeError)
+    if not _is_stock(model.loss_function):
+        fail(FN, "model", "have the loss ForCausalLMLoss", getattr(model.loss_function, "__name__", model.loss_function))
+    why = _unfit(model.get_output_embeddings())
+    if why is not None:
+        fail(FN, "model", "have an nn.Linear as its head", why, TypeError)
+
+
+def _is_stock(loss: Any) -> bool:
+    return loss is sys.modules["transformers.loss.loss_utils"].ForCausalLMLoss
+
+
+def _unfit(head: Any) -> str | None:
+    """Why a head is not one that can be lazy; None: it can."""
+    if not isinstance(head, Linear) or type(head).forward is not Linear.forward:
+        return type(head).__name__
+    return "one with another forward than its class's" if "forward" in vars(head) else None
+
+
+class Patched:
+    """In the class of every patched model. What that was before is `stock`."""
+
+    stock: Any
+
+    def __enter__(self) -> Any:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        unpatch(self)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        made: Any = super().__reduce_ex__(1)  # later protocols insist on an object's own class
+        make, arguments, *rest = made
+        return make, tuple(self.stock if a is type(self) else a for a in arguments), *rest
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        twin: Any = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        twin.__setstate__(copy.deepcopy(self.__dict__, memo))
+        return twin
+
+
+@functools.cache
+def _class(stock: Any) -> Any:
+    """The class of patched models that were of the class `stock`, whose name it keeps: transformers reads it."""
+    at = list(inspect.signature(stock.forward).parameters).index("labels") - 1
+    getter, setter = stock.loss_function.fget, stock.loss_function.fset
+
+    @functools.wraps(stock.forward)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        labels = args[at] if len(args) > at else kwargs.get("labels")
+        if labels is None:
+            return stock.forward(self, *args, **kwargs)
+        return _lazily(self.get_output_embeddings(), functools.partial(stock.forward, self, *args, **kwargs))
+
+    def loss_function(self: Any) -> Any:
+        theirs = getter(self)
+        return functools.partial(_loss, theirs) if _is_stock(theirs) else theirs
+
+    named = {name: getattr(stock, name) for name in ("__module__", "__qualname__", "__doc__")}
+    members = {"stock": stock, "forward": forward, "loss_function": property(loss_function, setter), **named}
+    return type(stock.__name__, (Patched, stock), members)
+
+
+def _lazily(head: Any, call: Any) -> Any:
+    """A call of the model, during which its head gives lazy logits."""
+    why = _unfit(head)
+    if why is not None:
+        if not isinstance(getattr(head, "forward", None), functools.partial):  # else this is a call within a call
+            warnings.warn(f"patch: the logits of a patched model are whole, for its head is {why}", RuntimeWarning, stacklevel=4)
+        return call()
+    head.forward = functools.partial(_head, head)
+    try:
+        return call()
+    finally:
+        vars(head).pop("forward", None)
+
+
+def _head(head: Any, x: Tensor) -> Any:
+    return lazy.logits(x, head.weight, head.bias)
+
+
+def _loss(
+    stock: Any,
+    logits: Any,
+    labels: Any,
+    vocab_size: int,
+    num_items_in_batch: Any = None,
+    ignore_index: int = -100,
+    shift_labels: Any = None,
+    **kwargs: Any,
+) -> Any:
+    """transformers' ForCausalLMLoss. What is not recognised goes to `stock`, which is that."""
+    source, squash, target = _recognised(logits, labels, vocab_size, shift_labels)
+    if source is None or squash is None:
+        return stock(logits, labels, vocab_size, num_items_in_batch, ignore_index, shift_labels, **kwargs)
+    narrow = source.x.dtype if source.x.dtype in (torch.bfloat16, torch.float16) else None
+    with source.casting(source.autocast or narrow):  # under autocast, of their own type too, narrow numbers have a float32 loss
+        loss = linear_cross_entropy(
+            source.x, source.w, target, linear_bias=source.b, ignore_index=ignore_index, softcap=squash[0], temperature=squash[1],
+            shift=shift_labels is None, reduction="mean" if num_items_in_batch is None else "sum",
+        ).float()  # fmt: skip
+    items = num_items_in_batch
+    return loss if items is None else loss / (items.to(loss.device) if isinstance(items, Tensor) else items)
+
+
+def _recognised(logits: Any, labels: Any, vocab_size: int, shift_labels: Any) -> tuple[lazy.Source | None, Any, Any]:
+    """-> what the logits are made of, their softcap and temperature, and the labels [*rows]; or None."""
+    none = None, None, None
+    if not isinstance(logits, lazy.Logits) or logits.computed is not None or vocab_size != logits.shape[-1]:
+        return none
+    rows, target = logits.shape[:-1], labels if shift_labels is None else shift_labels
+    if target.dtype != torch.int64 or target.numel() != rows.numel() or (shift_labels is None and target.shape != rows):
+        return none
+    source = logits.source.current()
+    return source, source.squash(), target.to(logits.device).reshape(rows)
