@@ -167,8 +167,8 @@ def errors(c: Case) -> dict[str, list[float]]:
 
 def text(results: dict[str, Any]) -> str:
     m = results["machine"]
-    head = f"{m['cpu']}, {m['cores']} core(s), {m['system']}; torch {m['torch']}; {results['repeats']} rounds; {m['date']}.\n"
-    return "\n".join([head, *(part(results["records"]) for part in (_times, _errors, _memory))]).rstrip() + "\n"
+    head = f"{m['cpu']}, {m['cores']} core(s), {m['system']}; torch {m['torch']}; {results['repeats']} rounds; {m['date']}."
+    return "\n".join([*(part(results["records"]) for part in (_times, _errors, _memory)), head, ""])
 
 
 def _times(records: list[dict[str, Any]]) -> str:
@@ -186,7 +186,7 @@ def _times(records: list[dict[str, Any]]) -> str:
         *(f"{b} MiB : products" for b in BUDGETS),
         *(f"{who} : 64 MiB" for who in (WHOLE, CHUNKED)),
     ]
-    return table("Loss and all gradients: ratios of times, medians of the rounds", columns, rows)
+    return table("Linear cross-entropy, loss and all gradients: ratios of times, medians of the rounds", columns, rows)
 
 
 def _ratio(r: dict[str, Any], a: str, b: str) -> str:
@@ -196,7 +196,7 @@ def _ratio(r: dict[str, Any], a: str, b: str) -> str:
 
 def _errors(records: list[dict[str, Any]]) -> str:
     rows = [[who, f"{loss:.1e}", f"{dw:.2e}"] for r in records for who, (loss, dw) in r.get("error", {}).items()]
-    return table("bfloat16: how far from float64, relative", ["", "loss", "gradient of W"], rows)
+    return table("Linear cross-entropy in bfloat16: how far from float64, relative", ["", "loss", "gradient of W"], rows)
 
 
 def _memory(records: list[dict[str, Any]]) -> str:
@@ -205,7 +205,11 @@ def _memory(records: list[dict[str, Any]]) -> str:
         cells = ["-" if x is None else f"{x / MIB:.0f}" for x in (r["extra"][name(64)], r["extra"][WHOLE])]
         times = [f"{median(s for s in r['seconds'][who] if s):.3g}" for who in (name(64), WHOLE)]
         rows.append([r["shape"], *cells, *times])
-    return table("Memory in MiB at the peak beyond the gradients, and seconds", ["", OURS, WHOLE, f"{OURS}, s", f"{WHOLE}, s"], rows)
+    return table(
+        "Linear cross-entropy: memory in MiB at the peak beyond the gradients, and seconds",
+        ["", OURS, WHOLE, f"{OURS}, s", f"{WHOLE}, s"],
+        rows,
+    )
 
 
 def plot(results: dict[str, Any], path: Path) -> None:

@@ -198,12 +198,16 @@ def write(results: Results, folder: Path) -> None:
 
 
 def into_readme(source: Path, readme: Path) -> None:
-    """Put the figures of a run between the markers of the README."""
+    """Put the figures of a run between the markers of the README; those of linear cross-entropy, if there are some beside them, too."""
     results, page = json.loads(source.read_text()), readme.read_text()
     if page.count(BEGIN) != 1 or page.count(END) != 1:
         raise ValueError(f"bench: {readme} must have {BEGIN} and {END} once each; got {page.count(BEGIN)} and {page.count(END)}")
     before, after = page.split(BEGIN)[0], page.split(END)[1]
     tables = "\n".join(part(results) for part in (summary, pytorch, memory, calls, header))
+    if (of_heads := source.with_name("linear.json")).exists():
+        from .linear import text as linear
+
+        tables += "\n" + linear(json.loads(of_heads.read_text()))
     readme.write_text(f"{before}{BEGIN}\n\n{tables}\n{END}{after}")
 
 
