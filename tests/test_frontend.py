@@ -309,7 +309,10 @@ CALLS = {
     "token_logprobs_and_grad": lambda z, v, t, kw: softxent.token_logprobs_and_grad(z, index(t), upstream=v[:, 0].astype(float)),
     "entropy": lambda z, v, t, kw: softxent.entropy(z),
     "entropy_and_grad": lambda z, v, t, kw: softxent.entropy_and_grad(z, upstream=v[:, 0].astype(float)),
+    "linear_cross_entropy": lambda z, v, t, kw: softxent.linear_cross_entropy(*head(z), t, bias=head(v)[0][0], **kw),
     "linear_cross_entropy_and_grad": lambda z, v, t, kw: softxent.linear_cross_entropy_and_grad(*head(z), t, bias=head(v)[0][0], **kw),
+    "linear_cross_entropy_hvp": lambda z, v, t, kw: softxent.linear_cross_entropy_hvp(*head(z), t, *head(v), bias=head(v)[0][0], **kw),
+    "linear_cross_entropy_ggn": lambda z, v, t, kw: softxent.linear_cross_entropy_ggn(*head(z), t, *head(v), vb=head(v)[0][0], **kw),
 }  # fmt: skip
 
 

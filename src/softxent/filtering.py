@@ -130,7 +130,7 @@ def choose_dw(lost: Array, c: Array, among: Array, limit: float) -> Array:
 def _first(order: Array, loss: Array, limit: float, blocks: int) -> Array:
     """As many blocks in this order as the limit allows; `loss` with each, rising."""
     chosen = np.zeros(blocks, bool)
-    if LEAST < limit < np.inf:
+    if limit > LEAST:
         chosen[order[: int((loss <= limit * ALMOST).sum())]] = True
     return chosen
 
@@ -149,7 +149,6 @@ class Filter:
         self.near = 1.0  # ||dX|| of the last chunk, of what it could be at most
         self.norm_dw, self.rows_dw = 0.0, 0  # of dW after so many rows, at least
         self.square_dx = np.zeros(2)  # of the losses, and of what ||dX|| is at least
-        stats.clear()
 
     def add(self, i: slice, g: Any, label: Array | None) -> None:
         """A chunk's G, which is used up; `label` [rows], where there is one a row."""
@@ -249,7 +248,7 @@ class _Labels:
 
 
 def _pieces(rows: int, a: Array) -> list[slice]:
-    step = max(1, 8 * PIECE // max(1, a.shape[1]))
+    step = max(1, 2 * PIECE // max(1, a.shape[1]))
     return [slice(k, k + step) for k in range(0, rows, step)]
 
 

@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from . import Job, linear, measure, report, run
+from . import Job, filtering, linear, measure, report, run
 
 
 def main() -> None:
@@ -23,6 +23,9 @@ def main() -> None:
     readme = commands.add_parser("readme", help="write the table of the last run between README.md's markers")
     readme.add_argument("--readme", type=Path, default=Path("README.md"))
     readme.set_defaults(todo=lambda a: report.into_readme(a.output / "bench.json", a.readme))
+    curve = commands.add_parser("filter", help="what the gradient filter is worth: tolerance, share left out, time and error")
+    curve.add_argument("--steps", type=int, default=200, help="of training of the demo's model")
+    curve.set_defaults(todo=lambda a: filtering.run(a.steps, a.repeats, a.output))
     worker = commands.add_parser("worker")
     worker.add_argument("job", type=lambda text: Job(*json.loads(text)))
     worker.set_defaults(todo=lambda a: measure.work(a.job))
