@@ -24,6 +24,7 @@ GEMMS, WHOLE, CHUNKED, TWO = "three products", "whole logits", "torch chunked", 
 OURS = "softxent.torch"
 BUDGETS = (32, 64, 128)  # MiB
 MIB = 1 << 20
+TOO_MUCH = "does not fit"
 
 
 class Case(NamedTuple):
@@ -78,17 +79,31 @@ def times(c: Case, repeats: int) -> dict[str, Any]:
 
 
 def memory(c: Case) -> dict[str, Any]:
-    """Bytes at the peak beyond the gradients, and seconds, of whole logits and of ours."""
+    """Bytes at the peak beyond the gradients, and seconds, of whole logits and of ours; None: more than there is."""
+    _keep_within_what_there_is()
     calls = contenders(c, only=(WHOLE, name(64)))
     x, w, _ = tensors(c)
     gradients = x.nbytes + w.nbytes
-    found = {}
+    found: dict[str, int | None] = {}
     for who in (name(64), WHOLE):
-        calls[who]()  # the products' packing buffers and threads are there now
+        try:
+            calls[who]()  # the products' packing buffers and threads are there now
+        except (RuntimeError, MemoryError):
+            del calls[who]
+            continue
         import_module("softxent.torch").empty_cache()
         extra = growth(calls[who])
         found[who] = None if extra is None else max(0, extra - gradients)
     return {"extra": found, "seconds": interleave(calls, 2, 0.0), "failed": {}}
+
+
+def _keep_within_what_there_is() -> None:
+    """An allocation fails then, and the system need not kill anybody."""
+    if Path("/proc/meminfo").exists():
+        import resource
+
+        free = next(int(line.split()[1]) << 10 for line in Path("/proc/meminfo").open() if line.startswith("MemAvailable"))
+        resource.setrlimit(resource.RLIMIT_DATA, (int(0.8 * free), resource.getrlimit(resource.RLIMIT_DATA)[1]))
 
 
 def tensors(c: Case) -> tuple[Any, Any, Any]:
@@ -202,8 +217,8 @@ def _errors(records: list[dict[str, Any]]) -> str:
 def _memory(records: list[dict[str, Any]]) -> str:
     rows = []
     for r in (r for r in records if r["kind"] == "memory"):
-        cells = ["-" if x is None else f"{x / MIB:.0f}" for x in (r["extra"][name(64)], r["extra"][WHOLE])]
-        times = [f"{median(s for s in r['seconds'][who] if s):.3g}" for who in (name(64), WHOLE)]
+        cells = [f"{x / MIB:.0f}" if (x := r["extra"].get(who)) is not None else TOO_MUCH for who in (name(64), WHOLE)]
+        times = [f"{median(s for s in r['seconds'][who] if s):.3g}" if who in r["seconds"] else "-" for who in (name(64), WHOLE)]
         rows.append([r["shape"], *cells, *times])
     return table(
         "Linear cross-entropy: memory in MiB at the peak beyond the gradients, and seconds",
@@ -222,11 +237,12 @@ def plot(results: dict[str, Any], path: Path) -> None:
     records = [r for r in results["records"] if r["kind"] == "memory"]
     for classes in sorted({r["case"][2] for r in records}):
         mine = [r for r in records if r["case"][2] == classes]
-        rows = [r["case"][0] for r in mine]
         for who, style in ((name(64), "-o"), (WHOLE, "--s")):
             label = f"{who.split(',')[0]}, V = {classes}"
-            left.plot(rows, [(r["extra"][who] or 0) / MIB for r in mine], style, label=label)
-            right.plot(rows, [median(s for s in r["seconds"][who] if s) for r in mine], style, label=label)
+            fits = [r for r in mine if r["extra"].get(who) is not None]
+            rows = [r["case"][0] for r in fits]
+            left.plot(rows, [r["extra"][who] / MIB for r in fits], style, label=label)
+            right.plot(rows, [median(s for s in r["seconds"][who] if s) for r in fits], style, label=label)
     for axis, title in ((left, "MiB at the peak beyond the gradients"), (right, "seconds, loss and all gradients")):
         axis.set(xscale="log", yscale="log", xlabel="rows N", title=title)
         axis.grid(alpha=0.3)
