@@ -443,8 +443,9 @@ wrapped(x[half], t[half]).backward()
 for n, p in model.named_parameters():
     g = p.grad if sys.argv[3] == "ddp" else p.grad.full_tensor()
     torch.testing.assert_close(g, want[n], rtol=1e-5, atol=1e-6)
-print("ok")
-dist.destroy_process_group()
+dist.barrier()
+print("ok", flush=True)
+os._exit(0)  # gloo's threads end a process that leaves first by std::terminate, now and then, with F.cross_entropy as well
 """
 
 

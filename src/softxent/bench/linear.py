@@ -79,11 +79,12 @@ def times(c: Case, repeats: int) -> dict[str, Any]:
 
 
 def memory(c: Case) -> dict[str, Any]:
-    """Bytes at the peak beyond the gradients, and seconds, of whole logits and of ours; None: more than there is."""
+    """Bytes at the peak beyond the gradients, and seconds, of whole logits and of ours; None: more than there is.
+
+    The gradients take the place of those of the call before, which are given up at its start, so that growth does not count them.
+    """
     _keep_within_what_there_is()
     calls = contenders(c, only=(WHOLE, name(64)))
-    x, w, _ = tensors(c)
-    gradients = x.nbytes + w.nbytes
     found: dict[str, int | None] = {}
     for who in (name(64), WHOLE):
         try:
@@ -92,8 +93,7 @@ def memory(c: Case) -> dict[str, Any]:
             del calls[who]
             continue
         import_module("softxent.torch").empty_cache()
-        extra = growth(calls[who])
-        found[who] = None if extra is None else max(0, extra - gradients)
+        found[who] = growth(calls[who])
     return {"extra": found, "seconds": interleave(calls, 2, 0.0), "failed": {}}
 
 
