@@ -106,6 +106,16 @@ def test_other_devices_go_the_same_way(backend, soft):
     close([t.cpu() for t in (got, *found)], [want, *grads(want, *cpu)])
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_more_classes_than_a_product_has_columns(bias):
+    classes = 2 * chunked.COLUMNS + 300
+    x, w, b = torch.randn(N, D, dtype=F64), torch.randn(classes, D, dtype=F64), torch.randn(classes, dtype=F64) if bias else None
+    given = [t.requires_grad_() for t in (x, w, b) if t is not None]
+    t = torch.randint(0, classes, (N,))
+    got, want = st.linear_cross_entropy(x, w, t, linear_bias=b, budget=4 * classes * 8), whole(x, w, b, t)
+    close([got, *grads(got, *given)], [want, *grads(want, *given)])
+
+
 @pytest.mark.parametrize("rows", [(), (6,), (2, 3), (2, 3, 2)], ids=str)
 def test_any_axes_of_rows(rows):
     x, w, b = head(rows=rows)

