@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, List  # noqa: UP035 - torch 2.6 reads no other name in an operator's signature
 
 import torch
 from torch import Tensor
@@ -56,7 +56,7 @@ def linear_rows(
     x: Tensor, w: Tensor, b: Tensor | None, target: Tensor | None, teacher_x: Tensor | None, teacher_w: Tensor | None,
     teacher_b: Tensor | None, weight: Tensor | None, ignore_index: int, smoothing: float, z_loss: float, softcap: float | None,
     temperature: float, wanted: str, budget: int,
-) -> list[Tensor]:  # fmt: skip
+) -> List[Tensor]:  # noqa: UP006 # fmt: skip
     from .chunked import rows_by_chunks
 
     return rows_by_chunks(
@@ -74,8 +74,8 @@ def _(x: Tensor, *p: Any) -> list[Tensor]:
 def linear_gradient(
     x: Tensor, w: Tensor, b: Tensor | None, target: Tensor | None, teacher_x: Tensor | None, teacher_w: Tensor | None,
     teacher_b: Tensor | None, weight: Tensor | None, ignore_index: int, smoothing: float, z_loss: float, softcap: float | None,
-    temperature: float, wanted: str, budget: int, needs: int, gs: list[Tensor],
-) -> list[Tensor]:  # fmt: skip
+    temperature: float, wanted: str, budget: int, needs: int, gs: List[Tensor],  # noqa: UP006
+) -> List[Tensor]:  # noqa: UP006 # fmt: skip
     from .chunked import gradients_as_asked
 
     return gradients_as_asked(
