@@ -117,7 +117,7 @@ def number(fn: str, argument: str, x: Any, *, low: float = -math.inf, high: floa
     """A finite real number in [low, high]; in (low, high] where open_low."""
     expected = "be a finite number" + ("" if low == -math.inf else f" {'above' if open_low else 'of at least'} {low:g}")
     expected += "" if high == math.inf else f" and at most {high:g}"
-    if isinstance(x, str | bytes):
+    if isinstance(x, (str, bytes)):  # a compiler of torch 2.6 cannot follow str | bytes
         fail(fn, argument, expected, repr(x), TypeError)
     try:
         value = float(x)

@@ -100,19 +100,17 @@ def linear_cross_entropy(
     divide: Any = total(like, seen, weight, h.sample, 1, ignore_index) if reduction == "mean" else 1.0
     eager = plain(h.x, seen) and type(linear_weight) in PLAIN
     lead, dtype, n = h.lead, cpu.result_dtype(input), len(h.x)
-    h, at = _without_ignored(h, len(h.w), ignore_index, eager, check)
-    budget = _budget(options, budget, len(h.w) * h.x.element_size())
-    p = Problem(h.x, h.w, h.b, h.y, *h.teacher, weight, ignore_index, e, penalty, softcap, temperature, " ".join(wanted), budget)
-    if differentiable(h.y, weight):
+    x, y, sample, at = _without_ignored(h, len(h.w), ignore_index, eager, check)
+    budget = _budget(options, budget, len(h.w) * x.element_size())
+    p = Problem(x, h.w, h.b, y, *h.teacher, weight, ignore_index, e, penalty, softcap, temperature, " ".join(wanted), budget)
+    if differentiable(y, weight):
         found = _whole(p)
-    elif (
-        eager and wanted == ("loss",) and reduction != "none" and h.x.dtype != torch.float16 and _needs(p) and not differentiable(h.sample)
-    ):
-        return _ahead(p, h.sample, divide, tol, stats).to(dtype)
+    elif eager and wanted == ("loss",) and reduction != "none" and x.dtype != torch.float16 and _needs(p) and not differentiable(sample):
+        return _ahead(p, sample, divide, tol, stats).to(dtype)
     else:
-        found = dict(zip(wanted, (rows_of if eagerly(h.x) else ops.linear_rows)(*p), strict=True))
-    if h.sample is not None:
-        found["loss"] = found["loss"] * h.sample.double()
+        found = dict(zip(wanted, (rows_of if eagerly(x) else ops.linear_rows)(*p), strict=True))
+    if sample is not None:
+        found["loss"] = found["loss"] * sample.double()
     if at is not None:
         found = {name: rows.new_zeros(n).index_put((at,), rows) for name, rows in found.items()}
     return reduced({name: rows.reshape(lead) for name, rows in found.items()}, None, reduction, divide, dtype, len(wanted) > 1)
@@ -236,22 +234,25 @@ def _budget(options: Any, budget: int, row: int) -> int:
     return rows * row if isinstance(rows, int) and rows > 0 else budget
 
 
-def _without_ignored(h: _Head, classes: int, ignore_index: int, eager: bool, check: bool) -> tuple[_Head, Tensor | None]:
-    """-> the rows that count, and where they were (None: where they are). Elsewhere than in plain CPU tensors they stay, with x = 0."""
-    y = h.y
+def _without_ignored(
+    h: _Head, classes: int, ignore_index: int, eager: bool, check: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """-> x, y and sample of the rows that count, and where they were (None: where they are). Elsewhere than in plain CPU tensors all
+    rows stay, those that are ignored with x = 0."""
+    x, y, sample = h.x, h.y, h.sample
     if y is None or y.is_floating_point():
-        return h, None
-    like = h.x.new_zeros(()).expand(len(h.x), classes)
-    if check and not h.x.is_cpu:
+        return x, y, sample, None
+    like = x.new_zeros(()).expand(len(x), classes)
+    if check and not x.is_cpu:
         tensors.check(like, y, 1, ignore_index, FN)
     live = y != ignore_index
-    if not eager or not h.x.is_cpu:
-        return h._replace(x=h.x.masked_fill(~live[:, None], 0)), None
+    if not eager or not x.is_cpu:
+        return x.masked_fill(~live[:, None], 0), y, sample, None
     tensors.check(like, y, 1, ignore_index, FN)  # before any work
     if bool(live.all()):
-        return h, None
+        return x, y, sample, None
     at = live.nonzero()[:, 0]
-    return h._replace(x=h.x[at], y=y[at], sample=None if h.sample is None else h.sample[at]), at
+    return x[at], y[at], None if sample is None else sample[at], at
 
 
 def _whole(p: Problem) -> dict[str, Tensor]:
