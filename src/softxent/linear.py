@@ -141,15 +141,19 @@ class _Head(NamedTuple):
 
     def gradients(self, budget: int) -> Iterator[tuple[slice, Array, Array]]:
         """The rows `i`, their losses and their G, in a buffer."""
-        result, s = np.empty((2, len(self.x))), self.s
         for i, z in self.chunks(budget):
-            slope: Any = s.slope(z) if s else None
-            if s:
-                z[...] = s(z)
-            kernels.active().fused(z, *self.t.piece(i, z.dtype), z, result[:, i], None, kernels.get_num_threads())
-            if s:
-                z[...] = times(z, slope)
-            yield i, result[0, i], z
+            yield i, self.gradient(i, z), z
+
+    def gradient(self, i: slice, z: Array) -> Array:
+        """Turns the logits z of the rows `i` into their G, in place; -> their losses."""
+        result, slope = np.empty((2, len(z))), self.s.slope(z) if self.s else None
+        if self.s:
+            z[...] = self.s(z)
+        kernels.active().fused(z, *self.t.piece(i, z.dtype), z, result, None, kernels.get_num_threads())
+        if slope is not None:
+            z[...] = times(z, slope)
+        losses: Array = result[0]
+        return losses
 
     def sums(self) -> Sums:
         db = None if self.b is None else np.zeros(len(self.w))
@@ -360,13 +364,11 @@ def _curvature(
     vx, vw, vb = (contract.broadcast(fn, name, v, shape).astype(head.w.dtype) for name, (v, shape) in named.items())
     vx = vx.reshape(-1, head.w.shape[1])
     vx = vx if head.live is None else vx[head.live]
-    sums, s = head.sums(), head.s
+    sums = head.sums()
     for i, z in head.chunks(budget):
         v = vx[i] @ head.w.T + head.x[i] @ vw.T + vb
-        sums.add(i, hessian(z, v, head.t, i, s, bend=whole).astype(z.dtype, copy=False), head.x[i], head.w)
+        sums.add(i, hessian(z, v, head.t, i, head.s, bend=whole).astype(z.dtype, copy=False), head.x[i], head.w)
         if whole:
-            slope = s.slope(z) if s else None
-            work = s(z) if s else z
-            kernels.active().fused(work, *head.t.piece(i, z.dtype), work, np.empty((2, len(z))), None, kernels.get_num_threads())
-            sums.add(i, work if slope is None else times(work, slope), vx[i], vw, first=False, bias=False)
+            head.gradient(i, z)
+            sums.add(i, z, vx[i], vw, first=False, bias=False)
     return head.grads(sums, np.shape(x))

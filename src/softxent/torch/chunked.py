@@ -131,14 +131,10 @@ def _in_its_own_types(f: Callable[..., T]) -> Callable[..., T]:
     return plain
 
 
-def rows_by_chunks(*p: Any) -> list[Tensor]:
-    """What is wanted of every row."""
-    return _rows_by_chunks(Problem(*p))
-
-
 @torch.no_grad()
 @_in_its_own_types
-def _rows_by_chunks(p: Problem) -> list[Tensor]:
+def rows_by_chunks(p: Problem) -> list[Tensor]:
+    """What is wanted of every row."""
     found: list[Tensor] = []
     for i, z in p.chunks(1 if p.lean() else 8):
         some = p.rows(i, differentiable=False)(z)
@@ -248,7 +244,8 @@ def narrowed(p: Problem, sums: Sums) -> tuple[Tensor | None, Tensor | None, Tens
 # ---- functions of autograd ----
 
 
-def _wants(ctx: Any) -> int:
+def wants(ctx: Any) -> int:
+    """Whose gradient autograd asks for, of functions whose first arguments are x, W and b."""
     return sum(bit for bit, needed in zip((X, W, B), ctx.needs_input_grad, strict=False) if needed)
 
 
@@ -257,7 +254,7 @@ class LinearRows(torch.autograd.Function):
 
     @staticmethod
     def forward(*p: Any) -> Row:
-        return tuple(rows_by_chunks(*p))
+        return tuple(rows_by_chunks(Problem(*p)))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Row) -> None:
@@ -268,8 +265,8 @@ class LinearRows(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
         p = Problem(*ctx.saved_tensors, *ctx.options)
         gs = [g for g, name in zip(grads, p.wanted.split(), strict=True) if name != "correct"]
-        found = gradient_of(*p, _wants(ctx), *gs)
-        return _asked(found, _wants(ctx), len(p))
+        found = gradient_of(*p, wants(ctx), *gs)
+        return asked(found, wants(ctx), len(p))
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
@@ -300,8 +297,8 @@ class LinearGradient(torch.autograd.Function):
         tensors, (options, needs) = ctx.saved_tensors, ctx.options
         p, gs = Problem(*tensors[:TENSORS], *options), tensors[TENSORS:]
         v = tuple(one if needs & bit else None for one, bit in zip(v, (X, W, B), strict=True))
-        found, dots = curvature(p, gs, v, _wants(ctx))
-        return (*_asked(found, _wants(ctx), len(p)), None, *dots)
+        found, dots = curvature(p, gs, v, wants(ctx))
+        return (*asked(found, wants(ctx), len(p)), None, *dots)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
@@ -335,7 +332,7 @@ def _taken(arguments: tuple[Any, ...]) -> tuple[Problem, int, tuple[Tensor | Non
     return Problem(*arguments[:n]), arguments[n], arguments[n + 1 :]
 
 
-def _asked(found: tuple[Any, ...], needs: int, length: int) -> tuple[Any, ...]:
+def asked(found: tuple[Any, ...], needs: int, length: int) -> tuple[Any, ...]:
     """As gradients of the arguments."""
     return (*(one if needs & bit else None for one, bit in zip(found, (X, W, B), strict=True)), *[None] * (length - 3))
 

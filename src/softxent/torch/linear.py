@@ -14,11 +14,11 @@ from ..contract import fail
 from ..filtering import FilterStats
 from ..linear import BUDGET, filtered
 from . import cpu, ops, tensors
-from .autograd import batched_by_autograd
-from .chunked import B, Problem, W, X, gradient_of, gradients, narrowed, rows_of
+from .autograd import batched_by_autograd, devices
+from .chunked import B, Problem, W, X, asked, gradient_of, gradients, narrowed, rows_of, wants
 from .filtered import filtered_gradients, filters
 from .loss import cross_entropy, reduced
-from .rows import PLAIN, RETURNS, checked, differentiable, eagerly, outputs, plain, squashed, total
+from .rows import PLAIN, RETURNS, checked, differentiable, eagerly, plain, squashed, total
 
 FN = "linear_cross_entropy"
 
@@ -100,20 +100,21 @@ def linear_cross_entropy(
     divide: Any = total(like, seen, weight, h.sample, 1, ignore_index) if reduction == "mean" else 1.0
     eager = plain(h.x, seen) and type(linear_weight) in PLAIN
     lead, dtype, n = h.lead, cpu.result_dtype(input), len(h.x)
-    x, y, sample, at = _without_ignored(h, len(h.w), ignore_index, eager, check)
+    x, y, sample, at = _without_ignored(h, like, ignore_index, eager, check)
     budget = _budget(options, budget, len(h.w) * x.element_size())
     p = Problem(x, h.w, h.b, y, *h.teacher, weight, ignore_index, e, penalty, softcap, temperature, " ".join(wanted), budget)
     if differentiable(y, weight):
-        found = _whole(p)
+        rows = p.rows(slice(0, len(x)), differentiable=False)(F.linear(x, h.w, h.b))
     elif eager and wanted == ("loss",) and reduction != "none" and x.dtype != torch.float16 and _needs(p) and not differentiable(sample):
         return _ahead(p, sample, divide, tol, stats).to(dtype)
     else:
-        found = dict(zip(wanted, (rows_of if eagerly(x) else ops.linear_rows)(*p), strict=True))
+        rows = (rows_of if eagerly(x) else ops.linear_rows)(*p)
+    found = dict(zip(wanted, rows, strict=True))
     if sample is not None:
         found["loss"] = found["loss"] * sample.double()
     if at is not None:
-        found = {name: rows.new_zeros(n).index_put((at,), rows) for name, rows in found.items()}
-    return reduced({name: rows.reshape(lead) for name, rows in found.items()}, None, reduction, divide, dtype, len(wanted) > 1)
+        found = {name: some.new_zeros(n).index_put((at,), some) for name, some in found.items()}
+    return reduced({name: some.reshape(lead) for name, some in found.items()}, None, reduction, divide, dtype, len(wanted) > 1)
 
 
 class LinearCrossEntropyLoss(Module):
@@ -235,14 +236,13 @@ def _budget(options: Any, budget: int, row: int) -> int:
 
 
 def _without_ignored(
-    h: _Head, classes: int, ignore_index: int, eager: bool, check: bool
+    h: _Head, like: Tensor, ignore_index: int, eager: bool, check: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """-> x, y and sample of the rows that count, and where they were (None: where they are). Elsewhere than in plain CPU tensors all
     rows stay, those that are ignored with x = 0."""
     x, y, sample = h.x, h.y, h.sample
     if y is None or y.is_floating_point():
         return x, y, sample, None
-    like = x.new_zeros(()).expand(len(x), classes)
     if check and not x.is_cpu:
         tensors.check(like, y, 1, ignore_index, FN)
     live = y != ignore_index
@@ -253,12 +253,6 @@ def _without_ignored(
         return x, y, sample, None
     at = live.nonzero()[:, 0]
     return x[at], y[at], None if sample is None else sample[at], at
-
-
-def _whole(p: Problem) -> dict[str, Tensor]:
-    z = squashed(FN, F.linear(p.x, p.w, p.b), p.softcap, p.temperature)
-    every = p.of(slice(0, len(p.x)))
-    return outputs(z, every, p.weight, 1, (p.ignore_index, p.smoothing, p.z_loss), p.names(differentiable=False))
 
 
 def _needs(p: Problem) -> int:
@@ -287,11 +281,9 @@ class _Ahead(torch.autograd.Function):
             return *(None if t is None else t * g.to(t.dtype) for t in made), None, None, None
         if ctx.fresh and not torch.is_grad_enabled():
             ctx.fresh = False
-            return *(None if t is None else cpu.scaled(t.data, g) if t.is_cpu else t.data.mul_(g) for t in made), None, None, None
+            return *(None if t is None else devices(t).scaled(t.data, g) for t in made), None, None, None
         p = Problem(x, w, b, *tensors_, *ctx.options)
-        needs = sum(bit for bit, needed in zip((X, W, B), ctx.needs_input_grad, strict=False) if needed)
-        found = gradient_of(*p, needs, up * g.double())
-        return *(one if needs & bit else None for one, bit in zip(found, (X, W, B), strict=True)), None, None, None
+        return asked(gradient_of(*p, wants(ctx), up * g.double()), wants(ctx), 6)
 
 
 def _ahead(p: Problem, sample: Tensor | None, divide: Any, tol: float | None, stats: FilterStats) -> Tensor:

@@ -57,10 +57,12 @@ def linear_rows(
     teacher_b: Tensor | None, weight: Tensor | None, ignore_index: int, smoothing: float, z_loss: float, softcap: float | None,
     temperature: float, wanted: str, budget: int,
 ) -> List[Tensor]:  # noqa: UP006 # fmt: skip
-    from .chunked import rows_by_chunks
+    from .chunked import Problem, rows_by_chunks
 
     return rows_by_chunks(
-        x, w, b, target, teacher_x, teacher_w, teacher_b, weight, ignore_index, smoothing, z_loss, softcap, temperature, wanted, budget
+        Problem(
+            x, w, b, target, teacher_x, teacher_w, teacher_b, weight, ignore_index, smoothing, z_loss, softcap, temperature, wanted, budget
+        )
     )
 
 
@@ -91,6 +93,8 @@ def _(x: Tensor, w: Tensor, b: Tensor | None, *rest: Any) -> list[Tensor]:
 
 
 def _linear_backward(ctx: Any, grads: list[Tensor | None]) -> Any:
+    from .chunked import asked, wants
+
     tensors, options = ctx.saved_tensors, ctx.options
     names, rows = options[-2].split(), tensors[0].shape[0]
     gs = [
@@ -98,9 +102,8 @@ def _linear_backward(ctx: Any, grads: list[Tensor | None]) -> Any:
         for g, name in zip(grads, names, strict=True)
         if name != "correct"
     ]
-    needs = sum(bit for bit, needed in zip((1, 2, 4), ctx.needs_input_grad, strict=False) if needed)
-    found = linear_gradient(*tensors, *options, needs, gs)
-    return *(one if needs & bit else None for one, bit in zip(found, (1, 2, 4), strict=True)), *[None] * 12
+    found = linear_gradient(*tensors, *options, wants(ctx), gs)
+    return asked(found, wants(ctx), len(tensors) + len(options))
 
 
 def _keep_linear(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
