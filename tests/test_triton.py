@@ -120,6 +120,22 @@ def test_a_row_has_the_same_bits_in_every_batch(shape):
         same(some, (whole[0][:, i], whole[1][:, i], whole[2][i]))
 
 
+def test_a_tile_has_one_shape_whatever_the_batch(monkeypatch):
+    """A GPU adds up in an order that its shape decides; the interpreter's order is NumPy's, and does not tell."""
+    seen = []
+
+    class Layer:
+        def __getitem__(self, grid):
+            return lambda *_, ROWS, BLOCK, **__: seen.append((ROWS, BLOCK))
+
+    monkeypatch.setattr(triton, "_layer", Layer())
+    for classes in (10, 100, 9001):
+        for rows in (1, 3, 70):
+            fused(triton, problem(rows, classes, DTYPES["f32"]))
+        assert len(set(seen[-3:])) == 1
+    assert len(set(seen)) == 3
+
+
 @pytest.mark.parametrize("g", [1.0, -2.5, 0.0])
 def test_a_gradient_is_scaled_in_place(g):
     x = torch.randn(3, 5000, device=DEVICE)
