@@ -15,9 +15,9 @@ from cases import environment, python
 from test_cli import BLOCK, command  # without the extra "cli" this skips
 
 import softxent
-from softxent import explain
-from softxent.explain import row as rows
-from softxent.explain import terminal
+from softxent import explanation as explain
+from softxent.explanation import row as rows
+from softxent.explanation import terminal
 from softxent.proof import derivation as book
 from softxent.proof.replay import Numbers, agree
 

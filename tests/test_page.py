@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from softxent.explain.page import page
+from softxent.explanation.page import page
 from softxent.proof.derivation import DERIVATIONS, GRADIENT, RESULT_1, RESULT_2, y, yhat
 from softxent.proof.expr import E, letters
 from softxent.proof.reading import text, tree

@@ -17,7 +17,7 @@ from typing import Any
 from latex2mathml.converter import convert
 from mkdocs.structure.files import File, Files
 
-from softxent.explain.page import page as explained
+from softxent.explanation.page import page as explained
 from softxent.proof.coq import BEYOND
 from softxent.proof.derivation import DEFINITIONS, PARTS, Derivation
 from softxent.proof.prove import AXIOMS, SOURCE

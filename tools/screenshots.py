@@ -12,7 +12,7 @@ from pathlib import Path
 
 from playwright.sync_api import sync_playwright
 
-from softxent.explain.page import page
+from softxent.explanation.page import page
 
 IMAGES = Path(__file__).parent.parent / "docs" / "img"
 SCORES, LABEL, NAMES = (2, -1, 0.5, 3), 0, ("cat", "dog", "owl", "newt")

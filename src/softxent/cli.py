@@ -117,7 +117,7 @@ def explain(
 
     Of more than 12 classes the likeliest are shown, and the rest as one, which changes nothing for the others.
     """
-    from .explain.terminal import run
+    from .explanation.terminal import run
 
     try:
         good = run(
@@ -139,7 +139,7 @@ def prove(
     Shown are the rule, the reason, who accepts the line, and how long that took. Exits with 0 if all is proved, 1 if a line is refused, and
     3 if there is no Coq here: then the lines are checked, but not proved.
     """
-    from .explain.verdict import run
+    from .explanation.verdict import run
 
     try:
         code = run(derivations or [], json)
