@@ -41,6 +41,18 @@ def as_json(arguments, capsys):
     return json.loads(out.replace(terminal.MINUS, "-"), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
 
 
+def derivations(got):
+    """All derivations of the JSON in the order in which they are read: a lemma before the line that it is shown inside."""
+
+    def inside(one):
+        for line in one["lines"]:
+            for lemma in line["lemmas"]:
+                yield from inside(lemma)
+        yield one
+
+    return [one for part in got["parts"] for whole in part["derivations"] for one in inside(whole)]
+
+
 def naive(z, y):
     """-> softmax, gradient, loss in plain float64."""
     z, y = np.asarray(z, np.float64), np.asarray(y, np.float64)
@@ -91,7 +103,7 @@ def test_any_truth_ends_in_its_mass_times_the_prediction(y, capsys):
 
 def test_known_values_stand_in_the_lines(capsys):
     got = as_json(["--all"], capsys)
-    values = {one["name"]: one["lines"][-1]["value"] for one in got["derivations"]}
+    values = {one["name"]: one["lines"][-1]["value"] for one in derivations(got)}
     yhat, dz, loss = naive([2, 1, 0.1], [1, 0, 0])
     want = {
         "result1": yhat[0] * (1 - yhat[0]), "result2": -yhat[0] * yhat[1], "result3": -1 / yhat[0], "denominator": np.e**2,
@@ -107,7 +119,7 @@ def test_known_values_stand_in_the_lines(capsys):
 @pytest.mark.parametrize(("z", "label"), ROWS)
 def test_every_line_agrees_with_the_one_before_at_every_choice_of_indices(z, label):
     account = replays(rows.arrange(np.array(z), label=label))
-    assert account.agrees and len(account.replays) == len(book.DERIVATIONS)
+    assert account.agrees and {one.derivation.name for one in account.replays} == set(book.DERIVATIONS)
     for one in account.replays:
         on = Numbers(one.derivation, z, [float(n == label) for n in range(len(z))], label)
         assert one.choices == len(on.places()) > 0 and one.apart < Decimal("1e-30")
@@ -139,7 +151,7 @@ def test_j_and_k_are_who_the_caller_says_or_the_label_and_the_likeliest_other(ca
     for options, j, k in (([], 1, 2), (["--k", "1"], 3, 1), (["--j", "2"], 2, 1), (["--j", "0", "--k", "3"], 0, 3)):
         got = as_json([*z, *options], capsys)
         assert (got["row"]["j"], got["row"]["k"]) == (j, k)
-        at = {one["name"]: one["at"] for one in got["derivations"]}
+        at = {one["name"]: one["at"] for one in derivations(got)}
         assert at["result2"] == {"j": j, "k": k, "t": 2} and at["result1"] == {"j": k, "t": 2}  # "case j = k"
 
 
@@ -147,20 +159,20 @@ def test_a_chain_that_is_0_shows_0_and_nothing_that_rounding_left(capsys, monkey
     on = Numbers(book.CENTRED, [0.3, -1.7, 2.2], [1, 0, 0], 0)
     assert any(0 < abs(v) < 1e-40 for v in on.values()), "choose scores at which rounding leaves something"
     arguments = ["centred", "--logits", "0.3,-1.7,2.2", "--label", "0"]
-    assert [line["decimal"] for line in as_json(arguments, capsys)["derivations"][0]["lines"]] == ["0"] * 5
+    assert [line["decimal"] for line in derivations(as_json(arguments, capsys))[0]["lines"]] == ["0"] * 5
     assert not re.search(r"= -?[\d.]+e-", shown(capsys, arguments, 100, monkeypatch))
 
 
 def test_small_values_that_are_no_rounding_stay(capsys):
     got = as_json(["result2", "--logits", "0,-400", "--label", "0"], capsys)
-    assert [line["value"] for line in got["derivations"][0]["lines"]] == [pytest.approx(-np.exp(-400.0), rel=1e-12, abs=0)] * 6
+    assert [line["value"] for line in derivations(got)[-1]["lines"]] == [pytest.approx(-np.exp(-400.0), rel=1e-12, abs=0)] * 6
 
 
 @pytest.mark.parametrize("label", (0, 1, 2))
 @pytest.mark.parametrize("z", ("2000,0,-2000", "110,0,-3", "-1e9,0,1e9", "60,0,0", "-745,0,3"))
 def test_gaps_that_no_float_reaches(z, label, capsys):
     got = as_json(["--all", "--logits", z, "--label", str(label)], capsys)
-    by_name = {one["name"]: one["lines"] for one in got["derivations"]}
+    by_name = {one["name"]: one["lines"] for one in derivations(got)}
     inverse, slope = (Decimal(line["decimal"]) for line in by_name["log_same"])
     assert inverse == slope > 0 and all(line["filled"] for line in by_name["log_same"])
     if z == "2000,0,-2000" and label == 1:
@@ -201,7 +213,10 @@ def test_truth_all_over_the_vocabulary_keeps_the_gradient_and_the_loss(rng, caps
     _, dz, loss = naive(z, y)
     apart = got["row"]["shown"]
     assert np.abs(np.array(got["gradient"]) - [*dz[apart], np.delete(dz, apart).sum()]).max() < 1e-13
-    assert got["loss"] == pytest.approx(loss, rel=1e-13) and got["definitions"][1]["value"] < loss - 1
+    of_the_lines = next(
+        f["value"] for part in got["parts"] for one in part["remarks"] for f in one["formulas"] if f["text"].startswith("L =")
+    )
+    assert got["loss"] == pytest.approx(loss, rel=1e-13) and of_the_lines < loss - 1
     assert "They hold truth of their own" in shown(capsys, arguments, 120, monkeypatch)
 
 
@@ -251,29 +266,40 @@ def test_an_npz_of_one_array_and_names_from_a_file(tmp_path, capsys):
 
 def test_the_json_holds_every_derivation_and_every_line(capsys):
     got = as_json(["--all"], capsys)
-    assert [one["name"] for one in got["derivations"]] == list(book.DERIVATIONS)
-    for one in got["derivations"]:
+    assert {one["name"] for one in derivations(got)} == set(book.DERIVATIONS)
+    for one in derivations(got):
         derivation = book.DERIVATIONS[one["name"]]
         assert len(one["lines"]) == len(derivation.lines) and one["agrees"] and len(one["where"]) == len(derivation.where)
         assert [line["rule"] for line in one["lines"]] == [None, *(step.rule for step in derivation.steps)]
         for line in one["lines"]:
             assert set(line) == {
-                "text", "latex", "relation", "rule", "reason", "uses", "given", "filled", "value", "decimal", "holds", "agrees",
+                "text", "latex", "relation", "rule", "reason", "uses", "given", "because", "lemmas", "filled", "value", "decimal", "holds",
+                "agrees",
             }  # fmt: skip
             assert line["text"] and line["latex"] and line["filled"] and float(line["decimal"]) == line["value"]
             assert line["rule"] is None or line["reason"]
-    assert [one["name"] for one in got["definitions"]] == [one.name for one in book.DEFINITIONS]
-    given = next(one for one in got["derivations"] if one["name"] == "prediction_minus_truth")["lines"][7]["given"]
-    assert given == ["Σ_j y_j = 1"]
+    introduced = {
+        formula["text"].split("_")[0].split(" ")[0] for part in got["parts"] for one in part["remarks"] for formula in one["formulas"]
+    }
+    assert {one["name"] for one in got["definitions"]} == {one.name for one in book.DEFINITIONS} - {"yhat", "L"} and {
+        "ŷ",
+        "L",
+    } <= introduced
+    line = next(one for one in derivations(got) if one["name"] == "prediction_minus_truth")["lines"][7]
+    assert line["given"] == ["Σ_j y_j = 1"] and [one["name"] for one in line["lemmas"]] == line["because"] == ["one_hot_sum"]
 
 
 def test_only_what_is_asked_for(capsys):
     names = ["result1", "smoothed_gradient"]
-    assert [one["name"] for one in as_json(names, capsys)["derivations"]] == names
-    article = [one.name for part in book.ARTICLE for one in part.derivations]
-    assert [one["name"] for one in as_json([], capsys)["derivations"]] == article
+    got = as_json(names, capsys)
+    assert [one["name"] for part in got["parts"] for one in part["derivations"]] == names and not any(
+        part["remarks"] for part in got["parts"]
+    )
+    article = {one.name for part in book.ARTICLE for one in part.derivations}
+    assert {one["name"] for one in derivations(as_json([], capsys))} == article
     code, out, _ = command(["explain", "result1"], capsys)
-    assert code == 0 and "Result 1 (case j = k)" in out and "Result 2" not in out and "prediction - truth" not in out
+    assert code == 0 and "Case 1: j = k" in out and "Case 2" not in out and "Objective" not in out and "prediction - truth" not in out
+    assert "What the names stand for" in out and "ŷ_j = e^z_j / (Σ_i e^z_i)" in out
 
 
 def test_list_names_every_derivation_with_its_title(capsys):
@@ -289,7 +315,6 @@ def test_the_page_goes_from_the_row_to_prediction_minus_truth(capsys, monkeypatc
     out = shown(capsys, [], 100, monkeypatch)
     order = [
         "The row",
-        "What the names stand for",
         *(part.title for part in book.ARTICLE),
         "prediction - truth",
         "central difference",
@@ -298,7 +323,7 @@ def test_the_page_goes_from_the_row_to_prediction_minus_truth(capsys, monkeypatc
     places = [out.rindex(words) if words.startswith("softxent") else out.index(f"{words}") for words in order[:-3]]
     end = out.rindex("prediction - truth ─")
     assert places == sorted(places) and places[-1] < end < out.index("central difference") < out.index("softxent.cross_entropy_and_grad")
-    assert re.search(r"^= ŷ_j \(1 - ŷ_j\) +factor: ŷ_j is in both terms\.", out, re.MULTILINE)
+    assert re.search(r"^= ŷ_j \(1 - ŷ_j\) +factor: ŷ_j is a factor of", out, re.MULTILINE)
     assert re.search(r"^  0\.659 · \(1 - 0\.659\) += 0\.224719", out, re.MULTILINE)
     assert re.search(r"^ cat +-0\.340998861114 +-0\.340998861114 +-0\.340998861114 *$", out, re.MULTILINE)
     assert re.search(r"^ cat +0\.6590 +█+.* +1\.0000 +█+ +-0\.3410 +█+ *$", out, re.MULTILINE)
@@ -401,7 +426,7 @@ def test_a_wrong_line_is_found_and_ends_in_1(monkeypatch, capsys):
     assert code == 1 and "✗ line 5 does not agree with the line before" in out and "= 0  does not agree" in out
     assert err.startswith("softxent explain: ") and err.count("\n") == 1
     code, out, _ = command(["explain", "--json"], capsys)
-    agrees = [line["agrees"] for one in json.loads(out)["derivations"] if one["name"] == "result1" for line in one["lines"]]
+    agrees = [line["agrees"] for one in derivations(json.loads(out)) if one["name"] == "result1" for line in one["lines"]]
     assert code == 1 and not json.loads(out)["agrees"] and agrees == [True, True, True, True, False, False]
 
 

@@ -16,7 +16,7 @@ from mutants import mutated
 from softxent.proof import coq as coq_module
 from softxent.proof import derivation as data
 from softxent.proof.derivation import ARTICLE, DERIVATIONS, PARTS, Derivation
-from softxent.proof.expr import RANGES, D, Definition, E, Fact, Sum, delta, exp, letters, log, same
+from softxent.proof.expr import RANGES, D, Definition, E, Fact, Sum, delta, exp, letters, log, same, walk
 from softxent.proof.prove import AXIOMS, HOW_TO_GET_COQ, SOURCE, prove
 from softxent.proof.reading import latex, mathml, text
 from softxent.proof.replay import Numbers, agree
@@ -138,7 +138,7 @@ def test_the_judge_alone_refuses_every_real_mutant():
 ALSO_RIGHT = {  # another rule that justifies the line as well: a more general one, or the same in another view
     ("factor", "distribute"), ("expand", "distribute"), ("distribute", "factor"), ("cancel", "fractions"), ("fractions", "cancel"),
     ("constant", "linearity"), ("constant", "derivative of exp"), ("constant", "derivative of log"),
-    ("result", "derivative of log"), ("result", "one term"),
+    ("result", "derivative of log"),
 }  # fmt: skip
 
 
@@ -228,6 +228,40 @@ def test_what_is_not_so_is_refused(why):
 def test_a_derivation_may_not_rest_on_itself_or_a_later_one():
     assert refusal(changed(data.RESULT_2, 2, uses=("numerator_other", "denominator", "result2")), 2)
     assert "does not come before" in refusal(changed(data.RESULT_1, 2, uses=("numerator_same", "prediction_minus_truth")), 2)
+
+
+@pytest.mark.parametrize(
+    ("because", "fault"),
+    [
+        ("log_same", "log_same does not show what is given"),
+        ("general_gradient", "does not come before"),
+        ("nothing", "does not come before"),
+    ],
+)
+def test_what_is_named_as_the_reason_of_a_fact_shows_that_fact(because, fault):
+    assert fault in refusal(changed(data.GRADIENT, 7, because=(because,)), 7)
+
+
+@pytest.mark.parametrize("part", PARTS, ids=lambda part: part.title)
+def test_a_lemma_is_shown_inside_each_step_of_its_part_that_uses_it(part):
+    """It starts in the line before that step, with the letters of that line, and every lemma is shown somewhere."""
+    shown = set()
+    for one in part.derivations:
+        for n, step in enumerate(one.steps):
+            lemmas = list(part.lemmas(one, n))
+            mine = {x.name for x in part.derivations if x.lemma}
+            assert [x.name for x in lemmas] == [name for name in (*step.uses, *step.because) if name in mine]
+            assert all(any(same(x.start, e) for e in walk(one.lines[n])) for x in lemmas)
+            shown |= {x.name for x in lemmas}
+    assert {x.name for x in part.derivations} == shown | {x.name for x in part.chains}
+
+
+def test_a_lemma_takes_the_letters_of_its_line():
+    """In case 1 the derivative of the denominator is by z_j; where two indices differ, they differ in the line too."""
+    first, second = (list(data.PARTS[0].lemmas(one, 1)) for one in (data.RESULT_1, data.RESULT_2))
+    assert [text(x.start) for x in first] == ["∂e^z_j/∂z_j", "∂/∂z_j (Σ_i e^z_i)"] and text(first[1].lines[-1]) == "e^z_j"
+    assert [text(x.start) for x in second] == ["∂e^z_j/∂z_k", "∂/∂z_k (Σ_i e^z_i)"]
+    assert text(list(data.PARTS[1].lemmas(data.RESULT_3, 3))[1].start) == "∂/∂ŷ_k (log(ŷ_j))"
 
 
 def test_an_inequality_stands_last():
@@ -327,7 +361,7 @@ def test_coq_refuses_a_theorem_that_says_something_else(monkeypatch, tmp_path):
     wrong = [
         changed(data.RESULT_1, 5, expr=data.yhat[data.j] @ E("()", (1 + data.yhat[data.j],))),
         data.RESULT_2._replace(distinct=()),
-        changed(data.GRADIENT, 7, given=()),
+        changed(data.GRADIENT, 7, given=(), because=()),
         data.Z_LOSS._replace(name="no_such_theorem"),
         data.ONE_HOT,
     ]

@@ -9,32 +9,40 @@
 from __future__ import annotations
 
 import ast
+import functools
 import html
 import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from latex2mathml.converter import convert
 from mkdocs.structure.files import File, Files
 
+from softxent.explanation import Account, Formula, Replay, chosen
+from softxent.explanation import account as work_out
+from softxent.explanation.formulas import sentence
 from softxent.explanation.page import page as explained
+from softxent.explanation.row import arrange
 from softxent.proof.coq import BEYOND
-from softxent.proof.derivation import DEFINITIONS, PARTS, Derivation
+from softxent.proof.derivation import DEFINITIONS, DERIVATIONS, Step
+from softxent.proof.expr import E
 from softxent.proof.prove import AXIOMS, SOURCE
 from softxent.proof.reading import SIGNS, mathml, prose
-from softxent.proof.replay import Numbers, short
+from softxent.proof.replay import short
 from softxent.proof.rules import RULES
 
 ROOT = Path(__file__).parent.parent
 PICTURES = {"img/bench.png": ROOT / "bench/results/bench.png", "Softmax.v": SOURCE}
-SCORES, LABEL = (2, 1, 0.1), 0
+HEAD = "<thead><tr><th>line</th><th>rule and reason</th><th>value</th><th>proved by</th></tr></thead>"
+SCORES, LABEL, NAMES = (2, 1, 0.1), 0, ("cat", "dog", "owl")
 
 
 def on_files(files: Files, config: Any) -> Files:
     for place, source in PICTURES.items():
         if source.exists():
             files.append(File.generated(config, place, abs_src_path=str(source)))
-    files.append(File.generated(config, "explain.html", content=explained(SCORES, LABEL, ("cat", "dog", "owl"))))
+    files.append(File.generated(config, "explain.html", content=explained(SCORES, LABEL, NAMES)))
     return files
 
 
@@ -66,26 +74,50 @@ def included(pattern: str) -> str:
     return "\n\n".join([file.read_text() for file in files] + pictures) if files else "No results yet: `make bench` writes them."
 
 
+@functools.cache
+def account() -> Account:
+    """The whole derivation on the numbers of the article's example."""
+    return work_out(arrange(np.array(SCORES), label=LABEL, names=NAMES), chosen("docs", (), everything=True))
+
+
 def part(n: int) -> str:
-    """A part of the derivation: its title, and each derivation as a table."""
-    return f"## {PARTS[n].title}\n\n{prose(PARTS[n].about)}\n\n" + "\n\n".join(map(derived, PARTS[n].derivations))
+    """A part of the derivation: its title, its remarks with their formulas, and each derivation as a table."""
+    section = account().sections[n]
+    remarks = [f"<p>{sentence(words)}</p>" + "".join(map(shown, formulas)) for words, formulas in section.remarks]
+    chains = [f"### {prose(one.derivation.title)} {{#{one.derivation.name}}}\n\n{derived(one)}" for one in section.replays]
+    return "\n\n".join([f"## {section.part.title}", *remarks, *chains])
 
 
-def derived(d: Derivation) -> str:
-    numbers = Numbers(d, SCORES, [float(n == LABEL) for n in range(len(SCORES))], LABEL)
-    at = numbers.places()[0]
-    last = numbers.value(d.lines[-1], at)
-    value = lambda e: "0" if last == 0 and abs(numbers.value(e, at)) < 1e-40 else short(numbers.value(e, at))  # noqa: E731
-    rows = [f"<tr><td>{mathml(d.start)}</td><td></td><td>{value(d.start)}</td><td></td></tr>"]
-    for line, step in enumerate(d.steps, 1):
-        reason = f"<em>{step.rule}</em>: {html.escape(prose(step.why))}"
-        cells = (f"{SIGNS[step.rel]} {mathml(step.expr)}", reason, value(step.expr), theorem(d.theorem(line)))
+def shown(one: Formula) -> str:
+    f = one.formula
+    return f"<p>{mathml(f) if isinstance(f, E) else f'{mathml(f.head)} = {mathml(f.body)}'}</p>"
+
+
+def derived(one: Replay, head: str = HEAD) -> str:
+    d = one.derivation
+    rows = []
+    for n, line in enumerate(one.lines):
+        rows += [f'<tr><td colspan="4">{lemma(x)}</td></tr>' for x in line.lemmas]
+        sign, reason = ("", "") if line.step is None else (SIGNS[line.step.rel], because(line.step))
+        cells = (f"{sign} {mathml(line.expr)}", reason, short(line.value), theorem(d.theorem(n)) if n else "")
         rows.append(f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
-    rows.append(f"<tr><td><strong>from first to last</strong></td><td></td><td></td><td>{theorem(d.name)}</td></tr>")
-    where = "".join(f" {mathml(one.head)} = {mathml(one.body)}" for one in d.where)
-    head = "<thead><tr><th>line</th><th>rule and reason</th><th>value</th><th>proved by</th></tr></thead>"
-    about = f"<p>Where{where}.</p>\n\n" if where else ""
-    return f"### {prose(d.title)} {{#{d.name}}}\n\n{about}<table>{head}<tbody>{''.join(rows)}</tbody></table>"
+    name = f"<strong>{prose(d.result)}: </strong>" if d.result else ""
+    whole = f"{name}{mathml(d.start)} {SIGNS[d.steps[-1].rel]} {mathml(d.lines[-1])}"
+    rows.append(f"<tr><td>{whole}</td><td>from first to last</td><td></td><td>{theorem(d.name)}</td></tr>")
+    where = "".join(f" {mathml(own.head)} = {mathml(own.body)}" for own in d.where)
+    about = f"<p>Where{where}.</p>" if where else ""
+    return f"{about}<table>{head}<tbody>{''.join(rows)}</tbody></table>"
+
+
+def lemma(one: Replay) -> str:
+    anchor = (
+        f' id="{one.derivation.name}"' if one.derivation == DERIVATIONS[one.derivation.name] else ""
+    )  # with other letters it comes again
+    return f"<strong{anchor}>{sentence(one.derivation.title)}</strong>{derived(one, '')}"
+
+
+def because(step: Step) -> str:
+    return f"<em>{step.rule}</em>: {sentence(step.why)}"
 
 
 def theorem(name: str) -> str:

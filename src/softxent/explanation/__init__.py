@@ -6,7 +6,7 @@ What is shown is worked out here, once, for the terminal (terminal.py) and for J
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from decimal import Decimal, localcontext
 from difflib import get_close_matches
 from typing import Any, NamedTuple
@@ -17,9 +17,9 @@ from .. import contract, cross_entropy_and_grad
 from ..proof import bounds
 from ..proof import derivation as book
 from ..proof.derivation import Derivation, Part
-from ..proof.expr import Definition, E, Fact, names, walk
+from ..proof.expr import Definition, E, Fact, letters, names, walk
 from ..proof.reading import SIGNS, latex, prose, text
-from ..proof.replay import CONTEXT, EXAMPLE, Numbers, agree
+from ..proof.replay import CONTEXT, EXAMPLE, Numbers, agree, short
 from ..truth import truth as as_kernels_take_it
 from .row import Row
 
@@ -30,7 +30,7 @@ GIVEN = ("N", "v", "w", "u", "W", "b", "x", *EXAMPLE, "m", "m1", "m2", "s1", "s2
 
 
 class Line(NamedTuple):
-    """A line of a derivation on numbers. `step` is None for the start."""
+    """A line of a derivation on numbers. `step` is None for the start. `lemmas` are derivations that the step shows inside itself."""
 
     expr: E
     step: book.Step | None
@@ -38,13 +38,13 @@ class Line(NamedTuple):
     value: Decimal
     holds: bool  # whether what it is given is so for this row
     agrees: bool  # with the line before, whichever classes play the indices; True where it does not hold
+    lemmas: list[Replay]
 
 
 class Replay(NamedTuple):
     """A derivation on numbers, its indices at the places `at`."""
 
     derivation: Derivation
-    part: Part
     at: dict[str, int]
     given: list[tuple[E, Any]]  # what it speaks of beyond scores and truth, as Decimals, in lists for vectors and matrices
     lines: list[Line]
@@ -53,7 +53,23 @@ class Replay(NamedTuple):
 
     @property
     def agrees(self) -> bool:
-        return all(line.agrees for line in self.lines)
+        return all(line.agrees and all(lemma.agrees for lemma in line.lemmas) for line in self.lines)
+
+
+class Formula(NamedTuple):
+    """A formula of a remark, with numbers filled in and its value where it has one."""
+
+    formula: Definition | E
+    filled: E | None = None
+    value: Decimal | None = None
+
+
+class Section(NamedTuple):
+    """A part of the derivation on numbers: its remarks, and its derivations."""
+
+    part: Part
+    remarks: list[tuple[str, list[Formula]]]
+    replays: list[Replay]
 
 
 class End(NamedTuple):
@@ -85,32 +101,81 @@ class Account(NamedTuple):
     """All that `softxent explain` shows."""
 
     row: Row
-    definitions: list[tuple[Definition, E, Decimal]]  # with numbers filled in, and the value
-    replays: list[Replay]
+    definitions: list[tuple[Definition, E, Decimal]]  # with numbers filled in, and the value; those that no remark introduces
+    sections: list[Section]
     end: End
+
+    @property
+    def replays(self) -> list[Replay]:
+        """All derivations in the order in which they are read: a lemma before the derivation that shows it."""
+        return [one for section in self.sections for whole in section.replays for one in _with_lemmas(whole)]
 
     @property
     def agrees(self) -> bool:
         return self.end.slopes_agree and self.end.ours_agrees and all(one.agrees for one in self.replays)
 
+    @property
+    def truth_note(self) -> str:
+        """What is different where the truth of the row is not one-hot; empty where it is."""
+        if _one_hot(self.row):
+            return ""
+        if self.end.mass == 1:
+            return "The truth of this row is not one-hot, but its entries sum to 1 as well, so that the last steps hold."
+        p = short(self.end.mass, 6)
+        return f"The truth of this row is not one-hot: its entries sum to p = {p}, and p takes the place of 1 in the last steps."
 
-def chosen(fn: str, wanted: Sequence[str], everything: bool = False) -> list[tuple[Part, Derivation]]:
-    """The derivations named, or all, or else those of the article."""
-    parts = {one.name: (part, one) for part in book.PARTS for one in part.derivations}
+
+def _with_lemmas(one: Replay) -> Iterator[Replay]:
+    for line in one.lines:
+        for lemma in line.lemmas:
+            yield from _with_lemmas(lemma)
+    yield one
+
+
+def _one_hot(row: Row) -> bool:
+    return sorted(row.truth) == [0] * (len(row.truth) - 1) + [1]
+
+
+def chosen(fn: str, wanted: Sequence[str], everything: bool = False) -> list[tuple[Part, tuple[Derivation, ...]]]:
+    """The derivations named, without the remarks of their parts, or else whole parts: all of them, or those of the article."""
+    parts = {one.name: (part._replace(remarks=()), (one,)) for part in book.PARTS for one in part.derivations}
     for name in wanted:
         if name not in parts:
             close = ", ".join(get_close_matches(name, parts, 4, 0.5)) or "none"
             contract.fail(fn, "name", "be one that softxent explain --list shows", f"{name!r} (close to it: {close})")
-    return [parts[name] for name in wanted] or [
-        parts[one.name] for p in (book.PARTS if everything else book.ARTICLE) for one in p.derivations
-    ]
+    return [parts[name] for name in wanted] or [(part, part.chains) for part in (book.PARTS if everything else book.ARTICLE)]
 
 
-def account(row: Row, derivations: Iterable[tuple[Part, Derivation]]) -> Account:
+def account(row: Row, parts: Iterable[tuple[Part, tuple[Derivation, ...]]]) -> Account:
     """Work out the derivations on a row, and compare the last line with the loss's slopes and with softxent."""
     with localcontext(CONTEXT):
-        replays = [_replay(row, part, one) for part, one in derivations]
-        return Account(row, _definitions(row, [one.derivation for one in replays]), replays, _end(row))
+        end = _end(row)
+        sections = [_section(row, part, derivations, end) for part, derivations in parts]
+        result = Account(row, [], sections, end)
+        introduced = {f.formula for section in sections for _, formulas in section.remarks for f in formulas}
+        needed = [one for one in _definitions(row, [one.derivation for one in result.replays]) if one[0] not in introduced]
+        return result._replace(definitions=needed)
+
+
+def _section(row: Row, part: Part, derivations: tuple[Derivation, ...], end: End) -> Section:
+    if part.remarks and book.GRADIENT in derivations and end.mass != 1:
+        derivations = (*derivations, book.GENERAL)  # shows p where the article has 1
+    remarks = [(one.words, [_formula(row, f) for f in one.formulas]) for one in part.remarks]
+    return Section(part, remarks, [_replay(row, part, one, _roles(row, one)) for one in derivations])
+
+
+def _formula(row: Row, formula: Definition | E) -> Formula:
+    """With numbers where it has a value that is the same in every case: j and k have no value before there is a case."""
+    if isinstance(formula, E) or letters(formula.body) or not names(formula.body) <= {"z", "y", "yhat"}:
+        return Formula(formula)
+    on = _numbers(row, book.GENERAL)
+    return Formula(formula, _bare(on.fill(formula.body)), on.value(formula.body))
+
+
+def _roles(row: Row, derivation: Derivation) -> dict[str, int]:
+    """The places of the indices. Where j stands alone, it is shown at the place of k: so a case j = k is at one class throughout."""
+    free = {i for line in derivation.lines for i in letters(line)}
+    return {"j": row.j if "k" in free else row.k, "k": row.k, "t": row.label}
 
 
 def _numbers(row: Row, derivation: Derivation, scores: Sequence[Any] | None = None) -> Numbers:
@@ -132,12 +197,10 @@ def _definitions(row: Row, derivations: list[Derivation]) -> list[tuple[Definiti
     return [(one, _bare(on.fill(one.body, at)), on.value(one.body, at)) for one in book.DEFINITIONS if one.name in used]
 
 
-def _replay(row: Row, part: Part, derivation: Derivation) -> Replay:
+def _replay(row: Row, part: Part, derivation: Derivation, roles: dict[str, int]) -> Replay:
     on = _numbers(row, derivation)
     places = on.places()
-    free = set(places[0]) - {"t"}
-    roles = {"j": row.j if "k" in free else row.k, "k": row.k}  # "case j = k" is shown where k is, and used there
-    at = {i: roles.get(i, 0) for i in places[0] if i in free} | {"t": row.label}
+    at = {i: roles.get(i, 0) for i in places[0]}
     holds = [all(_so(on, fact) for fact in derivation.given)]
     for step in derivation.steps:
         holds.append(holds[-1] and all(_so(on, fact) for fact in step.given))
@@ -151,10 +214,20 @@ def _replay(row: Row, part: Part, derivation: Derivation) -> Replay:
                 apart = max(apart, abs(a - b) / (1 + abs(a)) if rel == "=" else Decimal(0))
     values = on.values(at)
     lines = [
-        Line(e, step, _bare(on.fill(e, at)), _clean(value, values), held, fits)
-        for e, step, value, held, fits in zip(derivation.lines, (None, *derivation.steps), values, holds, good, strict=True)
+        Line(e, step, _bare(on.fill(e, at)), _clean(value, values), held, fits, lemmas)
+        for e, step, value, held, fits, lemmas in zip(
+            derivation.lines, (None, *derivation.steps), values, holds, good, _lemmas(row, part, derivation, roles), strict=True
+        )
     ]
-    return Replay(derivation, part, at, _given(on, derivation), lines, len(places), apart)
+    return Replay(derivation, at, _given(on, derivation), lines, len(places), apart)
+
+
+def _lemmas(row: Row, part: Part, derivation: Derivation, roles: dict[str, int]) -> Iterator[list[Replay]]:
+    """What is shown inside each line, at the places of the whole; the reason why a truth is one-hot only where it is."""
+    yield []
+    for n, step in enumerate(derivation.steps):
+        shown = [one for one in part.lemmas(derivation, n) if one.name not in step.because or _one_hot(row)]
+        yield [_replay(row, part, one, roles) for one in shown]
 
 
 def _bare(e: E) -> E:
@@ -232,7 +305,8 @@ def as_json(account: Account) -> dict[str, Any]:
             {"name": one.name, **_both(one.head, one.body), "filled": text(filled), **_value(value)}
             for one, filled, value in account.definitions
         ],
-        "derivations": [_derivation(one) for one in account.replays],
+        "truth_note": account.truth_note,
+        "parts": [_part(section) for section in account.sections],
         "line": {"text": text(end.line), "latex": latex(end.line)},
         "mass": _number(end.mass),
         "yhat": [*map(_number, end.yhat)],
@@ -249,10 +323,25 @@ def as_json(account: Account) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _part(section: Section) -> dict[str, Any]:
+    return {
+        "title": section.part.title,
+        "remarks": [{"words": prose(words), "formulas": [_shown(one) for one in formulas]} for words, formulas in section.remarks],
+        "derivations": [_derivation(one) for one in section.replays],
+    }
+
+
+def _shown(one: Formula) -> dict[str, Any]:
+    f = one.formula
+    written = {"text": text(f), "latex": latex(f)} if isinstance(f, E) else _both(f.head, f.body)
+    return written | ({} if one.value is None or one.filled is None else {"filled": text(one.filled), **_value(one.value)})
+
+
 def _derivation(one: Replay) -> dict[str, Any]:
     return {
-        "name": one.derivation.name, "title": prose(one.derivation.title), "part": one.part.title, "at": one.at, "agrees": one.agrees,
-        "choices": one.choices, "apart": _number(one.apart), "where": [_both(own.head, own.body) for own in one.derivation.where],
+        "name": one.derivation.name, "title": prose(one.derivation.title), "result": prose(one.derivation.result), "at": one.at,
+        "agrees": one.agrees, "choices": one.choices, "apart": _number(one.apart),
+        "where": [_both(own.head, own.body) for own in one.derivation.where],
         "with": {text(name): _plain(value) for name, value in one.given}, "lines": [_line(line) for line in one.lines],
     }  # fmt: skip
 
@@ -262,7 +351,8 @@ def _line(line: Line) -> dict[str, Any]:
     return {
         "text": text(line.expr), "latex": latex(line.expr), "relation": step and step.rel, "rule": step and step.rule,
         "reason": step and prose(step.why), "uses": list(step.uses) if step else [],
-        "given": [fact(one) for one in step.given] if step else [],
+        "given": [fact(one) for one in step.given] if step else [], "because": list(step.because) if step else [],
+        "lemmas": [_derivation(one) for one in line.lemmas],
         "filled": text(line.filled), **_value(line.value), "holds": line.holds, "agrees": line.agrees,
     }  # fmt: skip
 

@@ -138,18 +138,19 @@ function put(node, value, digits) {
 const agree = (a, b, rel) => Math.abs(a - b) <= SAME * (1 + Math.abs(a)) || (rel === ">=" && a > b);
 
 function showDerivation(section, derivation, numbers) { // -> whether its lines agree
-  const at = { t: state.t, ...Object.fromEntries(derivation.free.map((i) => [i, state[i] ?? 0])) };
+  const places = Object.entries(derivation.free).map(([letter, role]) => [letter, state[role] ?? 0]);
+  const at = { t: state.t, ...Object.fromEntries(places) };
   const values = derivation.lines.map((line) => numbers.value(line, at));
-  all("li:has(> .numbers)", section).forEach((item, n) => {
-    put($(".numbers data", item), values[n], 6);
-    if (values.includes(0) && Math.abs(values[n]) < 1e-12) say($(".numbers data", item), values[n] === 0 ? "0" : "≈ 0"); // rounding
-    say($(".filled", item), text(numbers.fill(derivation.lines[n], at)));
+  all(":scope > ol > li > .numbers", section).forEach((line, n) => {
+    put($("data", line), values[n], 6);
+    if (values.includes(0) && Math.abs(values[n]) < 1e-12) say($("data", line), values[n] === 0 ? "0" : "≈ 0"); // rounding
+    say($(".filled", line), text(numbers.fill(derivation.lines[n], at)));
   });
   const good = values.every((v, n) => n === 0 || agree(values[n - 1], v, derivation.rels[n]));
-  const finite = values.every(Number.isFinite), check = $(".check", section);
+  const finite = values.every(Number.isFinite), check = $(":scope > .check", section);
   check.className = `check ${good ? "good" : finite ? "bad" : ""}`;
   say(check, good ? `✓ ${values.length} lines agree` : finite ? "✗ lines differ" : "beyond a double");
-  say($(".at", section), derivation.free.map((i) => `${i} = ${i in state ? data.names[state[i]] : 1}`).join(", "));
+  say($(":scope > .where .at", section), Object.entries(derivation.free).map(([letter, role]) => `${letter} = ${role in state ? data.names[state[role]] : 1}`).join(", "));
   return good;
 }
 
@@ -169,7 +170,7 @@ function showHeat(same, other) {
     put($("data", cell), values[j][k], 2);
     cell.style.setProperty("--x", Math.abs(values[j][k]) / most || 0);
     cell.className = values[j][k] < 0 ? "negative" : "positive";
-    cell.ariaSelected = String(j === state.j && (k === state.k || k === j));
+    cell.ariaSelected = String(k === state.k && (j === state.j || j === k));
     cell.tabIndex = j === state.j && k === state.k ? 0 : -1;
   }));
 }
@@ -200,8 +201,8 @@ function choose(letter, n) { // two indices that must differ change places where
 }
 
 function chooseCell(j, k) {
-  choose("j", j);
-  if (j !== k) choose("k", k);
+  choose("k", k);
+  if (j !== k) choose("j", j);
   update();
 }
 
@@ -232,11 +233,6 @@ theme.addEventListener("click", () => {
   theme.ariaPressed = theme.ariaPressed !== "true";
   document.documentElement.style.colorScheme = theme.ariaPressed === "true" ? "dark" : "light";
 });
-
-matchMedia("print").addEventListener("change", ({ matches }) => all("details").forEach((fold) => { // on paper, all folds are open
-  if (matches) fold.dataset.was = fold.open;
-  fold.open = matches || fold.dataset.was === "true";
-}));
 
 function reveal() { // the target of a link may lie in a fold
   const target = document.getElementById(location.hash.slice(1));

@@ -10,25 +10,26 @@ import base64
 import hashlib
 import json
 import math
-import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from decimal import Decimal
 from html import escape
 from pathlib import Path
 from string import Template
 from typing import Any
 
-from ..proof.derivation import DERIVATIONS, GRADIENT, PARTS, RESULT_1, RESULT_2, Derivation, L, Part, Step, y, yhat
+from ..proof.derivation import ARTICLE, DERIVATIONS, GRADIENT, PARTS, RESULT_1, RESULT_2, Derivation, L, Part, Remark, Step, y, yhat
 from ..proof.expr import RANGES, Definition, E, Fact, Name, Sum, exp, in_row, letters
-from ..proof.reading import SIGNS, mathml, prose, text, tree
+from ..proof.reading import SIGNS, text, tree
 from ..proof.replay import Numbers, short
+from .formulas import formula, sentence
 
 FEWEST, MOST = 2, 24  # classes: j != k needs two, and the heat map has a cell for each pair
 REACH = 10  # of the sliders, where no score lies beyond
-OPEN = 3  # parts: the article's
+OPEN = len(ARTICLE)
 BAR = '<td><data></data><span class="bar"><span></span></span></td>'
 CELL = '<td tabindex="-1"><data></data></td>'
 HERE = Path(__file__).parent
+At = Callable[[Derivation], tuple[Numbers, dict[str, int]]]  # the numbers of a derivation, and the places of its indices
 
 # How replay.py's examples follow the scores when these move; `max` is an operation of these trees alone.
 _score, _truth, _W, _x = Name("score"), Name("truth"), Name("W"), Name("x")
@@ -57,15 +58,18 @@ def page(scores: Sequence[float], label: int, names: Sequence[str]) -> str:
     _check(scores, label, names)
     scores = [float(s) for s in scores]
     chosen = {"t": label, "k": label, "j": 1 if label == 0 else 0}
+
+    def on(one: Derivation) -> tuple[Numbers, dict[str, int]]:
+        return _numbers(one, scores, label), {letter: chosen.get(role, 0) for letter, role in _roles(one).items()}
+
     style, script = _file("page.css"), _file("page.js")
     return Template(_file("page.html")).substitute(
         policy=f"default-src 'none'; img-src data:; style-src {_digest(style)}; script-src {_digest(script)}",
         style=style,
         script=script,
         data=_json(_data(scores, names, chosen)),
-        contents="".join(f'<li><a href="#part-{n}">{escape(part.title)}</a></li>' for n, part in enumerate(PARTS, 1)),
-        lines=sum(len(one.lines) for one in DERIVATIONS.values()),
-        derivations=len(DERIVATIONS),
+        contents=_contents(1, PARTS[:OPEN]),
+        contents_beyond=_contents(OPEN + 1, PARTS[OPEN:]),
         same=RESULT_1.name,
         other=RESULT_2.name,
         labels=_options(names, label),
@@ -74,7 +78,8 @@ def page(scores: Sequence[float], label: int, names: Sequence[str]) -> str:
         bars="".join(f'<tr><th scope="row">{escape(name)}</th>{BAR * 3}</tr>' for name in names),
         columns="".join(f'<th scope="col">{escape(name)}</th>' for name in names),
         cells="".join(f'<tr><th scope="row">{escape(name)}</th>{CELL * len(names)}</tr>' for name in names),
-        parts="".join(_part(n, part, scores, chosen) for n, part in enumerate(PARTS, 1)),
+        article="".join(_part(n, part, on) for n, part in enumerate(PARTS[:OPEN], 1)),
+        beyond="".join(_part(n, part, on) for n, part in enumerate(PARTS[OPEN:], OPEN + 1)),
     )
 
 
@@ -126,7 +131,7 @@ def _data(scores: Sequence[float], names: Sequence[str], chosen: dict[str, int])
         "ranges": ranges | {"first": list(classes[:half]), "last": list(classes[half:])},
         "distinct": sorted({pair for one in DERIVATIONS.values() for pair in one.distinct}),
         "settings": [_setting(one, scores) for one in settings.values()],
-        "derivations": {name: _chain(one) | {"setting": list(settings).index(one.where)} for name, one in DERIVATIONS.items()},
+        "derivations": {place: _chain(one) | {"setting": list(settings).index(one.where)} for place, one in _all_places().items()},
         "shown": {"same": RESULT_1.name, "other": RESULT_2.name, "gradient": GRADIENT.name}
         | {name: tree(e) for name, e in (("yhat", yhat["k"]), ("y", y["k"]), ("loss", L))},
     }
@@ -134,7 +139,7 @@ def _data(scores: Sequence[float], names: Sequence[str], chosen: dict[str, int])
 
 def _chain(derivation: Derivation) -> dict[str, Any]:
     lines = [tree(line) for line in derivation.lines]
-    return {"lines": lines, "rels": ["=", *(step.rel for step in derivation.steps)], "free": _free(derivation)}
+    return {"lines": lines, "rels": ["=", *(step.rel for step in derivation.steps)], "free": _roles(derivation)}
 
 
 def _setting(derivation: Derivation, scores: Sequence[float]) -> dict[str, Any]:
@@ -171,11 +176,17 @@ def _floats(value: Any) -> Any:
     return [_floats(x) for x in value] if isinstance(value, list) else float(value)
 
 
-def _free(derivation: Derivation) -> list[str]:
-    return sorted({letter for line in derivation.lines for letter in letters(line)})
+def _roles(derivation: Derivation) -> dict[str, str]:
+    """Which chosen index each letter follows. Where j stands alone it follows k: so a case j = k is at one class throughout."""
+    free = sorted({letter for line in derivation.lines for letter in letters(line)})
+    return {letter: "k" if letter == "j" and "k" not in free else letter for letter in free}
 
 
 # ---- HTML ----
+
+
+def _contents(first: int, parts: Sequence[Part]) -> str:
+    return "".join(f'<li><a href="#part-{n}">{escape(part.title)}</a></li>' for n, part in enumerate(parts, first))
 
 
 def _options(names: Sequence[str], chosen: int) -> str:
@@ -199,74 +210,80 @@ def _shown(value: Decimal, digits: int = 4) -> str:
     return text(E("val", (short(value, digits),)))
 
 
-def _math(e: E) -> str:
-    """MathML with a name for those who cannot see it; the index of a sum stands below it, as in a displayed formula."""
-    drawn = re.sub(r"<msub>(<mo>&#x02211;</mo><mrow>.*?</mrow>)</msub>", r"<munder>\1</munder>", mathml(e))
-    return drawn.replace("<math ", f'<math alttext="{escape(text(e))}" ', 1)
+def _part(n: int, part: Part, on: At) -> str:
+    body = "".join(_remark(one) for one in part.remarks) + "".join(_derivation(part, one, on, one.name) for one in part.chains)
+    return f'<section class="part" aria-labelledby="part-{n}"><h2 id="part-{n}">{escape(part.title)}</h2>{body}</section>'
 
 
-def _part(n: int, part: Part, scores: Sequence[float], chosen: dict[str, int]) -> str:
-    links = "".join(f'<li><a href="#{one.name}">{_words(one.title)}</a></li>' for one in part.derivations)
-    return (
-        f'<details class="part"{" open" * (n <= OPEN)}><summary><h2 id="part-{n}">{escape(part.title)}</h2></summary>'
-        f'<p>{escape(part.about)}</p><ul class="links">{links}</ul>'
-        f"{''.join(_derivation(one, scores, chosen) for one in part.derivations)}</details>"
-    )
+def _remark(one: Remark) -> str:
+    formulas = "".join(f'<div class="formula">{_defined(f) if isinstance(f, Definition) else formula(f)}</div>' for f in one.formulas)
+    return f'<div class="remark"><p>{sentence(one.words)}</p>{formulas}</div>'
 
 
-def _words(words: str) -> str:
-    """Prose with its exponents raised and its indices lowered."""
-    lowered = re.sub(r"(?<=\w)_(\w+)", r"<sub>\1</sub>", escape(prose(words)))
-    return re.sub(r"\^(\w(?:<sub>\w+</sub>)?)", r"<sup>\1</sup>", lowered)
-
-
-def _derivation(one: Derivation, scores: Sequence[float], chosen: dict[str, int]) -> str:
-    numbers, at = _numbers(one, scores, chosen["t"]), {letter: chosen.get(letter, 0) for letter in _free(one)}
-    steps = (None, *one.steps)
-    lines = "".join(_line(one, step, e, numbers, at) for step, e in zip(steps, one.lines, strict=True))
+def _derivation(part: Part, one: Derivation, on: At, place: str, level: str = "h3") -> str:
+    """A derivation, its lemmas inside the lines that use them. `place` is its id."""
+    numbers, at = on(one)
+    lines = ""
+    for step, e, lemmas in zip((None, *one.steps), one.lines, _inside(part, one), strict=True):
+        shown = "".join(_derivation(part, lemma, on, where, "h4") for where, lemma in lemmas)
+        reason = _reason(one, step, {lemma.name for _, lemma in lemmas}) if step else ""
+        lines += f"<li>{shown}{_line(step, e, numbers, at, reason)}</li>"
     conditions = "".join(f"<span>{x}</span>" for x in _conditions(one))
+    end = f'<p class="result"><b>{sentence(one.result)}:</b> {_defined(Definition(one.start, one.lines[-1]))}</p>' if one.result else ""
     return (
-        f'<section class="derivation" id="{one.name}" aria-labelledby="{one.name}-title">'
-        f'<h3 id="{one.name}-title">{_words(one.title)}</h3><p class="check"></p>'
-        f'<p class="where">{conditions}<span class="at"></span></p><ol>{lines}</ol></section>'
+        f'<section class="derivation" id="{place}" aria-labelledby="{place}-title">'
+        f'<{level} id="{place}-title">{sentence(one.title)}</{level}><p class="check"></p>'
+        f'<p class="where">{conditions}<span class="at"></span></p><ol>{lines}</ol>{end}</section>'
     )
+
+
+def _inside(part: Part, one: Derivation) -> list[list[tuple[str, Derivation]]]:
+    """The lemmas inside each line, with their ids: with other letters a lemma is shown once more, in another place."""
+    lemmas = [[], *([*part.lemmas(one, n)] for n in range(len(one.steps)))]
+    return [[(x.name if x in part.derivations else f"{x.name}-in-{one.name}", x) for x in some] for some in lemmas]
+
+
+def _all_places() -> dict[str, Derivation]:
+    """All derivations of the page by their ids."""
+    whole = [(part, one) for part in PARTS for one in part.chains]
+    lemmas = {place: lemma for part, one in whole for some in _inside(part, one) for place, lemma in some}
+    return {one.name: one for _, one in whole} | lemmas
 
 
 def _conditions(one: Derivation) -> list[str]:
-    where = [f"where {_definition(x)}" for x in one.where]
+    where = [f"where {_defined(x)}" for x in one.where]
     given = [f"if {_fact(fact)}" for fact in one.given]
     return [*where, *given, *(f"for <i>{a}</i> ≠ <i>{b}</i>" for a, b in one.distinct)]
 
 
-def _definition(one: Definition) -> str:
-    return f"{_math(one.head)} = {_math(one.body)}"
+def _defined(one: Definition) -> str:
+    return f'{formula(one.head)} <span class="sign">=</span> {formula(one.body)}'
 
 
 def _fact(fact: Fact) -> str:
     every = f" for every <i>{fact.every}</i>" if fact.every else ""
-    return f"{_math(fact.left)} {escape(SIGNS[fact.rel])} {_math(fact.right)}{every}"
+    return f"{formula(fact.left)} {escape(SIGNS[fact.rel])} {formula(fact.right)}{every}"
 
 
-def _line(one: Derivation, step: Step | None, e: E, numbers: Numbers, at: dict[str, int]) -> str:
+def _line(step: Step | None, e: E, numbers: Numbers, at: dict[str, int], reason: str) -> str:
     value = numbers.value(e, at)
     filled = numbers.fill(e, at)
     plain = " plain" * (filled.op in ("num", "val"))
-    name = escape(f"{'Line' if step else 'Start'} of {one.title}")
     shown = f'<data value="{float(value)!r}">{_shown(value, 6)}</data>'
     sign = f'<span class="sign">{escape(SIGNS[step.rel])}</span>' if step else ""
     return (
-        f'<li><div class="formula">{sign}<div class="scroll" role="group" aria-label="{name}">{_math(e)}</div></div>'
+        f'<div class="formula">{sign}{formula(e)}</div>{reason}'
         f'<p class="numbers{plain}"><span class="filled">{escape(text(filled))}</span> {shown}</p>'
-        f"{_reason(one, step) if step else ''}</li>"
     )
 
 
-def _reason(one: Derivation, step: Step) -> str:
-    used = [_used(one, name) for name in step.uses] + [_fact(fact) for fact in step.given]
-    links = f"<ul>{''.join(f'<li>{x}</li>' for x in used)}</ul>" if used else ""
-    return f"<details><summary>{escape(step.rule)}</summary><p>{_words(step.why)}</p>{links}</details>"
+def _reason(one: Derivation, step: Step, shown: set[str]) -> str:
+    """The rule, the sentence, and what the step uses beyond the lemmas that are shown inside it."""
+    used = [_used(one, name) for name in (*step.uses, *step.because) if name not in shown]
+    uses = f' <span class="uses">({", ".join(used)})</span>' if used else ""
+    return f'<p class="reason"><b>{escape(step.rule)}</b> {sentence(step.why)}{uses}</p>'
 
 
 def _used(one: Derivation, name: str) -> str:
     other = DERIVATIONS.get(name)
-    return f'<a href="#{name}">{_words(other.title)}</a>' if other else _definition(one.definitions[name])
+    return f'<a href="#{name}">{sentence(other.citation)}</a>' if other else _defined(one.definitions[name])

@@ -19,10 +19,11 @@ from rich.table import Table
 from rich.text import Text
 
 from .. import contract
-from ..proof.derivation import PARTS
+from ..proof import derivation as book
+from ..proof.expr import E
 from ..proof.reading import SIGNS, prose, text
 from ..proof.replay import TOLERANCE, short
-from . import STEP, Account, End, Line, Replay, as_json, chosen, fact
+from . import STEP, Account, End, Formula, Line, Replay, as_json, chosen, fact
 from . import account as work_out
 from .row import Row, read
 
@@ -74,7 +75,7 @@ def _write(html: Path, row: Row) -> None:
 
 def listing(console: Console) -> None:
     """The names of all derivations, with their titles."""
-    for part in PARTS:
+    for part in book.PARTS:
         console.print(Text(part.title, "bold"))
         table = Table.grid(padding=(0, 3, 0, 0))
         for one in part.derivations:
@@ -87,16 +88,22 @@ def show(console: Console, account: Account, ending: bool = True) -> None:
     console.width = min(console.width, WIDEST)
     _row(console, account.row, any(one.given for one in account.replays))
     _definitions(console, account)
-    part = None
-    for one in account.replays:
-        if ending and one.part != part:
-            part = one.part
-            console.print()
-            console.rule(Text(part.title, "bold"), align="left", style=REASON)
-            _say(console, Text(part.about, REASON))
-        _replay(console, one, account.row)
+    for section in account.sections:
+        if section.remarks:
+            _heading(console, section.part.title)
+        for words, formulas in section.remarks:
+            _remark(console, words, formulas)
+        if account.truth_note and book.RESULT_3 in section.part.derivations and section.remarks:
+            _say(console, account.truth_note)
+        for one in section.replays:
+            _replay(console, one, account.row)
     if ending or not (account.end.ours_agrees and account.end.slopes_agree):
         _end(console, account.row, account.end)
+
+
+def _heading(console: Console, title: str) -> None:
+    console.print()
+    console.rule(Text(title, "bold"), align="left", style=REASON)
 
 
 def _row(console: Console, row: Row, options: bool) -> None:
@@ -125,22 +132,34 @@ def _definitions(console: Console, account: Account) -> None:
         _block(console, f"{text(one.head)} = {text(one.body)}", text(filled), (f"= {_short(value, 6)}", VALUE), name, first=True)
 
 
-def _replay(console: Console, one: Replay, row: Row) -> None:
+def _remark(console: Console, words: str, formulas: Sequence[Formula]) -> None:
+    _say(console, prose(words))
+    for one in formulas:
+        line = text(one.formula) if isinstance(one.formula, E) else f"{text(one.formula.head)} = {text(one.formula.body)}"
+        value = ("", "") if one.value is None else (f"= {_short(one.value, 6)}", VALUE)
+        _block(console, line, text(one.filled) if one.filled else "", value, None, first=True, left=4)
+
+
+def _replay(console: Console, one: Replay, row: Row, left: int = 0) -> None:
+    """A derivation, moved to the right where it is a lemma inside a step of another."""
     here = [f"{i} = " + (row.names[n] if i in "jk" else f"{n + 1}") for i, n in sorted(one.at.items()) if i != "t"]
-    console.print(
-        "\n", Text.assemble((prose(one.derivation.title), "bold"), (f"   {one.derivation.name}   {', '.join(here)}", REASON)), sep=""
-    )
+    named = Text.assemble((prose(one.derivation.title), "bold"), (f"   {one.derivation.name}   {', '.join(here)}", REASON))
+    console.print("" if left == 0 else Text(), Padding(named, (0, 0, 0, left)), sep="\n")
     about = [f"{text(own.head)} = {text(own.body)}" for own in one.derivation.where] + [
         f"{text(name)} = {_plain(x)}" for name, x in one.given
     ]
     if about:
-        _say(console, Text(f"where {', '.join(about)}", REASON))
+        _say(console, Text(f"where {', '.join(about)}", REASON), left + 2)
     for n, line in enumerate(one.lines):
-        _line(console, line, one.lines, last=n > 0 and n == len(one.lines) - 1)
-    _checked(console, one)
+        for lemma in line.lemmas:
+            _replay(console, lemma, row, left + 4)
+        if line.lemmas:
+            console.print()
+        _line(console, line, one.lines, last=n > 0 and n == len(one.lines) - 1, left=left)
+    _checked(console, one, left)
 
 
-def _line(console: Console, line: Line, lines: Sequence[Line], last: bool) -> None:
+def _line(console: Console, line: Line, lines: Sequence[Line], last: bool, left: int) -> None:
     step, value = line.step, (_value(line.value, lines[-1].value), VALUE)
     reason = Text.assemble((step.rule, RULE), ": ", prose(step.why), style=REASON) if step else None
     if not line.holds:
@@ -149,14 +168,16 @@ def _line(console: Console, line: Line, lines: Sequence[Line], last: bool) -> No
         value = (value[0] + "  does not agree", WRONG)
     sign = f"{SIGNS[step.rel]} " if step else "  "
     filled = "" if line.filled.op in ("val", "num") or not line.holds else text(line.filled)
-    _block(console, sign + text(line.expr), filled, value, reason, first=step is None, strong=last and line.holds)
+    _block(console, sign + text(line.expr), filled, value, reason, first=step is None, strong=last and line.holds, left=left)
 
 
 def _block(
-    console: Console, line: str, filled: str, value: tuple[str, str], reason: Text | None, *, first: bool = False, strong: bool = False
-) -> None:
+    console: Console, line: str, filled: str, value: tuple[str, str], reason: Text | None,
+    *, first: bool = False, strong: bool = False, left: int = 0,
+) -> None:  # fmt: skip
     """A line, its numbers and its value, and the reason beside it or, where there is no room, before it."""
-    width = console.width - 2 if console.width < WIDE else console.width * 3 // 5
+    beside = console.width >= WIDE
+    width = (console.width * 3 // 5 if beside else console.width - 2) - left
     rows = [(x, "bold" if strong else "") for x in fold(line, width)] + (
         [(f"  {x}", "") for x in fold(filled, width - 2)] if filled else []
     )
@@ -164,20 +185,19 @@ def _block(
     if len(rows[-1][0]) + 3 + len(end) > width:
         rows += [(x, "") for x in textwrap.wrap(end, width)[:-1]] + [("", "")]
         end = textwrap.wrap(end, width)[-1]
-    left = Text("\n").join(Text(x, look) for x, look in rows)
-    left.append(" " * (width - len(rows[-1][0]) - len(end)))
-    left.append(end, f"bold {style}" if strong else style)
+    lines = Text("\n").join(Text(x, look) for x, look in rows)
+    lines.append(" " * (width - len(rows[-1][0]) - len(end)))
+    lines.append(end, f"bold {style}" if strong else style)
     table = Table.grid(padding=(0, 3, 0, 0))
-    if console.width < WIDE:
-        table.add_column(width=width)
+    table.add_column(width=width, no_wrap=beside)
+    if beside:
+        table.add_column(width=console.width - width - left - 5)
+        table.add_row(lines, reason or "")
+    else:
         if reason:
             table.add_row(Padding(reason, (0 if first else 1, 0, 0, 2)))
-        table.add_row(left)
-    else:
-        table.add_column(width=width, no_wrap=True)
-        table.add_column(width=console.width - width - 5)
-        table.add_row(left, reason or "")
-    console.print(table)
+        table.add_row(lines)
+    console.print(Padding(table, (0, 0, 0, left)))
 
 
 def fold(line: str, width: int) -> list[str]:
@@ -194,11 +214,17 @@ def fold(line: str, width: int) -> list[str]:
     return [row.replace("\xa0", " ") for row in rows]
 
 
-def _checked(console: Console, one: Replay) -> None:
+def _checked(console: Console, one: Replay, left: int) -> None:
+    """Whether the lines agree, and the result by its name. Of a lemma only what is wrong."""
     wrong = [n for n, line in enumerate(one.lines, 1) if not line.agrees]
     if wrong:
-        return _say(console, Text(f"✗ line {wrong[0]} does not agree with the line before", WRONG))
+        return _say(console, Text(f"✗ line {wrong[0]} does not agree with the line before", WRONG), left + 2)
+    if left:
+        return
     held = sum(line.holds for line in one.lines)
+    if one.derivation.result and held == len(one.lines):
+        equation = f"{text(one.derivation.start)} = {text(one.derivation.lines[-1])}"
+        _say(console, Text.assemble((f"{prose(one.derivation.result)}: ", "bold"), (equation, "bold")))
     lines = f"{held} lines" if held == len(one.lines) else f"the first {held} of {len(one.lines)} lines"
     near = f"they differ by at most {float(one.apart):.0e}" if one.apart else "to the last of 50 digits"
     more = f", for each of the {one.choices} choices of {' and '.join(sorted(i for i in one.at if i != 't'))}" if one.choices > 1 else ""
@@ -209,8 +235,7 @@ def _checked(console: Console, one: Replay) -> None:
 
 
 def _end(console: Console, row: Row, end: End) -> None:
-    console.print()
-    console.rule(Text("prediction - truth", "bold"), align="left", style=REASON)
+    _heading(console, "prediction - truth")
     mass = "" if end.mass == 1 else f", p = {_short(end.mass, 6)}"
     _say(console, Text(f"The last line at every class k: {text(end.line)}{mass}", REASON))
     sign = text(end.line).replace("_k", "")
@@ -256,8 +281,8 @@ def _claim(console: Console, holds: bool, claim: str) -> None:
     _say(console, Text.assemble(("✓ " if holds else "✗ FAILED: ", "green" if holds else WRONG), claim))
 
 
-def _say(console: Console, words: str | Text) -> None:
-    console.print(Padding(Text(words) if isinstance(words, str) else words, (0, 0, 0, 2)))
+def _say(console: Console, words: str | Text, left: int = 2) -> None:
+    console.print(Padding(Text(words) if isinstance(words, str) else words, (0, 0, 0, left)))
 
 
 def _table(*columns: str, called: int = 16) -> Table:

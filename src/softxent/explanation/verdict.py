@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from ..proof.derivation import PARTS, Derivation
+from ..proof.derivation import DERIVATIONS, PARTS, Derivation
 from ..proof.prove import HOW_TO_GET_COQ, Checked, Proof, prove
 from ..proof.reading import SIGNS, latex, prose, text
 from . import chosen
@@ -23,7 +23,8 @@ OK, NO = ("✓", "green"), ("✗", "bold red")
 def run(wanted: Sequence[str], as_json_: bool) -> int:
     """Prove the derivations that are wanted, or all; -> the exit code."""
     console = Console(stderr=as_json_)
-    proof = with_progress([one for _, one in chosen("prove", wanted, everything=True)], console)
+    named = [one for _, derivations in chosen("prove", wanted) for one in derivations] if wanted else list(DERIVATIONS.values())
+    proof = with_progress(named, console)
     if as_json_:
         print(json.dumps(as_json(proof), ensure_ascii=False, indent=1))
     else:

@@ -445,18 +445,20 @@ Theorem other_terms : forall (n : nat) (z y : vec) (k : nat) (d1 d2 : vec), (k <
   sum_but k n (fun j => d1 j * d2 j) = sum_but k n (fun j => y j * softmax n z k).
 Proof. intros. line other_terms_1. line other_terms_2. easy. Qed.
 
-Theorem one_hot_sum_1 : forall (n : nat) (t : nat), (t < n)%nat ->
+Theorem one_hot_sum_1 : forall (n : nat) (t : nat), (t < n)%nat -> sum n (fun k => delta k t) = sum n (fun j => delta j t).
+Proof. reflexivity. Qed.
+Theorem one_hot_sum_2 : forall (n : nat) (t : nat), (t < n)%nat ->
   sum n (fun j => delta j t) = delta t t + sum_but t n (fun j => delta j t).
 Proof. intros. now apply (sum_split n t (fun j => delta j t)). Qed.
-Theorem one_hot_sum_2 : forall (n : nat) (t : nat), (t < n)%nat ->
+Theorem one_hot_sum_3 : forall (n : nat) (t : nat), (t < n)%nat ->
   delta t t + sum_but t n (fun j => delta j t) = 1 + sum_but t n (fun _ => 0).
 Proof. intros. f_equal; [by_index|]. apply sum_but_ext; intros; by_index. Qed.
-Theorem one_hot_sum_3 : forall (n : nat) (t : nat), (t < n)%nat -> 1 + sum_but t n (fun _ => 0) = 1.
+Theorem one_hot_sum_4 : forall (n : nat) (t : nat), (t < n)%nat -> 1 + sum_but t n (fun _ => 0) = 1.
 Proof. intros. rewrite sum_but_zero by easy. ring. Qed.
 
 (** a one-hot truth sums to one *)
 Theorem one_hot_sum : forall (n : nat) (t : nat), (t < n)%nat -> sum n (fun j => delta j t) = 1.
-Proof. intros. now rewrite one_hot_sum_1, one_hot_sum_2, one_hot_sum_3. Qed.
+Proof. intros. now rewrite one_hot_sum_2, one_hot_sum_3, one_hot_sum_4. Qed.
 
 (** the chain rule: if every prediction moves with t, then so does the loss *)
 Lemma cross_entropy_along n y (p : R -> vec) p' x v : p x = v -> (forall j, (j < n)%nat -> 0 < v j) ->

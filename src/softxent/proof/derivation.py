@@ -11,9 +11,10 @@ linear head, x [D] is the input, W [N, D] and b [N] the weights. Different lette
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from .expr import D, Definition, E, Fact, Name, P, Sum, delta, exp, lift, log, tanh
+from .expr import D, Definition, E, Fact, Name, P, Sum, delta, exp, lift, log, matches, reindex, tanh, walk
 
 z, y, yhat, g, v, w, u, x, W, b = map(Name, ("z", "y", "yhat", "g", "v", "w", "u", "x", "W", "b"))
 L, lse, p, mu, N = (Name(name)[()] for name in ("L", "lse", "p", "mu", "N"))
@@ -37,7 +38,10 @@ TRUTH = Fact(y[k], ">=", ZERO, every=k)
 
 
 class Step(NamedTuple):
-    """One line: what follows from the line before by `rule`, which may use definitions or derivations."""
+    """One line: what follows from the line before by `rule`, which may use definitions or derivations.
+
+    `because` names derivations that show why the facts in `given` hold in the classical case.
+    """
 
     expr: E
     rule: str
@@ -45,10 +49,15 @@ class Step(NamedTuple):
     uses: tuple[str, ...] = ()
     given: tuple[Fact, ...] = ()
     rel: str = "="
+    because: tuple[str, ...] = ()
 
 
 class Derivation(NamedTuple):
-    """A chain of lines, each equal to the one before (the last may be >=). Its name is that of its theorem in Softmax.v."""
+    """A chain of lines, each equal to the one before (the last may be >=). Its name is that of its theorem in Softmax.v.
+
+    `result` is what later parts call its first and last line together, such as "Result 1". A derivation with `lemma` is
+    shown inside the step that uses it, where that step stands in the same part.
+    """
 
     name: str
     title: str
@@ -57,6 +66,8 @@ class Derivation(NamedTuple):
     distinct: tuple[tuple[str, str], ...] = ()
     given: tuple[Fact, ...] = ()
     where: tuple[Definition, ...] = ()
+    result: str = ""
+    lemma: bool = False
 
     @property
     def lines(self) -> tuple[E, ...]:
@@ -75,6 +86,19 @@ class Derivation(NamedTuple):
         """The name, in Softmax.v, of the theorem that says: line `line` follows from the one before (from 1)."""
         return f"{self.name}_{line}"
 
+    @property
+    def citation(self) -> str:
+        """What a step that uses this derivation calls it."""
+        return self.result or self.title
+
+    def renamed(self, to: Mapping[str, str]) -> Derivation:
+        """The same derivation with other letters for its free indices."""
+        return self._replace(
+            start=reindex(self.start, to),
+            steps=tuple(step._replace(expr=reindex(step.expr, to)) for step in self.steps),
+            distinct=tuple((to.get(a, a), to.get(b, b)) for a, b in self.distinct),
+        )
+
     def upto(self, line: int) -> tuple[E, E]:
         """The equation start = line `line`."""
         return self.start, self.lines[line]
@@ -84,36 +108,39 @@ class Derivation(NamedTuple):
 
 U, UK, V = exp(z[j]), exp(z[k]), Sum(i, exp(z[i]))
 
-NUMERATOR_SAME = Derivation("numerator_same", "Case j = k: the numerator u", D(U, z[j]), (
-    Step(U, "derivative of exp", "e^x is its own derivative."),
-))  # fmt: skip
+NUMERATOR_SAME = Derivation("numerator_same", "The derivative of the numerator, u'", D(U, z[j]), (
+    Step(U, "derivative of exp", "The exponential function is its own derivative."),
+), lemma=True)  # fmt: skip
 
-DENOMINATOR = Derivation("denominator", "The denominator v", D(V, z[k]), (
+DENOMINATOR = Derivation("denominator", "The derivative of the denominator, v'", D(V, z[k]), (
     Step(Sum(i, D(exp(z[i]), z[k])), "linearity", "The derivative of a sum is the sum of the derivatives."),
-    Step(D(UK, z[k]) + Sum(i, D(exp(z[i]), z[k]), but=k), "split the sum", "One term has the index k; all the others stand apart."),
-    Step(UK + Sum(i, 0, but=k), "derivative of exp", "Only the term e^z_k depends on z_k; in the others z_k does not occur."),
-    Step(UK, "zero and one", "A sum of zeros is zero."),
-))  # fmt: skip
+    Step(D(UK, z[k]) + Sum(i, D(exp(z[i]), z[k]), but=k), "split the sum",
+         "The term of the score that changes is written apart from the other terms."),
+    Step(UK + Sum(i, 0, but=k), "derivative of exp", "Only this term depends on that score. The derivative of every other term is 0."),
+    Step(UK, "zero and one", "A sum of zeros is 0."),
+), lemma=True)  # fmt: skip
 
-RESULT_1 = Derivation("result1", "Result 1 (case j = k)", D(yhat[j], z[j]), (
-    Step((P(D(U, z[j])) * P(V) - P(U) * P(D(V, z[j]))) / P(V)**2, "quotient rule", "yhat_j = u/v, and both u and v contain z_j."),
-    Step((P(U) * P(V) - P(U) * P(U)) / P(V)**2, "result", "u' and v' were just found; both are e^z_j.", ("numerator_same", "denominator")),
-    Step(U / V * (V / V) - U / V * (U / V), "fractions", "Over the common denominator, one fraction becomes two, each a product of two."),
+RESULT_1 = Derivation("result1", "Case 1: j = k (derivative of an output with respect to its corresponding input)", D(yhat[j], z[j]), (
+    Step((P(D(U, z[j])) * P(V) - P(U) * P(D(V, z[j]))) / P(V)**2, "quotient rule",
+         "yhat_j is u/v, so its derivative is (u' v - u v') / v^2. Both u and v contain z_j."),
+    Step((P(U) * P(V) - P(U) * P(U)) / P(V)**2, "result", "u' and v' are both e^z_j.", ("numerator_same", "denominator")),
+    Step(U / V * (V / V) - U / V * (U / V), "fractions", "The fraction is split into two, and v^2 into v times v."),
     Step(yhat[j] * 1 - yhat[j] * yhat[j], "recognise", "u/v is yhat_j, and v/v is 1.", ("yhat",)),
-    Step(yhat[j] @ P(1 - yhat[j]), "factor", "yhat_j is in both terms."),
-))  # fmt: skip
+    Step(yhat[j] @ P(1 - yhat[j]), "factor", "yhat_j is a factor of both terms."),
+), result="Result 1")  # fmt: skip
 
-NUMERATOR_OTHER = Derivation("numerator_other", "Case j != k: the numerator u", D(U, z[k]), (
-    Step(ZERO, "constant", "e^z_j does not contain z_k."),
-), distinct=((j, k),))  # fmt: skip
+NUMERATOR_OTHER = Derivation("numerator_other", "The derivative of the numerator, u'", D(U, z[k]), (
+    Step(ZERO, "constant", "Since j is not k, e^z_j does not contain z_k: it is a constant."),
+), distinct=((j, k),), lemma=True)  # fmt: skip
 
-RESULT_2 = Derivation("result2", "Result 2 (case j != k)", D(yhat[j], z[k]), (
-    Step((P(D(U, z[k])) * P(V) - P(U) * P(D(V, z[k]))) / P(V)**2, "quotient rule", "yhat_j = u/v; this time only v contains z_k."),
+RESULT_2 = Derivation("result2", "Case 2: j != k (derivative of an output with respect to a different input)", D(yhat[j], z[k]), (
+    Step((P(D(U, z[k])) * P(V) - P(U) * P(D(V, z[k]))) / P(V)**2, "quotient rule",
+         "yhat_j is u/v, so its derivative is (u' v - u v') / v^2. This time only v contains z_k."),
     Step((P(0) * P(V) - P(U) * P(UK)) / P(V)**2, "result", "u' is 0, and v' is e^z_k.", ("numerator_other", "denominator")),
-    Step(-(U * UK / P(V)**2), "zero and one", "0 times anything is 0; the minus sign moves in front."),
-    Step(-(P(U / V) * P(UK / V)), "fractions", "v squared is v times v: one v goes under each exponential."),
+    Step(-(U * UK / P(V)**2), "zero and one", "0 times v is 0. The minus sign moves in front of the fraction."),
+    Step(-(P(U / V) * P(UK / V)), "fractions", "The denominator v^2 is split: one v stands under each exponential."),
     Step(-(yhat[j] * yhat[k]), "definition", "The two fractions are yhat_j and yhat_k.", ("yhat",)),
-), distinct=((j, k),))  # fmt: skip
+), distinct=((j, k),), result="Result 2")  # fmt: skip
 
 SOFTMAX_SUM = Derivation("softmax_sums_to_1", "The predictions sum to one", Sum(j, yhat[j]), (
     Step(Sum(j, U / V), "definition", "yhat_j written out.", ("yhat",)),
@@ -123,58 +150,64 @@ SOFTMAX_SUM = Derivation("softmax_sums_to_1", "The predictions sum to one", Sum(
 
 # ---------------------------------------------------------------- Part 2: the derivative of cross-entropy
 
-LOG_SAME = Derivation("log_same", "The inner derivative, j = k", D(log(yhat[k]), yhat[k]), (
+LOG_SAME = Derivation("log_same", "The inner derivative where j = k", D(log(yhat[k]), yhat[k]), (
     Step(1 / yhat[k], "derivative of log", "The derivative of log x is 1/x."),
-), given=(POSITIVE,))  # fmt: skip
+), given=(POSITIVE,), lemma=True)  # fmt: skip
 
-LOG_OTHER = Derivation("log_other", "The inner derivative, j != k", D(log(yhat[j]), yhat[k]), (
+LOG_OTHER = Derivation("log_other", "The inner derivative where j != k", D(log(yhat[j]), yhat[k]), (
     Step(ZERO, "constant", "log yhat_j does not contain yhat_k."),
-), distinct=((j, k),), given=(POSITIVE,))  # fmt: skip
+), distinct=((j, k),), given=(POSITIVE,), lemma=True)  # fmt: skip
 
-RESULT_3 = Derivation("result3", "Result 3", D(L, yhat[k]), (
-    Step(D(-Sum(j, y[j] * log(yhat[j])), yhat[k]), "definition", "Apply the derivative to the loss, written out.", ("L",)),
-    Step(-Sum(j, y[j] * D(log(yhat[j]), yhat[k])), "linearity", "The derivative moves inside the sum; the y_j are constants."),
+RESULT_3 = Derivation("result3", "The derivative of the loss with respect to a prediction", D(L, yhat[k]), (
+    Step(D(-Sum(j, y[j] * log(yhat[j])), yhat[k]), "definition", "The derivative is applied to the formula of the loss.", ("L",)),
+    Step(-Sum(j, y[j] * D(log(yhat[j]), yhat[k])), "linearity", "The derivative moves inside the sum. Each y_j is a constant."),
     Step(-(y[k] * D(log(yhat[k]), yhat[k]) + Sum(j, y[j] * D(log(yhat[j]), yhat[k]), but=k)), "split the sum",
-         "The term j = k is the one that may differ from zero."),
-    Step(-(y[k] * (1 / yhat[k]) + Sum(j, y[j] * 0, but=k)), "result", "1/yhat_k where j = k, and 0 elsewhere.", ("log_same", "log_other")),
-    Step(-(y[k] * (1 / yhat[k])), "zero and one", "Of the whole sum, one term is left."),
-    Step(-(y[k] / yhat[k]), "regroup", "y times 1/yhat is y/yhat."),
-), given=(POSITIVE,))  # fmt: skip
+         "The inner derivative is not 0 only where j = k, so this term is written apart from the others."),
+    Step(-(y[k] * (1 / yhat[k]) + Sum(j, y[j] * 0, but=k)), "result",
+         "The inner derivative is 1/yhat_k where j = k, and 0 where j != k.", ("log_same", "log_other")),
+    Step(-(y[k] * (1 / yhat[k])), "zero and one", "The sum of zeros is 0: of the whole sum, one term remains."),
+    Step(-(y[k] / yhat[k]), "regroup", "y_k times 1/yhat_k is y_k/yhat_k."),
+), given=(POSITIVE,), result="Result 3")  # fmt: skip
 
 # ---------------------------------------------------------------- Part 3: the chain rule puts them together
 
 CHAIN = D(L, yhat[j]) * D(yhat[j], z[k])
 
 OWN_TERM = Derivation("own_term", "The term j = k", D(L, yhat[k]) * D(yhat[k], z[k]), (
-    Step(P(-(y[k] / yhat[k])) * P(yhat[k] @ P(1 - yhat[k])), "result", "Result 3, and Result 1 for j = k.", ("result3", "result1")),
-    Step(-(y[k] @ P(1 - yhat[k])), "cancel", "yhat_k above cancels yhat_k below: it is positive."),
-    Step(-y[k] + y[k] @ yhat[k], "expand", "Multiply the bracket out."),
-))  # fmt: skip
+    Step(P(-(y[k] / yhat[k])) * P(yhat[k] @ P(1 - yhat[k])), "result",
+         "Result 3 gives the first factor, and Result 1, with k for j, the second.", ("result3", "result1")),
+    Step(-(y[k] @ P(1 - yhat[k])), "cancel", "yhat_k in the numerator cancels yhat_k in the denominator, which is positive."),
+    Step(-y[k] + y[k] @ yhat[k], "expand", "The bracket is multiplied out."),
+), lemma=True)  # fmt: skip
 
-OTHER_TERMS = Derivation("other_terms", "The terms j != k", Sum(j, P(CHAIN), but=k), (
+OTHER_TERMS = Derivation("other_terms", "The sum of the terms j != k", Sum(j, P(CHAIN), but=k), (
     Step(Sum(j, P(-(y[j] / yhat[j])) * P(-(yhat[j] @ yhat[k])), but=k), "result",
-         "Result 3, and Result 2 since j != k.", ("result3", "result2")),
-    Step(Sum(j, P(y[j] @ yhat[k]), but=k), "cancel", "yhat_j cancels, and minus times minus is plus."),
-))  # fmt: skip
+         "Result 3 gives the first factor, and Result 2, since j != k, the second.", ("result3", "result2")),
+    Step(Sum(j, P(y[j] @ yhat[k]), but=k), "cancel", "yhat_j cancels, and the product of two minus signs is plus."),
+), lemma=True)  # fmt: skip
 
-ONE_HOT_SUM = Derivation("one_hot_sum", "The labels sum to one", Sum(j, delta(j, t)), (
-    Step(delta(t, t) + Sum(j, delta(j, t), but=t), "split the sum", "The correct class t stands apart from the others."),
-    Step(1 + Sum(j, 0, but=t), "one-hot", "The label is 1 at t and 0 at every other class."),
-    Step(ONE, "zero and one", "A sum of zeros is zero."),
-))  # fmt: skip
+ONE_HOT_SUM = Derivation("one_hot_sum", "The sum of a one-hot vector", Sum(j, y[j]), (
+    Step(Sum(j, delta(j, t)), "definition",
+         "y is one-hot: y_j is 1 at the correct class j = t, and 0 at every other class. This is written delta_jt.", ("y",)),
+    Step(delta(t, t) + Sum(j, delta(j, t), but=t), "split the sum", "The correct class t is written apart from the other classes."),
+    Step(1 + Sum(j, 0, but=t), "one-hot", "The vector holds a single 1, at t. Every other entry is 0."),
+    Step(ONE, "zero and one", "A sum of zeros is 0."),
+), where=(Definition(y[k], delta(k, t)),), lemma=True)  # fmt: skip
 
-GRADIENT = Derivation("prediction_minus_truth", "The gradient: prediction - truth", D(L, z[k]), (
-    Step(Sum(j, CHAIN), "chain rule", "z_k reaches the loss through every yhat_j, since each has all scores in its denominator."),
+GRADIENT = Derivation("prediction_minus_truth", "The derivative of the loss with respect to a score", D(L, z[k]), (
+    Step(Sum(j, CHAIN), "chain rule",
+         "The score z_k is in the denominator of every prediction yhat_j, so it changes the loss through each of them. "
+         "The chain rule adds up these changes."),
     Step(P(D(L, yhat[k]) * D(yhat[k], z[k])) + Sum(j, P(CHAIN), but=k), "split the sum",
-         "Results 1 and 2 differ, so the term j = k stands apart. This is the key step."),
+         "Results 1 and 2 differ, so the term j = k is written apart from the terms j != k. This is the key step of the proof."),
     Step(P(-y[k] + y[k] @ yhat[k]) + Sum(j, P(y[j] @ yhat[k]), but=k), "result",
-         "Both parts were just worked out.", ("own_term", "other_terms")),
-    Step(-y[k] + P(y[k] @ yhat[k] + Sum(j, y[j] @ yhat[k], but=k)), "regroup", "The terms that carry yhat_k go together."),
-    Step(-y[k] + yhat[k] @ P(y[k] + Sum(j, y[j], but=k)), "factor", "yhat_k does not depend on j."),
-    Step(-y[k] + yhat[k] @ P(Sum(j, y[j])), "join the sum", "y_k and all the others are the sum of all y."),
-    Step(-y[k] + yhat[k] * P(1), "given", "The truth sums to one, as a one-hot label does with its single 1.", (), (SUM_IS_1,)),
-    Step(yhat[k] - y[k], "zero and one", "Prediction minus truth."),
-))  # fmt: skip
+         "Results 1, 2 and 3 are substituted into both parts.", ("own_term", "other_terms")),
+    Step(-y[k] + P(y[k] @ yhat[k] + Sum(j, y[j] @ yhat[k], but=k)), "regroup", "The terms with yhat_k are grouped."),
+    Step(-y[k] + yhat[k] @ P(y[k] + Sum(j, y[j], but=k)), "factor", "yhat_k does not depend on j, so it is a factor of the whole group."),
+    Step(-y[k] + yhat[k] @ P(Sum(j, y[j])), "join the sum", "In the bracket are y_k and all the other entries of y: it is the sum of y."),
+    Step(-y[k] + yhat[k] * P(1), "given", "The sum of y is 1, because y is one-hot.", (), (SUM_IS_1,), because=("one_hot_sum",)),
+    Step(yhat[k] - y[k], "zero and one", "1 times yhat_k is yhat_k. The gradient is the prediction minus the truth."),
+), result="Prediction - Truth")  # fmt: skip
 BEFORE_SUM_IS_1 = 6  # the line of GRADIENT that holds for any truth
 
 # ---------------------------------------------------------------- any truth, and the same without a division
@@ -285,14 +318,14 @@ MASS = Step(P(Sum(j, y[j])) @ yhat[k] - y[k], "definition", "p is the sum of the
 ONE_HOT = Derivation("one_hot_gradient", "A label t", D(L, z[k]), (
     GRADIENT_OF_TRUTH, MASS,
     Step(P(Sum(j, HOTJ)) @ yhat[k] - HOT, "definition", "The truth of a label: 1 at t, 0 elsewhere.", ("y",)),
-    Step(P(1) @ yhat[k] - HOT, "result", "The labels sum to one.", ("one_hot_sum",)),
+    Step(P(1) @ yhat[k] - HOT, "one term", "The label picks one term of the sum, and that is 1."),
     Step(yhat[k] - HOT, "zero and one", "Subtract 1 at the label, nothing elsewhere."),
 ), where=(Definition(y[k], HOT),))  # fmt: skip
 
 ONE_HOT_LOSS = Derivation("one_hot_loss", "The loss of a label t", L, (
     Step(p @ lse - Sum(j, y[j] @ z[j]), "result", "The loss by log-sum-exp.", ("loss_by_lse",)),
     Step(P(Sum(j, HOTJ)) @ lse - Sum(j, HOTJ @ z[j]), "definition", "Mass and truth of a label.", ("p", "y")),
-    Step(P(1) @ lse - Sum(j, HOTJ @ z[j]), "result", "The labels sum to one.", ("one_hot_sum",)),
+    Step(P(1) @ lse - Sum(j, HOTJ @ z[j]), "one term", "The label picks one term of the first sum, and that is 1."),
     Step(P(1) @ lse - z[t], "one term", "The label picks one score."),
     Step(lse - z[t], "zero and one", "1 times lse."),
 ), where=(Definition(y[k], HOT),))  # fmt: skip
@@ -310,7 +343,8 @@ SMOOTHED = Derivation("smoothed_gradient", "Label smoothing", D(L, z[k]), (
     Step(P(Sum(j, P(SMOOTHJ))) @ yhat[k] - P(SMOOTH), "definition", "The label is mixed with the uniform distribution.", ("y",)),
     Step(P((1 - eps) @ P(Sum(j, HOTJ)) + Sum(j, eps / N)) @ yhat[k] - P(SMOOTH), "distribute",
          "Sum each part; 1 - eps does not depend on j."),
-    Step(P((1 - eps) @ P(1) + Sum(j, eps / N)) @ yhat[k] - P(SMOOTH), "result", "The labels sum to one.", ("one_hot_sum",)),
+    Step(P((1 - eps) @ P(1) + Sum(j, eps / N)) @ yhat[k] - P(SMOOTH), "one term",
+         "The label picks one term of the first sum, and that is 1."),
     Step(P((1 - eps) @ P(1) + N @ P(eps / N)) @ yhat[k] - P(SMOOTH), "count", "N times the same term."),
     Step(yhat[k] - P(SMOOTH), "cancel", "N cancels, and 1 - eps + eps is 1: a smoothed label still has mass one."),
 ), where=(Definition(y[k], SMOOTH),))  # fmt: skip
@@ -492,33 +526,83 @@ LINEAR_ROWS = Derivation("linear_rows", "The gradient by a weight, over a batch"
 ), where=SCORE)  # fmt: skip
 
 
+class Remark(NamedTuple):
+    """A sentence between the derivations, and the formulas that it introduces: definitions (head = body), or expressions."""
+
+    words: str
+    formulas: tuple[Definition | E, ...] = ()
+
+
 class Part(NamedTuple):
     title: str
-    about: str
-    derivations: tuple[Derivation, ...]
+    remarks: tuple[Remark, ...]
+    derivations: tuple[Derivation, ...]  # in the order in which they rest on each other
 
+    @property
+    def chains(self) -> tuple[Derivation, ...]:
+        """The derivations that stand by themselves. The others are shown inside the steps that use them."""
+        inside = {lemma.name for one in self.derivations for n in range(len(one.steps)) for lemma in self.lemmas(one, n)}
+        return tuple(one for one in self.derivations if one.name not in inside)
+
+    def lemmas(self, one: Derivation, n: int) -> Iterator[Derivation]:
+        """The lemmas of this part that are shown inside step `n` (from 0), with the letters that they have in its line."""
+        for name in (*one.steps[n].uses, *one.steps[n].because):
+            lemma = next((other for other in self.derivations if other.lemma and other.name == name), None)
+            if lemma:
+                yield lemma.renamed(_letters_in(one.lines[n], lemma))
+
+
+def _letters_in(line: E, lemma: Derivation) -> dict[str, str]:
+    """The letters that the indices of a lemma have where its start stands in a line."""
+    for e in walk(line):
+        found: dict[str, str] = {}
+        if matches(lemma.start, e, found) and all(found[a] != found[b] for a, b in lemma.distinct):
+            return found
+    raise ValueError(f"{lemma.name} does not start in the line that uses it")
+
+
+NUMERATOR, DENOMINATOR_OF = u[()], v[()]
+QUOTIENT_RULE = Definition(
+    Name("f'")[()], (Name("u'")[()] @ DENOMINATOR_OF - NUMERATOR @ Name("v'")[()]) / DENOMINATOR_OF**2
+)  # of functions of one number; Softmax.v has it as d_div
 
 PARTS = (
-    Part("Part 1. The derivative of softmax", "How a prediction changes when a score changes a little.",
-         (NUMERATOR_SAME, DENOMINATOR, RESULT_1, NUMERATOR_OTHER, RESULT_2)),
-    Part("Part 2. The derivative of cross-entropy",
-         "How the loss changes when one prediction changes a little and the others stay. They are positive, so they have logarithms.",
-         (LOG_SAME, LOG_OTHER, RESULT_3)),
-    Part("Part 3. The chain rule", "Both together: how the loss changes when a score changes a little.",
-         (OWN_TERM, OTHER_TERMS, ONE_HOT_SUM, GRADIENT)),
-    Part("Any truth", "What is left when the labels need not sum to one, and a way without a quotient.",
+    Part("Part 1: Detailed proof of the Softmax Derivative", (
+        Remark("Objective: to calculate how an output probability yhat_j changes when an input score z_k changes slightly.",
+               (D(yhat[j], z[k]),)),
+        Remark("The softmax function calculates the output probability of class j from all the scores z.", (DEFINITIONS[0],)),
+        Remark("Its derivative needs the quotient rule: if f(x) = u(x)/v(x), then", (QUOTIENT_RULE,)),
+        Remark("Here, u is the numerator of yhat_j, and v is its denominator.",
+               (Definition(NUMERATOR, U), Definition(DENOMINATOR_OF, V))),
+        Remark("There are two cases. Every score is in the denominator v, but z_j is the only score in the numerator u. "
+               "So the derivative differs where k is j and where it is not."),
+    ), (NUMERATOR_SAME, DENOMINATOR, RESULT_1, NUMERATOR_OTHER, RESULT_2)),
+    Part("Part 2: Detailed proof of the Cross-Entropy Loss Derivative", (
+        Remark("Objective: to calculate how the loss L changes when one predicted probability yhat_k changes and the others do not.",
+               (D(L, yhat[k]),)),
+        Remark("The cross-entropy loss compares the prediction yhat with the truth y.", (DEFINITIONS[1],)),
+        Remark("Here, y_j is the ground-truth label: 1 for the correct class and 0 for the others (one-hot). "
+               "Every prediction is positive, so that it has a logarithm."),
+    ), (LOG_SAME, LOG_OTHER, RESULT_3)),
+    Part("Part 3: Combining with the Chain Rule (the Convergence Point)", (
+        Remark("Objective: to calculate how the loss changes when a score changes slightly. Results 1, 2 and 3 go into the chain rule.",
+               (D(L, z[k]),)),
+    ), (OWN_TERM, OTHER_TERMS, ONE_HOT_SUM, GRADIENT)),
+    Part("Any truth", (Remark("The gradient for a truth y of any sum p, and the same gradient derived without a quotient."),),
          (SOFTMAX_SUM, GENERAL, LOSS_BY_LSE, LSE_GRADIENT, SHORT_WAY)),
-    Part("Shifts", "One constant added to every score changes neither prediction, loss nor gradient.",
+    Part("Shifts", (Remark("If one number is added to every score, the prediction, the loss and the gradient stay the same."),),
          (SOFTMAX_SHIFT, LSE_SHIFT, LOSS_SHIFT)),
-    Part("The second derivative", "Results 1 and 2 once more: the Hessian, and why the loss is convex.",
+    Part("The second derivative", (Remark("Results 1 and 2 also give the Hessian of the loss, and show that the loss is convex."),),
          (HESSIAN_SAME, HESSIAN_OTHER, HESSIAN_PRODUCT, CENTRED, CURVATURE)),
-    Part("Every option is a truth",
-         "Weights, smoothing, probabilities, ignored rows: choices of y. z-loss, temperature and softcap act beside it.",
+    Part("Every option is a truth", (
+        Remark("Class weights, label smoothing, probabilities and ignored rows are choices of y. z-loss, temperature and softcap are not: "
+               "z-loss adds to the loss, and the other two transform the scores."),),
          (ONE_HOT, ONE_HOT_LOSS, WEIGHTED, SMOOTHED, SMOOTHED_WEIGHTS, PROBABILITIES, IGNORED, IGNORED_LOSS, Z_LOSS,
           *TEMPERATURE, *SOFTCAP)),
-    Part("Sums in parts", "A row may be summed in pieces, and the label apart, so that nothing overflows and no digit is lost.",
+    Part("Sums in parts", (
+        Remark("A row can be summed in parts, and apart from its label, so that nothing overflows and small losses keep their digits."),),
          (MERGE, READ_LSE, LABEL_APART, TINY_LOSS, MISS)),
-    Part("A linear head", "The scores come from a matrix: z = W x + b.",
+    Part("A linear head", (Remark("The scores are computed from an input x by a matrix and a bias: z = W x + b."),),
          (SCORE_BY_X, SCORE_BY_W, SCORE_BY_OTHER_W, SCORE_BY_B, SCORE_BY_OTHER_B, LINEAR_X, LINEAR_W, LINEAR_B, LINEAR_ROWS)),
 )  # fmt: skip
 ARTICLE = PARTS[:3]

@@ -169,6 +169,35 @@ def same(a: E, b: E) -> bool:
     return bare(a) == bare(b)
 
 
+def inside(e: E) -> E:
+    """`e` without its outer brackets, and with one kind of product."""
+    while e.op == "()":
+        e = e.args[0]
+    return E("*", e.args) if e.op == "@" else e
+
+
+def matches(pattern: E, e: E, found: dict[str, str], bound: Mapping[str, str] | None = None) -> bool:
+    """Whether `e` is `pattern` for some choice of its free indices. The choice is written into `found`."""
+    p, e, bound = inside(pattern), inside(e), bound or {}
+    if p.op != e.op or len(p.args) != len(e.args):
+        return False
+    if p.op == "sum":
+        (i, but, f), (j, but_too, h) = p.args, e.args
+        if RANGES[i] != RANGES[j] or (but is None) != (but_too is None):
+            return False
+        return (but is None or _bind(but, but_too, found, bound)) and matches(f, h, found, {**bound, i: j})
+    if p.op in ("at", "delta"):
+        skip = int(p.op == "at")
+        return p.args[:skip] == e.args[:skip] and all(_bind(x, y, found, bound) for x, y in zip(p.args[skip:], e.args[skip:], strict=True))
+    return all(matches(x, y, found, bound) if isinstance(x, E) else x == y for x, y in zip(p.args, e.args, strict=True))
+
+
+def _bind(i: str, j: str, found: dict[str, str], bound: Mapping[str, str]) -> bool:
+    if i in bound:
+        return bound[i] == j
+    return RANGES[i] == RANGES[j] and j not in bound.values() and found.setdefault(i, j) == j
+
+
 class Definition(NamedTuple):
     """What a name stands for: `head` is the name with its indices, `body` what is written for it."""
 

@@ -10,7 +10,8 @@ SIGNS = {"=": "=", "!=": "≠", ">": ">", ">=": "≥"}
 _RANK = {"+": 1, "-": 1, "neg": 1, "sum": 1, "*": 2, "@": 2, "/": 2, "exp": 4, "^": 4}  # who needs brackets; the rest never does
 
 
-def _rank(e: E) -> int:
+def rank(e: E) -> int:
+    """How strongly the outermost operation of `e` holds its operands together; an operand with less needs brackets."""
     if e.op == "val":
         return 1 if e.args[0].startswith("-") else 9
     return _RANK.get(e.op, 9)
@@ -20,11 +21,11 @@ def latex(e: E) -> str:
     """The line in LaTeX, with the brackets that it was written with and those that it needs."""
     o, a = e.op, e.args
 
-    def part(x: E, rank: int) -> str:
-        return rf"\left({latex(x)}\right)" if _rank(x) < rank and x.op != "/" else latex(x)
+    def part(x: E, least: int) -> str:
+        return rf"\left({latex(x)}\right)" if rank(x) < least and x.op != "/" else latex(x)
 
-    def last(x: E, rank: int) -> str:  # a sum may trail without brackets
-        return part(x, 1 if x.op == "sum" else rank)
+    def last(x: E, least: int) -> str:  # a sum may trail without brackets
+        return part(x, 1 if x.op == "sum" else least)
 
     if o in ("num", "val"):
         return str(a[0])
@@ -65,11 +66,11 @@ def text(e: E) -> str:
     """The line in one row of characters."""
     o, a = e.op, e.args
 
-    def part(x: E, rank: int) -> str:
-        return f"({text(x)})" if _rank(x) < rank else text(x)
+    def part(x: E, least: int) -> str:
+        return f"({text(x)})" if rank(x) < least else text(x)
 
-    def last(x: E, rank: int) -> str:
-        return part(x, 1 if x.op == "sum" else rank)
+    def last(x: E, least: int) -> str:
+        return part(x, 1 if x.op == "sum" else least)
 
     if o == "num":
         return str(a[0])
@@ -107,17 +108,23 @@ def text(e: E) -> str:
 
 def mathml(e: E) -> str:
     """The line as MathML, which browsers draw by themselves."""
+    return mathml_of(latex(e))
+
+
+def mathml_of(formula: str) -> str:
+    """A formula in LaTeX as MathML."""
     from latex2mathml.converter import convert
 
-    out: str = convert(latex(e))
+    out: str = convert(formula)
     if "\\" in out:
-        raise ValueError(f"latex2mathml left something of {latex(e)!r} over: {out!r}")
+        raise ValueError(f"latex2mathml left something of {formula!r} over: {out!r}")
     return out
 
 
 def prose(reason: str, table: dict[str, str] = TEXT) -> str:
     """A reason with the names in it as they are written in the lines."""
-    for name, sign in (("yhat", table["yhat"]), ("lambda", table["lam"]), ("eps", table["eps"]), ("!=", "≠"), ("^2", "²"), (" - ", " − ")):
+    signs = {"yhat": table["yhat"], "lambda": table["lam"], "eps": table["eps"], "delta_": "δ_", "!=": "≠", "^2": "²", " - ": " − "}
+    for name, sign in signs.items():
         reason = reason.replace(name, sign)
     return reason
 

@@ -26,8 +26,10 @@ from .expr import (
     children,
     exp,
     in_row,
+    inside,
     letters,
     lift,
+    matches,
     names,
     rebuild,
     reindex,
@@ -81,7 +83,7 @@ class Line:
 
 
 def _leads(before: E, after: E, rewrite: Callable[[E, E, Pairs], Iterator[E]], apart: Pairs) -> bool:
-    b, a = _inside(before), _inside(after)
+    b, a = inside(before), inside(after)
     if same(b, a) or any(same(x, a) for x in rewrite(b, a, apart)):
         return True
     if b.op != a.op or len(b.args) != len(a.args):
@@ -92,13 +94,6 @@ def _leads(before: E, after: E, rewrite: Callable[[E, E, Pairs], Iterator[E]], a
             return False
         return _leads(f, reindex(h, {j: i}) if j != i else h, rewrite, apart | ({frozenset((i, but))} if but else set()))
     return all(_leads(x, y, rewrite, apart) if isinstance(x, E) else x == y for x, y in zip(b.args, a.args, strict=True))
-
-
-def _inside(e: E) -> E:
-    """`e` without outer brackets, and one kind of product."""
-    while e.op == "()":
-        e = e.args[0]
-    return E("*", e.args) if e.op == "@" else e
 
 
 # ---------------------------------------------------------------- rules that rewrite
@@ -192,10 +187,10 @@ def _derivative_of(op: str, outer: Callable[[E], E]) -> Callable[[Line], bool]:
 
     def holds(line: Line) -> bool:
         def rewrite(e: E, _: E, apart: Pairs) -> Iterator[E]:
-            if e.op != "D" or _inside(e.args[0]).op != op:
+            if e.op != "D" or inside(e.args[0]).op != op:
                 return
-            f, x = _inside(e.args[0]).args[0], e.args[1]
-            if op == "^" and _inside(e.args[0]).args[1] != lift(2):
+            f, x = inside(e.args[0]).args[0], e.args[1]
+            if op == "^" and inside(e.args[0]).args[1] != lift(2):
                 return
             yield outer(f) * D(f, x)
             if same(f, x):
@@ -214,7 +209,7 @@ def linearity(line: Line) -> bool:
     def pushed(e: E) -> E:
         if e.op != "D":
             return rebuild(e, pushed)
-        f, x = _inside(e.args[0]), e.args[1]
+        f, x = inside(e.args[0]), e.args[1]
         free = [isinstance(y, E) and _free_of(line, y, x, line.apart) for y in f.args]
         if _free_of(line, f, x, line.apart):
             return ZERO
@@ -240,7 +235,7 @@ def chain_rule(line: Line) -> bool:
         if e.op != "D" or after.op != "sum" or after.args[1] is not None:
             return
         f, x = e.args
-        product = _inside(after.args[2])
+        product = inside(after.args[2])
         if product.op != "*" or product.args[0].op != "D":
             return
         w = product.args[0].args[1]
@@ -256,7 +251,7 @@ def chain_rule(line: Line) -> bool:
 
 def _split(e: E, after: E, _: Pairs) -> Iterator[E]:
     if e.op == "sum" and e.args[1] is None and after.op == "+":
-        rest = _inside(after.args[1])
+        rest = inside(after.args[1])
         if rest.op == "sum" and rest.args[1] is not None:
             i, _, body = e.args
             yield reindex(body, {i: rest.args[1]}) + Sum(i, body, but=rest.args[1])
@@ -291,35 +286,13 @@ def result(line: Line) -> bool:
                 for left, right in ((start, end), (in_row(start, "r"), in_row(end, "r"))):
                     left, right = (right, left) if backwards else (left, right)
                     found: dict[str, str] = {}
-                    apart_too = all(frozenset((found.get(a, a), found.get(b, b))) in apart for a, b in used.distinct)
-                    if _matches(left, e, found, {}) and apart_too and found.get("t", "t") == "t":
+                    fits = matches(left, e, found) and found.get("t", "t") == "t"
+                    if fits and all(frozenset((found.get(a, a), found.get(b, b))) in apart for a, b in used.distinct):
                         yield reindex(right, found)
 
         return rewrite
 
     return line.rewrites(rewriter(False)) or line.rewrites(rewriter(True))
-
-
-def _matches(pattern: E, e: E, found: dict[str, str], bound: dict[str, str]) -> bool:
-    """Whether e is `pattern` for some choice of its free indices, which goes into `found`."""
-    p, e = _inside(pattern), _inside(e)
-    if p.op != e.op or len(p.args) != len(e.args):
-        return False
-    if p.op == "sum":
-        (i, but, f), (j, but_too, h) = p.args, e.args
-        if RANGES[i] != RANGES[j] or (but is None) != (but_too is None):
-            return False
-        return (but is None or _bind(but, but_too, found, bound)) and _matches(f, h, found, {**bound, i: j})
-    if p.op in ("at", "delta"):
-        skip = int(p.op == "at")
-        return p.args[:skip] == e.args[:skip] and all(_bind(x, y, found, bound) for x, y in zip(p.args[skip:], e.args[skip:], strict=True))
-    return all(_matches(x, y, found, bound) if isinstance(x, E) else x == y for x, y in zip(p.args, e.args, strict=True))
-
-
-def _bind(i: str, j: str, found: dict[str, str], bound: dict[str, str]) -> bool:
-    if i in bound:
-        return bound[i] == j
-    return RANGES[i] == RANGES[j] and j not in bound.values() and found.setdefault(i, j) == j
 
 
 def given(line: Line) -> bool:
@@ -360,7 +333,7 @@ def one_term(line: Line) -> bool:
 
 
 def _factors(e: E) -> list[E]:
-    e = _inside(e)
+    e = inside(e)
     return [f for x in e.args for f in _factors(x)] if e.op == "*" else [e]
 
 
@@ -398,7 +371,7 @@ def _algebra(level: str, needed: Callable[[E, E], bool] = lambda before, after: 
 def _brackets(e: E) -> int:
     """How many sums stand as a factor."""
     parts = {"*": e.args, "@": e.args, "/": e.args[:1]}.get(e.op, ())
-    return sum(_inside(x).op in ("+", "-", "sum") for x in parts) + sum(map(_brackets, children(e)))
+    return sum(inside(x).op in ("+", "-", "sum") for x in parts) + sum(map(_brackets, children(e)))
 
 
 def _size(e: E) -> int:
@@ -485,7 +458,7 @@ def no_negative_term(line: Line) -> bool:
 
 
 def positive(line: Line, e: E) -> bool:
-    e = _inside(e)
+    e = inside(e)
     o, a = e.op, e.args
     if o == "num":
         return bool(a[0] > 0)
@@ -504,7 +477,7 @@ def positive(line: Line, e: E) -> bool:
 
 
 def not_negative(line: Line, e: E) -> bool:
-    e = _inside(e)
+    e = inside(e)
     o, a = e.op, e.args
     if positive(line, e) or o == "^":
         return True
@@ -528,7 +501,7 @@ def defined(line: Line, e: E) -> bool:
     """Whether each logarithm's argument is positive and each divisor is not 0."""
     if e.op == "log" and not positive(line, e.args[0]):
         return False
-    if e.op == "/" and not positive(line, e.args[1]) and not any(f.rel == "!=" and _states(f, _inside(e.args[1])) for f in line.facts):
+    if e.op == "/" and not positive(line, e.args[1]) and not any(f.rel == "!=" and _states(f, inside(e.args[1])) for f in line.facts):
         return False
     return all(defined(line, x) for x in children(e))
 

@@ -53,6 +53,12 @@ def _faults(d: Derivation) -> Iterator[str]:
                 yield f"there is no {used}"
             elif step.rule == "result" and used in order and d.name in order and order.index(used) >= order.index(d.name):
                 yield f"{used} does not come before {d.name}"
+        for reason in step.because:
+            shown = DERIVATIONS.get(reason)
+            if shown is None or (d.name in order and order.index(reason) >= order.index(d.name)):
+                yield f"{reason} does not come before {d.name}"
+            elif not any(fact.rel == "=" and (fact.left, fact.right) == shown.upto(len(shown.steps)) for fact in step.given):
+                yield f"{reason} does not show what is given"
 
 
 def _of(e: E, shapes: dict[str, tuple[str, ...]], bound: frozenset[str], inside: bool = False) -> Iterator[str]:
