@@ -989,7 +989,7 @@ Proof.
   nra.
 Qed.
 
-(** ** Every option is a truth *)
+(** ** Options *)
 
 (** a one-hot truth has no negative entry and picks the value of f at the label *)
 Theorem one_hot_nonneg t k : 0 <= delta k t.

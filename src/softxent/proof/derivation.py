@@ -143,9 +143,9 @@ RESULT_2 = Derivation("result2", "Case 2: j != k (derivative of an output with r
 ), distinct=((j, k),), result="Result 2")  # fmt: skip
 
 SOFTMAX_SUM = Derivation("softmax_sums_to_1", "The predictions sum to one", Sum(j, yhat[j]), (
-    Step(Sum(j, U / V), "definition", "yhat_j written out.", ("yhat",)),
+    Step(Sum(j, U / V), "definition", "yhat_j is written out.", ("yhat",)),
     Step(Sum(j, U) / V, "factor", "The denominator does not depend on j."),
-    Step(ONE, "cancel", "Above and below stands the same sum, whatever its index is called; it is positive."),
+    Step(ONE, "cancel", "Numerator and denominator are the same sum, whatever its index is called. It is positive."),
 ))  # fmt: skip
 
 # ---------------------------------------------------------------- Part 2: the derivative of cross-entropy
@@ -212,174 +212,181 @@ BEFORE_SUM_IS_1 = 6  # the line of GRADIENT that holds for any truth
 
 # ---------------------------------------------------------------- any truth, and the same without a division
 
-GENERAL = Derivation("general_gradient", "A truth of any mass p", D(L, z[k]), (
-    Step(-y[k] + yhat[k] @ P(Sum(j, y[j])), "result", "The line before the labels are said to sum to one.", ("prediction_minus_truth",)),
-    Step(-y[k] + yhat[k] @ p, "definition", "The sum of the truth is its mass p.", ("p",)),
-    Step(p @ yhat[k] - y[k], "regroup", "Prediction, as often as there is truth, minus truth."),
+GENERAL = Derivation("general_gradient", "The gradient for a truth of any mass p", D(L, z[k]), (
+    Step(-y[k] + yhat[k] @ P(Sum(j, y[j])), "result",
+         "This is the line of the last derivation that does not yet use that y sums to 1.", ("prediction_minus_truth",)),
+    Step(-y[k] + yhat[k] @ p, "definition", "The sum of y is called its mass p.", ("p",)),
+    Step(p @ yhat[k] - y[k], "regroup", "The terms are put in order: p times the prediction, minus the truth."),
 ))  # fmt: skip
 
 LOSS_BY_LSE = Derivation("loss_by_lse", "The loss by log-sum-exp", L, (
-    Step(-Sum(j, y[j] * log(yhat[j])), "definition", "The loss written out.", ("L",)),
-    Step(-Sum(j, y[j] * log(exp(z[j]) / Sum(i, exp(z[i])))), "definition", "yhat_j written out.", ("yhat",)),
+    Step(-Sum(j, y[j] * log(yhat[j])), "definition", "The loss is written out.", ("L",)),
+    Step(-Sum(j, y[j] * log(exp(z[j]) / Sum(i, exp(z[i])))), "definition", "yhat_j is written out.", ("yhat",)),
     Step(-Sum(j, y[j] * P(z[j] - log(Sum(i, exp(z[i]))))), "logarithm", "The logarithm of a quotient is a difference, and log e^x is x."),
-    Step(-Sum(j, y[j] * P(z[j] - lse)), "definition", "The logarithm of the sum of exponentials is lse.", ("lse",)),
-    Step(Sum(j, y[j] @ lse) - Sum(j, y[j] @ z[j]), "expand", "Multiply the bracket out, and sum each part."),
+    Step(-Sum(j, y[j] * P(z[j] - lse)), "definition", "The logarithm of the sum of exponentials is called lse.", ("lse",)),
+    Step(Sum(j, y[j] @ lse) - Sum(j, y[j] @ z[j]), "expand", "The bracket is multiplied out, and each part is summed."),
     Step(P(Sum(j, y[j])) @ lse - Sum(j, y[j] @ z[j]), "factor", "lse does not depend on j."),
-    Step(p @ lse - Sum(j, y[j] @ z[j]), "definition", "The sum of the truth is its mass p.", ("p",)),
+    Step(p @ lse - Sum(j, y[j] @ z[j]), "definition", "The sum of y is called its mass p.", ("p",)),
 ))  # fmt: skip
 
 LSE_GRADIENT = Derivation("lse_gradient", "The derivative of log-sum-exp", D(lse, z[k]), (
-    Step(D(log(V), z[k]), "definition", "lse written out.", ("lse",)),
+    Step(D(log(V), z[k]), "definition", "lse is written out.", ("lse",)),
     Step((1 / V) * D(V, z[k]), "derivative of log", "The derivative of log v is v'/v; v is a sum of exponentials, hence positive."),
-    Step((1 / V) * UK, "result", "v' was found in Part 1.", ("denominator",)),
-    Step(UK / V, "regroup", "One fraction."),
-    Step(yhat[k], "definition", "It is softmax.", ("yhat",)),
+    Step((1 / V) * UK, "result", "The derivative of this sum was calculated in Part 1.", ("denominator",)),
+    Step(UK / V, "regroup", "The product is one fraction."),
+    Step(yhat[k], "definition", "The fraction is softmax.", ("yhat",)),
 ))  # fmt: skip
 
 SHORT_WAY = Derivation("short_way", "The gradient again, the short way", D(L, z[k]), (
-    Step(D(p @ lse - Sum(j, y[j] @ z[j]), z[k]), "result", "The loss by log-sum-exp has no quotient.", ("loss_by_lse",)),
+    Step(D(p @ lse - Sum(j, y[j] @ z[j]), z[k]), "result", "The loss is written by log-sum-exp, without a quotient.", ("loss_by_lse",)),
     Step(p @ D(lse, z[k]) - Sum(j, y[j] * D(z[j], z[k])), "linearity", "The truth does not depend on the scores."),
     Step(p @ yhat[k] - Sum(j, y[j] * D(z[j], z[k])), "result", "The derivative of log-sum-exp is softmax.", ("lse_gradient",)),
-    Step(p @ yhat[k] - P(y[k] * D(z[k], z[k]) + Sum(j, y[j] * D(z[j], z[k]), but=k)), "split the sum", "The term j = k stands apart."),
-    Step(p @ yhat[k] - P(y[k] * 1 + Sum(j, y[j] * 0, but=k)), "coordinate", "z_j moves with z_k only if it is z_k."),
-    Step(p @ yhat[k] - y[k], "zero and one", "One term is left."),
+    Step(p @ yhat[k] - P(y[k] * D(z[k], z[k]) + Sum(j, y[j] * D(z[j], z[k]), but=k)), "split the sum",
+         "The term j = k is written apart from the other terms."),
+    Step(p @ yhat[k] - P(y[k] * 1 + Sum(j, y[j] * 0, but=k)), "coordinate",
+         "The derivative of z_j by z_k is 1 where j is k, and 0 elsewhere."),
+    Step(p @ yhat[k] - y[k], "zero and one", "One term remains."),
 ))  # fmt: skip
 
 # ---------------------------------------------------------------- a shift of all scores changes nothing
 
-SOFTMAX_SHIFT = Derivation("softmax_shift", "Softmax does not see a shift", exp(z[j] + c) / Sum(i, exp(z[i] + c)), (
+SOFTMAX_SHIFT = Derivation("softmax_shift", "Softmax does not change when the scores are shifted", exp(z[j] + c) / Sum(i, exp(z[i] + c)), (
     Step(exp(z[j]) * exp(c) / Sum(i, exp(z[i]) * exp(c)), "exponential", "The exponential of a sum is a product."),
     Step(exp(z[j]) * exp(c) / (exp(c) * P(Sum(i, exp(z[i])))), "factor", "e^c does not depend on i."),
     Step(exp(z[j]) / Sum(i, exp(z[i])), "cancel", "e^c is positive."),
-    Step(yhat[j], "definition", "It is softmax without the shift.", ("yhat",)),
+    Step(yhat[j], "definition", "This is softmax without the shift.", ("yhat",)),
 ))  # fmt: skip
 
-LSE_SHIFT = Derivation("lse_shift", "Log-sum-exp moves with a shift", log(Sum(i, exp(z[i] + c))), (
+LSE_SHIFT = Derivation("lse_shift", "Log-sum-exp shifts with the scores", log(Sum(i, exp(z[i] + c))), (
     Step(log(Sum(i, exp(z[i]) * exp(c))), "exponential", "The exponential of a sum is a product."),
     Step(log(exp(c) * P(Sum(i, exp(z[i])))), "factor", "e^c does not depend on i."),
     Step(c + log(Sum(i, exp(z[i]))), "logarithm", "The logarithm of a product is a sum, and log e^x is x."),
-    Step(c + lse, "definition", "The rest is lse without the shift.", ("lse",)),
+    Step(c + lse, "definition", "The second term is lse without the shift.", ("lse",)),
 ))  # fmt: skip
 
-LOSS_SHIFT = Derivation("loss_shift", "The loss does not see a shift", p @ P(c + lse) - Sum(j, y[j] @ P(z[j] + c)), (
-    Step(p @ c + p @ lse - (Sum(j, y[j] @ z[j]) + Sum(j, y[j] @ c)), "expand", "Multiply both brackets out."),
+LOSS_SHIFT = Derivation("loss_shift", "The loss does not change when the scores are shifted", p @ P(c + lse) - Sum(j, y[j] @ P(z[j] + c)), (
+    Step(p @ c + p @ lse - (Sum(j, y[j] @ z[j]) + Sum(j, y[j] @ c)), "expand", "Both brackets are multiplied out."),
     Step(p @ c + p @ lse - (Sum(j, y[j] @ z[j]) + P(Sum(j, y[j])) @ c), "factor", "c does not depend on j."),
-    Step(p @ c + p @ lse - (Sum(j, y[j] @ z[j]) + p @ c), "definition", "The sum of the truth is its mass p.", ("p",)),
-    Step(p @ lse - Sum(j, y[j] @ z[j]), "opposites", "The same amount is added and taken away; it is the same because p is the sum of y."),
-    Step(L, "result", "It is the loss without the shift.", ("loss_by_lse",)),
+    Step(p @ c + p @ lse - (Sum(j, y[j] @ z[j]) + p @ c), "definition", "The sum of y is called its mass p.", ("p",)),
+    Step(p @ lse - Sum(j, y[j] @ z[j]), "opposites", "p c is added and subtracted."),
+    Step(L, "result", "This is the loss without the shift.", ("loss_by_lse",)),
 ))  # fmt: skip
 
 # ---------------------------------------------------------------- the second derivative
 
 HESSIAN_SAME = Derivation("hessian_same", "The Hessian on its diagonal", D(g[k], z[k]), (
-    Step(D(p @ yhat[k] - y[k], z[k]), "definition", "The gradient written out.", ("g",)),
+    Step(D(p @ yhat[k] - y[k], z[k]), "definition", "The gradient is written out.", ("g",)),
     Step(p @ D(yhat[k], z[k]), "linearity", "The truth and its mass do not depend on the scores."),
-    Step(p @ P(yhat[k] @ P(1 - yhat[k])), "result", "Result 1.", ("result1",)),
+    Step(p @ P(yhat[k] @ P(1 - yhat[k])), "result", "Result 1 gives the derivative of yhat_k by its own score.", ("result1",)),
 ))  # fmt: skip
 
 HESSIAN_OTHER = Derivation("hessian_other", "The Hessian off its diagonal", D(g[k], z[j]), (
-    Step(D(p @ yhat[k] - y[k], z[j]), "definition", "The gradient written out.", ("g",)),
+    Step(D(p @ yhat[k] - y[k], z[j]), "definition", "The gradient is written out.", ("g",)),
     Step(p @ D(yhat[k], z[j]), "linearity", "The truth and its mass do not depend on the scores."),
-    Step(p @ P(-(yhat[k] @ yhat[j])), "result", "Result 2.", ("result2",)),
+    Step(p @ P(-(yhat[k] @ yhat[j])), "result", "Result 2 gives the derivative of yhat_k by another score.", ("result2",)),
 ), distinct=((j, k),))  # fmt: skip
 
 HESSIAN_PRODUCT = Derivation("hessian_product", "The Hessian times a vector", Sum(j, D(g[k], z[j]) * v[j]), (
-    Step(D(g[k], z[k]) * v[k] + Sum(j, D(g[k], z[j]) * v[j], but=k), "split the sum", "On and off the diagonal it differs."),
+    Step(D(g[k], z[k]) * v[k] + Sum(j, D(g[k], z[j]) * v[j], but=k), "split the sum",
+         "The Hessian differs on and off its diagonal, so the term j = k is written apart."),
     Step(p @ P(yhat[k] @ P(1 - yhat[k])) * v[k] + Sum(j, p @ P(-(yhat[k] @ yhat[j])) * v[j], but=k), "result",
-         "Both were just found.", ("hessian_same", "hessian_other")),
-    Step(p @ yhat[k] @ P(v[k] - P(yhat[k] @ v[k] + Sum(j, yhat[j] @ v[j], but=k))), "distribute", "p yhat_k is in every term."),
-    Step(p @ yhat[k] @ P(v[k] - Sum(j, yhat[j] @ v[j])), "join the sum", "The term k and all the others."),
+         "Both entries of the Hessian are substituted.", ("hessian_same", "hessian_other")),
+    Step(p @ yhat[k] @ P(v[k] - P(yhat[k] @ v[k] + Sum(j, yhat[j] @ v[j], but=k))), "distribute", "p yhat_k is a factor of every term."),
+    Step(p @ yhat[k] @ P(v[k] - Sum(j, yhat[j] @ v[j])), "join the sum", "The term k and all the others are the whole sum."),
     Step(p @ yhat[k] @ P(v[k] - mu), "definition", "The sum is the mean of v under the prediction.", ("mu",)),
 ))  # fmt: skip
 
 CENTRED = Derivation("centred", "The mean distance from the mean", Sum(k, yhat[k] @ P(v[k] - mu)), (
-    Step(Sum(k, yhat[k] @ v[k]) - mu @ P(Sum(k, yhat[k])), "distribute", "Multiply the bracket out; mu does not depend on k."),
-    Step(mu - mu @ P(Sum(k, yhat[k])), "definition", "The first sum is the mean.", ("mu",)),
-    Step(mu - mu @ P(1), "result", "The predictions sum to one.", ("softmax_sums_to_1",)),
-    Step(ZERO, "opposites", "mu minus mu."),
+    Step(Sum(k, yhat[k] @ v[k]) - mu @ P(Sum(k, yhat[k])), "distribute", "The bracket is multiplied out. mu does not depend on k."),
+    Step(mu - mu @ P(Sum(k, yhat[k])), "definition", "The first sum is the mean mu.", ("mu",)),
+    Step(mu - mu @ P(1), "result", "The predictions sum to 1.", ("softmax_sums_to_1",)),
+    Step(ZERO, "opposites", "mu is added and subtracted."),
 ))  # fmt: skip
 
 CURVATURE = Derivation("hessian_psd", "The curvature is a variance", Sum(k, v[k] * P(p @ yhat[k] @ P(v[k] - mu))), (
     Step(p @ Sum(k, yhat[k] @ v[k] @ P(v[k] - mu)), "factor", "p does not depend on k."),
     Step(p @ P(Sum(k, yhat[k] @ P(v[k] - mu)**2) + mu @ Sum(k, yhat[k] @ P(v[k] - mu))), "distribute",
-         "v_k is its distance from the mean, plus the mean."),
+         "v_k is written as its distance from the mean, plus the mean."),
     Step(p @ P(Sum(k, yhat[k] @ P(v[k] - mu)**2) + mu @ P(0)), "result", "The mean distance from the mean is zero.", ("centred",)),
     Step(p @ Sum(k, yhat[k] @ P(v[k] - mu)**2), "zero and one", "p times the variance of v under the prediction."),
-    Step(ZERO, "no negative term", "Mass, predictions and squares are not negative: the loss is convex in the scores.",
+    Step(ZERO, "no negative term", "The mass, the predictions and the squares are not negative, so the loss is convex in the scores.",
          ("p",), (TRUTH,), ">="),
 ))  # fmt: skip
 
 # ---------------------------------------------------------------- every option is a choice of truth
 
 HOT, HOTJ = delta(k, t), delta(j, t)
-GRADIENT_OF_TRUTH = Step(p @ yhat[k] - y[k], "result", "It holds for any truth.", ("general_gradient",))
+GRADIENT_OF_TRUTH = Step(p @ yhat[k] - y[k], "result", "The gradient for any truth is used.", ("general_gradient",))
 MASS = Step(P(Sum(j, y[j])) @ yhat[k] - y[k], "definition", "p is the sum of the truth.", ("p",))
 
-ONE_HOT = Derivation("one_hot_gradient", "A label t", D(L, z[k]), (
+ONE_HOT = Derivation("one_hot_gradient", "The gradient for a label t", D(L, z[k]), (
     GRADIENT_OF_TRUTH, MASS,
-    Step(P(Sum(j, HOTJ)) @ yhat[k] - HOT, "definition", "The truth of a label: 1 at t, 0 elsewhere.", ("y",)),
+    Step(P(Sum(j, HOTJ)) @ yhat[k] - HOT, "definition", "The truth of a label is 1 at t and 0 elsewhere.", ("y",)),
     Step(P(1) @ yhat[k] - HOT, "one term", "The label picks one term of the sum, and that is 1."),
-    Step(yhat[k] - HOT, "zero and one", "Subtract 1 at the label, nothing elsewhere."),
+    Step(yhat[k] - HOT, "zero and one", "The gradient is the prediction, less 1 at the label."),
 ), where=(Definition(y[k], HOT),))  # fmt: skip
 
 ONE_HOT_LOSS = Derivation("one_hot_loss", "The loss of a label t", L, (
     Step(p @ lse - Sum(j, y[j] @ z[j]), "result", "The loss by log-sum-exp.", ("loss_by_lse",)),
-    Step(P(Sum(j, HOTJ)) @ lse - Sum(j, HOTJ @ z[j]), "definition", "Mass and truth of a label.", ("p", "y")),
+    Step(P(Sum(j, HOTJ)) @ lse - Sum(j, HOTJ @ z[j]), "definition", "The mass and the truth of a label are written out.", ("p", "y")),
     Step(P(1) @ lse - Sum(j, HOTJ @ z[j]), "one term", "The label picks one term of the first sum, and that is 1."),
-    Step(P(1) @ lse - z[t], "one term", "The label picks one score."),
-    Step(lse - z[t], "zero and one", "1 times lse."),
+    Step(P(1) @ lse - z[t], "one term", "The label picks the score z_t."),
+    Step(lse - z[t], "zero and one", "1 times lse is lse."),
 ), where=(Definition(y[k], HOT),))  # fmt: skip
 
-WEIGHTED = Derivation("weighted_gradient", "Class weights w", D(L, z[k]), (
+WEIGHTED = Derivation("weighted_gradient", "The gradient with class weights w", D(L, z[k]), (
     GRADIENT_OF_TRUTH, MASS,
-    Step(P(Sum(j, w[t] @ HOTJ)) @ yhat[k] - w[t] @ HOT, "definition", "The truth of a label with its class's weight.", ("y",)),
-    Step(P(w[t]) @ yhat[k] - w[t] @ HOT, "one term", "The label picks its own weight: that is the mass."),
-    Step(w[t] @ P(yhat[k] - HOT), "factor", "The row's gradient, weighted."),
+    Step(P(Sum(j, w[t] @ HOTJ)) @ yhat[k] - w[t] @ HOT, "definition",
+         "The truth of a label is multiplied by the weight of its class.", ("y",)),
+    Step(P(w[t]) @ yhat[k] - w[t] @ HOT, "one term", "The label picks its own weight, which is the mass."),
+    Step(w[t] @ P(yhat[k] - HOT), "factor", "The gradient of the row is multiplied by the weight."),
 ), where=(Definition(y[k], w[t] @ HOT),))  # fmt: skip
 
 SMOOTH, SMOOTHJ = ((1 - eps) @ delta(n, t) + eps / N for n in (k, j))
-SMOOTHED = Derivation("smoothed_gradient", "Label smoothing", D(L, z[k]), (
+SMOOTHED = Derivation("smoothed_gradient", "The gradient with label smoothing", D(L, z[k]), (
     GRADIENT_OF_TRUTH, MASS,
     Step(P(Sum(j, P(SMOOTHJ))) @ yhat[k] - P(SMOOTH), "definition", "The label is mixed with the uniform distribution.", ("y",)),
     Step(P((1 - eps) @ P(Sum(j, HOTJ)) + Sum(j, eps / N)) @ yhat[k] - P(SMOOTH), "distribute",
-         "Sum each part; 1 - eps does not depend on j."),
+         "Each part is summed. 1 - eps does not depend on j."),
     Step(P((1 - eps) @ P(1) + Sum(j, eps / N)) @ yhat[k] - P(SMOOTH), "one term",
          "The label picks one term of the first sum, and that is 1."),
-    Step(P((1 - eps) @ P(1) + N @ P(eps / N)) @ yhat[k] - P(SMOOTH), "count", "N times the same term."),
-    Step(yhat[k] - P(SMOOTH), "cancel", "N cancels, and 1 - eps + eps is 1: a smoothed label still has mass one."),
+    Step(P((1 - eps) @ P(1) + N @ P(eps / N)) @ yhat[k] - P(SMOOTH), "count", "The sum of N equal terms is N times one of them."),
+    Step(yhat[k] - P(SMOOTH), "cancel", "N cancels, and 1 - eps + eps is 1: a smoothed label still has mass 1."),
 ), where=(Definition(y[k], SMOOTH),))  # fmt: skip
 
 BOTH, BOTHJ = ((1 - eps) @ w[t] @ delta(n, t) + eps / N @ w[n] for n in (k, j))
-SMOOTHED_WEIGHTS = Derivation("smoothed_weighted_gradient", "Label smoothing with class weights", D(L, z[k]), (
+SMOOTHED_WEIGHTS = Derivation("smoothed_weighted_gradient", "The gradient with label smoothing and class weights", D(L, z[k]), (
     GRADIENT_OF_TRUTH, MASS,
-    Step(P(Sum(j, P(BOTHJ))) @ yhat[k] - P(BOTH), "definition", "PyTorch's rule: every class counts with its own weight.", ("y",)),
-    Step(P(Sum(j, (1 - eps) @ w[t] @ HOTJ) + eps / N @ P(Sum(j, w[j]))) @ yhat[k] - P(BOTH), "distribute", "Sum each part."),
+    Step(P(Sum(j, P(BOTHJ))) @ yhat[k] - P(BOTH), "definition",
+         "This is PyTorch's rule: the part at each class is multiplied by the weight of that class.", ("y",)),
+    Step(P(Sum(j, (1 - eps) @ w[t] @ HOTJ) + eps / N @ P(Sum(j, w[j]))) @ yhat[k] - P(BOTH), "distribute", "Each part is summed."),
     Step(P((1 - eps) @ w[t] + eps / N @ P(Sum(j, w[j]))) @ yhat[k] - P(BOTH), "one term", "The label picks its own weight."),
 ), where=(Definition(y[k], BOTH),))  # fmt: skip
 
 SOFT, SOFTJ = (w[n] @ P((1 - eps) @ u[n] + eps / N) for n in (k, j))
-PROBABILITIES = Derivation("probabilities_gradient", "Probabilities u instead of a label", D(L, z[k]), (
+PROBABILITIES = Derivation("probabilities_gradient", "The gradient for probabilities u instead of a label", D(L, z[k]), (
     GRADIENT_OF_TRUTH, MASS,
-    Step(P(Sum(j, SOFTJ)) @ yhat[k] - SOFT, "definition", "Probabilities, smoothed and weighted, are a truth like any other.", ("y",)),
+    Step(P(Sum(j, SOFTJ)) @ yhat[k] - SOFT, "definition", "The truth is made of the probabilities u, smoothed and weighted.", ("y",)),
 ), where=(Definition(y[k], SOFT),))  # fmt: skip
 
-IGNORED = Derivation("ignored_gradient", "An ignored row", D(L, z[k]), (
+IGNORED = Derivation("ignored_gradient", "The gradient of an ignored row", D(L, z[k]), (
     GRADIENT_OF_TRUTH, MASS,
-    Step(P(Sum(j, 0)) @ yhat[k] - 0, "definition", "An ignored row has no truth at all.", ("y",)),
-    Step(ZERO, "zero and one", "So it has no gradient."),
+    Step(P(Sum(j, 0)) @ yhat[k] - 0, "definition", "The truth of an ignored row is 0 at every class.", ("y",)),
+    Step(ZERO, "zero and one", "The gradient is 0."),
 ), where=(Definition(y[k], ZERO),))  # fmt: skip
 
 IGNORED_LOSS = Derivation("ignored_loss", "The loss of an ignored row", L, (
     Step(p @ lse - Sum(j, y[j] @ z[j]), "result", "The loss by log-sum-exp.", ("loss_by_lse",)),
-    Step(P(Sum(j, 0)) @ lse - Sum(j, 0 @ z[j]), "definition", "There is no truth at all.", ("p", "y")),
-    Step(ZERO, "zero and one", "So there is no loss."),
+    Step(P(Sum(j, 0)) @ lse - Sum(j, 0 @ z[j]), "definition", "The truth is 0 at every class.", ("p", "y")),
+    Step(ZERO, "zero and one", "The loss is 0."),
 ), where=(Definition(y[k], ZERO),))  # fmt: skip
 
-Z_LOSS = Derivation("z_loss_gradient", "z-loss", D(L + lam @ lse**2, z[k]), (
-    Step(D(L, z[k]) + lam @ D(lse**2, z[k]), "linearity", "The derivative of a sum; lambda is a constant."),
+Z_LOSS = Derivation("z_loss_gradient", "The gradient with z-loss", D(L + lam @ lse**2, z[k]), (
+    Step(D(L, z[k]) + lam @ D(lse**2, z[k]), "linearity", "The derivative of a sum is the sum of the derivatives. lambda is a constant."),
     Step(D(L, z[k]) + lam @ P(2 @ lse @ D(lse, z[k])), "derivative of a square", "The derivative of f^2 is 2 f f'."),
-    Step(P(p @ yhat[k] - y[k]) + lam @ P(2 @ lse @ yhat[k]), "result", "Both derivatives are known.", ("general_gradient", "lse_gradient")),
-    Step((p + 2 @ lam @ lse) @ yhat[k] - y[k], "factor", "The penalty acts like mass: it multiplies the prediction."),
+    Step(P(p @ yhat[k] - y[k]) + lam @ P(2 @ lse @ yhat[k]), "result",
+         "Both derivatives were calculated before.", ("general_gradient", "lse_gradient")),
+    Step((p + 2 @ lam @ lse) @ yhat[k] - y[k], "factor", "Like the mass p, the penalty multiplies the prediction."),
 ))  # fmt: skip
 
 
@@ -387,25 +394,26 @@ def _elementwise(name: str, title: str, score: Definition, slope: E, own: tuple[
     """z_k as a function of the raw score x_k alone: its slope, and the gradient by x."""
     where = (score,)
     same = Derivation(f"{name}_same", f"{title}: its slope", D(z[k], x[k]), (
-        Step(D(score.body, x[k]), "definition", "z_k written out.", ("z",)), *own,
+        Step(D(score.body, x[k]), "definition", "z_k is written out.", ("z",)), *own,
     ), where=where)  # fmt: skip
     other = Derivation(f"{name}_other", f"{title}: the other scores", D(z[j], x[k]), (
         Step(ZERO, "constant", "z_j contains x_j only."),
     ), distinct=((j, k),), where=where)  # fmt: skip
     product = D(L, z[j]) * D(z[j], x[k])
     whole = Derivation(f"{name}_gradient", title, D(L, x[k]), (
-        Step(Sum(j, product), "chain rule", "x_k reaches the loss through the scores."),
-        Step(D(L, z[k]) * D(z[k], x[k]) + Sum(j, product, but=k), "split the sum", "Only z_k contains x_k."),
+        Step(Sum(j, product), "chain rule", "The raw score x_k changes the loss through the scores z_j."),
+        Step(D(L, z[k]) * D(z[k], x[k]) + Sum(j, product, but=k), "split the sum",
+         "Only z_k contains x_k, so the term j = k is written apart."),
         Step(P(p @ yhat[k] - y[k]) * P(slope) + Sum(j, P(p @ yhat[j] - y[j]) * 0, but=k), "result",
-             "The gradient by the scores, times the slope.", ("general_gradient", same.name, other.name)),
-        Step(P(p @ yhat[k] - y[k]) * P(slope), "zero and one", "Prediction minus truth, times the slope."),
+             "The gradient by the scores and the slope are substituted.", ("general_gradient", same.name, other.name)),
+        Step(P(p @ yhat[k] - y[k]) * P(slope), "zero and one", "The gradient by the scores is multiplied by the slope."),
     ), where=where)  # fmt: skip
     return same, other, whole
 
 
 TEMPERATURE = _elementwise("temperature", "Temperature", Definition(z[k], x[k] / T), 1 / T, (
     Step(D(x[k], x[k]) / T, "linearity", "T is a constant."),
-    Step(1 / T, "coordinate", "x_k moves with itself, one for one."),
+    Step(1 / T, "coordinate", "The derivative of x_k by x_k is 1."),
 ))  # fmt: skip
 CAPPED = tanh(x[k] / c)
 SOFTCAP = _elementwise("softcap", "Softcap", Definition(z[k], c @ CAPPED), 1 - CAPPED**2, (
@@ -420,44 +428,48 @@ SOFTCAP = tuple(one._replace(given=(CAP_IS_NOT_0,)) for one in SOFTCAP)
 
 # ---------------------------------------------------------------- sums in parts: the online merge
 
-MERGE = Derivation("merge_parts", "Two parts merge", exp(m) * P(exp(m1 - m) @ s1 + exp(m2 - m) @ s2), (
-    Step(exp(m) @ exp(m1 - m) @ s1 + exp(m) @ exp(m2 - m) @ s2, "expand", "Multiply the bracket out."),
+MERGE = Derivation("merge_parts", "Merging the sums of two parts", exp(m) * P(exp(m1 - m) @ s1 + exp(m2 - m) @ s2), (
+    Step(exp(m) @ exp(m1 - m) @ s1 + exp(m) @ exp(m2 - m) @ s2, "expand", "The bracket is multiplied out."),
     Step(exp(m1) @ s1 + exp(m2) @ s2, "exponential",
-         "A product of exponentials is the exponential of the sum; m cancels, so any m is right. The larger of m1 and m2 is the one with "
-         "which nothing overflows."),
+         "A product of exponentials is the exponential of the sum. m cancels, so any m gives the same sum. "
+         "With the larger of m1 and m2, nothing overflows."),
 ))  # fmt: skip
 
-READ_LSE = Derivation("read_lse", "Reading lse off a part", m + log(Sum(i, exp(z[i] - m))), (
+READ_LSE = Derivation("read_lse", "Log-sum-exp of a shifted sum", m + log(Sum(i, exp(z[i] - m))), (
     Step(log(exp(m) * P(Sum(i, exp(z[i] - m)))), "logarithm", "m is log e^m, and a sum of logarithms is the logarithm of the product."),
-    Step(log(Sum(i, exp(m) @ exp(z[i] - m))), "expand", "The factor goes inside the sum."),
+    Step(log(Sum(i, exp(m) @ exp(z[i] - m))), "expand", "The factor moves inside the sum."),
     Step(log(Sum(i, exp(z[i]))), "exponential", "m cancels."),
-    Step(lse, "definition", "The logarithm of the sum of exponentials.", ("lse",)),
+    Step(lse, "definition", "The logarithm of the sum of exponentials is lse.", ("lse",)),
 ))  # fmt: skip
 
 REST = Sum(i, exp(z[i] - m), but=t)
 ODDS = Definition(a, P(m - z[t]) + log(REST))
 TWO_CLASSES = Fact(N, ">", ONE)
 LABEL_APART = Derivation("label_apart", "The odds against the label", exp(a), (
-    Step(exp(P(m - z[t]) + log(REST)), "definition", "a is the logarithm of the others' sum, less z_t.", ("a",)),
+    Step(exp(P(m - z[t]) + log(REST)), "definition",
+         "a is written out: the logarithm of the sum of the other exponentials, less z_t.", ("a",)),
     Step(exp(m) / exp(z[t]) * P(REST), "exponential", "The exponential of a sum is a product, and e^log s is s."),
-    Step(P(Sum(i, exp(m) @ exp(z[i] - m), but=t)) / exp(z[t]), "distribute", "The factor goes inside the sum."),
+    Step(P(Sum(i, exp(m) @ exp(z[i] - m), but=t)) / exp(z[t]), "distribute", "The factor moves inside the sum."),
     Step(P(Sum(i, exp(z[i]), but=t)) / exp(z[t]), "exponential", "m cancels."),
 ), given=(TWO_CLASSES,), where=(ODDS,))  # fmt: skip
 
 TINY_LOSS = Derivation("tiny_loss", "The loss of a label without cancellation", -log(yhat[t]), (
-    Step(-log(exp(z[t]) / Sum(i, exp(z[i]))), "definition", "yhat_t written out.", ("yhat",)),
-    Step(log(Sum(i, exp(z[i])) / exp(z[t])), "logarithm", "The logarithm changes sign when the fraction is turned over."),
-    Step(log((exp(z[t]) + Sum(i, exp(z[i]), but=t)) / exp(z[t])), "split the sum", "The label stands apart from the others."),
-    Step(log(1 + P(Sum(i, exp(z[i]), but=t)) / exp(z[t])), "fractions", "Divide each of the two by e^z_t."),
-    Step(log(1 + exp(a)), "result", "No two nearly equal numbers are subtracted: a loss of 1e-9 keeps all its digits.", ("label_apart",)),
+    Step(-log(exp(z[t]) / Sum(i, exp(z[i]))), "definition", "yhat_t is written out.", ("yhat",)),
+    Step(log(Sum(i, exp(z[i])) / exp(z[t])), "logarithm", "The logarithm of the inverted fraction has the opposite sign."),
+    Step(log((exp(z[t]) + Sum(i, exp(z[i]), but=t)) / exp(z[t])), "split the sum",
+         "The term of the label is written apart from the others."),
+    Step(log(1 + P(Sum(i, exp(z[i]), but=t)) / exp(z[t])), "fractions", "Both terms are divided by e^z_t."),
+    Step(log(1 + exp(a)), "result",
+         "In this form no nearly equal numbers are subtracted, so a loss of 1e-9 keeps all its digits.", ("label_apart",)),
 ), given=(TWO_CLASSES,), where=(ODDS,))  # fmt: skip
 
 MISS = Derivation("miss", "The probability of a miss", 1 - yhat[t], (
-    Step(1 - exp(z[t]) / Sum(i, exp(z[i])), "definition", "yhat_t written out.", ("yhat",)),
-    Step((Sum(i, exp(z[i])) - exp(z[t])) / Sum(i, exp(z[i])), "fractions", "1 is the sum over itself."),
+    Step(1 - exp(z[t]) / Sum(i, exp(z[i])), "definition", "yhat_t is written out.", ("yhat",)),
+    Step((Sum(i, exp(z[i])) - exp(z[t])) / Sum(i, exp(z[i])), "fractions", "1 is the sum divided by itself."),
     Step((exp(z[t]) + Sum(i, exp(z[i]), but=t) - exp(z[t])) / Sum(i, exp(z[i])), "split the sum",
-         "The label stands apart from the others."),
-    Step(Sum(i, exp(z[i]), but=t) / Sum(i, exp(z[i])), "opposites", "Only positive terms are left, so that nothing is lost near 1."),
+         "The term of the label is written apart from the others."),
+    Step(Sum(i, exp(z[i]), but=t) / Sum(i, exp(z[i])), "opposites",
+         "Only positive terms remain, so that no digits are lost where yhat_t is near 1."),
 ))  # fmt: skip
 
 # ---------------------------------------------------------------- a linear head: z = W x + b
@@ -466,40 +478,42 @@ SCORE = (Definition(z[k], Sum(d, W[k, d] @ x[d]) + b[k]),)
 SCOREJ = Sum(e, W[j, e] @ x[e]) + b[j]
 SCOREK = Sum(e, W[k, e] @ x[e]) + b[k]
 
-SCORE_BY_X = Derivation("score_by_x", "A score by an input", D(z[k], x[d]), (
-    Step(D(SCOREK, x[d]), "definition", "The score written out.", ("z",)),
+SCORE_BY_X = Derivation("score_by_x", "The derivative of a score by an input", D(z[k], x[d]), (
+    Step(D(SCOREK, x[d]), "definition", "The score is written out.", ("z",)),
     Step(Sum(e, W[k, e] * D(x[e], x[d])), "linearity", "W and b do not depend on x."),
-    Step(W[k, d] * D(x[d], x[d]) + Sum(e, W[k, e] * D(x[e], x[d]), but=d), "split the sum", "The feature d stands apart."),
-    Step(W[k, d] * 1 + Sum(e, W[k, e] * 0, but=d), "coordinate", "x_e moves with x_d only if it is x_d."),
-    Step(W[k, d], "zero and one", "One term is left."),
+    Step(W[k, d] * D(x[d], x[d]) + Sum(e, W[k, e] * D(x[e], x[d]), but=d), "split the sum",
+         "The term of the feature d is written apart from the others."),
+    Step(W[k, d] * 1 + Sum(e, W[k, e] * 0, but=d), "coordinate", "The derivative of x_e by x_d is 1 where e is d, and 0 elsewhere."),
+    Step(W[k, d], "zero and one", "One term remains."),
 ), where=SCORE)  # fmt: skip
 
-SCORE_BY_W = Derivation("score_by_w", "A score by a weight of its own row", D(z[k], W[k, d]), (
-    Step(D(SCOREK, W[k, d]), "definition", "The score written out.", ("z",)),
+SCORE_BY_W = Derivation("score_by_w", "The derivative of a score by a weight of its own row", D(z[k], W[k, d]), (
+    Step(D(SCOREK, W[k, d]), "definition", "The score is written out.", ("z",)),
     Step(Sum(e, D(W[k, e], W[k, d]) * x[e]), "linearity", "x and b do not depend on W."),
-    Step(D(W[k, d], W[k, d]) * x[d] + Sum(e, D(W[k, e], W[k, d]) * x[e], but=d), "split the sum", "The feature d stands apart."),
-    Step(1 * x[d] + Sum(e, 0 * x[e], but=d), "coordinate", "W_ke moves with W_kd only if it is W_kd."),
-    Step(x[d], "zero and one", "One term is left."),
+    Step(D(W[k, d], W[k, d]) * x[d] + Sum(e, D(W[k, e], W[k, d]) * x[e], but=d), "split the sum",
+         "The term of the feature d is written apart from the others."),
+    Step(1 * x[d] + Sum(e, 0 * x[e], but=d), "coordinate", "The derivative of W_ke by W_kd is 1 where e is d, and 0 elsewhere."),
+    Step(x[d], "zero and one", "One term remains."),
 ), where=SCORE)  # fmt: skip
 
-SCORE_BY_OTHER_W = Derivation("score_by_other_w", "A score by a weight of another row", D(z[j], W[k, d]), (
+SCORE_BY_OTHER_W = Derivation("score_by_other_w", "The derivative of a score by a weight of another row", D(z[j], W[k, d]), (
     Step(ZERO, "constant", "z_j contains the weights of row j only."),
 ), distinct=((j, k),), where=SCORE)  # fmt: skip
 
-SCORE_BY_B = Derivation("score_by_b", "A score by its bias", D(z[k], b[k]), (
-    Step(D(SCOREK, b[k]), "definition", "The score written out.", ("z",)),
+SCORE_BY_B = Derivation("score_by_b", "The derivative of a score by its bias", D(z[k], b[k]), (
+    Step(D(SCOREK, b[k]), "definition", "The score is written out.", ("z",)),
     Step(D(b[k], b[k]), "linearity", "W and x do not depend on b."),
-    Step(ONE, "coordinate", "b_k moves with itself, one for one."),
+    Step(ONE, "coordinate", "The derivative of b_k by b_k is 1."),
 ), where=SCORE)  # fmt: skip
 
-SCORE_BY_OTHER_B = Derivation("score_by_other_b", "A score by another bias", D(z[j], b[k]), (
+SCORE_BY_OTHER_B = Derivation("score_by_other_b", "The derivative of a score by another bias", D(z[j], b[k]), (
     Step(ZERO, "constant", "z_j contains b_j only."),
 ), distinct=((j, k),), where=SCORE)  # fmt: skip
 
 LINEAR_X = Derivation("linear_x", "The gradient by the input", D(L, x[d]), (
-    Step(Sum(k, D(L, z[k]) * D(z[k], x[d])), "chain rule", "An input reaches the loss through every score."),
+    Step(Sum(k, D(L, z[k]) * D(z[k], x[d])), "chain rule", "An input changes the loss through every score."),
     Step(Sum(k, P(p @ yhat[k] - y[k]) @ W[k, d]), "result",
-         "Prediction minus truth, times the weights: dX = dZ W.", ("general_gradient", "score_by_x")),
+         "The gradient by the scores is multiplied by the weights: dX = dZ W.", ("general_gradient", "score_by_x")),
 ), where=SCORE)  # fmt: skip
 
 
@@ -507,22 +521,25 @@ def _own(name: str, title: str, by: E, slope: E, same: Derivation, other: Deriva
     """The gradient by a parameter that only the score k contains."""
     product = D(L, z[j]) * D(z[j], by)
     return Derivation(name, title, D(L, by), (
-        Step(Sum(j, product), "chain rule", "A parameter reaches the loss through the scores."),
-        Step(D(L, z[k]) * D(z[k], by) + Sum(j, product, but=k), "split the sum", "Only the score k contains it."),
+        Step(Sum(j, product), "chain rule", "A parameter changes the loss through the scores."),
+        Step(D(L, z[k]) * D(z[k], by) + Sum(j, product, but=k), "split the sum",
+         "Only the score z_k contains it, so the term j = k is written apart."),
         Step(P(p @ yhat[k] - y[k]) * slope + Sum(j, P(p @ yhat[j] - y[j]) * 0, but=k), "result",
-             "The gradient by the scores, times their slopes.", ("general_gradient", same.name, other.name)),
+             "The gradient by the scores and the derivatives of the scores are substituted.", ("general_gradient", same.name, other.name)),
         Step(P(p @ yhat[k] - y[k]) @ slope if slope != ONE else p @ yhat[k] - y[k], "zero and one", why),
     ), where=SCORE)  # fmt: skip
 
 
 LINEAR_W = _own("linear_w", "The gradient by a weight", W[k, d], x[d], SCORE_BY_W, SCORE_BY_OTHER_W,
-                "Prediction minus truth, times the input.")  # fmt: skip
-LINEAR_B = _own("linear_b", "The gradient by a bias", b[k], ONE, SCORE_BY_B, SCORE_BY_OTHER_B, "Prediction minus truth.")
+                "The gradient by the score is multiplied by the input.")  # fmt: skip
+LINEAR_B = _own(
+    "linear_b", "The gradient by a bias", b[k], ONE, SCORE_BY_B, SCORE_BY_OTHER_B, "The gradient by the bias is the gradient by the score."
+)
 
 LR, PR, YHATR, YR, XR = Name("L")[r], Name("p")[r], yhat[r, k], y[r, k], x[r, d]
 LINEAR_ROWS = Derivation("linear_rows", "The gradient by a weight, over a batch", D(Sum(r, LR), W[k, d]), (
     Step(Sum(r, D(LR, W[k, d])), "linearity", "The loss of a batch is the sum of its rows' losses."),
-    Step(Sum(r, P(PR @ YHATR - YR) @ XR), "result", "Each row adds its own: dW = dZ^T X.", ("linear_w",)),
+    Step(Sum(r, P(PR @ YHATR - YR) @ XR), "result", "Each row adds its gradient: dW = dZ^T X.", ("linear_w",)),
 ), where=SCORE)  # fmt: skip
 
 
@@ -594,7 +611,7 @@ PARTS = (
          (SOFTMAX_SHIFT, LSE_SHIFT, LOSS_SHIFT)),
     Part("The second derivative", (Remark("Results 1 and 2 also give the Hessian of the loss, and show that the loss is convex."),),
          (HESSIAN_SAME, HESSIAN_OTHER, HESSIAN_PRODUCT, CENTRED, CURVATURE)),
-    Part("Every option is a truth", (
+    Part("Options", (
         Remark("Class weights, label smoothing, probabilities and ignored rows are choices of y. z-loss, temperature and softcap are not: "
                "z-loss adds to the loss, and the other two transform the scores."),),
          (ONE_HOT, ONE_HOT_LOSS, WEIGHTED, SMOOTHED, SMOOTHED_WEIGHTS, PROBABILITIES, IGNORED, IGNORED_LOSS, Z_LOSS,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from .expr import E, children
 
 LATEX = {"yhat": r"\hat{y}", "lam": r"\lambda", "mu": r"\mu", "eps": r"\varepsilon", "lse": r"\operatorname{lse}"}
@@ -121,11 +123,11 @@ def mathml_of(formula: str) -> str:
     return out
 
 
-def prose(reason: str, table: dict[str, str] = TEXT) -> str:
+def prose(reason: str) -> str:
     """A reason with the names in it as they are written in the lines."""
-    signs = {"yhat": table["yhat"], "lambda": table["lam"], "eps": table["eps"], "delta_": "δ_", "!=": "≠", "^2": "²", " - ": " − "}
-    for name, sign in signs.items():
-        reason = reason.replace(name, sign)
+    words = {r"\byhat": "ŷ", r"\blambda\b": "λ", r"\beps\b": "ε", r"\bmu\b": "μ", r"\bdelta_": "δ_", "!=": "≠", r"\^2": "²", " - ": " − "}
+    for pattern, sign in words.items():
+        reason = re.sub(pattern, sign, reason)
     return reason
 
 
