@@ -31,6 +31,9 @@ bench: build ## times beside memcpy, NumPy, SciPy, scikit-learn and PyTorch (a q
 docs: build ## the documentation, into site/
 	$(BIN)/mkdocs build --quiet --strict
 
+vendor: ## fetch the JavaScript library of the page again, as it is published (npm)
+	tools/vendor.sh 10.6.0
+
 clean: ## remove all that make made
 	rm -rf .venv build dist site demo-output .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find src tests tools examples -name __pycache__ -prune -exec rm -rf {} +
@@ -52,5 +55,5 @@ $(INSTALLED): $(VENV) pyproject.toml CMakeLists.txt $(wildcard cpp/*)
 	$(BIN)/python -m pip install --quiet --no-build-isolation -e '.[dev]'
 	@touch $@
 
-.PHONY: help build demo test check bench docs clean
+.PHONY: help build demo test check bench docs vendor clean
 .DEFAULT_GOAL := help

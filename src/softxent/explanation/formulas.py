@@ -44,6 +44,8 @@ def _pieces(e: E, before: str = "", after: str = "") -> str:
         over, under = _pieces(_inside(a[0])), _pieces(_inside(a[1]))
         sides = [_piece(side) if side else "" for side in (before, after)]
         return f'{sides[0]}<span class="fraction"><span>{over}</span><span>{under}</span></span>{sides[1]}'
+    if o == "@" and _breaks(a[0]):
+        return _pieces(_bracketed(a[0], 2), before) + _box(_pieces(_bracketed(a[1], 3), "", after))
     if o == "@":
         return _pieces(_bracketed(a[1], 3), f"{before}{latex(_bracketed(a[0], 2))} ", after)
     if o == "neg":
@@ -69,8 +71,8 @@ def _breaks(e: E) -> bool:
         return _breaks(_inside(e.args[0]))
     if e.op == "D":
         return e.args[0].op not in ("at", "exp") and _breaks(e.args[0])
-    inner = {"()": 0, "neg": 0, "@": 1, "sum": 2}.get(e.op)
-    return inner is not None and _breaks(e.args[inner])
+    inner = {"()": (0,), "neg": (0,), "@": (0, 1), "sum": (2,)}.get(e.op, ())
+    return any(_breaks(e.args[n]) for n in inner)
 
 
 def _inside(e: E) -> E:

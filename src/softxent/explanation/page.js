@@ -1,198 +1,45 @@
 "use strict";
-// The trees of the derivation on numbers: [operation, arguments...]. As replay.py, in doubles.
-
-const data = JSON.parse(document.getElementById("data").textContent);
-const state = { scores: data.scores, ...data.chosen }; // t is the label, j and k are indices
-const SAME = 1e-9;
-
-function arithmetic(op, [a, da], [b, db] = [0, 0]) { // dual numbers: [value, derivative]
-  switch (op) {
-    case "()": return [a, da];
-    case "neg": return [-a, -da];
-    case "+": return [a + b, da + db];
-    case "-": return [a - b, da - db];
-    case "*": case "@": return [a * b, da * b + a * db];
-    case "/": return [a / b, (da * b - a * db) / (b * b)];
-    case "^": return [a ** b, b * a ** (b - 1) * da];
-    case "exp": return [Math.exp(a), Math.exp(a) * da];
-    case "log": return [Math.log(a), da / a];
-    case "tanh": return [Math.tanh(a), (1 - Math.tanh(a) ** 2) * da];
-  }
-  throw Error(op);
-}
-
-class Numbers {
-  constructor(setting) { // what the names stand for
-    this.setting = setting;
-    this.memo = new Map();
-  }
-
-  value = (e, at) => this.dual(e, at, null)[0];
-
-  over([, letter, but], at) {
-    return data.ranges[letter].filter((n) => but === null || n !== at[but]);
-  }
-
-  dual(e, at, seed) { // seed: what is differentiated by, as "z,1"
-    const [op, ...args] = e;
-    if (op === "num") return [args[0], 0];
-    if (op === "at") return this.named(args[0], args.slice(1).map((i) => at[i]), seed);
-    if (op === "delta") return [Number(at[args[0]] === at[args[1]]), 0];
-    if (op === "D") {
-      const [, name, ...by] = args[1];
-      return [this.dual(args[0], at, String([name, ...by.map((i) => at[i])]))[1], 0];
-    }
-    if (op === "sum" || op === "max") {
-      const terms = this.over(e, at).map((n) => this.dual(args[2], { ...at, [args[0]]: n }, seed));
-      if (op === "max") return [Math.max(...terms.map(([v]) => v)), 0];
-      return terms.reduce(([v, d], [w, f]) => [v + w, d + f], [0, 0]);
-    }
-    return arithmetic(op, ...args.map((x) => this.dual(x, at, seed)));
-  }
-
-  named(name, index, seed) {
-    const place = String([name, ...index]), key = `${place};${seed}`;
-    if (!this.memo.has(key)) this.memo.set(key, this.look(name, index, seed, place));
-    return this.memo.get(key);
-  }
-
-  look(name, index, seed, place) {
-    if (seed?.split(",")[0] === name) return [this.named(name, index, null)[0], Number(seed === place)];
-    const { names, follow, given } = this.setting, key = `${name}/${index.length}`;
-    const inside = (letters, body, seed) => this.dual(body, { t: state.t, ...Object.fromEntries(letters.map((i, n) => [i, index[n]])) }, seed);
-    if (name in names) return names[name].filter(([letters]) => letters.length === index.length).map((x) => inside(...x, seed))[0];
-    if (key in follow) return [inside(...follow[key], null)[0], 0];
-    return [index.reduce((v, n) => v[n], name === "score" ? state.scores : given[key]), 0];
-  }
-
-  fill(e, at, terms = 4) { // the line with numbers for its names; a long sum shows its ends
-    const [op, ...args] = e;
-    if (op === "num") return e;
-    if (op === "sum") return this.terms(e, at, terms);
-    if (["at", "D", "delta", "exp"].includes(op)) return ["val", short(this.value(e, at))];
-    if (op === "()" && ["at", "D", "exp", "sum", "delta", "log"].includes(args[0][0])) return this.fill(args[0], at, terms);
-    return [op === "@" ? "*" : op, ...args.map((x) => this.fill(x, at, terms))];
-  }
-
-  terms(e, at, most) {
-    const all = this.over(e, at), shown = all.length <= most ? all : [...all.slice(0, most - 2), null, all.at(-1)];
-    const parts = shown.map((n) => (n === null ? ["val", "…"] : this.fill(e[3], { ...at, [e[1]]: n }, most)));
-    if (!parts.length) return ["num", 0];
-    if ("+-".includes(parts[0][0])) parts[0] = ["()", parts[0]];
-    return parts.length === 1 ? parts[0] : ["()", parts.reduce((a, b) => ["+", a, b])];
-  }
-}
-
-// ---- reading: as reading.text, of lines that are filled in ----
-
-const RANK = { "+": 1, "-": 1, neg: 1, "*": 2, "/": 2, "^": 4 };
-const rank = ([op, a]) => (op === "val" && a.startsWith("-") ? 1 : RANK[op] ?? 9);
-
-function text(e) {
-  const [op, a, b] = e;
-  const part = (x, least) => (rank(x) < least ? `(${text(x)})` : text(x));
-  switch (op) {
-    case "num": return String(a);
-    case "val": return minus(a);
-    case "+": return `${part(a, 1)} + ${part(b, 2)}`;
-    case "-": return `${part(a, 1)} − ${part(b, 2)}`;
-    case "*": return `${part(a, 2)} · ${part(b, 3)}`;
-    case "/": return part(a, 2) + ([a, b].every(([o]) => ["num", "val", "()"].includes(o)) ? "/" : " / ") + part(b, 3);
-    case "^": return part(a, 5) + (b[1] === 2 ? "²" : `^${text(b)}`);
-    case "neg": return `−${part(a, 2)}`;
-    case "()": return `(${text(a)})`;
-    case "log": case "tanh": return op + (a[0] === "()" ? text(a) : `(${text(a)})`);
-  }
-  throw Error(op);
-}
-
-const minus = (s) => s.replaceAll("-", "−");
-
-function short(value, digits = 4) { // as "%.4g"
-  if (!Number.isFinite(value)) return "beyond a double";
-  if (value === 0) return "0";
-  let x = Number(value.toPrecision(14)); // without the rounding of the last operations, 1.3875 rounds as in Python
-  const whole = x.toExponential(60), end = whole.indexOf(".") + digits;
-  if (/^[02468]50*e/.test(whole.slice(end - 1))) x *= 1 - 1e-9; // of two that are as near, Python takes the even one
-  const [mantissa, exponent] = x.toExponential(digits - 1).split("e");
-  if (exponent >= -4 && exponent < digits) return String(Number(x.toPrecision(digits)));
-  return `${Number(mantissa)}e${exponent[0]}${exponent.slice(1).padStart(2, "0")}`;
-}
-
-// ---- the page ----
+// The page: its controls, the state that they change, and all its numbers, which numbers.js computes again whenever the state changes.
 
 const $ = (selector, root = document) => root.querySelector(selector);
 const all = (selector, root = document) => [...root.querySelectorAll(selector)];
-const last = (name) => data.derivations[name].lines.at(-1);
+const data = JSON.parse($("#data").textContent);
+const state = { scores: data.scores.map((score) => score ?? -Infinity), ...data.chosen }; // t is the label; -Infinity masks a class
 const { shown } = data;
-const sections = all(".derivation"), sliders = all("#scores input"), choices = all(".choices select");
-const barRows = all("#bars tbody tr"), cells = all("#heat tbody tr").map((row) => all("td", row));
+const lastLine = (name) => data.derivations[name].lines.at(-1);
+const sections = all(".derivation"), selects = all(".choices select");
+const scoreRows = all(".score").map((row) => ({ row, slider: $("[type=range]", row), field: $("[type=text]", row) }));
+const barRows = all("#bars tbody tr"), heatRows = all("#heat tbody tr").map((row) => all("td", row));
 
-const say = (node, words) => { if (node.textContent !== words) node.textContent = words; };
+const setText = (node, words) => { if (node.textContent !== words) node.textContent = words; };
 
-function put(node, value, digits) {
-  say(node, minus(short(value, digits)));
-  node.value = value;
+function setNumber(node, value, digits, words = short(value, digits)) {
+  setText(node, minus(words));
+  node.value = value.toSignificantDigits(17).toString();
 }
 
-const agree = (a, b, rel) => Math.abs(a - b) <= SAME * (1 + Math.abs(a)) || (rel === ">=" && a > b);
+// ---- the state ----
 
-function showDerivation(section, derivation, numbers) { // -> whether its lines agree
-  const places = Object.entries(derivation.free).map(([letter, role]) => [letter, state[role] ?? 0]);
-  const at = { t: state.t, ...Object.fromEntries(places) };
-  const values = derivation.lines.map((line) => numbers.value(line, at));
-  all(":scope > ol > li > .numbers", section).forEach((line, n) => {
-    put($("data", line), values[n], 6);
-    if (values.includes(0) && Math.abs(values[n]) < 1e-12) say($("data", line), values[n] === 0 ? "0" : "≈ 0"); // rounding
-    say($(".filled", line), text(numbers.fill(derivation.lines[n], at)));
-  });
-  const good = values.every((v, n) => n === 0 || agree(values[n - 1], v, derivation.rels[n]));
-  const finite = values.every(Number.isFinite), check = $(":scope > .check", section);
-  check.className = `check ${good ? "good" : finite ? "bad" : ""}`;
-  say(check, good ? `✓ ${values.length} lines agree` : finite ? "✗ lines differ" : "beyond a double");
-  say($(":scope > .where .at", section), Object.entries(derivation.free).map(([letter, role]) => `${letter} = ${role in state ? data.names[state[role]] : 1}`).join(", "));
-  return good;
+const masked = (n, { scores } = state) => !Number.isFinite(scores[n]);
+
+function parseScore(words) { // -> a number, -Infinity, or NaN if the words are neither
+  const x = words.trim().replace("−", "-");
+  if (/^-inf(inity)?$/i.test(x)) return -Infinity;
+  return /^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i.test(x) && Math.abs(x) <= data.largest ? Number(x) : NaN;
 }
 
-function showBars(numbers) {
-  barRows.forEach((row, k) => [shown.yhat, shown.y, last(shown.gradient)].forEach((line, n) => {
-    const value = numbers.value(line, { t: state.t, k });
-    put(all("data", row)[n], value);
-    all(".bar", row)[n].style.setProperty("--x", value);
-  }));
+const largest = data.largest.toExponential().replace("+", "");
+const formatScore = (score) => (score === -Infinity ? "-inf" : String(score));
+
+function problemWith({ scores, t, j, k }) { // -> why the page cannot show this state, or ""
+  const classes = data.names.length, isMasked = (n) => masked(n, { scores });
+  if (scores.length !== classes || scores.some(Number.isNaN)) return `z must be ${classes} numbers of size ${largest} at most, or -inf`;
+  if (scores.filter(Number.isFinite).length < 2) return "at least two classes must have a score other than -inf";
+  if (isMasked(t)) return "the label t must be a class whose score is not -inf, since its loss would be infinite";
+  return isMasked(j) || isMasked(k) || j === k ? "j and k must be two classes whose scores are not -inf" : "";
 }
 
-function showHeat(same, other) {
-  const value = (j, k) => (j === k ? same.value(last(shown.same), { j }) : other.value(last(shown.other), { j, k }));
-  const values = cells.map((row, j) => row.map((_, k) => value(j, k)));
-  const most = Math.max(...values.flat().map(Math.abs));
-  cells.forEach((row, j) => row.forEach((cell, k) => {
-    put($("data", cell), values[j][k], 2);
-    cell.style.setProperty("--x", Math.abs(values[j][k]) / most || 0);
-    cell.className = values[j][k] < 0 ? "negative" : "positive";
-    cell.ariaSelected = String(k === state.k && (j === state.j || j === k));
-    cell.tabIndex = j === state.j && k === state.k ? 0 : -1;
-  }));
-}
-
-let pause;
-function update() {
-  const settings = data.settings.map((one) => new Numbers(one));
-  const numbers = (name) => settings[data.derivations[name].setting];
-  const good = sections.map((one) => showDerivation(one, data.derivations[one.id], numbers(one.id))).filter(Boolean).length;
-  showBars(numbers(shown.gradient));
-  showHeat(numbers(shown.same), numbers(shown.other));
-  sliders.forEach((input, n) => say(input.nextElementSibling, minus(short(state.scores[n]))));
-  choices.forEach((select) => { select.value = state[select.dataset.letter]; });
-  clearTimeout(pause); // the summary is read aloud: only once the hand rests
-  pause = setTimeout(() => {
-    const [loss, right] = [shown.loss, shown.yhat].map((e) => minus(short(numbers(shown.gradient).value(e, { t: state.t, k: state.t }))));
-    const count = good === sections.length ? `All ${good}` : `${good} of ${sections.length}`;
-    say($("#summary"), `${data.names[state.t]} is predicted with ${right}: loss ${loss}. ${count} derivations agree.`);
-  }, 250);
-}
-
-function choose(letter, n) { // two indices that must differ change places where they would meet
+function chooseClass(letter, n) { // two indices that must differ change places where they would meet
   for (const pair of data.distinct.filter((pair) => pair.includes(letter))) {
     const other = pair.find((x) => x !== letter);
     if (state[other] === n) state[other] = state[letter];
@@ -200,39 +47,242 @@ function choose(letter, n) { // two indices that must differ change places where
   state[letter] = n;
 }
 
-function chooseCell(j, k) {
-  choose("k", k);
-  if (j !== k) choose("j", j);
+function setScore(n, score) { // -> why the score cannot be set, or ""
+  const next = moveMaskedIndices({ ...state, scores: Object.assign([...state.scores], { [n]: score }) });
+  const problem = problemWith(next);
+  if (!problem && score !== state.scores[n]) {
+    Object.assign(state, next);
+    stateChanged();
+  }
+  return problem;
+}
+
+function moveMaskedIndices(next) { // where the class of j or k is masked, the label or else the likeliest class takes its place
+  const ranked = [...next.scores.keys()].filter((n) => !masked(n, next)).sort((a, b) => next.scores[b] - next.scores[a]);
+  if (masked(next.k, next)) next.k = [next.t, ...ranked].find((n) => n !== next.j);
+  if (masked(next.j, next)) next.j = ranked.find((n) => n !== next.k);
+  return next;
+}
+
+// ---- the state in the address ----
+
+const IN_ADDRESS = ["z", "t", "j", "k", "beyond"];
+const beyond = $("#beyond"), openAtFirst = beyond.open; // what goes beyond the article is shown where this is open
+let changedByReader = false; // until then, the address is left as it is
+
+function writeAddress() {
+  if (!changedByReader) return;
+  const query = new URLSearchParams(location.search), { scores, t, j, k } = state;
+  [scores.map(formatScore), t, j, k].forEach((value, n) => query.set(IN_ADDRESS[n], value));
+  if (beyond.open === openAtFirst) query.delete("beyond");
+  else query.set("beyond", Number(beyond.open));
+  const address = `?${query}`.replaceAll("%2C", ",");
+  try {
+    if (address !== location.search) history.replaceState(history.state, "", address + location.hash);
+  } catch {} // A page in a frame of a notebook has no address of its own.
+}
+
+function readAddress() {
+  const query = new URLSearchParams(location.search);
+  if (!IN_ADDRESS.some((name) => query.has(name))) return;
+  if (query.has("beyond")) beyond.open = query.get("beyond") === "1";
+  const index = (name) => (query.has(name) ? Number(query.get(name) || NaN) : state[name]);
+  const scores = query.has("z") ? query.get("z").split(",").map(parseScore) : state.scores;
+  const next = { scores, t: index("t"), j: index("j"), k: index("k") }, problem = problemWith(next);
+  if (problem) setText($("#address"), `The scores and indices in the address are not used: ${problem}.`);
+  else Object.assign(state, next);
+}
+
+// ---- what is shown ----
+
+let current; // the classes that are not masked, the places of t, j and k among them, and the numbers of each setting
+
+function startNumbers() {
+  const classes = [...state.scores.keys()].filter((n) => !masked(n)), scores = classes.map((n) => state.scores[n]);
+  const [t, j, k] = [state.t, state.j, state.k].map((n) => classes.indexOf(n)), decimals = scores.map(exact);
+  setPrecision(scores);
+  current = { classes, places: { t, j, k }, settings: data.settings.map((setting) => new Numbers(setting, decimals, t)) };
+}
+
+const numbersOf = (name) => current.settings[data.derivations[name].setting];
+const place = (n) => current.classes.indexOf(n);
+
+const agreement = new Map(); // whether the lines of a section agree
+
+function showDerivation(section) {
+  const derivation = data.derivations[section.id], numbers = numbersOf(section.id), free = Object.entries(derivation.free);
+  const own = (selector) => all(selector, section).filter((node) => node.closest(".derivation") === section);
+  const at = { t: current.places.t, ...Object.fromEntries(free.map(([letter, role]) => [letter, current.places[role] ?? 0])) };
+  const values = derivation.lines.map((line) => numbers.value(line, at));
+  own(".numbers").forEach((line, n) => {
+    setNumber($("data", line), values[n], 6, shortOfLine(values[n], values.at(-1), 6));
+    setText($(".filled", line), text(numbers.fill(derivation.lines[n], at)));
+  });
+  const good = values.every((value, n) => n === 0 || agree(values[n - 1], value, derivation.rels[n])), [check] = own(".check");
+  agreement.set(section, good);
+  check.className = `check ${good ? "good" : "bad"}`;
+  setText(check, good ? `✓ ${values.length} lines agree` : "✗ lines differ");
+  setText(own(".at")[0], free.map(([letter, role]) => `${letter} = ${role in state ? data.names[state[role]] : 1}`).join(", "));
+}
+
+function showBars() {
+  const numbers = numbersOf(shown.gradient), lines = [shown.yhat, shown.y, lastLine(shown.gradient)];
+  barRows.forEach((row, n) => lines.forEach((line, column) => {
+    const value = masked(n) ? ZERO : numbers.value(line, { t: current.places.t, k: place(n) });
+    setNumber(all("data", row)[column], value);
+    all(".bar", row)[column].style.setProperty("--x", value.toNumber());
+  }));
+}
+
+function jacobian(j, k) { // the derivative of the prediction j by the score k
+  const name = j === k ? shown.same : shown.other;
+  return masked(j) || masked(k) ? ZERO : numbersOf(name).value(lastLine(name), { t: current.places.t, j: place(j), k: place(k) });
+}
+
+function showHeat() {
+  const values = heatRows.map((row, j) => row.map((_, k) => jacobian(j, k)));
+  const most = Decimal.max(...values.flat().map((value) => value.abs()));
+  heatRows.forEach((row, j) => row.forEach((cell, k) => {
+    setNumber($("data", cell), values[j][k], 2);
+    cell.style.setProperty("--x", most.isZero() ? 0 : values[j][k].abs().div(most).toNumber());
+    cell.className = values[j][k].isNegative() ? "negative" : "positive";
+    cell.ariaSelected = String(k === state.k && (j === state.j || j === k));
+    cell.ariaDisabled = String(masked(j) || masked(k));
+    cell.tabIndex = j === state.j && k === state.k ? 0 : -1;
+  }));
+}
+
+function showControls() {
+  scoreRows.forEach(({ row, slider, field }, n) => {
+    const score = state.scores[n], reach = Math.ceil(Math.abs(score));
+    row.classList.toggle("masked", masked(n));
+    if (!masked(n) && reach > slider.max) [slider.min, slider.max] = [-reach, reach];
+    slider.value = masked(n) ? slider.min : score;
+    slider.ariaValueText = masked(n) ? "-inf, masked" : null;
+    if (parseScore(field.value) !== score) field.value = formatScore(score);
+    showError(field, "");
+  });
+  for (const select of selects) {
+    [...select.options].forEach((option, n) => { option.disabled = masked(n); });
+    select.value = state[select.dataset.letter];
+  }
+}
+
+function showSummary() {
+  const numbers = numbersOf(shown.gradient), { t } = current.places;
+  const [loss, right] = [shown.loss, shown.yhat].map((e) => minus(short(numbers.value(e, { t, k: t }))));
+  const wrong = sections.filter((section) => !agreement.get(section)).length;
+  const lines = wrong ? `The lines of ${wrong} derivations do not agree.` : "The lines of every derivation agree.";
+  setText($("#summary"), `${data.names[state.t]} is predicted with ${right}: loss ${loss}. ${lines}`);
+}
+
+// ---- updates: what is in view comes first and the rest in slices of time, so that a slider moves smoothly ----
+
+const SLICE = 12, PAUSE = 250; // milliseconds
+const SHOW = { bars: showBars, heat: showHeat };
+const parts = [$("#bars"), $("#heat"), ...sections], stale = new Set(); // of the stale parts, the first has waited longest
+const inView = new Set();
+const observer = new IntersectionObserver((entries) => {
+  for (const { target, isIntersecting } of entries) inView[isIntersecting ? "add" : "delete"](target);
+});
+parts.forEach((part) => observer.observe(part));
+
+let nextSlice, pause, paused;
+
+function update() {
+  startNumbers();
+  showControls();
+  parts.forEach((part) => stale.add(part));
+  $("main").ariaBusy = "true";
+  paused = false;
+  clearTimeout(pause);
+  pause = setTimeout(() => {
+    paused = true;
+    if (!stale.size) afterPause();
+  }, PAUSE);
+  showStale();
+}
+
+function showStale() {
+  clearTimeout(nextSlice);
+  const end = performance.now() + SLICE;
+  do {
+    const part = [...stale].find((one) => inView.has(one)) ?? [...stale][0];
+    stale.delete(part);
+    (SHOW[part.id] ?? showDerivation)(part);
+  } while (stale.size && performance.now() < end);
+  if (stale.size) {
+    nextSlice = setTimeout(showStale);
+    return;
+  }
+  $("main").ariaBusy = "false";
+  if (paused) afterPause();
+}
+
+function afterPause() { // The summary is read aloud, and browsers limit how often the address may change.
+  showSummary();
+  writeAddress();
+}
+
+function stateChanged() {
+  changedByReader = true;
+  setText($("#address"), "");
   update();
 }
 
-sliders.forEach((input, n) => input.addEventListener("input", () => {
-  state.scores[n] = Number(input.value);
-  update();
-}));
-choices.forEach((select) => select.addEventListener("change", () => {
-  choose(select.dataset.letter, Number(select.value));
-  update();
+// ---- the controls ----
+
+function showError(field, words) {
+  if (!words && !field.ariaInvalid) return;
+  field.ariaInvalid = words ? "true" : null;
+  setText($("#error"), words);
+}
+
+function useField(n, field) { // -> why the score cannot be what the field says, or ""
+  const score = parseScore(field.value);
+  if (Number.isNaN(score)) return `a score must be a number of size ${largest} at most, or -inf to mask the class`;
+  const problem = setScore(n, score);
+  if (!problem) showError(field, "");
+  return problem;
+}
+
+scoreRows.forEach(({ slider, field }, n) => {
+  slider.addEventListener("input", () => setScore(n, Number(Number(slider.value).toPrecision(3))));
+  field.addEventListener("input", () => useField(n, field)); // half of a number is no error yet
+  field.addEventListener("change", () => {
+    const problem = useField(n, field);
+    if (problem) showError(field, `“${field.value}” is not used for ${data.names[n]}: ${problem}. The score stays ${formatScore(state.scores[n])}.`);
+  });
+});
+
+selects.forEach((select) => select.addEventListener("change", () => {
+  chooseClass(select.dataset.letter, Number(select.value));
+  stateChanged();
 }));
 
+beyond.addEventListener("toggle", () => {
+  changedByReader = true;
+  writeAddress();
+});
+
+function chooseCell(j, k) {
+  if (masked(j) || masked(k)) return;
+  chooseClass("k", k);
+  if (j !== k) chooseClass("j", j);
+  stateChanged();
+}
+
 const ARROWS = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
-cells.forEach((row, j) => row.forEach((cell, k) => {
+heatRows.forEach((row, j) => row.forEach((cell, k) => {
   cell.addEventListener("click", () => chooseCell(j, k));
   cell.addEventListener("keydown", (event) => {
     const [down, right] = ARROWS[event.key] ?? [];
     if (event.key === "Enter" || event.key === " ") chooseCell(j, k);
     else if (down === undefined) return;
-    else cells[j + down]?.[k + right]?.focus();
+    else heatRows[j + down]?.[k + right]?.focus();
     event.preventDefault();
   });
 }));
-
-const theme = $("#theme");
-theme.ariaPressed = matchMedia("(prefers-color-scheme: dark)").matches;
-theme.addEventListener("click", () => {
-  theme.ariaPressed = theme.ariaPressed !== "true";
-  document.documentElement.style.colorScheme = theme.ariaPressed === "true" ? "dark" : "light";
-});
 
 function reveal() { // the target of a link may lie in a fold
   const target = document.getElementById(location.hash.slice(1));
@@ -240,6 +290,7 @@ function reveal() { // the target of a link may lie in a fold
   target?.scrollIntoView();
 }
 addEventListener("hashchange", reveal);
+addEventListener("popstate", writeAddress); // The back button changes the place on the page, and not the state.
 
 const watch = new ResizeObserver(() => all(".scroll").forEach((box) => { // a box that scrolls is in reach of the keyboard
   if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;
@@ -247,5 +298,6 @@ const watch = new ResizeObserver(() => all(".scroll").forEach((box) => { // a bo
 }));
 all(".scroll, .scroll > *").forEach((node) => watch.observe(node));
 
+readAddress();
 update();
 if (location.hash) reveal();

@@ -1,7 +1,8 @@
 """The derivation as one HTML page with live numbers: what `softxent explain --html` writes.
 
-The lines are rendered here (MathML), with the numbers of the given scores. page.js then computes every number anew from the same trees
-whenever a score, the label or an index changes: it reads them as data, and no formula of the derivation is written in it.
+The lines are rendered here (MathML), with the numbers of the given scores. Whenever a score, the label or an index changes, the scripts
+compute every number anew from the same trees, in decimals as replay.py does: numbers.js reads the trees as data, and no formula of the
+derivation is written in it. page.js is the page with its controls, and vendor/decimal.js the arithmetic.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from .. import contract
 from ..proof.derivation import ARTICLE, DERIVATIONS, GRADIENT, PARTS, RESULT_1, RESULT_2, Derivation, L, Part, Remark, Step, y, yhat
-from ..proof.expr import RANGES, Definition, E, Fact, Name, Sum, exp, in_row, letters
+from ..proof.expr import RANGES, Definition, E, Fact, Name, Sum, delta, exp, in_row, letters
 from ..proof.reading import SIGNS, text, tree
 from ..proof.replay import Numbers, short
 from .formulas import formula, sentence
+from .row import LARGEST
 
 FEWEST, MOST = 2, 24  # classes: j != k needs two, and the heat map has a cell for each pair
 REACH = 10  # of the sliders, where no score lies beyond
@@ -30,14 +33,18 @@ BAR = '<td><data></data><span class="bar"><span></span></span></td>'
 CELL = '<td tabindex="-1"><data></data></td>'
 HERE = Path(__file__).parent
 At = Callable[[Derivation], tuple[Numbers, dict[str, int]]]  # the numbers of a derivation, and the places of its indices
+SCRIPTS = {"theme": "theme.js", "decimal": "vendor/decimal.js", "numbers": "numbers.js", "script": "page.js"}
+MASKED = -math.inf  # the score of a class that takes no part
 
-# How replay.py's examples follow the scores when these move; `max` is an operation of these trees alone.
-_score, _truth, _W, _x = Name("score"), Name("truth"), Name("W"), Name("x")
+# How replay.py's examples follow the scores, the label and the number of classes when these change. `max` and `rolled` are operations of
+# these trees alone, and place[k] is the number of the class k, from 1.
+_score, _place, _W, _x = Name("score"), Name("place"), Name("W"), Name("x")
 _FOLLOW = {
     "z": (("k",), _score["k"]),
     "x": (("k",), _score["k"]),
-    "y": (("k",), _truth["t", "k"]),
-    "y/rows": (("r", "k"), _truth["t", "r", "k"]),
+    "y": (("k",), delta("k", "t")),
+    "y/rows": (("r", "k"), E("rolled", ("t", "r", "k"))),
+    "u": (("k",), _place["k"] / Sum("i", _place["i"])),
     "b": (("k",), _score["k"] - Sum("d", _W["k", "d"] * _x["d"])),
     "m": ((), E("max", ("i", None, _score["i"]))),
 } | {
@@ -50,31 +57,38 @@ _FOLLOW = {
 }
 
 
-def page(scores: Sequence[float], label: int, names: Sequence[str]) -> str:
+def page(scores: Sequence[float], label: int, names: Sequence[str], *, j: int | None = None, k: int | None = None) -> str:
     """The whole HTML document: every derivation at these scores and this label, with controls to change them.
 
-    One file that asks nothing of the network. It takes 2 to 24 classes, each with a finite score and a name; ValueError otherwise.
+    One file that asks nothing of the network. It takes 2 to 24 classes, each with a score and a name. A score of -inf masks its class: the
+    prediction and the gradient are 0 there, and the derivations are those of the other classes, of which there must be two.
+
+    `k` is the label if it is not given, `j` the likeliest other class.
+
+    Raises ValueError if an argument is not as described.
     """
-    _check(scores, label, names)
     scores = [float(s) for s in scores]
-    chosen = {"t": label, "k": label, "j": 1 if label == 0 else 0}
+    _check(scores, label, names, j, k)
+    chosen = {"t": label} | _indices(scores, label, j, k)
+    kept = [n for n, s in enumerate(scores) if s != MASKED]
+    row, at = [scores[n] for n in kept], {letter: kept.index(n) for letter, n in chosen.items()}
 
     def on(one: Derivation) -> tuple[Numbers, dict[str, int]]:
-        return _numbers(one, scores, label), {letter: chosen.get(role, 0) for letter, role in _roles(one).items()}
+        return _numbers(one, row, at["t"]), {letter: at.get(role, 0) for letter, role in _roles(one).items()}
 
-    style, script = _file("page.css"), _file("page.js")
+    style, scripts = _file("page.css"), {name: _file(source) for name, source in SCRIPTS.items()}
     return Template(_file("page.html")).substitute(
-        policy=f"default-src 'none'; img-src data:; style-src {_digest(style)}; script-src {_digest(script)}",
+        policy=f"default-src 'none'; img-src data:; style-src {_digest(style)}; script-src {' '.join(map(_digest, scripts.values()))}",
         style=style,
-        script=script,
-        data=_json(_data(scores, names, chosen)),
+        **scripts,
+        data=_json(_data(scores, row, names, chosen)),
         contents=_contents(1, PARTS[:OPEN]),
         contents_beyond=_contents(OPEN + 1, PARTS[OPEN:]),
         same=RESULT_1.name,
         other=RESULT_2.name,
-        labels=_options(names, label),
-        choices="".join(_choice(letter, names, chosen[letter]) for letter in "jk"),
-        scores="".join(_slider(n, name, scores) for n, name in enumerate(names)),
+        labels=_options(names, scores, label),
+        choices="".join(_choice(letter, names, scores, chosen[letter]) for letter in "jk"),
+        scores="".join(_score_control(n, name, scores[n]) for n, name in enumerate(names)),
         bars="".join(f'<tr><th scope="row">{escape(name)}</th>{BAR * 3}</tr>' for name in names),
         columns="".join(f'<th scope="col">{escape(name)}</th>' for name in names),
         cells="".join(f'<tr><th scope="row">{escape(name)}</th>{CELL * len(names)}</tr>' for name in names),
@@ -83,15 +97,32 @@ def page(scores: Sequence[float], label: int, names: Sequence[str]) -> str:
     )
 
 
-def _check(scores: Sequence[float], label: int, names: Sequence[str]) -> None:
-    if not FEWEST <= len(scores) <= MOST:
-        raise ValueError(f"page: scores must be {FEWEST} to {MOST} numbers; got {len(scores)}")
-    if not all(math.isfinite(s) for s in scores):
-        raise ValueError(f"page: scores must be finite; got {list(scores)}")
-    if not 0 <= label < len(scores):
-        raise ValueError(f"page: label must be in [0, {len(scores)}); got {label}")
-    if len(names) != len(scores):
-        raise ValueError(f"page: names must be {len(scores)}, one for each score; got {len(names)}")
+def _check(scores: Sequence[float], label: int, names: Sequence[str], j: int | None, k: int | None) -> None:
+    classes = len(scores)
+    if not FEWEST <= classes <= MOST:
+        contract.fail("page", "scores", f"be {FEWEST} to {MOST} numbers", classes)
+    for n, s in enumerate(scores):
+        if s != MASKED and not abs(s) <= LARGEST:
+            contract.fail("page", "scores", f"be finite and of size {LARGEST:g} at most, or -inf for a masked class", f"{s:g} at class {n}")
+    if (left := classes - scores.count(MASKED)) < FEWEST:
+        contract.fail("page", "scores", f"leave {FEWEST} classes that are not masked (-inf)", left)
+    if len(names) != classes:
+        contract.fail("page", "names", f"be {classes}, one for each score", len(names))
+    for argument, at in (("label", label), ("j", j), ("k", k)):
+        if at is not None and not 0 <= at < classes:
+            contract.fail("page", argument, f"be in [0, {classes})", at)
+        if at is not None and scores[at] == MASKED:
+            why = ": its loss is infinite" if argument == "label" else ""
+            contract.fail("page", argument, "be a class that is not masked", f"{at}, whose score is -inf{why}")
+    if j is not None and j == k:
+        contract.fail("page", "j and k", "be two classes", f"{j} for both")
+
+
+def _indices(scores: Sequence[float], label: int, j: int | None, k: int | None) -> dict[str, int]:
+    """The classes that j and k are at first, as in row.arrange."""
+    ranked = sorted(range(len(scores)), key=lambda n: -scores[n])
+    of_k = k if k is not None else next(n for n in (label, *ranked) if n != j)
+    return {"j": j if j is not None else next(n for n in ranked if n != of_k), "k": of_k}
 
 
 def _file(name: str) -> str:
@@ -108,59 +139,59 @@ def _json(data: object) -> str:
     return json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
-def _one_hot(label: int, classes: int) -> list[float]:
-    return [float(k == label) for k in range(classes)]
-
-
 def _numbers(derivation: Derivation, scores: Sequence[float], label: int) -> Numbers:
-    return Numbers(derivation, scores, _one_hot(label, len(scores)), label)
+    return Numbers(derivation, scores, [float(k == label) for k in range(len(scores))], label)
 
 
-# ---- what page.js reads ----
+# ---- what the scripts read ----
 
 
-def _data(scores: Sequence[float], names: Sequence[str], chosen: dict[str, int]) -> dict[str, Any]:
-    half, classes = len(scores) // 2, range(len(scores))
-    sizes = _numbers(GRADIENT, scores, 0).sizes
-    ranges = {letter: list(range(sizes[size])) for letter, size in RANGES.items()}
+def _data(scores: Sequence[float], row: Sequence[float], names: Sequence[str], chosen: dict[str, int]) -> dict[str, Any]:
     settings = {one.where: one for one in DERIVATIONS.values()}  # what the names mean is the same where the definitions are
     return {
-        "scores": scores,
+        "scores": [None if s == MASKED else s for s in scores],
         "names": list(names),
         "chosen": chosen,
-        "ranges": ranges | {"first": list(classes[:half]), "last": list(classes[half:])},
+        "largest": LARGEST,
         "distinct": sorted({pair for one in DERIVATIONS.values() for pair in one.distinct}),
-        "settings": [_setting(one, scores) for one in settings.values()],
-        "derivations": {place: _chain(one) | {"setting": list(settings).index(one.where)} for place, one in _all_places().items()},
+        "settings": [_setting(one, len(scores)) for one in settings.values()],
+        "derivations": {place: _chain(one) | {"setting": list(settings).index(one.where)} for place, one in places().items()},
         "shown": {"same": RESULT_1.name, "other": RESULT_2.name, "gradient": GRADIENT.name}
         | {name: tree(e) for name, e in (("yhat", yhat["k"]), ("y", y["k"]), ("loss", L))},
     }
 
 
 def _chain(derivation: Derivation) -> dict[str, Any]:
-    lines = [tree(line) for line in derivation.lines]
-    return {"lines": lines, "rels": ["=", *(step.rel for step in derivation.steps)], "free": _roles(derivation)}
+    lines, rels = [tree(line) for line in derivation.lines], ["=", *(step.rel for step in derivation.steps)]
+    return {"lines": lines, "rels": rels, "free": _roles(derivation)}
 
 
-def _setting(derivation: Derivation, scores: Sequence[float]) -> dict[str, Any]:
-    """What the names of a derivation stand for: definitions, what follows the scores or the label, and fixed numbers."""
-    given = _numbers(derivation, scores, 0).given
-    elsewhere = _numbers(derivation, [s + 1 + k * k for k, s in enumerate(scores)], 1).given
-    moving = sorted(name for name in given if given[name] != elsewhere[name])
-    truths = [_numbers(derivation, scores, label).given for label in range(len(scores))]
-    fixed: dict[str, Any] = {name: value for name, value in given.items() if name not in moving} | {"N": len(scores)}
-    fixed |= {f"truth{name[1:]}": [one[name] for one in truths] for name in moving if name in ("y", "y/rows")}
-    bodies = {one.name: (one.head.args[1:], one.body) for one in derivation.definitions.values()}
+def _setting(derivation: Derivation, classes: int) -> dict[str, Any]:
+    """What the names of a derivation stand for: definitions, what follows the row, and fixed numbers; and how far its indices reach.
+
+    Fixed are the examples of replay.py that are the same for another row of more classes, as far as they reach.
+    """
+    one, another = (_numbers(derivation, [n + (n + 1.0) * k * k for k in range(classes + n)], n) for n in (0, 1))
+    moving = sorted(name for name, value in one.given.items() if value != _beginning(another.given[name], value))
+    fixed = {name: value for name, value in one.given.items() if name not in moving} | {"place": list(range(1, classes + 1))}
+    bodies = [(own.head.args[1:], own) for own in derivation.definitions.values()]
+    names = {_arity(own.name, len(at)): _meaning(at, own.body) for at, own in bodies}
+    in_rows = {_arity(own.name, len(at) + 1): _meaning(("r", *at), in_row(own.body, "r")) for at, own in bodies}
     return {
-        "names": {name: [_said(own, body), _said(("r", *own), in_row(body, "r"))] for name, (own, body) in bodies.items()},
-        "follow": {_arity(name, len(_FOLLOW[name][0])): _said(*_FOLLOW[name]) for name in moving},
-        "given": {_arity(name, _depth(value)): _floats(value) for name, value in fixed.items()},
+        "names": names | in_rows,
+        "follow": {_arity(name, len(_FOLLOW[name][0])): _meaning(*_FOLLOW[name]) for name in moving} | {"N/0": _meaning((), Sum("i", 1))},
+        "given": {_arity(name, _depth(value)): _written(value) for name, value in fixed.items()},
+        "ranges": {letter: None if size == "N" else one.sizes[size] for letter, size in RANGES.items()},
     }
 
 
-def _said(own: Sequence[str], body: E) -> list[Any]:
+def _meaning(own: Sequence[str], body: E) -> dict[str, Any]:
     """What a name stands for: its indices and its body."""
-    return [list(own), tree(body)]
+    return {"own": list(own), "body": tree(body)}
+
+
+def _beginning(value: Any, like: Any) -> Any:
+    return [_beginning(a, b) for a, b in zip(value, like, strict=False)] if isinstance(value, list) else value
 
 
 def _arity(name: str, indices: int) -> str:
@@ -172,8 +203,9 @@ def _depth(value: Any) -> int:
     return 1 + _depth(value[0]) if isinstance(value, list) else 0
 
 
-def _floats(value: Any) -> Any:
-    return [_floats(x) for x in value] if isinstance(value, list) else float(value)
+def _written(value: Any) -> Any:
+    """Decimals with all their digits, which no number of JSON keeps."""
+    return [_written(x) for x in value] if isinstance(value, list) else str(value)
 
 
 def _roles(derivation: Derivation) -> dict[str, str]:
@@ -189,20 +221,24 @@ def _contents(first: int, parts: Sequence[Part]) -> str:
     return "".join(f'<li><a href="#part-{n}">{escape(part.title)}</a></li>' for n, part in enumerate(parts, first))
 
 
-def _options(names: Sequence[str], chosen: int) -> str:
-    return "".join(f'<option value="{n}"{" selected" * (n == chosen)}>{escape(name)}</option>' for n, name in enumerate(names))
+def _options(names: Sequence[str], scores: Sequence[float], chosen: int) -> str:
+    state = [" selected" * (n == chosen) + " disabled" * (s == MASKED) for n, s in enumerate(scores)]
+    return "".join(f'<option value="{n}"{state[n]}>{escape(name)}</option>' for n, name in enumerate(names))
 
 
-def _choice(letter: str, names: Sequence[str], chosen: int) -> str:
-    return f'<label>Index <i>{letter}</i> <select id="choose-{letter}" data-letter="{letter}">{_options(names, chosen)}</select></label>'
+def _choice(letter: str, names: Sequence[str], scores: Sequence[float], chosen: int) -> str:
+    options = _options(names, scores, chosen)
+    return f'<label>Index <i>{letter}</i> <select id="choose-{letter}" data-letter="{letter}">{options}</select></label>'
 
 
-def _slider(n: int, name: str, scores: Sequence[float]) -> str:
-    reach = math.ceil(max(REACH, *map(abs, scores)))
+def _score_control(n: int, name: str, score: float) -> str:
+    """A slider and a field to type into, for one score."""
+    reach = REACH if score == MASKED else math.ceil(max(REACH, abs(score)))
     return (
         f'<div class="score"><label for="score-{n}">{escape(name)}</label>'
-        f'<input type="range" id="score-{n}" min="{-reach}" max="{reach}" step="any" value="{scores[n]!r}">'
-        f"<span>{_shown(Decimal(scores[n]))}</span></div>"
+        f'<input type="range" id="score-{n}" min="{-reach}" max="{reach}" step="any" value="{max(score, -reach)!r}">'
+        f'<input type="text" id="typed-{n}" aria-label="{escape(name)}, as a number or -inf" aria-describedby="error" autocomplete="off" '
+        f'spellcheck="false" value="{repr(score).removesuffix(".0")}"></div>'
     )
 
 
@@ -230,10 +266,11 @@ def _derivation(part: Part, one: Derivation, on: At, place: str, level: str = "h
         lines += f"<li>{shown}{_line(step, e, numbers, at, reason)}</li>"
     conditions = "".join(f"<span>{x}</span>" for x in _conditions(one))
     end = f'<p class="result"><b>{sentence(one.result)}:</b> {_defined(Definition(one.start, one.lines[-1]))}</p>' if one.result else ""
+    tag, role = ("section", "") if level == "h3" else ("div", ' role="group"')  # each section is a landmark
     return (
-        f'<section class="derivation" id="{place}" aria-labelledby="{place}-title">'
+        f'<{tag} class="derivation"{role} id="{place}" aria-labelledby="{place}-title">'
         f'<{level} id="{place}-title">{sentence(one.title)}</{level}><p class="check"></p>'
-        f'<p class="where">{conditions}<span class="at"></span></p><ol>{lines}</ol>{end}</section>'
+        f'<p class="where">{conditions}<span class="at"></span></p><ol>{lines}</ol>{end}</{tag}>'
     )
 
 
@@ -243,11 +280,14 @@ def _inside(part: Part, one: Derivation) -> list[list[tuple[str, Derivation]]]:
     return [[(x.name if x in part.derivations else f"{x.name}-in-{one.name}", x) for x in some] for some in lemmas]
 
 
-def _all_places() -> dict[str, Derivation]:
-    """All derivations of the page by their ids."""
-    whole = [(part, one) for part in PARTS for one in part.chains]
-    lemmas = {place: lemma for part, one in whole for some in _inside(part, one) for place, lemma in some}
-    return {one.name: one for _, one in whole} | lemmas
+def places() -> dict[str, Derivation]:
+    """All derivations of the page by their ids, in the order of the document."""
+    found: dict[str, Derivation] = {}
+    for part in PARTS:
+        for one in part.chains:
+            found[one.name] = one
+            found |= {place: lemma for lemmas in _inside(part, one) for place, lemma in lemmas}
+    return found
 
 
 def _conditions(one: Derivation) -> list[str]:
@@ -281,7 +321,7 @@ def _reason(one: Derivation, step: Step, shown: set[str]) -> str:
     """The rule, the sentence, and what the step uses beyond the lemmas that are shown inside it."""
     used = [_used(one, name) for name in (*step.uses, *step.because) if name not in shown]
     uses = f' <span class="uses">({", ".join(used)})</span>' if used else ""
-    return f'<p class="reason"><b>{escape(step.rule)}</b> {sentence(step.why)}{uses}</p>'
+    return f'<p class="reason"><b>{escape(step.rule)}:</b> {sentence(step.why)}{uses}</p>'
 
 
 def _used(one: Derivation, name: str) -> str:
