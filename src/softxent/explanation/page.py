@@ -49,33 +49,52 @@ _FOLLOW = {
 }
 
 
-def page(scores: Sequence[float], label: int, names: Sequence[str]) -> str:
+def page(
+    scores: Sequence[float | Decimal],
+    label: int,
+    names: Sequence[str],
+    *,
+    j: int | None = None,
+    k: int | None = None,
+    only: Sequence[str] = (),
+    beyond: bool = False,
+    note: str = "",
+) -> str:
     """The whole HTML document: every derivation at these scores and this label, with controls to change them.
+
+    `j` and `k` are the classes that are chosen at first, `only` are the names of the derivations that are shown (all, if there are none),
+    `beyond` opens the parts beyond the article, and `note` is a sentence about the scores.
 
     One file that asks nothing of the network. It takes 2 to 24 classes, each with a finite score and a name; ValueError otherwise.
     """
-    _check(scores, label, names)
-    scores = [float(s) for s in scores]
-    chosen = {"t": label, "k": label, "j": 1 if label == 0 else 0}
+    values = [float(s) for s in scores]
+    _check(values, label, names)
+    k = label if k is None else k
+    chosen = {"t": label, "k": k, "j": j if j is not None else 1 if k == 0 else 0}
+    shown = [part._replace(derivations=tuple(one for one in part.derivations if not only or one.name in only)) for part in PARTS]
+    parts = [(n, part) for n, part in enumerate(shown, 1) if part.derivations]
     style, script = _file("page.css"), _file("page.js")
-    return Template(_file("page.html")).substitute(
+    whole = Template(_file("page.html")).substitute(
         policy=f"default-src 'none'; img-src data:; style-src {_digest(style)}; script-src {_digest(script)}",
         style=style,
         script=script,
-        data=_json(_data(scores, names, chosen)),
-        contents="".join(f'<li><a href="#part-{n}">{escape(part.title)}</a></li>' for n, part in enumerate(PARTS, 1)),
-        lines=sum(len(one.lines) for one in DERIVATIONS.values()),
-        derivations=len(DERIVATIONS),
+        data=_json(_data(values, names, chosen)),
+        contents="".join(f'<li><a href="#part-{n}">{escape(part.title)}</a></li>' for n, part in parts),
+        lines=sum(len(one.lines) for _, part in parts for one in part.derivations),
+        derivations=sum(len(part.derivations) for _, part in parts),
+        note=f'<p id="note">{escape(note)}</p>' if note else "",
         same=RESULT_1.name,
         other=RESULT_2.name,
         labels=_options(names, label),
         choices="".join(_choice(letter, names, chosen[letter]) for letter in "jk"),
-        scores="".join(_slider(n, name, scores) for n, name in enumerate(names)),
+        scores="".join(_slider(n, name, values) for n, name in enumerate(names)),
         bars="".join(f'<tr><th scope="row">{escape(name)}</th>{BAR * 3}</tr>' for name in names),
         columns="".join(f'<th scope="col">{escape(name)}</th>' for name in names),
         cells="".join(f'<tr><th scope="row">{escape(name)}</th>{CELL * len(names)}</tr>' for name in names),
-        parts="".join(_part(n, part, scores, chosen) for n, part in enumerate(PARTS, 1)),
+        parts="".join(_part(n, part, values, chosen, bool(only) or beyond) for n, part in parts),
     )
+    here = {one.name for _, part in parts for one in part.derivations} | {f"part-{n}" for n, _ in parts} | {"main"}
+    return re.sub(r'<a href="#([\w-]+)">(.*?)</a>', lambda m: m[0] if m[1] in here else m[2], whole)  # no link without its target
 
 
 def _check(scores: Sequence[float], label: int, names: Sequence[str]) -> None:
@@ -205,10 +224,10 @@ def _math(e: E) -> str:
     return drawn.replace("<math ", f'<math alttext="{escape(text(e))}" ', 1)
 
 
-def _part(n: int, part: Part, scores: Sequence[float], chosen: dict[str, int]) -> str:
+def _part(n: int, part: Part, scores: Sequence[float], chosen: dict[str, int], beyond: bool) -> str:
     links = "".join(f'<li><a href="#{one.name}">{_words(one.title)}</a></li>' for one in part.derivations)
     return (
-        f'<details class="part"{" open" * (n <= OPEN)}><summary><h2 id="part-{n}">{escape(part.title)}</h2></summary>'
+        f'<details class="part"{" open" * (beyond or n <= OPEN)}><summary><h2 id="part-{n}">{escape(part.title)}</h2></summary>'
         f'<p>{escape(part.about)}</p><ul class="links">{links}</ul>'
         f"{''.join(_derivation(one, scores, chosen) for one in part.derivations)}</details>"
     )
