@@ -97,7 +97,7 @@ def explain(
     names: Annotated[str | None, typer.Option(help="The classes' names, such as cat,dog,owl.")] = None,
     names_file: Annotated[Path | None, typer.Option(help="A file of names, one a line.")] = None,
     file: Annotated[Path | None, typer.Option(help="A file of logits: .npy, .npz or .csv.")] = None,
-    row: Annotated[int | None, typer.Option(help="Which row of the file.", show_default="0")] = None,
+    row: Annotated[int | None, typer.Option(help="The row of the file, from 0.", show_default="0")] = None,
     labels: Annotated[Path | None, typer.Option(help="The labels [N] of the file's rows: .npy or .npz.")] = None,
     j: Annotated[str | None, typer.Option("--j", help="The class that is j, as --label.", show_default="the likeliest other")] = None,
     k: Annotated[str | None, typer.Option("--k", help="The class that is k, as --label.", show_default="the label")] = None,
@@ -106,20 +106,23 @@ def explain(
 ) -> None:
     """Show the derivation of the gradient, line by line, with your numbers.
 
-    Each line stands with the rule that leads to it, its numbers filled in, and its value: the same all the way down. It ends in
-    yhat, y and yhat - y, beside the slopes of the loss and beside what softxent computes. Exits with 1 if any of them disagree.
+    Each line is shown with the rule that leads to it, its numbers filled in, and its value. Every line of a derivation has the same value.
+    The end compares the last line, yhat - y, with the slopes of the loss and with the gradient that softxent computes. The exit status is
+    1 if any of them disagree.
 
-    Of more than 12 classes the likeliest are shown, and the rest as one, which changes nothing for the others. A class with the score
-    -inf is masked: its prediction and its gradient are 0, and the derivation is that of the other classes.
+    Of a row with more than 12 classes the likeliest are shown, and the others are put together as one class, which changes nothing for
+    those that are shown. A class with the score -inf is masked: its prediction and its gradient are 0, and the derivation is that of the
+    other classes.
 
-    A class is given by its index or by its name. A whole number is always an index, even if a class has that number as its name.
+    A class is given by its index or its name. A whole number is always an index, even if a class has that number as its name.
 
-    A file holds logits [C] or [N, C]. In an .npz they are the only array, the one named logits, z or scores, or the floating-point one of
-    two; labels [N] beside them are found by the names labels, y or targets, or as the integers of two arrays. `--file batch.npz:name`
-    chooses an array by its name. A .csv has a row of numbers on each line; a first line of names is its header, and a column named label
-    or target holds the index or name of each row's label. `--label` and `--truth` come before the labels in a file.
+    `--file` reads logits [C] or [N, C] from an .npy, .npz or .csv file. If an .npz holds several arrays, the logits are the one named
+    logits, z or scores, and the labels [N] the one named labels, y or targets. Of two arrays with other names, the logits are the
+    floating-point array [N, C], and the labels the integers [N]. `--file batch.npz:name` chooses an array by its name. A .csv has a row of
+    numbers on each line. If its first line does not hold numbers only, it is the header, with the names of the classes, and a column named
+    label or target holds the index or the name of each row's label. `--label` and `--truth` replace the labels in a file.
 
-    With `--html` the names of derivations say what the page shows, and `--all` opens the parts beyond the article.
+    With `--html`, the page shows the derivations that are named, or all of them; `--all` opens those beyond the article.
     """
     from .explanation.terminal import run
 
