@@ -106,13 +106,14 @@ def explain(
 ) -> None:
     """Show the derivation of the gradient, line by line, with your numbers.
 
-    Each line is shown with the rule that leads to it, its numbers filled in, and its value. Every line of a derivation has the same value.
-    The end compares the last line, yhat - y, with the slopes of the loss and with the gradient that softxent computes. The exit status is
-    1 if any of them disagree.
+    Each line is shown with the rule that leads to it, with your numbers in place of the symbols, and with its value. The values of
+    the lines of a derivation are equal. At the end, yhat, y and yhat - y are compared with the slopes of the loss and with what
+    softxent computes. The exit status is 1 if they disagree.
 
-    Of a row with more than 12 classes the likeliest are shown, and the others are put together as one class, which changes nothing for
-    those that are shown. A class with the score -inf is masked: its prediction and its gradient are 0, and the derivation is that of the
-    other classes.
+    If there are more than 12 classes, the most probable ones are shown, and the others are combined into one class. The numbers of
+    the classes that are shown do not change by this.
+
+    A class with the score -inf is masked. Its prediction and its gradient are 0, and the derivation is that of the other classes.
 
     A class is given by its index or its name. A whole number is always an index, even if a class has that number as its name.
 
