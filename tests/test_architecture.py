@@ -104,6 +104,7 @@ def test_every_file_of_the_core_has_its_place():
     ends = {
         "__init__.py",
         "__main__.py",
+        "_explain.py",
         "cli.py",
         "torch.py",
         "jax.py",

@@ -4,11 +4,13 @@ import doctest
 import importlib
 import pkgutil
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from cases import command
 
 import softxent.torch
 from softxent.proof.derivation import DERIVATIONS
@@ -35,6 +37,18 @@ def test_snippets_of_a_page_run_in_turn(page, tmp_path, monkeypatch):
             assert not doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(example, clear_globs=False).failed
         else:
             exec(compile("\n" * line + block[1], str(page), "exec"), names)
+
+
+def test_the_commands_that_explain_a_row_work(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    page, names = (ROOT / "docs/explain-a-row.md").read_text(), {"__name__": "snippet"}
+    for block in BLOCK.finditer(page):  # they write the files
+        exec(block[1], names)
+    lines = [line for block in re.findall(r"^```sh\n(.*?)^```$", page, re.M | re.S) for line in block.splitlines()]
+    assert len(lines) > 10
+    for line in lines:
+        program, *arguments = shlex.split(line)
+        assert program == "softxent" and command(arguments, capsys)[0] == 0, line
 
 
 def test_every_python_block_is_found():

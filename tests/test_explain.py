@@ -235,6 +235,77 @@ def test_few_classes_all_stand_apart(classes):
     assert row.rest == 0 and row.shown == tuple(range(classes))
 
 
+# ---------------------------------------------------------------- classes by name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "label", "j", "k"),
+    [
+        ("--label cat", 0, 1, 0),
+        ("--label owl --j dog --k cat", 2, 1, 0),
+        ("--label 2 --j dog", 2, 1, 2),
+        ("--logits 1,2,3 --names a,b,c --label b --k c", 1, 1, 2),
+        ("--logits 1,2,3 --k class_1 --label class_2", 2, 2, 1),  # default names
+        ("--logits 1,2,3 --names 2,0,1 --label 0 --j 2 --k 1", 0, 2, 1),  # a whole number is an index, even where it is a name
+        ("--logits 1,2,3 --names 02,-1,1.0 --label 1.0", 2, 1, 2),
+    ],
+)
+def test_a_class_goes_by_its_index_or_its_name(arguments, label, j, k, capsys):
+    row = as_json([x.replace("_", " ") for x in arguments.split()], capsys)["row"]
+    assert (row["label"], row["j"], row["k"]) == (label, j, k)
+
+
+# ---------------------------------------------------------------- masked classes
+
+INF = np.inf
+MASKED = [
+    ([2.0, -INF, 0.0], 0),
+    ([-INF, -INF, 1.5, 2.0, -INF], 3),
+    ([*[-INF] * 13, 1.0, 2.0], 13),  # too many to stand one by one
+    ([-INF, *np.random.default_rng(7).normal(0, 3, 40), -INF], 9),  # beside a rest
+    ([*np.random.default_rng(7).normal(0, 3, 40), *[-INF] * 60], 9),
+]
+
+
+@pytest.mark.parametrize("dtype", (np.float64, np.float32, np.float16))
+@pytest.mark.parametrize(("z", "label"), MASKED)
+def test_a_masked_class_has_no_gradient_and_takes_no_part(z, label, dtype):
+    z = np.array(z, dtype)
+    row, kept = rows.arrange(z, label=label), np.flatnonzero(z > -INF)
+    got, alone = replays(row), replays(rows.arrange(z[kept], label=int(np.searchsorted(kept, label))))
+    assert got.agrees and row.masked == tuple(np.flatnonzero(z == -INF))
+    assert got.end.masked == [0.0] * sum(entry.place is None for entry in row.entries) != []
+    assert [kept.tolist().index(n) for n in row.shown] == list(alone.row.shown) and row.rest == alone.row.rest
+    for one, other in zip(got.replays, alone.replays, strict=True):
+        assert [line.value for line in one.lines] == [line.value for line in other.lines]
+    assert (got.end.gradient, got.end.slopes, got.end.loss) == (alone.end.gradient, alone.end.slopes, alone.end.loss)
+
+
+def test_masked_classes_stand_in_the_tables_with_0(capsys, monkeypatch):
+    arguments = ["--logits", "2,-inf,0,-inf", "--names", "cat,dog,owl,elk", "--label", "owl"]
+    out = shown(capsys, arguments, 100, monkeypatch)
+    assert re.search(r"^ dog +-inf +0 +masked *$", out, re.MULTILINE) and "2 classes are masked (score -inf)" in out
+    assert len(re.findall(r"^ dog +0\.0{12} +0\.0{12} +0\.0{12} *$", out, re.MULTILINE)) == 1
+    assert re.search(r"^ elk +0\.0000 +0\.0000 +0\.0000 *$", out, re.MULTILINE)
+    assert [line.split()[0] for line in re.findall(r"^ (?:cat|dog|owl|elk) .*$", out, re.MULTILINE)] == ["cat", "dog", "owl", "elk"] * 3
+    got = as_json(arguments, capsys)
+    assert got["row"]["masked"] == [1, 3] and got["row"]["names"] == ["cat", "owl"] and got["ours"]["masked"] == [0, 0]
+    many = shown(capsys, ["--logits", ",".join(["-inf"] * 2000 + ["1", "2"]), "--label", "2001"], 100, monkeypatch)
+    assert re.search(r"^ 2,000 masked +-inf +0 +masked *$", many, re.MULTILINE) and many.count("2,000 masked ") == 3
+
+
+@pytest.mark.parametrize("masked", (1, 20))
+def test_a_gradient_of_ours_at_a_masked_class_ends_in_1(masked, monkeypatch, capsys):
+    def crooked(z, labels, **options):
+        loss, dz = softxent.cross_entropy_and_grad(z, labels, **options)
+        dz[z == -INF] = [*[1e-300, -1e-300] * 10][:masked]
+        return loss, dz
+
+    monkeypatch.setattr(explain, "cross_entropy_and_grad", crooked)
+    code, out, _ = command(["explain", "--logits", ",".join(["1", "2", *["-inf"] * masked]), "--label", "1"], capsys)
+    assert code == 1 and "✗ FAILED: softxent.cross_entropy_and_grad" in out
+
+
 # ---------------------------------------------------------------- files
 
 
@@ -259,6 +330,91 @@ def test_an_npz_of_one_array_and_names_from_a_file(tmp_path, capsys):
     (tmp_path / "names").write_text(" the\nMäuse \n", encoding="utf-8")
     got = as_json(["--file", str(tmp_path / "z.npz"), "--label", "1", "--names-file", str(tmp_path / "names")], capsys)
     assert got["row"]["names"] == [" the", "Mäuse "]
+
+
+Z4, Y4 = np.arange(12.0).reshape(4, 3) % 5, np.array([2, 0, 1, 1])
+BATCHES = {
+    "names": ({"z": Z4, "y": Y4}, "", {}),
+    "longer names": ({"extra": Z4 + 1, "logits": Z4, "more": np.array([7]), "targets": Y4}, "", {}),
+    "kinds": ({"a": Y4, "b": Z4.astype(np.float32)}, "", {}),
+    "chosen": ({"a": Z4, "scores": Z4 + 1, "labels": Y4}, ":a", {}),
+    "labels chosen": ({"a": Z4, "b": Y4, "c": Y4 + 1}, ":a", {"--labels": ":b"}),
+    "one name": ({"a": Z4.astype(np.int32), "labels": Y4}, ":a", {}),
+    "a pickled array beside": ({"a": Z4, "y": Y4, "names": np.array(["x", "y", "z"], dtype=object)}, ":a", {}),
+}
+
+
+@pytest.mark.parametrize("arrays", BATCHES)
+def test_logits_and_labels_of_one_npz(arrays, tmp_path, capsys):
+    arrays, name, others = BATCHES[arrays]
+    np.savez(tmp_path / "batch.npz", **arrays)
+    more = [x for option, value in others.items() for x in (option, f"{tmp_path}/batch.npz{value}")]
+    for n in (0, 3):
+        row = as_json(["--file", f"{tmp_path}/batch.npz{name}", "--row", str(n), *more], capsys)["row"]
+        assert (row["scores"], row["label"]) == (Z4[n].tolist(), Y4[n])
+
+
+def test_a_label_that_is_given_comes_before_the_files(tmp_path, capsys):
+    np.savez(tmp_path / "batch.npz", z=Z4, y=Y4)
+    (tmp_path / "batch.csv").write_text("cat,dog,label\n1,2,cat\n")
+    for file, names in (("batch.npz", ["class 0", "class 1", "class 2"]), ("batch.csv", ["cat", "dog"])):
+        asked = ["--file", str(tmp_path / file)]
+        assert as_json([*asked, "--label", "1"], capsys)["row"]["label"] == 1
+        got = as_json([*asked, "--truth", ",".join("1" * len(names))], capsys)
+        assert got["mass"] == len(names) and got["row"]["names"] == names
+
+
+TABLES = {
+    "numbers": ("1,2.5,-3\n4,5,6\n", ["--row", "1", "--label", "2"], [4, 5, 6], 2, ["class 0", "class 1", "class 2"]),
+    "names": ("cat,dog,owl\n1,2.5,-3\n", ["--label", "owl"], [1, 2.5, -3], 2, ["cat", "dog", "owl"]),
+    "a label by name": ("cat,Label,dog\n1,dog,2\n3,cat,4\n", ["--row", "1"], [3, 4], 0, ["cat", "dog"]),
+    "a label by index": ("cat,dog,target\n1,2,0\n3,4,1\n", ["--row", "1"], [3, 4], 1, ["cat", "dog"]),
+    "other names": ("cat,dog,target\n1,2,dog\n", ["--names", "x,y"], [1, 2], 1, ["x", "y"]),
+    "quotes, spaces, blank lines": ('"cat ""big""", dog\r\n\r\n 1, 2\r\n', ["--label", 'cat "big"'], [1, 2], 0, ['cat "big"', "dog"]),
+    "a byte order mark": ("\ufeffcat,dog\n1,2\n", ["--label", "cat"], [1, 2], 0, ["cat", "dog"]),
+    "a comma in a name": ('"cat, big",dog\n1,2\n', ["--label", "1"], [1, 2], 1, ["cat, big", "dog"]),
+    "a bad cell elsewhere": ("1,2\nx,y\n", ["--label", "0"], [1, 2], 0, ["class 0", "class 1"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_a_row_of_a_csv(table, tmp_path, capsys):
+    text, arguments, scores, label, names = TABLES[table]
+    for file, written in (("a.csv", text), ("a.CSV", text), ("a.tsv", re.sub(",(?! big)", "\t", text))):
+        (tmp_path / file).write_text(written, encoding="utf-8", newline="")
+        row = as_json(["--file", str(tmp_path / file), *arguments], capsys)["row"]
+        assert (row["scores"], row["label"], row["names"]) == (scores, label, names)
+
+
+def test_a_masked_class_of_a_csv(tmp_path, capsys):
+    (tmp_path / "a.csv").write_text("cat,dog,owl,label\n1,-inf,2,owl\n")
+    row = as_json(["--file", str(tmp_path / "a.csv")], capsys)["row"]
+    assert (row["names"], row["masked"], row["label"]) == (["cat", "owl"], [1], 1)
+
+
+WRONG_TABLES = {
+    "1,2\n3,x\n": "file must hold a number on line 2, column 2; got 'x'",
+    "cat,dog\n\n1,2\n\n3,\n": "file must hold a number on line 5, column 2 (dog); got ''",
+    "1,2\n3,4,5\n": "file must have 2 columns on line 2, as on its first; got 3",
+    "cat,dog\n1,2\n3\n": "file must have 2 columns on line 3, as on its first; got 1",
+    "cat,dog,label\n1,2,cat\n1,2,dgo\n": "the label on line 3 must be the index of a class or the name of one class; got 'dgo' (close",
+    "cat,dog,label\n1,2,0\n1,2,2\n": "label must lie in [0, 2); got 2",
+    "cat,dog,label,target\n1,2,0,0\n1,2,0,0\n": "file must have one column of labels; got label, target",
+    ",cat,dog\n0,1,2\n1,3,4\n": "file must name every column in its header (pandas: index=False); got no name of column 1",
+    "cat,dog\n1,2\n": "row must lie in [0, 1); got 1",
+    "": "row must lie in [0, 0); got 1",
+    "cat,dog\n1,2\n1,nan\n": "logits must be finite and of size 1e+09 at most, or -inf; got nan at class 1",
+    "cat,dog\n1,2\n1,2\n": "one of label and truth must be given; got neither",
+    "\udcff": "file must be a table in UTF-8 with a row of numbers on each line; got a.csv (",
+}
+
+
+@pytest.mark.parametrize("text", WRONG_TABLES)
+def test_a_wrong_csv_is_named_by_line_and_column(text, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.csv").write_bytes(text.encode("utf-8", "surrogateescape"))
+    code, out, err = command(["explain", "--file", "a.csv", "--row", "1"], capsys)
+    assert code == 2 and out == "" and err.startswith(f"softxent explain: {WRONG_TABLES[text]}") and err.count("\n") == 1
 
 
 # ---------------------------------------------------------------- JSON
@@ -468,14 +624,25 @@ def test_slopes_that_are_not_the_gradient_end_in_1(monkeypatch, capsys):
 
 
 ERRORS = {
-    "--logits 1,nan --label 0": "logits must be finite and of size 1e+09 at most; got nan at class 1",
-    "--logits inf,1 --label 0": "logits must be finite and of size 1e+09 at most; got inf at class 0",
-    "--logits 1e30,1 --label 0": "logits must be finite and of size 1e+09 at most; got 1e+30 at class 0",
+    "--logits 1,nan --label 0": "logits must be finite and of size 1e+09 at most, or -inf; got nan at class 1",
+    "--logits inf,1 --label 0": "logits must be finite and of size 1e+09 at most, or -inf; got inf at class 0",
+    "--logits 1e30,1 --label 0": "logits must be finite and of size 1e+09 at most, or -inf; got 1e+30 at class 0",
+    "--logits -inf,-inf,1 --label 2": "logits must have at least 2 classes that are not masked (-inf); got 1",
+    "--logits 2,-inf,0 --label 1": "label must be a class that is not masked; got 1, whose score is -inf: its loss is infinite",
+    "--logits 2,-inf,0 --label 0 --j 1": "j must be a class that is not masked; got 1, whose score is -inf",
+    "--logits 2,-inf,0 --label 0 --k 1": "k must be a class that is not masked; got 1, whose score is -inf",
+    "--logits 2,-inf,0 --truth 0.5,0.5,0": "truth must be 0 at a masked class; got 0.5 at class 1, whose score is -inf",
     "--logits 1,x --label 0": "logits must be numbers with commas between them; got '1,x'",
     "--logits 1 --label 0": "logits must have at least 2 classes; got 1",
     "--logits 1,2 --label 2": "label must lie in [0, 2); got 2",
     "--logits 1,2 --label -1": "label must lie in [0, 2); got -1",
-    "--logits 1,2": "truth must be given once, as a label or as probabilities; got neither",
+    "--logits 1,2": "one of label and truth must be given; got neither",
+    "--label cow": "label must be the index of a class or the name of one class; got 'cow' (close to it: owl)",
+    "--label 1.0": "label must be the index of a class or the name of one class; got '1.0' (close to it: none)",
+    "--j doge": "j must be the index of a class or the name of one class; got 'doge' (close to it: dog)",
+    "--k Cat": "k must be the index of a class or the name of one class; got 'Cat' (close to it: cat)",
+    "--names a,b,a --label a": "label must be the index of a class or the name of one class; got 'a' (the name of 2 classes)",
+    "--logits 1,2 --label 1st": "label must be the index of a class or the name of one class; got '1st' (close to it: none)",
     "--logits 1,2 --label 0 --names a": "names must be 2, one for each class; got 1",
     "--logits 1,2 --file Z --label 0": "--logits and --file must not come together; got both",
     "--label 0 --truth 1,0,0": "--label and --truth must not come together; got both",
@@ -494,7 +661,11 @@ ERRORS = {
     "--file TEXT --label 0": "file must be a file of one NumPy array (.npy, .npz); got TEXT (",
     "--file EMPTY --label 0": "file must be a file of one NumPy array (.npy, .npz); got EMPTY (",
     "--file . --label 0": "file must be a file of one NumPy array (.npy, .npz); got . (Is a directory)",
-    "--file TWO --label 0": "file must hold one array; got TWO with a, b",
+    "--file TWO --label 0": "file must hold one array or one named logits, or be given as TWO:NAME; got TWO with a, b",
+    "--file TWO:c --label 0": "file must hold one array or one named logits, or be given as TWO:NAME; got TWO with a, b",
+    "--file none:c --label 0": "file must be a file of one NumPy array (.npy, .npz); got none (No such file or directory)",
+    "--file Z --label 0 --labels TWO": "--label and --labels must not come together; got both",
+    "--file Z --labels TWO": "labels must hold one array or one named labels, or be given as TWO:NAME; got TWO with a, b",
     "--file CUBE --label 0": "file must hold an array [classes] or [rows, classes]; got shape (2, 2, 2)",
     "--file WORDS --label 0": "file must have dtype float32, float64, float16 or bfloat16; got <U",
     "--file Z --labels Z": "labels must hold integers of shape (4,), one for each row; got float64 of shape (4, 3)",
@@ -504,7 +675,7 @@ ERRORS = {
     "result1 --all": "names of derivations must not come with --all; got result1",
     "--json --html x.html": "--html and --json must not come together; got both",
     "--html no/x.html": "--html must name a file that can be written; got no/x.html (No such file or directory)",
-    "--html x.html --truth 1,0,0": "--html must come with a label, which the page lets one change; got --truth",
+    "--html x.html --truth 1,0,0": "the page must come with a label, which it lets one change; got probabilities",
 }
 
 
@@ -552,6 +723,74 @@ def test_html_of_a_vocabulary(tmp_path, capsys, rng):
     assert (code, err) == (0, "") and "988 others" not in err and "989 others" in (tmp_path / "out.html").read_text(encoding="utf-8")
 
 
+def written(tmp_path, capsys, *arguments):
+    """-> the page, and the data in it."""
+    pytest.importorskip("latex2mathml")
+    code, _, err = command(["explain", "--html", str(tmp_path / "out.html"), *arguments], capsys)
+    assert (code, err) == (0, "")
+    page = (tmp_path / "out.html").read_text(encoding="utf-8")
+    return page, json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)[1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "chosen"),
+    [
+        ("", {"t": 0, "j": 1, "k": 0}),
+        ("--logits 0,3,1,2 --label 2", {"t": 2, "j": 1, "k": 2}),
+        ("--j owl", {"t": 0, "j": 2, "k": 0}),
+        ("--k owl --j dog --label 2", {"t": 2, "j": 1, "k": 2}),
+        ("--k 1", {"t": 0, "j": 0, "k": 1}),
+    ],
+)
+def test_html_starts_at_the_j_and_k_that_are_asked_for(arguments, chosen, tmp_path, capsys):
+    page, data = written(tmp_path, capsys, *arguments.split())
+    assert data["chosen"] == chosen
+    for letter, n in chosen.items():
+        options = re.search(rf'<select id="choose-{letter}".*?</select>', page)[0]
+        assert re.findall(r'<option value="(\d+)" selected', options) == [str(n)]
+
+
+def test_html_is_of_the_row_that_is_asked_for(tmp_path, capsys):
+    np.savez(tmp_path / "batch.npz", z=Z4, y=Y4)
+    for n in (0, 3):
+        _, data = written(tmp_path, capsys, "--file", str(tmp_path / "batch.npz"), "--row", str(n))
+        assert (data["scores"], data["chosen"]["t"]) == (Z4[n].tolist(), Y4[n])
+
+
+@pytest.mark.parametrize("names", [["result1"], ["result2", "hessian_product"]])
+def test_html_shows_the_derivations_that_are_named_and_no_link_to_others(names, tmp_path, capsys):
+    page, _ = written(tmp_path, capsys, *names)
+    ids = set(re.findall(r'\sid="([^"]+)"', page))
+    assert ids & set(book.DERIVATIONS) == set(names)
+    assert set(re.findall(r'href="#([^"]+)"', page)) <= ids
+
+
+def test_html_says_what_is_put_together(tmp_path, capsys, rng):
+    np.save(tmp_path / "z.npy", rng.normal(0, 3, 1000))
+    page, _ = written(tmp_path, capsys, "--file", str(tmp_path / "z.npy"), "--label", "1")
+    assert "989 classes are put together as one, with their log-sum-exp as its score." in page
+    assert "put together" not in written(tmp_path, capsys)[0]
+
+
+@pytest.mark.parametrize(
+    ("masked", "scores", "names", "places"),
+    [
+        (1, [-INF, 3.0, 1.0], ["class 0", "class 1", "class 2"], (2, 1, 2)),
+        (13, [3.0, 1.0, -INF], ["class 13", "class 14", "13 masked"], (1, 0, 1)),
+    ],
+)
+def test_html_hands_masked_classes_to_the_page(masked, scores, names, places, tmp_path, capsys, monkeypatch):
+    from softxent.explanation import page
+
+    seen = []
+    monkeypatch.setattr(page, "page", lambda *arguments, **options: seen.append((arguments, options)) or "")
+    given = ["--logits", ",".join([*["-inf"] * masked, "3", "1"]), "--label", str(masked + 1)]
+    assert command(["explain", "--html", str(tmp_path / "x.html"), "--all", *given], capsys)[0] == 0
+    ((got_scores, label, got_names), options) = seen[0]
+    assert (got_scores, got_names, (label, options["j"], options["k"])) == (scores, names, places)
+    assert f"{masked} class" in options["note"] and options["beyond"] and not options["only"]
+
+
 def test_without_its_extra_the_page_says_what_to_install(tmp_path):
     code = BLOCK.format(package="latex2mathml", arguments=["explain", "--html", str(tmp_path / "x.html")])
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -559,6 +798,5 @@ def test_without_its_extra_the_page_says_what_to_install(tmp_path):
 
 
 def test_neither_softxent_nor_its_command_loads_any_of_it():
-    code = "import sys, softxent, softxent.cli; print([m for m in sys.modules if 'explain' in m or 'proof' in m or m in ('rich', 'sympy')])"
-    loaded = python(code)
-    assert not [m for m in ("explain", "proof", "sympy") if m in loaded]
+    loaded = python("import sys, softxent, softxent.cli; print(*sys.modules)").split()
+    assert not {"explanation", "proof", "rich", "sympy"} & {part for name in loaded for part in name.split(".")}

@@ -6,6 +6,7 @@
 0.41703 [[-0.340999  0.242433  0.098566]]
 """
 
+from ._explain import Explanation, explain
 from .filtering import FilterStats
 from .kernels import Backend, backends, get_num_threads, set_num_threads, use_backend
 from .linear import linear_cross_entropy, linear_cross_entropy_and_grad, linear_cross_entropy_ggn, linear_cross_entropy_hvp
@@ -15,6 +16,7 @@ from .probabilities import entropy, entropy_and_grad, log_softmax, logsumexp, so
 __version__ = "0.1.0"
 __all__ = [
     "Backend",
+    "Explanation",
     "FilterStats",
     "backends",
     "cross_entropy",
@@ -22,6 +24,7 @@ __all__ = [
     "cross_entropy_hvp",
     "entropy",
     "entropy_and_grad",
+    "explain",
     "get_num_threads",
     "linear_cross_entropy",
     "linear_cross_entropy_and_grad",

@@ -8,21 +8,13 @@ from typing import Annotated, NoReturn
 
 import numpy as np
 
-from . import __version__, backends
+from . import __version__, backends, contract
 from .demo import BATCH, BUDGET, CLASSES, HELD_OUT, STEPS
-
-_EXTRAS = {"cli": {"typer", "click", "shellingham", "rich", "matplotlib"}, "proof": {"sympy", "mpmath", "latex2mathml"}}
-
-
-def _extra(error: ModuleNotFoundError) -> str | None:
-    """The extra that holds what is missing."""
-    return next((extra for extra, packages in _EXTRAS.items() if (error.name or "").partition(".")[0] in packages), None)
-
 
 try:
     import typer
 except ModuleNotFoundError as error:  # main() says so; nothing below evaluates an annotation before it
-    if not _extra(error):
+    if not contract.extra(error):
         raise
     _typer = False
 else:
@@ -97,25 +89,41 @@ def explain(
     derivations: Annotated[list[str] | None, typer.Argument(help="Only these (see --list).", show_default="the article's")] = None,
     everything: Annotated[bool, typer.Option("--all", help="All parts, also those beyond the article.")] = False,
     listed: Annotated[bool, typer.Option("--list", help="List the derivations and exit.")] = False,
-    logits: Annotated[str | None, typer.Option(help="The scores, such as 2,1,0.1.", show_default="the article's")] = None,
-    label: Annotated[int | None, typer.Option(help="The true class, from 0.")] = None,
+    logits: Annotated[
+        str | None, typer.Option(help="The scores, such as 2,1,0.1; -inf is a masked class.", show_default="the article's")
+    ] = None,
+    label: Annotated[str | None, typer.Option(help="The true class: its index, from 0, or its name.")] = None,
     truth: Annotated[str | None, typer.Option(help="The truth instead, such as 0.7,0.2,0.1; any sum.")] = None,
     names: Annotated[str | None, typer.Option(help="The classes' names, such as cat,dog,owl.")] = None,
     names_file: Annotated[Path | None, typer.Option(help="A file of names, one a line.")] = None,
-    file: Annotated[Path | None, typer.Option(help="Logits [C] or [N, C] in a file, .npy or .npz.")] = None,
-    row: Annotated[int | None, typer.Option(help="Which row of the file.", show_default="0")] = None,
-    labels: Annotated[Path | None, typer.Option(help="The labels [N] of the file's rows.")] = None,
-    j: Annotated[int | None, typer.Option("--j", help="The class that is j.", show_default="the likeliest other")] = None,
-    k: Annotated[int | None, typer.Option("--k", help="The class that is k.", show_default="the label")] = None,
+    file: Annotated[Path | None, typer.Option(help="A file of logits: .npy, .npz or .csv.")] = None,
+    row: Annotated[int | None, typer.Option(help="The row of the file, from 0.", show_default="0")] = None,
+    labels: Annotated[Path | None, typer.Option(help="The labels [N] of the file's rows: .npy or .npz.")] = None,
+    j: Annotated[str | None, typer.Option("--j", help="The class that is j, as --label.", show_default="the likeliest other")] = None,
+    k: Annotated[str | None, typer.Option("--k", help="The class that is k, as --label.", show_default="the label")] = None,
     html: Annotated[Path | None, typer.Option(help="Write a page with live numbers there instead.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print everything as JSON instead.")] = False,
 ) -> None:
     """Show the derivation of the gradient, line by line, with your numbers.
 
-    Each line stands with the rule that leads to it, its numbers filled in, and its value: the same all the way down. It ends in
-    yhat, y and yhat - y, beside the slopes of the loss and beside what softxent computes. Exits with 1 if any of them disagree.
+    Each line is shown with the rule that leads to it, with your numbers in place of the symbols, and with its value. The values of
+    the lines of a derivation are equal. At the end, yhat, y and yhat - y are compared with the slopes of the loss and with what
+    softxent computes. The exit status is 1 if they disagree.
 
-    Of more than 12 classes the likeliest are shown, and the rest as one, which changes nothing for the others.
+    If there are more than 12 classes, the most probable ones are shown, and the others are combined into one class. The numbers of
+    the classes that are shown do not change by this.
+
+    A class with the score -inf is masked. Its prediction and its gradient are 0, and the derivation is that of the other classes.
+
+    A class is given by its index or its name. A whole number is always an index, even if a class has that number as its name.
+
+    `--file` reads logits [C] or [N, C] from an .npy, .npz or .csv file. If an .npz holds several arrays, the logits are the one named
+    logits, z or scores, and the labels [N] the one named labels, y or targets. Of two arrays with other names, the logits are the
+    floating-point array [N, C], and the labels the integers [N]. `--file batch.npz:name` chooses an array by its name. A .csv has a row of
+    numbers on each line. If its first line does not hold numbers only, it is the header, with the names of the classes, and a column named
+    label or target holds the index or the name of each row's label. `--label` and `--truth` replace the labels in a file.
+
+    With `--html`, the page shows the derivations that are named, or all of them; `--all` opens those beyond the article.
     """
     from .explanation.terminal import run
 
@@ -183,13 +191,13 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         app(arguments, prog_name="softxent")
     except ModuleNotFoundError as error:
-        if not (extra := _extra(error)):
+        if not (extra := contract.extra(error)):
             raise
         _need_extra(extra)
 
 
 def _need_extra(extra: str) -> NoReturn:
-    _stop(f'softxent: this command needs the extra "{extra}": pip install "softxent[{extra}]"', 2)
+    _stop(f"softxent: {contract.needs_extra('this command', extra)}", 2)
 
 
 def _stop(message: str, code: int) -> NoReturn:

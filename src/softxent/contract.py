@@ -14,10 +14,20 @@ from .partials import Array
 
 _FLOATS = ("float32", "float64", "float16", "bfloat16")
 REDUCTIONS = ("none", "sum", "mean")
+_EXTRAS = {"cli": {"typer", "click", "shellingham", "rich", "matplotlib"}, "proof": {"sympy", "mpmath", "latex2mathml"}}
 
 
 def fail(fn: str, argument: str, expected: str, got: object, error: type[Exception] = ValueError) -> NoReturn:
     raise error(f"{fn}: {argument} must {expected}; got {got}")
+
+
+def extra(error: ModuleNotFoundError) -> str | None:
+    """The extra of softxent that holds the package that is missing."""
+    return next((extra for extra, packages in _EXTRAS.items() if (error.name or "").partition(".")[0] in packages), None)
+
+
+def needs_extra(what: str, extra: str) -> str:
+    return f'{what} needs the extra "{extra}": pip install "softxent[{extra}]"'
 
 
 def to_last(a: Array, axis: int) -> Array:

@@ -8,12 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from decimal import Decimal, localcontext
-from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from .. import contract, cross_entropy_and_grad
+from ..partials import Array
 from ..proof import bounds
 from ..proof import derivation as book
 from ..proof.derivation import Derivation, Part
@@ -21,6 +21,7 @@ from ..proof.expr import Definition, E, Fact, letters, names, walk
 from ..proof.reading import SIGNS, latex, prose, text
 from ..proof.replay import CONTEXT, EXAMPLE, Numbers, agree, short
 from ..truth import truth as as_kernels_take_it
+from .classes import close_to
 from .row import Row
 
 STEP = Decimal("1e-12")  # h of the central difference
@@ -83,6 +84,7 @@ class End(NamedTuple):
     slope_error: Decimal  # at most
     loss: Decimal
     ours: list[float]  # softxent's
+    masked: list[float]  # softxent's at the masked classes, where it is to be 0
     bound: list[Decimal]  # on |ours - gradient|
     our_loss: float
     loss_bound: Decimal
@@ -94,7 +96,7 @@ class End(NamedTuple):
     @property
     def ours_agrees(self) -> bool:
         entries = zip([*self.gradient, self.loss], [*self.ours, self.our_loss], [*self.bound, self.loss_bound], strict=True)
-        return all(abs(Decimal(b) - a) <= limit for a, b, limit in entries)
+        return not any(self.masked) and all(abs(Decimal(b) - a) <= limit for a, b, limit in entries)
 
 
 class Account(NamedTuple):
@@ -141,8 +143,7 @@ def chosen(fn: str, wanted: Sequence[str], everything: bool = False) -> list[tup
     parts = {one.name: (part._replace(remarks=()), (one,)) for part in book.PARTS for one in part.derivations}
     for name in wanted:
         if name not in parts:
-            close = ", ".join(get_close_matches(name, parts, 4, 0.5)) or "none"
-            contract.fail(fn, "name", "be one that softxent explain --list shows", f"{name!r} (close to it: {close})")
+            contract.fail(fn, "name", "be one that softxent explain --list shows", f"{name!r} (close to it: {close_to(name, parts)})")
     return [parts[name] for name in wanted] or [(part, part.chains) for part in (book.PARTS if everything else book.ARTICLE)]
 
 
@@ -262,16 +263,20 @@ def _end(row: Row) -> End:
     line = (book.GRADIENT if sums_to_1 else book.GENERAL).lines[-1]
     mass, loss = on.value(book.p), on.value(book.L)
     yhat, gradient = ([on.value(e, {"k": n}) for n in classes] for e in (book.yhat[book.k], line))
-    dz, our_loss, bound, loss_bound = _ours(row)
+    dz, our_loss, bounds_of_dz, loss_bound = _ours(row)
     slopes = [(_moved(row, n, STEP) - _moved(row, n, -STEP)) / (2 * STEP) for n in classes]
     # |L'''| = mass q(1-q)|1-2q| < mass/10, q = yhat_k; `rest` is the rounding of a loss in decimals
     rest = len(yhat) * (1 + mass * max(abs(Decimal(s)) for s in row.scores)) * ROUNDING
     error = mass * STEP**2 / 60 + rest / STEP
     typed = Decimal(0.0 if isinstance(row.labels, int) else bounds.unit(row.logits.dtype))  # rounding of probabilities
     lump = Decimal(bounds.sum_bound("float64", len(row.logits)) if row.rest else 0.0)  # and of the rest's log-sum-exp
-    limits = [Decimal(b) + typed * (t + mass * q) + lump * mass * q + rest for b, t, q in zip(bound, row.truth, yhat, strict=True)]
+    limits = [
+        Decimal(b) + typed * (t + mass * q) + lump * mass * q + rest
+        for b, t, q in zip(row.places(bounds_of_dz), row.truth, yhat, strict=True)
+    ]
     limit = Decimal(loss_bound) + typed * (loss + row.astray) + lump * mass * yhat[-1] + rest
-    return End(line, mass, yhat, gradient, slopes, error, loss + row.astray, dz, limits, our_loss, limit)
+    ours = row.places(dz)
+    return End(line, mass, yhat, gradient, slopes, error, loss + row.astray, ours, row.at_masked(dz), limits, our_loss, limit)
 
 
 def _moved(row: Row, place: int, by: Decimal) -> Decimal:
@@ -280,16 +285,29 @@ def _moved(row: Row, place: int, by: Decimal) -> Decimal:
     return _numbers(row, book.GRADIENT, scores).value(book.L)
 
 
-def _ours(row: Row) -> tuple[list[float], float, list[float], float]:
-    """softxent's gradient and loss, and how far rounding may bring them from the true ones."""
+def _ours(row: Row) -> tuple[Array, float, Array, float]:
+    """softxent's gradient [C] and loss, and how far rounding may bring them from the true ones."""
     z, labels = row.logits[None], np.asarray(row.labels)[None]
     loss, dz = cross_entropy_and_grad(z, labels, reduction="sum")
     taken = as_kernels_take_it("explain", labels, z, -1, reduction="sum").piece(slice(0, 1), z.dtype)
     loss_bound, bound = bounds.row_bounds(z, *taken)
-    return row.places(dz[0].astype(np.float64)), float(loss), row.places(bound[0]), float(loss_bound[0])
+    return dz[0].astype(np.float64), float(loss), bound[0], float(loss_bound[0])
 
 
-# ---------------------------------------------------------------- JSON
+# ---------------------------------------------------------------- HTML and JSON
+
+
+def as_html(row: Row, only: Sequence[str] = (), beyond: bool = False) -> str:
+    """The page of a row. It shows all derivations, or those named, and opens those beyond the article where asked to."""
+    from .page import page
+
+    if not isinstance(row.labels, int):
+        contract.fail("explain", "the page", "come with a label, which it lets one change", "probabilities")
+    place = {entry.place: n for n, entry in enumerate(row.entries)}
+    return page(
+        [entry.score for entry in row.entries], place[row.label], [entry.name for entry in row.entries],
+        j=place[row.j], k=place[row.k], only=only, beyond=beyond, note=" ".join(row.notes),
+    )  # fmt: skip
 
 
 def as_json(account: Account) -> dict[str, Any]:
@@ -299,7 +317,8 @@ def as_json(account: Account) -> dict[str, Any]:
         "agrees": account.agrees,
         "row": {
             "classes": len(row.logits), "dtype": str(row.logits.dtype), "shown": list(row.shown), "rest": row.rest,
-            "names": list(row.names), "scores": [_number(Decimal(s)) for s in row.scores], "label": row.label, "j": row.j, "k": row.k,
+            "masked": list(row.masked), "names": list(row.names), "scores": [_number(Decimal(s)) for s in row.scores],
+            "label": row.label, "j": row.j, "k": row.k,
         },
         "definitions": [
             {"name": one.name, **_both(one.head, one.body), "filled": text(filled), **_value(value)}
@@ -317,7 +336,7 @@ def as_json(account: Account) -> dict[str, Any]:
             "step": float(STEP), "values": [*map(_number, end.slopes)], "error": _number(end.slope_error), "agrees": end.slopes_agree,
         },
         "ours": {
-            "function": "softxent.cross_entropy_and_grad", "gradient": end.ours, "bound": [*map(_number, end.bound)],
+            "function": "softxent.cross_entropy_and_grad", "gradient": end.ours, "masked": end.masked, "bound": [*map(_number, end.bound)],
             "loss": end.our_loss, "loss_bound": _number(end.loss_bound), "agrees": end.ours_agrees,
         },
     }  # fmt: skip

@@ -11,6 +11,7 @@ import base64
 import hashlib
 import json
 import math
+import re
 from collections.abc import Callable, Sequence
 from decimal import Decimal
 from html import escape
@@ -57,44 +58,78 @@ _FOLLOW = {
 }
 
 
-def page(scores: Sequence[float], label: int, names: Sequence[str], *, j: int | None = None, k: int | None = None) -> str:
-    """The whole HTML document: every derivation at these scores and this label, with controls to change them.
+def page(
+    scores: Sequence[float | Decimal],
+    label: int,
+    names: Sequence[str],
+    *,
+    j: int | None = None,
+    k: int | None = None,
+    only: Sequence[str] = (),
+    beyond: bool = False,
+    note: str = "",
+) -> str:
+    """The whole HTML document: the derivation at these scores and this label, with controls to change them.
 
     One file that asks nothing of the network. It takes 2 to 24 classes, each with a score and a name. A score of -inf masks its class: the
     prediction and the gradient are 0 there, and the derivations are those of the other classes, of which there must be two.
 
-    `k` is the label if it is not given, `j` the likeliest other class.
+    `j` and `k` are the classes that are chosen at first: `k` is the label if it is not given, `j` the likeliest other class. `only` are the
+    names of the derivations that are shown, all of them if there are none. `beyond` shows at first what goes beyond the article. `note` is
+    a sentence about the scores.
 
     Raises ValueError if an argument is not as described.
     """
-    scores = [float(s) for s in scores]
-    _check(scores, label, names, j, k)
-    chosen = {"t": label} | _indices(scores, label, j, k)
-    kept = [n for n, s in enumerate(scores) if s != MASKED]
-    row, at = [scores[n] for n in kept], {letter: kept.index(n) for letter, n in chosen.items()}
+    values = [float(s) for s in scores]
+    _check(values, label, names, j, k)
+    chosen = {"t": label} | _indices(values, label, j, k)
+    kept = [n for n, s in enumerate(values) if s != MASKED]
+    row, at = [values[n] for n in kept], {letter: kept.index(n) for letter, n in chosen.items()}
 
     def on(one: Derivation) -> tuple[Numbers, dict[str, int]]:
         return _numbers(one, row, at["t"]), {letter: at.get(role, 0) for letter, role in _roles(one).items()}
 
     style, scripts = _file("page.css"), {name: _file(source) for name, source in SCRIPTS.items()}
-    return Template(_file("page.html")).substitute(
+    whole = Template(_file("page.html")).substitute(
         policy=f"default-src 'none'; img-src data:; style-src {_digest(style)}; script-src {' '.join(map(_digest, scripts.values()))}",
         style=style,
         **scripts,
-        data=_json(_data(scores, row, names, chosen)),
-        contents=_contents(1, PARTS[:OPEN]),
-        contents_beyond=_contents(OPEN + 1, PARTS[OPEN:]),
+        data=_json(_data(values, row, names, chosen)),
+        note=f'<p id="note">{escape(note)}</p>' if note else "",
         same=RESULT_1.name,
         other=RESULT_2.name,
-        labels=_options(names, scores, label),
-        choices="".join(_choice(letter, names, scores, chosen[letter]) for letter in "jk"),
-        scores="".join(_score_control(n, name, scores[n]) for n, name in enumerate(names)),
+        labels=_options(names, values, label),
+        choices="".join(_choice(letter, names, values, chosen[letter]) for letter in "jk"),
+        scores="".join(_score_control(n, name, values[n]) for n, name in enumerate(names)),
         bars="".join(f'<tr><th scope="row">{escape(name)}</th>{BAR * 3}</tr>' for name in names),
         columns="".join(f'<th scope="col">{escape(name)}</th>' for name in names),
         cells="".join(f'<tr><th scope="row">{escape(name)}</th>{CELL * len(names)}</tr>' for name in names),
-        article="".join(_part(n, part, on) for n, part in enumerate(PARTS[:OPEN], 1)),
-        beyond="".join(_part(n, part, on) for n, part in enumerate(PARTS[OPEN:], OPEN + 1)),
+        **(_named(only, on) if only else _parts(on, beyond)),
     )
+    here = set(re.findall(r' id="([\w-]+)"', whole))
+    return re.sub(r'<a href="#([\w-]+)">(.*?)</a>', lambda m: m[0] if m[1] in here else m[2], whole)  # no link without its target
+
+
+def _parts(on: At, beyond: bool) -> dict[str, str]:
+    """The article, and behind a switch what goes beyond it."""
+    return {
+        "contents": _contents(1, PARTS[:OPEN]) + '<li><a href="#beyond">Beyond the article</a></li>',
+        "article": "".join(_part(n, part, on) for n, part in enumerate(PARTS[:OPEN], 1)),
+        "contents_beyond": _contents(OPEN + 1, PARTS[OPEN:]),
+        "beyond": "".join(_part(n, part, on) for n, part in enumerate(PARTS[OPEN:], OPEN + 1)),
+        "switch": " open" * beyond,
+    }
+
+
+def _named(only: Sequence[str], on: At) -> dict[str, str]:
+    """The derivations named, without remarks; one that is shown inside another is not shown again."""
+    wanted = [(part, one) for part in PARTS for one in part.derivations if one.name in only]
+    inside = {lemma.name for part, one in wanted for lemmas in _inside(part, one) for _, lemma in lemmas}
+    shown = [(part, one) for part, one in wanted if one.name not in inside]
+    body = "".join(_derivation(part, one, on, one.name) for part, one in shown)
+    contents = "".join(f'<li><a href="#{one.name}">{sentence(one.title)}</a></li>' for _, one in shown)
+    article = f'<section class="part" aria-label="Derivations">{body}</section>'
+    return {"contents": contents, "article": article, "contents_beyond": "", "beyond": "", "switch": " hidden"}
 
 
 def _check(scores: Sequence[float], label: int, names: Sequence[str], j: int | None, k: int | None) -> None:

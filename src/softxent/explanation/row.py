@@ -1,7 +1,9 @@
-"""One row to explain: scores, truth and names, typed in or from a file. Of a vocabulary the classes that matter stand apart.
+"""One row to explain: scores, truth and names. Of a row of many classes the likeliest are shown, and the rest are put together as one.
 
 Classes put together keep everything else as it was: the exponentials of the rest add up to that of their log-sum-exp, so that the other
 predictions and the other gradients do not change, and the gradient of the one is the sum of theirs.
+
+A class with the score -inf is masked: its prediction and its gradient are 0, and the derivation is that of the other classes.
 """
 
 from __future__ import annotations
@@ -11,17 +13,26 @@ from collections.abc import Callable, Sequence
 from decimal import Decimal, InvalidOperation, localcontext
 from pathlib import Path
 from typing import Any, NamedTuple
-from zipfile import BadZipFile
 
 import numpy as np
 
 from .. import contract
 from ..partials import Array
 from ..proof.replay import CONTEXT
+from . import files
+from .classes import named, typed
 
-APART = 12  # rows of more classes show this many, the rest as the last of them
+APART = 12  # rows of more classes show this many, the rest as the last of them; and this many masked classes at most one by one
 LARGEST = 1e9  # of a score or a truth: the decimals of replay.py reach as far as e^(10^18), but 50 digits must reach over the differences
 EXAMPLE, EXAMPLE_NAMES = "2, 1, 0.1", "cat, dog, owl"
+
+
+class Entry(NamedTuple):
+    """A line of the tables: a class, or several together."""
+
+    name: str
+    score: Any  # a float; a Decimal for the rest
+    place: int | None  # None: masked
 
 
 class Row(NamedTuple):
@@ -30,6 +41,8 @@ class Row(NamedTuple):
     logits: Array  # [C], in its own dtype: what softxent is given
     labels: Any  # what softxent is given as labels: a class, or float64 probabilities [C]
     shown: tuple[int, ...]
+    masked: tuple[int, ...]  # classes with the score -inf: they have no place
+    entries: tuple[Entry, ...]  # the places and the masked classes, in the order of the tables
     names: tuple[str, ...]
     scores: tuple[Any, ...]  # floats, and a Decimal for the rest
     truth: tuple[Decimal, ...]
@@ -40,77 +53,135 @@ class Row(NamedTuple):
 
     @property
     def rest(self) -> int:
-        return len(self.logits) - len(self.shown)
+        return len(self.logits) - len(self.shown) - len(self.masked)
+
+    @property
+    def notes(self) -> list[str]:
+        """What is to be known of classes that are put together or masked."""
+        together = (
+            f"{self.rest:,} classes are put together as one, with their log-sum-exp as its score. That is exact: the other predictions and "
+            "gradients stay as they are, and its own are the sums of theirs."
+        )
+        masked = (
+            f"{_count(len(self.masked), 'class is', 'classes are')} masked (score -inf): the prediction and the gradient there are 0, and "
+            "the sums run over the other classes."
+        )
+        return [together] * bool(self.rest) + [masked] * bool(self.masked)
 
     def places(self, values: Array) -> list[float]:
         """Values of all classes [C] as those of the places: the rest's are summed."""
-        return [*map(float, values[list(self.shown)]), *([math.fsum(np.delete(values, self.shown))] if self.rest else [])]
+        others = np.delete(values, [*self.shown, *self.masked])
+        return [*map(float, values[list(self.shown)]), *([math.fsum(others)] if self.rest else [])]
+
+    def at_masked(self, values: Array) -> list[float]:
+        """Values of all classes [C] as those of the masked entries: where masked classes stand together, the sum of their sizes."""
+        own = values[list(self.masked)]
+        return [*map(float, own)] if len(own) <= APART else [math.fsum(np.abs(own))]
+
+
+def _count(n: int, one: str, more: str) -> str:
+    return f"{n:,} {one if n == 1 else more}"
 
 
 def arrange(
     logits: Array,  # [C]
     *,
-    label: int | None = None,
+    label: int | str | None = None,
     truth: Sequence[Decimal] | None = None,
     names: Sequence[str] | None = None,
-    j: int | None = None,
-    k: int | None = None,
+    j: int | str | None = None,
+    k: int | str | None = None,
 ) -> Row:
-    """Check one row and arrange it. `k` is the label if it is not given, `j` the likeliest other class."""
-    classes = len(logits)
-    if classes < 2:
-        contract.fail("explain", "logits", "have at least 2 classes", classes)
-    for n in np.flatnonzero(~(np.abs(logits.astype(np.float64)) <= LARGEST))[:1]:
-        contract.fail("explain", "logits", f"be finite and of size {LARGEST:g} at most", f"{logits[n]:g} at class {n}")
+    """Check one row and arrange it. Classes go by index or name. `k` is the label if it is not given, `j` the likeliest other class."""
+    z = _checked(logits)
     if (label is None) == (truth is None):
-        contract.fail("explain", "truth", "be given once, as a label or as probabilities", "neither" if label is None else "both")
+        contract.fail("explain", "one of label and truth", "be given", "neither" if label is None else "both")
+    if names is not None and len(names) != len(z):
+        contract.fail("explain", "names", f"be {len(z)}, one for each class", len(names))
+    t, j, k = (_index(argument, x, names, z) for argument, x in (("label", label), ("j", j), ("k", k)))
+    ranked = [n for n in np.argsort(-z, kind="stable").tolist() if z[n] > -np.inf]  # likeliest first
     if truth is not None:
-        _check(truth, classes)
-        label = max(range(classes), key=truth.__getitem__)
-    assert label is not None
-    for argument, value in (("label", label), ("j", j), ("k", k)):
-        if value is not None and not 0 <= value < classes:
-            contract.fail("explain", argument, f"lie in [0, {classes})", value)
-    if names is not None and len(names) != classes:
-        contract.fail("explain", "names", f"be {classes}, one for each class", len(names))
-    ranked = np.argsort(-logits.astype(np.float64), kind="stable").tolist()  # likeliest first
-    k = k if k is not None else label if j != label else next(n for n in ranked if n != j)
+        _check_truth(truth, z)
+        t = max(sorted(ranked), key=truth.__getitem__)
+    assert t is not None
+    k = k if k is not None else t if j != t else next(n for n in ranked if n != j)
     j = j if j is not None else next(n for n in ranked if n != k)
     if j == k:
         contract.fail("explain", "j and k", "be two classes", f"{j} for both")
-    y = truth if truth is not None else [Decimal(n == label) for n in range(classes)]
-    return _together(logits, label if truth is None else np.array([float(t) for t in y]), y, label, j, k, names, ranked)
+    y = truth if truth is not None else [Decimal(n == t) for n in range(len(z))]
+    return _together(logits, t if truth is None else np.array([float(p) for p in y]), y, t, j, k, names, ranked)
 
 
-def _check(truth: Sequence[Decimal], classes: int) -> None:
-    if len(truth) != classes:
-        contract.fail("explain", "truth", f"be {classes} numbers, one for each class", len(truth))
+def _checked(logits: Array) -> Array:
+    """The scores as float64. Each is finite, or -inf at a masked class."""
+    z = logits.astype(np.float64)
+    if len(z) < 2:
+        contract.fail("explain", "logits", "have at least 2 classes", len(z))
+    masked = z == -np.inf
+    for n in np.flatnonzero(~masked & ~(np.abs(z) <= LARGEST))[:1]:
+        contract.fail("explain", "logits", f"be finite and of size {LARGEST:g} at most, or -inf", f"{z[n]:g} at class {n}")
+    if len(z) - masked.sum() < 2:
+        contract.fail("explain", "logits", "have at least 2 classes that are not masked (-inf)", len(z) - masked.sum())
+    return z
+
+
+def _index(argument: str, value: int | str | None, names: Sequence[str] | None, z: Array) -> int | None:
+    """The index of a class that is given by its index or its name; it may not be masked."""
+    if isinstance(value, str):
+        value = named(argument, value, names if names is not None else [f"class {n}" for n in range(len(z))])
+    if value is not None and not 0 <= value < len(z):
+        contract.fail("explain", argument, f"lie in [0, {len(z)})", value)
+    if value is not None and z[value] == -np.inf:
+        why = ": its loss is infinite" if argument == "label" else ""
+        contract.fail("explain", argument, "be a class that is not masked", f"{value}, whose score is -inf{why}")
+    return value
+
+
+def _check_truth(truth: Sequence[Decimal], z: Array) -> None:
+    if len(truth) != len(z):
+        contract.fail("explain", "truth", f"be {len(z)} numbers, one for each class", len(truth))
     for n, t in enumerate(truth):
         if not (t.is_finite() and 0 <= t <= LARGEST):
             contract.fail("explain", "truth", f"be finite, not negative and {LARGEST:g} at most", f"{t} at class {n}")
+        if t and z[n] == -np.inf:
+            contract.fail("explain", "truth", "be 0 at a masked class", f"{t} at class {n}, whose score is -inf: the loss is infinite")
 
 
 def _together(
     z: Array, labels: Any, y: Sequence[Decimal], label: int, j: int, k: int, names: Sequence[str] | None, ranked: list[int]
-) -> Row:
-    shown = list(range(len(z)))
-    if len(z) > APART:  # classes with truth before those with none: while they all stand apart, the loss is the row's own
+) -> Row:  # ranked: the classes that are not masked
+    shown, masked = sorted(ranked), tuple(np.flatnonzero(z == -np.inf).tolist())
+    if len(shown) > APART:  # classes with truth before those with none: while they all stand apart, the loss is the row's own
         true = sorted((n for n in shown if y[n]), key=lambda n: -y[n])
         shown = sorted(list(dict.fromkeys((label, j, k, *true, *ranked)))[: APART - 1])
-    called = [_printable(names[n]) if names is not None else f"class {n}" for n in shown]
-    scores: list[Any] = [float(z[n]) for n in shown]
+    called = {n: _printable(names[n]) if names is not None else f"class {n}" for n in (*shown, *masked)}
+    places = [Entry(called[n], float(z[n]), place) for place, n in enumerate(shown)]
     truth, astray = [y[n] for n in shown], Decimal(0)
-    if len(shown) < len(z):
-        rest = np.delete(z, shown).astype(np.float64)
-        others = [t for t in np.delete(np.array(y, dtype=object), shown)]
-        with localcontext(CONTEXT):
-            top = rest.max()
-            scores.append(Decimal(float(top)) + Decimal(math.fsum(np.exp(rest - top))).ln())
-            truth.append(sum(others, Decimal(0)))
-            astray = sum((t * (scores[-1] - Decimal(float(s))) for t, s in zip(others, rest, strict=True) if t), Decimal(0))
-        called.append(f"{len(rest):,} others")
+    if others := sorted({*ranked} - {*shown}):
+        score, mass, astray = _rest(z[others].astype(np.float64), [y[n] for n in others])
+        places, truth = [*places, Entry(f"{len(others):,} others", score, len(shown))], [*truth, mass]
     at = shown.index
-    return Row(z, labels, tuple(shown), tuple(called), tuple(scores), tuple(truth), at(label), at(j), at(k), astray)
+    return Row(
+        z, labels, tuple(shown), masked, _entries(places, shown, {n: called[n] for n in masked}), tuple(one.name for one in places),
+        tuple(one.score for one in places), tuple(truth), at(label), at(j), at(k), astray,
+    )  # fmt: skip
+
+
+def _rest(scores: Array, truth: Sequence[Decimal]) -> tuple[Decimal, Decimal, Decimal]:
+    """Classes put together: -> their score, their truth, and what the loss lacks where they hold truth."""
+    top = scores.max()
+    with localcontext(CONTEXT):
+        score = Decimal(float(top)) + Decimal(math.fsum(np.exp(scores - top))).ln()
+        astray = sum((t * (score - Decimal(float(s))) for t, s in zip(truth, scores, strict=True) if t), Decimal(0))
+        return score, sum(truth, Decimal(0)), astray
+
+
+def _entries(places: list[Entry], shown: list[int], masked: dict[int, str]) -> tuple[Entry, ...]:
+    """Classes in their order, then the rest, then the masked classes if they are too many to stand one by one."""
+    if len(masked) > APART:
+        return *places, Entry(f"{len(masked):,} masked", -math.inf, None)
+    one_by_one = [*zip(shown, places, strict=False), *((n, Entry(name, -math.inf, None)) for n, name in masked.items())]
+    return *(entry for _, entry in sorted(one_by_one, key=lambda x: x[0])), *places[len(shown) :]
 
 
 def _printable(name: str) -> str:
@@ -118,12 +189,13 @@ def _printable(name: str) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in name)
 
 
-# ---------------------------------------------------------------- what is typed in, and files
+# ---------------------------------------------------------------- what is typed in
 
 
 def read(
-    *, logits: str | None = None, file: Path | None = None, row: int | None = None, label: int | None = None, truth: str | None = None,
-    labels: Path | None = None, names: str | None = None, names_file: Path | None = None, j: int | None = None, k: int | None = None,
+    *, logits: str | None = None, file: Path | None = None, row: int | None = None, label: int | str | None = None,
+    truth: str | None = None, labels: Path | None = None, names: str | None = None, names_file: Path | None = None,
+    j: int | str | None = None, k: int | str | None = None,
 ) -> Row:  # fmt: skip
     """The row that the options of `softxent explain` speak of; the article's example without any."""
     _not_both(logits=logits, file=file)
@@ -135,14 +207,18 @@ def read(
     if logits is None and file is None:
         logits, names = EXAMPLE, names or (EXAMPLE_NAMES if names_file is None else None)
         label = 0 if truth is None and label is None else label
-    z, rows = _logits_in(file, row or 0) if file else (np.array(_numbers("logits", logits or "", float)), 1)
+    found = files.row_of(file, row or 0) if file else files.Found(np.array(_numbers("logits", logits or "", float)))
+    if labels:
+        label = files.label_in(labels, row or 0, found.rows)
+    elif label is None and truth is None:
+        label = found.label
     return arrange(
-        z,
-        label=_label_in(labels, row or 0, rows) if labels else label,
+        found.logits,
+        label=typed(label),
         truth=None if truth is None else _numbers("truth", truth, Decimal),  # as decimals 0.7, 0.2 and 0.1 sum to exactly 1
-        names=_names_in(names_file) if names_file else names and [name.strip() for name in names.split(",")],
-        j=j,
-        k=k,
+        names=files.names_in(names_file) if names_file else [name.strip() for name in names.split(",")] if names else found.names,
+        j=typed(j),
+        k=typed(k),
     )
 
 
@@ -157,48 +233,3 @@ def _numbers(argument: str, text: str, of: Callable[[str], Any]) -> list[Any]:
         return [of(part.strip()) for part in text.split(",")]
     except (InvalidOperation, ValueError):
         contract.fail("explain", argument, "be numbers with commas between them", repr(text))
-
-
-def _names_in(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    except (OSError, ValueError) as error:
-        contract.fail("explain", "names-file", "be a text file in UTF-8", _what(path, error))
-
-
-def _array_in(argument: str, path: Path) -> Array:
-    """The array of an .npy file, or the only one of an .npz."""
-    try:
-        found = np.load(path, mmap_mode="r", allow_pickle=False)
-        if isinstance(found, np.ndarray):
-            return found
-        with found:
-            if len(found.files) == 1:
-                only: Array = found[found.files[0]]
-                return only
-            got = f"{path} with {', '.join(found.files) or 'none'}"
-    except (OSError, ValueError, EOFError, BadZipFile) as error:
-        contract.fail("explain", argument, "be a file of one NumPy array (.npy, .npz)", _what(path, error))
-    contract.fail("explain", argument, "hold one array", got)
-
-
-def _logits_in(path: Path, row: int) -> tuple[Array, int]:
-    """-> the row [C] of an array [N, C] or [C], and N."""
-    a = _array_in("file", path)
-    if a.ndim not in (1, 2):
-        contract.fail("explain", "file", "hold an array [classes] or [rows, classes]", f"shape {a.shape}")
-    a = a if a.ndim == 2 else a[None]
-    if not 0 <= row < len(a):
-        contract.fail("explain", "row", f"lie in [0, {len(a)})", row)
-    return np.array(contract.floats("explain", "file", a[row])), len(a)
-
-
-def _label_in(path: Path, row: int, rows: int) -> int:
-    a = _array_in("labels", path)
-    if a.shape != (rows,) or a.dtype.kind not in "iu":
-        contract.fail("explain", "labels", f"hold integers of shape ({rows},), one for each row", f"{a.dtype} of shape {a.shape}")
-    return int(a[row])
-
-
-def _what(path: Path, error: Exception) -> str:
-    return f"{path} ({getattr(error, 'strerror', None) or str(error).partition('. ')[0]})"

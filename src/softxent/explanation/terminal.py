@@ -23,7 +23,7 @@ from ..proof import derivation as book
 from ..proof.expr import E
 from ..proof.reading import SIGNS, prose, text
 from ..proof.replay import TOLERANCE, short
-from . import STEP, Account, End, Formula, Line, Replay, as_json, chosen, fact
+from . import STEP, Account, End, Formula, Line, Replay, as_html, as_json, chosen, fact
 from . import account as work_out
 from .row import Row, read
 
@@ -52,7 +52,7 @@ def run(
         return True
     account = work_out(read(**options), chosen("explain", wanted, everything))
     if html:
-        _write(html, account.row)
+        _write(html, as_html(account.row, wanted, everything))
         console.out(f"{html}: written, open it in a browser", highlight=False)
     elif as_json_:
         console.out(json.dumps(as_json(account), allow_nan=False, ensure_ascii=False, indent=1), highlight=False)
@@ -61,14 +61,9 @@ def run(
     return account.agrees
 
 
-def _write(html: Path, row: Row) -> None:
-    from .page import page
-
-    if not isinstance(row.labels, int):
-        contract.fail("explain", "--html", "come with a label, which the page lets one change", "--truth")
-    whole = page(row.scores, row.label, row.names)
+def _write(html: Path, page: str) -> None:
     try:
-        html.write_text(whole, encoding="utf-8")
+        html.write_text(page, encoding="utf-8")
     except OSError as error:
         contract.fail("explain", "--html", "name a file that can be written", f"{html} ({error.strerror})")
 
@@ -109,14 +104,14 @@ def _heading(console: Console, title: str) -> None:
 def _row(console: Console, row: Row, options: bool) -> None:
     console.print(Text("The row", "bold"))
     table = _table("class", "score z", "truth y", "")
-    for n, (name, z, y) in enumerate(zip(row.names, row.scores, row.truth, strict=True)):
+    for (name, z, n), y in zip(row.entries, _listed(row, row.truth), strict=True):
         roles = [letter for letter, place in (("the label t", row.label), ("k", row.k), ("j", row.j)) if place == n]
-        table.add_row(Text(name), _short(Decimal(z), 6), _short(y, 6), Text(", ".join(roles), REASON))
+        table.add_row(Text(name), _short(Decimal(z), 6), _short(y, 6), Text("masked" if n is None else ", ".join(roles), REASON))
     console.print(table)
-    if row.rest:
-        put = f"{row.rest:,} classes are put together as one, with their log-sum-exp as its score. That is exact: the other"
-        with_options = f" What an option adds (N, w, ...) is an example over these {len(row.names)}." if options else ""
-        _say(console, f"{put} predictions and gradients stay as they are, and its own are the sums of theirs.{with_options}")
+    for note in row.notes:
+        _say(console, note.replace("-inf", f"{MINUS}inf"))
+    if options and row.notes:
+        _say(console, f"What an option adds (N, w, ...) is an example over these {len(row.names)} classes.")
     if row.astray:
         short_of = f"the lines' loss is {_short(row.astray, 6)} short of the row's"
         _say(console, f"They hold truth of their own, and so {short_of}; the gradients are the row's all the same.")
@@ -251,7 +246,8 @@ def _bars(console: Console, row: Row, end: End, sign: str) -> None:
         *(("class", "ŷ", "", "y", "", sign, "") if every else ("class", "ŷ", "y", sign, "")),
         called=16 if every else max(4, min(10, console.width - 36)),
     )
-    for name, q, y, g in zip(row.names, end.yhat, row.truth, end.gradient, strict=True):
+    columns = (_listed(row, values) for values in (end.yhat, row.truth, end.gradient))
+    for (name, _, _), q, y, g in zip(row.entries, *columns, strict=True):
         signed = Bar(2 * most, most + min(0.0, float(g)), most + max(0.0, float(g)), width=width, color="red" if g < 0 else "green")
         pairs = [(_fixed(x, 4).lstrip("+"), Bar(size, 0, float(x), width=width, color="blue")) for x in (q, y)]
         table.add_row(Text(name), *(x for pair in pairs for x in (pair if every else pair[:1])), _fixed(g, 4), signed)
@@ -261,7 +257,8 @@ def _bars(console: Console, row: Row, end: End, sign: str) -> None:
 def _witnesses(console: Console, row: Row, end: End, sign: str) -> None:
     digits = 12 if console.width >= 76 else 8 if console.width >= 60 else 5
     table = _table("class", sign, "central difference" if digits > 8 else "slope", "softxent", called=max(4, min(16, console.width - 36)))
-    for name, *values in zip(row.names, end.gradient, end.slopes, map(Decimal, end.ours), strict=True):
+    columns = (_listed(row, end.gradient), _listed(row, end.slopes), _listed(row, end.ours, end.masked))
+    for (name, _, _), *values in zip(row.entries, *columns, strict=True):
         table.add_row(Text(name), *(_fixed(x, digits) for x in values))
     table.add_section()
     table.add_row("sum", *(_fixed(sum(x, Decimal(0)), digits) for x in (end.gradient, end.slopes, [*map(Decimal, end.ours)])))
@@ -275,6 +272,12 @@ def _witnesses(console: Console, row: Row, end: End, sign: str) -> None:
     off = f"it is {_short(max(apart), 2)} from the last line at most, {100 * used:.0f} % of what rounding may come to there"
     losses = f"Its loss is {_short(Decimal(end.our_loss), 8)}, and {_short(end.loss, 8)} in 50 digits"
     _claim(console, end.ours_agrees, f"softxent.cross_entropy_and_grad, {row.logits.dtype}: {off}. {losses}.")
+
+
+def _listed(row: Row, values: Sequence[Any], masked: Sequence[float] = ()) -> list[Decimal]:
+    """Values of the places as the tables list them, with those of the masked classes (0 if not given) among them."""
+    at_masked = iter(masked)
+    return [Decimal(next(at_masked, 0) if place is None else values[place]) for _, _, place in row.entries]
 
 
 def _claim(console: Console, holds: bool, claim: str) -> None:
