@@ -260,6 +260,7 @@ def test_a_masked_class_has_no_gradient_and_takes_no_part(z, label, dtype):
     got, alone = replays(row), replays(rows.arrange(z[kept], label=int(np.searchsorted(kept, label))))
     assert got.agrees and row.masked == tuple(np.flatnonzero(z == -INF))
     assert got.end.masked == [0.0] * sum(entry.place is None for entry in row.entries) != []
+    assert (sum(row.places(np.ones(len(z)))), sum(row.at_masked(np.ones(len(z))))) == (len(kept), len(z) - len(kept))
     assert [kept.tolist().index(n) for n in row.shown] == list(alone.row.shown) and row.rest == alone.row.rest
     for one, other in zip(got.replays, alone.replays, strict=True):
         assert [line.value for line in one.lines] == [line.value for line in other.lines]
@@ -337,6 +338,11 @@ def test_logits_and_labels_of_one_npz(arrays, tmp_path, capsys):
     for n in (0, 3):
         row = as_json(["--file", f"{tmp_path}/batch.npz{name}", "--row", str(n), *more], capsys)["row"]
         assert (row["scores"], row["label"]) == (Z4[n].tolist(), Y4[n])
+
+
+def test_of_two_arrays_a_known_name_comes_before_what_fits(tmp_path, capsys):
+    np.savez(tmp_path / "batch.npz", a=Z4 + 1, logits=Z4)
+    assert as_json(["--file", str(tmp_path / "batch.npz"), "--label", "1"], capsys)["row"]["scores"] == Z4[0].tolist()
 
 
 def test_a_label_that_is_given_comes_before_the_files(tmp_path, capsys):
