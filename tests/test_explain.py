@@ -644,6 +644,8 @@ ERRORS = {
     "--file . --label 0": "file must be a file of one NumPy array (.npy, .npz); got . (Is a directory)",
     "--file TWO --label 0": "file must hold one array or one named logits, or be given as TWO:NAME; got TWO with a, b",
     "--file TWO:c --label 0": "file must hold one array or one named logits, or be given as TWO:NAME; got TWO with a, b",
+    "--file SOFT --label 0": "file must hold one array or one named logits, or be given as SOFT:NAME; got SOFT with a, b, y",
+    "--file SOFT:a": "file must hold labels that are integers of shape (2,), one for each row; got float64 of shape (2, 2)",
     "--file none:c --label 0": "file must be a file of one NumPy array (.npy, .npz); got none (No such file or directory)",
     "--file Z --label 0 --labels TWO": "--label and --labels must not come together; got both",
     "--file Z --labels TWO": "labels must hold one array or one named labels, or be given as TWO:NAME; got TWO with a, b",
@@ -669,6 +671,7 @@ def files(tmp_path, monkeypatch):
         "CUBE": lambda f: np.save(f, np.ones((2, 2, 2))),
         "WORDS": lambda f: np.save(f, np.array(["a", "b"])),
         "TWO": lambda f: np.savez(f, a=np.ones(2), b=np.ones(2)),
+        "SOFT": lambda f: np.savez(f, a=np.ones((2, 2)), b=np.ones((2, 2)), y=np.ones((2, 2))),
         "TEXT": lambda f: f.write(b"1, 2, 3"),
         "EMPTY": lambda f: None,
     }.items():
