@@ -275,6 +275,7 @@ def test_a_masked_class_has_no_gradient_and_takes_no_part(z, label, dtype):
     got, alone = replays(row), replays(rows.arrange(z[kept], label=int(np.searchsorted(kept, label))))
     assert got.agrees and row.masked == tuple(np.flatnonzero(z == -INF))
     assert got.end.masked == [0.0] * sum(entry.place is None for entry in row.entries) != []
+    assert (sum(row.places(np.ones(len(z)))), sum(row.at_masked(np.ones(len(z))))) == (len(kept), len(z) - len(kept))
     assert [kept.tolist().index(n) for n in row.shown] == list(alone.row.shown) and row.rest == alone.row.rest
     for one, other in zip(got.replays, alone.replays, strict=True):
         assert [line.value for line in one.lines] == [line.value for line in other.lines]
@@ -352,6 +353,11 @@ def test_logits_and_labels_of_one_npz(arrays, tmp_path, capsys):
     for n in (0, 3):
         row = as_json(["--file", f"{tmp_path}/batch.npz{name}", "--row", str(n), *more], capsys)["row"]
         assert (row["scores"], row["label"]) == (Z4[n].tolist(), Y4[n])
+
+
+def test_of_two_arrays_a_known_name_comes_before_what_fits(tmp_path, capsys):
+    np.savez(tmp_path / "batch.npz", a=Z4 + 1, logits=Z4)
+    assert as_json(["--file", str(tmp_path / "batch.npz"), "--label", "1"], capsys)["row"]["scores"] == Z4[0].tolist()
 
 
 def test_a_label_that_is_given_comes_before_the_files(tmp_path, capsys):
@@ -663,6 +669,8 @@ ERRORS = {
     "--file . --label 0": "file must be a file of one NumPy array (.npy, .npz); got . (Is a directory)",
     "--file TWO --label 0": "file must hold one array or one named logits, or be given as TWO:NAME; got TWO with a, b",
     "--file TWO:c --label 0": "file must hold one array or one named logits, or be given as TWO:NAME; got TWO with a, b",
+    "--file SOFT --label 0": "file must hold one array or one named logits, or be given as SOFT:NAME; got SOFT with a, b, y",
+    "--file SOFT:a": "file must hold labels that are integers of shape (2,), one for each row; got float64 of shape (2, 2)",
     "--file none:c --label 0": "file must be a file of one NumPy array (.npy, .npz); got none (No such file or directory)",
     "--file Z --label 0 --labels TWO": "--label and --labels must not come together; got both",
     "--file Z --labels TWO": "labels must hold one array or one named labels, or be given as TWO:NAME; got TWO with a, b",
@@ -688,6 +696,7 @@ def files(tmp_path, monkeypatch):
         "CUBE": lambda f: np.save(f, np.ones((2, 2, 2))),
         "WORDS": lambda f: np.save(f, np.array(["a", "b"])),
         "TWO": lambda f: np.savez(f, a=np.ones(2), b=np.ones(2)),
+        "SOFT": lambda f: np.savez(f, a=np.ones((2, 2)), b=np.ones((2, 2)), y=np.ones((2, 2))),
         "TEXT": lambda f: f.write(b"1, 2, 3"),
         "EMPTY": lambda f: None,
     }.items():
