@@ -766,11 +766,19 @@ def test_html_is_of_the_row_that_is_asked_for(tmp_path, capsys):
         assert (data["scores"], data["chosen"]["t"]) == (Z4[n].tolist(), Y4[n])
 
 
-@pytest.mark.parametrize("names", [["result1"], ["result2", "hessian_product"]])
-def test_html_shows_the_derivations_that_are_named_and_no_link_to_others(names, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("names", "lemmas"),
+    [
+        (["result1"], {"numerator_same"}),
+        (["result2", "hessian_product"], {"numerator_other", "denominator"}),
+        (["result1", "numerator_same"], set()),  # is shown inside, and only there
+    ],
+)
+def test_html_shows_the_derivations_that_are_named_and_no_link_to_others(names, lemmas, tmp_path, capsys):
     page, _ = written(tmp_path, capsys, *names)
-    ids = set(re.findall(r'\sid="([^"]+)"', page))
-    assert ids & set(book.DERIVATIONS) == set(names)
+    every = re.findall(r'\sid="([^"]+)"', page)
+    ids = set(every)
+    assert ids & set(book.DERIVATIONS) == {*names, *lemmas} and len(every) == len(ids)
     assert set(re.findall(r'href="#([^"]+)"', page)) <= ids
 
 
