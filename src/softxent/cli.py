@@ -8,21 +8,13 @@ from typing import Annotated, NoReturn
 
 import numpy as np
 
-from . import __version__, backends
+from . import __version__, backends, contract, kernels
 from .demo import BATCH, BUDGET, CLASSES, HELD_OUT, STEPS
-
-_EXTRAS = {"cli": {"typer", "click", "shellingham", "rich", "matplotlib"}, "proof": {"sympy", "mpmath", "latex2mathml"}}
-
-
-def _extra(error: ModuleNotFoundError) -> str | None:
-    """The extra that holds what is missing."""
-    return next((extra for extra, packages in _EXTRAS.items() if (error.name or "").partition(".")[0] in packages), None)
-
 
 try:
     import typer
 except ModuleNotFoundError as error:  # main() says so; nothing below evaluates an annotation before it
-    if not _extra(error):
+    if not contract.extra(error):
         raise
     _typer = False
 else:
@@ -52,6 +44,8 @@ def demo(
         good = run(
             steps=steps, batch=batch, classes=classes, held_out=held_out, seed=seed, budget=int(budget * 2**20), output=output
         )  # fmt: skip
+    except ValueError as error:
+        _stop(f"softxent {error}", 2)
     except (RuntimeError, OSError) as error:
         _stop(str(error), 1)
     if not good:
@@ -173,6 +167,10 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command on `arguments` (None: the process's own). Ends in SystemExit: 0; 1 a failure; 2 a wrong call, a missing extra."""
     if not _typer:
         _need_extra("cli")
+    try:
+        kernels.isa()
+    except ValueError as error:
+        _stop(str(error), 2)
     app = typer.Typer(
         add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="markdown",
         context_settings={"help_option_names": ["-h", "--help"]},
@@ -183,13 +181,13 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         app(arguments, prog_name="softxent")
     except ModuleNotFoundError as error:
-        if not (extra := _extra(error)):
+        if not (extra := contract.extra(error)):
             raise
         _need_extra(extra)
 
 
 def _need_extra(extra: str) -> NoReturn:
-    _stop(f'softxent: this command needs the extra "{extra}": pip install "softxent[{extra}]"', 2)
+    _stop(f"softxent: {contract.needs_extra('this command', extra)}", 2)
 
 
 def _stop(message: str, code: int) -> NoReturn:

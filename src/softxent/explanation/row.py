@@ -201,4 +201,6 @@ def _label_in(path: Path, row: int, rows: int) -> int:
 
 
 def _what(path: Path, error: Exception) -> str:
-    return f"{path} ({getattr(error, 'strerror', None) or str(error).partition('. ')[0]})"
+    why = getattr(error, "strerror", None) or str(error).partition(". ")[0]
+    pickled = "pickle" in why or "object" in why  # NumPy has a sentence for each way of finding out
+    return f"{path} ({'no array of numbers; files of pickled Python objects are not loaded' if pickled else why})"
