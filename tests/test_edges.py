@@ -478,7 +478,14 @@ ERRORS = {
         LINEAR + "x and weight must both be float32 or both float64; got float64 and float32",
     ),
     "x_half": (lambda: linear(Z.astype("f2"), Z.astype("f2"), T), TypeError, LINEAR + "x and weight must both be "),
-    "weight_shape": (lambda: linear(Z, Z.T, T), ValueError, LINEAR + "weight must have shape (classes, D) to match x (4, 6); got (6, 4)"),
+    "weight_shape": (
+        lambda: linear(Z, np.zeros((5, 4)), T), ValueError,
+        LINEAR + "weight must have shape (classes, 6) to match x (4, 6); got (5, 4)",
+    ),
+    "weight_transposed": (
+        lambda: linear(Z, np.zeros((6, 5)), T), ValueError,
+        LINEAR + "weight must have shape (classes, 6) to match x (4, 6) (weight.T has it); got (6, 5)",
+    ),
     "bias_shape": (
         lambda: linear(Z, Z, T, bias=np.zeros(3)), ValueError,
         LINEAR + "bias must have shape (4,) to match weight (4, 6); got (3,)",

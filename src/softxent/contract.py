@@ -159,7 +159,7 @@ def logits(fn: str, z: Any, axis: int, argument: str = "logits") -> Array:
     if a.ndim == 0:
         fail(fn, argument, "have a class axis, such as shape (rows, classes)", "a scalar")
     if not isinstance(axis, (int, np.integer)) or not -a.ndim <= axis < a.ndim:
-        fail(fn, "axis", f"be an int between {-a.ndim} and {a.ndim - 1} for {argument} of shape {a.shape}", axis)
+        fail(fn, "axis", f"be an int between {-a.ndim} and {a.ndim - 1} for {argument} of shape {a.shape}", repr(axis))
     if a.shape[axis] == 0:
         fail(fn, argument, "have at least one class", f"shape {a.shape} with class axis {axis}")
     return to_last(a, axis)
@@ -210,6 +210,13 @@ def direction(fn: str, v: Any, z: Array, axis: int) -> Array:
     a = floats(fn, "v", v)
     same_shape(fn, "v", a, from_last(z, axis).shape, from_last(z, axis).shape)
     return to_last(a, axis)
+
+
+def wrong_head(fn: str, argument: str, shape: tuple[int, ...], x: str, x_shape: tuple[int, ...]) -> NoReturn:
+    """Refuse a head's matrix of this shape for features `x`."""
+    features = x_shape[-1] if x_shape else "D"
+    transposed = f" ({argument}.T has it)" if len(shape) == 2 and shape[:1] == x_shape[-1:] else ""
+    fail(fn, argument, f"have shape (classes, {features}) to match {x} {x_shape}{transposed}", shape)
 
 
 def same_shape(fn: str, argument: str, a: Array, shape: tuple[int, ...], like: tuple[int, ...]) -> None:

@@ -183,7 +183,7 @@ def _head(
     if x.dtype not in (np.float32, np.float64) or w.dtype != x.dtype:
         contract.fail(fn, "x and weight", "both be float32 or both float64", f"{x.dtype} and {w.dtype}", TypeError)
     if x.ndim == 0 or w.ndim != 2 or w.shape[1] != x.shape[-1] or not w.shape[0]:
-        contract.fail(fn, "weight", f"have shape (classes, D) to match x {x.shape}", w.shape)
+        contract.wrong_head(fn, "weight", w.shape, "x", x.shape)
     b = None if bias is None else contract.floats(fn, "bias", bias).astype(x.dtype, copy=False)
     if b is not None and b.shape != (len(w),):
         contract.fail(fn, "bias", f"have shape ({len(w)},) to match weight {w.shape}", b.shape)

@@ -214,13 +214,7 @@ def _cast(input: Any, weight: Any, bias: Any, whose: str = "") -> tuple[Any, Any
         to = torch.get_autocast_dtype(device)
         input, weight, bias = (None if t is None else t.to(to) for t in (input, weight, bias))
     if weight.ndim < 2 or input.ndim == 0 or input.shape[-1] != weight.shape[-1] or not weight.numel():
-        features = tuple(input.shape[-1:])
-        fail(
-            FN,
-            f"{whose}linear_weight",
-            f"have shape (classes, {', '.join(map(str, features))}) to match input {tuple(input.shape)}",
-            tuple(weight.shape),
-        )
+        contract.wrong_head(FN, f"{whose}linear_weight", tuple(weight.shape), "input", tuple(input.shape))
     if bias is not None and bias.shape != weight.shape[:-1]:
         fail(FN, f"{whose}linear_bias", f"have shape {tuple(weight.shape[:-1])} to match linear_weight", tuple(bias.shape))
     for name, t in (("linear_weight", weight), ("linear_bias", bias)):

@@ -202,7 +202,7 @@ def _on_axis(fn: str, input: Tensor, dim: int) -> bool:
     if not input.ndim:
         fail(fn, "input", "have a class axis", "shape ()")
     if not isinstance(dim, int) or not -input.ndim <= dim < input.ndim:
-        fail(fn, "dim", f"be an int between {-input.ndim} and {input.ndim - 1} for input of shape {tuple(input.shape)}", dim)
+        fail(fn, "dim", f"be an int between {-input.ndim} and {input.ndim - 1} for input of shape {tuple(input.shape)}", repr(dim))
     return not input.shape[dim]
 
 
