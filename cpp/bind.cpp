@@ -6,7 +6,7 @@
 #include <cstring>
 #include <memory>
 #include <optional>
-#include <stdexcept>
+#include <string>
 #include <vector>
 #include "kernel.h"
 #if defined(__linux__)
@@ -25,14 +25,18 @@ extern const Isa isa_avx2, isa_avx512;
 static const Isa& isa() {
   static const Isa& chosen = []() -> const Isa& {
     const char* want = getenv("SOFTXENT_ISA");
-    auto fits = [&](const Isa& i, bool can) { return can && (!want || !*want || !strcmp(want, i.name)); };
+    std::string choices;
+    auto fits = [&](const Isa& i, bool can) {
+      if (can) choices += (choices.empty() ? "" : ", ") + std::string(i.name);
+      return can && (!want || !*want || !strcmp(want, i.name));
+    };
 #if defined(SOFTXENT_X86)
     __builtin_cpu_init();
     if (fits(isa_avx512, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))) return isa_avx512;
     if (fits(isa_avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))) return isa_avx2;
 #endif
-    if (!fits(SOFTXENT_BASE, true)) throw std::runtime_error("SOFTXENT_ISA names no instruction set of this machine");
+    if (!fits(SOFTXENT_BASE, true)) throw nb::value_error(("softxent: SOFTXENT_ISA must be among " + choices + ", which this machine has; got '" + want + "'").c_str());
     return SOFTXENT_BASE;
   }();
   return chosen;

@@ -7,14 +7,14 @@ import subprocess
 import sys
 
 import pytest
-from cases import command
+from cases import command, environment
 
 import softxent
 
 for extra in ("typer", "rich", "matplotlib"):
     pytest.importorskip(extra)
 
-MISSING = 'softxent: this command needs the extra "cli": pip install "softxent[cli]"\n'
+MISSING = "softxent: this command needs the extra \"cli\"; in a clone of softxent: pip install '.[cli]'\n"
 
 # As if the package were not installed: what `import` raises then.
 BLOCK = """
@@ -40,6 +40,11 @@ def python(code):
 def test_without_the_extra_it_says_what_to_install(package, arguments):
     done = python(BLOCK.format(package=package, arguments=arguments))
     assert (done.returncode, done.stdout, done.stderr) == (2, "", MISSING)
+
+
+def test_without_torch_its_benchmarks_say_what_to_install():
+    done = python(BLOCK.format(package="torch", arguments=["bench", "--gpu"]))
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", MISSING.replace("cli", "torch"))
 
 
 def test_another_missing_package_is_not_blamed_on_the_extra():
@@ -79,10 +84,40 @@ def test_demo_exits_with_1_where_a_claim_fails(monkeypatch, capsys):
     assert code == 1 and "FAILED" in err
 
 
-def test_demo_says_at_once_that_it_cannot_write(tmp_path, capsys):
+WRITERS = {  # a command that writes, and where its work begins
+    "demo --output": "softxent.demo.corpus.load",
+    "bench --output": "softxent.bench._work",
+    "bench --linear --output": "subprocess.run",
+    "explain --html": "softxent.explanation.terminal.work_out",
+}
+
+
+@pytest.mark.parametrize("arguments", WRITERS)
+def test_where_nothing_can_be_written_is_said_before_the_work(arguments, monkeypatch, tmp_path, capsys):
+    def begins(*_, **__):
+        pytest.fail("the work began")
+
+    monkeypatch.setattr(WRITERS[arguments], begins)
     (tmp_path / "file").write_text("")
-    code, _, err = command(["demo", "--output", str(tmp_path / "file" / "folder")], capsys)
-    assert code == 1 and "folder" in err and "Traceback" not in err
+    at = str(tmp_path / "file" / "below")
+    code, out, err = command([*arguments.split(), at], capsys)
+    html = "--html must name a file that can be written"
+    expected = html if "--html" in arguments else "output must be a folder that files can be written to"
+    assert (code, out) == (2, "") and err.endswith(f"softxent {arguments.split()[0]}: {expected}; got {at} (Not a directory)\n")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is a folder that takes no files, not even the superuser's")
+def test_a_folder_that_takes_no_files_is_no_place_for_them(capsys):
+    code, _, err = command(["demo", "--output", "/proc/self"], capsys)
+    assert code == 2 and err.startswith("softxent demo: output must be a folder that files can be written to; got /proc/self (")
+
+
+def test_a_wrong_instruction_set_is_one_line_and_2():
+    done = subprocess.run(
+        [sys.executable, "-m", "softxent", "info"], env=environment(SOFTXENT_ISA="sse9"), capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith("softxent: SOFTXENT_ISA must be among ") and done.stderr.endswith("; got 'sse9'\n")
 
 
 def test_bench_passes_its_options_on(monkeypatch, capsys, tmp_path):

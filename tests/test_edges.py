@@ -6,10 +6,12 @@ import ast
 import re
 import sys
 import traceback
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 import pytest
+import scipy.sparse
 import torch
 from cases import DTYPES, fused, problem
 
@@ -272,7 +274,64 @@ LOSS, GRAD, LINEAR = "cross_entropy: ", "cross_entropy_and_grad: ", "linear_cros
 ERRORS = {
     "no_array": (lambda: loss(Odd(), T), TypeError, LOSS + "logits must be an array on the CPU; got Odd (on another device)"),
     "ragged": (lambda: loss([[1.0], None], [0]), TypeError, LOSS + "logits must be "),
-    "object": (lambda: loss([[object()]], [0]), TypeError, LOSS + "logits must be a rectangular array of numbers; got list"),
+    "object": (
+        lambda: loss([[object()]], [0]), TypeError,
+        LOSS + "logits must be a rectangular array of numbers (cast it to float, with missing values filled in); "
+        "got list of Python objects",
+    ),
+    "strings_as_objects": (
+        lambda: loss(Z, np.array(["cat", "dog", "cat", "owl"], object)), TypeError,
+        LOSS + "labels must be a rectangular array of numbers; got ndarray of strings",
+    ),
+    "none": (lambda: loss(None, T), TypeError, LOSS + "logits must be a rectangular array of numbers; got None"),
+    "ragged_rows": (
+        lambda: loss([[1.0, 2.0], [3.0]], [0, 0]), TypeError,
+        LOSS + "logits must be a rectangular array of numbers, its rows of one length; got rows of different lengths",
+    ),
+    "ragged_labels": (
+        lambda: grad(Z, [[0], [1, 2], [3], [0]]), TypeError,
+        GRAD + "labels must be a rectangular array of numbers, its rows of one length; got rows of different lengths",
+    ),
+    "sparse": (
+        lambda: loss(scipy.sparse.csr_array(Z), T), TypeError,
+        LOSS + "logits must be a dense array (logits.toarray() is one); got csr_array",
+    ),
+    "strings": (
+        lambda: loss([["a", "b"]], [0]), TypeError,
+        LOSS + "logits must have dtype float32, float64, float16 or bfloat16; got strings",
+    ),
+    "requires_grad": (
+        lambda: loss(torch.zeros(4, 6, requires_grad=True), T), TypeError,
+        LOSS + "logits must be an array without gradients (softxent.torch takes tensors with them); got a tensor that requires grad",
+    ),
+    "requires_grad_bfloat16": (
+        lambda: grad(torch.zeros(4, 6, dtype=torch.bfloat16, requires_grad=True), T), TypeError,
+        GRAD + "logits must be an array without gradients (softxent.torch takes tensors with them); got a tensor that requires grad",
+    ),
+    "requires_grad_in_a_list": (
+        lambda: softxent.softmax([torch.zeros(3), torch.zeros(3, requires_grad=True)]), TypeError,
+        "softmax: logits must be an array without gradients (softxent.torch takes tensors with them); got a tensor that requires grad",
+    ),
+    "on_another_device": (
+        lambda: loss(torch.zeros(4, 6, device="meta"), T), TypeError,
+        LOSS + "logits must be an array on the CPU (softxent.torch takes tensors of every device); got a tensor on meta",
+    ),
+    "on_another_device_bfloat16": (
+        lambda: loss(torch.zeros(4, 6, device="meta", dtype=torch.bfloat16), T), TypeError,
+        LOSS + "logits must be an array on the CPU (softxent.torch takes tensors of every device); got a tensor on meta",
+    ),
+    "sparse_bfloat16": (
+        lambda: loss(torch.zeros(4, 6, dtype=torch.bfloat16).to_sparse(), T), TypeError,
+        LOSS + "logits must be a dense array on the CPU; got Tensor",
+    ),
+    "masked_logits": (
+        lambda: loss(np.ma.masked_array(Z, Z == 0), T), ValueError,
+        LOSS + "logits must have no masked entries (logits.filled(value) has none); got 24 masked of 24",
+    ),
+    "masked_labels": (
+        lambda: grad(Z, np.ma.masked_array(T, [0, 1, 0, 0])), ValueError,
+        GRAD + "labels must have no masked entries (labels.filled(ignore_index) has none); got 1 masked of 4",
+    ),
     "complex": (lambda: loss(Z * 1j, T), TypeError, LOSS + "logits must have dtype float32, float64, float16 or bfloat16; got complex128"),
     "bool": (lambda: loss(Z > 0, T), TypeError, LOSS + "logits must have dtype float32, float64, float16 or bfloat16; got bool"),
     "longdouble": (lambda: loss(Z.astype(np.longdouble), T), TypeError, LOSS + "logits must have dtype "),
@@ -284,6 +343,60 @@ ERRORS = {
     ),
     "no_class": (lambda: loss(Z[:, :0], T), ValueError, LOSS + "logits must have at least one class; got shape (4, 0) with class axis -1"),
     "label_type": (lambda: loss(Z, T > 0), TypeError, LOSS + "labels must be integers (class indices) or floats (probabilities); got bool"),
+    "label_floats": (
+        lambda: loss(Z, [0.0, 1.0, 2.0, 0.0]), TypeError,
+        LOSS + "labels must be cast to int to be class indices, with ignore_index for missing ones, "
+        "or have shape (4, 6) to be probabilities; got float64 of shape (4,)",
+    ),
+    "label_nullable": (
+        lambda: loss(Z, np.array([0, 1, None, 2], object)), TypeError,
+        LOSS + "labels must be a rectangular array of numbers (cast it to int, with missing values filled in); "
+        "got ndarray of Python objects",
+    ),
+    "label_one_hot": (
+        lambda: grad(Z, np.eye(6, dtype=int)[T]), TypeError,
+        GRAD + "labels must be cast to float to be probabilities, such as one-hot rows, or have shape (4,) to be class indices; "
+        "got int64 of shape (4, 6)",
+    ),
+    "label_one_hot_bool": (lambda: loss(Z, np.eye(6, dtype=bool)[T]), TypeError, LOSS + "labels must be cast to float to be probabilities"),
+    "label_first": (lambda: loss(T, Z), ValueError, LOSS + "logits must come before labels; got arrays of shapes (4,) and (4, 6)"),
+    "label_first_images": (
+        lambda: grad(np.zeros((2, 3, 3), int), np.zeros((2, 6, 3, 3)), axis=1), ValueError,
+        GRAD + "logits must come before labels; got arrays of shapes (2, 3, 3) and (2, 6, 3, 3)",
+    ),
+    "images": (
+        lambda: loss(np.zeros((2, 6, 3, 4)), np.zeros((2, 3, 4), int)), ValueError,
+        LOSS + "labels must have shape (2, 6, 3) to match logits (2, 6, 3, 4), whose classes are along axis 3 "
+        "(pass axis=1 if they are along axis 1); got (2, 3, 4)",
+    ),
+    "weight": (
+        lambda: loss(Z, T, weight=np.ones(6)), TypeError,
+        LOSS + "weight must be passed as class_weight, as it is called here; got ndarray",
+    ),
+    "weight_grad": (lambda: grad(Z, T, weight=np.ones(6)), TypeError, GRAD + "weight must be passed as class_weight"),
+    "weight_hvp": (
+        lambda: softxent.cross_entropy_hvp(Z, Z, T, weight=[1.0] * 6), TypeError,
+        "cross_entropy_hvp: weight must be passed as class_weight, as it is called here; got list",
+    ),
+    "linear_weight": (
+        lambda: linear(Z, Z, T, weight=np.ones(4)), TypeError,
+        LINEAR + "a second weight must be passed as class_weight, as it is called here; got ndarray",
+    ),
+    "linear_option": (
+        lambda: softxent.linear_cross_entropy_hvp(Z, Z, T, Z, Z, clas_weight=1), TypeError,
+        "linear_cross_entropy_hvp: keyword arguments must be among class_weight, empty_value, ignore_index, label_smoothing, reduction, "
+        "sample_weight, softcap, temperature, upstream, z_loss; got clas_weight",
+    ),
+    "linear_images": (
+        lambda: linear(np.zeros((2, 3, 5)), np.zeros((6, 5)), np.zeros((2, 6), int)), ValueError,
+        LINEAR + "labels must have shape (2, 3) to match logits (2, 3, 6); got (2, 6)",
+    ),
+    "budget": (lambda: linear(Z, Z, T, budget=0), ValueError, LINEAR + "budget must be an int of at least 1; got 0"),
+    "budget_type": (lambda: linear(Z, Z, T, budget=1e6), TypeError, LINEAR + "budget must be an int of at most 64 bits; got 1000000.0"),
+    "place": (
+        lambda: contract.place("demo", "output", Path(__file__) / "below", folder=True), ValueError,
+        f"demo: output must be a folder that files can be written to; got {__file__}/below (Not a directory)",
+    ),
     "label_shape": (lambda: loss(Z, T[:3]), ValueError, LOSS + "labels must have shape (4,) to match logits (4, 6); got (3,)"),
     "label_shape_3d": (
         lambda: grad(np.zeros((8, 6, 2)), np.zeros((8, 3), int), axis=1), ValueError,
@@ -310,6 +423,13 @@ ERRORS = {
         lambda: loss(Z, T, label_smoothing=[0.1]), TypeError,
         LOSS + "label_smoothing must be a finite number of at least 0 and at most 1; got [0.1]",
     ),
+    "smoothing_array": (
+        lambda: loss(Z, T, label_smoothing=np.array([0.1, 0.2])), TypeError,
+        LOSS + "label_smoothing must be a finite number of at least 0 and at most 1; got array([0.1, 0.2])",
+    ),
+    "temperature_array": (lambda: grad(Z, T, temperature=Z), TypeError, GRAD + "temperature must be a finite number above 0; got array"),
+    "reduction_array": (lambda: grad(Z, T, reduction=np.array(["sum", "mean"])), ValueError, GRAD + "reduction must be 'none' or 'sum'"),
+    "empty_value": (lambda: loss(Z, T - 100, empty_value="a"), TypeError, LOSS + "empty_value must hold real numbers; got strings"),
     "smoothing_nan": (lambda: grad(Z, T, label_smoothing=NAN), ValueError, GRAD + "label_smoothing must be a finite number"),
     "temperature": (lambda: loss(Z, T, temperature=0), ValueError, LOSS + "temperature must be a finite number above 0; got 0"),
     "softcap": (lambda: loss(Z, T, softcap=-1), ValueError, LOSS + "softcap must be a finite number above 0; got -1"),
@@ -328,13 +448,20 @@ ERRORS = {
         lambda: loss(Z, T, sample_weight=[1.0, 2.0]), ValueError,
         LOSS + "sample_weight must broadcast to shape (4,); got (2,)",
     ),
-    "sample_weight_type": (lambda: loss(Z, T, sample_weight=["a"] * 4), TypeError, LOSS + "sample_weight must hold real numbers; got <U1"),
+    "sample_weight_type": (
+        lambda: loss(Z, T, sample_weight=["a"] * 4), TypeError,
+        LOSS + "sample_weight must hold real numbers; got strings",
+    ),
     "upstream": (lambda: grad(Z, T, upstream=np.ones(4)), ValueError, GRAD + "upstream must broadcast to shape (); got (4,)"),
     "upstream_token": (
         lambda: softxent.token_logprobs_and_grad(Z, T, upstream=["a"]), TypeError,
-        "token_logprobs_and_grad: upstream must hold real numbers; got <U1",
+        "token_logprobs_and_grad: upstream must hold real numbers; got strings",
     ),
     "out_type": (lambda: grad(Z, T, out=Z.astype("f4")), TypeError, GRAD + "out must be an array of dtype float64; got float32"),
+    "out_tensor": (
+        lambda: grad(Z, T, out=torch.zeros(4, 6, dtype=torch.float64)), TypeError,
+        GRAD + "out must be an array of dtype float64; got Tensor",
+    ),
     "out_no_array": (lambda: grad(Z, T, out=[1]), TypeError, GRAD + "out must be an array of dtype float64; got list"),
     "out_shape": (lambda: grad(Z, T, out=Z[:3].copy()), ValueError, GRAD + "out must have shape (4, 6) to match logits (4, 6); got (3, 6)"),
     "out_locked": (lambda: grad(Z, T, out=_locked), ValueError, GRAD + "out must be writeable; got a read-only array"),
@@ -351,7 +478,14 @@ ERRORS = {
         LINEAR + "x and weight must both be float32 or both float64; got float64 and float32",
     ),
     "x_half": (lambda: linear(Z.astype("f2"), Z.astype("f2"), T), TypeError, LINEAR + "x and weight must both be "),
-    "weight_shape": (lambda: linear(Z, Z.T, T), ValueError, LINEAR + "weight must have shape (classes, D) to match x (4, 6); got (6, 4)"),
+    "weight_shape": (
+        lambda: linear(Z, np.zeros((5, 4)), T), ValueError,
+        LINEAR + "weight must have shape (classes, 6) to match x (4, 6); got (5, 4)",
+    ),
+    "weight_transposed": (
+        lambda: linear(Z, np.zeros((6, 5)), T), ValueError,
+        LINEAR + "weight must have shape (classes, 6) to match x (4, 6) (weight.T has it); got (6, 5)",
+    ),
     "bias_shape": (
         lambda: linear(Z, Z, T, bias=np.zeros(3)), ValueError,
         LINEAR + "bias must have shape (4,) to match weight (4, 6); got (3,)",
@@ -360,8 +494,13 @@ ERRORS = {
     "linear_range": (lambda: linear(Z, Z, T + 4), ValueError, LINEAR + "labels must lie in [0, 4) or be ignore_index=-100; got 4 at row 0"),
     "linear_softcap": (lambda: linear(Z, Z, T, softcap=-1), ValueError, LINEAR + "softcap must be a finite number above 0; got -1"),
     "backend": (lambda: softxent.use_backend("gpu").__enter__(), ValueError, "use_backend: name must be one of "),
-    "threads": (lambda: softxent.set_num_threads(0), ValueError, "set_num_threads: threads must be an int of at least 1; got 0"),
-    "threads_type": (lambda: softxent.set_num_threads(1.5), ValueError, "set_num_threads: threads must be an int of at least 1; got 1.5"),
+    "backend_type": (lambda: softxent.use_backend(["cpu"]).__enter__(), ValueError, "use_backend: name must be one of "),
+    "threads": (lambda: softxent.set_num_threads(0), ValueError, "set_num_threads: threads must be an int from 1 to 4096; got 0"),
+    "threads_many": (
+        lambda: softxent.set_num_threads(10**6), ValueError,
+        "set_num_threads: threads must be an int from 1 to 4096; got 1000000",
+    ),
+    "threads_type": (lambda: softxent.set_num_threads(1.5), ValueError, "set_num_threads: threads must be an int from 1 to 4096; got 1.5"),
 }
 # fmt: on
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import pickle
 import re
 import subprocess
 import sys
@@ -675,7 +676,10 @@ ERRORS = {
     "--file Z --label 0 --labels TWO": "--label and --labels must not come together; got both",
     "--file Z --labels TWO": "labels must hold one array or one named labels, or be given as TWO:NAME; got TWO with a, b",
     "--file CUBE --label 0": "file must hold an array [classes] or [rows, classes]; got shape (2, 2, 2)",
-    "--file WORDS --label 0": "file must have dtype float32, float64, float16 or bfloat16; got <U",
+    "--file WORDS --label 0": "file must have dtype float32, float64, float16 or bfloat16; got strings",
+    "--file OBJECTS --label 0": "file must be a file of one NumPy array (.npy, .npz); got OBJECTS (no array of numbers; files of pickled",
+    "--file PICKLE --label 0": "file must be a file of one NumPy array (.npy, .npz); got PICKLE (no array of numbers; files of pickled",
+    "--file Z --labels OBJECTS": "labels must be a file of one NumPy array (.npy, .npz); got OBJECTS (no array of numbers; files of",
     "--file Z --labels Z": "labels must hold integers of shape (4,), one for each row; got float64 of shape (4, 3)",
     "--names-file Z": "names-file must be a text file in UTF-8; got Z (",
     "result9": "name must be one that softxent explain --list shows; got 'result9' (close to it: result",
@@ -695,6 +699,8 @@ def files(tmp_path, monkeypatch):
         "Y": lambda f: np.save(f, np.zeros(4, int)),
         "CUBE": lambda f: np.save(f, np.ones((2, 2, 2))),
         "WORDS": lambda f: np.save(f, np.array(["a", "b"])),
+        "OBJECTS": lambda f: np.save(f, np.array([1, None])),
+        "PICKLE": lambda f: pickle.dump([1.0, 2.0], f),
         "TWO": lambda f: np.savez(f, a=np.ones(2), b=np.ones(2)),
         "SOFT": lambda f: np.savez(f, a=np.ones((2, 2)), b=np.ones((2, 2)), y=np.ones((2, 2))),
         "TEXT": lambda f: f.write(b"1, 2, 3"),
@@ -811,7 +817,8 @@ def test_html_hands_masked_classes_to_the_page(masked, scores, names, places, tm
 def test_without_its_extra_the_page_says_what_to_install(tmp_path):
     code = BLOCK.format(package="latex2mathml", arguments=["explain", "--html", str(tmp_path / "x.html")])
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (2, 'softxent: this command needs the extra "proof": pip install "softxent[proof]"\n')
+    assert done.returncode == 2
+    assert done.stderr == "softxent: this command needs the extra \"proof\"; in a clone of softxent: pip install '.[proof]'\n"
 
 
 def test_neither_softxent_nor_its_command_loads_any_of_it():

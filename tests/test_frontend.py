@@ -284,6 +284,24 @@ def test_lists_and_integers_and_other_libraries_arrays(backend):
     assert softxent.cross_entropy(z, t) == softxent.cross_entropy(z.numpy(), t.numpy())
 
 
+def test_a_masked_array_without_masked_entries_is_an_array(backend, rng):
+    z, t = rng.standard_normal((4, 5)), np.array([0, 1, 2, 3])
+    assert softxent.cross_entropy(np.ma.masked_array(z), np.ma.masked_array(t, [0] * 4)) == softxent.cross_entropy(z, t)
+
+
+@each_dtype
+def test_negative_probabilities_are_computed_to_absolute_accuracy(backend, dtype, rng):
+    """The loss is linear in them: what the guide says of truths below 0, where no relative accuracy is promised."""
+    z, y = rng.standard_normal((20, 30)).astype(dtype), rng.standard_normal((20, 30))
+    loss, dz = softxent.cross_entropy_and_grad(z, y, reduction="none")
+    x = z.astype(np.float64)
+    level, size = scipy.special.logsumexp(x, axis=1), np.abs(y).sum(axis=1)
+    near = bounds.grad_bound(dtype, 30, 10) + 3 * bounds.unit(dtype)
+    within(loss, y.sum(1) * level - (y * x).sum(1), near * size * (1 + level + np.abs(x).max(axis=1)), "loss")
+    want = y.sum(1, keepdims=True) * scipy.special.softmax(x, axis=1) - y
+    within(dz, want, near * size[:, None] + bounds.UNIT[dtype.name] * np.abs(want), "gradient")
+
+
 # ---- purity ----
 
 

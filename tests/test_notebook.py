@@ -182,11 +182,11 @@ def without(package):
 
 
 def test_without_the_extra_cli_it_says_what_to_install():
-    assert without("rich") == ['ImportError softxent.explain needs the extra "cli": pip install "softxent[cli]"']
+    assert without("rich") == ["ImportError softxent.explain needs the extra \"cli\"; in a clone of softxent: pip install '.[cli]'"]
 
 
 def test_without_the_extra_proof_a_notebook_shows_the_text_and_why():
-    needs = 'the page of softxent.explain needs the extra "proof": pip install "softxent[proof]"'
+    needs = "the page of softxent.explain needs the extra \"proof\"; in a clone of softxent: pip install '.[proof]'"
     text, first, *_, last = without("latex2mathml")
     assert text == "True" and first == f"<p>{needs}</p><pre>The row" and last == f"ImportError {needs}"
 

@@ -156,4 +156,26 @@ def test_the_backend_of_a_block_is_that_of_its_thread_alone():
 def test_the_environment_sets_the_threads():
     assert python("import softxent; print(softxent.get_num_threads())", SOFTXENT_NUM_THREADS="3") == "3\n"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    assert int(python("import softxent; print(softxent.get_num_threads())", SOFTXENT_NUM_THREADS="0")) == cores
+    for every_core in ("0", "", " 0 "):
+        assert int(python("import softxent; print(softxent.get_num_threads())", SOFTXENT_NUM_THREADS=every_core)) == cores
+
+
+BAD_NUMBER = """
+import warnings
+with warnings.catch_warnings(record=True) as seen:
+    warnings.simplefilter("always")
+    import softxent
+print(*(f"{w.category.__name__}: {w.message}" for w in seen))
+import numpy as np
+loss = softxent.cross_entropy(np.zeros((9000, 2)), np.zeros(9000, int))  # enough rows for several threads
+print(softxent.get_num_threads(), loss == np.log(2))
+"""
+
+
+@pytest.mark.parametrize("value", ["-1", "abc", "2.5", "100000"])
+def test_a_number_of_threads_that_is_none_is_warned_of_and_costs_nothing_else(value):
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    warning, called = python(BAD_NUMBER, SOFTXENT_NUM_THREADS=value).splitlines()
+    expected = "softxent: SOFTXENT_NUM_THREADS must be an int from 1 to 4096, or 0 for one on each core"
+    assert warning == f"RuntimeWarning: {expected}; got '{value}', and {cores} is used"
+    assert called == f"{cores} True"

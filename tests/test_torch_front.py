@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch._dynamo.testing
 import torch.nn.functional as F
+from cases import python
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
 
 from softxent import torch as st
@@ -211,12 +212,94 @@ def test_the_operators_are_what_torch_expects_of_operators():
         (lambda z, t: st.cross_entropy(z, t.tolist()), TypeError, "target must be a torch.Tensor; got list"),
         (lambda z, t: st.cross_entropy(z, t, torch.ones(4)), ValueError, r"weight must have shape \(5,\), one number a class; got \(4,\)"),
         (lambda z, t: st.cross_entropy(z, t, reduction="avg"), ValueError, "reduction must be 'none' or 'sum' or 'mean'; got 'avg'"),
+        (
+            lambda z, t: st.cross_entropy(z, t.double()),
+            TypeError,
+            "target must be cast to int to be class indices, with ignore_index for missing ones, "
+            r"or have shape \(6, 5\) to be probabilities; got torch.float64 of shape \(6,\)",
+        ),
+        (
+            lambda z, t: st.cross_entropy(z, F.one_hot(t, 5)),
+            TypeError,
+            r"target must be cast to float to be probabilities, such as one-hot rows, or have shape \(6,\) to be class indices; "
+            r"got torch.int64 of shape \(6, 5\)",
+        ),
+        (lambda z, t: st.cross_entropy(z, F.one_hot(t, 5).bool()), TypeError, "target must be cast to float to be probabilities"),
+        (lambda z, t: st.cross_entropy(z, t.bool()), TypeError, r"target must be integers \(class indices\) or floats .*; got torch.bool"),
+        (
+            lambda z, t: st.cross_entropy(z, z[:3]),
+            ValueError,
+            r"probability target must have shape \(6, 5\) to match input \(6, 5\); got \(3",
+        ),
+        (lambda z, t: st.cross_entropy(t, z), ValueError, r"input must come before target; got arrays of shapes \(6,\) and \(6, 5\)"),
+        (lambda z, t: st.cross_entropy(t.double(), z), ValueError, "input must come before target; got arrays of shapes"),
+        (
+            lambda z, t: st.cross_entropy(z.reshape(2, 3, 5), t.reshape(2, 3)),
+            ValueError,
+            r"target must have shape \(2, 5\) to match input \(2, 3, 5\), whose classes are along axis 1 "
+            r"\(pass input.movedim\(2, 1\) if they are along axis 2\); got \(2, 3\)",
+        ),
+        (
+            lambda z, t: st.cross_entropy(z, t, class_weight=torch.ones(5)),
+            TypeError,
+            "class_weight must be passed as weight, as it is called here; got Tensor",
+        ),
+        (
+            lambda z, t: st.cross_entropy(z.detach().numpy(), t),
+            TypeError,
+            r"input must be a torch.Tensor \(softxent's own functions take NumPy arrays\); got ndarray",
+        ),
+        (lambda z, t: st.cross_entropy(z, t.to("meta")), ValueError, "target must be on cpu as input is; got meta"),
+        (
+            lambda z, t: st.cross_entropy(z.to_sparse(), t),
+            TypeError,
+            r"input must be a dense tensor \(input.to_dense\(\) is one\); got torch.sp",
+        ),
+        (
+            lambda z, t: st.cross_entropy(z, t, label_smoothing=torch.ones(2)),
+            TypeError,
+            r"label_smoothing must be a finite number of at least 0 and at most 1; got tensor\(\[1., 1.\]\)",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(call, error, says):
     z, t, _ = problem((6, 5))
     with pytest.raises(error, match=f"^cross_entropy: {says}"):
         call(z, t)
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: st.CrossEntropyLoss(class_weight=torch.ones(5)), "CrossEntropyLoss: class_weight must be passed as weight"),
+        (
+            lambda: st.LinearCrossEntropyLoss(4, 5, class_weight=torch.ones(5)),
+            "LinearCrossEntropyLoss: class_weight must be passed as weight",
+        ),
+        (
+            lambda: st.LinearCrossEntropyLoss(4, 5, label_smoothin=0.1),
+            "LinearCrossEntropyLoss: keyword arguments must be among .*label_smoothing, .*; got label_smoothin$",
+        ),
+        (
+            lambda: st.logsumexp(np.zeros((4, 5))),
+            r"logsumexp: input must be a torch.Tensor \(softxent's own functions take NumPy arrays\); got ndarray",
+        ),
+        (lambda: st.use_backend(["formula"]).__enter__(), "use_backend: name must be 'formula' or "),
+    ],
+)
+def test_a_wrong_argument_of_the_others_is_refused_by_name(call, says):
+    with pytest.raises((TypeError, ValueError), match=f"^{says}"):
+        call()
+
+
+def test_log_softmax_of_a_scalar_is_refused():
+    with pytest.raises(ValueError, match=r"^log_softmax: input must have a class axis; got shape \(\)$"):
+        st.log_softmax(torch.tensor(1.0))
+
+
+def test_without_torch_it_says_what_to_install():
+    code = "import sys; sys.modules['torch'] = None\ntry: import softxent.torch\nexcept ModuleNotFoundError as e: print(e.name, e)"
+    assert python(code) == "torch softxent.torch needs PyTorch: pip install torch, or in a clone of softxent: pip install '.[torch]'\n"
 
 
 def test_the_last_large_gradient_is_kept_for_the_next_and_can_be_given_back():

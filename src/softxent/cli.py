@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 
 import numpy as np
 
-from . import __version__, backends, contract
+from . import __version__, backends, contract, kernels
 from .demo import BATCH, BUDGET, CLASSES, HELD_OUT, STEPS
 
 try:
@@ -44,6 +44,8 @@ def demo(
         good = run(
             steps=steps, batch=batch, classes=classes, held_out=held_out, seed=seed, budget=int(budget * 2**20), output=output
         )  # fmt: skip
+    except ValueError as error:
+        _stop(f"softxent {error}", 2)
     except (RuntimeError, OSError) as error:
         _stop(str(error), 1)
     if not good:
@@ -181,6 +183,10 @@ def main(arguments: list[str] | None = None) -> None:
     """Run the command on `arguments` (None: the process's own). Ends in SystemExit: 0; 1 a failure; 2 a wrong call, a missing extra."""
     if not _typer:
         _need_extra("cli")
+    try:
+        kernels.isa()
+    except ValueError as error:
+        _stop(str(error), 2)
     app = typer.Typer(
         add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="markdown",
         context_settings={"help_option_names": ["-h", "--help"]},

@@ -6,15 +6,36 @@ The form of an error is fixed: `function: argument must EXPECTED; got WHAT`. Wha
 from __future__ import annotations
 
 import math
-from typing import Any, NoReturn, cast
+from collections.abc import Collection, Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, cast
 
 import numpy as np
 
 from .partials import Array
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
 _FLOATS = ("float32", "float64", "float16", "bfloat16")
+_KINDS = {"i": "int", "u": "int", "b": "bool"}
 REDUCTIONS = ("none", "sum", "mean")
-_EXTRAS = {"cli": {"typer", "click", "shellingham", "rich", "matplotlib"}, "proof": {"sympy", "mpmath", "latex2mathml"}}
+_EXTRAS = {
+    "cli": {"typer", "click", "shellingham", "rich", "matplotlib"},
+    "proof": {"sympy", "mpmath", "latex2mathml"},
+    "torch": {"torch"},
+}
+
+
+class Names(NamedTuple):
+    """What a front end calls the logits and the labels, and what its users pass if the classes are along another axis."""
+
+    logits: str
+    labels: str
+    elsewhere: str | None  # None where the classes are always along the last axis
+
+
+NUMPY, NUMPY_LINEAR = Names("logits", "labels", "axis={other}"), Names("logits", "labels", None)
+TORCH, TORCH_LINEAR = Names("input", "target", "input.movedim({other}, {axis})"), Names("logits", "target", None)
 
 
 def fail(fn: str, argument: str, expected: str, got: object, error: type[Exception] = ValueError) -> NoReturn:
@@ -27,7 +48,12 @@ def extra(error: ModuleNotFoundError) -> str | None:
 
 
 def needs_extra(what: str, extra: str) -> str:
-    return f'{what} needs the extra "{extra}": pip install "softxent[{extra}]"'
+    """Say what to type where a package is missing: softxent is on no package index, so it is a clone that knows the extra."""
+    return f'{what} needs the extra "{extra}"; in a clone of softxent: {install(extra)}'
+
+
+def install(extra: str) -> str:
+    return f"pip install '.[{extra}]'"
 
 
 def to_last(a: Array, axis: int) -> Array:
@@ -42,30 +68,73 @@ def from_last(a: Array, axis: int) -> Array:
 
 def array(fn: str, argument: str, x: Any) -> Array:
     """`x` as a NumPy array, without a copy where it is one or speaks DLPack (bfloat16 too, with ml_dtypes)."""
-    if isinstance(x, np.ndarray):
+    if type(x) is np.ndarray and x.dtype.kind != "O":
         return x
-    if hasattr(x, "__dlpack__") and "bfloat16" in str(getattr(x, "dtype", "")):
+    if not isinstance(x, np.ndarray) and hasattr(x, "__dlpack__") and "bfloat16" in str(getattr(x, "dtype", "")):
         return _bfloat16(fn, argument, x)
     try:
-        a = np.asarray(x)
+        a: Array = np.asanyarray(x)
     except Exception as error:
-        raise TypeError(f"{fn}: {argument} must be an array on the CPU; got {type(x).__name__} ({error})") from error
-    if a.dtype == object:
-        fail(fn, argument, "be a rectangular array of numbers", type(x).__name__, TypeError)
+        _not_an_array(fn, argument, x, error)
+    if type(a) is not np.ndarray and np.ma.is_masked(a):
+        filled = f"{argument}.filled({'ignore_index' if argument == 'labels' else 'value'})"
+        fail(fn, argument, f"have no masked entries ({filled} has none)", f"{np.ma.getmaskarray(a).sum()} masked of {a.size}")
+    if a.dtype.kind == "O":
+        _objects(fn, argument, x, a)
     return a
 
 
 def _bfloat16(fn: str, argument: str, x: Any) -> Array:
+    _of_torch(fn, argument, [x])
     try:
         import ml_dtypes
 
         from ._kernel import bits16
     except ImportError as error:
-        raise TypeError(
-            f"{fn}: {argument} must come with ml_dtypes installed to be bfloat16 (pip install ml_dtypes); got {error}"
-        ) from error
-    bits: Array = bits16(x).view(ml_dtypes.bfloat16)
+        fail(fn, argument, "come with ml_dtypes installed to be bfloat16 (pip install ml_dtypes)", error, TypeError)
+    try:
+        bits: Array = bits16(x).view(ml_dtypes.bfloat16)
+    except TypeError:
+        fail(fn, argument, "be a dense array on the CPU", type(x).__name__, TypeError)
     return bits
+
+
+def _of_torch(fn: str, argument: str, items: Iterable[Any]) -> None:
+    """Refuse tensors that only softxent.torch can take."""
+    for x in items:
+        device = getattr(x, "device", None)
+        if getattr(device, "type", "cpu") != "cpu":
+            fail(fn, argument, "be an array on the CPU (softxent.torch takes tensors of every device)", f"a tensor on {device}", TypeError)
+        if getattr(x, "requires_grad", False):
+            fail(
+                fn,
+                argument,
+                "be an array without gradients (softxent.torch takes tensors with them)",
+                "a tensor that requires grad",
+                TypeError,
+            )
+
+
+def _not_an_array(fn: str, argument: str, x: Any, error: Exception) -> NoReturn:
+    """Refuse what NumPy makes no array of, and say what would be one."""
+    many = isinstance(x, (list, tuple))
+    _of_torch(fn, argument, x if many else [x])
+    if many and isinstance(error, ValueError):
+        fail(fn, argument, "be a rectangular array of numbers, its rows of one length", "rows of different lengths", TypeError)
+    fail(fn, argument, "be an array on the CPU", f"{type(x).__name__} ({error})", TypeError)
+
+
+def _objects(fn: str, argument: str, x: Any, a: Array) -> NoReturn:
+    """Refuse what NumPy holds as Python objects: nullable integers, strings, sparse matrices, None."""
+    got, expected = "None" if x is None else type(x).__name__, "be a rectangular array of numbers"
+    if hasattr(x, "toarray"):
+        fail(fn, argument, f"be a dense array ({argument}.toarray() is one)", got, TypeError)
+    if a.size and isinstance(a.flat[0], str):
+        fail(fn, argument, expected, f"{got} of strings", TypeError)
+    if a.ndim:
+        to = "int" if argument == "labels" else "float"
+        fail(fn, argument, f"{expected} (cast it to {to}, with missing values filled in)", f"{got} of Python objects", TypeError)
+    fail(fn, argument, expected, got, TypeError)
 
 
 def floats(fn: str, argument: str, x: Any) -> Array:
@@ -74,10 +143,14 @@ def floats(fn: str, argument: str, x: Any) -> Array:
     if a.dtype.kind in "iu":
         a = a.astype(np.float64)
     if a.dtype.name not in _FLOATS:
-        fail(fn, argument, f"have dtype {', '.join(_FLOATS[:-1])} or {_FLOATS[-1]}", a.dtype, TypeError)
+        fail(fn, argument, f"have dtype {', '.join(_FLOATS[:-1])} or {_FLOATS[-1]}", _kind(a), TypeError)
     if not a.dtype.isnative:
         a = a.astype(a.dtype.newbyteorder("="))
     return a
+
+
+def _kind(a: Array) -> str:
+    return "strings" if a.dtype.kind in "US" else str(a.dtype)
 
 
 def logits(fn: str, z: Any, axis: int, argument: str = "logits") -> Array:
@@ -86,22 +159,50 @@ def logits(fn: str, z: Any, axis: int, argument: str = "logits") -> Array:
     if a.ndim == 0:
         fail(fn, argument, "have a class axis, such as shape (rows, classes)", "a scalar")
     if not isinstance(axis, (int, np.integer)) or not -a.ndim <= axis < a.ndim:
-        fail(fn, "axis", f"be an int between {-a.ndim} and {a.ndim - 1} for {argument} of shape {a.shape}", axis)
+        fail(fn, "axis", f"be an int between {-a.ndim} and {a.ndim - 1} for {argument} of shape {a.shape}", repr(axis))
     if a.shape[axis] == 0:
         fail(fn, argument, "have at least one class", f"shape {a.shape} with class axis {axis}")
     return to_last(a, axis)
 
 
-def truth(fn: str, labels: Any, z: Array, axis: int) -> tuple[Array, bool]:
+def truth(fn: str, labels: Any, z: Array, axis: int, names: Names = NUMPY) -> tuple[Array, bool]:
     """-> (integer labels [*lead], False), or (probabilities [*lead, C], True); `z` has its class axis last."""
     a = array(fn, "labels", labels)
-    if a.dtype.kind in "iu":
-        same_shape(fn, "labels", a, z.shape[:-1], from_last(z, axis).shape)
-        return a, False
-    if a.dtype.name not in _FLOATS:
-        fail(fn, "labels", "be integers (class indices) or floats (probabilities)", a.dtype, TypeError)
-    same_shape(fn, "probability labels", a, from_last(z, axis).shape, from_last(z, axis).shape)
-    return to_last(a, axis), True
+    whole, kind = from_last(z, axis).shape, "float" if a.dtype.name in _FLOATS else _KINDS.get(a.dtype.kind, "other")
+    if a.shape != (whole if kind == "float" else z.shape[:-1]) or kind not in ("int", "float"):
+        wrong_labels(fn, names, kind, _kind(a), a.shape, whole, axis % len(whole))
+    return (a, False) if kind == "int" else (to_last(a, axis), True)
+
+
+def wrong_labels(fn: str, names: Names, kind: str, dtype: object, shape: tuple[int, ...], logits: tuple[int, ...], axis: int) -> NoReturn:
+    """Refuse labels of this kind ("int", "float", "bool" or "other") and shape, and say what would make labels of them."""
+    rows, got = logits[:axis] + logits[axis + 1 :], f"{dtype} of shape {shape}"
+    in_order(fn, names, logits, shape)
+    if kind == "other" or (kind == "bool" and shape != logits):
+        fail(fn, names.labels, "be integers (class indices) or floats (probabilities)", dtype, TypeError)
+    if kind != "float" and shape == logits:
+        or_else = f"or have shape {rows} to be class indices"
+        fail(fn, names.labels, f"be cast to float to be probabilities, such as one-hot rows, {or_else}", got, TypeError)
+    if kind == "float" and len(shape) < len(logits):
+        or_else = f"or have shape {logits} to be probabilities"
+        fail(fn, names.labels, f"be cast to int to be class indices, with ignore_index for missing ones, {or_else}", got, TypeError)
+    argument, expected = (names.labels, rows) if kind == "int" else (f"probability {names.labels}", logits)
+    fail(fn, argument, f"have shape {expected} to match {names.logits} {logits}" + _elsewhere(names, shape, logits, axis), shape)
+
+
+def _elsewhere(names: Names, rows: tuple[int, ...], logits: tuple[int, ...], axis: int) -> str:
+    """What to pass if it is along another axis that the logits have more than these rows."""
+    other = next((n for n in range(len(logits)) if rows == logits[:n] + logits[n + 1 :]), None)
+    if other is None or names.elsewhere is None:
+        return ""
+    passed = names.elsewhere.format(other=other, axis=axis)
+    return f", whose classes are along axis {axis} (pass {passed} if they are along axis {other})"
+
+
+def in_order(fn: str, names: Names, first: tuple[int, ...], second: tuple[int, ...]) -> None:
+    """Refuse arrays of which the second has the first's shape and an axis more: it is the logits, and the first is the labels."""
+    if any(length > 1 and second[:n] + second[n + 1 :] == first for n, length in enumerate(second)):
+        fail(fn, names.logits, f"come before {names.labels}", f"arrays of shapes {first} and {second}")
 
 
 def direction(fn: str, v: Any, z: Array, axis: int) -> Array:
@@ -109,6 +210,13 @@ def direction(fn: str, v: Any, z: Array, axis: int) -> Array:
     a = floats(fn, "v", v)
     same_shape(fn, "v", a, from_last(z, axis).shape, from_last(z, axis).shape)
     return to_last(a, axis)
+
+
+def wrong_head(fn: str, argument: str, shape: tuple[int, ...], x: str, x_shape: tuple[int, ...]) -> NoReturn:
+    """Refuse a head's matrix of this shape for features `x`."""
+    features = x_shape[-1] if x_shape else "D"
+    transposed = f" ({argument}.T has it)" if len(shape) == 2 and shape[:1] == x_shape[-1:] else ""
+    fail(fn, argument, f"have shape (classes, {features}) to match {x} {x_shape}{transposed}", shape)
 
 
 def same_shape(fn: str, argument: str, a: Array, shape: tuple[int, ...], like: tuple[int, ...]) -> None:
@@ -138,24 +246,38 @@ def number(fn: str, argument: str, x: Any, *, low: float = -math.inf, high: floa
     return value
 
 
-def integer(fn: str, argument: str, x: Any) -> int:
-    """An int, whatever its type; one that no int64 holds is refused."""
+def integer(fn: str, argument: str, x: Any, low: int = -(2**63)) -> int:
+    """An int of at least `low`, whatever its type; one that no int64 holds is refused."""
     if not isinstance(x, (int, np.integer)) or isinstance(x, bool) or not -(2**63) <= x < 2**63:
         fail(fn, argument, "be an int of at most 64 bits", repr(x), TypeError)
+    if x < low:
+        fail(fn, argument, f"be an int of at least {low}", x)
     return int(x)
 
 
 def choice(fn: str, argument: str, x: Any, allowed: tuple[str, ...]) -> str:
-    if x not in allowed:
+    if not isinstance(x, str) or x not in allowed:
         fail(fn, argument, "be " + " or ".join(map(repr, allowed)), repr(x))
-    return str(x)
+    return x
+
+
+def known(fn: str, options: Collection[str], allowed: Collection[str]) -> None:
+    """Refuse options that are handed on by name, where there are none of that name."""
+    for option in options:
+        if option not in allowed:
+            fail(fn, "keyword arguments", f"be among {', '.join(sorted(allowed))}", option, TypeError)
+
+
+def renamed(fn: str, argument: str, x: Any, name: str) -> NoReturn:
+    """Refuse an argument by the name that it has in the other front end."""
+    fail(fn, argument, f"be passed as {name}, as it is called here", type(x).__name__, TypeError)
 
 
 def broadcast(fn: str, argument: str, x: Any, shape: tuple[int, ...]) -> Array:
     """`x` as float64, broadcast to `shape`."""
     a = array(fn, argument, x)
     if a.dtype.kind not in "iufb" and a.dtype.name != "bfloat16":
-        fail(fn, argument, "hold real numbers", a.dtype, TypeError)
+        fail(fn, argument, "hold real numbers", _kind(a), TypeError)
     try:
         return np.broadcast_to(a.astype(np.float64), shape)
     except ValueError:
@@ -167,7 +289,7 @@ def out(fn: str, a: Any, z: Array, axis: int) -> Array:
     if a is None:
         return to_last(np.empty_like(from_last(z, axis), subok=False), axis)
     if not isinstance(a, np.ndarray) or a.dtype != z.dtype:
-        fail(fn, "out", f"be an array of dtype {z.dtype}", getattr(a, "dtype", type(a).__name__), TypeError)
+        fail(fn, "out", f"be an array of dtype {z.dtype}", a.dtype if isinstance(a, np.ndarray) else type(a).__name__, TypeError)
     same_shape(fn, "out", a, from_last(z, axis).shape, from_last(z, axis).shape)
     if not a.flags.writeable:
         fail(fn, "out", "be writeable", "a read-only array")
@@ -192,3 +314,17 @@ def _overlap(a: Array, b: Array) -> bool:
 
 def _overlap_self(a: Array) -> bool:
     return any(stride == 0 and n > 1 for stride, n in zip(a.strides, a.shape, strict=True))
+
+
+def place(fn: str, argument: str, path: Path, *, folder: bool) -> None:
+    """Refuse a folder (which is made) or a file that cannot be written to, before the work whose results it is for."""
+    import tempfile  # not needed to import softxent
+
+    expected = "be a folder that files can be written to" if folder else "name a file that can be written"
+    try:
+        if folder:
+            path.mkdir(parents=True, exist_ok=True)
+        if folder or not path.exists():
+            tempfile.TemporaryFile(dir=path if folder else path.parent).close()
+    except OSError as error:
+        fail(fn, argument, expected, f"{path} ({error.strerror})")

@@ -7,8 +7,9 @@ library's matrix product. Below them are NumPy's functions.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Iterator
+from functools import wraps
+from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,8 @@ from .truth import Squash, Truth, squash, truth
 BUDGET = 64 << 20  # bytes of logits held at once
 TILE = 64  # rows: 320 a chunk and not 293 made the three products 9 % quicker (oneDNN, D = 768, C = 50257)
 FOLD = 16 << 20  # bytes of a product held at once where a library can only add it up in two steps
+_OPTIONS = {"temperature", "softcap", *(truth.__kwdefaults__ or ())} - {"names"}
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class Products(Protocol):
@@ -172,18 +175,21 @@ class _Head(NamedTuple):
         return dx.reshape(shape), sums.dw, *(() if sums.db is None else (sums.db.astype(self.w.dtype),))
 
 
-def _head(fn: str, x: Any, weight: Any, labels: Any, bias: Any, temperature: float, softcap: float | None, **options: Any) -> _Head:
+def _head(
+    fn: str, x: Any, weight: Any, labels: Any, bias: Any, budget: int, temperature: float, softcap: float | None, **options: Any
+) -> _Head:
+    contract.integer(fn, "budget", budget, low=1)
     x, w = contract.floats(fn, "x", x), contract.floats(fn, "weight", weight)
     if x.dtype not in (np.float32, np.float64) or w.dtype != x.dtype:
         contract.fail(fn, "x and weight", "both be float32 or both float64", f"{x.dtype} and {w.dtype}", TypeError)
     if x.ndim == 0 or w.ndim != 2 or w.shape[1] != x.shape[-1] or not w.shape[0]:
-        contract.fail(fn, "weight", f"have shape (classes, D) to match x {x.shape}", w.shape)
+        contract.wrong_head(fn, "weight", w.shape, "x", x.shape)
     b = None if bias is None else contract.floats(fn, "bias", bias).astype(x.dtype, copy=False)
     if b is not None and b.shape != (len(w),):
         contract.fail(fn, "bias", f"have shape ({len(w)},) to match weight {w.shape}", b.shape)
     like = np.broadcast_to(np.zeros((), x.dtype), (*x.shape[:-1], len(w)))  # the logits' shape, without the logits
     s = squash(fn, temperature, softcap)
-    t = truth(fn, labels, like, -1, **options)
+    t = truth(fn, labels, like, -1, names=contract.NUMPY_LINEAR, **options)
     flat = x.reshape(-1, w.shape[1])
     live = None if t.dense is not None or t.rows.shape[1] == 1 else (t.rows[:3] != 0).any(axis=0)
     if live is None or live.all():
@@ -191,6 +197,19 @@ def _head(fn: str, x: Any, weight: Any, labels: Any, bias: Any, temperature: flo
     return _Head(flat[live], w, b, t._replace(label=t.label[live], rows=t.rows[:, live]), s, live, x.shape[:-1])
 
 
+def _with_one_weight(f: Function) -> Function:
+    """`f`, whose `weight` is the head's matrix: a second one is PyTorch's name of class_weight, and refused."""
+
+    @wraps(f)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        if len(args) > 1 and "weight" in kwargs:
+            contract.renamed(f.__name__, "a second weight", kwargs["weight"], "class_weight")
+        return f(*args, **kwargs)
+
+    return cast(Function, checked)
+
+
+@_with_one_weight
 def linear_cross_entropy(
     x: npt.ArrayLike,
     weight: npt.ArrayLike,
@@ -213,8 +232,9 @@ def linear_cross_entropy(
     Cost: one matrix product and one read of its chunks; `budget` + O(rows) bytes.
     """
     head = _head(
-        "linear_cross_entropy", x, weight, labels, bias, temperature, softcap, class_weight=class_weight,
+        "linear_cross_entropy", x, weight, labels, bias, budget, temperature, softcap, class_weight=class_weight,
         label_smoothing=label_smoothing, ignore_index=ignore_index, sample_weight=sample_weight, reduction=reduction, z_loss=z_loss,
+        empty_value=empty_value,
     )  # fmt: skip
     result = np.empty((2, len(head.x)))
     for i, z in head.chunks(budget):
@@ -224,6 +244,7 @@ def linear_cross_entropy(
     return reduce(head.rows(result[0]), reduction, head.t.total, empty_value, head.lead)
 
 
+@_with_one_weight
 def linear_cross_entropy_and_grad(
     x: npt.ArrayLike,
     weight: npt.ArrayLike,
@@ -271,9 +292,9 @@ def linear_cross_entropy_and_grad(
     `proof.bounds.filter_losses`.
     """
     head = _head(
-        "linear_cross_entropy_and_grad", x, weight, labels, bias, temperature, softcap, class_weight=class_weight,
+        "linear_cross_entropy_and_grad", x, weight, labels, bias, budget, temperature, softcap, class_weight=class_weight,
         label_smoothing=label_smoothing, ignore_index=ignore_index, sample_weight=sample_weight, reduction=reduction, z_loss=z_loss,
-        upstream=upstream,
+        empty_value=empty_value, upstream=upstream,
     )  # fmt: skip
     sums, losses = head.sums(), np.empty(len(head.x))
     tol, stats = filtered("linear_cross_entropy_and_grad", filter_tol, filter_stats)
@@ -300,6 +321,7 @@ def _by_filter(head: _Head, sums: Sums, tol: float, stats: FilterStats, budget: 
     return losses
 
 
+@_with_one_weight
 def linear_cross_entropy_hvp(
     x: npt.ArrayLike,
     weight: npt.ArrayLike,
@@ -335,6 +357,7 @@ def linear_cross_entropy_hvp(
     return _curvature("linear_cross_entropy_hvp", x, weight, labels, vx, vw, vb, bias, budget, True, options)
 
 
+@_with_one_weight
 def linear_cross_entropy_ggn(
     x: npt.ArrayLike,
     weight: npt.ArrayLike,
@@ -358,8 +381,9 @@ def linear_cross_entropy_ggn(
 def _curvature(
     fn: str, x: Any, weight: Any, labels: Any, vx: Any, vw: Any, vb: Any, bias: Any, budget: int, whole: bool, options: dict[str, Any]
 ) -> tuple[Any, ...]:
+    contract.known(fn, options, _OPTIONS)
     options = {"temperature": 1.0, "softcap": None, "reduction": "mean"} | options
-    head = _head(fn, x, weight, labels, bias, **options)
+    head = _head(fn, x, weight, labels, bias, budget, **options)
     named = {"vx": (vx, np.shape(x)), "vw": (vw, head.w.shape), "vb": (0.0 if vb is None else vb, (len(head.w),))}
     vx, vw, vb = (contract.broadcast(fn, name, v, shape).astype(head.w.dtype) for name, (v, shape) in named.items())
     vx = vx.reshape(-1, head.w.shape[1])

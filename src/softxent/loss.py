@@ -28,6 +28,7 @@ def cross_entropy(
     temperature: float = 1.0,
     softcap: float | None = None,
     empty_value: float = math.nan,
+    weight: None = None,
 ) -> Any:
     """Softmax cross-entropy, `loss = mass * lse(z) - <y, z> = - sum_k y_k log softmax(z)_k`, of logits z against a truth y.
 
@@ -46,6 +47,7 @@ def cross_entropy(
         temperature: T > 0, divides the logits (after softcap).
         softcap: c > 0, the logits become c tanh(z / c).
         empty_value: what a mean over no rows at all is (torch: NaN).
+        weight: PyTorch's name of class_weight, which is refused.
 
     Returns:
         float64: a scalar, or [*rows] for reduction="none".
@@ -60,15 +62,19 @@ def cross_entropy(
 
     Mathematics: Results 1 to 3 and "prediction - truth" of the derivation; options: truth.py.
     """
-    bare = class_weight is None and sample_weight is None and softcap is None and axis == -1 and reduction == "mean"
-    if bare and label_smoothing == z_loss == 0 and temperature == 1 and _simple(logits, labels, ignore_index, None):
+    try:
+        bare = axis == -1 and reduction == "mean" and label_smoothing == z_loss == 0 and temperature == 1
+        bare = bare and class_weight is None and sample_weight is None and softcap is None and weight is None
+    except ValueError:  # an array is no number: `_problem` says which argument it is
+        bare = False
+    if bare and _simple(logits, labels, ignore_index, None):
         assert isinstance(logits, np.ndarray) and isinstance(labels, np.ndarray)
         result = np.empty((2, len(logits)))
         kernels.active().forward(logits, labels, plain(1.0), None, result, None, kernels.get_num_threads())
         return result[0].sum() / len(logits)
     z, lead, t, s = _problem(
-        "cross_entropy", logits, labels, axis, temperature, softcap, class_weight=class_weight, label_smoothing=label_smoothing,
-        ignore_index=ignore_index, sample_weight=sample_weight, reduction=reduction, z_loss=z_loss,
+        "cross_entropy", logits, labels, axis, temperature, softcap, weight, class_weight=class_weight, label_smoothing=label_smoothing,
+        ignore_index=ignore_index, sample_weight=sample_weight, reduction=reduction, z_loss=z_loss, empty_value=empty_value,
     )  # fmt: skip
     result = forward(z, t, s)
     return reduce(result[0], reduction, t.total, empty_value, lead)
@@ -90,6 +96,7 @@ def cross_entropy_and_grad(
     empty_value: float = math.nan,
     upstream: npt.ArrayLike | None = None,
     out: Array | None = None,
+    weight: None = None,
 ) -> tuple[Any, Array]:
     """The loss of `cross_entropy` and its gradient, `dz_k = mass * softmax(z)_k - y_k`: prediction - truth, in one pass.
 
@@ -112,8 +119,11 @@ def cross_entropy_and_grad(
     1 - yhat is summed from the other classes, so that it keeps its digits at yhat = 0.999999.
     """
     fn = "cross_entropy_and_grad"
-    bare = class_weight is None and sample_weight is None and upstream is None and softcap is None and axis == -1
-    bare = bare and label_smoothing == z_loss == 0 and temperature == 1 and reduction == "mean"
+    try:
+        bare = axis == -1 and reduction == "mean" and label_smoothing == z_loss == 0 and temperature == 1
+        bare = bare and class_weight is None and sample_weight is None and upstream is None and softcap is None and weight is None
+    except ValueError:  # as in `cross_entropy`
+        bare = False
     if bare and _simple(logits, labels, ignore_index, out):
         assert isinstance(logits, np.ndarray) and isinstance(labels, np.ndarray)
         n = len(logits)  # the layer as everybody uses it: nothing to prepare, a few microseconds
@@ -122,8 +132,9 @@ def cross_entropy_and_grad(
         kernels.active().fused(logits, labels, plain(1 / n), None, dz, result, None, kernels.get_num_threads())
         return result[0].sum() / n, dz
     z, lead, t, s = _problem(
-        fn, logits, labels, axis, temperature, softcap, class_weight=class_weight, label_smoothing=label_smoothing,
-        ignore_index=ignore_index, sample_weight=sample_weight, reduction=reduction, z_loss=z_loss, upstream=upstream,
+        fn, logits, labels, axis, temperature, softcap, weight, class_weight=class_weight, label_smoothing=label_smoothing,
+        ignore_index=ignore_index, sample_weight=sample_weight, reduction=reduction, z_loss=z_loss, empty_value=empty_value,
+        upstream=upstream,
     )  # fmt: skip
     dz = contract.out(fn, out, z, axis)
     result = fused(z, t, s, dz)
@@ -145,6 +156,7 @@ def cross_entropy_hvp(
     temperature: float = 1.0,
     softcap: float | None = None,
     upstream: npt.ArrayLike | None = None,
+    weight: None = None,
 ) -> Array:
     """The Hessian of `cross_entropy` by a vector, `H v = mass * yhat o (v - <yhat, v>)`, without the Hessian.
 
@@ -164,7 +176,7 @@ def cross_entropy_hvp(
     """
     fn = "cross_entropy_hvp"
     z, _, t, s = _problem(
-        fn, logits, labels, axis, temperature, softcap, class_weight=class_weight, label_smoothing=label_smoothing,
+        fn, logits, labels, axis, temperature, softcap, weight, class_weight=class_weight, label_smoothing=label_smoothing,
         ignore_index=ignore_index, sample_weight=sample_weight, reduction=reduction, z_loss=z_loss, upstream=upstream,
     )  # fmt: skip
     hv = contract.out(fn, None, z, axis)
@@ -211,9 +223,11 @@ def token_logprobs_and_grad(
 
 
 def _problem(
-    fn: str, logits: Any, labels: Any, axis: int, temperature: float, softcap: float | None, **options: Any
+    fn: str, logits: Any, labels: Any, axis: int, temperature: float, softcap: float | None, weight: None = None, **options: Any
 ) -> tuple[Array, tuple[int, ...], Truth, Squash | None]:
     """The arguments, checked: logits with the class axis last, the rows' shape, the truth, the squash."""
+    if weight is not None:
+        contract.renamed(fn, "weight", weight, "class_weight")
     z = contract.logits(fn, logits, axis)
     s = squash(fn, temperature, softcap)
     return z, z.shape[:-1], truth(fn, labels, z, axis, **options), s

@@ -120,12 +120,14 @@ def truth(
     reduction: str = "none",
     z_loss: float = 0.0,
     upstream: Any = None,
-    argument: str = "labels",
+    empty_value: float = math.nan,
+    names: contract.Names = contract.NUMPY,
 ) -> Truth:
     """All options to one `Truth`, checked."""
     lead, classes = z.shape[:-1], z.shape[-1]
     ignore_index = contract.integer(fn, "ignore_index", ignore_index)
-    a, probable = contract.truth(fn, labels, z, axis)
+    contract.choice(fn, "reduction", reduction, contract.REDUCTIONS)
+    a, probable = contract.truth(fn, labels, z, axis, names)
     e = contract.number(fn, "label_smoothing", label_smoothing, low=0, high=1)
     w = None if class_weight is None else contract.floats(fn, "class_weight", class_weight).astype(np.float64)
     if w is not None and w.shape != (classes,):
@@ -134,14 +136,14 @@ def truth(
     sample: Any = 1.0 if sample_weight is None else contract.broadcast(fn, "sample_weight", sample_weight, lead).reshape(n)
     up = contract.broadcast(fn, "upstream", 1.0 if upstream is None else upstream, lead if reduction == "none" else ())
     q = 2 * contract.number(fn, "z_loss", z_loss, low=0)
-    contract.choice(fn, "reduction", reduction, contract.REDUCTIONS)
+    contract.broadcast(fn, "empty_value", empty_value, ())
     shared = None
     if probable:
         label, live, weight = np.broadcast_to(np.int64(NO_LABEL), n), 1.0, sample
         y, r = 0.0, sample
     else:
         label = (np.minimum(a, np.iinfo(np.int64).max) if a.dtype == np.uint64 else a).astype(np.int64, copy=False).reshape(n)
-        contract.inside(fn, argument, a, kernels.active().first_outside(label, classes, ignore_index), classes, ignore_index)
+        contract.inside(fn, names.labels, a, kernels.active().first_outside(label, classes, ignore_index), classes, ignore_index)
         live = label != ignore_index
         live = 1.0 if live.all() else live
         weight, y, r = of_label(label, live, w, sample, e, classes)

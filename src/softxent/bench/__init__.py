@@ -62,11 +62,14 @@ def run(shapes: str | None, dtypes: str, threads: str, repeats: int, output: Pat
         quick: small shapes and no torch.compile, to see it work.
 
     Raises:
-        ValueError: a shape, dtype or number that cannot be read.
+        ValueError: a shape, dtype or number that cannot be read, or a folder that cannot be written to.
     """
-    jobs = plan(shapes, dtypes, threads, repeats, quick)
+    jobs, output = plan(shapes, dtypes, threads, repeats, quick), output or Path("bench/results")
+    contract.place("bench", "output", output, folder=True)
     notes = [
-        f"left out: {p}, not installed (pip install {EXTRA[p]}; all: the extra softxent[bench])" for p in EXTRA if find_spec(p) is None
+        f"left out: {p}, not installed (pip install {EXTRA[p]}; all of them, in a clone of softxent: {contract.install('bench')})"
+        for p in EXTRA
+        if find_spec(p) is None
     ]
     print(*notes, sep="\n", end="\n" * bool(notes), file=sys.stderr)
     records = []
@@ -76,7 +79,7 @@ def run(shapes: str | None, dtypes: str, threads: str, repeats: int, output: Pat
             step(record)
     results = {"machine": report.machine(), "repeats": repeats, "notes": notes, "records": records}
     report.show(results)
-    report.write(results, output or Path("bench/results"))
+    report.write(results, output)
 
 
 def plan(shapes: str | None, dtypes: str, threads: str, repeats: int, quick: bool) -> list[Job]:

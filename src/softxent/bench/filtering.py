@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import FilterStats, linear_cross_entropy_and_grad
+from .. import FilterStats, contract, linear_cross_entropy_and_grad
 from ..partials import Array
 from .report import table
 
@@ -37,10 +37,10 @@ class Head(NamedTuple):
 
 def run(steps: int, repeats: int, output: Path, classes: int = 20_000, rows: int = ROWS) -> None:
     """Measure, print, and write filter.json, filter.md and filter.png."""
+    contract.place("bench", "output", output, folder=True)
     head = trained(steps, classes, rows)
     records = [measure(turned(ordered(head, order), width), order, repeats) for width in WIDTHS for order in ORDERS]
     results = {"machine": f"{platform.machine()}, numpy {np.__version__}, {date.today().isoformat()}", "steps": steps, "records": records}
-    output.mkdir(parents=True, exist_ok=True)
     (output / "filter.json").write_text(json.dumps(results) + "\n")
     (output / "filter.md").write_text(text(results))
     if find_spec("matplotlib"):

@@ -29,12 +29,13 @@ def run(shapes: str | None, dtypes: str, repeats: int, output: Path, quick: bool
     """Time the layer on the GPU, print the table and write gpu.json and gpu.md.
 
     Raises:
-        ValueError: there is no GPU that PyTorch can use, or a shape or dtype that cannot be read.
+        ValueError: there is no GPU that PyTorch can use, or a shape or dtype that cannot be read, or a folder that cannot be written to.
     """
     torch = import_module("torch")
     if not torch.cuda.is_available():
         contract.fail("bench", "--gpu", "be given where PyTorch finds a CUDA device", f"torch {torch.__version__} without one")
     sizes, types = read_shapes(shapes, QUICK if quick else SHAPES), dtypes.split(",")
+    contract.place("bench", "output", output, folder=True)
     records = []
     with progress(len(sizes) * len(types)) as step:
         for shape in sizes:
@@ -42,7 +43,6 @@ def run(shapes: str | None, dtypes: str, repeats: int, output: Path, quick: bool
                 records.append(measure(shape, dtype, torch.device("cuda"), repeats, quick))
                 step(records[-1])
     results = {"machine": machine(torch), "repeats": repeats, "records": records}
-    output.mkdir(parents=True, exist_ok=True)
     (output / "gpu.json").write_text(json.dumps(results) + "\n")
     (output / "gpu.md").write_text(text(results))
     print(text(results))

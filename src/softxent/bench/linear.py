@@ -15,6 +15,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
+from .. import contract
 from . import progress
 from .measure import growth, interleave
 from .report import machine, ratio, table
@@ -49,6 +50,7 @@ QUICK_GROWTH = [Case(n, 8, 300, "f32") for n in (64, 256)]
 
 def run(repeats: int, output: Path, quick: bool) -> None:
     """Measure, print the tables and write linear.json, linear.md and linear.png."""
+    contract.place("bench", "output", output, folder=True)
     cases, growing = (QUICK, QUICK_GROWTH) if quick else (TIMES, GROWTH)
     records = []
     with progress(len(cases) + len(growing)) as step:
@@ -58,7 +60,6 @@ def run(repeats: int, output: Path, quick: bool) -> None:
             records.append(json.loads(done.stdout.splitlines()[-1]))
             step({"kind": f"linear {kind}", "shape": case.title(), "dtype": case.dtype, "threads": 0, "isa": ""})
     results = {"machine": machine() | {"date": date.today().isoformat()}, "repeats": repeats, "records": records}
-    output.mkdir(parents=True, exist_ok=True)
     (output / "linear.json").write_text(json.dumps(results) + "\n")
     (output / "linear.md").write_text(text(results))
     plot(results, output / "linear.png")

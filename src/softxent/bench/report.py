@@ -189,7 +189,6 @@ def show(results: Results) -> None:
 
 
 def write(results: Results, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     (folder / "bench.json").write_text(json.dumps(results) + "\n")
     (folder / "bench.md").write_text(text(results))
     if find_spec("matplotlib"):

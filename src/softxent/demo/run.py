@@ -10,7 +10,7 @@ from time import perf_counter
 import numpy as np
 from rich.console import Console
 
-from .. import __version__, backends
+from .. import __version__, backends, contract
 from ..partials import Array
 from . import baselines, checks, corpus, memory, plot, report
 from .checks import Check
@@ -40,11 +40,12 @@ def run(
 
     Raises:
         RuntimeError: this Python has no readable standard library.
+        ValueError: the folder cannot be made or written to.
         OSError: the picture cannot be written.
     """
     start = perf_counter()
     console = console or Console()
-    output.mkdir(parents=True, exist_ok=True)  # fails now rather than in two minutes
+    contract.place("demo", "output", output, folder=True)
     text = corpus.load(classes, CONTEXT)
     at = _some(corpus.positions(text.held_out), held_out)
     test = corpus.examples(text.held_out, at, CONTEXT)

@@ -166,4 +166,6 @@ def _is_number(cell: str) -> bool:
 
 
 def _what(path: Path, error: Exception) -> str:
-    return f"{path} ({getattr(error, 'strerror', None) or str(error).partition('. ')[0]})"
+    why = getattr(error, "strerror", None) or str(error).partition(". ")[0]
+    pickled = "pickle" in why or "object" in why  # NumPy has a sentence for each way of finding out
+    return f"{path} ({'no array of numbers; files of pickled Python objects are not loaded' if pickled else why})"

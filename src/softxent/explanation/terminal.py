@@ -50,6 +50,8 @@ def run(
     if listed:
         listing(console)
         return True
+    if html:
+        contract.place("explain", "--html", html, folder=False)
     account = work_out(read(**options), chosen("explain", wanted, everything))
     if html:
         _write(html, as_html(account.row, wanted, everything))

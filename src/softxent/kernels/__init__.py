@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from numbers import Integral
 from typing import NamedTuple, Protocol
 
 from ..partials import Array
@@ -56,7 +57,21 @@ _NAMES: dict[str, Kernel] = {"formula": reference, **({"cpu": cpu} if cpu else {
 _chosen: ContextVar[Kernel | None] = ContextVar("softxent_kernel", default=None)
 _at_most: ContextVar[int] = ContextVar("softxent_threads", default=1 << 30)
 _warned = False
-_threads = int(os.environ.get("SOFTXENT_NUM_THREADS", 0)) or len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else [0])
+MOST_THREADS = 4096  # beyond, an operating system refuses to start them
+
+
+def _threads_of_the_environment() -> int:
+    """SOFTXENT_NUM_THREADS, or the number of cores that this process may run on, also where it is no such number: that costs time alone."""
+    cores = len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else [0])
+    text = os.environ.get("SOFTXENT_NUM_THREADS", "").strip() or "0"
+    if text.isdecimal() and int(text) <= MOST_THREADS:
+        return int(text) or cores
+    expected = f"be an int from 1 to {MOST_THREADS}, or 0 for one on each core"
+    warnings.warn(f"softxent: SOFTXENT_NUM_THREADS must {expected}; got {text!r}, and {cores} is used", RuntimeWarning, stacklevel=2)
+    return cores
+
+
+_threads = _threads_of_the_environment()
 
 
 def active() -> Kernel:
@@ -76,7 +91,7 @@ def active() -> Kernel:
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
     """Within the `with` block, compute by the named backend: "cpu" (compiled) or "formula" (NumPy, float64)."""
-    if name not in _NAMES:
+    if not isinstance(name, str) or name not in _NAMES:
         raise ValueError(f"use_backend: name must be one of {', '.join(sorted(_NAMES))}; got {name!r}" + (f" ({_why})" if _why else ""))
     token = _chosen.set(_NAMES[name])
     try:
@@ -85,13 +100,21 @@ def use_backend(name: str) -> Iterator[None]:
         _chosen.reset(token)
 
 
+def isa() -> str | None:
+    """The instruction set of the compiled kernel, if there is one. Raises ValueError where SOFTXENT_ISA names none of this machine."""
+    return str(cpu.isa()) if cpu else None
+
+
 def backends() -> list[Backend]:
     """What can compute the layer here, which one does, and why.
 
     The compiled kernel picks the widest instruction set of the processor; SOFTXENT_ISA=generic|avx2|avx512|neon forces one.
+
+    Raises:
+        ValueError: SOFTXENT_ISA names no instruction set of this machine.
     """
     now = active()
-    detail = f"C++, {cpu.isa()}, up to {_threads} threads" if cpu else _why
+    detail = f"C++, {isa()}, up to {_threads} threads" if cpu else _why
     return [
         Backend("cpu", bool(cpu), now is cpu, detail),
         Backend("formula", True, now is reference, "NumPy in float64, one thread: the equations of formula.py"),
@@ -114,8 +137,8 @@ def at_most(threads: int) -> Iterator[None]:
 
 
 def set_num_threads(threads: int) -> None:
-    """Set how many threads a call may use (1 and up). The results are the same bits for any number."""
+    """Set how many threads a call may use (1 to 4096). The results are the same bits for any number."""
     global _threads
-    if not isinstance(threads, int) or threads < 1:
-        raise ValueError(f"set_num_threads: threads must be an int of at least 1; got {threads!r}")
-    _threads = threads
+    if not isinstance(threads, Integral) or not 1 <= threads <= MOST_THREADS:
+        raise ValueError(f"set_num_threads: threads must be an int from 1 to {MOST_THREADS}; got {threads!r}")
+    _threads = int(threads)

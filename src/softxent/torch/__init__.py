@@ -5,7 +5,15 @@
 
 from __future__ import annotations
 
-import torch
+try:
+    import torch
+except ModuleNotFoundError as error:
+    if error.name != "torch":
+        raise
+    from ..contract import install
+
+    message = f"softxent.torch needs PyTorch: pip install torch, or in a clone of softxent: {install('torch')}"
+    raise ModuleNotFoundError(message, name="torch") from None
 
 from .. import kernels
 from ..kernels import Backend

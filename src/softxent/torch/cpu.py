@@ -57,7 +57,7 @@ def problem(*p: Any, sample: Tensor | None = None, upstream: Tensor | None = Non
     w, s, g = (None if t is None else array(t.double()) for t in (weight, sample, upstream))
     return z, truth(
         FN, labels, z, axis, class_weight=w, label_smoothing=smoothing, ignore_index=ignore_index, sample_weight=s, reduction=reduction,
-        z_loss=z_loss, upstream=g, argument="target",
+        z_loss=z_loss, upstream=g, names=contract.TORCH,
     )  # fmt: skip
 
 

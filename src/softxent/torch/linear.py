@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Module
 
+from .. import contract
 from ..contract import fail
 from ..filtering import FilterStats
 from ..linear import BUDGET, filtered
@@ -18,7 +19,7 @@ from .autograd import batched_by_autograd, devices
 from .chunked import B, Problem, W, X, asked, gradient_of, gradients, narrowed, rows_of, wants
 from .filtered import filtered_gradients, filters
 from .loss import cross_entropy, reduced
-from .rows import PLAIN, RETURNS, checked, differentiable, eagerly, plain, squashed, total
+from .rows import PLAIN, RETURNS, checked, differentiable, eagerly, labels, plain, squashed, tensor, total
 
 FN = "linear_cross_entropy"
 
@@ -47,6 +48,7 @@ def linear_cross_entropy(
     budget: int = BUDGET,
     filter_tol: float | None = None,
     filter_stats: FilterStats | None = None,
+    class_weight: None = None,
 ) -> Any:
     """`torch.nn.functional.linear_cross_entropy`: the `cross_entropy` of `logits = input W^T + b`, a chunk of rows at a time.
 
@@ -63,6 +65,7 @@ def linear_cross_entropy(
         budget: bytes of logits held at once, 64 MiB. Few tall chunks are quick: each adds to all of W's gradient.
         filter_tol, filter_stats: the gradient filter, as in `softxent.linear_cross_entropy_and_grad`. It works where the forward makes the
             gradients, in float32 and float64 on the CPU, without temperature or softcap; elsewhere they are exact, as in a second backward.
+        class_weight: the name of weight in softxent's functions for NumPy, which is refused.
 
     Returns:
         The loss, in the dtype of `input` (float32 under autocast); or a `Result`, if anything more is asked for.
@@ -79,12 +82,14 @@ def linear_cross_entropy(
 
     Mathematics: "prediction - truth", then the chain rule: dX = G W, dW = G^T X, db = sum_i G_i.
     """
+    if class_weight is not None:
+        contract.renamed(FN, "class_weight", class_weight, "weight")
     tol, stats = filtered(FN, filter_tol, filter_stats)
     asked = zip(RETURNS, (return_lse, return_entropy, return_logprobs, return_correct), strict=True)
     wanted = ("loss", *(name for name, wish in asked if wish))
     ignore_index = -100 if ignore_index is None else ignore_index
     if isinstance(linear_weight, Tensor) and linear_weight.ndim > 2:
-        more = {f"return_{name}": True for name in wanted[1:]}
+        more: dict[str, Any] = {f"return_{name}": True for name in wanted[1:]}
         logits = _of_many_axes(*_cast(input, linear_weight, linear_bias))
         return cross_entropy(
             logits, target, weight, None, ignore_index, None, reduction, label_smoothing, z_loss=z_loss, softcap=softcap,
@@ -117,6 +122,9 @@ def linear_cross_entropy(
     return reduced({name: some.reshape(lead) for name, some in found.items()}, None, reduction, divide, dtype, len(wanted) > 1)
 
 
+_OPTIONS = (linear_cross_entropy.__kwdefaults__ or {}).keys() - {"linear_bias", "class_weight"}
+
+
 class LinearCrossEntropyLoss(Module):
     """The head and its loss as a module: `weight` [classes, features] and `bias` are its parameters, the rest are the options of
     `linear_cross_entropy`.
@@ -125,8 +133,14 @@ class LinearCrossEntropyLoss(Module):
     them.
     """
 
-    def __init__(self, in_features: int, num_classes: int, bias: bool = True, *, device: Any = None, dtype: Any = None, **options: Any):
+    def __init__(
+        self, in_features: int, num_classes: int, bias: bool = True, *, device: Any = None, dtype: Any = None, class_weight: None = None,
+        **options: Any,
+    ):  # fmt: skip
         super().__init__()
+        if class_weight is not None:
+            contract.renamed("LinearCrossEntropyLoss", "class_weight", class_weight, "weight")
+        contract.known("LinearCrossEntropyLoss", options, _OPTIONS)
         head = torch.nn.Linear(in_features, num_classes, bias, device, dtype)
         self.weight, self.bias = head.weight, head.bias
         self.options: dict[str, Any] = options
@@ -158,19 +172,16 @@ def _head(input: Any, weight: Any, target: Any, bias: Any, sample: Any, shift: b
     none: tuple[Any, Any, Any] = (None, None, None)
     tx, tw, tb = none if teacher is None else _cast(teacher[0], teacher[1], teacher[2] if len(teacher) > 2 else None, "teacher's ")
     y = None if teacher is not None else target
-    if y is not None and not isinstance(y, Tensor):
-        fail(FN, "target", "be a torch.Tensor", type(y).__name__, TypeError)
     lead = x.shape[:-1]
+    if teacher is None:
+        tensor(FN, "target", target, x)
+        labels(FN, contract.TORCH_LINEAR, target, (*lead, len(w)), len(lead))
+    elif tx.shape[:-1] != lead:
+        fail(FN, "teacher's input", f"have shape {(*lead, *tx.shape[-1:])} to match input {tuple(x.shape)}", tuple(tx.shape))
     wide = y is not None and y.is_floating_point()
-    for name, t, shape in (
-        ("target", y, (*lead, len(w)) if wide else lead),
-        ("teacher's input", tx, (*lead, *(() if tx is None else tx.shape[-1:]))),
-    ):
-        if t is not None and tuple(t.shape) != tuple(shape):
-            fail(FN, name, f"have shape {tuple(shape)} to match input {tuple(x.shape)}", tuple(t.shape))
     if tw is not None and len(tw) != len(w):
         fail(FN, "teacher's weight", f"have {len(w)} classes as linear_weight", len(tw))
-    each = None if sample is None else _rows_of(sample, lead)
+    each = None if sample is None else _rows_of(sample, x, lead)
     if shift:
         if not lead:
             fail(FN, "shift", "be False for an input without rows", True)
@@ -184,9 +195,8 @@ def _head(input: Any, weight: Any, target: Any, bias: Any, sample: Any, shift: b
     return _Head(x.reshape(n, x.shape[-1]), w, b, y, (tx, tw, tb), None if each is None else each.reshape(n), lead)
 
 
-def _rows_of(sample: Any, lead: torch.Size) -> Tensor:
-    if not isinstance(sample, Tensor):
-        fail(FN, "sample_weight", "be a torch.Tensor", type(sample).__name__, TypeError)
+def _rows_of(sample: Any, x: Tensor, lead: torch.Size) -> Tensor:
+    tensor(FN, "sample_weight", sample, x)
     try:
         each: Tensor = sample.expand(lead)
         return each
@@ -196,24 +206,15 @@ def _rows_of(sample: Any, lead: torch.Size) -> Tensor:
 
 def _cast(input: Any, weight: Any, bias: Any, whose: str = "") -> tuple[Any, Any, Any]:
     """In one type, that of autocast where it is on, as nn.Linear's arguments would be; checked."""
-    named = {f"{whose}input": input, f"{whose}linear_weight": weight, f"{whose}linear_bias": bias}
-    for name, t in named.items():
-        if not isinstance(t, Tensor) and not (t is None and t is bias):
-            fail(FN, name, "be a torch.Tensor", type(t).__name__, TypeError)
-        if t is not None and t.device != input.device:
-            fail(FN, name, f"be on {input.device} as input is", t.device)
+    for name, t in (("input", input), ("linear_weight", weight), ("linear_bias", bias)):
+        if t is not None or name != "linear_bias":
+            tensor(FN, whose + name, t, input)
     device = input.device.type
     if torch.is_autocast_enabled(device) and input.dtype != torch.float64:
         to = torch.get_autocast_dtype(device)
         input, weight, bias = (None if t is None else t.to(to) for t in (input, weight, bias))
     if weight.ndim < 2 or input.ndim == 0 or input.shape[-1] != weight.shape[-1] or not weight.numel():
-        features = tuple(input.shape[-1:])
-        fail(
-            FN,
-            f"{whose}linear_weight",
-            f"have shape (classes, {', '.join(map(str, features))}) to match input {tuple(input.shape)}",
-            tuple(weight.shape),
-        )
+        contract.wrong_head(FN, f"{whose}linear_weight", tuple(weight.shape), "input", tuple(input.shape))
     if bias is not None and bias.shape != weight.shape[:-1]:
         fail(FN, f"{whose}linear_bias", f"have shape {tuple(weight.shape[:-1])} to match linear_weight", tuple(bias.shape))
     for name, t in (("linear_weight", weight), ("linear_bias", bias)):
@@ -229,8 +230,7 @@ def _of_many_axes(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
 
 
 def _budget(options: Any, budget: int, row: int) -> int:
-    if isinstance(budget, bool) or not isinstance(budget, int) or budget < 1:
-        fail(FN, "budget", "be a positive number of bytes", repr(budget))
+    budget = contract.integer(FN, "budget", budget, low=1)
     rows = getattr(options, "batch_chunk_size", None)
     return rows * row if isinstance(rows, int) and rows > 0 else budget
 

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from ..contract import fail
+from ..contract import fail, renamed
 from . import cpu, tensors
 from .autograd import batched_by_autograd, devices, gradient_of, linear, wide
-from .rows import FLOATS, RETURNS, checked, differentiable, outputs, plain, rows, squashed, total
+from .rows import FLOATS, RETURNS, checked, differentiable, outputs, plain, rows, squashed, tensor, total
 
 FN = "cross_entropy"
 
@@ -48,6 +48,7 @@ def cross_entropy(
     return_logprobs: bool = False,
     return_correct: bool = False,
     check: bool = False,
+    class_weight: None = None,
 ) -> Any:
     """`torch.nn.functional.cross_entropy`: `loss = mass * lse(z) - <y, z>`, with the gradient `mass * softmax(z) - y`.
 
@@ -64,6 +65,7 @@ def cross_entropy(
         return_correct: also in how many rows the likeliest class is the true one (a tie counts, an ignored row does not).
         check: on a GPU, wait for the labels and refuse one that is out of range (not under torch.compile). On the CPU that is always done.
             Unchecked, such a row's loss and gradient are NaN.
+        class_weight: the name of weight in softxent's functions for NumPy, which is refused.
 
     Returns:
         The loss, in the dtype of `input` (float32 under autocast); or a `Result`, if anything more is asked for.
@@ -83,20 +85,17 @@ def cross_entropy(
         reduction = torch.nn._reduction.legacy_get_string(size_average, reduce)
     more = return_lse or return_entropy or return_logprobs or return_correct
     eager = plain(input, target)
-    if (
-        eager
-        and input.is_cpu
-        and tensors.forced() is None
-        and not more
-        and weight is None
-        and sample_weight is None
-        and softcap is None
-        and label_smoothing == z_loss == 0
-        and temperature == 1
-    ):
+    try:
+        bare = label_smoothing == z_loss == 0 and temperature == 1 and tensors.forced() is None and not more
+        bare = bare and weight is None and sample_weight is None and softcap is None and class_weight is None
+    except (RuntimeError, ValueError):  # a tensor or an array is no number: `checked` says which argument it is
+        bare = False
+    if eager and bare and input.is_cpu and target.is_cpu:
         quick = cpu.quick(input, target, ignore_index, reduction)
         if quick is not None:
             return _scalar(input, quick, (target, None, None, reduction, 1, ignore_index, 0.0, 0.0))
+    if class_weight is not None:
+        renamed(FN, "class_weight", class_weight, "weight")
     axis, options = checked(FN, input, target, weight, sample_weight, ignore_index, reduction, label_smoothing, z_loss)
     if check and not input.is_cpu and not target.is_floating_point():
         tensors.check(input, target, axis, ignore_index)
@@ -129,9 +128,11 @@ class CrossEntropyLoss(Module):
         reduction: str = "mean", label_smoothing: float = 0.0, *, z_loss: float = 0.0,
         softcap: float | None = None, temperature: float = 1.0,
         return_lse: bool = False, return_entropy: bool = False, return_logprobs: bool = False, return_correct: bool = False,
-        check: bool = False,
+        check: bool = False, class_weight: None = None,
     ):  # fmt: skip
         super().__init__()
+        if class_weight is not None:
+            renamed("CrossEntropyLoss", "class_weight", class_weight, "weight")
         options = {"z_loss": z_loss, "softcap": softcap, "temperature": temperature, "return_lse": return_lse}
         options |= {"return_entropy": return_entropy, "return_logprobs": return_logprobs, "return_correct": return_correct, "check": check}
         if size_average is not None or reduce is not None:
@@ -195,10 +196,13 @@ def log_softmax(input: Tensor, dim: int = -1) -> Tensor:
 
 def _on_axis(fn: str, input: Tensor, dim: int) -> bool:
     """Refuse what has no such axis. -> Whether it has no classes: there is nothing to compute then."""
-    if not isinstance(input, Tensor) or input.dtype not in FLOATS:
-        fail(fn, "input", "be a float32, float64, bfloat16 or float16 tensor", getattr(input, "dtype", type(input).__name__), TypeError)
+    tensor(fn, "input", input, input)
+    if input.dtype not in FLOATS:
+        fail(fn, "input", "be float32, float64, bfloat16 or float16", input.dtype, TypeError)
+    if not input.ndim:
+        fail(fn, "input", "have a class axis", "shape ()")
     if not isinstance(dim, int) or not -input.ndim <= dim < input.ndim:
-        fail(fn, "dim", f"be an int between {-input.ndim} and {input.ndim - 1} for input of shape {tuple(input.shape)}", dim)
+        fail(fn, "dim", f"be an int between {-input.ndim} and {input.ndim - 1} for input of shape {tuple(input.shape)}", repr(dim))
     return not input.shape[dim]
 
 

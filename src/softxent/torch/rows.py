@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -111,20 +112,38 @@ def total(input: Tensor, target: Tensor, weight: Tensor | None, sample: Tensor |
     return truth.weights(target, target != ignore_index, None if weight is None else weight.double(), each, input.shape[axis]).sum()
 
 
+def tensor(fn: str, name: str, t: Any, input: Tensor) -> None:
+    """Refuse what is no dense tensor on the device of `input`."""
+    if not isinstance(t, Tensor):
+        instead = " (softxent's own functions take NumPy arrays)" if isinstance(t, np.ndarray) else ""
+        fail(fn, name, f"be a torch.Tensor{instead}", type(t).__name__, TypeError)
+    if t.layout != torch.strided:
+        fail(fn, name, f"be a dense tensor ({name}.to_dense() is one)", t.layout, TypeError)
+    if t.device != input.device:
+        fail(fn, name, f"be on {input.device} as input is", t.device)
+
+
+def labels(fn: str, names: contract.Names, target: Tensor, shape: tuple[int, ...], axis: int) -> None:
+    """Refuse a target that is neither class indices nor probabilities for logits of this shape."""
+    kind = "float" if target.is_floating_point() else "bool" if target.dtype == torch.bool else "int"
+    if kind == "bool" or tuple(target.shape) != (shape if kind == "float" else shape[:axis] + shape[axis + 1 :]):
+        contract.wrong_labels(fn, names, kind, target.dtype, tuple(target.shape), shape, axis)
+
+
 def checked(
     fn: str, input: Tensor, target: Tensor, weight: Tensor | None, sample: Tensor | None, ignore_index: int, reduction: str,
     smoothing: float, z_loss: float,
 ) -> tuple[int, tuple[int, float, float]]:  # fmt: skip
     """The class axis, and the options."""
-    given = {"input": input, "target": target, "weight": weight, "sample_weight": sample}
+    given: dict[str, Any] = {"input": input, "target": target, "weight": weight, "sample_weight": sample}
     for name, t in given.items():
-        if not isinstance(t, Tensor) and (t is not None or name in ("input", "target")):
-            fail(fn, name, "be a torch.Tensor", type(t).__name__, TypeError)
-        if t is not None and t.device != input.device:
-            fail(fn, name, f"be on {input.device} as input is", t.device)
-        if t is not None and t.is_complex() and name != "input":
+        if t is None and name in ("weight", "sample_weight"):
+            continue
+        tensor(fn, name, t, input)
+        if t.is_complex() and name != "input":
             fail(fn, name, "hold real numbers", t.dtype, TypeError)
     if input.dtype not in FLOATS:
+        contract.in_order(fn, contract.TORCH, tuple(input.shape), tuple(target.shape))
         fail(fn, "input", "be float32, float64, bfloat16 or float16", input.dtype, TypeError)
     if input.ndim == 0:
         fail(fn, "input", "have a class axis", f"shape {tuple(input.shape)}")
@@ -132,15 +151,9 @@ def checked(
     if not input.shape[axis]:
         fail(fn, "input", "have at least one class", f"shape {tuple(input.shape)}")
     lead = tuple(n for i, n in enumerate(input.shape) if i != axis)
-    if target.is_floating_point():
-        if target.shape != input.shape:
-            fail(fn, "target probabilities", f"have shape {tuple(input.shape)} to match input", tuple(target.shape))
-        if isinstance(ignore_index, int) and ignore_index >= 0:
-            fail(fn, "ignore_index", "be left alone where the target is probabilities", ignore_index)
-    elif target.dtype == torch.bool:
-        fail(fn, "target", "be integers (class indices) or floats (probabilities)", target.dtype, TypeError)
-    elif tuple(target.shape) != lead:
-        fail(fn, "target", f"have shape {lead} to match input {tuple(input.shape)}", tuple(target.shape))
+    labels(fn, contract.TORCH, target, tuple(input.shape), axis)
+    if target.is_floating_point() and isinstance(ignore_index, int) and ignore_index >= 0:
+        fail(fn, "ignore_index", "be left alone where the target is probabilities", ignore_index)
     if weight is not None and tuple(weight.shape) != (input.shape[axis],):
         fail(fn, "weight", f"have shape ({input.shape[axis]},), one number a class", tuple(weight.shape))
     if sample is not None and (

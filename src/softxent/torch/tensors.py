@@ -57,7 +57,7 @@ def use_backend(name: str) -> Iterator[None]:
     TRITON_INTERPRET=1 asks for before Triton is imported.
     """
     global _forced
-    if name not in NAMES:
+    if not isinstance(name, str) or name not in NAMES:
         contract.fail(
             "use_backend", "name", "be " + " or ".join(map(repr, sorted(NAMES))), repr(name) + (f" ({missing})" if missing else "")
         )
