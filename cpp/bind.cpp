@@ -1,4 +1,5 @@
-// Python arrays -> Job, the instruction set chosen once, the rows shared between threads with the GIL released.
+// The Python module _kernel. It converts Python arrays to a Job, selects the instruction set, once, and splits the rows among threads, with
+// the GIL released.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
@@ -87,7 +88,7 @@ static void set_out(Job& j, const Matrix& a, const Logits& z) {
   j.dz = a.data(); j.dz_step = a.stride(0);
 }
 
-// A thread's scratch, kept for the next call.
+// Returns the scratch memory of this thread, which is kept for the next call.
 static void* scratch(size_t bytes) {
   static thread_local std::unique_ptr<void, void (*)(void*)> mine(nullptr, ::free); static thread_local size_t have = 0;
   if (have < bytes) {
@@ -99,14 +100,15 @@ static void* scratch(size_t bytes) {
   return mine.get();
 }
 
-// Memory for a large gradient, in huge pages where there are any. The last one given back is kept for the next: a fresh page costs more than
-// the kernel takes to fill it (125 MiB: 90 ms against 20). In a forked child a busy slot stays busy, and is gone without.
+// Memory for a large gradient, in huge pages if there are any. The last block that was freed is kept for the next gradient, because new
+// pages take longer than the kernel needs to fill them (125 MiB: 90 ms and 20 ms). If the slot is busy, nothing is kept; in a child that was
+// forked at such a moment it stays busy.
 struct Kept { void* data; size_t bytes; };
 static Kept kept = {nullptr, 0};
 static std::atomic_flag busy = ATOMIC_FLAG_INIT;
 static constexpr size_t PAGE = 2 << 20;
 
-static Kept swap_kept(Kept wanted, bool (*fits)(const Kept&, size_t), size_t bytes) {     // -> what was kept, if it fits; else what was wanted
+static Kept swap_kept(Kept wanted, bool (*fits)(const Kept&, size_t), size_t bytes) {     // returns the block that was kept, if it fits, else `wanted`
   if (busy.test_and_set(std::memory_order_acquire)) return wanted;
   const Kept was = kept;
   const bool go = fits(was, bytes);
@@ -133,7 +135,7 @@ static nb::ndarray<nb::numpy, uint8_t> buffer(size_t bytes) {
 }
 static void trim() { ::free(swap_kept({nullptr, 0}, [](const Kept&, size_t) { return true; }, 0).data); }
 
-// Whole rows, `grain` at a time. The calling thread looks for a Ctrl-C meanwhile.
+// Runs the kernel on all rows, each thread on `grain` rows at a time. The calling thread also checks for Ctrl-C. Returns false after one.
 static bool by_rows(const Job& j, Kernel run, int threads) {
   const int64_t tile = j.cols <= TALL ? TILE : tile_of(j.cols), fair = j.rows / threads / tile, much = (1 << 16) / whole(j.cols) / tile;
   const int64_t grain = (fair < much ? fair : much) * tile + (fair && much ? 0 : tile);
@@ -156,8 +158,9 @@ static bool by_rows(const Job& j, Kernel run, int threads) {
   return !stop;
 }
 
-// A few long rows: every thread works on runs of blocks of the same row, in the caller's scratch. The caller takes them from the front,
-// the others from the back, and each writes the gradient where it made the exponentials: they are still in its cache.
+// Runs the kernel on a few long rows. All threads work on runs of blocks of the same row, in the scratch memory of the calling thread. The
+// calling thread takes runs from the front and the others from the back. Each writes the gradient of the blocks whose exponentials it
+// computed, because they are still in its cache.
 static void by_blocks(const Job& j, Kernel run, int threads, bool gradient) {
   struct alignas(64) Counts { std::atomic<int64_t> taken{0}, front{0}, back{0}, had{0}, turn{0}, turned{0}, written{0}; };
   const int64_t blocks = blocks_of(j.cols), step = blocks / (3 * threads) + 1, runs = (blocks + step - 1) / step;
@@ -191,7 +194,7 @@ static void call(Op op, Job j, Type type, Off kind, int threads) {
   if (!j.rows || !j.cols) return;
   const int64_t size = size_of(type);
   j.stream = op != FORWARD && j.z != j.dz && j.rows * j.cols * size >= 48 << 20;
-  j.ahead = threads == 1;              // -10 % on one thread; on two the memory is busy enough, +8 %
+  j.ahead = threads == 1;              // 10 % less time on one thread, but 8 % more on two, which use all of the memory's bandwidth
   const Kernel run = isa().run[type][kind][op];
   bool whole_run = true;
   { nb::gil_scoped_release free;
@@ -211,8 +214,8 @@ static void call(Op op, const Job& j, const Logits& z, const std::optional<Dense
   call(op, j, type, kind, threads);
 }
 
-// The layer as PyTorch's users call it: a contiguous matrix, a label for every row, a mean or a sum, and the gradient (dz, or null). Addresses
-// instead of arrays, and one number back: an array costs a microsecond each. -> none where a label is no class, or ignored.
+// The most frequent call from PyTorch: a contiguous matrix, a label for each row, a mean or a sum, and the gradient (dz, or null). It takes
+// addresses and returns one number, because each array would cost a microsecond. Returns none if a label is ignored or is not a class.
 static std::optional<double> scalar(uintptr_t z, uintptr_t label, uintptr_t dz, int64_t rows, int64_t cols, int type, int64_t ignore, double scale, int threads) {
   const int64_t* t = (const int64_t*)label;
   for (int64_t i = 0; i < rows; i++) if ((uint64_t)t[i] >= (uint64_t)cols || t[i] == ignore) return std::nullopt;
@@ -236,7 +239,7 @@ static int64_t first_outside(const Labels& label, int64_t classes, int64_t ignor
 }
 }
 
-// noconvert: nanobind would otherwise fill a converted copy of an output of another type, and drop it.
+// noconvert is needed because nanobind would otherwise convert an output of another type to a copy, fill the copy and drop it.
 NB_MODULE(_kernel, m) {
   using namespace softxent;
   typedef std::optional<Dense> Off_;
@@ -258,7 +261,7 @@ NB_MODULE(_kernel, m) {
   m.def("buffer", buffer, "bytes"_a);
   m.def("trim", trim);
   m.def("first_outside", first_outside, "label"_a.noconvert(), "classes"_a, "ignore_index"_a);
-  m.def("bits16", [](nb::ndarray<nb::device::cpu, nb::ro> x) {          // a 16-bit DLPack tensor as NumPy uint16, the same memory
+  m.def("bits16", [](nb::ndarray<nb::device::cpu, nb::ro> x) {          // a 16-bit DLPack tensor as a NumPy array of uint16 with the same memory
     need(x.dtype().bits == 16, "x must have 16-bit entries");
     size_t shape[8]; int64_t strides[8];
     need(x.ndim() <= 8, "x must have at most 8 axes");

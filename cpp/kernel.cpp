@@ -1,10 +1,10 @@
-// Softmax cross-entropy by rows. Compiled once per instruction set (-DSOFTXENT_NAME=avx2 -mavx2 ...) from this one source.
-// Everything lives in an anonymous namespace and calls no inline function of any library, so that no symbol holding
-// AVX-512 code can be merged into a baseline object (a test looks at nm).
+// The kernel: softmax cross-entropy of the rows of a matrix. This source is compiled once for each instruction set
+// (-DSOFTXENT_NAME=avx2 -mavx2 ...). Everything is in an anonymous namespace and calls no inline function of a library, so that the linker
+// cannot merge a symbol with AVX-512 code into an object for other processors (a test checks this with nm). The equations, as in formula.py:
 //
 //   truth_k = y [k == label] + r off_k,   loss = - sum_k truth_k log yhat_k + q/2 lse^2,   dz = g ((mass + q lse) yhat - truth)
 //
-// The label's column is kept apart from the others (hidden as -inf in their sums), so that nothing cancels where yhat is near 1.
+// The label's column is kept apart from the others, in whose sums it counts as -inf, so that nothing cancels where yhat is near 1.
 #include "kernel.h"
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -17,15 +17,15 @@ namespace softxent { namespace {
 #define SHAPE typedef typename T::A A; typedef typename T::S S; constexpr int W = Lanes<A>::W, L = Lanes<A>::L, G = 4 * L;
 constexpr double INF = __builtin_inf();
 
-struct Tile {                          // up to TILE rows between their two sweeps; one double a row
+struct Tile {                          // up to TILE rows, between the pass that sums and the pass that writes dz; one double for each row
   double part[PARTS][TILE];            // m, s, o, d, zt, wt of the row (partials.py)
-  double scale[TILE], drop[TILE], hot[TILE];   // dz = scale e - drop off; hot at the label
+  double scale[TILE], drop[TILE], hot[TILE];   // dz = scale e - drop off, and hot at the label
 };
-struct Blocks {                        // of a long row, or one of each row of the tile; one double a block
-  double *top, *m, *sub, *n, *s, *o, *d, *down;    // row's m; block's m, shift (sub + n ln 2), sums; e^(shift - top)
+struct Blocks {                        // the blocks of a long row, or the only block of each row of the tile; one double for each block
+  double *top, *m, *sub, *n, *s, *o, *d, *down;    // the row's m; the block's m, shift (sub + n ln 2) and sums; e^(shift - top)
 };
 template <class A> struct Scratch {
-  Tile& x; Blocks b; A* e;             // e: exponentials, or a panel of them with rows as lanes
+  Tile& x; Blocks b; A* e;             // e: the exponentials; if lanes are rows, a panel of them
   Scratch(void* p, int64_t cols) : x(*(Tile*)p) {
     const int64_t some = (TILE + blocks_of(cols) + 7) / 8 * 8;
     double* q = (double*)((char*)p + 4096);
@@ -44,14 +44,16 @@ template <class O> ALWAYS const typename O::S* off(const Job& j, int64_t i) { re
 template <class T> ALWAYS double get(const typename T::S* p) { return T::widen(decltype(T::narrow(V<typename T::A>{})){*p})[0]; }
 template <class T> ALWAYS void put(typename T::S* p, typename T::A v) { *p = T::narrow(splat(v))[0]; }
 
-// Columns k.. of a row of n, `size` of them: the row itself, or a copy where it ends or holds the label (t): those read `fill`.
+// Returns `size` columns of a row of n, from column k on: a pointer into the row or, if they contain the label t or the end of the row, a
+// copy in which these columns are `fill`.
 template <class S> ALWAYS const S* cut(const S* z, int64_t k, int64_t n, int64_t t, int size, S fill, S* copy) {
   if (__builtin_expect(k + size <= n && !within((int64_t)((uint64_t)t - (uint64_t)k), size), 1)) return z + k;
   for (int64_t i = 0; i < size; i++) copy[i] = k + i < n && k + i != t ? z[k + i] : fill;
   return copy;
 }
 
-// Vector u of each chunk of a unit (PER chunks) or of a group (4); of off, in the order in which T has its own.
+// load reads native vector u of each of the 4 virtual vectors of a group of z. load_off reads it for a unit (PER virtual vectors) of off, in the
+// order of the elements of T.
 template <class T> ALWAYS void load(const typename T::S* p, int u, V<typename T::A>* v) {
   SHAPE
   for (int i = 0; i < 4; i += T::PER) T::load(p + i * L + T::PER * u * W, v + i);
@@ -62,8 +64,8 @@ template <class T, class O> ALWAYS void load_off(const typename O::S* p, int u, 
   else for (int w = 0; w < W; w++) v[0][w] = p[2 * (u * W + w)], v[1][w] = p[2 * (u * W + w) + 1];
 }
 
-// ---- lanes are columns: one block of one row ----
-template <class T> ALWAYS typename T::A top(const typename T::S* z, int64_t n, int64_t t) {    // the largest but the label
+// ---- one block of a row; vector lanes are columns ----
+template <class T> ALWAYS typename T::A top(const typename T::S* z, int64_t n, int64_t t) {    // the largest logit except the label's
   SHAPE
   V<A> m[4]; A a[L];
   FOUR(c) m[c] = splat<A>(-INF);
@@ -74,16 +76,16 @@ template <class T> ALWAYS typename T::A top(const typename T::S* z, int64_t n, i
   m[0] = m[0] > m[1] ? m[0] : m[1]; m[2] = m[2] > m[3] ? m[2] : m[3];
   keep(a, m[0] > m[2] ? m[0] : m[2]);
   for (int w = W / 2; w; w /= 2) for (int i = 0; i < w; i++) a[i] = a[i] > a[i + w] ? a[i] : a[i + w];
-  return a[0] + 0;                     // -0 is 0, whatever the order
+  return a[0] + 0;                     // turns -0 into 0, so that the order of the comparisons does not matter
 }
 
-// e := e^(z - shift), raised; returns the sum, not raised. Meanwhile asks for the next block of z.
+// Computes e := lift e^(z - shift) and returns the sum of e^(z - shift). Prefetches the next block of z.
 template <class T, Op op> ALWAYS double exponentials(const typename T::S* z, int64_t n, int64_t t, const Shift<typename T::A>& shift, typename T::A* e) {
   SHAPE
   Sum<A> s;
   for (int64_t k = 0; k < n; k += G) {
     S copy[G]; const S* q = cut(z, k, n, t, G, T::low, copy);
-    for (int i = 0; i < G * (int)sizeof(S); i += 64) __builtin_prefetch((const char*)(z + k + n) + i, 0, op == FORWARD || T::PER > 1 ? 2 : 3);    // to L2, to L1: measured
+    for (int i = 0; i < G * (int)sizeof(S); i += 64) __builtin_prefetch((const char*)(z + k + n) + i, 0, op == FORWARD || T::PER > 1 ? 2 : 3);    // into L2 or L1, whichever was faster
     EACH(u) {
       V<A> v[4];
       load<T>(q, u, v);
@@ -96,9 +98,9 @@ template <class T, Op op> ALWAYS double exponentials(const typename T::S* z, int
   return op == BACKWARD ? 0 : s.total() * (1 / Exp<A>::lift);
 }
 
-template <class A> ALWAYS V<A> times(V<A> w, V<A> v) { return w == 0 ? V<A>{} : w * v; }     // 0 * anything = 0
+template <class A> ALWAYS V<A> times(V<A> w, V<A> v) { return w == 0 ? V<A>{} : w * v; }     // 0 where w is 0, even if v is not finite
 
-// o := sum off, d := sum off (m - z), without the label.
+// Computes o := sum off and d := sum off (m - z), over the columns except the label's.
 template <class T, class O> ALWAYS void dot(const typename T::S* z, const typename O::S* w, int64_t n, int64_t t, typename T::A m, double& o, double& d) {
   SHAPE
   Sum<A> so, sd;
@@ -116,7 +118,7 @@ template <class T, class O> ALWAYS void dot(const typename T::S* z, const typena
   o = so.total(); d = sd.total();
 }
 
-// A scale without the lift of e, in two factors: whatever its size, nothing overflows or is subnormal before the result is.
+// A scale divided by the lift of e, as two factors, so that no intermediate result overflows or is subnormal unless the result is.
 template <class A> struct Scale {
   A first, last;
   ALWAYS explicit Scale(double scale) {
@@ -125,14 +127,14 @@ template <class A> struct Scale {
   }
 };
 
-// dz := scale e - drop off. Past the caches it goes by aligned stores; where 16-bit dz is not aligned, by way of e's own memory.
+// Computes dz := scale e - drop off. Stores past the caches must be aligned. If a 16-bit dz is not, it is first written into the memory of e.
 template <class T, class O, bool with_off> ALWAYS void write(typename T::A* e, double scale, double drop, const typename O::S* w, typename T::S* dz, int64_t n, bool stream, const typename T::S* next) {
   SHAPE
   constexpr int64_t per = T::PER * W, unit = T::PER * L;                  // entries of dz: a vector, a unit
   const Scale<A> by(scale);
   const A minus = -drop;
   const int64_t head = stream ? -((uintptr_t)dz / sizeof(S)) % per : 0;
-  const bool detour = T::PER > 1 && head;                                  // a unit of these cannot begin anywhere
+  const bool detour = T::PER > 1 && head;                                  // two elements share a slot, so a unit cannot begin anywhere
   S* to = detour ? (S*)e : dz;
   int64_t k = 0;
   auto value = [&](const typename O::S* p, int u) {
@@ -141,7 +143,7 @@ template <class T, class O, bool with_off> ALWAYS void write(typename T::A* e, d
     if (with_off) { load_off<T, O>(p, u, away); for (int i = 0; i < T::PER; i++) v[i] = fma<A>(splat(minus), away[i], v[i]); }
     return T::pack(v);
   };
-  auto part = [&](int64_t stop) {                                          // less than a unit
+  auto part = [&](int64_t stop) {                                          // the columns up to `stop`, less than a unit
     S copy[unit]; typename O::S other[unit];
     const typename O::S* p = with_off ? cut<typename O::S>(w, k, n, -1, unit, 0, other) : w;
     EACH(u) { const auto v = value(p, u); __builtin_memcpy(copy + u * per, &v, sizeof v); }
@@ -149,7 +151,7 @@ template <class T, class O, bool with_off> ALWAYS void write(typename T::A* e, d
   };
   if (head && !detour) part(least(head, n));
   if (stream && !detour) for (; k + unit <= n; k += unit) EACH(u) {
-    if (T::PER == 1 && next) __builtin_prefetch(next + k + u * per, 0, 2);   // meanwhile asks for the next row (16 bits: no gain)
+    if (T::PER == 1 && next) __builtin_prefetch(next + k + u * per, 0, 2);   // prefetches the next row (no gain for 16-bit types)
     past_caches(dz + k + u * per, value(w + k, u));
   }
   for (; k + unit <= n; k += unit) EACH(u) { const auto v = value(w + k, u); __builtin_memcpy(to + k + u * per, &v, sizeof v); }
@@ -160,9 +162,9 @@ template <class T, class O, bool with_off> ALWAYS void write(typename T::A* e, d
   for (; k < n; k++) dz[k] = to[k];
 }
 
-// ---- what is common: sums -> results ----
+// ---- from the sums of a row to its results ----
 
-// down := e^(shift - top), 0 for a block of nothing.
+// Computes down := e^(shift - top), and 0 for a block of -inf.
 ALWAYS void lower(const Blocks& b, int64_t n) {
   typedef Exp<double> K;
   for (int64_t i = 0; i < n; i += Lanes<double>::W) {
@@ -171,8 +173,9 @@ ALWAYS void lower(const Blocks& b, int64_t n) {
   }
 }
 
-// THE HEART, of rows first.. With w = e^-|a|, a = the log odds against the label = (m - zt) + log s:
-//   nll = log(1 + e^a), miss = 1 - yhat_t = 1 / (1 + e^-a), over = lse - m = log s + log(1 + e^-a): partials.finish
+// Computes the loss, lse and the coefficients of dz for `some` rows from `first` on, as partials.finish and formula.py do. With the log-odds
+// against the label, a = (m - zt) + log s, and w = e^-|a|:
+//   nll = log(1 + e^a), miss = 1 - yhat_t = 1 / (1 + e^-a), over = lse - m = log s + log(1 + e^-a)
 template <Op op> ALONE void finish(const Job& j, Tile& x, int64_t first, int some) {
   double truth[TRUTHS][TILE], loss[TILE], lse[TILE];
   for (int g = 0; g < some; g++) {
@@ -208,7 +211,9 @@ template <Op op> ALONE void finish(const Job& j, Tile& x, int64_t first, int som
   }
 }
 
-// ---- the rows, lanes are columns ----
+// ---- the phases of a row; vector lanes are columns ----
+
+// Computes the exponentials and the sums of block b of row i.
 template <class T, class O, Op op> ALONE void in(const Job& j, Scratch<typename T::A>& f, int64_t i, int g, int64_t b) {
   SHAPE
   const int64_t k = b * BLOCK, n = least(j.cols - k, BLOCK), t = label(j, i, k), at = g + b;
@@ -221,6 +226,7 @@ template <class T, class O, Op op> ALONE void in(const Job& j, Scratch<typename 
   if (op != BACKWARD && j.off) dot<T, O>(z, off<O>(j, i) + k, n, t, m == -(A)INF ? 0 : m, f.b.o[at], f.b.d[at]);
 }
 
+// Merges the sums of the blocks of each row and computes its results.
 template <class T, class O, Op op> ALONE void turn(const Job& j, Scratch<typename T::A>& f, int64_t first, int some) {
   const int64_t blocks = blocks_of(j.cols);
   const Blocks& b = f.b;
@@ -245,6 +251,7 @@ template <class T, class O, Op op> ALONE void turn(const Job& j, Scratch<typenam
   finish<op>(j, f.x, first, some);
 }
 
+// Writes block b of the gradient of row i.
 template <class T, class O, Op op> ALONE void out(const Job& j, Scratch<typename T::A>& f, int64_t i, int g, int64_t b) {
   const int64_t k = b * BLOCK, n = least(j.cols - k, BLOCK), t = label(j, i, k);
   typename T::S* dz = (typename T::S*)j.dz + i * j.dz_step + k;
@@ -258,27 +265,28 @@ template <class T, class O, Op op> ALONE void out(const Job& j, Scratch<typename
   if (within(t, n)) put<T>(dz + t, f.x.hot[g]);
 }
 
-// ---- lanes are rows: a panel of L short rows, chunk c holding their columns c ----
-template <class T> ALWAYS void turn_in(const typename T::S* z, int64_t n, typename T::A* lane) {           // one row into one lane
+// ---- short rows; vector lanes are rows: a panel holds L rows, and its virtual vector c their columns c ----
+template <class T> ALWAYS void turn_in(const typename T::S* z, int64_t n, typename T::A* lane) {           // copies a row into a lane
   for (int64_t c = 0; c < n; c++) { typename T::Slot s = z[c]; __builtin_memcpy(lane + c * Lanes<typename T::A>::L, &s, sizeof s); }
 }
-template <class T> ALWAYS void turn_out(const typename T::A* lane, int64_t n, typename T::S* dz) {
+template <class T> ALWAYS void turn_out(const typename T::A* lane, int64_t n, typename T::S* dz) {         // copies a lane into a row
   for (int64_t c = 0; c < n; c++) { typename T::Slot s; __builtin_memcpy(&s, lane + c * Lanes<typename T::A>::L, sizeof s); dz[c] = s; }
 }
-template <class T> ALWAYS void widen(typename T::A* panel, int64_t n) {                                    // slots to values
+template <class T> ALWAYS void widen(typename T::A* panel, int64_t n) {                                    // converts slots to values
   typedef typename T::A A;
   if (sizeof(typename T::S) < sizeof(A)) for (int64_t k = 0; k < n; k += Lanes<A>::W) {
     decltype(T::narrow(V<A>{})) slots; __builtin_memcpy(&slots, panel + k, sizeof slots); keep(panel + k, T::widen(slots));
   }
 }
 
+// Computes up to L short rows from `first` on, in all phases.
 template <class T, class O, Op op> ALONE void tall(const Job& j, Scratch<typename T::A>& f, int64_t first, int some) {
   SHAPE
   const int64_t C = j.cols, C4 = (C + 3) / 4 * 4;
   A *e = f.e, *w = e + L * (TALL + 4), m[L], sub[L], n[L];
   double s[L], o[L], d[L], zt[L], wt[L] = {};
   Sum<A> ss, so, sd;
-  auto lane_of = [&](int g) { return first + least(g, some - 1); };       // lanes to spare repeat the last row
+  auto lane_of = [&](int g) { return first + least(g, some - 1); };       // unused lanes repeat the last row
   for (int g = 0; g < L; g++) {
     turn_in<T>(row<T>(j, lane_of(g)), C, e + g);
     if (j.off) turn_in<O>(off<O>(j, lane_of(g)), C, w + g);
@@ -347,7 +355,7 @@ template <class T, class O, Op op> ALONE void tall(const Job& j, Scratch<typenam
   }
 }
 
-// Rows [first, last), a tile at a time so that it stays in cache between its two sweeps; or one phase of one long row.
+// Computes the rows [first, last), a tile at a time, so that a tile stays in the cache between its two passes; or one phase of one long row.
 template <class T, class O, Op op> void run(const Job& j, int64_t first, int64_t last, void* scratch, Phase phase, int64_t block) {
   Scratch<typename T::A> f(scratch, j.cols);
   if (phase == IN && !dead(j, first)) in<T, O, op>(j, f, first, 0, block);

@@ -1,40 +1,42 @@
-// What the part that is compiled once (bind.cpp, threads.h) and the part compiled per instruction set (kernel.cpp)
-// share. Plain data only: anything inline in here would be emitted with AVX-512 code in one object and merged into all.
+// The types and constants that are shared by the part that is compiled once (bind.cpp, threads.h) and the part that is compiled for each
+// instruction set (kernel.cpp). They are plain data. An inline function here could be compiled with AVX-512 instructions in one object
+// file, and the linker could use that copy for all of them. (The small constexpr functions below are always inlined; the test on nm would
+// find them otherwise.)
 #pragma once
 #include <stdint.h>
 
 namespace softxent {
 
 enum Type { F32, F64, BF16, F16, TYPES };
-enum Off { SAME, WIDE, OFFS };         // the type of `off`: that of z, or the one computed in (float32 for 16-bit z)
+enum Off { SAME, WIDE, OFFS };         // the type of `off`: that of z, or the type of the computation (float32 for 16-bit z)
 enum Op { FORWARD, BACKWARD, FUSED, OPS };
-enum Phase { ALL, IN, TURN, OUT };     // a row by its blocks: z -> exponentials and sums; sums -> results; -> dz
-enum Truth { Y, R, Q, G, TRUTHS };     // numbers of a row: weight at the label, of off, 2 x z-loss, upstream of dz
-enum Part { M, S, O, D, ZT, WT, PARTS };   // partials.py
+enum Phase { ALL, IN, TURN, OUT };     // phases of a long row: a block's exponentials and sums; the row's results; a block of dz
+enum Truth { Y, R, Q, G, TRUTHS };     // numbers of a row: truth at the label, weight of off, twice the z-loss, upstream gradient
+enum Part { M, S, O, D, ZT, WT, PARTS };   // the fields of Partials in partials.py
 
 struct Job {
   int64_t rows, cols;
-  const void* z; int64_t z_step;       // steps between rows, in elements
+  const void* z; int64_t z_step;       // all steps are in elements; this one is between rows
   void* dz; int64_t dz_step;
-  const int64_t* label; int64_t label_step;    // outside [0, cols): matches no column
-  const double* truth; int64_t truth_step, truth_row;    // step between kinds; between rows, 0: one for all
-  const void* off; int64_t off_step;   // 0: one vector shared by all rows
+  const int64_t* label; int64_t label_step;    // a label outside [0, cols) matches no column
+  const double* truth; int64_t truth_step, truth_row;    // steps between the four numbers, and between rows (0: the same for all rows)
+  const void* off; int64_t off_step;   // 0: one vector for all rows
   double *loss, *lse;                  // [rows]
-  double* parts; int64_t parts_step;   // step between kinds; null: not wanted
-  bool stream, ahead;                  // write dz past the caches; and ask for the next row meanwhile
+  double* parts; int64_t parts_step;   // step between the six sums; parts may be null
+  bool stream, ahead;                  // whether to write dz past the caches, and to prefetch the next row while writing
 };
 
-inline constexpr int64_t BLOCK = 4096; // columns summed up with one shift
-inline constexpr int64_t TALL = 64;    // up to here lanes are rows, beyond they are columns
-inline constexpr int64_t TILE = 16;    // rows that are finished side by side
+inline constexpr int64_t BLOCK = 4096; // columns that are summed with one shift of the exponentials
+inline constexpr int64_t TALL = 64;    // with up to so many columns, vector lanes are rows; with more they are columns
+inline constexpr int64_t TILE = 16;    // rows whose results are computed together
 
 typedef void (*Kernel)(const Job&, int64_t first, int64_t last, void* scratch, Phase, int64_t block);
 struct Isa { const char* name; Kernel run[TYPES][OFFS][OPS]; };
 
 constexpr int64_t blocks_of(int64_t cols) { return (cols + BLOCK - 1) / BLOCK; }
 constexpr int64_t tile_of(int64_t cols) { return blocks_of(cols) > 1 ? 1 : cols <= 256 ? TILE : cols <= 1024 ? 8 : cols <= 2048 ? 4 : 2; }
-constexpr int64_t whole(int64_t cols) { return (cols + 63) / 64 * 64; }     // columns, in whole groups
-constexpr int64_t scratch_bytes(int64_t cols) {        // what a thread needs; 8 bytes an exponential at most
+constexpr int64_t whole(int64_t cols) { return (cols + 63) / 64 * 64; }     // columns, rounded up to whole groups
+constexpr int64_t scratch_bytes(int64_t cols) {        // the scratch memory of a thread; an exponential needs at most 8 bytes
   return 4096 + (TILE + blocks_of(cols) + 16) * 64 + 8 * (cols <= TALL ? 2 * TILE * (TALL + 64) : tile_of(cols) * whole(cols));
 }
 }

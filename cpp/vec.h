@@ -1,5 +1,5 @@
-// A native vector of the instruction set that this file is compiled for, the storage types, and exp and log.
-// Included by kernel.cpp only, inside its anonymous namespace.
+// Vectors of the instruction set for which this file is compiled, conversions of the storage types, and exp and log.
+// kernel.cpp includes it inside its anonymous namespace.
 #if defined(__AVX512F__)
 #define WIDTH 64
 #elif defined(__AVX2__)
@@ -8,9 +8,10 @@
 #define WIDTH 16
 #endif
 #define ALWAYS inline __attribute__((always_inline))
-#define ALONE __attribute__((noinline))               // once in the code, not once a caller
+#define ALONE __attribute__((noinline))               // one copy in the code instead of one for each caller
 
-template <class A> struct Lanes {                    // 64 bytes of virtual lanes, whatever the instruction set
+// Virtual vectors have 64 bytes for every instruction set and consist of U native vectors, so that sums have the same order everywhere.
+template <class A> struct Lanes {                    // W lanes in a native vector, L in a virtual one
   typedef A V __attribute__((vector_size(WIDTH)));
   static constexpr int W = WIDTH / sizeof(A), L = 64 / sizeof(A), U = L / W;
 };
@@ -19,7 +20,7 @@ typedef uint32_t V32 __attribute__((vector_size(WIDTH)));
 typedef uint64_t V64 __attribute__((vector_size(WIDTH)));
 typedef float VHalf __attribute__((vector_size(WIDTH / 2)));
 #define EACH(u) for (int u = 0; u < Lanes<A>::U; u++)
-#define FOUR(c) for (int c = 0; c < 4; c++)          // chunks in lockstep: one alone is all latency
+#define FOUR(c) for (int c = 0; c < 4; c++)          // four vectors are computed together, to hide the latency of the instructions
 
 template <class To, class From> ALWAYS To bits(From v) {
   static_assert(sizeof(To) == sizeof(From), "");
@@ -30,7 +31,7 @@ template <class A> ALWAYS V<A> read(const A* p) { V<A> v; __builtin_memcpy(&v, p
 template <class A> ALWAYS void keep(A* p, V<A> v) { __builtin_memcpy(p, &v, sizeof v); }
 template <class X> ALWAYS X least(X a, X b) { return a < b ? a : b; }
 
-template <class A> ALWAYS V<A> fma(V<A> a, V<A> b, V<A> c);    // a b + c, rounded once: everywhere, or the bits would differ
+template <class A> ALWAYS V<A> fma(V<A> a, V<A> b, V<A> c);    // a b + c, rounded once on every processor, so that the bits agree
 #if defined(__AVX512F__)
 template <> ALWAYS V<float> fma<float>(V<float> a, V<float> b, V<float> c) { return (V<float>)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
 template <> ALWAYS V<double> fma<double>(V<double> a, V<double> b, V<double> c) { return (V<double>)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c); }
@@ -40,10 +41,10 @@ template <> ALWAYS V<double> fma<double>(V<double> a, V<double> b, V<double> c) 
 #elif defined(__aarch64__)
 template <> ALWAYS V<float> fma<float>(V<float> a, V<float> b, V<float> c) { return (V<float>)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b); }
 template <> ALWAYS V<double> fma<double>(V<double> a, V<double> b, V<double> c) { return (V<double>)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b); }
-#else                                                // no such instruction: libm's, correct and slow
+#else                                                // without such an instruction: the slow function of libm
 template <> ALWAYS V<double> fma<double>(V<double> a, V<double> b, V<double> c) { for (int i = 0; i < 2; i++) a[i] = __builtin_fma(a[i], b[i], c[i]); return a; }
 template <> ALWAYS V<float> fma<float>(V<float> a, V<float> b, V<float> c) {
-  // In double the product is exact; the sum is rounded to odd, so that the rounding to float is the only one.
+  // In double the product is exact. The sum is rounded to odd, so that the rounding to float gives the correctly rounded result.
   typedef double D __attribute__((vector_size(32))); typedef int64_t I __attribute__((vector_size(32)));
   D p = __builtin_convertvector(a, D) * __builtin_convertvector(b, D), q = __builtin_convertvector(c, D), s = p + q, v = s - p;
   D e = (p - (s - v)) + (q - v);                                                       // s + e = p + q, exactly
@@ -70,10 +71,10 @@ ALWAYS void fence() {
 #endif
 }
 
-// Storage types: S is what lies in memory, A is what is computed in, a slot is an S in as many bits as A has. widen and narrow go
-// between slots and values, rounding to nearest even. A vector of memory holds PER vectors of values: 16-bit types lie two to a slot,
-// and are read as one chunk of the even ones and one of the odd ones, with half the instructions of a widening load. The order
-// inside a group (four chunks) matters to nobody as long as it is the same everywhere.
+// Storage types. S is the type in memory, A the type of the computation, and Slot an unsigned integer with the size of A that holds an S.
+// widen and narrow convert between slots and values, rounding to nearest even. A vector of memory holds PER vectors of values. Of 16-bit
+// types, two elements share a slot; they are read as a vector of the even and one of the odd elements, which needs half the instructions of
+// a widening load. The order of the elements inside a group (four virtual vectors) is arbitrary, but the same for every instruction set.
 template <class X> struct plain { typedef X A; typedef X S; typedef X Slot; static constexpr int PER = 1;
   static ALWAYS V<A> widen(V<A> v) { return v; }
   static ALWAYS V<A> narrow(V<A> v) { return v; }
@@ -94,13 +95,13 @@ struct bf16 : half<bf16> {
 struct f16 : half<f16> {
   static ALWAYS V<float> widen(V32 b) {
     V32 sign = (b & 0x8000) << 16, mag = (b & 0x7fff) << 13;
-    V<float> f = bits<V<float>>(mag) * 0x1p112f;                                         // rebias; exact, subnormals too
+    V<float> f = bits<V<float>>(mag) * 0x1p112f;                                         // corrects the exponent; exact, also for subnormals
     return bits<V<float>>(sign | (mag >= 0x7c00u << 13 ? mag | 0x7f800000 : bits<V32>(f)));
   }
   static ALWAYS V32 narrow(V<float> v) {
     V32 b = bits<V32>(v), sign = b & 0x80000000, mag = b ^ sign;
     V32 normal = (mag + 0xfff + (mag >> 13 & 1) - (112u << 23)) >> 13;
-    V32 tiny = bits<V32>(bits<V<float>>(mag) + 0.5f) - bits<uint32_t>(0.5f);             // the adder rounds at 2^-24
+    V32 tiny = bits<V32>(bits<V<float>>(mag) + 0.5f) - bits<uint32_t>(0.5f);             // the addition rounds to multiples of 2^-24
     V32 h = mag < 113u << 23 ? tiny : normal;
     h = mag >= 0x477ff000 ? 0x7c00 - V32{} : h;
     h = mag > 0x7f800000 ? mag >> 13 | 0x7e00 : h;
@@ -108,8 +109,9 @@ struct f16 : half<f16> {
   }
   static constexpr S low = 0xfc00; };
 
-// e^x = 2^n e^r, x = n ln 2 + r. `raise`: exponentials are kept 2^raise too large, so that none is subnormal (slow, inexact);
-// `reach`: e^-reach is nothing; `big`: from 2 reach on, z - max is exact wherever it is not below -reach (Sterbenz).
+// Constants of e^x = 2^n e^r, where x = n ln 2 + r. Exponentials are computed multiplied by `lift`, a power of two, so that none is
+// subnormal, which would be slow and inexact. e^-reach is 0 in the type. If |max| >= big = 2 reach, then z - max is exact wherever it is at
+// least -reach (Sterbenz's lemma).
 template <class A> struct Exp;
 template <> struct Exp<float> {
   typedef V32 I; static constexpr int mantissa = 23, degree = 6;
@@ -125,8 +127,8 @@ template <> struct Exp<double> {
     0x1.a01a012a57b51p-13, 0x1.6c16c1842a11dp-10, 0x1.1111111127be5p-7, 0x1.555555555087cp-5, 0x1.55555555554fap-3, 0x1.000000000000ap-1, 1, 1};
 };
 
-// The shift of a row or block with largest logit m: e^(z - sub - n ln 2). Where |m| is small nothing is subtracted from z, so that
-// nothing is rounded, and the shift is a power of two; where it is large, z - m is exact.
+// The shift of the exponentials of a row or block with the largest logit m: e^(z - sub - n ln 2). If |m| is small, nothing is subtracted
+// from z and the shift is a power of two, so that nothing is rounded. If it is large, z - m is exact.
 template <class A> struct Shift {
   V<A> sub, n, magic, low;
   ALWAYS explicit Shift(V<A> m) {
@@ -140,7 +142,8 @@ template <class A> struct Shift {
   }
 };
 
-// x := e^(x - shift) 2^raise, N vectors in lockstep. NaN stays NaN; below reach it is 0 by select (a clamped tiny value would underflow later).
+// Computes x := lift e^(x - shift) for N vectors together. NaN stays NaN. Below -reach the result is set to 0; a tiny value would underflow
+// later.
 template <class A, int N> ALWAYS void exps(V<A>* x, V<A> magic, V<A> low) {
   typedef Exp<A> K;
   V<A> t[N], r[N], q[N];
@@ -156,8 +159,8 @@ template <class A, int N> ALWAYS void exps(V<A>* x, V<A> magic, V<A> low) {
 ALWAYS V<double> exp(V<double> x) {                              // for x <= 40
   exps<double, 1>(&x, splat(Exp<double>::magic), splat(-Exp<double>::reach)); return x * (1 / Exp<double>::lift);
 }
-ALWAYS V<double> log(V<double> x) {                              // fdlibm's; x normal, or 0 -> -inf
-  V64 k = (bits<V64>(x) + 0x00195f619980c433) >> 52;             // exponent, mantissa in [sqrt 1/2, sqrt 2)
+ALWAYS V<double> log(V<double> x) {                              // the algorithm of fdlibm; x is normal, or 0, which gives -inf
+  V64 k = (bits<V64>(x) + 0x00195f619980c433) >> 52;             // the exponent, such that the mantissa is in [sqrt 1/2, sqrt 2)
   V<double> n = bits<V<double>>(k + 0x4330000000000000) - (0x1p52 + 1024);
   V<double> u = bits<V<double>>(bits<V64>(x) - (k << 52) + (1024ull << 52)) - 1;
   V<double> s = u / (u + 2), z = s * s, h = 0.5 * u * u;
@@ -170,7 +173,7 @@ ALWAYS V<double> log(V<double> x) {                              // fdlibm's; x 
 }
 ALWAYS V<double> log1p(V<double> x) { V<double> u = x + 1, y = log(u) * x / (u - 1); return u == 1 ? x : y; }
 
-#if defined(__AVX512F__)                             // gcc 12 makes eight instructions of the general form
+#if defined(__AVX512F__)                             // gcc 12 compiles the general form to eight instructions
 ALWAYS V<double> widen(VHalf v) { return (V<double>)_mm512_cvtps_pd((__m256)v); }
 #elif defined(__AVX2__)
 ALWAYS V<double> widen(VHalf v) { return (V<double>)_mm256_cvtps_pd((__m128)v); }
@@ -178,7 +181,7 @@ ALWAYS V<double> widen(VHalf v) { return (V<double>)_mm256_cvtps_pd((__m128)v); 
 ALWAYS V<double> widen(VHalf v) { return __builtin_convertvector(v, V<double>); }
 #endif
 
-// Sums, one float64 a virtual lane.
+// Sums with one float64 for each virtual lane.
 template <class A> struct Sum {
   static constexpr int K = sizeof(A) == 8 ? 1 : 2;
   V<double> at[Lanes<A>::U * K] = {};
@@ -191,7 +194,7 @@ template <class A> struct Sum {
   }
   ALWAYS void add(int u, const V<A>* v) { add(u, (v[0] + v[1]) + (v[2] + v[3])); }
   ALWAYS void lanes(double* out) const { for (int i = 0; i < Lanes<A>::U * K; i++) keep(out + i * Lanes<double>::W, at[i]); }
-  ALWAYS double total() const {                                  // a fixed tree
+  ALWAYS double total() const {                                  // adds up the lanes in a fixed order, as a tree
     double a[Lanes<A>::L]; lanes(a);
     for (int w = Lanes<A>::L / 2; w; w /= 2) for (int i = 0; i < w; i++) a[i] += a[i + w];
     return a[0];

@@ -1,7 +1,8 @@
-"""Train a small causal language model of transformers twice, stock and patched: the same curve, without the logits.
+"""Train a small causal language model of transformers twice, as it is and with `softxent.torch.patch`. The losses are the same, and the
+patched model never holds all of its logits.
 
-The weights are random and the text is the source of Python's standard library, so nothing is downloaded. Each training runs in a process of
-its own, for its peak memory. Run it with the extra `bench`, and transformers:
+The weights are random and the text is the source of Python's standard library, so nothing is downloaded. Each training runs in its own
+process, so that its peak memory can be measured. The script needs the extra `bench`, and transformers:
 
     python examples/finetune_causal_lm.py --steps 20
 """
@@ -41,7 +42,7 @@ def model(classes: int, length: int) -> LlamaForCausalLM:
 
 
 def memory(what: str) -> float:
-    """MiB: "VmRSS", resident now, or "VmHWM", at most so far. Without /proc both are the peak, which here may be the parent process's."""
+    """Return the resident memory ("VmRSS") or its peak ("VmHWM") in MiB. Without /proc both are the peak, or that of the parent."""
     status = Path("/proc/self/status")
     if status.exists():
         return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith(what)) / 2**10
@@ -49,7 +50,7 @@ def memory(what: str) -> float:
 
 
 def train(name: str, ids: Tensor, classes: int, steps: int, batch: int, length: int) -> tuple[list[float], float, float]:
-    """-> losses, seconds, MiB above what was there before the first step."""
+    """Return the losses, the seconds, and the memory beyond that before the first step, in MiB."""
     net = model(classes, length)
     if name == "patched":
         patch(net)

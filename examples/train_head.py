@@ -1,7 +1,7 @@
-"""A language model as a plain nn.Module whose head and loss are one: trained with whole logits and by chunks, the curve is the same, the
-memory is not.
+"""Train a small language model twice, with `F.linear` and `F.cross_entropy`, and with softxent's LinearCrossEntropyLoss, which computes the
+head and the loss in chunks. The losses are the same, and softxent needs less memory.
 
-The text is the source of Python's standard library, so nothing is downloaded. Run it with the extra `bench`:
+The text is the source of Python's standard library, so nothing is downloaded. The script needs the extra `bench`:
 
     python examples/train_head.py --steps 50
 """
@@ -21,7 +21,7 @@ CONTEXT, WIDTH = 3, 64
 
 
 class Model(nn.Module):
-    """Words in, loss out: `head` holds W and knows the labels."""
+    """A model that maps tokens and labels to the loss. `head` is the last layer together with the loss."""
 
     def __init__(self, classes: int, whole: bool):
         super().__init__()

@@ -1,6 +1,7 @@
-"""Train a small language model twice, with torch's cross_entropy and with softxent's: the same curve, in less time.
+"""Train a small language model twice, with torch's cross_entropy and with softxent's. The losses are the same, and softxent takes less
+time.
 
-The text is the source of Python's standard library, so nothing is downloaded. Run it with the extra `bench`:
+The text is the source of Python's standard library, so nothing is downloaded. The script needs the extra `bench`:
 
     python examples/train_text.py --steps 100
 """
@@ -38,7 +39,7 @@ def train(
         logits = net(contexts[pick])
         start = time.perf_counter()
         loss = loss_of(logits, labels[pick])
-        dlogits = torch.autograd.grad(loss, logits)[0]  # loss and gradient alone are timed; the rest of the model is the same
+        dlogits = torch.autograd.grad(loss, logits)[0]  # only the loss and its gradient are timed; the rest of the model is the same
         seconds += time.perf_counter() - start
         optimizer.zero_grad()
         logits.backward(dlogits)

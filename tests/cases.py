@@ -1,8 +1,8 @@
-"""The grid that the laws run over: backend x dtype x shape x options, and the truth of each case from independent hands.
+"""The cases that the tests run on, and the reference results. Cases are the combinations of backend, dtype, shape and options.
 
-Two levels. `problem` is what a kernel takes (z, label, the four numbers of a row, off); `option_cases` is what a user calls
-(labels and keyword options). The references: `exact`, formula.py in more digits than the case has; `composite`, the loss
-written in torch float64 from the definitions alone, its gradient by torch's autograd.
+There are cases on two levels: `problem` returns the arguments of a kernel (z, label, the four numbers of a row, off), and `option_cases`
+those of a public function (labels and keyword options). There are two independent references: `exact` evaluates formula.py with more digits
+than the case has, and `composite` computes the loss from its definition in torch and float64, so that torch's autograd gives the gradient.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from softxent.proof import bounds
 
 BACKENDS = [b.name for b in softxent.backends() if b.available]
 DTYPES = {"f32": np.dtype("float32"), "f64": np.dtype("float64"), "bf16": np.dtype(ml_dtypes.bfloat16), "f16": np.dtype("float16")}
-# rows x classes: one class; less, just and more than a vector of any width, a tile, a block of 4096; several blocks
+# rows x classes: one class; fewer, as many and more classes than a vector of any width, a tile, or a block of 4096; several blocks
 SHAPES = [
     (3, 1), (5, 2), (9, 5), (70, 10), (17, 16), (11, 17), (9, 33), (10, 64), (65, 100), (7, 128), (8, 129), (7, 1000), (3, 4096), (4, 4097),
     (2, 9001), (2, 20000),
 ]  # fmt: skip
-OFFS = ["label", "shared", "dense", "dense_narrow"]  # the truth away from the label: none, one vector, a matrix, a matrix in z's own dtype
+OFFS = ["label", "shared", "dense", "dense_narrow"]  # off: None, a vector, a matrix in the compute type, a matrix in z's dtype
 
 
 def computed(dtype: np.dtype) -> np.dtype:
     return np.dtype("float64" if dtype == np.float64 else "float32")
 
 
-# ---- the kernels' level ----
+# ---- cases for the kernels ----
 
 
 class Problem(NamedTuple):
@@ -53,7 +53,7 @@ class Problem(NamedTuple):
         return Problem(self.z[i], self.label[i], self.truth[:, i], self.off if self.off is None or self.off.ndim == 1 else self.off[i])
 
     def columns(self, k: slice) -> Problem:
-        """The part of a row's problem that one rank has: labels that are not here match no column."""
+        """Return the problem of a shard of the columns. Labels that are not in the shard match no column."""
         return Problem(
             np.ascontiguousarray(self.z[:, k]),
             self.label - k.start,
@@ -63,7 +63,8 @@ class Problem(NamedTuple):
 
 
 def problem(rows: int, classes: int, dtype: np.dtype, off: str = "label", seed: int = 0) -> Problem:
-    """Rows of every kind in turn: flat, wide, sure of the label, sure of another, masked, far from 0 on either side, no label here."""
+    """Return a problem with rows of different kinds, in turn: logits with a small or large spread; nearly all of the probability at the
+    label or at another class; masked classes; logits far above or below 0; a label that matches no column."""
     rng = np.random.default_rng([rows, classes, OFFS.index(off), seed])
     z = rng.standard_normal((rows, classes)) * rng.choice([0.3, 1.0, 6.0], (rows, 1))
     label = rng.integers(0, classes, rows)
@@ -117,7 +118,7 @@ def two_calls(p: Problem, threads: int = 1) -> Answer:
 
 
 def exact(p: Problem) -> Answer:
-    """formula.py with 11 bits more than the case has (float64 for the narrow types: 29 more)."""
+    """Evaluate formula.py with 11 bits more than float64 has, or in float64 for the other dtypes, which is 29 bits more."""
     wide = np.longdouble if p.z.dtype == np.float64 else np.float64
     z, off, (y, r, q, g) = p.z.astype(wide), None if p.off is None else p.off.astype(wide), p.truth.astype(wide)
     with np.errstate(invalid="ignore"):
@@ -126,12 +127,12 @@ def exact(p: Problem) -> Answer:
 
 
 def allowed(p: Problem) -> tuple[np.ndarray, np.ndarray]:
-    """-> the derived bounds of the loss [R] and the gradient [R, C]."""
+    """Return the derived bounds of the errors of the loss [R] and the gradient [R, C]."""
     return bounds.row_bounds(*p)
 
 
 def within(got: np.ndarray, want: np.ndarray, bound: np.ndarray, what: str = "") -> None:
-    """|got - want| <= bound; where the true value is NaN or infinite, equal."""
+    """Assert |got - want| <= bound, and equality where the exact value is NaN or infinite."""
     got, want = np.asarray(got).astype(np.longdouble), np.asarray(want).astype(np.longdouble)
     real = np.isfinite(want)
     np.testing.assert_array_equal(got[~real], want[~real], err_msg=what)
@@ -150,21 +151,21 @@ def merged(parts: list[np.ndarray]) -> np.ndarray:
 
 
 def cuts_of(edges, classes: int) -> list[slice]:
-    """The columns cut at these edges, empty parts left out."""
+    """Return slices that split the columns at these edges, without empty slices."""
     return [slice(a, b) for a, b in pairwise([0, *sorted(int(e) for e in edges), classes]) if b > a]
 
 
-# ---- the user's level ----
+# ---- cases for the public functions ----
 
 
 def probabilities(rng, rows: int, classes: int) -> np.ndarray:
-    """Soft targets of any mass, some classes 0."""
+    """Return probabilities as labels whose sums differ from 1, with 0 for some classes."""
     u = rng.random((rows, classes)) * rng.choice([0, 1], (rows, classes), p=[0.3, 0.7])
     return u / classes * 2
 
 
 def option_cases(rng, rows: int, classes: int) -> dict[str, tuple[np.ndarray, dict[str, Any]]]:
-    """name -> labels, options: each option alone, and all of them together."""
+    """Return name -> (labels, options), for each option alone and for all of them together."""
     label = rng.integers(0, classes, rows)
     ignored = np.where(np.arange(rows) % 3 == 1, -100, label)
     soft, w, s = probabilities(rng, rows, classes), rng.random(classes) + 0.2, rng.random(rows) + 0.1
@@ -191,7 +192,7 @@ OPTIONS = list(option_cases(np.random.default_rng(0), 3, 4))
 
 
 def random_options(rng, rows: int, classes: int) -> tuple[np.ndarray, dict[str, Any]]:
-    """Any combination of all options."""
+    """Return labels and a random combination of all options."""
     options: dict[str, Any] = {}
     if rng.random() < 0.35:
         labels = probabilities(rng, rows, classes)
@@ -209,16 +210,16 @@ def random_options(rng, rows: int, classes: int) -> tuple[np.ndarray, dict[str, 
 
 
 class Composite(NamedTuple):
-    loss: torch.Tensor  # as reduced
-    rows: torch.Tensor  # [R]
-    seen: torch.Tensor  # [R, C] the logits that the softmax sees
-    y: torch.Tensor  # [R, C] the truth, whole
+    loss: torch.Tensor  # the reduced loss
+    rows: torch.Tensor  # [R] the losses of the rows
+    seen: torch.Tensor  # [R, C] the logits after softcap and temperature
+    y: torch.Tensor  # [R, C] the truth at every class
     zl: torch.Tensor  # [R] the z-loss coefficient of the row
-    scale: float  # of the reduction
+    scale: float  # the factor of the reduction
 
 
 def tanh(x: torch.Tensor) -> torch.Tensor:
-    """torch's own loses its derivative, 1 - tanh^2, where it is near 0; the other form has none at 0."""
+    """tanh with an accurate derivative. That of torch's tanh, 1 - tanh^2, cancels for large |x|; the other form has no derivative at 0."""
     return torch.where(x.abs() < 0.1, torch.tanh(x), x.sign() * (1 - 2 / (torch.exp(2 * x.abs()) + 1)))
 
 
@@ -226,7 +227,7 @@ def composite(
     z: torch.Tensor, labels: np.ndarray, class_weight=None, label_smoothing=0.0, ignore_index=-100, sample_weight=None, reduction="mean",
     z_loss=0.0, temperature=1.0, softcap=None,
 ) -> Composite:  # fmt: skip
-    """The loss from the definitions, in float64: -sum y log softmax + L lse^2, y written out whole; z [R, C]."""
+    """Compute the loss from its definition, -sum y log softmax + L lse^2, in float64, with the truth y at every class; z [R, C]."""
     rows, classes = z.shape
     seen = (z if softcap is None else softcap * tanh(z / softcap)) / temperature
     w = torch.ones(classes, dtype=z.dtype) if class_weight is None else torch.as_tensor(class_weight, dtype=z.dtype)
@@ -245,7 +246,7 @@ def composite(
     return Composite(reduced, loss, seen, y, z_loss * live * sample, scale)
 
 
-# ---- processes of their own ----
+# ---- separate processes ----
 
 HERE, SRC = os.path.dirname(__file__), os.path.dirname(os.path.dirname(softxent.__file__))
 
@@ -255,14 +256,14 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def python(code: str, timeout: float = 120, **env: str) -> str:
-    """What a fresh interpreter prints; it must end well, and in time."""
+    """Run code in a new interpreter and return what it prints. It must succeed within the timeout."""
     done = subprocess.run([sys.executable, "-c", code], env=environment(**env), capture_output=True, text=True, timeout=timeout)
     assert done.returncode == 0, f"exit status {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
 
 def digest(threads: int = 1) -> str:
-    """One hash of everything that the kernels compute over the grid."""
+    """Return a hash of all results of the kernels for all cases."""
     h = hashlib.sha256()
     for dtype in DTYPES.values():
         for shape in SHAPES:
@@ -274,7 +275,7 @@ def digest(threads: int = 1) -> str:
 
 
 def command(arguments: list[str], capsys: Any) -> tuple[int, str, str]:
-    """The command `softxent`: its exit code, its output without colours, its errors."""
+    """Run the command `softxent` and return its exit code, its output without colors, and its error output."""
     from softxent.cli import main
 
     with pytest.raises(SystemExit) as end:

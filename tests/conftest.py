@@ -1,4 +1,4 @@
-"""Every law runs on every backend: a test that takes `backend` runs once on each."""
+"""The settings of the test suite. A test with the argument `backend` runs once on each backend."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def rng():
 
 @pytest.fixture(autouse=True)
 def threads():
-    """Tests start with the threads that the suite started with, and may change them."""
+    """Restore the number of threads after each test."""
     before = softxent.get_num_threads()
     yield
     softxent.set_num_threads(before)

@@ -1,4 +1,7 @@
-"""Every small way to break a line of the derivation: a sign, a term, a factor, an index, a name, a number, the range of a sum."""
+"""Small changes of a line of the derivation: of a sign, a term, a factor, an index, a name, a number, or the range of a sum.
+
+test_proof.py checks that each change that makes a line false is refused.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from softxent.proof.expr import RANGES, E, letters, walk
 
 
 def _here(e: E, scope: set[str]) -> Iterator[tuple[str, E]]:
-    """(kind, mutant) for each way to break the top node of e."""
+    """Yield (kind, changed expression) for each change of the top node of e."""
     o, a = e.op, e.args
     if o in "+-":
         yield "flipped sign", E("-" if o == "+" else "+", a)
@@ -51,12 +54,12 @@ def mutants(e: E, scope: set[str]) -> Iterator[tuple[str, E]]:
         if isinstance(child, E):
             inner = scope | ({e.args[0]} if e.op == "sum" else set())
             for kind, m in mutants(child, inner):
-                if not (e.op == "D" and n == 1 and m.op != "at"):  # d/dx: only another x makes sense
+                if not (e.op == "D" and n == 1 and m.op != "at"):  # the variable of a derivative must be an entry of a vector
                     yield kind, replace(e, args=(*e.args[:n], m, *e.args[n + 1 :]))
 
 
 def mutated(derivation: Derivation) -> Iterator[tuple[int, str, Derivation]]:
-    """(line, kind, the derivation with that line broken) for every break of every line."""
+    """Yield (line, kind, changed derivation) for every change of every line."""
     scope = {i for line in derivation.lines for i in letters(line)}
     for n, step in enumerate(derivation.steps):
         for kind, m in dict.fromkeys(mutants(step.expr, scope)):

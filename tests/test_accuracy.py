@@ -1,7 +1,7 @@
-"""Accuracy in ULP (units in the last place) of the true value, which mpmath gives; the peers' failures, as facts.
+"""The accuracy of the results in ULP (units in the last place) of the exact value, and examples in which other libraries lose accuracy.
 
-Where C is large, mpmath (10 us an exponential) gives way to the same sums in long double: 11 bits more than float64 leave an error of
-C / 2^64 < 1e-14, a ten-millionth of a float32 ULP; `test_the_reference_is_right` holds the two against each other.
+The exact values come from long double, which has 11 bits more than float64, so that their error is C / 2^64 < 1e-14, a ten-millionth of a
+float32 ULP. mpmath would take 10 us for each exponential; `test_the_reference_is_right` compares long double with it for small C.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ GAPS = (1, 2, 5, 10, 15, 20, 30, 50, 70, 80, 100)
 
 
 def truth(z, t):
-    """-> loss [R], gradient [R, C] of rows z with labels t, in long double; nothing is subtracted that cancels."""
+    """Return the loss [R] and the gradient [R, C] of rows z with labels t, in long double and without cancellation."""
     x, rows = z.astype(wide), np.arange(len(z))
-    e = np.exp(x - x[rows, t][:, None])  # no overflow: a long double reaches e^11356
+    e = np.exp(x - x[rows, t][:, None])  # does not overflow, because the largest long double is e^11356
     e[rows, t] = 0
     odds = e.sum(axis=1)
     dz = e / (1 + odds)[:, None]
@@ -43,7 +43,10 @@ def truth_by_mpmath(z, t):
 
 
 def ulps(got, want, dtype, subnormal=False):
-    """The error in units in the last place of `want`, as a number of this dtype: of its normal ones, or as if they went on for ever."""
+    """Return the largest error in units in the last place of `want` in this dtype.
+
+    Values below the normal numbers are left out or, with `subnormal`, measured as if the dtype had no smallest exponent.
+    """
     got, want = np.asarray(got).astype(wide), np.asarray(want).astype(wide)
     size = np.abs(want)
     ulp = 2 * wide(bounds.UNIT[dtype.name]) * 2.0 ** np.floor(np.log2(np.where(size == 0, 1, size)))
@@ -56,7 +59,7 @@ def repr_of(x):
 
 
 def check(z, t, loss_ulp, grad_ulp, want=None):
-    """Upstream 1 and reduction "none": the loss in ULPs of the type computed in, the gradient in ULPs of the logits' type."""
+    """Check the loss, in ULPs of the compute type, and the gradient, in ULPs of the logits' dtype, with reduction "none"."""
     loss, dz = softxent.cross_entropy_and_grad(z, t, reduction="none")
     want_loss, want_dz = truth(z, t) if want is None else want
     off, bent = ulps(loss, want_loss, computed(z.dtype), subnormal=True), ulps(dz, want_dz, z.dtype)
@@ -64,7 +67,10 @@ def check(z, t, loss_ulp, grad_ulp, want=None):
 
 
 def with_gap(rng, gap, rows, classes, dtype, step=0.0, offset=0.0):
-    """The label `gap` above the largest other; on a lattice of `step` below an offset where that is exact."""
+    """Return logits whose label is `gap` above the largest other class, and the labels.
+
+    With `step`, the logits are multiples of it before the offset is added, so that the sum is exact.
+    """
     z = rng.standard_normal((rows, classes))
     t = rng.integers(0, classes, rows)
     z[np.arange(rows), t] = -np.inf
@@ -75,8 +81,8 @@ def with_gap(rng, gap, rows, classes, dtype, step=0.0, offset=0.0):
 
 
 def limits(backend, dtype, reach, classes):
-    """ULPs of loss and gradient. In float64 the formula rounds z - m, which at a distance of `reach` costs reach ULP; the kernel rounds
-    only the distance between blocks of 4096 columns."""
+    """Return the allowed ULPs of loss and gradient. In float64 the formula rounds z - m, which costs `reach` ULP at a distance of `reach`.
+    The kernel only rounds the distance between blocks of 4096 columns."""
     if dtype == F32:
         return 2, 4
     if backend == "cpu":
@@ -118,7 +124,7 @@ def test_a_row_against_mpmath(backend, gap, rng):
 )
 @pytest.mark.parametrize("gap", (1, 16, 80))
 def test_every_digit_under_an_offset(backend, gap, dtype, offset, step, rng):
-    """Logits that the offset leaves exact: what is far from 0 is as accurate as what is near."""
+    """Logits that stay exact with a large offset give results with the same accuracy as logits near 0."""
     for classes in (3, 50, 1000, 5000):
         z, t = with_gap(rng, gap, 12, classes, dtype, step, offset)
         assert (z.astype(wide) - offset == np.round((z.astype(wide) - offset) / step) * step).all() and np.abs(z).max() >= abs(offset) / 2
@@ -128,7 +134,7 @@ def test_every_digit_under_an_offset(backend, gap, dtype, offset, step, rng):
 @pytest.mark.parametrize("dtype", (F32, F64), ids=str)
 @pytest.mark.parametrize("classes", (2, 64, 1000, 4097, 128_256))
 def test_every_digit_of_every_kind_of_row(backend, classes, dtype, rng):
-    """Flat, wide, uniform, a label in the crowd, rows of one value (whose errors all point the same way)."""
+    """Rows with a small or large spread, uniform rows, a label of average size, and equal values, whose errors have the same sign."""
     x = rng.standard_normal((9, classes))
     x[1] *= 8
     x[2] = 0
@@ -159,7 +165,7 @@ def test_narrow_types_are_the_float32_result_rounded_once(backend, dtype, rng):
         ):
             loss, dz = softxent.cross_entropy_and_grad(z, labels, reduction="none", upstream=1.5, **options)
             loss32, dz32 = softxent.cross_entropy_and_grad(z.astype(F32), labels, reduction="none", upstream=1.5, **options)
-            # the last bits of float32 differ: the kernel adds 16-bit columns in another order, the formula computes in float64
+            # the last bits of float32 may differ: the kernel adds 16-bit columns in another order, and the formula computes in float64
             assert (dz != dz32.astype(dtype)).mean() < 2e-3
             np.testing.assert_allclose(loss, loss32, rtol=2 * bounds.loss_bound(F32, classes))
 
@@ -177,12 +183,12 @@ def test_where_the_peers_fail(backend):
     sure = np.array([[20.0, 0, 0]], F32)
     loss, dz = softxent.cross_entropy_and_grad(sure, [0])
     assert loss == pytest.approx(2 * np.exp(-20.0), rel=2e-7) and dz[0, 0] == pytest.approx(-2 * np.exp(-20.0), rel=4e-7)
-    assert torch.nn.functional.cross_entropy(torch.tensor(sure), torch.tensor([0])) == 0  # a peer's float32, as a witness
+    assert torch.nn.functional.cross_entropy(torch.tensor(sure), torch.tensor([0])) == 0  # PyTorch loses all digits in float32
 
 
 @pytest.mark.parametrize("dtype", (F32, F64), ids=str)
 def test_a_saturated_softcap_keeps_its_slope(backend, dtype):
-    """At z = 8c the slope is 4.5e-7, which 1 - tanh^2 has lost in float32; at 18c it has in float64."""
+    """At z = 8c the slope is 4.5e-7, which 1 - tanh^2 cannot represent in float32; at z = 18c, not even in float64."""
     for at in (2.0, 8.0, 18.0):
         z = np.array([[at, 0.5, -at]], dtype)
         _, dz = softxent.cross_entropy_and_grad(z, [1], softcap=1.0)
@@ -192,7 +198,7 @@ def test_a_saturated_softcap_keeps_its_slope(backend, dtype):
 
 
 def test_soft_targets_keep_their_digits_where_the_row_is_sure(backend, rng):
-    """All of the truth at one class, said as probabilities: the same loss and gradient as by its index."""
+    """Probabilities that are 1 at one class give the loss and gradient of its index, with all digits."""
     for gap in (5, 20, 60):
         z, t = with_gap(rng, gap, 8, 50, F32)
         soft = np.eye(50)[t]

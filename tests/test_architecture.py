@@ -1,4 +1,4 @@
-"""The hourglass: which file may know what, what an import loads, and that nothing is missing in silence."""
+"""The architecture: which file may import which, what an import loads, and that a missing kernel is reported."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ OPTIONS = (
 
 
 def imports(path: pathlib.Path) -> set[str]:
-    """The modules of softxent that a file imports when it is loaded, by name; of others, the first part of theirs."""
+    """Return the names of the modules of softxent that a file imports when it is loaded, and the first part of the names of others."""
     inside = path.relative_to(PACKAGE).parts[:-1]
     found = set()
     tree = ast.parse(path.read_text())
@@ -70,7 +70,7 @@ def imports(path: pathlib.Path) -> set[str]:
     return found
 
 
-MAY = {  # what each file of the core may import of the package
+MAY = {  # the modules of softxent that each file of the core may import
     "partials.py": set(),
     "formula.py": {"partials"},
     "contract.py": {"partials"},
@@ -109,14 +109,14 @@ def test_every_file_of_the_core_has_its_place():
         "sklearn.py",
         "boosting.py",
         "distributed.py",
-    }  # on top: nothing imports them
+    }  # no file of the core imports these
     assert files - ends <= set(MAY), f"say what {files - ends - set(MAY)} may import"
     imported = {name.split(".")[0] for file in MAY if (PACKAGE / file).exists() for name in imports(PACKAGE / file)}
     assert not imported & {"cli", "jax", "sklearn", "boosting", "distributed", "proof", "demo", "bench"}
 
 
 def test_every_kernel_is_under_the_waist():
-    """A new backend is held to the same: no truth, no contract, no loss."""
+    """No backend, including new ones, imports truth.py, contract.py or a front end."""
     for path in (PACKAGE / "kernels").glob("*.py"):
         names = {n.split(".")[0] for n in imports(path)}
         assert not names & {"truth", "contract", "loss", "linear"}, f"{path.name} looks up"
@@ -132,10 +132,10 @@ BELOW = sorted([*(PACKAGE / "kernels").glob("*.py"), PACKAGE / "formula.py", PAC
 
 @pytest.mark.parametrize("path", BELOW, ids=lambda p: p.name)
 def test_options_die_at_the_door(path):
-    """No file below truth.py says the name of an option: they are y, r, off, q and g there.
+    """No file below truth.py contains the name of an option; there the options are y, r, off, q and g.
 
-    Let through where they are the waist's own: `ignore_index` is an argument of first_outside, which finds a bad label for the door;
-    `upstream` and `reduction` explain g.
+    Exceptions: `ignore_index` is an argument of first_outside, which searches for labels out of range, and `upstream` and `reduction` occur
+    in the description of g.
     """
     allowed = {"ignore_index", "upstream", "reduction"}
     found = {w: line for w, line in mentions(path, OPTIONS).items() if w not in allowed}
@@ -148,7 +148,7 @@ def test_options_die_at_the_door(path):
 
 
 def test_what_an_option_means_is_in_truth_alone():
-    """Above it the front ends only hand their arguments on: none computes with one."""
+    """The front ends only pass the options on. None of them computes with one."""
     for file in ("loss.py", "linear.py", "sweep.py", "probabilities.py"):
         tree = ast.parse((PACKAGE / file).read_text())
         names = {"label_smoothing", "class_weight", "sample_weight", "z_loss", "temperature", "softcap", "upstream"}
@@ -174,7 +174,7 @@ def test_import_loads_numpy_and_no_framework():
 
 
 def test_import_is_quick():
-    """Less than 0.2 s beyond NumPy's own import: the median of five fresh interpreters."""
+    """The import takes less than 0.2 s in addition to that of NumPy: the median of five new interpreters."""
     code = "import time; import numpy; t = time.perf_counter(); import softxent; print(time.perf_counter() - t)"
     assert statistics.median(float(python(code)) for _ in range(5)) < 0.2
 
@@ -193,11 +193,11 @@ print(signal.getsignal(signal.SIGINT) is interrupt)
     assert python(code) == "True True\nTrue\n"
 
 
-# ---- nothing is missing in silence ----
+# ---- a missing kernel is reported ----
 
 
 def test_the_compiled_kernel_is_there():
-    """The tests run over the backends that there are: without the kernel they would test the formula alone, and pass."""
+    """The other tests run on the backends that are available. Without the kernel they would test the formula only, and pass."""
     assert BACKENDS == ["cpu", "formula"], softxent.backends()
 
 

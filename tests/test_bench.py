@@ -1,9 +1,10 @@
-"""The benchmark runs from end to end, its peers compute what the layer computes, and the README's table comes from its numbers."""
+"""The benchmark runs as a whole, its contenders compute the same results, and the table of the README comes from the recorded results."""
 
 import importlib
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,9 @@ from cases import command
 import softxent.torch
 from softxent import bench
 from softxent.bench import contenders, gpu, linear, measure, report
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "bench/results"
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +31,7 @@ def test_a_run_writes_times_tables_and_a_plot(results):
     assert found["notes"] == []
     assert found["machine"]["backend"].startswith("cpu")
     times = [r for r in found["records"] if r["kind"] == "times" and not r["isa"]]
-    assert len(times) == 2 * (2 * 2 + 2)  # threads x (shapes x dtypes + the tiny calls)
+    assert len(times) == 2 * (2 * 2 + 2)  # threads x (shapes x dtypes + the very small matrices)
     for r in times:
         assert {"memcpy", "fused", "forward", "backward", "torch", "softxent.torch"} <= r["seconds"].keys()
         assert ("sklearn" in r["seconds"]) == (r["dtype"] == "f32")
@@ -37,17 +41,43 @@ def test_a_run_writes_times_tables_and_a_plot(results):
     assert (results / "bench.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_readme_takes_its_table_from_the_results_and_stays(results, tmp_path):
+def test_readme_takes_its_table_from_the_results_and_stays(tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
     pages = []
     for _ in range(2):
-        command = [sys.executable, "-m", "softxent.bench", "--output", results, "readme", "--readme", readme]
+        command = [sys.executable, "-m", "softxent.bench", "--output", RESULTS, "readme", "--readme", readme]
         subprocess.run(command, check=True)
         pages.append(readme.read_text())
     assert pages[0] == pages[1]
     assert pages[0].startswith("before\n") and pages[0].endswith("\nafter\n") and "old" not in pages[0]
-    assert report.summary(json.loads((results / "bench.json").read_text())) in pages[0]
+    rows = [line for line in pages[0].splitlines() if line.startswith("| `")]
+    assert len(rows) == 6 and rows[-1].startswith("| `softxent.torch.linear_cross_entropy` | [2048, 50257], D = 768 | f32 | ")
+
+
+def test_the_readme_has_the_table_of_the_recorded_results(tmp_path):
+    """It has at most six rows, and at least one ratio to compiled PyTorch is below 1, so that an unfavorable result is shown too."""
+    readme = tmp_path / "README.md"
+    readme.write_text((ROOT / "README.md").read_text())
+    report.into_readme(RESULTS / "bench.json", readme)
+    assert readme.read_text() == (ROOT / "README.md").read_text(), "run python -m softxent.bench readme"
+    table = readme.read_text().split(report.BEGIN)[1].split(report.END)[0]
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| `")]
+    assert 0 < len(rows) <= 6
+    assert any(float(x) < 1 for row in rows for x in row[5].split(" / ") if x != "-")
+
+
+def test_a_cell_of_the_readme_is_a_peer_s_time_over_ours():
+    seconds = {"fused": [1.0, 2.0], "torch": [4.0, 8.0], "memcpy": [0.5, 1.0]}
+    record = {"kind": "times", "shape": [1024, 32000], "dtype": "f32", "threads": 1, "isa": "", "seconds": seconds, "failed": {}}
+    found = report.readme_table({"machine": report.machine(), "repeats": 2, "records": [record]}, None)
+    assert "| `cross_entropy_and_grad` | [1024, 32000] | f32 | 4 | - | - | - | 0.5 |" in found and "linear" not in found
+
+
+def test_results_without_a_row_of_the_readme_are_refused(results, tmp_path):
+    (tmp_path / "README.md").write_text(f"{report.BEGIN}\n{report.END}")
+    with pytest.raises(ValueError, match=r"^bench: the results must hold a row of the README such as \[1024, 32000\] f32; got none"):
+        report.into_readme(results / "bench.json", tmp_path / "README.md")
 
 
 def test_readme_without_markers_is_left_alone(results, tmp_path):
@@ -123,8 +153,8 @@ def test_memory_of_a_call_is_what_it_needs_beyond_its_output():
     (record,) = bench._work(bench.Job("memory", 1, [(512, 8000)], ["f32"], 1, True))
     logits = 512 * 8000 * 4
     assert record["extra"]["fused"] < logits / 8
-    assert record["extra"]["numpy"] < logits / 8  # written in place
-    assert 1.5 * logits < record["extra"]["torch"] < 3 * logits  # keeps log_softmax, and makes its gradient before that of the logits
+    assert record["extra"]["numpy"] < logits / 8  # works in place
+    assert 1.5 * logits < record["extra"]["torch"] < 3 * logits  # keeps log_softmax and its gradient
 
 
 @pytest.mark.parametrize(
@@ -143,7 +173,7 @@ def test_what_cannot_be_read_is_an_error(shapes, dtypes, threads, repeats, argum
 
 
 def test_the_gpu_bench_runs_on_what_there_is(tmp_path):
-    """Here under Triton's interpreter, on CPU tensors: the figures mean nothing, the contenders and the table are the real ones."""
+    """Without a GPU it runs in Triton's interpreter on CPU tensors, with the same contenders and table but meaningless times."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with softxent.torch.use_backend("triton"):
         record = gpu.measure((16, 10), "bf16", device, 2, quick=True)

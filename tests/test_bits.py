@@ -1,4 +1,4 @@
-"""A row's result depends on the row alone, to the last bit: not on the call, the threads, the batch, the memory or the processor."""
+"""The result of a row has the same bits for any function, number of threads, batch, place in memory and instruction set."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MORE = [
     (1, 40000),
     (3, 30001),
     (5, 9001),
-]  # tiles' edges; one long row
+]  # the limits of tiles; one long row
 THREADS = (2, 5)
 
 
@@ -33,7 +33,7 @@ def problems(dtype, off):
 
 
 def same(got, want, what):
-    """The same bits, NaN included; says where they first differ."""
+    """Assert that the results have the same bits, also for NaN. The message says where they differ first."""
     for name, ours, theirs in zip(("result", "parts", "gradient"), got, want, strict=True):
         a, b = (np.ascontiguousarray(x).view(f"u{x.dtype.itemsize}") for x in (ours, theirs))
         assert (a == b).all(), (
@@ -61,14 +61,14 @@ def test_any_number_of_threads(backend, dtype, off):
 @each_dtype
 @pytest.mark.parametrize("threads", (1, *THREADS))
 def test_large_matrices(backend, dtype, threads, rng):
-    """Enough rows for every thread to come more than once; and more than 48 MB, where the gradient goes past the caches."""
+    """There are several parts for each thread. Above 48 MB, the gradient is written past the caches."""
     past = [(410, 124_013 // dtype.itemsize)] if backend == "cpu" else []  # 50.8 MB
     for rows, classes in [(30_000, 10), (700, 1003), *past]:
         z = np.tile(rng.standard_normal((10, classes), dtype=np.float32).astype(dtype), (rows // 10, 1))
         p = Problem(z, rng.integers(0, classes, rows), np.array([[1.0], [0.0], [0.0], [0.5]]), None)
         got = fused(p, threads)
         same(two_calls(p, threads), got, (rows, classes))
-        apart = np.full((rows, classes + 5), 7, dtype)  # rows at every alignment, with a space between that is not theirs
+        apart = np.full((rows, classes + 5), 7, dtype)  # rows at every alignment, with gaps between them that must not be written
         same(fused(p, threads, out=apart[:, 2:-3]), got, (rows, classes))
         assert (apart[:, [0, 1, -3, -2, -1]] == 7).all(), "written beyond a row"
         some = np.sort(rng.choice(rows, 40, replace=False))
@@ -79,7 +79,7 @@ def test_large_matrices(backend, dtype, threads, rng):
 @each_off
 @each_dtype
 def test_any_batch(backend, dtype, off, rng):
-    """Rows alone, rows in two halves, rows in another order: whichever lane or tile they fall into."""
+    """Single rows, parts of the rows, and rows in another order, so that they are computed in other lanes and tiles."""
     for p in problems(dtype, off):
         rows, want = len(p.z), fused(p)
         order = rng.permutation(rows)
@@ -91,7 +91,7 @@ def test_any_batch(backend, dtype, off, rng):
 
 @each_dtype
 def test_any_place_in_memory(backend, dtype):
-    """Every alignment of the logits and of the gradient, rows apart, and the gradient in place of the logits."""
+    """Every alignment of the logits and the gradient, rows with gaps between them, and the gradient in place of the logits."""
     for classes in (1, 2, 5, 10, 16, 17, 33, 64, 100, 128, 129, 1000, 1003, 9001):
         p = problem(9, classes, dtype, "shared")
         want = fused(p)
@@ -134,7 +134,7 @@ def test_one_number_for_all_rows_is_that_number_for_each(backend, dtype):
 
 @each_dtype
 def test_a_power_of_two_upstream_scales_the_gradient_exactly(backend, dtype):
-    """However large or small, as long as the gradient itself is a number of its type."""
+    """This holds for any power for which the gradient is a normal number of its dtype."""
     for off in OFFS:
         for classes in (10, 100, 5000):
             p = problem(9, classes, dtype, off)
@@ -149,7 +149,7 @@ def test_a_power_of_two_upstream_scales_the_gradient_exactly(backend, dtype):
 
 @pytest.mark.parametrize("threads", (1, *THREADS))
 def test_the_whole_layer(backend, threads, rng):
-    """Through the front door: the quick way of the common call, in place, with threads, row by row."""
+    """The public functions: the most frequent call, which is handled separately, in place, with threads, and row by row."""
     softxent.set_num_threads(threads)
     for rows, classes in ((7, 10), (40, 1000), (3, 20000)):
         for dtype in (np.float32, np.float64):
@@ -171,7 +171,7 @@ HASH = "import cases, softxent; from softxent.kernels import cpu; print(cpu.isa(
 
 
 def isas() -> list[str]:
-    """The instruction sets that the kernel has and this machine can run."""
+    """Return the instruction sets of the kernel that this machine supports."""
     if platform.machine() not in ("x86_64", "AMD64"):
         return ["generic"]
     with open("/proc/cpuinfo") as f:
@@ -187,6 +187,3 @@ def test_any_instruction_set(isa):
     name, got = python(HASH, SOFTXENT_ISA=isa).split()
     assert name == isa
     assert got == want, f"{isa} gives other bits than {kernels.cpu.isa()}"
-
-
-# Another architecture (aarch64 under qemu) compares with the same digest: place its test here.

@@ -1,9 +1,10 @@
-"""The bounds of proof/bounds.py: a search finds no row beyond them, and rows that come near; a worse kernel is beyond them.
+"""The rounding bounds of proof/bounds.py: a search finds no row whose error exceeds them, and rows whose error comes close to them. Kernels
+that are less accurate exceed them.
 
-The search climbs: rows of every kind, changed at random, the best for each target kept. A target is the loss, the label's entry of the
-gradient, the same where the row is sure of its label, another entry, or the sum of exponentials; what is maximised is |error| / bound. The
-reference is the formula in long double (float64 for the narrow types); mpmath computes the rows that the search ends with again, from the
-definitions.
+The search changes rows of different kinds at random and keeps the rows with the largest |error| / bound for each target. The targets are
+the loss, the gradient at the label, the gradient at the label if it has nearly all of the probability, the gradient at another class, and
+the sum of exponentials. The reference is formula.py in long double (float64 for the other dtypes). For the rows that the search ends with,
+mpmath computes the results again from the definitions.
 """
 
 from __future__ import annotations
@@ -33,12 +34,12 @@ each_dtype = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 
 
 def first(rng: np.random.Generator, rows: int, classes: int, dtype: np.dtype) -> Problem:
-    """Rows of every kind in turn, with a truth of every kind in turn: 60 are all of them."""
+    """Return rows of different kinds with truths of different kinds, in turn. 60 rows have all combinations."""
     i, z = np.arange(rows), rng.standard_normal((rows, classes))
-    label = np.where(i % 10 == 9, -1, rng.integers(0, classes, rows))  # -1: of another shard
+    label = np.where(i % 10 == 9, -1, rng.integers(0, classes, rows))  # -1 matches no column
     up, above = np.zeros((2, rows, classes))
     up[i, label] = rng.uniform(0, 90, rows)
-    above[i, label] = 18 + np.log(classes) + rng.uniform(0, 2, rows)  # sure of its label
+    above[i, label] = 18 + np.log(classes) + rng.uniform(0, 2, rows)  # the label has nearly all of the probability
     subnormal = np.where(up > 0, np.where(i % 2, 745, 103)[:, None] * rng.uniform(0.9, 1, (rows, 1)), 0)
     shift = {"float16": 3e4}.get(dtype.name, 1e8) * (-1.0) ** i
     kinds = (
@@ -48,16 +49,16 @@ def first(rng: np.random.Generator, rows: int, classes: int, dtype: np.dtype) ->
     z = np.choose((i % 12)[:, None], kinds).astype(dtype)
     y, r, q, g = rng.random(rows), rng.random(rows), 0.1 * rng.random(rows), rng.uniform(-3, 3, rows)
     g[rng.random(rows) < 0.1] = 1e-40
-    truths = [1, 0, 0, 1], [0.9, 0.1, 0, 1], [0, 1, 0, 1], [1, 0, 0.02, 1]  # plain, smoothed, soft, z-loss; and all at once
+    truths = [1, 0, 0, 1], [0.9, 0.1, 0, 1], [0, 1, 0, 1], [1, 0, 0.02, 1]  # a label, smoothing, probabilities, z-loss; below, all together
     truth = np.choose(i // 12 % 5, [*(np.array([t]).T for t in truths), np.array([y, r, q, g])])
-    truth[0, label < 0] = 0  # or its loss would be infinite
+    truth[0, label < 0] = 0  # otherwise the loss would be infinite
     off = np.where(rng.random(z.shape) < 0.8, rng.random(z.shape) / classes, 0)
     off[i // 12 % 5 == 1] = 1 / classes
     return Problem(z, label, truth, off.astype(computed(dtype)))
 
 
 def varied(rng: np.random.Generator, p: Problem) -> Problem:
-    """Each row changed: last digits, some entries, the scale, the label's distance, the truth."""
+    """Change each row at random: the last digits, some entries, the scale, the distance of the label, or the truth."""
     z, off, truth = p.z.astype(float), p.off.astype(float), p.truth.copy()
     rows, classes = z.shape
     i, how = np.arange(rows), rng.integers(0, 5, rows)
@@ -127,15 +128,15 @@ def test_no_row_is_beyond_its_bounds(backend, dtype, classes):
 @each_classes
 @each_dtype
 def test_rows_reach_a_hundredth_of_each_bound(dtype, classes):
-    """On the worse backend: the bound has to hold on both."""
+    """At least one backend comes as close; the bound has to hold for both."""
     ratio = np.max([search(backend, dtype, classes).ratio for backend in BACKENDS], axis=0)
     vacuous = [target for target, x in zip(TARGETS, ratio, strict=True) if x < 0.01]
-    assert vacuous == (["sure"] if classes == 1 else []), ratio  # one class: miss is 0, exactly
+    assert vacuous == (["sure"] if classes == 1 else []), ratio  # with one class, miss is exactly 0
 
 
 def by_definition(p: Problem, i: int) -> tuple[Any, list[Any]]:
-    """Loss and gradient of the row i, by mpmath; the label has a column or no weight."""
-    with mpmath.workdps(700):  # so many that 1 - yhat keeps its digits
+    """Compute the loss and gradient of the row i by mpmath. The label must match a column or have no weight."""
+    with mpmath.workdps(700):  # enough digits for 1 - yhat
         z, off = ([mpmath.mpf(float(v)) for v in x[i]] for x in (p.z, p.off))
         y, r, q, g = (mpmath.mpf(float(v)) for v in p.truth[:, i])
         truth = [r * o + (y if k == p.label[i] else 0) for k, o in enumerate(off)]
@@ -149,7 +150,7 @@ def by_definition(p: Problem, i: int) -> tuple[Any, list[Any]]:
 @pytest.mark.parametrize("classes", [2, 3, 10, 65])
 @each_dtype
 def test_the_worst_rows_are_as_bad_by_the_definitions(backend, dtype, classes):
-    """What the search believed of its worst rows, in 700 digits and without formula.py."""
+    """The errors of the rows with the largest errors are confirmed with 700 digits and without formula.py."""
     found = search(backend, dtype, classes)
     with softxent.use_backend(backend):
         got, (loss, dz) = fused(found.rows), allowed(found.rows)
@@ -189,7 +190,7 @@ def test_bounds_of_finite_rows_are_finite_and_the_gradient_s_grow_with_upstream(
 # ---- a worse kernel ----
 
 EXPS, F32, F64, BOTH = "xp.exp(rest - shift).sum(axis=1)", ("f32",), ("f64",), ("f32", "f64")
-WORSE = {  # what is written in formula.py or partials.py, what a worse kernel does, the types for which that is too much, classes
+WORSE = {  # code of formula.py or partials.py, its replacement by less accurate code, the dtypes for which it exceeds the bounds, classes
     "exponentials in bfloat16": (EXPS, "xp.exp(rest - shift).astype(__import__('ml_dtypes').bfloat16).astype(float).sum(axis=1)", F32, 10),
     "8u more": (EXPS, "(xp.exp(rest - shift) * (1 + 8 * 2.0**-24)).sum(axis=1)", F32, 10),
     "exponentials in float32": (EXPS, "xp.exp(rest - shift).astype(np.float32).astype(float).sum(axis=1)", F64, 10),

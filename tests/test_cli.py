@@ -1,4 +1,4 @@
-"""The command `softxent`: the demo from end to end, its helps, and what it says without its extra."""
+"""The command `softxent`: the demonstration as a whole, the help texts, and the message without the extra."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ for extra in ("typer", "rich", "matplotlib"):
 
 MISSING = "softxent: this command needs the extra \"cli\"; in a clone of softxent: pip install '.[cli]'\n"
 
-# As if the package were not installed: what `import` raises then.
+# Runs the command as if a package were not installed.
 BLOCK = """
 import sys
 class Absent:
@@ -149,8 +149,8 @@ def test_info_and_version(capsys):
         (["demo"], ["--steps", "--batch", "--classes", "--held-out", "--budget", "--seed", "--output", "two minutes", "default: 400"]),
         (["bench"], ["--shapes", "--dtypes", "--threads", "--repeats", "--quick", "--output", "memcpy"]),
         (["explain"], ["--logits", "--label", "--truth", "--names", "--file", "--row", "--html", "--json", "--all", "--list", "--j"]),
-        (["prove"], ["--json", "SymPy", "Coq", "3 if there is no Coq"]),
-        (["info"], ["computes the layer here"]),
+        (["prove"], ["--json", "SymPy", "Coq", "3 if Coq is not installed"]),
+        (["info"], ["the version and the backends"]),
     ],
 )
 def test_help_names_every_option(arguments, words, capsys):

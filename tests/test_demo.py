@@ -1,4 +1,4 @@
-"""The demo's parts on slices of its real corpus: what its claims rest on, and that a false claim is caught."""
+"""The parts of the demonstration, on parts of its text, and that a claim that does not hold is detected."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def text():
 
 @pytest.fixture(scope="module")
 def layer():
-    """Hidden vectors, a weight whose logits are as peaked as a trained model's, and labels with a long tail."""
+    """Return hidden states, a weight whose logits are as large as those of a trained model, and labels with a long-tailed distribution."""
     rng = np.random.default_rng(0)
     x, W = rng.standard_normal((600, 64), dtype=np.float32), rng.standard_normal((3000, 64), dtype=np.float32)
     return x, W * np.float32(0.5), (3000 * rng.random(600) ** 4).astype(np.int32)

@@ -1,4 +1,4 @@
-"""What the pages say holds: their snippets run, their links lead somewhere, and the site builds."""
+"""The README and the documentation are correct: snippets run, commands exist, counts are right, links resolve, and the site builds."""
 
 import doctest
 import importlib
@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from cases import command
 
 import softxent.torch
 from softxent.proof.derivation import DERIVATIONS
+from softxent.proof.prove import counts
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
@@ -65,6 +67,7 @@ def test_a_wrong_snippet_fails(tmp_path):
 
 @pytest.mark.parametrize("module", ["softxent", *MODULES])
 def test_docstring_examples(module):
+    """The examples in the docstring of a module run. A module whose dependency is missing is skipped."""
     try:
         loaded = importlib.import_module(module)
     except ImportError as error:
@@ -79,6 +82,97 @@ def test_every_public_function_has_its_place_in_the_docs():
     assert sorted(listed) == sorted(softxent.__all__)
     listed = re.findall(r"^::: softxent\.torch\.(\w+)$", (ROOT / "docs/api.md").read_text(), re.M)
     assert sorted(listed) == sorted(softxent.torch.__all__)
+
+
+def test_the_readme_has_at_most_120_lines():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 120
+
+
+# ---- commands ----
+
+
+def commands_of(text):
+    """The commands of a page, as lists of words: those of its sh blocks, and those in backticks that begin with one of our programs."""
+    blocks = re.findall(r"^```sh\n(.*?)^```$", text, re.M | re.S)
+    inline = re.findall(r"`((?:make|pip install|(?:\.venv/bin/)?softxent|python -m softxent\S*) [^`\n]+)`", text)
+    return [words for line in [*"".join(blocks).splitlines(), *inline] if (words := shlex.split(line, comments=True))]
+
+
+def refuse(words, capsys):
+    """What is wrong with a command, or None. Raises KeyError for a program that this test does not know."""
+    program, *rest = words
+    if words[:2] == ["pip", "install"]:
+        extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+        wanted = re.fullmatch(r"\.(?:\[([\w,]+)\])?", rest[-1])
+        return None if wanted and set((wanted[1] or "").split(",")) <= {"", *extras} else f"no such extra: {words}"
+    if program == "make":
+        missing = set(rest) - set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M))
+        return f"no target {missing}" if missing else None
+    if program == "python" and rest[0].startswith("examples/"):
+        return None if (ROOT / rest[0]).exists() else f"no file {rest[0]}"
+    if words[:3] == ["python", "-m", "softxent.bench"]:
+        return missing_options(rest[2:], subprocess.run([sys.executable, *rest[:2], "--help"], capture_output=True, text=True).stdout)
+    if Path(program).name != "softxent":
+        raise KeyError(program)
+    code, text, _ = command([*(word for word in rest[:1] if word[0] != "-"), "--help"], capsys)
+    return f"no subcommand: {words}" if code else missing_options(rest[1:], text)
+
+
+def missing_options(words, text):
+    """The options and subcommands among the words that the help does not have."""
+    missing = [word for word in words if word.startswith("-") and not re.search(rf"{re.escape(word)}\b", text)]
+    return f"no option {missing}" if missing else None
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if commands_of(p.read_text())], ids=name)
+def test_every_command_of_a_page_exists(page, capsys, monkeypatch):
+    """Makefile targets, extras, subcommands and their options. A program of another project is allowed, but not in the README."""
+    monkeypatch.setenv("COLUMNS", "200")
+    for words in commands_of(page.read_text()):
+        try:
+            assert refuse(words, capsys) is None, words
+        except KeyError:
+            assert page.name != "README.md", f"unknown program: {words}"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "make tests",
+        "pip install '.[torches]'",
+        "pip install softxent",
+        "softxent explan",
+        "softxent explain --logit 1",
+        "python examples/no.py",
+    ],
+)
+def test_a_command_that_does_not_exist_is_found(line, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert refuse(commands_of(f"```sh\n{line}  # a comment\n```\n")[0], capsys)
+    assert refuse(commands_of("`softxent explain --logits 1,2`")[0], capsys) is None
+
+
+# ---- counts ----
+
+
+def wrong_counts(text):
+    """The counts of a text, such as `202 lines`, that are not those of the proof."""
+    found = re.findall(rf"\b([\d,]+) ({'|'.join(counts())})\b", text)
+    return [(n, what) for n, what in found if int(n.replace(",", "")) != counts()[what]]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_every_count_of_the_proof_is_right(page):
+    assert not wrong_counts(page.read_text())
+
+
+def test_the_readme_counts_the_lines_of_the_proof():
+    text = (ROOT / "README.md").read_text()
+    assert all(f"{counts()[what]} {what}" in text for what in ("lines", "derivations"))
+    assert wrong_counts(text.replace(f"{counts()['lines']} lines", "7 lines")) == [("7", "lines")]
+
+
+# ---- links and the site ----
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)

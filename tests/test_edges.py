@@ -1,4 +1,4 @@
-"""The edge contract (design, section 6): every row of its table, the same on every backend; and every error, word by word."""
+"""Special values and invalid arguments: each row of the table in docs/guide.md, on every backend, and the text of every error."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from softxent.proof.bounds import TINY, UNIT, loss_bound
 
 INF, NAN = np.inf, np.nan
 each_dtype = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
-each_width = pytest.mark.parametrize("classes", (3, 40, 130, 5000))  # every way the kernel has of laying out a row
+each_width = pytest.mark.parametrize("classes", (3, 40, 130, 5000))  # numbers of classes for which the kernel stores rows in different ways
 
 
 def rows(dtype, classes, rng, n=9):
@@ -64,7 +64,7 @@ def test_a_masked_label_has_loss_inf_and_a_gradient(backend, dtype, classes, rng
 @each_width
 @each_dtype
 def test_no_truth_at_a_masked_class_counts_nothing(backend, dtype, classes, rng):
-    """y_k = 0 times log yhat_k = -inf is 0: soft targets, class weights; and with smoothing the truth is there, and the loss inf."""
+    """If y_k = 0 at a masked class, y_k log yhat_k counts as 0. With label smoothing y_k > 0, and the loss is inf."""
     z, t = rows(dtype, classes, rng)
     z[:, -1], t = -INF, t % (classes - 1)
     soft, w = rng.random((9, classes)), np.ones(classes)
@@ -82,7 +82,7 @@ def test_no_truth_at_a_masked_class_counts_nothing(backend, dtype, classes, rng)
     assert np.isfinite(softxent.entropy(z)).all()
 
 
-# ---- rows that are nothing ----
+# ---- ignored and invalid rows ----
 
 BAD = {
     "all_-inf": (-INF, -INF),
@@ -101,7 +101,7 @@ def test_a_bad_row_is_nan_and_the_others_keep_their_bits(backend, dtype, classes
     z, t = rows(dtype, classes, rng)
     good = softxent.cross_entropy_and_grad(z, t, reduction="none")
     one, others = bad
-    for at, label in ((0, 0), (0, 1), (classes - 1, 0), (classes // 2, classes - 1)):  # at the label, and not
+    for at, label in ((0, 0), (0, 1), (classes - 1, 0), (classes // 2, classes - 1)):  # at the label and at another class
         z2, t2 = z.copy(), t.copy()
         z2[4], t2[4] = (others if others else z[4]), label
         z2[4, at] = one
@@ -126,7 +126,7 @@ def test_an_ignored_row_is_0_whatever_its_logits(backend, dtype, classes, option
         z[4] = value
         loss, dz = softxent.cross_entropy_and_grad(z, t, reduction="none", **options)
         assert loss[4] == 0 and (dz[4] == 0).all()
-        if "softcap" in options:  # NumPy's tanh goes another way for a whole vector that holds a NaN: the neighbours move by a rounding
+        if "softcap" in options:  # NumPy's tanh uses other code for a vector with a NaN, so its other elements may change by a rounding
             np.testing.assert_allclose(loss, good[0], rtol=1e-6)
             np.testing.assert_allclose(
                 dz.astype(float), good[1].astype(float), rtol=4 * max(2.0**-24, UNIT[dtype.name]), atol=TINY[dtype.name]
@@ -179,7 +179,7 @@ def test_one_class(backend, dtype):
 
 
 def test_a_dead_row_is_nothing_to_the_kernel(backend):
-    """y = r = q = 0: loss 0 and gradient 0, NaN logits and NaN off or not."""
+    """With y = r = q = 0 the loss and the gradient are 0, even if the logits and off are NaN."""
     for classes in (3, 40, 130, 5000):
         p = problem(9, classes, np.dtype("f4"), "dense")
         p.truth[:3, [2, 5]] = 0
@@ -211,7 +211,7 @@ def test_a_label_outside_names_its_row_and_value_and_nothing_is_written(backend,
 
 @pytest.mark.parametrize("dtype", ["u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8"])
 def test_a_label_of_any_type_is_judged_by_its_value(backend, dtype):
-    """The largest one of each type: a uint64 that wraps around to -100 is no ignored row."""
+    """The largest value of each type is out of range. A uint64 that would be -100 as an int64 is not ignored."""
     z, info = np.zeros((3, 5)), np.iinfo(dtype)
     for value in {int(info.max), int(info.min), int(info.max) - 99} - set(range(5)) - {-100}:
         with pytest.raises(ValueError, match=f"got {value} at row 1$"):
@@ -260,7 +260,7 @@ def test_what_fails_is_written_nowhere(backend):
 # ---- every error ----
 
 
-class Odd:  # no array, and says so
+class Odd:  # an object that refuses to become an array
     def __array__(self, *args, **kwargs):
         raise RuntimeError("on another device")
 
@@ -531,7 +531,7 @@ def test_every_error_says_function_argument_expected_got(case):
 
 
 def test_every_line_that_raises_has_its_case():
-    """contract.py's errors, found in its source, are those that ERRORS brings about: no more, no fewer."""
+    """ERRORS contains a case for each line of contract.py that raises an error, and no others."""
     tree = ast.parse(open(contract.__file__).read())
     inside_fail = next(range(f.lineno, f.end_lineno + 1) for f in tree.body if isinstance(f, ast.FunctionDef) and f.name == "fail")
     raises = {
@@ -570,7 +570,7 @@ def test_an_error_names_the_function_that_was_called(name):
 
 
 def test_bfloat16_is_ml_dtypes(backend):
-    """bfloat16 comes as ml_dtypes' NumPy type or as a torch tensor, and gives the same bits."""
+    """bfloat16 may be the NumPy type of ml_dtypes or a torch tensor, with the same bits as the result."""
     z = np.random.default_rng(0).standard_normal((4, 6)).astype(ml_dtypes.bfloat16)
     theirs = torch.tensor(z.astype(np.float32)).to(torch.bfloat16)
     ours = softxent.cross_entropy_and_grad(z, T)

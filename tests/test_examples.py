@@ -1,4 +1,4 @@
-"""The examples run, and show what they say."""
+"""The examples run and give the results that they claim."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The gradient filter: ||error||_F <= filter_tol ||gradient||_F of dX and of dW, whatever the rows, the truth and the upstream gradient.
+"""The gradient filter: ||error||_F <= filter_tol ||gradient||_F for dX and dW, for any rows, truth and upstream gradient.
 
-The reference is the call without a filter in float64. What float32 rounds in the products is no part of the claim: `aside` is what the same
-call without a filter is off by.
+The reference is the call without the filter in float64. The rounding of the products is not part of the bound; `aside` is the error of the
+same call without the filter.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Case(NamedTuple):
 
 
 def peaked(rng, rows=ROWS, classes=CLASSES, width=WIDTH, frequent=300) -> Case:
-    """As of a trained model, by frequency: most of the mass is in the first classes, and most labels are."""
+    """Return a head as of a trained model, with most of the probability and of the labels in the first classes."""
     x, w = rng.standard_normal((rows, width)), rng.standard_normal((classes, width)) / np.sqrt(width)
     x[:, -1], w[:, -1] = 1, -8 * np.log1p(np.arange(classes) / frequent)
     return Case(x, w, (frequent * rng.random(rows) ** 3).astype(int), {})
@@ -44,7 +44,7 @@ def kinds(rng) -> dict[str, Case]:
     somewhere = rng.integers(0, CLASSES, ROWS)
     sizes = rng.choice([-1, 1], ROWS) * 10.0 ** rng.uniform(-4, 4, ROWS)
     soft = np.exp(rng.standard_normal((ROWS, CLASSES)) * 3 - 8 * np.arange(CLASSES) / CLASSES)
-    some = labels % (WIDTH - 1)  # 1 - p of these is 2e-7 to 6e-6: p = 0.999995
+    some = labels % (WIDTH - 1)  # the probabilities of these labels are about 0.999995: 1 - p is 2e-7 to 6e-6
     sure = p._replace(w=w * (np.arange(WIDTH) < WIDTH - 1) + 5.5 * np.eye(CLASSES, WIDTH), x=4 * np.eye(WIDTH)[some], labels=some)
     twice = np.repeat(x[: ROWS // 2], 2, axis=0)
     return {
@@ -54,7 +54,7 @@ def kinds(rng) -> dict[str, Case]:
         "upstream": p._replace(options=dict(upstream=sizes, reduction="none")),
         "tiny upstream": p._replace(options=dict(upstream=1e-30)),
         "huge upstream": p._replace(options=dict(upstream=1e30)),
-        "z-loss of sure rows": sure._replace(options=dict(z_loss=0.1)),  # prediction - truth is next to nothing, and z-loss is the gradient
+        "z-loss of sure rows": sure._replace(options=dict(z_loss=0.1)),  # prediction - truth is nearly 0, the z-loss is not
         "z-loss": p._replace(options=dict(z_loss=1.0)),
         "smoothing": p._replace(options=dict(label_smoothing=0.1)),
         "class weights": p._replace(options=dict(class_weight=np.where(np.arange(CLASSES) > 1500, 1e4, 1.0) * rng.random(CLASSES))),
@@ -72,9 +72,9 @@ def kinds(rng) -> dict[str, Case]:
         "dW cancels": p._replace(
             x=twice, labels=np.repeat(somewhere[: ROWS // 2], 2), options=dict(upstream=np.tile([1, -0.999], ROWS // 2), reduction="none")
         ),
-        # W is nearly one row: dX = (sum of G = 0) of it, and what little there is besides
+        # all rows of W are nearly equal: dX is nearly (sum of G) times that row, and the sum of G is 0
         "dX cancels": p._replace(w=np.ones(WIDTH) + 1e-3 * w),
-        # each of 48 classes is right once and always expected: what the labels take, the rest of the column gives back
+        # each of 48 classes is the label of one row and has the same probability in all rows, so that the sums of the columns nearly cancel
         "calibrated": Case(
             1 + 1e-2 * x,
             np.where(np.arange(CLASSES) % (CLASSES // ROWS) == 0, 0, -3)[:, None] + 1e-3 * w,
@@ -96,7 +96,7 @@ def gradients(front: str, case: Case, dtype: np.dtype, budget: int, tol: float |
     options = dict(case.options)
     up, reduction = options.pop("upstream", 1.0), options.pop("reduction", "mean")
     each = options.pop("sample_weight", None)
-    if np.ndim(up):  # of each row: torch has it as a weight of a sum
+    if np.ndim(up):  # an upstream gradient for each row is a weight of a sum in torch
         each, reduction = up, "sum"
     weight = options.pop("class_weight", None)
     to = lambda a: None if a is None else torch.as_tensor(a)  # noqa: E731
@@ -109,21 +109,21 @@ def gradients(front: str, case: Case, dtype: np.dtype, budget: int, tol: float |
 
 
 def apart(a: np.ndarray, b: np.ndarray) -> float:
-    """||a - b|| / ||b||"""
+    """Return ||a - b|| / ||b||."""
     a, b = a.astype("f8"), b.astype("f8")
     scale = max(np.abs(b).max(), 1e-300)
     return float(np.linalg.norm((a - b) / scale) / max(np.linalg.norm(b / scale), 1e-300))
 
 
 class Found(NamedTuple):
-    error: tuple[float, float]  # of dX and dW, relative
-    aside: tuple[float, float]  # without a filter
+    error: tuple[float, float]  # the relative errors of dX and dW
+    aside: tuple[float, float]  # those without the filter
     stats: FilterStats
 
 
 @cache
 def search(front: str, name: str) -> dict[str, dict[tuple, Found]]:
-    """-> kind -> (tol, budget, seed) -> what came out."""
+    """Run all cases. Returns kind -> (tol, budget, seed) -> outcome."""
     dtype, found = DTYPES[name], {}
     row = CLASSES * dtype.itemsize
     for seed in range(1 if front == "torch" else 2):
@@ -148,7 +148,7 @@ each_dtype = pytest.mark.parametrize("dtype", DTYPES)
 @each_front
 @each_dtype
 def test_no_error_is_beyond_its_tolerance(front, dtype):
-    """Nor beyond the bound that the statistics call proven; 4: the products' roundings in another order, on either side."""
+    """It is also within the bound of the statistics. The factor 4 is for the rounding of the products, whose order of addition differs."""
     for kind, results in search(front, dtype).items():
         for key, f in results.items():
             for error, aside, bound in zip(f.error, f.aside, (f.stats.bound_dx, f.stats.bound_dw), strict=True):
@@ -191,7 +191,7 @@ def test_what_cancels_is_not_skipped_or_made_anew(front, dtype):
 
 @each_dtype
 def test_the_bounds_are_those_of_the_theorem(dtype, rng):
-    """proof.bounds in float64: never less, and no more than `room` above it; and nothing ever loses more."""
+    """They are at least those of proof.bounds in float64, exceed them by at most the factor `room`, and no error exceeds them."""
     for scale in (1.0, 1e-30, 1e-42, 1e30):
         for rows, classes, width in ((1, 1, 1), (7, 128, 3), (5, 129, 40), (300, 1000, 8), (2, 70_000, 4)):
             g, x, w = (
@@ -221,7 +221,7 @@ def test_norms_are_never_too_small(rng):
 @each_front
 @each_dtype
 def test_off_by_default(front, dtype, rng):
-    """And None is off: the same bits."""
+    """The default and filter_tol=None give the same bits as a call without the argument."""
     case = peaked(rng)
     stats = FilterStats(blocks=7, recomputed=True)
     for budget in (64 << 20, 14 * CLASSES * 8):
@@ -234,7 +234,7 @@ def test_off_by_default(front, dtype, rng):
 @each_front
 @each_dtype
 def test_the_statistics_tell_the_truth(front, dtype, rng, monkeypatch):
-    """Blocks are counted as they go through the products."""
+    """The statistics agree with the blocks that the products receive."""
     case, product = peaked(rng), {}
     kind = linear._NumPy if front == "numpy" else type(__import__("softxent.torch.chunked", fromlist=["PRODUCTS"]).PRODUCTS)
     inner = kind.product
@@ -293,7 +293,7 @@ def test_torch_filters_what_it_makes_ahead_and_nothing_else(rng):
     again = torch.autograd.grad(loss, x)[0]
     whole = torch.autograd.grad(linear_cross_entropy(x, w, labels), x)[0]
     assert not torch.equal(first, whole) and torch.allclose(again, whole, rtol=1e-12)
-    stats = FilterStats()  # a frozen head: of dX alone
+    stats = FilterStats()  # with a frozen head, the statistics are of dX only
     linear_cross_entropy(x, w.detach(), labels, filter_tol=0.01, filter_stats=stats)
     assert stats.skipped_dx > 0 == stats.skipped_dw
 
@@ -308,7 +308,7 @@ def test_edges(dtype, rng):
             x.astype(dtype), case.w.astype(dtype), labels, filter_tol=0.1, filter_stats=stats
         )
         assert dx.shape == x.shape and np.isfinite(dw).all() and not stats.recomputed
-    for bad in (np.nan, np.inf):  # stays what it is: nothing can be said of it, so nothing is left out
+    for bad in (np.nan, np.inf):  # no error can be bounded then, so nothing is left out
         x = case.x.copy()
         x[40] = bad
         stats, budget = FilterStats(), 14 * CLASSES * dtype.itemsize
@@ -317,11 +317,11 @@ def test_edges(dtype, rng):
             got = gradients("numpy", case._replace(x=x), dtype, budget, 0.1, stats)
         for a, b in zip(want, got, strict=True):
             np.testing.assert_array_equal(np.isnan(a), np.isnan(b))
-    small = case._replace(options=dict(upstream=1e-170 if dtype == np.float64 else 1e-42))  # squares of these are 0
+    small = case._replace(options=dict(upstream=1e-170 if dtype == np.float64 else 1e-42))  # the squares underflow to 0
     stats = FilterStats()
     gradients("numpy", small, dtype, 64 << 20, 0.5, stats)
     assert stats.skipped_dx == stats.skipped_dw == 0
-    large = case._replace(options=dict(upstream=1e180 if dtype == np.float64 else 1e25))  # ... and of these infinite
+    large = case._replace(options=dict(upstream=1e180 if dtype == np.float64 else 1e25))  # the squares overflow
     with np.errstate(over="ignore"):
         gradients("numpy", large, dtype, 64 << 20, 0.5, stats)
     assert stats.skipped_dx == stats.skipped_dw == 0
@@ -363,7 +363,7 @@ def test_memory_is_within_the_budget_with_a_filter():
 
 
 def test_the_curve_of_the_benchmark(tmp_path, rng):
-    """On a small head: the figures are of what it says, whatever the width; the files are there."""
+    """It runs on a small head, gives consistent numbers for each width, and writes its files."""
     from softxent.bench import filtering as curve
 
     case = peaked(rng, rows=40, classes=3000)

@@ -1,4 +1,4 @@
-"""The functions as a user calls them: options against torch, the definitions against scipy, any layout, and no argument ever written."""
+"""The public NumPy functions compared with torch and SciPy, for all options and memory layouts. Arguments are not written to."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ each_dtype = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 
 
 def as_torch(z):
-    """Exactly, in float64."""
+    """Return an array as a float64 tensor, which is exact."""
     return torch.tensor(z.astype(np.float64))
 
 
@@ -27,10 +27,10 @@ def as_torch(z):
 
 
 def agree_with_composite(z, labels, options, upstream):
-    """Loss and gradient against the definitions in float64, within bounds.py: and what the options cost beyond it, by the same counting.
+    """Compare loss and gradient with the definitions in float64, within the bounds of bounds.py and additional bounds for the options.
 
-    off is rounded to the type computed in: u. Temperature and softcap round z'(z): 5u |z'| at most, twice into yhat; slope 6u + 2u |z|/c.
-    The reference's own float64 steps: 8v (1 + |z'|).
+    The rounding of off to the compute type costs u. Temperature and softcap round the logits z'(z), by at most 5u |z'|, which affects yhat
+    twice, and the slope, by 6u + 2u |z|/c. The float64 steps of the reference cost 8v (1 + |z'|).
     """
     x = as_torch(z).requires_grad_()
     want = composite(x, labels, **options)
@@ -83,7 +83,7 @@ def test_any_combination_of_options_is_its_definition(backend, dtype, seed):
         rows = int(rng.integers(2, 20))
         labels, options = random_options(rng, rows, classes)
         if labels.dtype.kind == "i" and options["reduction"] == "mean":
-            labels[0] = (options["ignore_index"] + 1) % classes  # some row counts
+            labels[0] = (options["ignore_index"] + 1) % classes  # at least one row is not ignored
             if "class_weight" in options:
                 options["class_weight"][labels[0]] = 1.0
         z = (3 * rng.standard_normal((rows, classes))).astype(dtype)
@@ -93,7 +93,7 @@ def test_any_combination_of_options_is_its_definition(backend, dtype, seed):
 @pytest.mark.parametrize("shape", [(9, 5), (4, 5, 6), (2, 5, 3, 4), (5,)], ids=str)
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
 def test_torch_cross_entropy_is_the_same_function(backend, shape, reduction, rng):
-    """Every option that torch has, in every combination, with its class axis: 1 (0 for one row)."""
+    """Every combination of the options that torch has, with torch's class axis: 1, or 0 for a single row."""
     axis = 1 if len(shape) > 1 else 0
     lead = shape[:axis] + shape[axis + 1 :]
     z = 3 * rng.standard_normal(shape)
@@ -118,7 +118,7 @@ def test_torch_cross_entropy_is_the_same_function(backend, shape, reduction, rng
 
 @each_dtype
 def test_soft_targets_of_any_mass_have_the_gradient_mass_yhat_minus_y(backend, dtype, rng):
-    """TensorFlow's takes the mass to be 1."""
+    """TensorFlow assumes that the mass is 1."""
     z, y = rng.standard_normal((20, 6)).astype(dtype), probabilities(rng, 20, 6)
     x = as_torch(z).requires_grad_()
     (-(torch.tensor(y) * torch.log_softmax(x, 1)).sum()).backward()
@@ -186,7 +186,7 @@ def test_the_jacobian_keeps_1_minus_yhat(backend):
 
 
 def layouts(z):
-    """The same numbers (class axis last) in other places: name -> (array, class axis)."""
+    """Return the same numbers in other memory layouts, as name -> (array, class axis)."""
     rows, classes = z.shape
 
     def strided(step_r, step_c, flip_r=1, flip_c=1):
@@ -230,7 +230,7 @@ def test_any_layout_gives_the_contiguous_result(backend, dtype, option, rng):
             np.testing.assert_array_equal(np.moveaxis(got[1], axis, -1), want[1], err_msg=name)
             np.testing.assert_array_equal(softxent.cross_entropy(a, t, axis=axis, reduction="none", **options), want[0], err_msg=name)
             np.testing.assert_array_equal(np.moveaxis(softxent.softmax(a, axis=axis), axis, -1), softxent.softmax(same), err_msg=name)
-            if a.flags.writeable and a.dtype.isnative and name != "broadcast rows":  # and into such a layout, and in place
+            if a.flags.writeable and a.dtype.isnative and name != "broadcast rows":  # out has this layout, or is the logits
                 out = np.moveaxis(next(b for n, b, _ in layouts(z) if n == name), axis, -1)
                 out = np.moveaxis(out, -1, axis)
                 assert softxent.cross_entropy_and_grad(a, t, axis=axis, reduction="none", out=out, **options)[1] is out
@@ -270,7 +270,7 @@ def test_labels_of_any_integer_type(backend, dtype, rng):
     z, t = rng.standard_normal((6, 90)), rng.integers(0, 90, 6)
     labels = t.tolist() if dtype == "list" else t.astype(dtype)
     want = softxent.cross_entropy_and_grad(z, t, label_smoothing=0.1)
-    for given in (labels, np.repeat(labels, 3).reshape(6, 3)[:, 1]):  # and strided
+    for given in (labels, np.repeat(labels, 3).reshape(6, 3)[:, 1]):  # contiguous and strided labels
         loss, dz = softxent.cross_entropy_and_grad(z, given, label_smoothing=0.1)
         assert loss == want[0] and (dz == want[1]).all()
         plain = softxent.cross_entropy_and_grad(z, given)
@@ -302,10 +302,10 @@ def test_negative_probabilities_are_computed_to_absolute_accuracy(backend, dtype
     within(dz, want, near * size[:, None] + bounds.UNIT[dtype.name] * np.abs(want), "gradient")
 
 
-# ---- purity ----
+# ---- arguments are not written ----
 
 
-def index(t):  # where only a label will do
+def index(t):  # class indices, for functions that take nothing else
     return t if t.ndim == 1 else t.argmax(axis=1)
 
 
@@ -338,7 +338,7 @@ CALLS = {
 @pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("name", CALLS)
 def test_no_argument_is_ever_written(backend, name, option, dtype, rng):
-    """The bytes of all arrays compared afterwards; then all of them read-only. What comes back shares no memory with them."""
+    """The bytes of all arguments are the same after the call, read-only arguments are accepted, and results do not share their memory."""
     labels, options = option_cases(rng, 6, 9)[option]
     arrays = [rng.standard_normal((6, 9)).astype(dtype), rng.standard_normal((6, 9)).astype(dtype), labels.copy()]
     options = {k: v.copy() if isinstance(v, np.ndarray) else v for k, v in options.items()}

@@ -1,4 +1,4 @@
-"""The laws of the mathematics, each once, over the grid of cases.py, within the bounds derived in proof/bounds.py."""
+"""The laws of the mathematics, for the cases of cases.py and within the bounds of proof/bounds.py."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ def test_loss_and_gradient_are_the_formula(backend, dtype, shape, off):
 @each_off
 @each_dtype
 def test_the_gradient_sums_to_the_z_loss_alone(backend, dtype, off):
-    """sum_k dz_k = g ((mass + q lse) - truth here) = g q lse: 0 where there is no z-loss and the label is one of the columns."""
+    """sum_k dz_k = g (mass + q lse - sum of the truth) = g q lse. It is 0 without a z-loss, if the label matches a column."""
     for shape in SHAPES:
         p = problem(*shape, dtype, off)
         got, want, (_, dz) = fused(p), exact(p), allowed(p)
         q_lse = np.where(p.truth[2] == 0, 0, p.truth[2] * want.result[1])
-        elsewhere = np.where((p.label >= 0) & (p.label < shape[1]), 0, p.truth[0])  # a label of another shard
+        elsewhere = np.where((p.label >= 0) & (p.label < shape[1]), 0, p.truth[0])  # the label matches no column
         within(got.dz.astype(np.longdouble).sum(axis=1), p.truth[3] * (q_lse + elsewhere), dz.sum(axis=1) + 1e-18, str(shape))
 
 
 @each_dtype
 @pytest.mark.parametrize("shift", [1e4, -1e4, 1e8, -1e8], ids=lambda s: f"{s:g}")
 def test_a_common_shift_changes_nothing(backend, dtype, shift):
-    """z on a lattice on which z + shift is exact, in every type that can hold the shift."""
+    """The logits are chosen so that z + shift is exact, in every dtype that can represent the shift."""
     if dtype.itemsize == 2:
         shift = {2: np.sign(shift) * 256.0}[dtype.itemsize]  # 8 and 11 bits: the integers around 256 are even
     spacing = float(np.spacing(np.asarray(abs(shift), dtype=dtype)).astype(np.float64)) if dtype.kind == "f" else 2.0
@@ -58,14 +58,14 @@ def test_a_common_shift_changes_nothing(backend, dtype, shift):
         z = np.clip(np.round(np.nan_to_num(p.z.astype(np.float64), neginf=-40) % 80 / spacing), 0, 80) * spacing
         here, there = p._replace(z=z.astype(dtype)), p._replace(z=(z + shift).astype(dtype))
         assert (there.z.astype(np.float64) - shift == here.z.astype(np.float64)).all(), "the shift is not exact: the test is void"
-        truth = p.truth * [[1], [1], [0], [1]]  # the z-loss knows where 0 is
+        truth = p.truth * [[1], [1], [0], [1]]  # without the z-loss, which changes with a shift
         want, got, (loss, dz) = exact(here._replace(truth=truth)), fused(there._replace(truth=truth)), allowed(there._replace(truth=truth))
         within(got.result[0], want.result[0], loss)
         within(got.dz, want.dz, dz)
 
 
 def stencil(f, h):
-    """The derivative at 0, by five points: exact but for h^4/30 of the fifth derivative."""
+    """Return the derivative at 0 by a five-point formula, whose error is h^4/30 times the fifth derivative."""
     return (8 * (f(h) - f(-h)) - (f(2 * h) - f(-2 * h))) / (12 * h)
 
 
@@ -74,7 +74,7 @@ H = 2.0**-8  # h^4 / 30 = 8e-12 of the fifth derivative; rounding: 1e-15 / h = 3
 
 def logits_of(kind, rng, rows, classes, labels):
     z = rng.standard_normal((rows, classes))
-    if kind == "peaked":  # at the label, and at another
+    if kind == "peaked":  # a large logit at the label or at another class
         at = labels.argmax(axis=1) if labels.ndim == 2 else labels.clip(0, classes - 1)
         z[np.arange(rows), np.where(np.arange(rows) % 2, at, (at + 1) % classes)] += 12
     return z
@@ -83,7 +83,8 @@ def logits_of(kind, rng, rows, classes, labels):
 @each_option
 @pytest.mark.parametrize("kind", ["flat", "peaked"])
 def test_the_gradient_is_the_derivative_of_the_loss(backend, option, kind, rng):
-    """Entry by entry, from differences of each row's own loss; upstream is not 1. Relative: a gradient of 1e-6 has to be right too."""
+    """Each entry is compared with a difference quotient of the row's loss, with upstream gradients other than 1. The tolerance is relative,
+    so that entries of 1e-6 are checked too."""
     rows, classes = 6, 7
     labels, options = option_cases(rng, rows, classes)[option]
     z, up = logits_of(kind, rng, rows, classes, labels), rng.uniform(-3, 3, rows)
@@ -110,11 +111,11 @@ def test_the_gradient_is_the_derivative_of_the_reduced_loss(backend, option, red
     assert (dz * v).sum() == pytest.approx(slope, rel=1e-8)
 
 
-# ---- the monoid ----
+# ---- merging partial sums ----
 
 
 def random_parts(rng, rows=64):
-    """Partials of columns that are: some, the label alone, none, masked."""
+    """Return partial sums of several columns, of the label alone, of no columns, and of masked columns."""
     s = rng.random(rows) * 50
     x = Partials(
         rng.standard_normal(rows) * 30,
@@ -136,17 +137,17 @@ def test_merge_is_a_commutative_monoid(rng):
         for ours, theirs in zip(merge(a, b), merge(b, a), strict=True):
             np.testing.assert_array_equal(ours, theirs)
         for ours, theirs in zip(merge(merge(a, b), c), merge(a, merge(b, c)), strict=True):
-            np.testing.assert_allclose(ours, theirs, rtol=60 * 2.0**-53)  # a rounded difference of maxima: up to 60 v
+            np.testing.assert_allclose(ours, theirs, rtol=60 * 2.0**-53)  # the difference of two maxima is rounded, by up to 60 v
 
 
 @each_off
 @each_dtype
 def test_any_split_of_the_columns_gives_the_loss_and_gradient_of_the_whole(backend, dtype, off, rng):
-    """Vocabulary shards: forward on each, merge, finish; backward on each with the merged parts writes its columns of the gradient."""
+    """Shards of the vocabulary: forward on each, merge, finish, and backward on each with the merged sums."""
     for shape in SHAPES:
         p = problem(*shape, dtype, off)
         if shape[1] > 4:
-            p.z[-1, : shape[1] // 2] = -np.inf  # a shard of which nothing is left
+            p.z[-1, : shape[1] // 2] = -np.inf  # a shard that is masked completely
             p.label[-1] = shape[1] - 1
             if off != "label":
                 p.off[..., : shape[1] // 2] = 0
@@ -216,7 +217,7 @@ def test_the_hessian_is_symmetric_and_semi_definite(backend, option, rng):
 
 @each_dtype
 def test_hvp_keeps_its_digits_where_the_row_is_sure(backend, dtype, rng):
-    """yhat = 1 - 1e-6: v - <yhat, v> would cancel at the sure class."""
+    """With yhat = 1 - 1e-6, v - <yhat, v> would cancel at the most probable class."""
     z = rng.standard_normal((4, 9)).astype(dtype)
     z[:, 2] = 14
     v = rng.standard_normal((4, 9)).astype(dtype)
@@ -238,7 +239,7 @@ def test_hvp_keeps_its_digits_where_the_row_is_sure(backend, dtype, rng):
 
 @each_option
 def test_every_option_is_a_truth(option, rng):
-    """truth.py's four numbers and off, written out whole, are the dense truth of the definition."""
+    """The truth at every class, from the four numbers and off of truth.py, is that of the definition."""
     import torch
     from cases import composite
 
@@ -267,7 +268,7 @@ def test_every_option_is_a_truth(option, rng):
 
 
 def test_a_wrong_answer_is_beyond_the_bounds():
-    """The bounds are not so wide that anything passes: one ulp too much in each of two places would be seen in float32."""
+    """An error of 20 units of roundoff in float32 exceeds the bounds."""
     p = problem(70, 10, np.dtype("f4"))
     want, (_, dz) = exact(p), allowed(p)
     wrong = Answer(want.result, want.parts, want.dz * (1 + 20 * 2.0**-24))

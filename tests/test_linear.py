@@ -1,4 +1,4 @@
-"""Linear cross-entropy: the same loss and the same gradients as with whole logits, by chunks, in bounded memory."""
+"""Linear cross-entropy gives the loss and gradients of all logits at once, in chunks and with bounded memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def head(rng, rows, classes, width, dtype, bias=True):
 
 
 def close(got, want, dtype, terms, what):
-    """Sums of `terms` products, in whatever order: terms^(1/2) roundings of the largest entry, and the gradient's own."""
+    """Compare sums of `terms` products in any order: sqrt(terms) roundings of the largest entry are allowed, and that of the gradient."""
     u = bounds.unit(dtype)
     np.testing.assert_allclose(got, want, atol=(40 + 4 * terms**0.5) * u * max(np.abs(want).max(), 1e-30), rtol=200 * u, err_msg=what)
 
@@ -31,7 +31,7 @@ def close(got, want, dtype, terms, what):
 @pytest.mark.parametrize("dtype", (F32, F64), ids=str)
 @pytest.mark.parametrize("option", OPTIONS)
 def test_it_is_the_loss_of_the_whole_logits(backend, option, dtype, reduction, rng):
-    """Against autograd through x W^T + b in float64; and for any budget, so any number of chunks."""
+    """The reference is autograd through x W^T + b in float64. The budgets give different numbers of chunks."""
     rows, classes, width = 23, 11, 5
     x, w, b = head(rng, rows, classes, width, dtype)
     labels, options = option_cases(rng, rows, classes)[option]
@@ -92,7 +92,7 @@ def test_shapes_and_edges(backend, rng):
     assert np.ndim(one[0]) == 0 and one[1].shape == (3,)
     loss, dx, dw = softxent.linear_cross_entropy_and_grad(x[:0], w, t[:0])
     assert np.isnan(loss) and dx.shape == (0, 3) and dw.shape == w.shape and (dw == 0).all()
-    for options in ({}, dict(softcap=2.0), dict(temperature=2.0)):  # an ignored row is nothing, whatever stands in it
+    for options in ({}, dict(softcap=2.0), dict(temperature=2.0)):  # an ignored row contributes nothing, whatever its values
         t2, x2 = t.copy(), x.copy()
         t2[7] = -100
         want = softxent.linear_cross_entropy_and_grad(x2, w, t2, **options)
@@ -121,12 +121,12 @@ def test_chunks_share_the_rows_evenly():
                 assert 1 <= step <= rows and (step * row_bytes <= budget or step == 1)
                 chunks = -(-rows // step)
                 assert chunks == -(-rows // max(1, budget // row_bytes)), "no more chunks than the budget asks for"
-                even = step * chunks - rows < chunks  # the last chunk is short of fewer rows than there are chunks
+                even = step * chunks - rows < chunks  # the last chunk lacks fewer rows than there are chunks
                 assert even or step % linear.TILE == 0, "the rows are spread evenly, or in whole tiles"
 
 
 def test_memory_is_flat_in_the_rows(backend):
-    """C = 20 000, D = 32: the logits of 16 384 rows would be 1.3 GB; the peak is the budget, the gradients, and what a backend works in."""
+    """All logits of 16 384 rows would be 1.3 GB. The peak is the budget, the gradients, and the memory of the backend."""
     classes, width, budget = 20_000, 32, 16 << 20
     rng = np.random.default_rng(0)
     w = rng.standard_normal((classes, width), dtype=np.float32)
@@ -160,7 +160,7 @@ def test_the_loss_alone_is_the_loss_with_gradients(backend, reduction, option, r
 
 
 def by_autograd(x, w, b, labels, options, v, gauss_newton):
-    """The product with the Hessian in (x, W, b), or with J^T H J, by torch from the definitions."""
+    """Compute the product with the Hessian in (x, W, b), or with J^T H J, by torch's autograd from the definitions."""
     inputs = [torch.tensor(a, requires_grad=True) for a in (x, w, b)]
     v = [torch.tensor(a) for a in v]
     seen_of = lambda x, w, b: composite(x @ w.T + b, labels, **options).seen  # noqa: E731

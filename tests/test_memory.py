@@ -1,4 +1,4 @@
-"""What a call takes beyond its arguments: O(rows + threads x block), seen by NumPy's allocator and by the operating system."""
+"""A call needs O(rows + threads x classes) bytes beyond its arguments, as measured by NumPy's allocator and the operating system."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from cases import BACKENDS, DTYPES, environment, python
 import softxent
 
 MIB = 1 << 20
-A_ROW = 8 * (2 + 4 + 1 + 1) + 16  # result, truth, label and one more float64; masks of the checks
+A_ROW = 8 * (2 + 4 + 1 + 1) + 16  # bytes for each row: result, truth, label, another float64, and masks of the checks
 WORKS_IN = {
     "formula": 40 * MIB,
     "cpu": MIB // 4,
-}  # the formula: a dozen float64 temporaries of 2 MiB; the kernel: its scratch is not NumPy's
+}  # the formula has about twelve temporary float64 arrays of 2 MiB; the scratch memory of the kernel is not allocated by NumPy
 
 
 def peak(call):
@@ -49,7 +49,7 @@ def test_a_call_with_out_takes_o_of_rows(backend, rows, classes, dtype):
 
 @pytest.mark.parametrize("name", ["strided", "softcap", "soft", "soft_smoothed", "hvp", "entropy", "log_softmax", "vjp"])
 def test_what_cannot_be_done_in_place_is_done_in_pieces(backend, name, rng):
-    """1 MiB at a time, whatever the size, in up to 16 temporaries of an expression; what is returned comes on top."""
+    """Chunks of 1 MiB, with up to 16 temporary arrays, for any size. The returned arrays are added."""
     rows, classes = (2000, 1000) if backend == "formula" else (10_000, 1000)  # 40 MB
     z, t = rng.standard_normal((rows, classes), dtype=np.float32), rng.integers(0, classes, rows)
     apart, out = np.asfortranarray(z), np.empty_like(z)
@@ -67,8 +67,8 @@ def test_what_cannot_be_done_in_place_is_done_in_pieces(backend, name, rng):
     assert peak(call) - returned < rows * A_ROW + WORKS_IN[backend] + 16 * MIB
 
 
-# The most that this process has held, in bytes. Not ru_maxrss where it can be helped: a child inherits that of its parent, here pytest
-# with torch, under which whatever it takes is hidden.
+# The peak memory of the process in bytes. ru_maxrss is used only where there is no /proc, because a child process inherits its parent's
+# value, here that of pytest with torch, which hides smaller peaks.
 MOST = """
 def most():
     try:
@@ -101,7 +101,7 @@ print(most() - before)
 )
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_process_does_not_grow(backend, dtype, rows, classes, threads):
-    """The kernel's scratch too: a row of exponentials a thread, 8 bytes each at most, for the rows that a thread works on side by side."""
+    """This includes the kernel's scratch memory: for each thread the exponentials of the rows it works on, at most 8 bytes each."""
     if backend == "formula":
         rows = max(1, rows // 8)
     done = subprocess.run(
@@ -118,7 +118,7 @@ def test_the_process_does_not_grow(backend, dtype, rows, classes, threads):
 
 
 def test_memory_does_not_leak(backend):
-    """A thousand calls more leave nothing behind."""
+    """The memory does not grow in a thousand further calls."""
     grown = python(
         MOST
         + f"""

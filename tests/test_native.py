@@ -1,4 +1,4 @@
-"""The C++ kernel by itself: one hash from every instruction set and processor, and no symbol that a linker could merge."""
+"""The C++ kernel without Python: every instruction set and processor gives the same bits, and the linker cannot merge its symbols."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLAGS = ["-std=c++17", "-O3", "-ffp-contract=off", "-fno-math-errno", "-Wno-psabi", "-I", str(ROOT / "cpp")]
-BUILDS = {  # name: compiler, flags, how to run it. avx2 is hashed against the others in test_bits.py, through the extension.
+BUILDS = {  # name: compiler, flags, and emulator. test_bits.py compares avx2 with the others, through the extension module.
     "generic": ("g++", [], []),
     "avx512": ("g++", ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma", "-mprefer-vector-width=512"], []),
     "neon": ("aarch64-linux-gnu-g++", ["-static"], ["qemu-aarch64"]),
@@ -30,7 +30,7 @@ def need(*tools: str) -> None:
 
 @pytest.fixture(scope="module")
 def kernel(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Compiles cpp/kernel.cpp for an instruction set, once."""
+    """Return a function that compiles cpp/kernel.cpp for an instruction set, once."""
     folder = tmp_path_factory.mktemp("kernel")
 
     def build(name: str) -> Path:
@@ -66,14 +66,15 @@ def test_one_hash_from_every_processor(kernel: Callable[[str], Path]) -> None:
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="an object for each of x86-64's instruction sets")
 @pytest.mark.parametrize("name", ["generic", "avx512"])
 def test_no_symbol_can_be_merged_across_instruction_sets(name: str, kernel: Callable[[str], Path]) -> None:
-    """Only local symbols and the table itself: a weak one, compiled with AVX-512, could replace everybody's copy."""
+    """There are only local symbols and the table. A weak symbol with AVX-512 code could replace the copies for other processors."""
     lines = subprocess.run(["nm", "-C", str(kernel(name))], check=True, capture_output=True, text=True).stdout.splitlines()
     assert len(lines) > 20
     assert [line[19:] for line in lines if line[17] in "WVuTDBRi"] == [f"softxent::isa_{name}"]
 
 
 def test_elementary_functions_are_as_near_as_the_bounds_count_on(tmp_path: Path) -> None:
-    """Two units for exp and log, four for log1p (proof/bounds.py); one set of bits serves every instruction set."""
+    """proof/bounds.py assumes two units for exp and log, and four for log1p. All instruction sets have the same bits, so one is
+    measured."""
     need("g++")
     program = tmp_path / "elementary"
     subprocess.run(["g++", *FLAGS, str(ROOT / "tests/native/elementary.cpp"), "-o", str(program)], check=True)

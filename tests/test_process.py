@@ -1,4 +1,4 @@
-"""How a call behaves in a process: forks, Ctrl-C, the GIL, calls side by side."""
+"""Calls in relation to the process: forks, Ctrl-C, the GIL, and simultaneous calls."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ print("ok")
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("first", ["", "import torch; torch.ones(1000, 1000).exp()"], ids=["alone", "after_torch"])
 def test_a_forked_child_can_call(backend, first):
-    """After the parent has used threads; with an OpenMP runtime in the process, whose threads a fork leaves behind, too."""
+    """The parent has used threads before, with and without an OpenMP runtime in the process, whose threads the child lacks."""
     assert python(FORK.format(first=first, backend=backend), timeout=90) == "ok\n"
 
 
@@ -70,7 +70,7 @@ with softxent.use_backend({backend!r}):
 @pytest.mark.parametrize("threads", (1, 2))
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_ctrl_c_ends_a_long_call(backend, threads):
-    """One call that would take minutes ends within a second or so, and the next call is right."""
+    """A call that would take minutes ends soon after Ctrl-C, and the next call is correct."""
     process = subprocess.Popen(
         [sys.executable, "-c", LONG.format(backend=backend, threads=threads)],
         env=environment(),
@@ -94,7 +94,7 @@ def test_ctrl_c_ends_a_long_call(backend, threads):
 
 
 def test_other_threads_run_meanwhile(backend):
-    """The GIL is released: a thread that asks for it every half millisecond gets it throughout one long call, not only at its ends."""
+    """The GIL is released: another thread that requests it every half millisecond gets it in the middle of a long call."""
     row = np.linspace(-3, 3, 200_000, dtype=np.float32)
     rows = 2000 if backend == "cpu" else 60
     z, t = np.broadcast_to(row, (rows, row.size)), np.zeros(rows, np.int64)
@@ -120,7 +120,7 @@ def test_other_threads_run_meanwhile(backend):
 
 
 def test_calls_from_several_threads_at_once(backend):
-    """Each gets its own result, whoever has the pool; labels, sizes and options differ."""
+    """Each call gets its own result, whichever uses the thread pool. Labels, sizes and options differ."""
     rng = np.random.default_rng(5)
     softxent.set_num_threads(3)
     jobs = []

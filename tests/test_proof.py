@@ -1,4 +1,4 @@
-"""The derivation: every line follows, nothing wrong gets through, and Coq proves what the data says."""
+"""The proof: every line of the derivation is accepted, false lines are refused, and Coq proves the statement of each line."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def changed(d: Derivation, n: int, **fields) -> Derivation:
 
 
 def differs(d: Derivation, n: int) -> bool:
-    """Whether line n has another value than the one before, somewhere; the truth sums to 1 only where that is given."""
+    """Whether line n has another value than the line before, for some numbers. The truth sums to 1 only if that is given."""
     step = d.steps[n - 1]
     numbers = Numbers(d, SCORES, BALANCED if step.given else UNBALANCED, LABEL)
     try:
@@ -43,7 +43,7 @@ def differs(d: Derivation, n: int) -> bool:
         return True
 
 
-# ---- every line follows
+# ---- every line is accepted
 
 
 @pytest.mark.parametrize("d", ALL, ids=lambda d: d.name)
@@ -105,11 +105,11 @@ def test_no_formula_stands_twice():
     assert {key: n for key, n in seen.items() if n > 1} == {twice: 2}
 
 
-# ---- nothing wrong gets through
+# ---- false lines are refused
 
 
 def test_every_real_mutant_is_refused():
-    """A sign, a term, a factor, an index, a name, a number or a range changed anywhere: if it has another value, it is refused."""
+    """A line with a changed sign, term, factor, index, name, number or range is refused if its value differs."""
     real, kinds, equal = 0, Counter(), 0
     for d in ALL:
         for n, kind, mutant in mutated(d):
@@ -122,7 +122,7 @@ def test_every_real_mutant_is_refused():
 
 
 def test_the_judge_alone_refuses_every_real_mutant():
-    """SymPy's normal form knows no rule; a sample of the mutants, as it takes a minute for all."""
+    """SymPy's normal form, without the rules, refuses a sample of the changed lines; all of them would take a minute."""
     everyone = [(n, mutant) for d in ALL for n, _, mutant in mutated(d) if mutant.steps[n - 1].rel == "="]
     real = [(n, m) for n, m in random.Random(0).sample(everyone, 400) if differs(m, n)]
     for n, m in real:
@@ -135,7 +135,7 @@ def test_the_judge_alone_refuses_every_real_mutant():
     assert len(real) > 300
 
 
-ALSO_RIGHT = {  # another rule that justifies the line as well: a more general one, or the same in another view
+ALSO_RIGHT = {  # other rules that justify a line too: more general ones, or the same in another form
     ("factor", "distribute"), ("expand", "distribute"), ("distribute", "factor"), ("cancel", "fractions"), ("fractions", "cancel"),
     ("constant", "linearity"), ("constant", "derivative of exp"), ("constant", "derivative of log"),
     ("result", "derivative of log"),
@@ -161,7 +161,7 @@ def test_a_derivation_needs_what_it_is_given(d):
     for missing in ("distinct", "given"):
         if getattr(d, missing) and getattr(d, missing) != (
             data.POSITIVE,
-        ):  # here yhat is a softmax, and positive; in Coq it need not be one
+        ):  # here yhat is a softmax and therefore positive; in Coq it is any vector
             assert any(refusal(d._replace(**{missing: ()}), n) for n in range(1, len(d.steps) + 1)), missing
 
 
@@ -184,7 +184,7 @@ x, y, z, W, yhat, p, ZERO, ONE = data.x, data.y, data.z, data.W, data.yhat, data
 POSITIVE_Z, POSITIVE_W = Fact(z[K], ">", ZERO), Fact(W[K, "e"], ">", ZERO, every="k")
 
 
-FALSE = {  # lines that are not so, and what somebody who wants them believed might say: found by an audit of the checkers
+FALSE = {  # false lines, with reasons that an earlier version of the checkers could have accepted
     "a power is not a square": (z[K] ** 3, ZERO, "no negative term", {"rel": ">="}),
     "a relation that no rule gives": (z[K] + y[K], y[K] + z[K], "regroup", {"rel": "<"}),
     "a fact of one entry is not of all": (p, ZERO, "no negative term", {"uses": ("p",), "given": (Fact(y[J], ">=", ZERO),), "rel": ">="}),
@@ -274,7 +274,7 @@ def test_what_is_ill_formed_is_not_said_in_coq():
         list(coq_module.statements(line(*FALSE["a derivative in a derivative"][:3], facts=(X_POSITIVE,))))
 
 
-# ---- readings
+# ---- text, LaTeX and MathML
 
 
 @pytest.mark.parametrize("d", ALL, ids=lambda d: d.name)
@@ -340,7 +340,7 @@ def test_a_notation_of_softmax_v_does_not_reach_the_statements(monkeypatch, tmp_
 
 
 def test_what_is_taken_for_granted_is_listed(monkeypatch, tmp_path):
-    """A fixpoint whose guard was not checked is no axiom, and Coq lists it in words."""
+    """Coq lists an unchecked fixpoint in words and not as an axiom."""
     endless = "#[bypass_check(guard)] Fixpoint oops (n : nat) : False := oops n.\n"
     text = SOURCE.read_text().replace("Definition vec", endless + "Definition vec", 1)
     text = re.sub(r"(Theorem miss_4 .*?Proof\.).*?Qed\.", r"\1 destruct (oops 0). Qed.", text, count=1, flags=re.S)
@@ -357,7 +357,7 @@ def test_the_lemma_of_a_rule_is_there(rule):
 
 
 def test_coq_refuses_a_theorem_that_says_something_else(monkeypatch, tmp_path):
-    """Lines with another sign, given less, or without a theorem: each is named, and all others are still proved."""
+    """Lines with another sign, with fewer facts, or without a theorem are named, and all others are still proved."""
     wrong = [
         changed(data.RESULT_1, 5, expr=data.yhat[data.j] @ E("()", (1 + data.yhat[data.j],))),
         data.RESULT_2._replace(distinct=()),

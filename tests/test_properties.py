@@ -1,4 +1,4 @@
-"""Properties of any rows of any shape, values and options, as hypothesis finds them; the same examples on every run."""
+"""Properties that hold for all shapes, values and options, tested by hypothesis, with the same examples in every run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ dtypes = st.sampled_from(list(DTYPES.values()))
 
 @st.composite
 def problems(draw, low=-60.0, high=60.0, few=1, many=40):
-    """-> backend, z [R, C], label [R]."""
+    """Draw a backend, logits [R, C] and labels [R]."""
     rows, c = draw(st.integers(1, 6)), draw(st.integers(few, many))
     values = st.floats(low, high, width=32) if draw(st.booleans()) else st.sampled_from([0.0, 1.0, -1.0, high, low])
     z = draw(hnp.arrays(np.float64, (rows, c), elements=values, fill=values))
@@ -30,7 +30,7 @@ def problems(draw, low=-60.0, high=60.0, few=1, many=40):
 
 
 def room(z):
-    """Of an entry between 0 and 1, or of a sum of such."""
+    """Return the tolerance for an entry between 0 and 1, or for a sum of such entries."""
     return bounds.grad_bound(z.dtype, z.shape[1], 200) + bounds.UNIT[z.dtype.name]
 
 
@@ -155,7 +155,7 @@ def test_the_hessian_is_positive_and_knows_no_constant(p, data):
 
 @pytest.mark.parametrize("name", DTYPES)
 def test_every_type_is_drawn(name):
-    """The strategies reach all that they claim to (a law over nothing holds)."""
+    """The strategies draw every dtype, so that each property is tested for it."""
     seen = set()
 
     @settings(max_examples=400, deadline=None, derandomize=True, database=None)

@@ -1,9 +1,9 @@
-"""The code that ships, run on symbols: formula.py and partials.py give what the theorems say.
+"""The code of formula.py and partials.py, run on symbols, gives the last lines of the derivation, for N up to 4 columns.
 
-Every number that goes in is a pair: an expression, and a sample that decides what code asks of a number (which is larger, which is 0). One
-run says: equal, for all numbers in the order of the sample; all orders of the sample say: equal. The right-hand sides are lines of
-proof/derivation.py, which Coq proves, evaluated for N columns. A score is written log E, E > 0: then all that is compared is a fraction in
-such E and in logarithms of their sums, and equality is decided by expanding it, not by luck.
+Each input number is a pair of an expression and a sample value. The sample decides comparisons in the code: which number is larger, or
+whether it is 0. So one run proves equality for all numbers in the same order as the samples, and the runs for all orders together prove it
+for all numbers. The expected results are lines of proof/derivation.py, which Coq proves, evaluated for N columns. A score is written log E
+with E > 0. The results are then fractions in these E and in logarithms of their sums, and SymPy decides equality by expanding them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from softxent.truth import Squash
 
 @dataclass(frozen=True)
 class Value:
-    expr: Any  # SymPy; None where the sample is infinite or NaN
+    expr: Any  # an expression of SymPy; None if the sample is infinite or NaN
     sample: float
 
 
@@ -45,7 +45,7 @@ def lift(x: Any) -> Value:
 
 @cache
 def log_of(x: Any) -> Any:
-    """log x as a sum over the factors of x: one form of it, whatever the way to x."""
+    """Return log x as a sum over the factors of x, which is a unique form."""
     total = sympy.S.Zero
     for part, sign in zip(sympy.fraction(sympy.cancel(x)), (1, -1), strict=True):
         number, factors = sympy.factor_list(part)
@@ -54,7 +54,7 @@ def log_of(x: Any) -> Any:
 
 
 def arithmetic(f, *x):
-    """What is infinite or NaN has no expression, and an operation that would make a number of it fails."""
+    """Return an operation on values. Infinite values and NaN have no expression, and an operation that would make them finite fails."""
     with np.errstate(all="ignore"):
         sample = float(f(*(np.float64(one.sample) for one in x)))
     return Value(f(*(one.expr for one in x)) if math.isfinite(sample) else None, sample)
@@ -84,7 +84,7 @@ def equal(a, b):
 
 
 def ordinary(f, symbolic=None):
-    """A function of the samples and of the expressions alike."""
+    """Return an operation that is applied to both the samples and the expressions."""
     return lambda *x: arithmetic(f if symbolic is None else lambda *one: (f if isinstance(one[0], float) else symbolic)(*one), *x)
 
 
@@ -101,14 +101,14 @@ COMPARED = {
 
 
 class Symbols(np.ndarray):
-    """An array of `Value`s to which NumPy's functions apply; what it meets is lifted."""
+    """An array of `Value`s to which NumPy's functions can be applied, together with ordinary arrays and numbers."""
 
     def __array_ufunc__(self, ufunc, method, *inputs, **options):
         plain = [boxed(x).view(np.ndarray) for x in inputs]
         f = np.frompyfunc(ELEMENTWISE.get(ufunc) or COMPARED[ufunc], 2 if method == "reduce" else len(plain), 1)
         if "initial" in options:
             options["initial"] = lift(options["initial"])
-        with np.errstate(all="ignore"):  # of a NaN that is compared
+        with np.errstate(all="ignore"):  # comparisons with NaN
             out = getattr(f, method)(*plain, **{name: x for name, x in options.items() if x is not None})
         return out.astype(bool) if ufunc in COMPARED else out.view(Symbols)
 
@@ -134,7 +134,7 @@ def boxed(x: Any) -> Symbols:
 
 
 def symbols(name: str, samples: Any, of=lambda s: s) -> Symbols:
-    """Named by their place in the array: no row has another's number."""
+    """Return an array of symbols, named by their positions, so that all of them differ."""
     samples = np.asarray(samples, float)
     out = np.empty(samples.shape, object)
     for at in np.ndindex(samples.shape):
@@ -143,7 +143,7 @@ def symbols(name: str, samples: Any, of=lambda s: s) -> Symbols:
 
 
 def same(got: Any, want: Any) -> bool:
-    """As fractions of polynomials in their letters and logarithms: exact, and three times as fast as sympy.cancel."""
+    """Compare as fractions of polynomials in the symbols and logarithms, which is exact and three times as fast as sympy.cancel."""
     return None not in (got, want) and (got == want or sfield(got - want)[1] == 0)
 
 
@@ -151,7 +151,7 @@ def same(got: Any, want: Any) -> bool:
 
 
 class Line:
-    """Values of the lines of a derivation, for given vectors and numbers; definitions are unfolded, nothing is differentiated."""
+    """The values of the lines of a derivation, for given vectors and numbers. Definitions are substituted; derivatives do not occur."""
 
     def __init__(self, name: str, **given: Any):
         self.derivation: Derivation = DERIVATIONS[name]
@@ -200,17 +200,17 @@ class Rows(NamedTuple):
     off: Symbols | None  # [N], [R, N] or None
 
     def truth(self, i: int) -> list[Any]:
-        """y at the label, r off everywhere."""
+        """Return the truth of the row i at each class: y at the label plus r off."""
         n = self.z.shape[1]
         off = [0] * n if self.off is None else [o.expr for o in (self.off if self.off.ndim == 1 else self.off[i])]
         return [self.r[i].expr * off[k] + self.y[i].expr * int(k == self.label[i]) for k in range(n)]
 
     def line(self, name: str, i: int, **more: Any) -> Line:
-        """A derivation for the row i: q is twice the coefficient of the z-loss."""
+        """Return a derivation for the row i. q is twice the coefficient of the z-loss."""
         return Line(name, z=[s.expr for s in self.z[i]], y=self.truth(i), lam=self.q[i].expr / 2, t=self.label[i], **more)
 
     def columns(self, k: list[int]) -> tuple[Symbols, np.ndarray, Symbols | None]:
-        """z, label, off of some columns: a label that is not among them matches none."""
+        """Return z, label and off of some columns. A label that is not among them matches none."""
         label = np.array([k.index(t) if t in k else -1 for t in self.label])
         return self.z[:, k], label, None if self.off is None else self.off[..., k]
 
@@ -236,11 +236,11 @@ def parts(code, p: Rows) -> Partials:
     return code.formula.partials(p.z, p.label, p.off)
 
 
-# ---- the laws, of any code ----
+# ---- the laws; `code` is formula.py and partials.py, or a version with a mistake ----
 
 
 def everywhere(got: Symbols, line, times: Symbols | None = None, columns: list[int] | None = None) -> None:
-    """got[i, k] = times[i] * the last line of line(i) at k; `columns` are those that got has."""
+    """Assert got[i, k] = times[i] * (the last line of line(i) at k). `columns` are the columns of got."""
     for i in range(len(got)):
         want = line(i)
         for k, of in enumerate(columns or range(got.shape[1])):
@@ -248,7 +248,7 @@ def everywhere(got: Symbols, line, times: Symbols | None = None, columns: list[i
 
 
 def loss_is_the_theorem(code, p: Rows) -> None:
-    """- sum truth log yhat + q/2 lse^2, which is what z_loss_gradient differentiates; and the line p lse - <truth, z> of loss_by_lse."""
+    """The loss is - sum truth log yhat + q/2 lse^2, and without z-loss the line p lse - <truth, z> of loss_by_lse."""
     got = code.formula.loss(parts(code, p), p.y, p.r, p.q)
     for i in range(len(p.z)):
         whole, short = p.line("z_loss_gradient", i), p.line("loss_by_lse", i)
@@ -258,20 +258,20 @@ def loss_is_the_theorem(code, p: Rows) -> None:
 
 
 def gradient_is_the_theorem(code, p: Rows) -> None:
-    """g ((p + q lse) yhat_k - truth_k)."""
+    """The gradient is g ((p + q lse) yhat_k - truth_k)."""
     got = code.formula.gradient(p.z, parts(code, p), p.label, p.y, p.r, p.q, p.g, p.off)
     everywhere(got, lambda i: p.line("z_loss_gradient", i), p.g)
 
 
 def gradient_without_z_loss_is_the_theorem(code, p: Rows) -> None:
-    """g (p yhat_k - truth_k)."""
+    """The gradient is g (p yhat_k - truth_k)."""
     p = p._replace(q=boxed(np.zeros(len(p.z))))
     got = code.formula.gradient(p.z, parts(code, p), p.label, p.y, p.r, p.q, p.g, p.off)
     everywhere(got, lambda i: p.line("general_gradient", i), p.g)
 
 
 def gradient_is_the_derivative_of_the_loss(code, p: Rows) -> None:
-    """Of the code's own loss; d/dz = E d/dE."""
+    """The gradient is the derivative of the loss that the code computes; d/dz = E d/dE."""
     x = parts(code, p)
     loss, dz = code.formula.loss(x, p.y, p.r, p.q), code.formula.gradient(p.z, x, p.label, p.y, p.r, p.q, p.g, p.off)
     for i, k in np.ndindex(dz.shape):
@@ -293,14 +293,14 @@ def finish_reads_the_theorems(code, p: Rows) -> None:
     for i in range(len(p.z)):
         lse = p.line("read_lse", i)()
         assert top[i] == max(p.z[i], key=lambda s: s.sample) and same(lift_[i].expr, lse - top[i].expr)
-        alone = p.z.shape[1] == 1  # no other class: no loss, no miss
+        alone = p.z.shape[1] == 1  # without other classes, loss and miss are 0
         assert same(nll[i].expr, 0 if alone else p.line("tiny_loss", i, m=x.m[i].expr)())
         assert same(miss[i].expr, 0 if alone else p.line("miss", i)())
         assert alone or same(over[i].expr, lse - x.m[i].expr)
 
 
 def hessian_product_is_the_theorem(code, p: Rows) -> None:
-    """mass yhat o (v - <yhat, v>), with the mass of the row's truth."""
+    """The Hessian product is mass yhat o (v - <yhat, v>), with the mass of the row's truth."""
     v, mass = symbols("v", np.ones(p.z.shape)), boxed(np.ones(len(p.z)))
     for i in range(len(p.z)):
         mass[i] = Value(sum(p.truth(i)), 1.0)
@@ -309,7 +309,7 @@ def hessian_product_is_the_theorem(code, p: Rows) -> None:
 
 
 def parts_merge_into_the_whole(code, p: Rows) -> None:
-    """For every split of the columns in two, in either order; so loss and gradient, which see the parts alone, are those of the whole."""
+    """Every split of the columns in two, in both orders. Loss and gradient depend on the partial sums only, so they agree too."""
     merge, whole, columns = code.partials.merge, parts(code, p), range(p.z.shape[1])
     for size in columns:
         for mine in combinations(columns, size):
@@ -327,7 +327,7 @@ def parts_merge_into_the_whole(code, p: Rows) -> None:
 
 
 def shards_hold_their_columns_of_the_gradient(code, p: Rows) -> None:
-    """From the parts of the whole, whether the label is among a shard's columns or not."""
+    """The gradient of a shard, from the partial sums of the whole row, consists of its columns, whether it contains the label or not."""
     whole, columns = parts(code, p), range(p.z.shape[1])
     for mine in (list(c) for size in columns[1:] for c in combinations(columns, size)):
         z, label, off = p.columns(mine)
@@ -336,7 +336,7 @@ def shards_hold_their_columns_of_the_gradient(code, p: Rows) -> None:
 
 
 def without_a_label_the_truth_is_off_alone(code, p: Rows) -> None:
-    """The label matches no column, and y = 0: probabilities, and what is left of a truth on a shard."""
+    """The label matches no column and y = 0, as for a shard without the label."""
     for nowhere in (-1, p.z.shape[1]):
         q = p._replace(label=np.full(len(p.z), nowhere), y=boxed(np.zeros(len(p.z))))
         loss_is_the_theorem(code, q)
@@ -345,7 +345,7 @@ def without_a_label_the_truth_is_off_alone(code, p: Rows) -> None:
 
 
 def an_ignored_row_is_exactly_0(code, p: Rows) -> None:
-    """y = r = q = 0: no expression is left to cancel, and a NaN among the logits stays unseen."""
+    """With y = r = q = 0 the results are the number 0, not an expression, and a NaN among the logits has no effect."""
     nothing = boxed(np.zeros(len(p.z)))
     for bad in (p.z[0, 0], lift(math.nan), lift(math.inf), lift(-math.inf)):
         z = p.z.copy()
@@ -357,7 +357,7 @@ def an_ignored_row_is_exactly_0(code, p: Rows) -> None:
 
 
 def a_masked_class_is_not_there(code, p: Rows) -> None:
-    """A logit of -inf away from the label: the parts are those of the other columns, and its gradient is 0."""
+    """With a logit of -inf at another class than the label, the partial sums are those of the other columns. Its gradient is 0."""
     for k in range(p.z.shape[1]):
         z, others = p.z.copy(), [c for c in range(p.z.shape[1]) if c != k]
         z[:, k] = lift(-math.inf)
@@ -371,7 +371,7 @@ def a_masked_class_is_not_there(code, p: Rows) -> None:
 
 
 def every_option_is_its_theorem(code, p: Rows) -> None:
-    """The numbers that truth.py makes of an option (its table), through the code: the last line of the option's own derivation."""
+    """With the numbers that truth.py has for an option, the code gives the last line of the derivation of that option."""
     n, rows = p.z.shape[1], len(p.z)
     eps, w, u = symbols("eps", np.full(rows, 0.1)), symbols("w", np.ones(n)), symbols("u", np.full((rows, n), 0.4))
     one, zero, row = boxed(np.ones(rows)), boxed(np.zeros(rows)), (slice(None), None)
@@ -426,7 +426,7 @@ def test_four_columns_too(law):
 
 
 def test_every_branch_is_taken():
-    """The label largest, in the middle, smallest, alone, elsewhere."""
+    """The label is the largest logit, the smallest, between them, the only one, or in none of the columns."""
     p = rows_of(3)
     x = parts(CODE, p)
     assert {int(sum(a.sample < row[t].sample for a in row)) for row, t in zip(p.z, p.label, strict=True)} == {0, 1, 2}
@@ -435,7 +435,7 @@ def test_every_branch_is_taken():
 
 
 def test_squash_is_its_theorem():
-    """Temperature and softcap: z of truth.py is what the theorem differentiates, its slope is the theorem's, and its bend the slope's."""
+    """The function of temperature and softcap in truth.py is that of the derivation, with its first and second derivatives."""
     x, t, c = (symbols(name, [s]) for name, s in (("x", 0.4), ("T", 1.7), ("c", 2.5)))
     raw, scale = x[0].expr, t[0].expr
     for name, squash, by in (("temperature", Squash(t, None), 1), ("softcap", Squash(1, c), 1), ("softcap", Squash(t, c), scale)):
@@ -453,7 +453,7 @@ def test_squash_is_its_theorem():
 # ---- the laws can fail ----
 
 PARTIALS, FORMULA = inspect.getsource(partials), inspect.getsource(formula)
-MUTATIONS = [  # what is written, what a mistake would write, the law that refuses it
+MUTATIONS = [  # code, the same code with a mistake, and the law that fails with it
     ("times(x.o, over))", "0)", loss_is_the_theorem),
     ("lse(x) ** 2 / 2", "lse(x) ** 2", loss_is_the_theorem),
     ("times(y + r * x.wt, nll)", "times(y, nll)", loss_is_the_theorem),
@@ -483,7 +483,7 @@ MUTATIONS = [  # what is written, what a mistake would write, the law that refus
 
 
 def mutant(was: str, now: str) -> SimpleNamespace:
-    """formula.py and partials.py, with one mistake in one of them."""
+    """Return formula.py and partials.py, with one mistake in one of them."""
     assert (FORMULA + PARTIALS).count(was) == 1, f"{was!r} is no longer written there, once"
     code = SimpleNamespace()
     for name, text in (("partials", PARTIALS), ("formula", FORMULA)):

@@ -1,4 +1,4 @@
-"""softxent.torch.cross_entropy beside torch's own: values, derivatives of every kind and order, and what a compiler sees."""
+"""softxent.torch.cross_entropy compared with torch's: values, derivatives of all kinds and orders, torch.compile and torch.export."""
 
 from __future__ import annotations
 

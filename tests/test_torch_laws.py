@@ -1,4 +1,4 @@
-"""The laws' grid with softxent.torch as the front end: every option, dtype and backend, beside the definitions and beside NumPy."""
+"""softxent.torch for the cases of cases.py: every option, dtype and backend, compared with the definitions and with the NumPy front end."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ROWS, CLASSES = 9, 7
 
 @pytest.fixture(params=BACKENDS)
 def device(request):
-    """Where the tensors lie: the compiled kernel has those of the CPU."""
+    """Return the device of the tensors for a backend; the compiled kernel takes CPU tensors."""
     if request.param == "cpu":
         yield "cpu"
         return
@@ -36,14 +36,14 @@ def logits(rng, kind: str) -> np.ndarray:
 
 
 def torchs(labels, options, device):
-    """NumPy's labels and options as torch's."""
+    """Return the labels and options of the NumPy front end as those of torch."""
     as_tensor = lambda x: torch.as_tensor(x).to(device) if isinstance(x, np.ndarray) else x  # noqa: E731
     named = {"weight" if name == "class_weight" else name: as_tensor(x) for name, x in options.items()}
     return as_tensor(labels), named
 
 
 def both(z, labels, options, device, up):
-    """-> loss and gradient, in float64, of softxent.torch and by the definitions."""
+    """Return loss and gradient of softxent.torch and of the definitions, in float64."""
     x = z.detach().clone().requires_grad_()
     target, named = torchs(labels, options, device)
     loss = st.cross_entropy(x, target, **named)
@@ -56,7 +56,7 @@ def both(z, labels, options, device, up):
 
 
 def near(got, want, unit, units):
-    """To so many units of what is computed, and one of the type that it is rounded to."""
+    """Compare with a tolerance of `units` roundings in the compute type and one in the dtype of the result."""
     scale = want.abs().max()
     assert torch.isfinite(want).all()
     worst = ((got - want).abs() - unit * want.abs() - units * scale).max()
@@ -92,9 +92,10 @@ def test_any_combination_of_options_is_the_definitions(device, rng):
 @each_dtype
 @pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
 def test_the_front_end_adds_nothing_to_numpys(reduction, dtype, option, rng):
-    """The same bits, rounded once to the type of the logits."""
+    """It gives the same bits, rounded once to the dtype of the logits."""
     labels, options = option_cases(rng, ROWS, CLASSES)[option]
-    outside = ["softcap", "temperature"] + ["sample_weight"] * (reduction == "none")  # torch's operations before and after
+    # operations of torch before or after the layer
+    outside = ["softcap", "temperature"] + ["sample_weight"] * (reduction == "none")
     options = {name: x for name, x in options.items() if name not in outside}
     z = logits(rng, "peaked").astype(DTYPES[dtype])
     loss, dz = softxent.cross_entropy_and_grad(z, labels, reduction=reduction, **options)

@@ -1,4 +1,5 @@
-"""softxent.torch.linear_cross_entropy beside cross_entropy of whole logits: values, every derivative, memory, and what is left out."""
+"""softxent.torch.linear_cross_entropy compared with cross_entropy of all logits: values, derivatives, memory, and the work that is
+skipped."""
 
 from __future__ import annotations
 
@@ -187,7 +188,7 @@ def test_derivatives_of_first_and_second_order(options, outputs):
 
 
 def test_the_hessian_product_of_the_square_is_whole():
-    """torch's chunked path is wrong here by 99.6 %, or refuses."""
+    """The chunked function of torch is wrong by 99.6 % here, or raises an error."""
     x, w, b = head()
     t, v = labels(), torch.randn(C, D, dtype=F64)
     found = []
@@ -274,12 +275,12 @@ def test_what_it_is_differentiated_by_more():
     close(*found)
 
 
-# ---- work that is not done ----
+# ---- work that is skipped ----
 
 
 @pytest.fixture
 def products(monkeypatch):
-    """The shapes of the matrix products."""
+    """Return the shapes of the matrix products."""
     seen = []
 
     class Counted(chunked._Tensors):
@@ -298,7 +299,7 @@ def products(monkeypatch):
 @pytest.mark.parametrize("frozen", ["x", "w", "xw", "b"])
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_what_is_frozen_costs_no_product_and_takes_nothing_from_the_rest(reduction, frozen, products):
-    """A peer leaves W without a gradient where x is frozen."""
+    """Another library gives W no gradient if x requires none."""
     named = dict(zip("xwb", head(), strict=True))
     for name, tensor in named.items():
         tensor.requires_grad_(name not in frozen)
@@ -315,7 +316,7 @@ def test_what_is_frozen_costs_no_product_and_takes_nothing_from_the_rest(reducti
 
 
 def test_ignored_rows_are_left_out_of_every_product(products):
-    """And what stands in them is not looked at: NaN in x leaves W's gradient whole."""
+    """Their values are not read: a NaN in x does not affect W's gradient."""
     x, w, b = head()
     t = labels(ignored=False)
     t[::2] = -100
@@ -331,7 +332,7 @@ def test_ignored_rows_are_left_out_of_every_product(products):
         assert (dx[::2] == 0).all() and not dx.isnan().any() and not dw.isnan().any()
         if not options:
             close([dw], want)
-    compiled = torch.func.grad(lambda w: ours(x, w, b, t))(w)  # where they cannot be left out
+    compiled = torch.func.grad(lambda w: ours(x, w, b, t))(w)  # a transform, where rows cannot be left out
     close([compiled], want)
 
 
@@ -344,7 +345,7 @@ def far(got, want):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_the_error_does_not_grow_with_the_chunks(dtype):
-    """W's gradient of 16-bit types is summed up in float32: it is no further from float64 than that of whole logits, in 1 or 64 chunks."""
+    """W's gradient in 16-bit types is accumulated in float32, so its error is at most that with all logits, for 1 and 64 chunks."""
     rows, width, classes = 256, 64, 300
     x, w = (torch.randn(rows, width) * 2).to(dtype).requires_grad_(), (torch.randn(classes, width) / 8).to(dtype).requires_grad_()
     t = torch.randint(0, classes, (rows,))
@@ -420,11 +421,11 @@ print(json.dumps([run(n) / MIB for n in (1000, 4000, 16_000, 64_000)]))
 
 @pytest.mark.parametrize("options", ["{}", "{'reduction': 'sum', 'budget': 16 << 20}"])
 def test_memory_is_the_budget_and_flat_in_the_rows(options):
-    """The whole logits of 64 000 rows are 1.2 GiB. Beyond the gradients: the budget (64 MiB, 16 MiB), and 100 bytes a row."""
+    """All logits of 64 000 rows would be 1.2 GiB. Beyond the gradients, a call needs the budget and about 100 bytes for each row."""
     found = json.loads(python(PEAK.replace("OPTIONS", options), MALLOC_MMAP_THRESHOLD_="131072"))
     limit = 16 if "budget" in options else 64
     for rows, extra in zip((1000, 4000, 16_000, 64_000), found, strict=True):
-        assert extra < limit + 6 + rows * 200 / 2**20, found  # 6 MiB: packing buffers of the matrix product
+        assert extra < limit + 6 + rows * 200 / 2**20, found  # 6 MiB for the buffers of the matrix product
 
 
 SHARDED = """

@@ -1,6 +1,6 @@
-"""PyTorch's own samples of the loss, of log_softmax and of logsumexp, its OpInfo and ModuleInfo, against softxent.torch.
+"""softxent.torch with PyTorch's own sample inputs (OpInfo and ModuleInfo) of the loss, log_softmax and logsumexp.
 
-The info of cross_entropy lists no inputs that torch refuses; those are written out here.
+PyTorch lists no invalid inputs for cross_entropy, so this file has its own.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from torch.testing._internal.common_modules import module_db
 from softxent import torch as st
 
 FLOATS = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
-AT_LEAST = {"nn.functional.cross_entropy": 20, "logsumexp": 7, "log_softmax": 5}  # samples; fewer: torch's lists are read wrongly
+# the least number of samples; fewer would mean that PyTorch's lists were not read correctly
+AT_LEAST = {"nn.functional.cross_entropy": 20, "logsumexp": 7, "log_softmax": 5}
 (INFO,) = (m for m in module_db if m.name == "nn.CrossEntropyLoss")
 NAMES = list(AT_LEAST)
 
@@ -31,12 +32,12 @@ def seed():
 
 
 def leaf(a):
-    """The sample's tensor, itself an input: what torch derived it from is not part of the sample."""
+    """Return the tensor of a sample as a leaf, without the operations from which PyTorch computed it."""
     return a.detach().clone().requires_grad_(a.is_floating_point()) if isinstance(a, torch.Tensor) else a
 
 
 def samples(name, dtype=torch.float64):
-    """(input, args, kwargs) of every sample and reference input that is on one axis, which has classes."""
+    """Yield (input, args, kwargs) of every sample and reference input for one axis that is not empty."""
     (op,) = (op for op in op_db if op.name == name and not op.variant_test_name)
     found = []
     for s in (*op.sample_inputs("cpu", dtype), *(op.reference_inputs("cpu", dtype) if op.reference_inputs_func else ())):
@@ -50,7 +51,7 @@ def samples(name, dtype=torch.float64):
                 continue  # see test_an_axis_without_classes_is_torchs
         kwargs = {k: leaf(a) for k, a in s.kwargs.items()}
         if "weight" in kwargs and not args[0].is_floating_point():
-            kwargs["weight"] = kwargs["weight"].detach()  # torch has no derivative of this kind, with class indices
+            kwargs["weight"] = kwargs["weight"].detach()  # with class indices, torch has no derivative with respect to the weight
         found.append((leaf(s.input), args, kwargs))
     assert len(found) >= AT_LEAST[name]
     return found
@@ -80,7 +81,7 @@ def with_gradients(f, input, args, kwargs):
 
 
 def near(mine, want, dtype, parts=1):
-    """Within the rounding of the result, and of what was computed in; a sum of several parts rounds each, and they may cancel."""
+    """Compare within the rounding of the result and of the compute type. The parts of a sum are rounded before they may cancel."""
     assert mine.shape == want.shape and mine.dtype == dtype
     info, largest = torch.finfo(dtype), want.nan_to_num().abs().max().item() if want.numel() else 0.0
     slack = 2**-44 * largest if dtype == torch.float64 else max(2 * info.smallest_normal * info.eps, 2**-20 * largest)
@@ -101,7 +102,7 @@ def test_values_and_gradients_are_torchs_in_float64(name, dtype):
 
 
 def as_functions(name, small=40):
-    """Each small sample, as a function of all that can be differentiated."""
+    """Yield each small sample as a function of the arguments that can be differentiated."""
     f, _ = functions(name)
     for input, args, kwargs in samples(name):
         if not 0 < input.numel() <= small:
@@ -150,7 +151,7 @@ def test_vmap_is_a_loop(name):
 
 
 def test_a_first_backward_may_be_a_batch():
-    """gradcheck batches later ones only, when the gradient that the forward made is gone."""
+    """gradcheck only tests batches after a first backward pass, when the gradient from the forward pass is no longer used."""
     for input, args, kwargs in samples("nn.functional.cross_entropy"):
         found = []
         for f in functions("nn.functional.cross_entropy"):

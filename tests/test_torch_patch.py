@@ -1,4 +1,4 @@
-"""A patched model of transformers beside the stock one: the same in everything but its logits, which are not there until read."""
+"""A patched model of transformers behaves as the original one, except that its logits are computed only when they are read."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ MODELS = {
 def seed_and_threads():
     torch.manual_seed(0)
     before = torch.get_num_threads()
-    torch.set_num_threads(1)  # so small a model gains nothing by more, and they wait for each other where others run
+    torch.set_num_threads(1)  # more threads do not make such a small model faster, and wait for each other on a busy machine
     yield
     torch.set_num_threads(before)
 
@@ -61,7 +61,7 @@ def inputs(**more):
 
 
 def result(model, **call):
-    """-> loss, every parameter's gradient, the output."""
+    """Return the loss, the gradient of every parameter, and the output."""
     model.zero_grad()
     out = model(**call)
     out.loss.backward()
@@ -112,7 +112,7 @@ def test_in_other_types_the_loss_is_float32_and_as_near(how, model):
         mine = result(patch(model), **given)
     assert lazy(mine[2]) and mine[0].dtype == theirs[0].dtype == torch.float32 and mine[2].logits.dtype == theirs[2].logits.dtype
     assert mine[0].to(torch.bfloat16) != mine[0]
-    assert torch.equal(mine[2].logits + 0, theirs[2].logits)  # under autocast, though read after it
+    assert torch.equal(mine[2].logits + 0, theirs[2].logits)  # computed with autocast, although read outside of it
     eps = max(1e-6, torch.finfo(torch.bfloat16 if how == "autocast" else model.dtype).eps)  # the stock loss rounds to float32
     assert abs(mine[0] - exact[0]) <= abs(theirs[0] - exact[0]) + eps * exact[0]
     for name, want in exact[1].items():
@@ -177,7 +177,7 @@ def test_an_evaluation_has_the_stock_loss_and_metrics(mode):
     assert torch.equal(out.logits.argmax(-1), want.logits.argmax(-1))
 
 
-# ---- the logits, to whoever reads them ----
+# ---- code that reads the logits ----
 
 READS = {
     "argmax": lambda z: z.argmax(-1),
@@ -300,11 +300,11 @@ def test_a_loss_function_of_the_users_own_gets_the_logits():
     assert torch.equal(model(**given).loss, unpatch(model)(**given).loss)
 
 
-# ---- what it costs ----
+# ---- time and memory ----
 
 
 def shapes_of(monkeypatch, model, given):
-    """Of every matrix product of a step, the shape of what it is written to."""
+    """Return the shapes of the results of all matrix products of a step."""
     seen = []
 
     def product(a, b, out, add, real=PRODUCTS.product):
@@ -321,14 +321,14 @@ def test_a_frozen_head_costs_no_product_and_the_rest_is_the_same(monkeypatch):
     patch(model)
     assert (V, D) in shapes_of(monkeypatch, model, given)
     model.lm_head.weight.requires_grad_(False)
-    assert shapes_of(monkeypatch, model, given) == [(16, D)]  # rows whose label counts
+    assert shapes_of(monkeypatch, model, given) == [(16, D)]  # the rows that are not ignored
     mine = result(model, **given)
     assert "lm_head.weight" not in mine[1]
     same(mine, result(unpatch(model), **given))
 
 
 def largest(model, given):
-    """Bytes of the largest block of memory that a step allocates."""
+    """Return the size in bytes of the largest allocation of a step."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         result(model, **given)
     return max(size for root in profile.profiler.kineto_results.experimental_event_tree() for size in blocks(root))
@@ -443,7 +443,7 @@ def test_functional_transforms_go_through():
 
 
 class Adapted(nn.Module):
-    """As LoRA has it."""
+    """A linear layer with an adapter, as in LoRA."""
 
     def __init__(self, head):
         super().__init__()
@@ -486,7 +486,7 @@ def test_another_model_is_refused(make, says):
 
 def test_the_example_trains_the_same_model_in_less_memory(capsys, monkeypatch):
     monkeypatch.syspath_prepend(EXAMPLES)
-    example = importlib.import_module("finetune_causal_lm")  # by its name, for its processes import it too
+    example = importlib.import_module("finetune_causal_lm")  # imported by its name, because its processes import it too
     found = example.main(steps=4, batch=8, length=64, classes=12000)
     (stock, _, stock_peak), (ours, _, our_peak) = found["stock"], found["patched"]
     assert max(abs(a - b) for a, b in zip(stock, ours, strict=True)) < 1e-4 and stock[-1] < stock[0] - 0.2

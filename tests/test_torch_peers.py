@@ -1,7 +1,8 @@
-"""What others get wrong in this layer, as laws: softxent.torch obeys each, and who has the fault breaks it.
+"""Laws for faults that implementations of this layer have had. softxent.torch obeys each law, and an implementation with the fault breaks
+it.
 
-A law takes an implementation f(z, target, **options) and raises AssertionError where f breaks it. Who breaks it is PyTorch, SciPy or
-scikit-learn where they do, and else a rule in a few lines that has the fault and no other.
+A law takes an implementation f(z, target, **options) and raises AssertionError if f breaks it. The implementation that breaks it is
+PyTorch, SciPy or scikit-learn if one of them has the fault, and otherwise a few lines that have this fault only.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import softxent
 from softxent import torch as st
 
 INF, NAN = float("inf"), float("nan")
-SURE = -np.log1p(np.exp(-20.0))  # log-probability at a gap of 20
+SURE = -np.log1p(np.exp(-20.0))  # the log-probability of the label if its logit is larger by 20
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +31,7 @@ def torch_threads():
     torch.set_num_threads(before)
 
 
-# ---- what laws are made of ----
+# ---- helpers ----
 
 
 def near(got, want, what, rtol=1e-10, atol=1e-12):
@@ -45,7 +46,7 @@ def same(got, want, what):
 
 
 def done(call):
-    """What a law must be able to compute; an error in it is a breach."""
+    """Turn an error of a computation that the law requires into an AssertionError."""
     try:
         return call()
     except (ArithmeticError, RuntimeError, NotImplementedError) as error:
@@ -53,7 +54,7 @@ def done(call):
 
 
 def rows(n=6, classes=7, dtype=torch.float64):
-    """Rows of every kind: flat, wide, sure of the label, sure of another, far from 0."""
+    """Return rows of different kinds: small or large spread, most of the probability at the label or another class, logits far from 0."""
     z = torch.randn(n, classes, dtype=dtype) * torch.tensor([0.1, 6, 1, 1, 2, 3], dtype=dtype).repeat(n)[:n, None]
     t = torch.randint(0, classes, (n,))
     z[2, t[2]] += 9
@@ -63,7 +64,7 @@ def rows(n=6, classes=7, dtype=torch.float64):
 
 
 def agrees(f, z, target, upstream=1.0, **options):
-    """Loss and gradient beside the float64 composite, for a mean and a sum."""
+    """Compare loss and gradient with the float64 reference, for a mean and a sum."""
     for reduction in ("mean", "sum"):
         x, w = z.clone().requires_grad_(), z.clone().double().requires_grad_()
         loss = done(lambda x=x, r=reduction: f(x, target, reduction=r, **options))
@@ -72,7 +73,7 @@ def agrees(f, z, target, upstream=1.0, **options):
         near(grad(loss, x, torch.full_like(loss, upstream))[0], grad(want, w, torch.full_like(want, upstream))[0], "gradient")
 
 
-# ---- laws: digits ----
+# ---- laws: accuracy ----
 
 
 def a_sure_prediction_keeps_its_loss(f):
@@ -112,11 +113,11 @@ def a_saturated_softcap_keeps_its_slope(f):
     near(grad(f(z, t, softcap=5.0), z)[0], want, "gradient", 1e-5, 0)
 
 
-# ---- laws: memory, purity, bits ----
+# ---- laws: memory, arguments are not written, bits ----
 
 
 def no_probabilities_are_saved(f):
-    """Of rows. (Of a mean the gradient itself is kept, which becomes z.grad.)"""
+    """For reduction "none". For a mean the gradient itself is saved, which becomes z.grad."""
     z, t = torch.randn(16, 1000, requires_grad=True), torch.randint(0, 1000, (16,))
     saved = {}
     with torch.autograd.graph.saved_tensors_hooks(lambda x: saved.setdefault(x.data_ptr(), x), lambda x: x):
@@ -138,7 +139,7 @@ def a_row_has_its_bits_in_any_batch(f):
     z, t = torch.randn(64, 5000) * 3, torch.randint(0, 5000, (64,))
 
     def found(first, last, threads=2, others=None):
-        """Of the last 7 rows at most."""
+        """Return the results of the last rows, at most 7."""
         torch.set_num_threads(threads)
         softxent.set_num_threads(threads)
         x, y = z[first:last].clone(), t[first:last]
@@ -208,7 +209,7 @@ def a_tangent_goes_forward(f):
 
 
 def the_hessian_product_of_the_square_is_whole(f):
-    """H v of loss^2 is 2 <dz, v> dz + 2 loss H v: a gradient taken for a constant leaves out the second part."""
+    """H v of loss^2 is 2 <dz, v> dz + 2 loss H v. An implementation that treats the gradient as a constant omits the second term."""
     z, t = rows()
     v, found = torch.randn_like(z), []
     for g in (f, lambda z, t: composite(z, t.numpy()).loss):
@@ -226,11 +227,11 @@ def frozen_logits_leave_the_targets_their_gradient(f):
 
 
 def a_scaled_loss_keeps_small_gradients(f):
-    """Why float16 is trained with a scaled loss: gradients below its range, times the scale, are within it."""
+    """With loss scaling in float16, gradients below the range of the dtype are within it after multiplication by the scale."""
     z, t = torch.randn(64, 20000).half().requires_grad_(), torch.zeros(64, dtype=torch.int64)
     with torch.autocast("cpu", dtype=torch.float16):
         loss = f(z, t)
-    scale = 65536.0  # that GradScaler begins with
+    scale = 65536.0  # the initial scale of GradScaler
     want = z.detach().double().softmax(1) * scale / 64
     error = (grad(loss, z, torch.full_like(loss, scale))[0].double() - want)[:, 1:].norm() / want[:, 1:].norm()
     assert error < torch.finfo(torch.float16).eps, f"gradient: {error:.2g} off"
@@ -250,7 +251,7 @@ def classes_that_fill_no_block_are_counted_once(f):
 
 
 def z_loss_has_its_gradient_where_the_prediction_is_sure(f):
-    """At p = 0.999995 all entries of yhat - y are tiny, and that of the z-loss is not."""
+    """At p = 0.999995 all entries of yhat - y are close to 0, but the gradient of the z-loss is not."""
     z = torch.zeros(4, 3, dtype=torch.float64) + 10
     z[:, 0] += np.log(2 * 0.999995 / 0.000005)
     agrees(f, z, torch.zeros(4, dtype=torch.int64), z_loss=1e-2)
@@ -261,7 +262,7 @@ def z_loss_softcap_and_smoothing_go_together(f):
 
 
 def log_probability_and_entropy_come_from_one_call(f):
-    """A policy's objective: importance-weighted log-probabilities with a bonus for entropy."""
+    """The objective of a policy in reinforcement learning: weighted log-probabilities plus a multiple of the entropy."""
     z, t = rows()
     ratio = torch.linspace(-1, 2, 6, dtype=z.dtype)
     x, w = z.clone().requires_grad_(), z.clone().requires_grad_()
@@ -278,7 +279,7 @@ def log_probability_and_entropy_come_from_one_call(f):
 
 
 def a_label_out_of_range_is_no_label(f):
-    """An error, or a loss that nobody takes for one."""
+    """It raises an error, or the loss is not finite."""
     z = rows()[0]
     for bad in (7, 8, -1, 10**9):
         try:
@@ -289,7 +290,7 @@ def a_label_out_of_range_is_no_label(f):
 
 
 def rows_that_are_all_ignored_sum_to_0(f):
-    """Their mean is 0 / 0: NaN, as torch has it. It does no harm to the logits."""
+    """Their mean is 0 / 0, which is NaN as in torch. The gradient of the logits is 0."""
     for reduction, want in (("sum", 0.0), ("mean", NAN)):
         z = rows()[0].requires_grad_()
         loss = done(lambda z=z, r=reduction: f(z, torch.full((6,), -100), reduction=r))
@@ -316,7 +317,7 @@ def ignored_rows_have_no_part_in_what_is_returned(f):
 
 
 def masked(z, t):
-    """-inf at two classes of every row, the label not among them -> logits, which are masked."""
+    """Set two classes of every row to -inf, but not the label. Returns the logits and which are masked."""
     off = torch.zeros_like(z, dtype=torch.bool).scatter_(1, torch.stack([t + 1, t + 3], 1) % z.shape[1], True)
     return z.masked_fill(off, -INF), off
 
@@ -350,7 +351,7 @@ def masked_classes_leave_the_entropy_its_gradient(f):
     near(grad(entropy.sum(), z)[0], -p * (logp + want[:, None]), "gradient of the entropy")
 
 
-# ---- who breaks them: peers that are installed here ----
+# ---- implementations that break laws: libraries ----
 
 
 def reduced(loss, reduction):
@@ -358,7 +359,7 @@ def reduced(loss, reduction):
 
 
 def torch_composite(z, target, *, z_loss=0.0, softcap=None, return_entropy=False, return_logprobs=False, **options):
-    """The options that torch does not have, as everybody writes them."""
+    """The options that torch does not have, in terms of torch's operations."""
     z = z if softcap is None else softcap * torch.tanh(z / softcap)
     loss = F.cross_entropy(z, target, **options)
     if z_loss:
@@ -381,7 +382,7 @@ def sklearn_loss(z, target, **_):
     return torch.from_numpy(HalfMultinomialLoss(n_classes=z.shape[1]).loss(target.numpy().astype(np.float32), z.numpy())).sum()
 
 
-# ---- who breaks them: rules with one fault each ----
+# ---- implementations that break laws: rules with one fault each ----
 
 
 def exp_without_the_max(z, target, reduction="mean"):
@@ -400,7 +401,7 @@ def lse_in_parts(z, target, parts, reduction="mean", return_logprobs=False):
 
 
 def rows_split_by_the_batch(z, target, **options):
-    """A small batch would leave cores idle: its rows are cut into more parts."""
+    """The rows of a small batch are split into more parts, so that all cores are used."""
     return lse_in_parts(z, target, max(1, 64 // len(z)), **options)
 
 
@@ -409,7 +410,7 @@ def rows_split_by_the_threads(z, target, **options):
 
 
 class ByRule(torch.autograd.Function):
-    """torch's loss, and a rule for its gradient: rule(z, yhat, y, upstream, scale), the scale that of the reduction."""
+    """torch's loss with another gradient, rule(z, yhat, y, upstream, scale), where scale is the factor of the reduction."""
 
     @staticmethod
     def forward(ctx, z, target, rule, reduction):
@@ -458,7 +459,7 @@ def lse_saved_without_its_maximum(z, yhat, y, g, scale):
 
 
 class InForward(torch.autograd.Function):
-    """The gradient is made in the forward, in the type of the logits, and the backward hands it over times the upstream gradient."""
+    """The gradient is computed in the forward pass, in the dtype of the logits, and multiplied by the upstream gradient later."""
 
     @staticmethod
     def forward(ctx, z, target):
@@ -511,13 +512,13 @@ def targets_without_gradient(z, target):
 
 
 def filtered_by_the_prediction(z, target, **options):
-    """Entries with a small yhat - y are skipped, whatever else flows into them."""
+    """Entries with a small yhat - y are skipped, whatever other terms they have."""
     small = (z.softmax(1) - F.one_hot(target, z.shape[1])).abs() < 2**-12
     return torch_composite(torch.where(small, z.detach(), z), target, **options)
 
 
 def smoothed_over_a_shard(z, target, label_smoothing, reduction):
-    """Each of 2 ranks divides by the classes that it has."""
+    """Each of two shards divides by its own number of classes."""
     sure = F.cross_entropy(z, target, reduction=reduction)
     flat = F.cross_entropy(z, target, reduction=reduction, label_smoothing=1.0)
     return (1 - label_smoothing) * sure + label_smoothing * 2 * flat
@@ -546,7 +547,7 @@ def no_such_label_no_loss(z, target, reduction):
 
 
 def label_looked_up_in_memory(z, target, reduction):
-    """The address is that of the row plus the label, whatever is there."""
+    """The logit at the label is read at the address of the row plus the label, without a check."""
     at = torch.arange(len(z)) * z.shape[1] + target
     return reduced(z.logsumexp(1) - z.flatten()[at % z.numel()], reduction)
 
@@ -561,7 +562,7 @@ def zero_times_infinity(z, target):
 
 
 def label_of_minus_infinity(z, target, return_correct, return_lse, live_only=False):
-    """An ignored row has the label -inf and the maximum -inf: it counts as correct."""
+    """The logit at the label and the largest logit of an ignored row are both -inf, so the row counts as correct."""
     live = target != -100
     label = z.gather(1, target.clamp(min=0)[:, None])[:, 0].where(live, -INF)
     correct = label >= z.amax(1).where(live, -INF)
@@ -574,7 +575,7 @@ def lse_of_minus_infinity(z, target, **options):
     return label_of_minus_infinity(z, target, live_only=True, **options)
 
 
-# ---- the laws and their breakers ----
+# ---- the laws, each with an implementation that breaks it ----
 
 TORCH = F.cross_entropy
 BROKEN = [
@@ -661,7 +662,7 @@ def test_log_softmax_obeys(law):
 @pytest.mark.parametrize("law", [*DIGITS, *GRADIENTS, z_loss_has_its_gradient_where_the_prediction_is_sure], ids=name)
 def test_softxent_obeys_when_compiled(law):
     torch._dynamo.reset()
-    whole = law is not a_tangent_goes_forward  # operators of torch.library have no forward mode: it is computed beside the graph
+    whole = law is not a_tangent_goes_forward  # operators of torch.library have no forward mode, which is computed outside the graph
     law(torch.compile(st.cross_entropy, backend="aot_eager", fullgraph=whole))
 
 

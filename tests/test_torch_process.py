@@ -1,4 +1,4 @@
-"""softxent.torch in a process: memory, threads, workers, what autograd keeps and hands over, and whatever else shares the tensors."""
+"""softxent.torch in relation to the process: memory, threads, worker processes, gradients that are kept or reused, and training."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def problem(rows=6, dtype=torch.float64):
 
 
 def large(dtype=torch.float64):
-    """Its gradient lies in the buffer that is kept for the next one."""
+    """Return logits so large that their gradient uses the buffer that is kept for the next one."""
     return torch.randn(300, 1000, dtype=dtype).requires_grad_(), torch.randint(0, 1000, (300,))
 
 
@@ -92,7 +92,7 @@ for name in steps(z, t):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_step_takes_one_gradient(dtype):
-    """Forward and backward together, by the most that the process has held; torch's own step shows that it is seen."""
+    """The peak memory of forward and backward is one gradient. That of torch's step shows that the measurement works."""
     found = {}
     for line in python(PEAK.replace("sys.argv[1]", repr(dtype)), timeout=60).splitlines():
         name, grown = line.split()
@@ -116,7 +116,7 @@ def test_what_autograd_saves_beyond_the_arguments_is_one_gradient_and_a_few_numb
 
 
 def held(f, z, t):
-    """Bytes of gradients in the graph of a loss under a checkpoint, before its backward."""
+    """Return the bytes of gradients in the graph of a loss with checkpointing, before its backward pass."""
     loss = checkpoint(lambda z: f(z * 1.0, t), z, use_reentrant=False)
     nodes, seen, total = [loss.grad_fn], set(), 0
     while nodes:
@@ -161,7 +161,7 @@ print(first - START, few, threads(3) - first)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts the threads that Linux lists")
 def test_torchs_number_of_threads_is_respected():
-    """At most torch's and at most ours; torch's own sums take none here, being small."""
+    """At most torch's and at most softxent's number of threads are used. torch's own sums are too small here to use any."""
     assert python(THREADS, OMP_NUM_THREADS="1") == "0 1 2\n"
 
 
@@ -196,15 +196,15 @@ print("ok")
 
 
 def test_workers_of_a_loader_compute_the_loss():
-    """Forked after the parent has used its threads, with a gradient's buffer kept: the same bits, in both.
+    """The workers are forked after the parent has used its threads and kept a gradient's buffer. They give the same bits as the parent.
 
-    The workers use several threads of the kernel; a sum or a copy by torch's own several threads would hang in a fork.
+    The workers use several threads of the kernel. A sum or a copy on several threads of torch would hang in a forked process.
     """
     assert python(LOADER, timeout=90) == "ok\n"
 
 
 def test_calls_from_several_threads_at_once():
-    """Forward and backward, with gradients in the kept buffer and apart from it."""
+    """Forward and backward, with gradients in the kept buffer and elsewhere."""
     jobs = []
     for i in range(12):
         z, t = large([torch.float64, torch.float32][i % 2]) if i % 3 else problem(40)
@@ -223,7 +223,7 @@ def test_calls_from_several_threads_at_once():
 
 
 def test_two_backwards_of_one_loss_at_once():
-    """One of them gets the gradient that the forward made, and the other makes its own."""
+    """One of them returns the gradient from the forward pass, and the other computes its own."""
     z, t = problem(40)
     want, before = gradient(st.cross_entropy, z, t), sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
@@ -246,7 +246,7 @@ def test_two_backwards_of_one_loss_at_once():
         sys.setswitchinterval(before)
 
 
-# Who has a gradient keeps it
+# A gradient does not change after it was returned
 
 
 VIEWS = {
@@ -273,7 +273,7 @@ def test_a_gradient_lives_as_long_as_anything_of_it(view):
     kept = view(z.grad)
     want, z.grad = np.asarray(kept).copy(), None
     for scale in (1.0, -3.0, 0.5):
-        for rows in (300, 200, 160):  # the buffer serves smaller ones too
+        for rows in (300, 200, 160):  # the buffer is used for smaller gradients too
             st.cross_entropy(z[:rows] * scale, t[:rows], label_smoothing=0.1 if rows == 200 else 0.0).backward()
             z.grad = None
         st.empty_cache()
@@ -281,7 +281,7 @@ def test_a_gradient_lives_as_long_as_anything_of_it(view):
 
 
 def test_gradients_of_many_steps_stand_side_by_side():
-    """Also those of losses whose backward comes later, in another order, and of those that are dropped without one."""
+    """Some losses have their backward pass later, in another order, or never."""
     z, t = large()
     losses = [st.cross_entropy(z, t) * k for k in range(1, 5)]
     st.cross_entropy(z, t)
@@ -308,7 +308,7 @@ def test_gradients_add_up_over_two_backwards():
 
 
 def test_what_was_handed_over_may_be_written_to():
-    """In place by the caller, or by another part of the graph: the same loss gives the same gradient again."""
+    """If the caller or another part of the graph changes a gradient in place, the same loss still gives the same gradient again."""
     z, t = large()
     want = gradient(F.cross_entropy, z, t)
     loss = st.cross_entropy(z, t)
@@ -317,7 +317,7 @@ def test_what_was_handed_over_may_be_written_to():
         close(got, want)
         got.fill_(7.0)
     a, b = (z.detach().clone().requires_grad_() for _ in range(2))
-    st.cross_entropy(a + b, t).backward()  # one gradient for both
+    st.cross_entropy(a + b, t).backward()  # both inputs get the same gradient
     a.grad.zero_()
     close(b.grad, want * 0 + gradient(F.cross_entropy, 2 * z.detach().requires_grad_(), t))
 
@@ -329,7 +329,7 @@ def test_a_gradient_is_pickled_and_copied_as_any_tensor():
         assert torch.equal(other, z.grad)
 
 
-# The backward
+# The backward pass
 
 
 @pytest.mark.parametrize("reentrant", [True, False])
@@ -444,7 +444,7 @@ def test_without_gradients_there_is_no_graph(options):
             assert not loss.requires_grad and loss.is_inference() == (block is torch.inference_mode)
             made = z * 1
         close(loss.clone(), want.detach())
-        close(st.cross_entropy(made, t, **options), want.detach())  # a tensor of inference is read as any other
+        close(st.cross_entropy(made, t, **options), want.detach())  # an inference tensor is accepted too
     with torch.no_grad(), torch.enable_grad():
         close(gradient(st.cross_entropy, z, t, **options), gradient(F.cross_entropy, z, t, **options))
 
@@ -485,7 +485,7 @@ def test_an_ignored_row_has_gradient_0_whatever_comes_from_upstream(options, up)
 
 @ANY
 def test_the_loss_may_be_written_to(options):
-    """loss += penalty, loss /= steps: as common as any."""
+    """`loss += penalty` and `loss /= steps` are common in training loops."""
     z, t = problem()
     found = []
     for f in (F.cross_entropy, st.cross_entropy):
@@ -502,7 +502,7 @@ WRITTEN = [(which, o) for o in LAWS for which in ("input", "target", "weight") i
 
 @pytest.mark.parametrize(("which", "options"), WRITTEN, ids=lambda x: x if isinstance(x, str) else "".join(map(str, [*x][:1])))
 def test_an_argument_written_to_before_the_backward_is_noticed_or_does_not_matter(which, options):
-    """Never a gradient at another point: that of the forward, or torch's error."""
+    """The result is the gradient at the values of the forward pass, or torch's error, but never a gradient at other values."""
     z, t = problem()
     want = gradient(F.cross_entropy, z, t, **options)
     for again in (False, True):
@@ -520,7 +520,7 @@ def test_an_argument_written_to_before_the_backward_is_noticed_or_does_not_matte
             assert not again, "a second backward needs the arguments, and they are gone"
 
 
-# Where tensors come from
+# Kinds of tensors
 
 
 LAYOUTS = {
@@ -576,7 +576,7 @@ def test_subclasses_of_tensors(kind, options):
 
 @ANY
 def test_a_tensor_made_of_two(options):
-    """A subclass that sees operators only, not the memory."""
+    """A subclass that receives operators and has no memory of its own."""
     if "weight" in options:
         options = {"weight": TwoTensor(options["weight"], options["weight"])}
     z, t = problem()
@@ -593,7 +593,7 @@ def test_a_tensor_made_of_two(options):
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32, torch.uint16])
 @ANY
 def test_labels_of_any_width(dtype, options):
-    """torch takes int64 and uint8 only."""
+    """torch accepts int64 and uint8 only."""
     z, t = problem()
     for ignore_index in (2, -100):
         same = {**options, "ignore_index": ignore_index}
@@ -609,7 +609,7 @@ def test_labels_of_any_width(dtype, options):
     [((0, 5), 0), ((0, 5, 2), 0), ((4, 5, 0), 0), ((4, 1), 0), ((1,), 0), ((4, 5), -100), ((5,), -100), ((2, 1, 3), -100)],
 )
 def test_nothing_to_do(shape, label, reduction):
-    """No rows, one class, all ignored: losses and gradients, NaN where torch's are."""
+    """With no rows, one class or ignored rows only, losses and gradients are those of torch, including NaN."""
     t = torch.full(shape[:1] + shape[2:] if len(shape) > 1 else (), label)
     for options in ({}, {"label_smoothing": 0.1}):
         z = torch.randn(shape, dtype=torch.float64, requires_grad=True)
@@ -641,7 +641,7 @@ def narrow_step(f, scale):
 
 
 def test_loss_scaling_keeps_small_gradients_in_float16():
-    """What torch.amp.GradScaler is for."""
+    """torch.amp.GradScaler exists for this purpose."""
     assert narrow_step(F.cross_entropy, 65536.0) < 1e-2
     assert narrow_step(st.cross_entropy, 65536.0) < 1e-2
 
@@ -664,7 +664,7 @@ def test_mixed_precision_trains_as_torchs_does():
 
 @ANY
 def test_twenty_steps_are_torchs(options):
-    """Two batches a step, whose gradients are as large as the kept buffer."""
+    """Each step has two batches, whose gradients are as large as the kept buffer."""
     classes = 5 if "weight" in options else 600
     x, t = torch.randn(2, 230, 12, dtype=torch.float64), torch.randint(0, classes, (2, 230))
     ends = []
@@ -684,7 +684,7 @@ def test_twenty_steps_are_torchs(options):
 
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam], ids=lambda o: o.__name__)
 def test_the_logits_themselves_are_trained(optimizer):
-    """Their gradient is the buffer itself, and an optimizer may keep it."""
+    """The gradient of a parameter is the buffer itself, and an optimizer may keep it."""
     z, t = large()
     ends = []
     for f in (st.cross_entropy, F.cross_entropy):

@@ -1,4 +1,4 @@
-"""The Triton kernel: on a GPU where there is one, else under Triton's interpreter; and that it compiles for the GPUs that are not here."""
+"""The Triton kernel, on a GPU if there is one and otherwise in Triton's interpreter, and its compilation for sm_90."""
 
 from __future__ import annotations
 
@@ -58,7 +58,8 @@ def same(a, b):
 @each_dtype
 @each_kernel
 def test_loss_and_gradient_are_the_formula(kernel, dtype, off):
-    """Within the bounds of the compiled kernel, but for the interpreter: it has no fma, and bfloat16 is cut, not rounded; GPUs flush."""
+    """The results are within the bounds of the compiled kernel, with allowances: the interpreter has no fma and truncates to bfloat16, and
+    a GPU flushes subnormals to 0."""
     for shape in SHAPES if kernel is triton else SHAPES[::3]:
         p = problem(*shape, dtype, off)
         result, parts, dz = fused(kernel, p)
@@ -121,7 +122,7 @@ def test_a_row_has_the_same_bits_in_every_batch(shape):
 
 
 def test_a_tile_has_one_shape_whatever_the_batch(monkeypatch):
-    """A GPU adds up in an order that its shape decides; the interpreter's order is NumPy's, and does not tell."""
+    """On a GPU, the order of additions depends on the shape of the tile. The interpreter's order is always that of NumPy."""
     seen = []
 
     class Layer:
@@ -169,7 +170,7 @@ print(json.dumps(found))
 
 
 def test_it_compiles_for_a_gpu_without_spilling(tmp_path):
-    """For sm_90, by the compiler that comes with Triton; a tile is read 16 bytes at a time."""
+    """It is compiled for sm_90 by Triton's compiler, without spilled registers, and reads a tile 16 bytes at a time."""
     found = json.loads(python(COMPILE, TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path)).splitlines()[-1])
     assert len(found) == 12
     for logits, size, spills, vector in found:
@@ -183,7 +184,7 @@ each_backend = pytest.mark.parametrize("backend", KERNELS)
 
 @each_backend
 def test_nothing_waits_for_the_device(backend, monkeypatch):
-    """No operation reads a number back: not the loss, not its gradient, not the scaling by an upstream gradient."""
+    """Neither the loss nor its gradient nor the scaling by an upstream gradient reads a number from the device."""
     monkeypatch.setattr(tensors, "check", lambda *_: None)
     z, t = torch.randn(6, 5, device=DEVICE, requires_grad=True), torch.randint(0, 5, (6,), device=DEVICE)
     with st.use_backend(backend), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:

@@ -1,9 +1,11 @@
-"""Hooks of mkdocs: pages quote the source instead of copying it, and formulas become MathML, which browsers draw by themselves.
+"""Hooks for mkdocs. They replace comments in the pages by text that is generated from the source, so that it is always current, and
+convert formulas to MathML, which browsers display without a script.
 
-<!-- quote: src/softxent/formula.py gradient -->    the function of that name, as it stands there
-<!-- include: bench/results/*.md -->                 files as they are
-<!-- derivation: 1 -->                               a part of the derivation, its lines with reason, value and theorem
-<!-- rules -->  <!-- theorems -->  <!-- axioms -->   tables of the proof
+<!-- quote: src/softxent/formula.py gradient -->    the source of the function with that name
+<!-- include: bench/results/*.md -->                the contents of files
+<!-- derivation: 1 -->                              a part of the derivation, its lines with reason, value and theorem
+<!-- rules -->  <!-- theorems -->  <!-- axioms -->  tables about the proof
+<!-- definitions -->  <!-- counts -->               the definitions of the derivation, and how many lines it has
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from softxent.explanation.row import arrange
 from softxent.proof.coq import BEYOND
 from softxent.proof.derivation import DEFINITIONS, DERIVATIONS, Step
 from softxent.proof.expr import E
-from softxent.proof.prove import AXIOMS, SOURCE
+from softxent.proof.prove import AXIOMS, SOURCE, counts
 from softxent.proof.reading import SIGNS, mathml, prose
 from softxent.proof.replay import short
 from softxent.proof.rules import RULES
@@ -50,7 +52,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
     markdown = re.sub(r"<!-- quote: (\S+) (\w+) -->", lambda m: f"```python\n{definition(ROOT / m[1], m[2])}\n```", markdown)
     markdown = re.sub(r"<!-- include: (\S+) -->", lambda m: included(m[1]), markdown)
     markdown = re.sub(r"<!-- derivation: (\d+) -->", lambda m: part(int(m[1]) - 1), markdown)
-    return re.sub(r"<!-- (rules|theorems|axioms|definitions) -->", lambda m: TABLES[m[1]](), markdown)
+    return re.sub(rf"<!-- ({'|'.join(TABLES)}) -->", lambda m: TABLES[m[1]](), markdown)
 
 
 def on_page_content(content: str, **_: Any) -> str:
@@ -61,6 +63,7 @@ def on_page_content(content: str, **_: Any) -> str:
 
 
 def definition(source: Path, name: str) -> str:
+    """Return the source of the function or class with this name."""
     text = source.read_text()
     nodes = [n for n in ast.parse(text).body if isinstance(n, ast.FunctionDef | ast.ClassDef) and n.name == name]
     if len(nodes) != 1:
@@ -69,6 +72,7 @@ def definition(source: Path, name: str) -> str:
 
 
 def included(pattern: str) -> str:
+    """Return the contents of the files, and the pictures that are made from the same results."""
     files = sorted(ROOT.glob(pattern))
     pictures = [f"![]({place})" for place, source in PICTURES.items() if source.exists()]
     return "\n\n".join([file.read_text() for file in files] + pictures) if files else "No results yet: `make bench` writes them."
@@ -76,12 +80,12 @@ def included(pattern: str) -> str:
 
 @functools.cache
 def account() -> Account:
-    """The whole derivation on the numbers of the article's example."""
+    """Return the whole derivation, evaluated for the example of the article."""
     return work_out(arrange(np.array(SCORES), label=LABEL, names=NAMES), chosen("docs", (), everything=True))
 
 
 def part(n: int) -> str:
-    """A part of the derivation: its title, its remarks with their formulas, and each derivation as a table."""
+    """Return a part of the derivation: its title, its remarks with their formulas, and each derivation as a table."""
     section = account().sections[n]
     remarks = [f"<p>{sentence(words)}</p>" + "".join(map(shown, formulas)) for words, formulas in section.remarks]
     chains = [f"### {prose(one.derivation.title)} {{#{one.derivation.name}}}\n\n{derived(one)}" for one in section.replays]
@@ -121,6 +125,7 @@ def because(step: Step) -> str:
 
 
 def theorem(name: str) -> str:
+    """Return a link to a theorem of Softmax.v, with its line."""
     source = SOURCE.read_text()
     found = re.search(rf"^(Theorem|Lemma) {name}\b", source, re.M)
     if not found:
@@ -129,6 +134,7 @@ def theorem(name: str) -> str:
 
 
 def rows(head: str, cells: list[tuple[str, ...]]) -> str:
+    """Return a Markdown table."""
     bar = "| " + " | ".join("---" for _ in head.split("|")) + " |"
     return "\n".join([f"| {head} |", bar, *("| " + " | ".join(row) + " |" for row in cells)])
 
@@ -140,4 +146,8 @@ TABLES = {
     ),
     "theorems": lambda: rows("theorem | what it states", [(theorem(name), prose(words)) for name, (words, _) in BEYOND.items()]),
     "axioms": lambda: "\n".join(f"- `{name}`" for name in sorted(AXIOMS)),
+    "counts": lambda: (
+        "There are {lines} lines in {derivations} derivations. Coq proves {theorems} theorems about them, one for each line and one for "
+        "each derivation as a whole, and {more} further theorems.".format(**counts(), more=len(BEYOND))
+    ),
 }

@@ -1,6 +1,6 @@
-"""The pictures of the page of `softxent explain --html` in the documentation: python tools/screenshots.py
+"""Make the pictures of the page of `softxent explain --html` for the documentation: python tools/screenshots.py
 
-It needs Playwright, and Chromium as `chromium` on the path.
+It needs Playwright and a `chromium` on the PATH.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SCORES, LABEL, NAMES = (2, -1, 0.5, 3), 0, ("cat", "dog", "owl", "newt")
 
 
 def screenshots(folder: Path) -> None:
-    """Write explain-light.png and explain-dark.png, 1200 x 900: Result 1 beside its numbers, one reason open."""
+    """Write explain-light.png and explain-dark.png, 1200 x 900 pixels. They show Result 1 with its numbers and with one reason open."""
     with tempfile.TemporaryDirectory() as place, sync_playwright() as tool:
         file = Path(place, "page.html")
         file.write_text(page(SCORES, LABEL, NAMES), encoding="utf-8")

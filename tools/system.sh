@@ -1,5 +1,5 @@
 #!/bin/sh
-# system.sh WHAT PACKAGE...: installs Debian packages where it may (root, apt-get); else says in a sentence what is missing, and fails.
+# system.sh WHAT PACKAGE...: installs Debian packages if it runs as root and apt-get exists. Otherwise it prints what is missing, and fails.
 set -u
 what=$1
 shift

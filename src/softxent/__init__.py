@@ -1,4 +1,7 @@
-"""softxent: the softmax cross-entropy layer, proven and lean.
+"""Softmax cross-entropy for NumPy arrays: the loss, its gradient and related functions.
+
+The same layer for PyTorch is in `softxent.torch`, and the command `softxent` shows, proves and measures it. Importing this package loads
+NumPy and nothing else. Options are described at `cross_entropy`.
 
 >>> import numpy as np, softxent
 >>> loss, dz = softxent.cross_entropy_and_grad(np.array([[2.0, 1.0, 0.1]]), np.array([0]))

@@ -1,4 +1,4 @@
-"""`python -m softxent`: the `softxent` command."""
+"""`python -m softxent` runs the command `softxent`."""
 
 from .cli import main
 

@@ -1,4 +1,4 @@
-"""The command `softxent`. It needs the extra `cli` (typer, rich, matplotlib); `import softxent` never loads this file."""
+"""The command `softxent`. It needs the extra `cli` (typer, rich, matplotlib). `import softxent` does not load this file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .demo import BATCH, BUDGET, CLASSES, HELD_OUT, STEPS
 
 try:
     import typer
-except ModuleNotFoundError as error:  # main() says so; nothing below evaluates an annotation before it
+except ModuleNotFoundError as error:  # main() reports it; until then no annotation below is evaluated
     if not contract.extra(error):
         raise
     _typer = False
@@ -25,18 +25,18 @@ def demo(
     steps: Annotated[int, typer.Option(min=1, help="Training steps of each model.")] = STEPS,
     batch: Annotated[int, typer.Option(min=2, help="Tokens in a step.")] = BATCH,
     classes: Annotated[int, typer.Option(min=2000, help="Size of the vocabulary.")] = CLASSES,
-    held_out: Annotated[int, typer.Option(min=1000, help="Held-out tokens that the perplexities are taken over.")] = HELD_OUT,
+    held_out: Annotated[int, typer.Option(min=1000, help="Held-out tokens over which the perplexities are computed.")] = HELD_OUT,
     budget: Annotated[float, typer.Option(min=0.01, help="MiB of logits that softxent holds at once.")] = BUDGET,
-    seed: Annotated[int, typer.Option(min=0, help="Of the model's start and of the batches.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the initialization and of the batches.")] = 0,
     output: Annotated[Path, typer.Option(file_okay=False, help="Folder of the plot, demo.png.")] = Path("demo-output"),
 ) -> None:
-    """Train a language model with softxent, beside plain NumPy.
+    """Train a language model with softxent and, for comparison, with NumPy.
 
     The model predicts the next token in the source of Python's standard library, so nothing is downloaded. It is trained twice on
-    the same batches: its head (last layer, loss and gradients) once by softxent, and once by NumPy with all logits in memory.
+    the same batches. Its head (last layer, loss and gradients) is computed once by softxent, and once by NumPy with all logits in memory.
 
-    Shown are loss, perplexity, time and memory of both, lines of code as the model completes them, and one prediction taken apart
-    into yhat, y and yhat - y. About two minutes on two cores. Exits with 1 if anything that it claims does not hold.
+    The demo shows the loss, perplexity, time and memory of both, code that the model completes, and yhat, y and yhat - y of one
+    prediction. It takes about two minutes on two cores. The exit status is 1 if one of its claims does not hold.
     """
     from .demo.run import run
 
@@ -57,18 +57,18 @@ def bench(
         str | None, typer.Option(help="Logits as rows x classes, such as 1024x32000,8192x1000.", show_default="those of the README")
     ] = None,
     dtypes: Annotated[str, typer.Option(help="f32, bf16 or both.")] = "f32,bf16",
-    threads: Annotated[str, typer.Option(help="Numbers of threads, each in a process of its own.")] = "1,2",
-    repeats: Annotated[int, typer.Option(min=1, help="Rounds in which every contender has its turn.")] = 30,
-    quick: Annotated[bool, typer.Option("--quick", help="Small shapes only, to see it work.")] = False,
+    threads: Annotated[str, typer.Option(help="Numbers of threads, each measured in its own process.")] = "1,2",
+    repeats: Annotated[int, typer.Option(min=1, help="Rounds in which every contender is measured.")] = 30,
+    quick: Annotated[bool, typer.Option("--quick", help="Use small shapes only, to try the benchmark.")] = False,
     linear: Annotated[
-        bool, typer.Option("--linear", help="Linear cross-entropy instead, beside matrix products and whole logits.")
+        bool, typer.Option("--linear", help="Measure linear cross-entropy, beside the matrix products alone and all logits at once.")
     ] = False,
-    gpu: Annotated[bool, typer.Option("--gpu", help="On the GPU instead, beside PyTorch and Liger.")] = False,
+    gpu: Annotated[bool, typer.Option("--gpu", help="Measure on the GPU, beside PyTorch and Liger.")] = False,
     output: Annotated[Path | None, typer.Option(file_okay=False, help="Folder of tables and plot.", show_default="bench/results")] = None,
 ) -> None:
-    """Time the layer beside memcpy and its peers.
+    """Measure the time and memory of softxent beside memcpy and other libraries.
 
-    The peers are NumPy, SciPy, scikit-learn and PyTorch, as far as they are installed. A quarter of an hour with all of them.
+    The libraries are NumPy, SciPy, scikit-learn and PyTorch, as far as they are installed. With all of them it takes a quarter of an hour.
     """
     try:
         if linear:
@@ -144,10 +144,10 @@ def prove(
     derivations: Annotated[list[str] | None, typer.Argument(help="Only these (softxent explain --list).", show_default="all")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print everything as JSON instead.")] = False,
 ) -> None:
-    """Check every line of the derivation, by its rule, by SymPy, and by Coq.
+    """Check every line of the derivation by its rule, by SymPy and by Coq.
 
-    Shown are the rule, the reason, who accepts the line, and how long that took. Exits with 0 if all is proved, 1 if a line is refused, and
-    3 if there is no Coq here: then the lines are checked, but not proved.
+    For each line, its rule, its reason, what accepts it, and the time are shown. The exit status is 0 if everything is proved, 1 if a line
+    is refused, and 3 if Coq is not installed; in the last case the lines are checked by their rules and by SymPy, but not proved.
     """
     from .explanation.verdict import run
 
@@ -159,7 +159,7 @@ def prove(
 
 
 def info() -> None:
-    """Show the version, and what computes the layer here."""
+    """Show the version and the backends."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -173,14 +173,18 @@ def info() -> None:
 
 
 def _options(version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False) -> None:
-    """The softmax cross-entropy layer: its demo, its benchmark, and what runs here."""
+    """Softmax cross-entropy: its demonstration, its benchmark, and the derivation of its gradient with its proof."""
     if version:
         print(f"softxent {__version__}")
         raise typer.Exit
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command on `arguments` (None: the process's own). Ends in SystemExit: 0; 1 a failure; 2 a wrong call, a missing extra."""
+    """Run the command with these arguments, or those of the process if None.
+
+    Raises:
+        SystemExit: always; its code is 0 for success, 1 for a failure, and 2 for wrong arguments or a missing extra. `prove` has 3 too.
+    """
     if not _typer:
         _need_extra("cli")
     try:

@@ -1,6 +1,8 @@
-"""The door: shapes, dtypes, labels and options are checked here, and every error is composed here.
+"""Checks of the arguments of the public functions: shapes, dtypes, labels and options.
 
-The form of an error is fixed: `function: argument must EXPECTED; got WHAT`. What passes the door is what the inner files assume.
+The front ends call these functions, which return the arguments in the form that the rest of the package assumes. All error messages are
+composed here and have one form: `function: argument must EXPECTED; got WHAT`. In every function, `fn` is the name of the public function
+and `argument` the name of its argument.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ TORCH, TORCH_LINEAR = Names("input", "target", "input.movedim({other}, {axis})")
 
 
 def fail(fn: str, argument: str, expected: str, got: object, error: type[Exception] = ValueError) -> NoReturn:
+    """Raise an error in the form of this file."""
     raise error(f"{fn}: {argument} must {expected}; got {got}")
 
 
@@ -57,17 +60,17 @@ def install(extra: str) -> str:
 
 
 def to_last(a: Array, axis: int) -> Array:
-    """A view with the class axis last."""
+    """Return a view with the class axis last."""
     return a if axis in (-1, a.ndim - 1) else np.moveaxis(a, axis, -1)
 
 
 def from_last(a: Array, axis: int) -> Array:
-    """The way back."""
+    """Return a view with the last axis moved back to `axis`, where the caller has the classes."""
     return a if axis in (-1, a.ndim - 1) else np.moveaxis(a, -1, axis)
 
 
 def array(fn: str, argument: str, x: Any) -> Array:
-    """`x` as a NumPy array, without a copy where it is one or speaks DLPack (bfloat16 too, with ml_dtypes)."""
+    """Return `x` as a NumPy array. Arrays and DLPack tensors are not copied; bfloat16 tensors need ml_dtypes."""
     if type(x) is np.ndarray and x.dtype.kind != "O":
         return x
     if not isinstance(x, np.ndarray) and hasattr(x, "__dlpack__") and "bfloat16" in str(getattr(x, "dtype", "")):
@@ -138,7 +141,7 @@ def _objects(fn: str, argument: str, x: Any, a: Array) -> NoReturn:
 
 
 def floats(fn: str, argument: str, x: Any) -> Array:
-    """A floating-point array with at least one axis; integers become float64."""
+    """Return `x` as an array of a floating-point type that the kernels support; integers become float64."""
     a = array(fn, argument, x)
     if a.dtype.kind in "iu":
         a = a.astype(np.float64)
@@ -154,7 +157,7 @@ def _kind(a: Array) -> str:
 
 
 def logits(fn: str, z: Any, axis: int, argument: str = "logits") -> Array:
-    """-> a view of the logits with the class axis last."""
+    """Check the logits and the class axis. Returns a view of the logits with the class axis last."""
     a = floats(fn, argument, z)
     if a.ndim == 0:
         fail(fn, argument, "have a class axis, such as shape (rows, classes)", "a scalar")
@@ -166,7 +169,7 @@ def logits(fn: str, z: Any, axis: int, argument: str = "logits") -> Array:
 
 
 def truth(fn: str, labels: Any, z: Array, axis: int, names: Names = NUMPY) -> tuple[Array, bool]:
-    """-> (integer labels [*lead], False), or (probabilities [*lead, C], True); `z` has its class axis last."""
+    """Check the labels. Returns (class indices [*rows], False) or (probabilities [*rows, C], True). `z` has its class axis last."""
     a = array(fn, "labels", labels)
     whole, kind = from_last(z, axis).shape, "float" if a.dtype.name in _FLOATS else _KINDS.get(a.dtype.kind, "other")
     if a.shape != (whole if kind == "float" else z.shape[:-1]) or kind not in ("int", "float"):
@@ -206,7 +209,7 @@ def in_order(fn: str, names: Names, first: tuple[int, ...], second: tuple[int, .
 
 
 def direction(fn: str, v: Any, z: Array, axis: int) -> Array:
-    """A vector of the shape of the logits, its class axis last."""
+    """Check the vector of a Hessian or Jacobian product, which has the shape of the logits. Returns it with the class axis last."""
     a = floats(fn, "v", v)
     same_shape(fn, "v", a, from_last(z, axis).shape, from_last(z, axis).shape)
     return to_last(a, axis)
@@ -220,34 +223,35 @@ def wrong_head(fn: str, argument: str, shape: tuple[int, ...], x: str, x_shape: 
 
 
 def same_shape(fn: str, argument: str, a: Array, shape: tuple[int, ...], like: tuple[int, ...]) -> None:
+    """Raise unless `a` has this shape; the message names `like`, the shape of the logits."""
     if a.shape != shape:
         fail(fn, argument, f"have shape {shape} to match logits {like}", a.shape)
 
 
 def inside(fn: str, argument: str, labels: Array, first: int, classes: int, ignore_index: int) -> None:
-    """Raise for `first`, the flat index of the first label outside [0, classes) that is not ignore_index (-1: none)."""
+    """Raise an error for the label at the flat index `first`, the first that is neither in [0, classes) nor ignore_index; -1 means none."""
     if first >= 0:
         where: Any = tuple(int(i) for i in np.unravel_index(first, labels.shape)) if labels.ndim > 1 else first
         fail(fn, argument, f"lie in [0, {classes}) or be ignore_index={ignore_index}", f"{labels.ravel()[first]} at row {where}")
 
 
 def number(fn: str, argument: str, x: Any, *, low: float = -math.inf, high: float = math.inf, open_low: bool = False) -> float:
-    """A finite real number in [low, high]; in (low, high] where open_low."""
+    """Return `x` as a float. It must be finite and in [low, high], or in (low, high] if open_low is set."""
     expected = "be a finite number" + ("" if low == -math.inf else f" {'above' if open_low else 'of at least'} {low:g}")
     expected += "" if high == math.inf else f" and at most {high:g}"
-    if isinstance(x, (str, bytes)):  # a compiler of torch 2.6 cannot follow str | bytes
+    if isinstance(x, (str, bytes)):  # torch.compile of torch 2.6 does not support str | bytes here
         fail(fn, argument, expected, repr(x), TypeError)
     try:
         value = float(x)
     except (TypeError, ValueError):
         fail(fn, argument, expected, repr(x), TypeError)
-    if value - value != 0 or not low <= value <= high or (open_low and value == low):  # inf - inf is NaN; a compiler can follow this
+    if value - value != 0 or not low <= value <= high or (open_low and value == low):  # inf - inf is NaN; torch.compile supports this
         fail(fn, argument, expected, f"{value:g}")
     return value
 
 
 def integer(fn: str, argument: str, x: Any, low: int = -(2**63)) -> int:
-    """An int of at least `low`, whatever its type; one that no int64 holds is refused."""
+    """Return `x` as an int. It must be of an integer type, at least `low`, and fit into 64 bits."""
     if not isinstance(x, (int, np.integer)) or isinstance(x, bool) or not -(2**63) <= x < 2**63:
         fail(fn, argument, "be an int of at most 64 bits", repr(x), TypeError)
     if x < low:
@@ -256,6 +260,7 @@ def integer(fn: str, argument: str, x: Any, low: int = -(2**63)) -> int:
 
 
 def choice(fn: str, argument: str, x: Any, allowed: tuple[str, ...]) -> str:
+    """Return `x`, which must be one of the allowed strings."""
     if not isinstance(x, str) or x not in allowed:
         fail(fn, argument, "be " + " or ".join(map(repr, allowed)), repr(x))
     return x
@@ -274,7 +279,7 @@ def renamed(fn: str, argument: str, x: Any, name: str) -> NoReturn:
 
 
 def broadcast(fn: str, argument: str, x: Any, shape: tuple[int, ...]) -> Array:
-    """`x` as float64, broadcast to `shape`."""
+    """Return `x` as float64, broadcast to `shape`."""
     a = array(fn, argument, x)
     if a.dtype.kind not in "iufb" and a.dtype.name != "bfloat16":
         fail(fn, argument, "hold real numbers", _kind(a), TypeError)
@@ -285,7 +290,10 @@ def broadcast(fn: str, argument: str, x: Any, shape: tuple[int, ...]) -> Array:
 
 
 def out(fn: str, a: Any, z: Array, axis: int) -> Array:
-    """An output like `z` (class axis last): a new one for None, else the caller's, which may be the logits themselves."""
+    """Return an output array like the logits `z`, with the class axis last: a new one if `a` is None, else `a`, checked.
+
+    The caller's array may be the logits themselves, but may not overlap them in another way.
+    """
     if a is None:
         return to_last(np.empty_like(from_last(z, axis), subok=False), axis)
     if not isinstance(a, np.ndarray) or a.dtype != z.dtype:
@@ -307,7 +315,7 @@ def _same(a: Array, b: Array) -> bool:
 
 def _overlap(a: Array, b: Array) -> bool:
     try:
-        return bool(cast(Any, np.shares_memory)(a, b, max_work=100_000))  # numpy's stub knows only two of the numbers
+        return bool(cast(Any, np.shares_memory)(a, b, max_work=100_000))  # NumPy's type stub allows only two values of max_work
     except np.exceptions.TooHardError:
         return True
 

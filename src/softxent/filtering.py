@@ -1,13 +1,16 @@
-"""The gradient filter: which blocks of classes the products dX = G W and dW = G^T X may leave out, and what that can cost.
+"""The gradient filter of linear cross-entropy: it leaves blocks of classes out of the products dX = G W and dW = G^T X, and bounds the
+error.
 
-A block K is BLOCK classes side by side. What is lost by leaving blocks out is at most, by the triangle inequality,
+linear.py and torch/filtered.py use it. G is the gradient with respect to the logits, of which most entries are close to 0 in a trained
+model. A block K is BLOCK adjacent classes. By the triangle inequality, the error of leaving blocks out is at most
 
-    row i of dX:  sum over blocks left out of  a_iK = (sum_{k in K} |G_ik|) max_{k in K} ||W_k||
-    row k of dW:  sum over chunks that left it out of  c_k = sum_i |G_ik| ||X_i||
+    in row i of dX:  the sum over the blocks left out of  a_iK = (sum_{k in K} |G_ik|) max_{k in K} ||W_k||
+    in row k of dW:  the sum over the chunks that left it out of  c_k = sum_i |G_ik| ||X_i||
 
-and where the losses so far are e, the exact gradient's norm is at least that of what was computed, less e. So the bound is checked
-afterwards, whatever led to the choice. The label's entry of each row, the one that is never small, goes apart, exactly. proof/bounds.py
-derives it, roundings included; here it is computed, on NumPy's views of any library's memory.
+If e bounds the error so far, the norm of the exact gradient is at least that of the computed one, minus e. So the relative error can be
+bounded after the products, however the blocks were chosen. The entry of each row at its label is never small; it is taken out of G and its
+products are added exactly. proof/bounds.py proves the bound, with rounding (`filter_losses`). In this file "lost" and "loss" mean this
+bound of the error.
 """
 
 from __future__ import annotations
@@ -20,19 +23,22 @@ import numpy as np
 from .partials import Array
 
 BLOCK = 128
-PIECE = 1 << 17  # numbers: 512 KiB of float32 stay in the cache between |G| and its two sums
-GAP = 8  # blocks: a shorter gap is not worth two products in place of one
-ALMOST = 1 - 2.0**-30  # of a limit: the same sums in another order are within it too
-LEAST = 2.0**-460  # of a limit: below, squares underflow and say nothing
-GROWTH = 0.9  # of dW's norm, as far as sqrt(rows) foretells it; if that is too bold, dW is made anew
+PIECE = 1 << 17  # elements of G processed at once: 512 KiB of float32 stay in the cache between |G| and its two sums
+GAP = 8  # blocks: leaving out fewer adjacent blocks than this saves less than splitting the product costs
+ALMOST = 1 - 2.0**-30  # the choice stays below the limit by this factor, so that the same sums in another order are within it too
+LEAST = 2.0**-460  # below this limit nothing is left out, because squares of the errors underflow
+GROWTH = 0.9  # the final norm of dW is predicted as growing with sqrt(rows), times this; if it is smaller, dW is computed again
 
 
 @dataclass
 class FilterStats:
-    """What the gradient filter did in the last call that was given this object.
+    """What the gradient filter did in the last call that received this object as `filter_stats`.
 
-    blocks: blocks of 128 classes of all chunks; skipped_dx, skipped_dw: of these, left out of each product. bound_dx, bound_dw: proven
-    bounds of ||error||_F / ||exact||_F. recomputed: the choice for dW was too bold, and dW was made anew, exactly.
+    Attributes:
+        blocks: the number of blocks of 128 classes, over all chunks.
+        skipped_dx, skipped_dw: how many of them were left out of the product for dX and of that for dW.
+        bound_dx, bound_dw: proved bounds of ||error||_F / ||exact||_F of dX and dW.
+        recomputed: whether dW was computed again without the filter, because too many blocks had been left out.
     """
 
     blocks: int = 0
@@ -48,19 +54,19 @@ class FilterStats:
 
 
 def room(dtype: Any, rows: int, classes: int, width: int) -> float:
-    """What a sum of terms >= 0, as it is computed here, has to be multiplied by to be sure to reach the true one."""
+    """Return a factor such that a sum of non-negative terms, as it is computed here, times the factor is at least the exact sum."""
     u, v = np.finfo(dtype).eps / 2, np.finfo(np.float64).eps / 2
     return float(1 + 2 * u * (BLOCK + PIECE // BLOCK + width + 8) + 2 * v * (rows + 2 * classes + 16))
 
 
 def norms(a: Array) -> Array:  # [n, D] -> [n] float64
-    """Of the rows; what underflows in the squares is made up for, so that none is too small by more than roundings."""
+    """Return the norms of the rows. An allowance for squares that underflow is added, so that a norm is too small by rounding only."""
     tiny = float(np.finfo(a.dtype).tiny) * a.shape[1]
     return np.asarray(np.sqrt(np.einsum("ij,ij->i", a, a).astype(np.float64) + tiny))
 
 
 def size(v: Array) -> float:
-    """The norm of a vector: NumPy's own asks BLAS, whose threads cost more than the sum where the machine is busy (8 ms for 20 us)."""
+    """Return the norm of a vector. np.linalg.norm uses BLAS, whose threads took 8 ms for a sum of 20 us on a busy machine."""
     return float(np.sqrt(np.einsum("i,i", v, v)))
 
 
@@ -73,7 +79,8 @@ def block_sum(values: Array) -> Array:  # [C] -> [blocks]
 
 
 def magnitudes(g: Array, x_norm: Array) -> tuple[Array, Array]:  # g [r, C], x_norm [r] -> [r, blocks], [C] float64
-    """sum_{k in K} |g_ik| and sum_i |g_ik| ||x_i||, in one pass over g. Each term may have lost a `tiny`, which is made up for."""
+    """Return sum_{k in K} |g_ik| and sum_i |g_ik| ||x_i||, in one pass over g. The smallest normal number is added for each term, because
+    it may have underflowed."""
     rows, classes = g.shape
     blocks, tiny = -(-classes // BLOCK), float(np.finfo(g.dtype).tiny)
     step = min(rows, max(1, PIECE // (blocks * BLOCK)))
@@ -90,13 +97,13 @@ def magnitudes(g: Array, x_norm: Array) -> tuple[Array, Array]:  # g [r, C], x_n
 
 
 def runs(chosen: Array, classes: int) -> list[slice]:
-    """The columns of the chosen blocks, neighbours together."""
+    """Return the columns of the chosen blocks, with adjacent blocks joined into one slice."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], chosen, [False]])))
     return [slice(a * BLOCK, min(b * BLOCK, classes)) for a, b in edges.reshape(-1, 2).tolist()]
 
 
 def without_gaps(skip: Array) -> Array:
-    """Fewer blocks skipped: no gap between two that are kept is shorter than GAP."""
+    """Skip fewer blocks: only runs of at least GAP blocks between two that are kept."""
     found = np.zeros_like(skip)
     for run in runs(skip, len(skip) * BLOCK):
         a, b = run.start // BLOCK, run.stop // BLOCK
@@ -105,12 +112,12 @@ def without_gaps(skip: Array) -> Array:
 
 
 def dx_loss(a: Array, skip: Array) -> float:
-    """||loss of dX||_F of a chunk, at most."""
+    """Return the bound of the error of a chunk's dX, in the Frobenius norm."""
     return size(a[:, skip].sum(axis=1))
 
 
 def choose_dx(a: Array, among: Array, limit: float) -> Array:
-    """The most blocks `among` these whose loss is within the limit, the smallest first."""
+    """Choose as many blocks `among` these as the limit of the error allows, those with the smallest bounds first."""
     order = np.flatnonzero(among)
     order = order[np.argsort(np.einsum("ij,ij->j", a, a)[order], kind="stable")]
     total = a[:, order]
@@ -120,7 +127,7 @@ def choose_dx(a: Array, among: Array, limit: float) -> Array:
 
 
 def choose_dw(lost: Array, c: Array, among: Array, limit: float) -> Array:
-    """As `choose_dx`, for losses `c` of the rows of dW on top of those `lost` already."""
+    """As `choose_dx`, for dW: `c` bounds the error of each row that is left out, and `lost` the error of each row so far."""
     more = block_sum(c * (2 * lost + c))  # ||lost + c||^2 - ||lost||^2
     order = np.flatnonzero(among)
     order = order[np.argsort(more[order], kind="stable")]
@@ -128,7 +135,7 @@ def choose_dw(lost: Array, c: Array, among: Array, limit: float) -> Array:
 
 
 def _first(order: Array, loss: Array, limit: float, blocks: int) -> Array:
-    """As many blocks in this order as the limit allows; `loss` with each, rising."""
+    """Choose as many blocks in this order as the limit allows; `loss` is the bound with each further block."""
     chosen = np.zeros(blocks, bool)
     if limit > LEAST:
         chosen[order[: int((loss <= limit * ALMOST).sum())]] = True
@@ -136,7 +143,10 @@ def _first(order: Array, loss: Array, limit: float, blocks: int) -> Array:
 
 
 class Filter:
-    """The sums of linear.py, some blocks left out. `sums`: its `Sums`, with dw = 0; `view`: a NumPy view of the library's arrays."""
+    """Adds up the gradients of linear.py with some blocks left out.
+
+    `sums` are its `Sums`, with dw = 0. `view` returns a NumPy view of an array of the library.
+    """
 
     def __init__(self, tol: float, stats: FilterStats, sums: Any, x: Any, w: Any, view: Any) -> None:
         self.tol, self.stats, self.sums, self.x, self.w, self.view = tol, stats, sums, x, w, view
@@ -146,18 +156,18 @@ class Filter:
             self.w_most = block_max(self.w_norm)
         self.room = room(self.view(w).dtype, rows, classes, width)
         self.seen, self.count, self.lost, self.failed = 0, 0, np.zeros(classes), False
-        self.near = 1.0  # ||dX|| of the last chunk, of what it could be at most
-        self.norm_dw, self.rows_dw = 0.0, 0  # of dW after so many rows, at least
-        self.square_dx = np.zeros(2)  # of the losses, and of what ||dX|| is at least
+        self.near = 1.0  # ||dX|| of the last chunk divided by its upper bound
+        self.norm_dw, self.rows_dw = 0.0, 0  # a lower bound of ||dW|| after so many rows
+        self.square_dx = np.zeros(2)  # sums over the chunks of the squares of the error's bound, and of the lower bound of ||dX||
 
     def add(self, i: slice, g: Any, label: Array | None) -> None:
-        """A chunk's G, which is used up; `label` [rows], where there is one a row."""
+        """Add the products of a chunk's G, which is overwritten. `label` [rows] are the labels of all rows, if they are class indices."""
         self.sums._replace(dx=None, dw=None).add(i, g, None, None)  # db
         self.seen, self.count = i.stop, self.count + 1
         values, at = self.view(g), _Labels(label, i, self.view(g))
         with np.errstate(all="ignore"):
             a, c = magnitudes(values, self.x_norm[i])
-            a *= self.w_most * self.room**2  # the norm of W_k is such a sum too
+            a *= self.w_most * self.room**2  # the norm of W_k is a computed sum too, hence the square
             c *= self.room**2
             self.stats.blocks += a.shape[1]
             if self.sums.dx is not None:
@@ -197,7 +207,7 @@ class Filter:
         skip = without_gaps(choose_dw(self.lost, c, every, limit))
         self._product_dw(i, g, ~skip, i.start > 0)
         at.into_dw(self.view(self.sums.dw), self.view(self.x)[i])
-        if last or self.count & (self.count - 1) == 0:  # a pass over dW, so not after every chunk
+        if last or self.count & (self.count - 1) == 0:  # reads all of dW, and is therefore not done after every chunk
             after = self.lost + np.where(np.repeat(skip, BLOCK)[: len(c)], c, 0)
             self.norm_dw, self.rows_dw = self._norm(self.view(self.sums.dw)) - size(after), self.seen
             limit = self.tol * self.norm_dw * (1 if last else GROWTH * share**0.5)
@@ -215,18 +225,18 @@ class Filter:
             self.sums.products.product(g[:, k].T, self.x[i], self.sums.dw[k], add)
 
     def _norm(self, a: Array) -> float:
-        """At least: what the norms of rows may be too large by is taken off. 0 where nothing can be said."""
+        """Return a lower bound of the Frobenius norm, or 0 if there is none: the rounding of the rows' norms is subtracted."""
         tiny = float(np.finfo(a.dtype).tiny) * a.size
         square = float(np.square(norms(a)).sum()) / self.room**2 - 2 * tiny
         return square**0.5 if 0 < square < np.inf else 0.0
 
     def anew(self) -> None:
-        """dW is made without a filter after all."""
+        """Record that dW is computed again without the filter."""
         self.stats.skipped_dw, self.stats.bound_dw, self.stats.recomputed = 0, 0.0, True
 
 
 class _Labels:
-    """The entries of G at the labels of its rows, taken out of it."""
+    """The entries of G at the labels of its rows. They are replaced by 0 in G, and their products are added separately."""
 
     def __init__(self, label: Array | None, i: slice, g: Array) -> None:
         here = np.full(len(g), -1) if label is None else label[i]

@@ -1,7 +1,7 @@
-"""Linear cross-entropy: logits = x W^T + b by row chunks in one scratch buffer, never whole.
+"""Linear cross-entropy: the loss of logits = x W^T + b, which are computed a chunk of rows at a time in one buffer.
 
-The chunks and the sums over them are written once, for NumPy's arrays and, through torch/chunked.py, for tensors: `Products` is the
-library's matrix product. Below them are NumPy's functions.
+The first part, up to `filtered`, serves NumPy arrays and, through torch/chunked.py, tensors: it cuts the rows into chunks and adds up the
+gradients, with the library's own matrix products (`Products`). The second part has the public functions for NumPy.
 """
 
 from __future__ import annotations
@@ -21,31 +21,33 @@ from .sweep import hessian, reduce
 from .truth import Squash, Truth, squash, truth
 
 BUDGET = 64 << 20  # bytes of logits held at once
-TILE = 64  # rows: 320 a chunk and not 293 made the three products 9 % quicker (oneDNN, D = 768, C = 50257)
-FOLD = 16 << 20  # bytes of a product held at once where a library can only add it up in two steps
+TILE = 64  # a chunk has a multiple of so many rows: 320 in place of 293 made the three products 9 % faster (oneDNN, D = 768, C = 50257)
+FOLD = 16 << 20  # bytes of a product held at once, if the library cannot add a product to an array
 _OPTIONS = {"temperature", "softcap", *(truth.__kwdefaults__ or ())} - {"names"}
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class Products(Protocol):
-    """A library's matrix product."""
+    """The matrix products of a library."""
 
     def size(self, x: Any) -> int:
-        """Bytes of one of its numbers."""
+        """Return the bytes of one element."""
 
-    def empty(self, like: Any, rows: int, classes: int) -> Any: ...
+    def empty(self, like: Any, rows: int, classes: int) -> Any:
+        """Return a new array [rows, classes] of the type of `like`."""
+
     def logits(self, x: Any, w: Any, b: Any, out: Any) -> None:
-        """out = x w^T + b."""
+        """Compute out = x w^T + b."""
 
     def product(self, a: Any, b: Any, out: Any, add: bool) -> None:
-        """out = a b, or out += a b."""
+        """Compute out = a b, or out += a b."""
 
     def columns(self, g: Any) -> Any:
-        """The sums of the columns, in float64."""
+        """Return the sums of the columns, in float64."""
 
 
 def chunk_rows(rows: int, row_bytes: int, budget: int) -> int:
-    """Rows a chunk: as few chunks as the budget allows, the rows spread evenly over them, or in whole tiles of the matrix product."""
+    """Return the rows of a chunk: as few chunks as the budget allows, with the rows spread evenly over them or a multiple of TILE."""
     limit = max(1, budget // row_bytes)
     count = max(1, math.ceil(rows / limit))
     even = math.ceil(rows / count)
@@ -54,7 +56,10 @@ def chunk_rows(rows: int, row_bytes: int, budget: int) -> int:
 
 
 def chunks(x: Any, w: Any, b: Any, products: Products, budget: int) -> Iterator[tuple[slice, Any]]:
-    """The rows `i` and their logits, in a buffer that the next ones take over: few tall chunks, for each one adds to all of dW."""
+    """Yield the slices of the rows and their logits, in a buffer that the next chunk overwrites.
+
+    Chunks are as large as the budget allows, because each of them adds to all of dW.
+    """
     step = max(1, chunk_rows(len(x), len(w) * products.size(x), budget))
     scratch = products.empty(x, min(step, len(x)), len(w))
     for at in range(0, len(x), step):
@@ -65,7 +70,10 @@ def chunks(x: Any, w: Any, b: Any, products: Products, budget: int) -> Iterator[
 
 
 class Sums(NamedTuple):
-    """The gradients, added up by chunks: dX = G W, dW = G^T X, db = sum_i G_i. What nobody wants is None, and costs nothing."""
+    """The gradients dX = G W, dW = G^T X and db = sum_i G_i, added up chunk by chunk. G is the gradient with respect to the logits.
+
+    A gradient that is not required is None, and its product is skipped.
+    """
 
     dx: Any  # [N, D]
     dw: Any  # [C, D]
@@ -73,7 +81,10 @@ class Sums(NamedTuple):
     products: Products
 
     def add(self, i: slice, g: Any, x: Any, w: Any, first: bool = True, bias: bool = True) -> None:
-        """A chunk's G, with the x of its rows; `first`: dx of these rows starts here, and of the first rows dw."""
+        """Add the products of a chunk's G, whose rows are `i`.
+
+        If `first`, dx of these rows is written, not added to, and so is dw in the first chunk. A None for x or w skips their product.
+        """
         if self.dx is not None and w is not None:
             self.products.product(g, w, self.dx[i], not first)
         if self.dw is not None and x is not None:
@@ -83,7 +94,7 @@ class Sums(NamedTuple):
 
 
 def filtered(fn: str, tol: Any, stats: Any) -> tuple[float | None, FilterStats]:
-    """The filter's arguments, checked."""
+    """Check the arguments of the gradient filter. Returns the tolerance and the statistics, which are cleared."""
     if stats is not None and not isinstance(stats, FilterStats):
         contract.fail(fn, "filter_stats", "be a FilterStats", type(stats).__name__, TypeError)
     stats = FilterStats() if stats is None else stats
@@ -94,12 +105,12 @@ def filtered(fn: str, tol: Any, stats: Any) -> tuple[float | None, FilterStats]:
 
 
 def less(budget: int) -> int:
-    """What is left for logits where the filter's own sums, a number for each block of each row, are in the budget too."""
+    """Return the part of the budget for logits, if the gradient filter is on: its sums, one for each block of each row, need the rest."""
     return budget - budget // 16
 
 
 class _NumPy:
-    """np.matmul cannot add: a block at a time goes through a small buffer."""
+    """The products of NumPy. np.matmul cannot add to an array, so a product is added a block of rows at a time."""
 
     def size(self, x: Array) -> int:
         return x.itemsize
@@ -129,26 +140,26 @@ _PRODUCTS = _NumPy()
 
 
 class _Head(NamedTuple):
-    """The arguments, checked: rows side by side, those without any weight left out."""
+    """The checked arguments, as a matrix of rows. Rows without weight, such as ignored ones, are left out."""
 
     x: Array  # [n, D]
     w: Array  # [C, D]
     b: Array | None
     t: Truth
     s: Squash | None
-    live: Array | None  # [N] bool: the rows of x; None: all
+    live: Array | None  # [N] bool: which of the caller's rows are in x; None means all
     lead: tuple[int, ...]
 
     def chunks(self, budget: int) -> Iterator[tuple[slice, Array]]:
         return chunks(self.x, self.w, self.b, _PRODUCTS, budget)
 
     def gradients(self, budget: int) -> Iterator[tuple[slice, Array, Array]]:
-        """The rows `i`, their losses and their G, in a buffer."""
+        """Yield the slices of the rows, their losses, and their G in a buffer that the next chunk overwrites."""
         for i, z in self.chunks(budget):
             yield i, self.gradient(i, z), z
 
     def gradient(self, i: slice, z: Array) -> Array:
-        """Turns the logits z of the rows `i` into their G, in place; -> their losses."""
+        """Overwrite the logits z of the rows `i` with their G. Returns their losses."""
         result, slope = np.empty((2, len(z))), self.s.slope(z) if self.s else None
         if self.s:
             z[...] = self.s(z)
@@ -163,7 +174,7 @@ class _Head(NamedTuple):
         return Sums(np.empty_like(self.x), np.zeros_like(self.w), db, _PRODUCTS)
 
     def rows(self, found: Array) -> Array:
-        """[..., n] of the rows that count, as [..., N] of all: 0 elsewhere."""
+        """Return results [..., n] of the rows of x as results [..., N] of all rows, with 0 for those left out."""
         if self.live is None:
             return found
         every = np.zeros((*found.shape[:-1], len(self.live)), found.dtype)
@@ -187,7 +198,7 @@ def _head(
     b = None if bias is None else contract.floats(fn, "bias", bias).astype(x.dtype, copy=False)
     if b is not None and b.shape != (len(w),):
         contract.fail(fn, "bias", f"have shape ({len(w)},) to match weight {w.shape}", b.shape)
-    like = np.broadcast_to(np.zeros((), x.dtype), (*x.shape[:-1], len(w)))  # the logits' shape, without the logits
+    like = np.broadcast_to(np.zeros((), x.dtype), (*x.shape[:-1], len(w)))  # has the shape of the logits, and needs no memory
     s = squash(fn, temperature, softcap)
     t = truth(fn, labels, like, -1, names=contract.NUMPY_LINEAR, **options)
     flat = x.reshape(-1, w.shape[1])
@@ -227,9 +238,14 @@ def linear_cross_entropy(
     empty_value: float = math.nan,
     budget: int = BUDGET,
 ) -> Any:
-    """The cross-entropy of `logits = x W^T + b`, which are never whole. Arguments and errors: `linear_cross_entropy_and_grad`.
+    """Compute the cross-entropy of `logits = x W^T + b` and labels, with the logits computed a chunk of rows at a time.
 
-    Cost: one matrix product and one read of its chunks; `budget` + O(rows) bytes.
+    Arguments and errors are those of `linear_cross_entropy_and_grad`.
+
+    Returns:
+        The loss, as `cross_entropy` returns it.
+
+    Cost: one matrix product, and one read of each chunk; `budget` + O(rows) bytes.
     """
     head = _head(
         "linear_cross_entropy", x, weight, labels, bias, budget, temperature, softcap, class_weight=class_weight,
@@ -265,31 +281,33 @@ def linear_cross_entropy_and_grad(
     filter_tol: float | None = None,
     filter_stats: FilterStats | None = None,
 ) -> tuple[Any, ...]:
-    """The cross-entropy of `logits = x W^T + b`, and its gradients `dX = G W, dW = G^T X, db = sum_i G_i`, G = prediction - truth.
+    """Compute the cross-entropy of `logits = x W^T + b` and labels, and its gradients, a chunk of rows at a time.
+
+    With G the gradient with respect to the logits, prediction - truth, they are `dX = G W`, `dW = G^T X` and `db = sum_i G_i`.
 
     Args:
         x: [*rows, D], float32 or float64.
-        weight: [C, D], the head's weight W, the dtype of x.
-        labels: class indices [*rows], or probabilities [*rows, C]. Rows that are ignored are left out of every product.
+        weight: [C, D]: the weight W of the head, with the dtype of x.
+        labels: class indices [*rows], or probabilities [*rows, C]. Ignored rows are left out of every product.
         bias: [C], or None.
         class_weight, label_smoothing, ignore_index, sample_weight, reduction, z_loss, temperature, softcap, empty_value, upstream:
             as in `cross_entropy_and_grad`.
-        budget: bytes of logits held at once (64 MiB). Few tall chunks are quick: every chunk adds to all of dW.
-        filter_tol: the gradient filter, off by default. Blocks of classes may be left out of the products, as long as it is proven that
-            ||dX - exact||_F <= filter_tol ||exact||_F, and of dW the same, roundings of the products aside; in [0, 1). The loss and db
-            are exact.
-        filter_stats: a `FilterStats`, which then says what was left out and what is proven.
+        budget: the bytes of logits that are held at once; 64 MiB by default. Larger chunks are faster, because each adds to all of dW.
+        filter_tol: None, or a tolerance in [0, 1) for the gradient filter. Blocks of 128 classes may then be left out of the products, if
+            it is proved that ||dX - exact||_F <= filter_tol ||exact||_F, and the same for dW, apart from the rounding of the products. The
+            loss and db are not affected.
+        filter_stats: a `FilterStats` that receives what the filter left out, and the proved bounds.
 
     Returns:
-        (loss, dX, dW), and db where there is a bias: gradients in the shape and dtype of what they belong to.
+        (loss, dX, dW), or (loss, dX, dW, db) if there is a bias. Each gradient has the shape and dtype of its argument.
 
     Raises:
-        ValueError, TypeError: as `cross_entropy`.
+        ValueError, TypeError: as in `cross_entropy`.
 
-    Cost: three matrix products and one pass of the kernel; `budget` + 16 MiB + O(rows) bytes beyond the gradients (softcap: twice).
+    Cost: three matrix products and one pass of the kernel; beyond the gradients, `budget` + 16 MiB + O(rows) bytes, and `budget` once more
+    with a softcap.
 
-    Mathematics: the derivation's Part 3, then the chain rule through x W^T + b (design: section 5). Of the filter:
-    `proof.bounds.filter_losses`.
+    Source: Part 3 of the derivation, and its part on linear heads; for the filter, the theorem in `proof.bounds.filter_losses`.
     """
     head = _head(
         "linear_cross_entropy_and_grad", x, weight, labels, bias, budget, temperature, softcap, class_weight=class_weight,
@@ -309,6 +327,7 @@ def linear_cross_entropy_and_grad(
 
 
 def _by_filter(head: _Head, sums: Sums, tol: float, stats: FilterStats, budget: int) -> Array:
+    """Add up the gradients with the gradient filter. Returns the losses of the rows."""
     losses, label = np.empty(len(head.x)), None if head.t.dense is not None else head.t.label
     filter = Filter(tol, stats, sums, head.x, head.w, np.asarray)
     for i, some, g in head.gradients(budget):
@@ -334,25 +353,25 @@ def linear_cross_entropy_hvp(
     budget: int = BUDGET,
     **options: Any,
 ) -> tuple[Any, ...]:
-    """The Hessian of `linear_cross_entropy` in (x, W, b) by the vector (vx, vW, vb), by chunks:
+    """Compute the product of the Hessian of `linear_cross_entropy` in (x, W, b) and the vector (vx, vW, vb), a chunk of rows at a time.
+
+    With H and G the Hessian and the gradient of the loss with respect to the logits, the products for x, W and b are:
 
         V = vx W^T + x vW^T + vb,   K = H V,   -> K W + G vW,   K^T x + G^T vx,   sum_i K_i
 
-    with H the Hessian of the loss by the logits and G its gradient.
-
     Args:
-        vx, vw, vb: the direction, in the shapes of x, weight, bias (vb: None is 0).
+        vx, vw, vb: the vector, in the shapes of x, weight and bias. None for vb means 0.
         x, weight, labels, bias, budget, and the options: as in `linear_cross_entropy_and_grad`.
 
     Returns:
-        The product, in the shapes of x and weight, and of bias where there is one.
+        The products for x and weight, and for bias if there is one, each in the shape of its argument.
 
     Raises:
-        ValueError, TypeError: as `cross_entropy`.
+        ValueError, TypeError: as in `cross_entropy`.
 
-    Cost: seven matrix products; four times `budget`, and O(rows) bytes, beyond the result.
+    Cost: seven matrix products; beyond the result, four times `budget` and O(rows) bytes.
 
-    Mathematics: the chain rule, twice; Results 1 and 2 for H.
+    Source: the chain rule, applied twice; for H, Results 1 and 2 of the derivation.
     """
     return _curvature("linear_cross_entropy_hvp", x, weight, labels, vx, vw, vb, bias, budget, True, options)
 
@@ -370,10 +389,14 @@ def linear_cross_entropy_ggn(
     budget: int = BUDGET,
     **options: Any,
 ) -> tuple[Any, ...]:
-    """The Gauss-Newton matrix of `linear_cross_entropy`, `J^T H J`, by the vector (vx, vW, vb): the Hessian as if the logits were straight.
+    """Compute the product of the Gauss-Newton matrix of `linear_cross_entropy`, `J^T H J`, and the vector (vx, vW, vb).
 
-    It is positive semi-definite: what `linear_cross_entropy_hvp` adds, G vW, G^T vx and the bend of a softcap, is left out. J is the
-    Jacobian of the logits by (x, W, b). Arguments, results, errors and cost: `linear_cross_entropy_hvp` (five products).
+    J is the Jacobian of the logits with respect to (x, W, b), and H the Hessian of the loss with respect to the logits. The matrix is
+    positive semi-definite. It is the Hessian without the second derivatives of the logits: without the terms G vW and G^T vx of
+    `linear_cross_entropy_hvp`, and without the second derivative of a softcap. Arguments, results and errors are those of
+    `linear_cross_entropy_hvp`.
+
+    Cost: five matrix products; beyond the result, four times `budget` and O(rows) bytes.
     """
     return _curvature("linear_cross_entropy_ggn", x, weight, labels, vx, vw, vb, bias, budget, False, options)
 

@@ -1,4 +1,8 @@
-"""Softmax cross-entropy of logits that are given: the NumPy front end. No mathematics here: truth.py and the kernels have it."""
+"""The public functions for logits that are given as a NumPy array: the loss, its gradient, Hessian products and log-probabilities.
+
+These functions check their arguments (contract.py), turn the options into a `Truth` (truth.py) and call the kernels (sweep.py). They
+contain no formulas of their own.
+"""
 
 from __future__ import annotations
 
@@ -30,37 +34,42 @@ def cross_entropy(
     empty_value: float = math.nan,
     weight: None = None,
 ) -> Any:
-    """Softmax cross-entropy, `loss = mass * lse(z) - <y, z> = - sum_k y_k log softmax(z)_k`, of logits z against a truth y.
+    """Compute the softmax cross-entropy of logits and labels.
+
+    The loss of a row is `loss = - sum_k y_k log softmax(z)_k = mass * lse(z) - <y, z>`, where z are its logits, y its truth (the target
+    probabilities: 1 at the label and 0 elsewhere, unless an option changes it), mass the sum of y, and lse(z) = log sum_k exp(z_k).
 
     Args:
-        logits: [*rows, C], or with the class axis elsewhere (`axis`); float32, float64, float16 or bfloat16 (ml_dtypes), any
-            strides. Computed in float32 (float64 for float64); every row's result is a float64.
-        labels: class indices [*rows] of any integer type, or probabilities of the shape of `logits` (any mass, not only 1).
-        axis: which axis of `logits` holds the classes.
-        class_weight: [C], multiplies each class's truth (torch's `weight`).
-        label_smoothing: e in [0, 1]: the truth becomes (1 - e) y + e/C at every class, weights included (torch's rule).
-        ignore_index: rows with this label have loss 0 and gradient 0 whatever their logits, and do not count in a mean.
-        sample_weight: broadcasts to [*rows], multiplies each row's loss.
-        reduction: "none" (an array [*rows]), "sum", or "mean": the sum divided by the summed weights of the rows' labels
-            (class_weight and sample_weight; for probabilities sample_weight only), as torch does.
-        z_loss: L >= 0, adds L lse(z)^2 to every row that is not ignored (times its sample_weight).
-        temperature: T > 0, divides the logits (after softcap).
-        softcap: c > 0, the logits become c tanh(z / c).
-        empty_value: what a mean over no rows at all is (torch: NaN).
+        logits: [*rows, C], or with the classes on another axis (`axis`). float32, float64, float16 or bfloat16 (from ml_dtypes), with any
+            strides. float64 is computed in float64, the other types in float32. The loss of each row is a float64.
+        labels: class indices [*rows] of any integer type, or probabilities of the shape of `logits`, which need not sum to 1.
+        axis: the axis of `logits` that holds the classes.
+        class_weight: [C]; multiplies the truth at each class (torch's `weight`).
+        label_smoothing: e in [0, 1]; the truth becomes (1 - e) y + e/C, and is then multiplied by class_weight, as in torch.
+        ignore_index: rows with this label have loss 0 and gradient 0, whatever their logits, and do not count in a mean.
+        sample_weight: broadcasts to [*rows]; multiplies the loss of each row.
+        reduction: "none" returns an array [*rows], "sum" their sum. "mean" divides the sum by the sum of the rows' weights: class_weight of
+            the label times sample_weight, or sample_weight alone if the labels are probabilities, as in torch.
+        z_loss: L >= 0; adds L lse(z)^2, times sample_weight, to each row that is not ignored.
+        temperature: T > 0; divides the logits, after the softcap.
+        softcap: c > 0; the logits become c tanh(z / c).
+        empty_value: the result of a mean over no rows (NaN in torch).
         weight: PyTorch's name of class_weight, which is refused.
 
     Returns:
-        float64: a scalar, or [*rows] for reduction="none".
+        A float64, or a float64 array [*rows] if reduction is "none".
 
     Raises:
-        ValueError, TypeError: a shape, label, dtype or option that does not fit. Nothing has been written then.
+        ValueError, TypeError: if a shape, label, dtype or option does not fit. Nothing has been written then.
 
-    Cost: one read of the logits; O(rows) extra memory (plus a few MiB where the classes are strided or squashed).
+    Cost: one read of the logits and O(rows) bytes, plus a few MiB if the classes are not adjacent in memory or a softcap or temperature is
+    given.
 
-    A tiny loss keeps all its digits: at a gap of 20 it is 2e-9 in float32, not 0 (the label is summed apart from the rest).
-    A row's result does not depend on the batch, the threads or the processor, to the last bit (softcap: on NumPy's tanh).
+    A loss near 0 keeps its digits: if the label's logit is larger than the others by 20, the loss is 2e-9 in float32, and not 0. The result
+    of a row is the same to the last bit for any batch, number of threads and instruction set; with a softcap, it also depends on NumPy's
+    tanh.
 
-    Mathematics: Results 1 to 3 and "prediction - truth" of the derivation; options: truth.py.
+    Source: Parts 1 to 3 of the derivation; for the options, the table in truth.py.
     """
     try:
         bare = axis == -1 and reduction == "mean" and label_smoothing == z_loss == 0 and temperature == 1
@@ -98,25 +107,27 @@ def cross_entropy_and_grad(
     out: Array | None = None,
     weight: None = None,
 ) -> tuple[Any, Array]:
-    """The loss of `cross_entropy` and its gradient, `dz_k = mass * softmax(z)_k - y_k`: prediction - truth, in one pass.
+    """Compute the loss of `cross_entropy` and its gradient with respect to the logits, in one pass.
+
+    The gradient of a row is `dz_k = mass * softmax(z)_k - y_k`: prediction - truth, if the mass is 1.
 
     Args:
         logits, labels, axis, ..., empty_value: as in `cross_entropy`.
-        upstream: what the gradient is multiplied by (not the loss), 1 if None: a scalar, or for reduction="none" one that
-            broadcasts to [*rows].
-        out: an array of the shape and dtype of `logits` to write the gradient into; it may be `logits` itself.
+        upstream: the upstream gradient, which multiplies the gradient but not the loss. A scalar, or an array that broadcasts to [*rows] if
+            reduction is "none". None means 1.
+        out: an array of the shape and dtype of `logits` into which the gradient is written. It may be `logits` itself.
 
     Returns:
-        (loss, gradient): the loss as `cross_entropy` returns it; the gradient like `logits` (`out`, if given).
+        (loss, gradient): the loss as `cross_entropy` returns it, and the gradient with the shape and dtype of `logits` (`out`, if given).
 
     Raises:
-        ValueError, TypeError: as `cross_entropy`, before anything is written.
+        ValueError, TypeError: as in `cross_entropy`, before anything is written.
 
-    Cost: one read of the logits and one write of the gradient, one exp an element; with `out` O(rows + threads x C) extra memory.
-    A fresh gradient costs page faults: for large matrices pass `out` and use it again.
+    Cost: one read of the logits, one write of the gradient and one exponential for each element; with `out`, O(rows + threads x C) bytes.
+    For large matrices a new gradient array costs more time than the computation, so pass `out` and use it again.
 
-    Mathematics: Part 3 of the derivation. At the label the gradient is formed as mass of the rest - mass * (1 - yhat), where
-    1 - yhat is summed from the other classes, so that it keeps its digits at yhat = 0.999999.
+    Source: Part 3 of the derivation. At the label, the gradient is computed from 1 - yhat, which is a sum over the other classes, so that
+    it keeps its digits when yhat is close to 1 (`partials.finish`).
     """
     fn = "cross_entropy_and_grad"
     try:
@@ -126,7 +137,7 @@ def cross_entropy_and_grad(
         bare = False
     if bare and _simple(logits, labels, ignore_index, out):
         assert isinstance(logits, np.ndarray) and isinstance(labels, np.ndarray)
-        n = len(logits)  # the layer as everybody uses it: nothing to prepare, a few microseconds
+        n = len(logits)  # the most frequent call needs no preparation and takes a few microseconds
         dz = np.empty(logits.shape, logits.dtype) if out is None else contract.out(fn, out, logits, -1)
         result = np.empty((2, n))
         kernels.active().fused(logits, labels, plain(1 / n), None, dz, result, None, kernels.get_num_threads())
@@ -158,21 +169,23 @@ def cross_entropy_hvp(
     upstream: npt.ArrayLike | None = None,
     weight: None = None,
 ) -> Array:
-    """The Hessian of `cross_entropy` by a vector, `H v = mass * yhat o (v - <yhat, v>)`, without the Hessian.
+    """Compute the product of the Hessian of `cross_entropy` and a vector, without forming the Hessian.
+
+    For a row, `H v = mass * yhat o (v - <yhat, v>)`, where yhat = softmax(z) and o is the product of corresponding elements.
 
     Args:
-        v: the direction, of the shape of `logits`.
-        logits, labels, ...: as in `cross_entropy_and_grad`; with reduction="none" rows do not mix: each row's own product.
+        v: the vector, with the shape of `logits`.
+        logits, labels, ...: as in `cross_entropy_and_grad`. With reduction="none", the product is that of each row's own loss.
 
     Returns:
-        H v, of the shape and dtype of `logits`.
+        H v, with the shape and dtype of `logits`.
 
     Raises:
-        ValueError, TypeError: as `cross_entropy`.
+        ValueError, TypeError: as in `cross_entropy`.
 
-    Cost: three reads of logits and v; a few MiB of scratch.
+    Cost: three reads of logits and v, and a few MiB.
 
-    Mathematics: Results 1 and 2 are the Jacobian of softmax, hence the Hessian of the loss; positive semi-definite (no softcap).
+    Source: Results 1 and 2 of the derivation; theorem `hessian_entry`. Without a softcap, H is positive semi-definite.
     """
     fn = "cross_entropy_hvp"
     z, _, t, s = _problem(
@@ -195,9 +208,13 @@ def token_logprobs(
     temperature: float = 1.0,
     softcap: float | None = None,
 ) -> Any:
-    """`log yhat_t = z_t - lse(z)` of each row's label: float64 [*rows]; 0 where ignored. Arguments, errors, cost: `cross_entropy`.
+    """Compute the log-probability of each row's label, `log softmax(z)_t = z_t - lse(z)`.
 
-    The same bits whatever the batch a row comes in: a sampler and a trainer that call this agree exactly.
+    Arguments, errors and cost are those of `cross_entropy`.
+
+    Returns:
+        float64 [*rows]; 0 for ignored rows. A row has the same bits in every batch, so a sampler and a trainer that call this function
+        agree exactly.
     """
     z, lead, t, s = _problem("token_logprobs", logits, labels, axis, temperature, softcap, ignore_index=ignore_index)
     return shaped(-forward(z, t, s)[0], lead)
@@ -214,7 +231,13 @@ def token_logprobs_and_grad(
     upstream: npt.ArrayLike = 1.0,
     out: Array | None = None,
 ) -> tuple[Any, Array]:
-    """`token_logprobs` and its gradient by the logits, `truth - prediction`, times `upstream` (broadcasts to [*rows])."""
+    """Compute `token_logprobs` and its gradient with respect to the logits, `one_hot - softmax(z)`.
+
+    Arguments, errors and cost are those of `cross_entropy_and_grad`; `upstream` broadcasts to [*rows] and multiplies the gradient.
+
+    Returns:
+        (log-probabilities, gradient): float64 [*rows], and an array with the shape and dtype of `logits` (`out`, if given).
+    """
     fn = "token_logprobs_and_grad"
     z, lead, t, s = _problem(fn, logits, labels, axis, temperature, softcap, ignore_index=ignore_index, upstream=upstream)
     dz = contract.out(fn, out, z, axis)
@@ -225,7 +248,7 @@ def token_logprobs_and_grad(
 def _problem(
     fn: str, logits: Any, labels: Any, axis: int, temperature: float, softcap: float | None, weight: None = None, **options: Any
 ) -> tuple[Array, tuple[int, ...], Truth, Squash | None]:
-    """The arguments, checked: logits with the class axis last, the rows' shape, the truth, the squash."""
+    """Check the arguments. Returns the logits with the class axis last, the shape of the rows, the truth, and the `Squash` or None."""
     if weight is not None:
         contract.renamed(fn, "weight", weight, "class_weight")
     z = contract.logits(fn, logits, axis)
@@ -234,7 +257,7 @@ def _problem(
 
 
 def _simple(z: Any, labels: Any, ignore_index: int, out: Any) -> bool:
-    """Whether these are a matrix, labels and an output that a kernel can take as they come, with no row ignored."""
+    """Whether a kernel can take these logits, labels and output without any preparation, with no row ignored."""
     return (
         type(z) is np.ndarray
         and type(labels) is np.ndarray

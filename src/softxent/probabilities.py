@@ -1,4 +1,7 @@
-"""Softmax and its kin, and their derivatives: Results 1 and 2 of the derivation as functions of an array of logits."""
+"""The public functions of logits without labels: softmax, log-softmax, log-sum-exp and entropy, and their derivatives, for NumPy arrays.
+
+They check their arguments by contract.py and call the kernels by sweep.py, as loss.py does.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,20 @@ from .sweep import DENSE, apart, bare, count, curve, forward, fused, partial_sum
 
 
 def softmax(logits: npt.ArrayLike, *, axis: int = -1, out: Array | None = None) -> Array:
-    """`yhat_k = exp(z_k - lse(z))`, of the shape and dtype of `logits`, into `out` if given (it may be `logits` itself).
+    """Compute softmax, `yhat_k = exp(z_k) / sum_i exp(z_i)`.
 
-    Rows as in `cross_entropy`: -inf gives 0, a row with NaN, +inf or only -inf gives NaN. Raises as `cross_entropy`.
-    Cost: one read, one write. Mathematics: the definition of softmax in Part 1 of the derivation.
+    Args:
+        logits, axis: as in `cross_entropy`.
+        out: an array of the shape and dtype of `logits` for the result. It may be `logits` itself.
+
+    Returns:
+        An array with the shape and dtype of `logits` (`out`, if given). A logit of -inf gives 0; a row with NaN or +inf, or with -inf only,
+        gives NaN.
+
+    Raises:
+        ValueError, TypeError: as in `cross_entropy`.
+
+    Cost: one read and one write. Source: the definition in Part 1 of the derivation.
     """
     z = contract.logits("softmax", logits, axis)
     yhat = contract.out("softmax", out, z, axis)
@@ -25,11 +38,21 @@ def softmax(logits: npt.ArrayLike, *, axis: int = -1, out: Array | None = None) 
 
 
 def log_softmax(logits: npt.ArrayLike, *, axis: int = -1) -> Array:
-    """`log yhat_k = z_k - lse(z)`, of the shape and dtype of `logits`.
+    """Compute the logarithm of softmax, `log yhat_k = z_k - lse(z)`.
 
-    Formed as (z_k - max z) - (lse - max z), where the second is summed from the other classes: the value of a class with
-    yhat = 0.999999 keeps all its digits, and so does every value under a common offset of 1e8. Raises as `cross_entropy`.
-    Cost: two reads, one write; a few MiB of scratch.
+    It is computed as (z_k - max z) - (lse - max z), where lse - max z comes from a sum over the other classes. So a value near 0 keeps its
+    digits, and an offset that is common to all logits of a row costs none.
+
+    Args:
+        logits, axis: as in `cross_entropy`.
+
+    Returns:
+        An array with the shape and dtype of `logits`.
+
+    Raises:
+        ValueError, TypeError: as in `cross_entropy`.
+
+    Cost: two reads, one write and a few MiB.
     """
     z = contract.logits("log_softmax", logits, axis)
     out = contract.out("log_softmax", None, z, axis)
@@ -42,18 +65,39 @@ def log_softmax(logits: npt.ArrayLike, *, axis: int = -1) -> Array:
 
 
 def logsumexp(logits: npt.ArrayLike, *, axis: int = -1) -> Any:
-    """`lse(z) = log sum_k exp(z_k)`: float64, of the shape of `logits` without the class axis.
+    """Compute log-sum-exp, `lse(z) = log sum_k exp(z_k)`. Its gradient is `softmax`.
 
-    Its gradient is `softmax`. Raises as `cross_entropy`. Cost: one read; O(rows) extra memory.
+    Args:
+        logits, axis: as in `cross_entropy`.
+
+    Returns:
+        float64, with the shape of `logits` without the class axis.
+
+    Raises:
+        ValueError, TypeError: as in `cross_entropy`.
+
+    Cost: one read and O(rows) bytes.
     """
     z = contract.logits("logsumexp", logits, axis)
     return shaped(forward(z, bare(z), None)[1], z.shape[:-1])
 
 
 def softmax_vjp(logits: npt.ArrayLike, v: npt.ArrayLike, *, axis: int = -1) -> Array:
-    """`J^T v = yhat o (v - <yhat, v>)`, J = d softmax / d logits; of the shape and dtype of `logits`. J is symmetric: also J v.
+    """Compute the product of the Jacobian J of softmax and a vector, `J^T v = yhat o (v - <yhat, v>)`, without forming J.
 
-    Raises as `cross_entropy`. Cost: three reads; a few MiB of scratch. Mathematics: Results 1 and 2, summed over the outputs.
+    J is symmetric, so this is also J v.
+
+    Args:
+        logits, axis: as in `cross_entropy`.
+        v: the vector, with the shape of `logits`.
+
+    Returns:
+        An array with the shape and dtype of `logits`.
+
+    Raises:
+        ValueError, TypeError: as in `cross_entropy`.
+
+    Cost: three reads and a few MiB. Source: Results 1 and 2 of the derivation, summed over the outputs.
     """
     z = contract.logits("softmax_vjp", logits, axis)
     out = contract.out("softmax_vjp", None, z, axis)
@@ -63,31 +107,61 @@ def softmax_vjp(logits: npt.ArrayLike, v: npt.ArrayLike, *, axis: int = -1) -> A
 
 
 def softmax_jacobian(logits: npt.ArrayLike, *, axis: int = -1) -> Array:
-    """`d yhat_j / d z_k = yhat_j (1 - yhat_j)` for j = k, `- yhat_j yhat_k` else: float64 [*rows, C, C].
+    """Compute the Jacobian of softmax: `d yhat_j / d z_k = yhat_j (1 - yhat_j)` if j = k, and `- yhat_j yhat_k` otherwise.
 
-    Raises as `cross_entropy`. Cost: C x C a row, for looking at; products with it are `softmax_vjp`.
-    Mathematics: Results 1 and 2 of the derivation.
+    Args:
+        logits, axis: as in `cross_entropy`.
+
+    Returns:
+        float64 [*rows, C, C], with j on the axis before the last and k on the last.
+
+    Raises:
+        ValueError, TypeError: as in `cross_entropy`.
+
+    Cost: C^2 numbers for each row. To multiply it by a vector, use `softmax_vjp`. Source: Results 1 and 2 of the derivation.
     """
     z = contract.logits("softmax_jacobian", logits, axis)
     flat = np.ascontiguousarray(z.reshape(-1, z.shape[-1]), dtype=np.float64)
     yhat, (nll, _), rows, top = softmax(flat), apart(flat), np.arange(len(flat)), flat.argmax(axis=1)
     miss = 1 - yhat
-    miss[rows, top] = -np.expm1(-nll)  # 1 - yhat cancels at one class only
+    miss[rows, top] = -np.expm1(-nll)  # 1 - yhat loses digits at the most probable class only
     jacobian = -yhat[:, :, None] * yhat[:, None, :]
     jacobian[:, np.arange(z.shape[-1]), np.arange(z.shape[-1])] = yhat * miss
     return jacobian.reshape(*z.shape, z.shape[-1])
 
 
 def entropy(logits: npt.ArrayLike, *, axis: int = -1) -> Any:
-    """`H = - sum_k yhat_k log yhat_k`, in nats: float64 [*rows]. It is the cross-entropy whose truth is the prediction.
+    """Compute the entropy of each row's softmax, `H = - sum_k yhat_k log yhat_k`, in nats.
 
-    Raises as `cross_entropy`. Cost: three reads; a few MiB of scratch.
+    Args:
+        logits, axis: as in `cross_entropy`.
+
+    Returns:
+        float64 [*rows].
+
+    Raises:
+        ValueError, TypeError: as in `cross_entropy`.
+
+    Cost: three reads and a few MiB.
     """
     return _entropy("entropy", logits, axis, 1.0)[0]
 
 
 def entropy_and_grad(logits: npt.ArrayLike, *, axis: int = -1, upstream: npt.ArrayLike = 1.0) -> tuple[Any, Array]:
-    """`entropy` and its gradient by the logits, `dH_k = - yhat_k (z_k - <yhat, z>)`, times `upstream` (broadcasts to [*rows])."""
+    """Compute `entropy` and its gradient with respect to the logits, `dH_k = - yhat_k (z_k - <yhat, z>)`.
+
+    Args:
+        logits, axis: as in `cross_entropy`.
+        upstream: broadcasts to [*rows]; multiplies the gradient.
+
+    Returns:
+        (entropy, gradient): float64 [*rows], and an array with the shape and dtype of `logits`.
+
+    Raises:
+        ValueError, TypeError: as in `cross_entropy`.
+
+    Cost: three reads, one write and a few MiB.
+    """
     return _entropy("entropy_and_grad", logits, axis, upstream)
 
 

@@ -1,7 +1,10 @@
-"""How a call reaches the kernels: as the whole matrix where its strides allow, else in chunks through a scratch copy.
+"""Calls of the kernels on logits of any strides.
 
-A call is an array [*rows, C] with the class axis last, a `Truth` and perhaps a `Squash`. The four primitives: `forward` and `fused` are the
-loss; `apart` keeps each row's largest logit apart; `curve` is a product with the Jacobian of softmax.
+The front ends pass logits [*rows, C] with the class axis last, a `Truth` and, for a softcap or temperature, a `Squash`. If the strides
+allow it, the kernel is called once, on the caller's memory. Otherwise chunks of rows are copied into adjacent memory first.
+
+`forward` and `fused` compute the loss and its gradient. `apart` computes partial sums with each row's largest logit kept apart from them.
+`curve` multiplies a vector by the Jacobian of softmax, and `hessian` by the Hessian of the loss.
 """
 
 from __future__ import annotations
@@ -17,14 +20,14 @@ from . import kernels
 from .partials import Array, Partials, times
 from .truth import NO_LABEL, Squash, Truth, computed_in, plain
 
-SCRATCH = 1 << 18  # bytes of logits worked on at once where they cannot be used in place: strided classes, softcap
+SCRATCH = 1 << 18  # bytes of logits in a chunk, where they cannot be used in place: strided classes, softcap, temperature
 
-_UNIT = plain(1.0)  # y = 1 and no column matched: lse and softmax themselves
-DENSE = np.array([[0.0], [1.0], [0.0], [1.0]])  # all of the truth is in off
+_UNIT = plain(1.0)  # y = 1; with a label that matches no column, the gradient is softmax
+DENSE = np.array([[0.0], [1.0], [0.0], [1.0]])  # y = 0, r = 1: the truth is off
 
 
 def forward(z: Array, t: Truth, s: Squash | None, parts: Array | None = None) -> Array:
-    """-> [2, R]: loss and lse of every row. Writes the partial sums into parts [6, R]."""
+    """Return the loss and lse of every row, [2, R]. Writes the partial sums into parts [6, R], if given."""
     result = np.empty((2, count(z)))
     direct = s is None and t.usable(z.dtype) and _adjacent(z)
     for i, (zi,) in pieces(direct, z):
@@ -36,7 +39,7 @@ def forward(z: Array, t: Truth, s: Squash | None, parts: Array | None = None) ->
 
 
 def fused(z: Array, t: Truth, s: Squash | None, dz: Array) -> Array:
-    """Writes the gradient into dz (which may be z); -> [2, R]: loss and lse of every row."""
+    """Write the gradient into dz, which may be z. Returns the loss and lse of every row, [2, R]."""
     result = np.empty((2, count(z)))
     direct = s is None and t.usable(z.dtype) and _adjacent(z) and _adjacent(dz)
     for i, (zi, o) in pieces(direct, z, dz):
@@ -50,7 +53,7 @@ def fused(z: Array, t: Truth, s: Squash | None, dz: Array) -> Array:
 
 
 def wide(a: Array) -> Array:
-    """In the type computed in, rows side by side."""
+    """Return `a` in the type in which the kernels compute, contiguous."""
     return np.ascontiguousarray(a, dtype=computed_in(a.dtype))
 
 
@@ -59,7 +62,7 @@ def _ready(z: Array, s: Squash | None) -> Array:
 
 
 def gradient(z: Array, t: Truth, i: slice, out: Array | None = None, result: Array | None = None) -> tuple[Array, Array]:
-    """dz and [loss, lse] of the rows `i`, whose logits are z."""
+    """Return the gradient and [loss, lse] of the rows `i`, whose logits are z."""
     out = np.empty_like(z) if out is None else out
     result = np.empty((2, len(z))) if result is None else result
     kernels.active().fused(z, *t.piece(i, z.dtype), out, result, None, kernels.get_num_threads())
@@ -67,32 +70,32 @@ def gradient(z: Array, t: Truth, i: slice, out: Array | None = None, result: Arr
 
 
 def partial_sums(z: Array, label: Array, rows: Array, off: Array | None) -> tuple[Array, Partials]:
-    """-> [loss, lse] and the partial sums of rows z."""
+    """Return [loss, lse] and the partial sums of the rows z."""
     result, parts = np.empty((2, len(z))), np.empty((6, len(z)))
     kernels.active().forward(z, label, rows, off, result, parts, kernels.get_num_threads())
     return result, Partials(*parts)
 
 
 def bare(z: Array, upstream: Array | None = None) -> Truth:
-    """The truth of no class, with mass 1: the gradient is softmax, times upstream [*rows]."""
+    """Return a truth with mass 1 whose label matches no class, so that the gradient is softmax, times upstream [*rows]."""
     rows = _UNIT
     if upstream is not None:
         rows = np.repeat(_UNIT, count(z), axis=1)
         rows[3] = np.broadcast_to(upstream, z.shape[:-1]).reshape(-1)
-        rows[0] = rows[3] != 0  # what nobody asks of a row of NaN is 0
+        rows[0] = rows[3] != 0  # if upstream is 0, the gradient is 0 even in a row of NaN
     return Truth(np.broadcast_to(np.int64(NO_LABEL), count(z)), rows)
 
 
 def apart(z: Array) -> tuple[Array, Partials]:
-    """-> nll of each row's largest logit, and the row's partial sums with that one kept apart."""
+    """Return nll of each row's largest logit, as if it were the label, and the partial sums with that logit kept apart."""
     result, parts = partial_sums(z, z.argmax(axis=1), _UNIT, None)
     return result[0], parts
 
 
 def curve(z: Array, v: Array) -> tuple[Array, Array, Array, Array]:
-    """-> yhat, yhat o (v - mean), mean = <yhat, v>, lse, of rows z and v [n, C].
+    """Return yhat, yhat o (v - mean), mean = <yhat, v> and lse of the rows z and v [n, C]; the second is v times the Jacobian of softmax.
 
-    The largest class t, the only one where v - mean may cancel, is kept apart: v_t - mean = sum_{k != t} yhat_k (v_t - v_k).
+    v - mean can cancel only at the most probable class t. There it is computed as v_t - mean = sum_{k != t} yhat_k (v_t - v_k).
     """
     v = np.ascontiguousarray(v, dtype=z.dtype)
     yhat, (_, lse) = gradient(z, bare(z), slice(0, len(z)))
@@ -107,7 +110,10 @@ def curve(z: Array, v: Array) -> tuple[Array, Array, Array, Array]:
 
 
 def hessian(z: Array, v: Array, t: Truth, i: slice, s: Squash | None, bend: bool = True) -> Array:
-    """The Hessian of the loss by v, for the rows `i` whose logits are z; without `bend`, as if the softcap were straight (Gauss-Newton)."""
+    """Return the product of the Hessian of the loss and v, for the rows `i`, whose logits are z.
+
+    Without `bend`, the second derivative of the softcap is taken as 0, which gives the Gauss-Newton matrix in place of the Hessian.
+    """
     _, rows, _ = t.piece(i, z.dtype)
     _, _, q, g = rows
     slope = s.slope(z) if s else 1.0
@@ -121,7 +127,10 @@ def hessian(z: Array, v: Array, t: Truth, i: slice, s: Squash | None, bend: bool
 
 
 def pieces(whole: bool, *arrays: Array) -> Iterator[tuple[slice, list[Array]]]:
-    """Views [n, C] of arrays [*rows, C], rows in order: as large as the strides allow, or (not `whole`) of at most SCRATCH bytes."""
+    """Yield slices of rows and the views [n, C] of the arrays [*rows, C] for them, in order.
+
+    If `whole`, the views are as large as the strides allow; otherwise they have at most SCRATCH bytes, but at least one row.
+    """
     first = 0
     for matrices in _matrices(arrays):
         rows, classes = matrices[0].shape
@@ -133,7 +142,7 @@ def pieces(whole: bool, *arrays: Array) -> Iterator[tuple[slice, list[Array]]]:
 
 
 def _matrices(arrays: tuple[Array, ...]) -> Iterator[tuple[Array, ...]]:
-    """The arrays [*rows, C] as matrices: one, if their leading axes can be merged without a copy, else one for each leading index."""
+    """Yield the arrays [*rows, C] as matrices: once, if their leading axes can be merged without a copy, else for each leading index."""
     lead = arrays[0].shape[:-1]
     if len(lead) < 2 or all(a.flags.c_contiguous for a in arrays):
         yield tuple(a.reshape(-1, a.shape[-1]) for a in arrays)
@@ -146,19 +155,22 @@ def _matrices(arrays: tuple[Array, ...]) -> Iterator[tuple[Array, ...]]:
 
 
 def _adjacent(z: Array) -> bool:
-    """Whether a row's columns lie side by side, as the kernels need them."""
+    """Whether the classes of a row are adjacent in memory, as the kernels require."""
     return z.shape[-1] == 1 or z.strides[-1] == z.itemsize
 
 
 def count(z: Array) -> int:
+    """Return the number of rows."""
     return math.prod(z.shape[:-1])
 
 
 def shaped(rows: Array, lead: tuple[int, ...]) -> Any:
+    """Return the results of the rows in the caller's shape; a NumPy scalar, if that has no axes."""
     return rows.reshape(lead)[()]
 
 
 def reduce(loss: Array, reduction: str, total: float, empty_value: float, lead: tuple[int, ...]) -> Any:
+    """Return the losses of the rows, their sum, or their sum divided by `total`, the sum of their weights."""
     if reduction == "none":
         return shaped(loss, lead)
     if reduction == "sum":

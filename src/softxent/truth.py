@@ -1,7 +1,7 @@
-"""Every option of the loss is a choice of truth. This is the only file that knows an option.
+"""Options of the loss are turned into what the kernels take. This is the only file that computes with an option.
 
-An option becomes four numbers a row (y, r, q, g) and the truth away from the label, `off`; the loss and the gradient follow
-from them by the one equation of formula.py:
+The front ends call `truth` and `squash`. A kernel takes four numbers for each row, y, r, q and g, and an array `off`; the truth of a row,
+its target probabilities, is y at the label plus r off_k at every class k. With class weights w (1 if not given) and C classes:
 
     integer label t               y = w_t
     label smoothing e             y = (1 - e) w_t, r = 1, off_k = e/C w_k
@@ -10,7 +10,10 @@ from them by the one equation of formula.py:
     sample weight                 multiplies y, r and q
     z-loss L lse^2                q = 2 L
     reduction, upstream           g
-    temperature, softcap          `Squash`: a function of z, before and after; no part of the truth
+    temperature, softcap          a function of the logits, `Squash`, which is not part of the truth
+
+formula.py computes the loss and the gradient from these numbers. The derivation's part on options proves that this is what each option
+means.
 """
 
 from __future__ import annotations
@@ -24,31 +27,32 @@ import numpy as np
 from . import contract, kernels
 from .partials import Array
 
-NO_LABEL = -1
+NO_LABEL = -1  # a label that matches no class
 
 
 class Truth(NamedTuple):
-    """The truth of R rows over C classes. `piece` cuts it into what a kernel takes."""
+    """The truth of R rows over C classes. `piece` returns what a kernel takes for some of the rows."""
 
     label: Array  # [R] int64
     rows: Array  # [4, R] or [4, 1] float64: y, r, q, g
-    shared: Array | None = None  # [C] off of every row
-    dense: Array | None = None  # [R, C] probabilities, as given
-    class_weight: Array | None = None  # [C], for dense
-    smoothing: float = 0.0  # for dense
-    total: float = 1.0  # the rows' weights summed up: what a mean divides by
+    shared: Array | None = None  # [C]: off, if it is the same for every row
+    dense: Array | None = None  # [R, C]: probabilities, as the caller gave them
+    class_weight: Array | None = None  # [C], to be applied to dense
+    smoothing: float = 0.0  # to be applied to dense
+    total: float = 1.0  # the sum of the rows' weights, by which a mean is divided
 
     def piece(self, i: slice, dtype: np.dtype[Any]) -> tuple[Array, Array, Array | None]:
-        """-> label, truth, off of the rows `i`, for logits of this dtype."""
+        """Return label, (y, r, q, g) and off of the rows `i`, for logits of this dtype."""
         rows = self.rows if self.rows.shape[1] == 1 else self.rows[:, i]
         if self.dense is None:
             return self.label[i], rows, self.shared
         off = self._off(i, dtype)
-        # probabilities: the likeliest class is kept apart as a label of weight 0, so that a confident row loses no digit
+        # With probabilities, the class with the largest one is used as a label of weight 0. A kernel keeps it apart from the sums over
+        # the other classes, so that the loss keeps its digits if that class has nearly all of the probability.
         return off.argmax(axis=1), rows, off
 
     def usable(self, dtype: np.dtype[Any]) -> bool:
-        """Whether a kernel can take the probabilities as they are, for logits of this dtype (True where there are none)."""
+        """Whether a kernel can read the caller's probabilities, for logits of this dtype; True if the labels are class indices."""
         u = self.dense
         if u is None:
             return True
@@ -56,7 +60,7 @@ class Truth(NamedTuple):
         return plain and (u.strides[1] == u.itemsize or u.shape[1] == 1)
 
     def mass(self, i: slice) -> Array:
-        """sum_k truth_k of the rows `i`, float64: what multiplies yhat."""
+        """Return the sums over the classes of the truth of the rows `i`, in float64: the factor of softmax in the gradient."""
         label, (y, r, _, _), off = self.piece(i, np.dtype(np.float64))
         mass: Array = np.broadcast_to(y if off is None else y + r * off.sum(axis=-1), len(label))
         return mass
@@ -71,29 +75,30 @@ class Truth(NamedTuple):
 
 
 class Squash(NamedTuple):
-    """What happens to the logits before the softmax: z -> (c/T) tanh(z/c), or z/T where there is no cap c."""
+    """The function that is applied to the logits before softmax: z -> (c/T) tanh(z/c), or z/T if there is no softcap c."""
 
     temperature: float
     softcap: float | None
 
     def __call__(self, z: Any) -> Any:
-        """The logits that the softmax sees."""
+        """Return the logits to which softmax is applied."""
         return z / self.temperature if self.softcap is None else _tanh(z / self.softcap) * (self.softcap / self.temperature)
 
     def slope(self, z: Array) -> Array | float:
-        """The first derivative at z: 1/T, times 1 - tanh^2 = 1 / cosh^2 (which does not cancel)."""
+        """Return the first derivative at z: 1/T, times 1 - tanh^2, which is computed as 1 / cosh^2 to avoid cancellation."""
         if self.softcap is None:
             return 1 / self.temperature
         with np.errstate(over="ignore"):
             return np.cosh(z / self.softcap) ** -2.0 / self.temperature
 
     def bend(self, z: Array) -> Array | float:
-        """The second derivative at z."""
+        """Return the second derivative at z."""
         return 0.0 if self.softcap is None else np.tanh(z / self.softcap) * self.slope(z) * (-2 / self.softcap)
 
 
 def _tanh(x: Any) -> Any:
-    """torch's own takes 1 - tanh^2 for its derivative, which cancels; that of (1 - t) / (1 + t) does not."""
+    """tanh of an array or a tensor. The derivative of torch's tanh is 1 - tanh^2, which cancels for large |x|; that of (1 - t) / (1 + t)
+    does not."""
     if isinstance(x, (np.ndarray, float)):
         return np.tanh(x)
     t = (-2 * x.abs()).exp()
@@ -101,7 +106,7 @@ def _tanh(x: Any) -> Any:
 
 
 def squash(fn: str, temperature: float, softcap: float | None) -> Squash | None:
-    """None where the logits stay as they are."""
+    """Check temperature and softcap. Returns their `Squash`, or None if they do not change the logits."""
     t = contract.number(fn, "temperature", temperature, low=0, open_low=True)
     c = None if softcap is None else contract.number(fn, "softcap", softcap, low=0, open_low=True)
     return None if t == 1 and c is None else Squash(t, c)
@@ -123,7 +128,7 @@ def truth(
     empty_value: float = math.nan,
     names: contract.Names = contract.NUMPY,
 ) -> Truth:
-    """All options to one `Truth`, checked."""
+    """Check the labels and options of `cross_entropy` and return their `Truth`. `argument` is the name of the labels in error messages."""
     lead, classes = z.shape[:-1], z.shape[-1]
     ignore_index = contract.integer(fn, "ignore_index", ignore_index)
     contract.choice(fn, "reduction", reduction, contract.REDUCTIONS)
@@ -155,33 +160,33 @@ def truth(
     return Truth(label, rows, shared, a.reshape(n, classes) if probable else None, w if probable else None, e if probable else 0.0, total)
 
 
-# What arrays and tensors share, classes last: whoever holds tensors (torch/) says an option with these too.
+# The functions below take NumPy arrays or tensors, with the classes on the last axis; torch/ uses them too.
 
 
 def weights(label: Any, live: Any, class_weight: Any, sample: Any, classes: int) -> Any:
-    """What a row weighs: its label's class weight, times its sample weight; 0 where ignored. A mean divides by their sum."""
+    """Return the weight of each row, by whose sum a mean is divided: the label's class weight times the sample weight; 0 if ignored."""
     return (sample if class_weight is None else sample * class_weight[label.clip(0, classes - 1)]) * live
 
 
 def of_label(label: Any, live: Any, class_weight: Any, sample: Any, smoothing: float, classes: int) -> tuple[Any, Any, Any]:
-    """-> what a row weighs, y and r."""
+    """Return the weight, y and r of each row, if the labels are class indices."""
     weight = weights(label, live, class_weight, sample, classes)
     return weight, (1 - smoothing) * weight, sample * live if smoothing > 0 else 0.0
 
 
 def everywhere(class_weight: Any, smoothing: float, classes: int) -> Any:
-    """What smoothing puts at every class: off, of a label."""
+    """Return off for class indices: what label smoothing adds at every class."""
     return class_weight * (smoothing / classes)
 
 
 def soft(u: Any, class_weight: Any, smoothing: float, classes: int) -> Any:
-    """The truth of probabilities u, classes last: w_k ((1 - e) u_k + e/C)."""
+    """Return the truth of probabilities u: w_k ((1 - e) u_k + e/C)."""
     u = u * (1 - smoothing) + smoothing / classes if smoothing else u
     return u if class_weight is None else u * class_weight
 
 
 def mass(target: Any, probable: bool, class_weight: Any, smoothing: float, ignore_index: int, classes: int) -> tuple[Any, Any]:
-    """-> which rows are not ignored (None: all), and what multiplies their yhat: the sum of their truth."""
+    """Return which rows are not ignored (None if all), and the sum over the classes of their truth, which multiplies softmax."""
     if probable:
         return None, soft(target, class_weight, smoothing, classes).sum(-1)
     live = target != ignore_index
@@ -190,13 +195,13 @@ def mass(target: Any, probable: bool, class_weight: Any, smoothing: float, ignor
 
 
 def written_out(target: Any, columns: Any, class_weight: Any, smoothing: float, ignore_index: int) -> Any:
-    """The truth of weighted labels as probabilities are given; `columns` is 0..C-1."""
+    """Return the truth of class indices as an array over all classes; `columns` is 0..C-1."""
     hot = (target[..., None] == columns) * (class_weight * (1 - smoothing)) + class_weight * (smoothing / len(columns))
     return hot * (target != ignore_index)[..., None]
 
 
 def _stack(n: int, *numbers: Any) -> Array:
-    """[4, n], or [4, 1] where no row has a number of its own."""
+    """Return the numbers as an array [4, n], or [4, 1] if each of them is the same for all rows."""
     rows = np.empty((len(numbers), n if any(np.size(x) == n and np.ndim(x) for x in numbers) else 1))
     for row, x in zip(rows, numbers, strict=True):
         row[:] = x
@@ -205,12 +210,12 @@ def _stack(n: int, *numbers: Any) -> Array:
 
 @lru_cache(maxsize=64)
 def plain(g: float) -> Array:
-    """The truth of integer labels without any option: y = 1, and the factor of the reduction."""
+    """Return (y, r, q, g) for class indices without options: y = 1, and g, the factor of the reduction."""
     numbers = np.array([[1.0], [0.0], [0.0], [g]])
     numbers.flags.writeable = False
     return numbers
 
 
 def computed_in(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """float64 for float64, float32 for everything narrower."""
+    """Return the type in which the kernels compute for logits of this dtype: float64 for float64, and float32 for the others."""
     return np.dtype(np.float64 if dtype == np.float64 else np.float32)

@@ -1,5 +1,5 @@
-// Prints a hash of the bits that one instruction set's kernel gives on made-up data, without Python: for other processors and
-// emulators. Build: g++ -std=c++17 -O3 -ffp-contract=off -DSOFTXENT_NAME=generic -I cpp tests/native/bits.cpp cpp/kernel.cpp
+// Prints a hash of all results of the kernel of one instruction set on generated data. It needs no Python, so that test_native.py can run it
+// for other processors, in an emulator. Build: g++ -std=c++17 -O3 -ffp-contract=off -DSOFTXENT_NAME=generic -I cpp tests/native/bits.cpp cpp/kernel.cpp
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -21,7 +21,7 @@ static void store(void* p, int type, double d) {
 }
 
 int main() {
-  const int R = 19;                    // a whole tile and some
+  const int R = 19;                    // more than a tile
   for (int C : {1, 2, 10, 17, 64, 65, 200, 1000, 4097, 9000}) for (int type = 0; type < TYPES; type++) for (int offs = 0; offs < 3; offs++) {
     const size_t size = type == F64 ? 8 : type == F32 ? 4 : 2, math = type == F64 ? 8 : 4;
     char *z = (char*)malloc(size * R * C), *dz = (char*)malloc(size * R * C), *off = (char*)malloc(math * R * C);
@@ -40,7 +40,7 @@ int main() {
     uint64_t backward = 0;
     for (int op : {FORWARD, BACKWARD, FUSED}) {
       JOIN(isa_, SOFTXENT_NAME).run[type][WIDE][op](j, 0, R, scratch, ALL, 0);
-      for (double* a : {loss, lse, parts[0]}) for (int i = 0; i < (a == parts[0] ? PARTS * R : R); i++) if (a[i] != a[i]) a[i] = 0;   // a NaN's sign is the processor's
+      for (double* a : {loss, lse, parts[0]}) for (int i = 0; i < (a == parts[0] ? PARTS * R : R); i++) if (a[i] != a[i]) a[i] = 0;   // the sign of a NaN depends on the processor
       add(loss, sizeof loss); add(lse, sizeof lse); add(parts, sizeof parts);
       if (op == FORWARD) continue;
       const uint64_t before = hash; hash = 1; add(dz, size * R * C);

@@ -1,4 +1,4 @@
-// How far the kernel's own exp, log and log1p are from the exact values, in units of rounding: "exps exp log log1p". proof/bounds.py counts on it.
+// Prints the largest errors of the kernel's exps, exp, log and log1p, in units of the roundoff. The bounds in proof/bounds.py assume them.
 #include <stdint.h>
 #include <algorithm>
 #include <cmath>
@@ -18,7 +18,7 @@ int main() {
   const int F = Lanes<float>::W, D = Lanes<double>::W;
   double single = 0, worst[3] = {0, 0, 0};
   float in[F]; int have = 0;
-  for (uint32_t bits = 0x80000000u;; bits += 211) {     // floats from -0 to -103.5: what exp is given
+  for (uint32_t bits = 0x80000000u;; bits += 211) {     // floats from -0 to -103.5, the arguments for which the kernel calls it
     float x; std::memcpy(&x, &bits, 4);
     if (!(x >= -103.5f)) break;
     in[have++] = x;

@@ -1,8 +1,8 @@
-"""Times the layer beside memcpy of the same matrix and beside its peers: `softxent bench`, or `python -m softxent.bench`.
+"""The benchmark: the time and memory of softxent and of other libraries. It runs by `softxent bench` or `python -m softxent.bench`.
 
-All contenders take turns in one process, in shuffled rounds, so that what disturbs the machine disturbs all of them; what counts is
-the median over the rounds of a ratio within a round. Each number of threads has a process of its own, as thread pools and
-torch.compile want it; so has a forced instruction set (SOFTXENT_ISA).
+All contenders run in one process, in rounds of random order, so that other load of the machine affects all of them. The result is the
+median over the rounds of a ratio within a round. Each number of threads has its own process, which thread pools and torch.compile require,
+and so has each instruction set that is selected by SOFTXENT_ISA.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .contenders import HUGE_PAGES
 
 SHAPES = [(1024, 32000), (512, 128256), (65536, 10), (8192, 1000), (1, 50257), (4, 128256)]
 QUICK = [(64, 1000), (256, 10), (1, 5000)]
-CALLS = [(1, 10), (32, 10)]  # next to nothing: what the call itself costs
+CALLS = [(1, 10), (32, 10)]  # so small that the cost of the call itself dominates
 DTYPES = ("f32", "bf16")
 EXTRA = {
     "scipy": "scipy",
@@ -39,7 +39,7 @@ Record = dict[str, Any]
 
 
 class Job(NamedTuple):
-    """The work of one process."""
+    """What one process measures."""
 
     kind: str  # "times" or "memory"
     threads: int
@@ -47,22 +47,22 @@ class Job(NamedTuple):
     dtypes: list[str]
     repeats: int
     quick: bool
-    isa: str = ""  # forced, only memcpy and fused take part then; or HUGE_PAGES, with torch
+    isa: str = ""  # an instruction set, for memcpy and fused only; or HUGE_PAGES, for torch
 
 
 def run(shapes: str | None, dtypes: str, threads: str, repeats: int, output: Path | None, quick: bool) -> None:
     """Run the benchmark, print its tables and write bench.json, bench.md and bench.png.
 
     Args:
-        shapes: as "1024x32000,65536x10"; None: the shapes of the README.
+        shapes: such as "1024x32000,65536x10"; None means the shapes of the recorded results.
         dtypes: "f32", "bf16" or "f32,bf16".
-        threads: as "1,2"; each number has its turn.
-        repeats: rounds; slow contenders take part in every fourth.
-        output: the folder written to, bench/results if None.
-        quick: small shapes and no torch.compile, to see it work.
+        threads: such as "1,2"; the numbers of threads, which are measured one after the other.
+        repeats: the number of rounds. Slow contenders take part in every fourth.
+        output: the folder to write to; bench/results if None.
+        quick: whether to use small shapes and to leave out torch.compile, to try the benchmark.
 
     Raises:
-        ValueError: a shape, dtype or number that cannot be read, or a folder that cannot be written to.
+        ValueError: if a shape, dtype or number cannot be read, or if the folder cannot be written to.
     """
     jobs, output = plan(shapes, dtypes, threads, repeats, quick), output or Path("bench/results")
     contract.place("bench", "output", output, folder=True)
@@ -83,7 +83,7 @@ def run(shapes: str | None, dtypes: str, threads: str, repeats: int, output: Pat
 
 
 def plan(shapes: str | None, dtypes: str, threads: str, repeats: int, quick: bool) -> list[Job]:
-    """The processes to run, in turn."""
+    """Return the processes to run, in order."""
     sizes = read_shapes(shapes, QUICK if quick else SHAPES)
     types = _read("dtypes", dtypes, lambda text: DTYPES[DTYPES.index(text.strip())], "be among f32,bf16")
     counts = sorted(_read("threads", threads, _positive, "be positive integers such as 1,2"))
@@ -122,7 +122,7 @@ def _positive(text: str) -> int:
 
 
 def _work(job: Job) -> Iterator[Record]:
-    """The records of a job, from its own process, as they come."""
+    """Run a job in its own process, and yield its records as they arrive."""
     env = os.environ | {
         "SOFTXENT_NUM_THREADS": str(job.threads),
     }
@@ -131,7 +131,7 @@ def _work(job: Job) -> Iterator[Record]:
     elif job.isa:
         env["SOFTXENT_ISA"] = job.isa
     if job.kind == "memory":
-        env["MALLOC_MMAP_THRESHOLD_"] = str(1 << 17)  # freed at once: one contender's memory is not lent to the next
+        env["MALLOC_MMAP_THRESHOLD_"] = str(1 << 17)  # memory is released when it is freed, and not reused by the next contender
     command = [sys.executable, "-m", "softxent.bench", "worker", json.dumps(job)]
     with tempfile.TemporaryFile("w+") as errors, subprocess.Popen(command, stdout=-1, stderr=errors, text=True, env=env) as worker:
         yield from (json.loads(line) for line in worker.stdout or () if line.startswith("{"))
@@ -143,7 +143,7 @@ def _work(job: Job) -> Iterator[Record]:
 
 @contextmanager
 def progress(steps: int) -> Iterator[Callable[[Record], None]]:
-    """A bar on stderr; without rich, a line for each step."""
+    """Show a progress bar on stderr, or without rich a line for each step. Yields the function that takes each record."""
     if find_spec("rich") is None:
         yield lambda record: print(report.title(record), file=sys.stderr)
         return

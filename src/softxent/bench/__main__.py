@@ -1,4 +1,5 @@
-"""`python -m softxent.bench`: the benchmark; `... readme`: its table into README.md; `... worker`: one process of it."""
+"""`python -m softxent.bench` runs the benchmark. The subcommands are `linear` and `filter`, two further benchmarks; `readme`, which writes
+the table of README.md; and `worker` and `linear-worker`, which the benchmark runs for its processes."""
 
 from __future__ import annotations
 

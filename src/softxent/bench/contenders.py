@@ -1,6 +1,7 @@
-"""Who takes part: each contender computes the mean loss and its gradient, as a good user of that library would write it.
+"""The contenders of the benchmark. Each computes the mean loss and its gradient, as an experienced user of the library would write it.
 
-A contender is a call without arguments; a peer's gives (loss, gradient). Buffers are made beforehand wherever a library can take them.
+A contender is a function without arguments. Those of other libraries, the peers, return (loss, gradient). Output arrays are allocated in
+advance if the library can take them.
 """
 
 from __future__ import annotations
@@ -22,10 +23,12 @@ Call = Callable[[], Any]
 MEMCPY, FUSED, NEW, ONE = "memcpy", "fused", "fused, new dz", "fused, 1 thread"
 FRONT = "softxent.torch"
 COMPILED = "torch compiled"
-HUGE_PAGES = "huge pages"  # for torch, which has them only where THP_MEM_ALLOC_ENABLE=1 asks; NumPy's arrays have them anyway
+HUGE_PAGES = "huge pages"  # torch uses them if THP_MEM_ALLOC_ENABLE=1; NumPy requests them for large arrays without a setting
 
 
 class Case(NamedTuple):
+    """The arrays that all contenders use."""
+
     z: Array  # [R, C]
     labels: Array  # [R] int64
     dz: Array  # [R, C], the output
@@ -33,7 +36,7 @@ class Case(NamedTuple):
 
 
 class Unsupported(Exception):
-    """A peer does not take this dtype."""
+    """Raised if a peer does not support the dtype."""
 
 
 def case(shape: tuple[int, int], dtype: str, threads: int) -> Case:
@@ -42,7 +45,7 @@ def case(shape: tuple[int, int], dtype: str, threads: int) -> Case:
     z *= 3
     if dtype == "bf16":
         z = z.astype(import_module("ml_dtypes").bfloat16)
-    return Case(z, rng.integers(0, shape[1], shape[0]), z.copy(), threads)  # touched, unlike zeros
+    return Case(z, rng.integers(0, shape[1], shape[0]), z.copy(), threads)  # a copy has its memory pages already, unlike zeros
 
 
 def fused(c: Case) -> Call:
@@ -72,8 +75,8 @@ def _on_one_thread(c: Case) -> Any:
 
 
 def memcpy(c: Case) -> Call:
-    """np.copyto has one thread; for more, torch's copy."""
-    z, dz = (a.view(np.uint16) if a.itemsize == 2 else a for a in (c.z, c.dz))  # NumPy copies a foreign dtype an element at a time
+    """Return a copy of the logits into dz: np.copyto on one thread, torch's copy_ on more."""
+    z, dz = (a.view(np.uint16) if a.itemsize == 2 else a for a in (c.z, c.dz))  # NumPy would copy bfloat16 element by element
     if c.threads == 1 or find_spec("torch") is None:
         return lambda: np.copyto(dz, z)
     torch = import_module("torch")
@@ -118,7 +121,7 @@ def _scipy(c: Case) -> Call:
 
 
 def _sklearn(c: Case) -> Call:
-    """Its gradient is that of the sum; the division by the number of rows is spared it."""
+    """Its gradient is that of the sum of the losses. It is not divided by the number of rows, which saves it a pass."""
     _only_float32(c)
     loss = import_module("sklearn._loss").HalfMultinomialLoss(n_classes=c.z.shape[1])
     labels, losses = c.labels.astype(np.float32), np.empty(len(c.z), np.float32)
@@ -157,7 +160,7 @@ PEERS: dict[str, Callable[[Case], Call]] = {"numpy": _numpy, "scipy": _scipy, "s
 
 
 def peers(c: Case, skip: tuple[str, ...] = ()) -> tuple[dict[str, Call], dict[str, str]]:
-    """-> the peers that are installed and take this dtype, called once; and why others failed."""
+    """Return the peers that are installed and support the dtype, after calling each once, and the errors of those that failed."""
     calls: dict[str, Call] = {}
     failed: dict[str, str] = {}
     for name, make in PEERS.items():
@@ -168,6 +171,6 @@ def peers(c: Case, skip: tuple[str, ...] = ()) -> tuple[dict[str, Call], dict[st
                 calls[name] = call
         except (ImportError, Unsupported):
             pass
-        except Exception as error:  # no compiler, or one more way in which torch.compile fails
+        except Exception as error:  # torch.compile can fail in many ways, for example without a compiler
             failed[name] = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"[:200]
     return calls, failed

@@ -1,8 +1,9 @@
-"""What the gradient filter is worth, `python -m softxent.bench filter`: tolerance -> share of the blocks left out, time, true error.
+"""The benchmark of the gradient filter, `python -m softxent.bench filter`: for each tolerance, the share of blocks left out, the time and
+the actual error.
 
-The head is that of the demo's model, trained for `steps` steps: W by the frequency of the tokens, and with its classes shuffled. A width
-beyond the model's own is the same head turned into that many dimensions: x Q, W Q with Q Q^T = 1 has the same logits, norms, shares and
-errors, and products as dear as such a head's.
+The head is that of the demo's model after `steps` training steps, with the classes in the order of their frequency and with shuffled
+classes. A larger width D is simulated by x Q and W Q with Q Q^T = 1, which have the same logits, norms, shares and errors, and the cost of
+a head of that width.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def run(steps: int, repeats: int, output: Path, classes: int = 20_000, rows: int
 
 
 def trained(steps: int, classes: int, rows: int) -> Head:
-    """The demo's model after so many steps, and tokens that it is trained on."""
+    """Train the demo's model. Returns its head, and hidden states and labels of training tokens."""
     from rich.console import Console
 
     from ..demo import BATCH, baselines, corpus
@@ -69,6 +70,7 @@ def trained(steps: int, classes: int, rows: int) -> Head:
 
 
 def ordered(head: Head, order: str) -> Head:
+    """Return the head with its classes ordered by frequency, as they are, or shuffled."""
     if order == ORDERS[0]:
         return head
     to = np.random.default_rng(0).permutation(len(head.w))
@@ -76,6 +78,7 @@ def ordered(head: Head, order: str) -> Head:
 
 
 def turned(head: Head, width: int) -> Head:
+    """Return a head of this width with the same logits."""
     own = head.w.shape[1]
     if width <= own:
         return head
@@ -84,7 +87,7 @@ def turned(head: Head, width: int) -> Head:
 
 
 def measure(head: Head, order: str, repeats: int) -> dict[str, Any]:
-    """Every tolerance in turn, the call without a filter before each round, so that a busy machine meets all alike."""
+    """Measure all tolerances in rounds, each after a call without the filter, so that other load of the machine affects all alike."""
     exact = linear_cross_entropy_and_grad(*head)[1:]
     points: dict[float, dict[str, Any]] = {}
     for tol in TOLS:
@@ -134,7 +137,7 @@ def text(results: dict[str, Any]) -> str:
 
 
 def plot(results: dict[str, Any], path: Path) -> None:
-    """The shares left out, the errors and the times over the tolerance."""
+    """Draw the shares of blocks left out, the errors and the times over the tolerance."""
     import matplotlib
 
     matplotlib.use("Agg")

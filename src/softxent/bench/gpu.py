@@ -1,5 +1,8 @@
-"""The layer on a GPU, `softxent bench --gpu`: softxent.torch beside PyTorch eager and compiled, Liger if it is installed, and a copy of
-the logits, which is the limit. Times are of a mean loss and its backward, the launch and the wait included.
+"""The benchmark on a GPU, `softxent bench --gpu`: softxent.torch, PyTorch, compiled PyTorch, Liger if it is installed, and a copy of the
+logits.
+
+The time is that of a mean loss and its backward pass, with the launch of the kernels and the wait for the device. The copy is the lower
+limit.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ def run(shapes: str | None, dtypes: str, repeats: int, output: Path, quick: bool
     """Time the layer on the GPU, print the table and write gpu.json and gpu.md.
 
     Raises:
-        ValueError: there is no GPU that PyTorch can use, or a shape or dtype that cannot be read, or a folder that cannot be written to.
+        ValueError: if PyTorch finds no GPU, if a shape or dtype cannot be read, or if the folder cannot be written to.
     """
     torch = import_module("torch")
     if not torch.cuda.is_available():
@@ -56,7 +59,7 @@ def machine(torch: Any) -> str:
 
 
 def measure(shape: tuple[int, int], dtype: str, device: Any, repeats: int, quick: bool) -> dict[str, Any]:
-    """-> seconds of each contender in every round, bytes at the peak beyond the logits and one gradient (on CUDA), and who failed."""
+    """Return the seconds of each contender in every round, its peak memory beyond the logits and one gradient (on CUDA), and the errors."""
     torch = import_module("torch")
     torch.manual_seed(0)
     z = torch.randn(shape, device=device).mul_(3).to({"f32": torch.float32, "bf16": torch.bfloat16}[dtype]).requires_grad_()
@@ -85,12 +88,12 @@ def losses(quick: bool) -> dict[str, Callable[..., Any]]:
         found[COMPILED] = torch.compile(functional.cross_entropy, dynamic=False)
     if find_spec("liger_kernel"):
         liger = import_module("liger_kernel.transformers.functional").liger_cross_entropy
-        found[LIGER] = lambda z, labels: liger(z.clone(), labels)  # it writes over its input, which the caller still has here
+        found[LIGER] = lambda z, labels: liger(z.clone(), labels)  # Liger overwrites its input, which is still needed here
     return found
 
 
 def copy_of(z: Any) -> Call:
-    """A read of the logits and a write as large as the gradient."""
+    """Return a copy of the logits, which reads them and writes as much as the gradient."""
     source, target = z.detach(), z.detach().clone()
     return lambda: target.copy_(source)
 

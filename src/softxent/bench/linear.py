@@ -1,5 +1,7 @@
-"""Linear cross-entropy, `softxent bench --linear`: loss and all gradients beside the three bare matrix products, which are the limit,
-beside whole logits with torch's cross_entropy, and beside torch's chunked option; and memory and time over N and V.
+"""The benchmark of linear cross-entropy, `softxent bench --linear`: the time of the loss and all gradients, and the memory.
+
+It is compared with the three matrix products alone, which are the lower limit; with `F.linear` and `F.cross_entropy` on all logits ("whole
+logits"); and with torch's chunked option. Memory and time are also measured for growing numbers of rows N and classes V.
 """
 
 from __future__ import annotations
@@ -29,11 +31,13 @@ TOO_MUCH = "does not fit"
 
 
 class Case(NamedTuple):
+    """The sizes of a head, and what requires no gradient."""
+
     rows: int
     width: int
     classes: int
     dtype: str
-    frozen: str = ""  # "x" or "w": no gradient for it
+    frozen: str = ""  # "x" or "w" requires no gradient
 
     def title(self) -> str:
         return f"N={self.rows} D={self.width} V={self.classes}" + (f", {self.frozen.upper()} frozen" if self.frozen else "")
@@ -68,7 +72,7 @@ def run(repeats: int, output: Path, quick: bool) -> None:
 
 
 def work(kind: str, repeats: int, *case: Any) -> None:
-    """One process: a case's times or memory, as a line of JSON."""
+    """Measure the times or the memory of a case in this process, and print them as a line of JSON."""
     c = Case(*case)
     record = {"kind": kind, "shape": c.title(), "case": list(case), "threads": import_module("torch").get_num_threads()}
     print(json.dumps(record | (times(c, repeats) if kind == "times" else memory(c))))
@@ -80,16 +84,17 @@ def times(c: Case, repeats: int) -> dict[str, Any]:
 
 
 def memory(c: Case) -> dict[str, Any]:
-    """Bytes at the peak beyond the gradients, and seconds, of whole logits and of ours; None: more than there is.
+    """Return the peak memory beyond the gradients in bytes, and the seconds, of whole logits and of softxent; none if memory was
+    insufficient.
 
-    The gradients take the place of those of the call before, which are given up at its start, so that growth does not count them.
+    The gradients of the previous call are freed at the start of a call, and the new ones take their place, so they are not counted.
     """
     _keep_within_what_there_is()
     calls = contenders(c, only=(WHOLE, name(64)))
     found: dict[str, int | None] = {}
     for who in (name(64), WHOLE):
         try:
-            for _ in range(2):  # threads and packing buffers are there then, and malloc has made up its mind what it maps
+            for _ in range(2):  # creates threads and buffers, and lets malloc adapt its threshold for mapped memory
                 calls[who]()
         except (RuntimeError, MemoryError):
             del calls[who]
@@ -100,7 +105,7 @@ def memory(c: Case) -> dict[str, Any]:
 
 
 def _keep_within_what_there_is() -> None:
-    """An allocation fails then, and the system need not kill anybody."""
+    """Limit the memory of the process, so that an allocation fails before the system kills a process."""
     if Path("/proc/meminfo").exists():
         import resource
 
@@ -157,7 +162,7 @@ def products(c: Case, x: Any, w: Any, torch: Any) -> Call:
 
 
 def errors(c: Case) -> dict[str, list[float]]:
-    """bf16: how far loss and W's gradient are from float64, relative, for 512 rows."""
+    """Return the relative errors of the loss and of W's gradient in bfloat16, for 512 rows, compared with float64."""
     if c.dtype != "bf16":
         return {}
     c = c._replace(rows=min(c.rows, 512))
@@ -179,13 +184,26 @@ def errors(c: Case) -> dict[str, list[float]]:
     return found
 
 
-# ---- what they say ----
+# ---- tables and plot ----
 
 
 def text(results: dict[str, Any]) -> str:
+    """Return linear.md: all tables and the machine."""
+    return "\n".join([*(part(results["records"]) for part in (_times, _errors, _memory)), header(results)])
+
+
+def header(results: dict[str, Any]) -> str:
+    """Return a line with the machine, the version of torch and the date."""
     m = results["machine"]
-    head = f"{m['cpu']}, {m['cores']} core(s), {m['system']}; torch {m['torch']}; {results['repeats']} rounds; {m['date']}."
-    return "\n".join([*(part(results["records"]) for part in (_times, _errors, _memory)), head, ""])
+    return f"{m['cpu']}, {m['cores']} core(s), {m['system']}; torch {m['torch']}; {results['repeats']} rounds; {m['date']}.\n"
+
+
+def readme_row(results: dict[str, Any]) -> list[str]:
+    """Return the row of the README's table: the ratio of whole logits to `linear_cross_entropy` in the first case."""
+    r = next(r for r in results["records"] if r["kind"] == "times")
+    rows, width, classes, dtype, _ = r["case"]
+    ratio_ = f"{_ratio(r, WHOLE, name(64))} on {r['threads']} thread(s)"
+    return [f"`{OURS}.linear_cross_entropy`", f"[{rows}, {classes}], D = {width}", dtype, ratio_]
 
 
 def _times(records: list[dict[str, Any]]) -> str:

@@ -1,4 +1,4 @@
-"""One process of the benchmark: takes times or memory, and prints a JSON line for each shape and dtype."""
+"""One process of the benchmark. It measures times or memory and prints a line of JSON for each shape and dtype."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ import softxent
 from . import Job
 from .contenders import COMPILED, FRONT, FUSED, HUGE_PAGES, MEMCPY, PEERS, Call, case, fused, memcpy, ours, peers
 
-SAMPLE = 1e-3  # seconds that one sample takes at least: quick calls are repeated
-SLOW = 0.1  # seconds: a contender above it takes part in every fourth round
-PAUSE = 0.02  # seconds between samples on several threads: a contender's OpenMP threads spin for up to 15 ms after its call
+SAMPLE = 1e-3  # seconds; a sample takes at least so long, and faster calls are repeated
+SLOW = 0.1  # seconds; slower contenders take part in every fourth round
+PAUSE = 0.02  # seconds between samples on several threads, because OpenMP threads poll for up to 15 ms after a call
 
 
 def work(job: Job) -> None:
@@ -30,7 +30,7 @@ def work(job: Job) -> None:
 
 
 def times(job: Job, shape: tuple[int, int], dtype: str) -> dict[str, Any]:
-    """-> seconds of each contender in every round (None: it sat out), and who failed."""
+    """Return the seconds of each contender in every round (None if it did not take part), and the errors of those that failed."""
     c = case(shape, dtype, job.threads)
     skip = set(PEERS) - {"torch"} if job.isa == HUGE_PAGES else set(PEERS) if job.isa else {COMPILED} if job.quick else set()
     calls, failed = peers(c, tuple(skip))
@@ -45,22 +45,22 @@ def interleave(calls: dict[str, Call], repeats: int, pause: float) -> dict[str, 
     seconds: dict[str, list[float | None]] = {name: [] for name in calls}
     order, shuffle = list(calls), random.Random(0).shuffle
     for i in range(repeats):
-        shuffle(order)  # nobody always finds what the same neighbour left in the caches
+        shuffle(order)  # so that no contender always follows the same other one, and finds its data in the caches
         for name in order:
             if once[name] > SLOW and i % 4:
                 seconds[name].append(None)
                 continue
             time.sleep(pause)
             timer = Timer(calls[name])
-            timer.timeit(number[name] if once[name] < SAMPLE else 1 if pause else 0)  # sleeping threads wake up now
+            timer.timeit(number[name] if once[name] < SAMPLE else 1 if pause else 0)  # wakes up the threads before the measurement
             seconds[name].append(timer.timeit(number[name]) / number[name])
     return seconds
 
 
 def memory(job: Job, shape: tuple[int, int], dtype: str) -> dict[str, Any]:
-    """-> bytes that each contender's call needs at its peak beyond logits, labels and one gradient (None where no Linux tells)."""
+    """Return the peak memory of each contender beyond logits, labels and one gradient, in bytes (None on systems other than Linux)."""
     for call in ours(case((64, 100), dtype, job.threads)).values():
-        call()  # code and thread stacks come in now; scratch rows are sized by the real shape, and counted
+        call()  # loads code and thread stacks, which are not counted; the scratch memory for the real shape is
     c = case(shape, dtype, job.threads)
     extra = {FUSED: growth(fused(c))}
     calls, failed = peers(c, (COMPILED,) if job.quick else ())
@@ -68,17 +68,17 @@ def memory(job: Job, shape: tuple[int, int], dtype: str) -> dict[str, Any]:
         front()
         calls[FRONT] = front
     for name, call in calls.items():
-        extra[name] = growth(call)  # torch drops the gradient of the call before, so that its own is not counted either
+        extra[name] = growth(call)  # torch frees the gradient of the previous call, so its new one is not counted
     return {"extra": extra, "failed": failed}
 
 
 def growth(call: Call) -> int | None:
-    """How far resident memory rises above what it was while `call` runs."""
+    """Return by how much the resident memory grows at the peak of `call`, in bytes."""
     status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
     if not reset.exists():
         return None
     ctypes.CDLL(None).malloc_trim(0)
-    reset.write_text("5")  # the peak is now the present
+    reset.write_text("5")  # resets the recorded peak to the present value
     before = _kib(status, "VmRSS")
     call()
     return max(0, _kib(status, "VmHWM") - before) << 10

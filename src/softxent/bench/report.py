@@ -1,4 +1,4 @@
-"""What the numbers say: tables for the terminal, markdown and the README, and the plot. All of it comes from bench.json alone."""
+"""The tables of the benchmark, for the terminal, Markdown and the README, and its plot. They are made from the results in bench.json."""
 
 from __future__ import annotations
 
@@ -21,11 +21,26 @@ BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 OURS = ["fused", "fused, new dz", "forward", "backward"]
 PEERS = ["numpy", "scipy", "sklearn", "torch", "torch compiled"]
 FRONT = "softxent.torch"
-SMALL = [[1, 10], [32, 10]]  # what the call itself costs
+SMALL = [[1, 10], [32, 10]]  # here the cost of the call itself dominates
+README_ROWS = [  # function, contender, logits, dtype; the rows with ten classes are the least favourable ones
+    ("`cross_entropy_and_grad`", "fused", [1024, 32000], "f32"),
+    ("`cross_entropy_and_grad`", "fused", [1024, 32000], "bf16"),
+    ("`cross_entropy_and_grad`", "fused", [65536, 10], "f32"),
+    (f"`{FRONT}.cross_entropy`", FRONT, [1024, 32000], "f32"),
+    (f"`{FRONT}.cross_entropy`", FRONT, [65536, 10], "f32"),
+]
+README_PEERS = [  # column, contender, the setting it ran under
+    ("PyTorch", "torch", ""),
+    ("PyTorch with huge pages", "torch", HUGE_PAGES),
+    ("PyTorch compiled", "torch compiled", ""),
+    ("NumPy", "numpy", ""),
+    ("memcpy", "memcpy", ""),
+]
 PACKAGES = ["numpy", "torch", "scipy", "scikit-learn"]
 
 
 def machine() -> dict[str, str]:
+    """Describe the machine, the versions and the date of a measurement."""
     cpuinfo = Path("/proc/cpuinfo").read_text().splitlines() if sys.platform == "linux" else []
     models = [line.split(":", 1)[1].strip() for line in cpuinfo if line.startswith("model name")]
     system = platform.freedesktop_os_release()["PRETTY_NAME"] if sys.platform == "linux" else platform.platform()
@@ -61,7 +76,7 @@ def _size(record: Results) -> str:
 
 
 def ratio(record: Results, a: str, b: str) -> tuple[float, float] | None:
-    """-> the median over the rounds of a's time / b's time, and the ratio of the two shortest times."""
+    """Return the median over the rounds of the time of a divided by that of b, and the ratio of their shortest times."""
     seconds = record["seconds"]
     pairs = [(x, y) for x, y in zip(seconds.get(a, []), seconds.get(b, []), strict=False) if x and y]
     return (median(x / y for x, y in pairs), min(x for x, _ in pairs) / min(y for _, y in pairs)) if pairs else None
@@ -71,7 +86,7 @@ def ratio(record: Results, a: str, b: str) -> tuple[float, float] | None:
 
 
 def summary(results: Results) -> str:
-    """The figures that matter, one row a matrix; for several numbers of threads one number each, `1 / 2 threads`."""
+    """Return the table of the most important ratios, with a row for each matrix, and a number for each number of threads, as `1 / 2`."""
     peers = ["torch", "torch compiled", "sklearn", "numpy"]
     rows = []
     for here in _matrices(results):
@@ -86,6 +101,7 @@ def summary(results: Results) -> str:
 
 
 def details(results: Results) -> str:
+    """Return the table of the times of all contenders as multiples of memcpy."""
     rows = []
     for r in (r for here in _matrices(results) for r in here):
         took = _time(r["seconds"]["memcpy"], 1e3)
@@ -96,7 +112,7 @@ def details(results: Results) -> str:
 
 
 def pytorch(results: Results) -> str:
-    """The front end of PyTorch beside PyTorch, forward and backward; `1 / 2 threads`."""
+    """Return the table of the PyTorch front end beside PyTorch, for forward and backward together."""
     rows = []
     for here in _matrices(results):
         auto, huge = ([r for r in here if r["isa"] == isa] for isa in ("", HUGE_PAGES))
@@ -107,6 +123,7 @@ def pytorch(results: Results) -> str:
 
 
 def memory(results: Results) -> str:
+    """Return the table of the peak memory."""
     rows = []
     for r in (r for r in results["records"] if r["kind"] == "memory"):
         logits = r["shape"][0] * r["shape"][1] * (4 if r["dtype"] == "f32" else 2)
@@ -117,6 +134,7 @@ def memory(results: Results) -> str:
 
 
 def calls(results: Results) -> str:
+    """Return the table of the times of calls with very small matrices."""
     who = [OURS[1], *PEERS, FRONT]
     small = [r for r in _times(results) if r["shape"] in SMALL]
     rows = [[_size(r), str(r["threads"]), *(_time(r["seconds"].get(c), 1e6) for c in who)] for r in small]
@@ -128,7 +146,7 @@ def _times(results: Results) -> list[Results]:
 
 
 def _matrices(results: Results) -> list[list[Results]]:
-    """The times grouped by dtype and shape, without the tiny call."""
+    """Group the times by dtype and shape, without the very small matrices."""
     groups: dict[str, list[Results]] = {}
     for r in sorted(_times(results), key=lambda r: (r["dtype"] != "f32", r["isa"], r["threads"])):
         if r["shape"] not in SMALL:
@@ -156,14 +174,16 @@ def _number(x: float) -> str:
 
 
 def table(heading: str, columns: list[str], rows: list[list[str]]) -> str:
+    """Return a Markdown table with a heading."""
     lines = ["| " + " | ".join(line) + " |" for line in (columns, ["---"] * len(columns), *rows)]
     return "\n".join([f"**{heading}**", "", *lines, ""])
 
 
-# ---- where they go ----
+# ---- output ----
 
 
 def header(results: Results) -> str:
+    """Return a line with the machine, the versions and the date."""
     m = results["machine"]
     packages = ", ".join(f"{package} {m[package]}" for package in ["python", *PACKAGES])
     return (
@@ -172,13 +192,14 @@ def header(results: Results) -> str:
 
 
 def text(results: Results) -> str:
+    """Return bench.md: all tables, and notes on what failed or was left out."""
     failed = {f"{who} fails: {why}" for r in results["records"] for who, why in r["failed"].items()}
     notes = [f"- {note}" for note in (*results["notes"], *sorted(failed))]
     return "\n".join([header(results), *(part(results) for part in (summary, pytorch, details, memory, calls)), *notes]).rstrip() + "\n"
 
 
 def show(results: Results) -> None:
-    """Drawn on a terminal; plain markdown into a pipe."""
+    """Print the tables, formatted on a terminal and as Markdown otherwise."""
     if sys.stdout.isatty() and find_spec("rich"):
         from rich.console import Console
         from rich.markdown import Markdown
@@ -189,6 +210,7 @@ def show(results: Results) -> None:
 
 
 def write(results: Results, folder: Path) -> None:
+    """Write bench.json, bench.md and, with matplotlib, bench.png."""
     (folder / "bench.json").write_text(json.dumps(results) + "\n")
     (folder / "bench.md").write_text(text(results))
     if find_spec("matplotlib"):
@@ -196,22 +218,39 @@ def write(results: Results, folder: Path) -> None:
     print("written:", *sorted(folder.glob("bench.*")), file=sys.stderr)
 
 
+def readme_table(results: Results, of_heads: Results | None) -> str:
+    """The table of the README: at most six rows, from the results of `softxent bench` and, if given, of `softxent bench --linear`."""
+    rows, notes = [], [header(results)]
+    for function, ours, shape, dtype in README_ROWS:
+        here = sorted((r for r in _times(results) if r["shape"] == shape and r["dtype"] == dtype), key=lambda r: r["threads"])
+        cells = [_ratios([r for r in here if r["isa"] == isa], peer, ours) for _, peer, isa in README_PEERS]
+        rows += [[function, str(shape), dtype, *cells]] if here else []
+    if of_heads:
+        from .linear import header as linear_header
+        from .linear import readme_row
+
+        rows.append([*readme_row(of_heads), *["-"] * (len(README_PEERS) - 1)])
+        notes.append(f"The last row, beside `F.linear` and `F.cross_entropy`: {linear_header(of_heads)}")
+    if not rows:
+        raise ValueError(f"bench: the results must hold a row of the README such as {README_ROWS[0][2]} f32; got none of its rows")
+    threads = " / ".join(str(n) for n in sorted({r["threads"] for r in _times(results)}))
+    heading = f"Time of each divided by the time of softxent, on {threads} thread(s): above 1, softxent is faster"
+    return "\n".join([table(heading, ["function", "logits", "dtype", *(column for column, *_ in README_PEERS)], rows), *notes])
+
+
 def into_readme(source: Path, readme: Path) -> None:
-    """Put the figures of a run between the markers of the README; those of linear cross-entropy, if there are some beside them, too."""
+    """Write `readme_table` between the markers of the README, from `source`, a bench.json, and from the linear.json beside it, if any."""
     results, page = json.loads(source.read_text()), readme.read_text()
     if page.count(BEGIN) != 1 or page.count(END) != 1:
         raise ValueError(f"bench: {readme} must have {BEGIN} and {END} once each; got {page.count(BEGIN)} and {page.count(END)}")
     before, after = page.split(BEGIN)[0], page.split(END)[1]
-    tables = "\n".join(part(results) for part in (summary, pytorch, memory, calls, header))
-    if (of_heads := source.with_name("linear.json")).exists():
-        from .linear import text as linear
-
-        tables += "\n" + linear(json.loads(of_heads.read_text()))
-    readme.write_text(f"{before}{BEGIN}\n\n{tables}\n{END}{after}")
+    of_heads = source.with_name("linear.json")
+    shown = readme_table(results, json.loads(of_heads.read_text()) if of_heads.exists() else None)
+    readme.write_text(f"{before}{BEGIN}\n\n{shown}\n{END}{after}")
 
 
 def plot(results: Results, path: Path) -> None:
-    """Bars of time / memcpy, a panel for each matrix."""
+    """Draw the times as multiples of memcpy, with a panel for each matrix."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,4 +1,4 @@
-"""What counting alone reaches: the perplexities that a trained model has to beat, from all training tokens."""
+"""The perplexities of counting tokens and pairs of tokens in all of the training text. A trained model has to be better."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from numpy.typing import NDArray
 
 from .corpus import START, Ids, Positions
 
-_DISCOUNT = 0.75  # absolute discounting's usual value
+_DISCOUNT = 0.75  # the usual value for absolute discounting
 
 
 class Baselines(NamedTuple):
-    unigram: float  # held-out perplexity of the tokens' frequencies
-    bigram: float  # ... of the frequencies after the token before
-    frequency: NDArray[np.float64]  # [C], add-one, sums to 1: the model's bias starts at its logarithm
+    unigram: float  # the held-out perplexity of the frequencies of the tokens
+    bigram: float  # that of their frequencies given the previous token
+    frequency: NDArray[np.float64]  # [C], with add-one smoothing, sums to 1; its logarithm is the initial bias of the model
 
 
 def count(train: Ids, held_out: Ids, at: Positions, classes: int) -> Baselines:
-    """Perplexities on the tokens at the positions `at` of `held_out`."""
+    """Compute the perplexities of the tokens at the positions `at` of `held_out`."""
     p1 = np.add(np.bincount(train[train != START], minlength=classes), 1, dtype=np.float64)
     p1 /= p1.sum()
     p2 = bigram(train, held_out[at - 1].astype(np.int64), held_out[at], p1)
@@ -27,12 +27,15 @@ def count(train: Ids, held_out: Ids, at: Positions, classes: int) -> Baselines:
 
 
 def perplexity(nll: NDArray[np.float64]) -> float:
-    """exp of the mean negative log-likelihood: the number of equally likely tokens that would surprise as much."""
+    """Return exp of the mean negative log-likelihood: a uniform distribution over so many tokens has the same loss."""
     return float(np.exp(nll.mean()))
 
 
 def bigram(train: Ids, before: NDArray[np.int64], label: Ids, p1: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(count(before, label) - d + d kinds(before) p1(label)) / count(before), p1 where `before` was never seen."""
+    """Return the probabilities of the labels given the tokens before them, with absolute discounting d:
+
+    (count(before, label) - d + d kinds(before) p1(label)) / count(before), or p1(label) if `before` does not occur in the training text.
+    """
     classes = len(p1)
     pairs = train[:-1].astype(np.int64) * classes + train[1:]
     pair, times = np.unique(pairs[train[1:] != START], return_counts=True)

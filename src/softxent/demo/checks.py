@@ -1,4 +1,4 @@
-"""What the demo claims, as checks that run: one that fails ends it with an error."""
+"""The claims of the demo, as checks. If one fails, the demo exits with an error."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from .heads import Gradients
 from .memory import Size
 from .one_token import OneToken
 
-SAME_GRADIENTS = 1e-4  # of the largest entry: float32 sums over the classes in another order; 3e-7 seen, 1e-5 with chunks of a row
-SAME_PERPLEXITY = 1e-3  # relative: rounding made less than 1e-5 of it in 400 steps
-SLOPE = 1e-9  # absolute: ten times what one_token.STEP makes of a loss of 20
-# Trained tokens from which the model is claimed to beat a baseline, although the bigram is counted from all 1.6 million. Measured with
-# so many tokens in all: perplexity 120 against the unigram's 250, and 65 and 66 (two seeds) against the bigram's 80.
+SAME_GRADIENTS = 1e-4  # relative to the largest entry; other orders of float32 sums differed by 3e-7, and by 1e-5 with chunks of one row
+SAME_PERPLEXITY = 1e-3  # relative; rounding changed it by less than 1e-5 in 400 steps
+SLOPE = 1e-9  # absolute; ten times the error of the difference quotient (one_token.STEP) for a loss of 20
+# The model is claimed to be better than a baseline if it was trained on at least so many tokens, although the bigram is counted from all
+# 1.6 million. Measured with these numbers of tokens: perplexity 120 (the unigram has 250), and 65 and 66 for two seeds (the bigram has 80).
 BEATS_UNIGRAM, BEATS_BIGRAM = 20_000, 150_000
 
 
@@ -50,8 +50,10 @@ def _beats(name: str, model: float, baseline: float, trained: int, enough: int) 
 
 
 def memory(sizes: Sequence[Size], budget: int, classes: int) -> Check:
-    """From the batch of the training to the largest one. softxent's head grows too, by dX (with 2,000 classes 6 % of the logits) and by
-    at most half a budget, as its chunks are of even size: 17 % of the logits if the first batch is two of them.
+    """Compare the growth of the memory of both heads, from the batch of the training to the largest one.
+
+    softxent's head grows too: by dX, which is 6 % of the logits with 2,000 classes, and by at most half a budget, because its chunks have
+    equal sizes. The latter is 17 % of the logits if the first batch has two chunks.
     """
     _, first, *_, last = sizes
     fused, plain = (last.peaks[i] - first.peaks[i] for i in (0, 1))
@@ -71,5 +73,5 @@ def slopes(token: OneToken) -> list[Check]:
 
 
 def _largest(values: Sequence[float]) -> float:
-    """The largest magnitude. NaN if any is NaN, which then fails every comparison; Python's max may pass over it."""
+    """Return the largest magnitude, or NaN if any is NaN, which fails every comparison. Python's max may ignore a NaN."""
     return float(np.abs(values).max())

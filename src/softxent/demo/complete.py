@@ -1,4 +1,4 @@
-"""Lines of code as the model goes on with them, always by its likeliest token."""
+"""Completion of a line of code by the model, which always takes its most probable token."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import numpy as np
 from .corpus import START, UNKNOWN, encode, tokens
 from .model import CONTEXT, Model
 
-_OPENS = {  # words that only begin a statement: where one comes, a line has ended, and the corpus has no line ends
+_OPENS = {  # keywords that begin a statement; the text has no line ends, so such a word marks the end of a line
     "assert", "async", "break", "class", "continue", "def", "del", "elif", "except", "finally", "from", "global", "import", "pass",
     "raise", "return", "try", "while", "with",
 }  # fmt: skip
 
 
 def complete(model: Model, vocab: Sequence[str], prompt: str, most: int = 10) -> list[str]:
-    """The prompt's tokens and up to `most` more, to the end of the line if that comes first; never <unk> or a file's start."""
+    """Return the tokens of the prompt and up to `most` further tokens of the line. Unknown tokens and starts of files are not predicted."""
     index = {token: i for i, token in enumerate(vocab)}
     line = tokens(prompt)
     for _ in range(most):
@@ -34,7 +34,7 @@ def complete(model: Model, vocab: Sequence[str], prompt: str, most: int = 10) ->
 
 
 def pretty(line: Sequence[str]) -> str:
-    """Tokens with spaces where Python's style has them, as far as two neighbours tell."""
+    """Join tokens with spaces where Python's style has them, as far as two adjacent tokens show."""
     return "".join(token if _joined(before, token) else f" {token}" for before, token in zip(["", *line[:-1]], line, strict=True))
 
 

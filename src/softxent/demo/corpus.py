@@ -1,10 +1,10 @@
-"""Real text that every Python installation already has: the source of its standard library.
+"""The text of the demo: the source of Python's standard library, which every installation has.
 
-A token is a word (identifier or keyword, case kept), a run of digits, or one punctuation mark. Whole files are held out, one in ten
-by the checksum of their path, so that no held-out token has been seen in its own file. The vocabulary comes from the other files only.
+A token is a word (an identifier or keyword, with its case), a sequence of digits, or one punctuation mark. One file in ten, by the checksum
+of its path, is held out as a whole, so that the model has not seen any part of it. The vocabulary is taken from the other files.
 
-With Python 3.11 and 20,000 classes 1.6 % of the training's tokens are unknown and 6 % of the held-out ones. An unknown token is easier to
-guess than the rare ones it stands for, so that the held-out loss starts below the training's.
+With Python 3.11 and 20,000 classes, 1.6 % of the training tokens and 6 % of the held-out tokens are unknown. An unknown token is easier to
+predict than the rare tokens that it replaces, so the held-out loss starts below that of the training.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-UNKNOWN, START = 0, 1  # ids: a token outside the vocabulary; the padding before a file's first token
-HELD_OUT = 10  # one file in so many
+UNKNOWN, START = 0, 1  # the ids of a token outside the vocabulary, and of the padding before the first token of a file
+HELD_OUT = 10  # one file in so many is held out
 
-# Left out: what some distributions do not ship, third-party code, and encodings/ (generated tables, which would flatter the perplexity).
+# Not read: folders that some distributions do not include, third-party code, and encodings/, whose generated tables are easy to predict.
 _SKIP = {
     "site-packages", "dist-packages", "__pycache__", "test", "tests", "idlelib", "lib2to3", "turtledemo", "tkinter", "ensurepip",
     "encodings", "distutils",
@@ -43,19 +43,21 @@ class Examples(NamedTuple):
 
 
 class Corpus(NamedTuple):
-    """Token ids of the training and held-out files, each file behind `context` START tokens."""
+    """The token ids of the training and held-out files. Each file begins with `context` START tokens."""
 
     train: Ids
     held_out: Ids
-    vocab: list[str]  # by id: unknown, start of file, then the commonest token first
+    vocab: list[str]  # the token of each id: unknown, start of file, then the tokens by frequency, the most frequent first
     train_files: list[str]  # paths below the library's folder
     held_out_files: list[str]
 
 
 def load(classes: int, context: int, root: Path | None = None) -> Corpus:
-    """Read the *.py files below `root` (None: the running Python's standard library), cut to the `classes` - 2 commonest tokens.
+    """Read the *.py files below `root`, or the standard library of this Python if None. The vocabulary is the `classes` - 2 most frequent
+    tokens.
 
-    Raises RuntimeError where there is too little source to hold a file out, as in a Python that ships its library compiled.
+    Raises:
+        RuntimeError: if there are too few files to hold one out, as in a Python that has its library in compiled form only.
     """
     root = Path(sysconfig.get_paths()["stdlib"]) if root is None else root
     texts = dict(_texts(root))
@@ -83,12 +85,12 @@ def encode(words: list[str], index: dict[str, int]) -> list[int]:
 
 
 def is_held_out(name: str) -> bool:
-    """By the path's checksum: the same answer on every machine and in every run, whatever other files there are."""
+    """Decide by the checksum of the path, so that the answer is the same on every machine and does not depend on other files."""
     return zlib.crc32(name.encode()) % HELD_OUT == 0
 
 
 def positions(ids: Ids) -> Positions:
-    """Where a token can be predicted: everywhere but at the padding."""
+    """Return the positions of the tokens to predict: all except the padding."""
     return np.flatnonzero(ids != START)
 
 
@@ -103,5 +105,5 @@ def _texts(root: Path) -> Iterator[tuple[str, list[str]]]:
             continue
         try:
             yield name.as_posix(), tokens(path.read_text(encoding="utf-8"))
-        except (UnicodeDecodeError, OSError):  # a few files test other encodings on purpose
+        except (UnicodeDecodeError, OSError):  # a few files have other encodings on purpose
             continue

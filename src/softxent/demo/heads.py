@@ -1,6 +1,6 @@
-"""The two ways from hidden vectors to the loss and its gradients that the demo compares, and what memory they take.
+"""The two ways to compute the loss of a linear head and its gradients that the demo compares, and the measurement of their memory.
 
-Both compute, for x [N, D], W [C, D] and labels [N], in float32,
+Both compute, in float32, for hidden states x [N, D], W [C, D] and labels [N]:
 
     loss = mean_i -log softmax(x_i W^T)[label_i],    G = (yhat - y) / N,    dX = G W,    dW = G^T x.
 """
@@ -28,6 +28,8 @@ class Gradients(NamedTuple):
 
 
 class Head(Protocol):
+    """A way to compute the loss of a head: the mean loss with its gradients, and the losses [N] of all rows."""
+
     @property
     def name(self) -> str: ...
     def gradients(self, x: F32, W: F32, labels: Ids) -> Gradients: ...
@@ -35,7 +37,7 @@ class Head(Protocol):
 
 
 class Fused:
-    """softxent: the logits exist `budget` bytes at a time."""
+    """The head by softxent, which holds `budget` bytes of logits at once."""
 
     name = "softxent"
 
@@ -51,7 +53,7 @@ class Fused:
 
 
 class Plain:
-    """NumPy with all N x C logits, as one writes it with care: one such matrix, every further pass over it in place."""
+    """The head by NumPy, with all N x C logits in one matrix, on which all further steps work in place."""
 
     name = "plain NumPy"
 
@@ -68,7 +70,7 @@ class Plain:
         return Gradients(float(loss), np.matmul(z, W), np.matmul(z.T, x))
 
     def losses(self, x: F32, W: F32, labels: Ids, rows: int = 512) -> NDArray[np.float64]:  # -> [N]
-        """In batches of `rows`: all logits of 20,000 held-out tokens and classes would be 1.6 GB."""
+        """Compute the losses in batches of `rows`, because all logits of 20,000 held-out tokens and 20,000 classes would be 1.6 GB."""
         return np.concatenate([self._losses(x[i : i + rows], W, labels[i : i + rows]) for i in range(0, len(x), rows)])
 
     def _losses(self, x: F32, W: F32, labels: Ids) -> NDArray[np.float64]:
@@ -80,10 +82,10 @@ class Plain:
 
 
 def peak_bytes(call: Callable[[], object]) -> int:
-    """The most memory that `call` held at once on top of what there was, its result included.
+    """Return the peak memory of `call` beyond what was allocated before, in bytes, with its result.
 
-    Measured by tracemalloc, to which NumPy reports its arrays. It does not see BLAS's packing buffers, which both heads use, nor the
-    compiled kernel's scratch, one row of C floats a thread.
+    It is measured by tracemalloc, to which NumPy reports its arrays. Not included are the buffers of BLAS, which both heads use, and the
+    scratch memory of the compiled kernel, a row of C floats for each thread.
     """
     tracing = tracemalloc.is_tracing()
     if not tracing:
@@ -91,7 +93,7 @@ def peak_bytes(call: Callable[[], object]) -> int:
     try:
         tracemalloc.reset_peak()
         before, _ = tracemalloc.get_traced_memory()
-        result = call()  # held until the peak is read
+        result = call()  # kept until the peak is read
         _, peak = tracemalloc.get_traced_memory()
         del result
         return peak - before

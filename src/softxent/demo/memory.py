@@ -1,4 +1,4 @@
-"""One gradient step at growing batches: the peak memory and the time of each head."""
+"""The peak memory and the time of each head, for one gradient step with batches of growing size."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from .corpus import Examples, Ids
 from .heads import F32, Gradients, Head, peak_bytes
 from .model import Model
 
-TIMES = (0.5, 1, 2, 4)  # the batch of the training
+TIMES = (0.5, 1, 2, 4)  # batch sizes, as multiples of that of the training
 _REPEATS = 3
 
 
 class Size(NamedTuple):
     tokens: int
-    peaks: list[int]  # bytes, one a head
-    seconds: list[float]  # one a head, median
+    peaks: list[int]  # bytes, for each head
+    seconds: list[float]  # the median, for each head
 
 
 def grow(heads: Sequence[Head], model: Model, seen: Examples, batch: int) -> list[Size]:
-    """Batches from half to 4 times that of the training, cut from `seen`. Time and memory are measured in calls of their own."""
+    """Measure batches of the sizes TIMES, taken from `seen`. Time and memory are measured in separate calls."""
     x = model.features(seen.part(slice(0, int(TIMES[-1] * batch))).context)
     return [measure(heads, x[:n], model.W, seen.labels[:n]) for n in (max(1, int(t * batch)) for t in TIMES)]
 

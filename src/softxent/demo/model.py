@@ -1,9 +1,10 @@
-"""What is trained: a log-bilinear language model. It is small on purpose, so that the head is nearly all of the work.
+"""The model of the demo, a log-bilinear language model, and its training step. It is small, so that the head is most of the work.
 
     x = [sum_j A_j o E[token_-j], 1]        logits = x W^T
 
-the 1 makes the last column of W the bias, so that the head is the plain linear cross-entropy. E [C, D] and A [context, D] start
-random and as 1/j; W starts at 0 with the log frequencies in its bias, so that training starts at the unigram's perplexity.
+Because of the 1, the last column of W is the bias, and the head needs no other. E [C, D] is initialized randomly, and A [context, D] with
+1/j. W is 0 except for the bias, which has the logarithms of the frequencies of the tokens, so that training starts with the perplexity of
+the unigram.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from .corpus import Examples, Ids
 from .heads import F32, Head
 
 WIDTH, CONTEXT = 127, 8  # 127 + the 1 = 128 columns of W
-RATE = 0.2  # Adagrad; of 0.05, 0.1, 0.2, 0.3 and 0.5 the best after 154,000 tokens
-_SLOW = 0.1  # A's share of the rate: every token moves it
+RATE = 0.2  # the learning rate of Adagrad; of 0.05, 0.1, 0.2, 0.3 and 0.5 it was the best after 154,000 tokens
+_SLOW = 0.1  # A has this fraction of the rate, because every token changes it
 
 
 class Step(NamedTuple):
@@ -47,7 +48,7 @@ class Model:
 
 
 class Trainer:
-    """A model, its head, and Adagrad's sums of squares."""
+    """Trains a model with a head, by Adagrad. It holds the sums of squares of the gradients and the times of the steps."""
 
     def __init__(self, model: Model, head: Head) -> None:
         self.model, self.head = model, head
@@ -65,7 +66,7 @@ class Trainer:
         self.steps.append(Step(float(loss), after - before, perf_counter() - start))
 
     def losses(self, at: Examples) -> NDArray[np.float64]:
-        """-log yhat of each label, by this trainer's own head."""
+        """Return -log yhat of each label, as computed by the head."""
         return self.head.losses(self.model.features(at.context), self.model.W, at.labels)
 
     def _descend(self, context: Ids, dx: F32, dw: F32, rate: np.float32) -> None:
@@ -83,7 +84,7 @@ _TINY = np.float32(1e-8)
 
 
 def _adagrad(p: F32, g: F32, squares: F32, rate: np.float32, work: F32) -> None:
-    """p -= rate g / sqrt(sum of g^2 so far), without a temporary of p's size; `g` is used up."""
+    """Compute p -= rate g / sqrt(sum of g^2 so far), in place; `g` and `work` are overwritten."""
     squares += np.multiply(g, g, out=work)
     np.sqrt(squares, out=work)
     work += _TINY
@@ -93,7 +94,7 @@ def _adagrad(p: F32, g: F32, squares: F32, rate: np.float32, work: F32) -> None:
 
 
 def _sum_by_id(ids: Ids, rows: F32) -> tuple[Ids, F32]:
-    """Rows with the same id added up -> (the ids, one row each). Quicker than np.add.at, and in a fixed order."""
+    """Add up rows with the same id. Returns the sorted ids and their sums. Faster than np.add.at, and with a fixed order of addition."""
     order = np.argsort(ids, kind="stable")
     ids = ids[order]
     first = np.flatnonzero(np.r_[True, ids[1:] != ids[:-1]])

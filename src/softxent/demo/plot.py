@@ -1,4 +1,4 @@
-"""The demo's picture: loss, time and memory of both heads."""
+"""The picture of the demo: the loss, the time and the memory of both heads."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from .memory import Size
 from .model import Trainer
 from .train import Glance, times_as_quick
 
-_COLORS = ("#0072b2", "#e69f00")  # told apart by every kind of colour vision
-_DARK = ("#0072b2", "#9a6700")  # the same for text: enough contrast on white
+_COLORS = ("#0072b2", "#e69f00")  # can be distinguished with every kind of color vision
+_DARK = ("#0072b2", "#9a6700")  # the same colors for text, with enough contrast on white
 _GREY = "0.35"
 
 
 def save(path: Path, trainers: Sequence[Trainer], counted: Baselines, glances: Sequence[Glance], sizes: Sequence[Size], batch: int) -> None:
-    """Write the PNG. It needs no display, and leaves pyplot's state alone."""
+    """Write the PNG. No display is needed, and the state of pyplot does not change."""
     figure = Figure(figsize=(13, 4.2), dpi=150, layout=ConstrainedLayoutEngine(w_pad=0.12))
     FigureCanvasAgg(figure)
     loss, time, memory = figure.subplots(1, 3, width_ratios=(1.5, 1, 1.25))
@@ -37,7 +37,7 @@ def save(path: Path, trainers: Sequence[Trainer], counted: Baselines, glances: S
 
 
 def _loss(axes: Axes, trainers: Sequence[Trainer], counted: Baselines, glances: Sequence[Glance]) -> None:
-    """NumPy's curve wide, softxent's thin on top of it: where they agree, both are seen."""
+    """Draw NumPy's curve with a wide line and softxent's with a thin one on top, so that both are visible where they agree."""
     for i, (trainer, line, mark) in enumerate(zip(trainers, (1.3, 5.0), (4, 8), strict=True)):
         losses = _smooth([s.loss for s in trainer.steps])
         axes.plot(np.arange(1, len(losses) + 1), losses, color=_COLORS[i], lw=line, zorder=4 - i, label=f"{trainer.head.name}, training")
@@ -56,7 +56,7 @@ def _loss(axes: Axes, trainers: Sequence[Trainer], counted: Baselines, glances: 
 
 
 def _smooth(losses: Sequence[float], keep: float = 0.95) -> list[float]:
-    """The exponential average of the losses so far, corrected for its start."""
+    """Return the exponential moving average of the losses, corrected for its start."""
     out, mean, weight = [], 0.0, 0.0
     for loss in losses:
         mean, weight = keep * mean + (1 - keep) * loss, keep * weight + (1 - keep)
@@ -81,7 +81,7 @@ def _memory(axes: Axes, names: Sequence[str], sizes: Sequence[Size]) -> None:
     for i, (name, color) in enumerate(zip(names, _COLORS, strict=True)):
         peaks = [s.peaks[i] / 2**20 for s in sizes]
         axes.plot(tokens, peaks, "o-", color=color, lw=2, clip_on=False)
-        below = i == 1  # the steep line's name stands left of its end, the flat one's above it
+        below = i == 1  # the name of the steep line is left of its end, that of the flat line above it
         axes.annotate(
             f"{name}\n{peaks[-1]:.0f} MiB", (tokens[-1], peaks[-1]), (-28, 4) if below else (0, 8), textcoords="offset points",
             ha="right", va="top" if below else "bottom", color=_DARK[i], fontweight="bold",

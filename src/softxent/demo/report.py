@@ -1,4 +1,4 @@
-"""The demo's tables and lines. Text from the corpus never goes through rich's markup: it is full of brackets."""
+"""The tables and lines that the demo prints. Text from the corpus is not interpreted as rich markup, because it contains brackets."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def taken_apart(console: Console, token: OneToken) -> None:
 
 
 def completed(console: Console, lines: Sequence[tuple[str, list[str]]]) -> None:
-    console.print(Text("Lines of code, the prompt in bold, as the model goes on with them", "bold"))
+    console.print(Text("Lines of code that the model completes; the prompt is bold", "bold"))
     for prompt, line in lines:
         whole = pretty(line)
         console.print(Text.assemble("    ", (whole[: len(prompt)], "bold"), whole[len(prompt) :]), soft_wrap=True)
@@ -58,7 +58,7 @@ def completed(console: Console, lines: Sequence[tuple[str, list[str]]]) -> None:
 
 
 def checked(console: Console, checks: Sequence[Check]) -> bool:
-    """-> whether every claim holds."""
+    """Print the claims. Returns whether all of them hold."""
     for c in checks:
         word, style = {True: ("ok", "green"), False: ("FAILED", "bold red"), None: ("-", "dim")}[c.holds]
         console.print(Text.assemble((f"{word:>6}", style), f"  {c.claim}: ", (c.measured, "dim")), soft_wrap=True)

@@ -1,4 +1,4 @@
-"""The demo from the corpus to the picture."""
+"""The demo as a whole: it loads the text, trains both models, prints the results and draws the picture."""
 
 from __future__ import annotations
 
@@ -27,21 +27,25 @@ _PROMPTS = ("for i in", "import", "from collections import", "def __init__(", "i
 def run(
     *, steps: int, batch: int, classes: int, held_out: int, seed: int, budget: int, output: Path, console: Console | None = None
 ) -> bool:  # fmt: skip
-    """Train both models, show what came out, save output/demo.png. -> whether everything that is claimed of this run holds.
+    """Train both models, print the results and save output/demo.png.
 
     Args:
-        steps, batch: the training: so many steps of so many tokens.
+        steps: the number of training steps of each model.
+        batch: the number of tokens in a step.
         classes: the size of the vocabulary.
-        held_out: how many held-out tokens the perplexities are taken over, at most.
-        seed: of the model's start and of the batches.
-        budget: bytes of logits that softxent holds at once.
+        held_out: the largest number of held-out tokens over which the perplexities are computed.
+        seed: the seed of the model's initialization and of the batches.
+        budget: the bytes of logits that softxent holds at once.
         output: the folder of the picture.
-        console: where to print; the standard output if None.
+        console: where to print; None means the standard output.
+
+    Returns:
+        Whether all claims hold.
 
     Raises:
-        RuntimeError: this Python has no readable standard library.
-        ValueError: the folder cannot be made or written to.
-        OSError: the picture cannot be written.
+        RuntimeError: if this Python has no readable standard library.
+        ValueError: if the folder cannot be made or written to.
+        OSError: if the picture cannot be written.
     """
     start = perf_counter()
     console = console or Console()
@@ -83,7 +87,7 @@ def _introduce(console: Console, text: Corpus, counted: baselines.Baselines) -> 
 def _compare(
     console: Console, trainers: Sequence[Trainer], perplexities: Sequence[float], counted: baselines.Baselines, seen: Examples
 ) -> list[Check]:  # fmt: skip
-    """Both trainings: the same loss, gradients and perplexity, and at which price. `seen` is a batch as in the training."""
+    """Compare the loss, gradients, perplexity, time and memory of both trainings. `seen` is a batch as in the training."""
     fused, plain = trainers
     report.compared(console, trainers, perplexities, len(seen.labels))
     x, W = fused.model.features(seen.context), fused.model.W
@@ -94,7 +98,7 @@ def _compare(
 
 
 def _look(console: Console, model: Model, text: Corpus, test: Examples, losses: Array) -> list[Check]:
-    """What the model trained by softxent says: code, and one token in full."""
+    """Show completions of the model that was trained with softxent, and one of its predictions in detail."""
     report.completed(console, [(prompt, complete(model, text.vocab, prompt)) for prompt in _PROMPTS])
     token = examine(model, text.vocab, test, losses)
     report.taken_apart(console, token)
@@ -106,5 +110,5 @@ def _first(text: Corpus, n: int) -> Examples:
 
 
 def _some(at: corpus.Positions, most: int) -> corpus.Positions:
-    """The same ones whatever the demo's seed, so that perplexities of different seeds compare."""
+    """Return at most `most` positions, the same for every seed of the demo, so that the perplexities of different seeds are comparable."""
     return np.sort(np.random.default_rng(1).choice(at, min(most, len(at)), replace=False))

@@ -1,4 +1,4 @@
-"""Both models trained side by side on the same batches, so that whatever else the machine does meets both alike."""
+"""The training of both models, in turns and on the same batches, so that other load of the machine affects both alike."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from .baselines import perplexity
 from .corpus import Examples, Ids, Positions, examples, positions
 from .model import CONTEXT, RATE, Trainer
 
-_WARM_UP = 10  # steps to the full rate
-_DECAY = 0.3  # the last part of the training, in which the rate falls to 0
-_GLANCES = 10  # held-out perplexities on the way
-_SOME = 5  # ... over one held-out token in so many
-_RECENT = 20  # steps that the shown loss and speed are taken over
+_WARM_UP = 10  # steps until the learning rate is reached
+_DECAY = 0.3  # the last part of the training, in which the rate decreases to 0
+_GLANCES = 10  # how often the held-out perplexity is measured during the training
+_SOME = 5  # one held-out token in so many is used for that
+_RECENT = 20  # the displayed loss and speed are averages over so many steps
 
 
 class Glance(NamedTuple):
     step: int
-    perplexities: list[float]  # held-out, one a trainer
+    perplexities: list[float]  # the held-out perplexity of each trainer
 
 
 def train(
     trainers: Sequence[Trainer], ids: Ids, held_out: Examples, *, steps: int, batch: int, seed: int, console: Console
 ) -> list[Glance]:  # fmt: skip
-    """Take `steps` steps with each trainer, the order of the two turned every step. -> held-out perplexities on the way."""
+    """Take `steps` steps with each trainer, in alternating order. Returns the held-out perplexities during the training."""
     glances: list[Glance] = []
     some, every = held_out.part(slice(None, None, _SOME)), max(1, steps // _GLANCES)
     with _Display(console, trainers, steps, batch) as display:
@@ -46,20 +46,21 @@ def train(
 
 
 def tokens_per_second(trainer: Trainer, batch: int, recent: int = 0) -> float:
-    """By the median of the `recent` last steps, of all for 0."""
+    """Return the speed by the median time of the last `recent` steps, or of all steps if 0."""
     return batch / median(s.whole for s in trainer.steps[-recent:])
 
 
 def times_as_quick(trainers: Sequence[Trainer], *, head: bool) -> float:
-    """The second trainer's time over the first one's, head or whole step: the median over the steps of the ratio within a step,
-    which a busy machine disturbs less than the times themselves.
+    """Return the time of the second trainer divided by that of the first, for the head or for whole steps.
+
+    It is the median of the ratios within each step, which the load of the machine affects less than the times.
     """
     first, second = ([s.head if head else s.whole for s in t.steps] for t in trainers)
     return median(b / a for a, b in zip(first, second, strict=True))
 
 
 def _batches(at: Positions, batch: int, seed: int) -> Iterator[Positions]:
-    """Positions in random order, each once before any comes again."""
+    """Yield batches of positions in random order. Each position is used once before any is used again."""
     rng = np.random.default_rng(seed)
     while True:
         order = rng.permutation(at)
@@ -71,7 +72,7 @@ def _schedule(step: int, steps: int) -> float:
 
 
 class _Display:
-    """In a terminal a bar for each model; in a pipe or a file a line for each glance."""
+    """Shows the progress: a bar for each model on a terminal, and otherwise a line for each measurement of the perplexity."""
 
     def __init__(self, console: Console, trainers: Sequence[Trainer], steps: int, batch: int) -> None:
         self._console, self._trainers, self._steps, self._batch = console, trainers, steps, batch
@@ -103,5 +104,5 @@ class _Display:
             at = ""
 
     def _recent(self) -> list[tuple[float, float]]:
-        """The loss and the speed of each trainer's last steps."""
+        """Return the loss and the speed of the last steps of each trainer."""
         return [(fmean(s.loss for s in t.steps[-_RECENT:]), tokens_per_second(t, self._batch, _RECENT)) for t in self._trainers]

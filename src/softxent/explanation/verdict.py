@@ -1,4 +1,4 @@
-"""What `softxent prove` says: each line with its rule, its reason, who checked it, and how long that took."""
+"""The output of `softxent prove`: for each line its rule, its reason, what accepts it, and the time."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OK, NO = ("✓", "green"), ("✗", "bold red")
 
 
 def run(wanted: Sequence[str], as_json_: bool) -> int:
-    """Prove the derivations that are wanted, or all; -> the exit code."""
+    """Prove these derivations, or all if there are none, and print the result. Returns the exit code."""
     console = Console(stderr=as_json_)
     named = [one for _, derivations in chosen("prove", wanted) for one in derivations] if wanted else list(DERIVATIONS.values())
     proof = with_progress(named, console)
@@ -33,7 +33,7 @@ def run(wanted: Sequence[str], as_json_: bool) -> int:
 
 
 def with_progress(derivations: Sequence[Derivation], console: Console) -> Proof:
-    """Prove, with a bar on a terminal and nothing elsewhere."""
+    """Prove the derivations, with a progress bar on a terminal."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("")

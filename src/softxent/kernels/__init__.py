@@ -1,14 +1,15 @@
-"""The narrow waist: three functions, four numbers a row. This file picks who computes them.
+"""The interface of the kernels, and the choice of the backend that implements it. sweep.py and the front ends call the active backend.
 
-A backend is a module with `forward`, `backward`, `fused` and `first_outside`:
+A backend is a module with the functions of `Kernel`. They compute the equations of formula.py; their arguments are:
 
-    z       [R, C] logits, float32, float64, float16 or bfloat16; columns adjacent, any stride between rows
-    label   [R] int64; one outside 0..C-1 matches no column
-    truth   [4, R] or [4, 1] float64: y (weight at the label), r (weight of off), q (2 x z-loss), g (upstream of the gradient)
-    off     [C] or [R, C] or None: the truth away from the label, in z's dtype or in the one computed in
-    result  [2, R] float64, written: loss, lse
-    parts   [6, R] float64: the fields of `partials.Partials`
-    out     [R, C], z's dtype, written; may be z itself
+    z       [R, C] logits, float32, float64, float16 or bfloat16, with adjacent columns and any stride between rows
+    label   [R] int64; a label outside 0..C-1 matches no column
+    truth   [4, R] or [4, 1] float64: y (truth at the label), r (weight of off), q (twice the z-loss), g (upstream gradient)
+    off     [C], [R, C] or None: the truth at every class, in z's dtype or in the one in which is computed
+    result  [2, R] float64, written: loss and lse
+    parts   [6, R] float64: the fields of `partials.Partials`; written by `forward` and `fused`, read by `backward`
+    out     [R, C] in z's dtype, written: the gradient; may be z itself
+    threads the largest number of threads
 """
 
 from __future__ import annotations
@@ -34,6 +35,12 @@ else:
 
 
 class Kernel(Protocol):
+    """The functions of a backend.
+
+    `forward` computes loss, lse and partial sums; `backward` the gradient from the partial sums; `fused` both in one pass. `first_outside`
+    returns the index of the first label that is neither a class nor ignore_index, or -1.
+    """
+
     def forward(
         self, z: Array, label: Array, truth: Array, off: Array | None, result: Array, parts: Array | None, threads: int
     ) -> None: ...
@@ -45,7 +52,7 @@ class Kernel(Protocol):
 
 
 class Backend(NamedTuple):
-    """One way to compute the layer, as listed by `softxent.backends()`."""
+    """A backend, as listed by `softxent.backends()`: its name, whether it is available, whether calls use it, and details."""
 
     name: str
     available: bool
@@ -75,7 +82,7 @@ _threads = _threads_of_the_environment()
 
 
 def active() -> Kernel:
-    """The backend that the next call uses; warns once where the compiled kernel is missing and nobody chose another."""
+    """Return the backend that the next call uses. Warns once if the compiled kernel is missing and no backend was selected."""
     global _warned
     chosen = _chosen.get()
     if chosen is not None:
@@ -90,7 +97,11 @@ def active() -> Kernel:
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Within the `with` block, compute by the named backend: "cpu" (compiled) or "formula" (NumPy, float64)."""
+    """Select a backend within a `with` block: "cpu", the compiled kernel, or "formula", the equations in NumPy and float64.
+
+    Raises:
+        ValueError: if the backend does not exist or is not available.
+    """
     if not isinstance(name, str) or name not in _NAMES:
         raise ValueError(f"use_backend: name must be one of {', '.join(sorted(_NAMES))}; got {name!r}" + (f" ({_why})" if _why else ""))
     token = _chosen.set(_NAMES[name])
@@ -106,12 +117,13 @@ def isa() -> str | None:
 
 
 def backends() -> list[Backend]:
-    """What can compute the layer here, which one does, and why.
+    """List the backends, whether each is available here, and which one calls use.
 
-    The compiled kernel picks the widest instruction set of the processor; SOFTXENT_ISA=generic|avx2|avx512|neon forces one.
+    The compiled kernel uses the widest instruction set of the processor. The environment variable SOFTXENT_ISA selects another one:
+    generic, avx2, avx512 or neon.
 
     Raises:
-        ValueError: SOFTXENT_ISA names no instruction set of this machine.
+        ValueError: if SOFTXENT_ISA names an instruction set that this machine does not have.
     """
     now = active()
     detail = f"C++, {isa()}, up to {_threads} threads" if cpu else _why
@@ -122,13 +134,16 @@ def backends() -> list[Backend]:
 
 
 def get_num_threads() -> int:
-    """How many threads a call may use. Starts as SOFTXENT_NUM_THREADS, else the cores that this process may run on."""
+    """Return how many threads a call may use.
+
+    Initially it is the environment variable SOFTXENT_NUM_THREADS or, if that is not set, the number of cores that the process may use.
+    """
     return min(_threads, _at_most.get())
 
 
 @contextmanager
 def at_most(threads: int) -> Iterator[None]:
-    """Within the `with` block, no more threads than a framework's own."""
+    """Use at most this many threads within a `with` block. A front end passes the number of threads of its framework."""
     token = _at_most.set(threads)
     try:
         yield
@@ -137,7 +152,11 @@ def at_most(threads: int) -> Iterator[None]:
 
 
 def set_num_threads(threads: int) -> None:
-    """Set how many threads a call may use (1 to 4096). The results are the same bits for any number."""
+    """Set how many threads a call may use, from 1 to 4096. The results are the same to the last bit for any number.
+
+    Raises:
+        ValueError: if the number is not an int from 1 to 4096.
+    """
     global _threads
     if not isinstance(threads, Integral) or not 1 <= threads <= MOST_THREADS:
         raise ValueError(f"set_num_threads: threads must be an int from 1 to {MOST_THREADS}; got {threads!r}")

@@ -1,4 +1,4 @@
-"""The compiled kernel (cpp/): the waist of kernels/__init__.py in C++, for the processor's own instruction set."""
+"""The backend `cpu`: the interface of kernels/__init__.py, implemented by the compiled C++ kernel in cpp/."""
 
 from __future__ import annotations
 
@@ -30,5 +30,5 @@ scalar, buffer, trim = _kernel.scalar, _kernel.buffer, _kernel.trim
 
 
 def _bits(a: Array | None) -> Array | None:
-    """bfloat16 as its bits: NumPy's buffers have no name for it."""
+    """Return a bfloat16 array as uint16, because NumPy's buffer protocol has no bfloat16; other arrays as they are."""
     return a.view(np.uint16) if a is not None and a.dtype.kind == "V" else a

@@ -1,5 +1,8 @@
-"""formula.py as a backend, of NumPy's arrays and of others: float64, in row chunks that bound its memory. What other backends are compared
-with."""
+"""The backend `formula`: the interface of kernels/__init__.py, implemented by formula.py in float64, for NumPy arrays and tensors.
+
+It is slow and serves as the reference for the other backends, and as the fallback where there is none. It works on chunks of rows, which
+bounds its memory.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,8 @@ import numpy as np
 from .. import formula
 from ..partials import Array, Partials, identity, library, lse
 
-_CHUNK = 1 << 18  # elements worked on at once: 2 MiB in float64, times the handful of temporaries of an expression
-_ON_A_DEVICE = 1 << 24  # where an operation is a launch: 128 MiB
+_CHUNK = 1 << 18  # elements of a chunk: 2 MiB in float64, for each temporary array of an expression
+_ON_A_DEVICE = 1 << 24  # elements of a chunk of tensors, 128 MiB: on a GPU each operation costs a kernel launch
 _NOTHING = [float(x[0]) for x in identity(1)]
 
 
@@ -20,7 +23,7 @@ def forward(z: Array, label: Array, truth: Array, off: Array | None, result: Arr
     for i in _chunks(z):
         y, r, q, _ = _rows(truth, i)
         x = formula.partials(_wide(z[i]), label[i], _off(off, i))
-        where, dead = library(x.m).where, (y == 0) & (r == 0) & (q == 0)  # ignored rows: nothing was looked at
+        where, dead = library(x.m).where, (y == 0) & (r == 0) & (q == 0)  # ignored rows have the sums of no columns
         x = Partials(*(where(dead, none, part) for none, part in zip(_NOTHING, x, strict=True)))
         result[0, i], result[1, i] = formula.loss(x, y, r, q), where(dead, -np.inf, lse(x))
         if parts is not None:
@@ -31,7 +34,7 @@ def forward(z: Array, label: Array, truth: Array, off: Array | None, result: Arr
 def backward(z: Array, label: Array, truth: Array, off: Array | None, parts: Array, out: Array, threads: int) -> None:
     for i in _chunks(z):
         x = Partials(*parts[:, i])
-        with np.errstate(over="ignore"):  # a value that the narrow dtype cannot hold is inf there, as on every backend
+        with np.errstate(over="ignore"):  # a value beyond the range of a narrow dtype becomes inf, as on every backend
             y, r, q, g = _rows(truth, i)
             out[i] = _narrow(formula.gradient(_wide(z[i]), x, label[i], y, r, q, g, _off(off, i)), out.dtype)
 
@@ -61,7 +64,7 @@ def _off(off: Array | None, i: slice) -> Array | None:
 
 
 def _wide(a: Array) -> Array:
-    """As float64; uint16 are the bits of bfloat16."""
+    """Return `a` as float64; uint16 holds the bits of bfloat16."""
     if library(a) is not np:
         wide: Array = library(a).float64(a)
         return wide
@@ -69,7 +72,7 @@ def _wide(a: Array) -> Array:
 
 
 def _narrow(a: Array, dtype: np.dtype[Any]) -> Array:
-    """The way back, to the nearest (ties to even): for bits; an assignment does it for numbers."""
+    """Round to bfloat16, to nearest even, if the dtype is uint16; for other dtypes, NumPy's assignment rounds."""
     if dtype != np.uint16:
         return a
     bits = a.astype(np.float32).view(np.uint32)

@@ -1,8 +1,11 @@
-"""The waist of kernels/__init__.py in Triton, for GPUs: one kernel, read from top to bottom, a tile [ROWS, BLOCK] of the matrix at a time.
+"""The backend `triton`, for GPUs: the interface of kernels/__init__.py, implemented by one Triton kernel.
 
-What is done for each element is float32 (float64 for float64); what is done for each row is float64. Rows with y = r = q = 0 are not read.
-Nothing is fused behind our back, and a tile has one shape for each number of columns: a row's bits are the same in every batch, and the
-same by `fused` as by `forward` and `backward`.
+The kernel processes a tile [ROWS, BLOCK] of the matrix at a time. Computations for each element are in float32 (float64 for float64
+logits), and those for each row in float64. Rows with y = r = q = 0 are not read. The compiler may not fuse operations into fma, and the
+shape of a tile depends on the number of columns only. So a row has the same bits in every batch, and `fused` gives the same bits as
+`forward` and `backward`.
+
+The tests run the kernel in Triton's interpreter and compile it for sm_90. It has not run on a GPU yet.
 """
 
 from __future__ import annotations
@@ -18,18 +21,18 @@ TILE = 4096  # elements of a tile: 16 for each thread of 8 warps
 
 @triton.jit
 def _exp(x):
-    """exp, to 2 units where tl.exp of float32 has |x| / 2 units: the rounding of x log2(e) is made good."""
+    """exp with an error of 2 units in float32, where tl.exp has |x| / 2 units: the rounding error of x log2(e) is corrected."""
     if x.dtype == tl.float64:
         return tl.exp(x)
     high = x * 1.44269502
     low = tl.fma(x, 1.44269502, -high) + x * 1.92596303e-8  # log2(e) = 1.44269502 + 1.926e-8 in float32
     e = tl.exp2(high)
-    return tl.where(x > -150.0, e + e * (low * 0.69314718), tl.where(x == x, 0.0, x))  # what is less is 0, and NaN is NaN
+    return tl.where(x > -150.0, e + e * (low * 0.69314718), tl.where(x == x, 0.0, x))  # 0 below -150; NaN stays NaN
 
 
 @triton.jit
 def _softplus(a):
-    """log(1 + e^a) of float64, without loss for a << 0: log1p x = x log(u) / (u - 1), u = fl(1 + x)."""
+    """log(1 + e^a) in float64, accurate for a << 0: log1p x = x log(u) / (u - 1), where u is 1 + x, rounded."""
     x = tl.exp(-tl.abs(a))
     u = 1.0 + x
     log1p = tl.where(u == 1.0, x, tl.log(u) * (x / tl.where(u == 1.0, 1.0, u - 1.0)))
@@ -38,7 +41,7 @@ def _softplus(a):
 
 @triton.jit
 def _times(weight, value):
-    """0 * anything = 0."""
+    """weight * value, and 0 where the weight is 0."""
     return tl.where(weight == 0.0, 0.0, weight * value)
 
 
@@ -79,7 +82,7 @@ def _layer(
             inside, hot = live[:, None] & (col < C), col == t[:, None]
             x = tl.load(z + row[:, None] * z_stride + col, mask=inside, other=-inf).to(WIDE)
             x = tl.where(hot, -inf, x)  # the label is kept apart
-            block = tl.max(tl.where(x == x, x, -inf), 1)  # a NaN shows up in s
+            block = tl.max(tl.where(x == x, x, -inf), 1)  # a NaN is left out here and makes s NaN
             top = tl.where(block > m, block, m)
             shift = tl.where(top == -inf, 0.0, top)
             s = s * tl.where(m == top, 1.0, _exp(m - shift)).to(tl.float64) + tl.sum(_exp(x - shift[:, None]), 1).to(tl.float64)
@@ -106,7 +109,7 @@ def _layer(
         zt = tl.load(parts + row + 4 * R, mask=here, other=-inf)
         wt = tl.load(parts + row + 5 * R, mask=here, other=0.0)
 
-    # partials.py, finish and peak: a are the log odds against the label
+    # as in partials.py, finish and peak; a is the log-odds against the label
     log_s = tl.where(s == 0.0, -inf, tl.log(tl.where(s == 0.0, 1.0, s)))
     a = tl.where(zt == inf, float("nan"), m - zt + log_s)
     nll = _softplus(a)
@@ -120,7 +123,7 @@ def _layer(
         tl.store(result + row, loss, mask=here)
         tl.store(result + row + R, tl.where(live, lse, -inf), mask=here)
 
-    if BACKWARD:  # g (mass yhat - truth), prediction - truth; at the label: g (rest - mass miss)
+    if BACKWARD:  # g (mass yhat - truth), computed as g (rest - mass miss) at the label
         g = tl.load(truth + row * truth_row + 3 * truth_stride, mask=here, other=0.0)
         rest = r * o + _times(q, lse)
         mass = y + r * wt + rest
@@ -153,7 +156,7 @@ def _launch(z: Any, label: Any, truth: Any, off: Any, result: Any, parts: Any, o
     if not rows:
         return
     block = min(triton.next_power_of_2(classes), TILE)
-    group = TILE // block  # whatever the batch: a row has the same bits in each
+    group = TILE // block  # does not depend on the number of rows, so that a row has the same bits in every batch
     with _on(z):
         _layer[(triton.cdiv(rows, group),)](
             z, label, truth, z if off is None else off, truth if result is None else result, truth if parts is None else parts,
@@ -181,7 +184,7 @@ def fused(z: Any, label: Any, truth: Any, off: Any, out: Any, result: Any, parts
 
 
 def scale(out: Any, by: Any) -> Any:
-    """out times the number `by` that lies on the device, in place; where it is 1, next to nothing happens."""
+    """Multiply `out` in place by the number `by`, which is on the device. If it is 1, `out` is neither read nor written."""
     if out.numel():
         with _on(out):
             _scale[(triton.cdiv(out.numel(), TILE),)](
@@ -191,7 +194,7 @@ def scale(out: Any, by: Any) -> Any:
 
 
 def _on(t: Any) -> Any:
-    """Triton launches on the current device: make it the tensor's."""
+    """Make the device of the tensor the current one, because Triton launches kernels on the current device."""
     from torch.cuda import device_of
 
     return device_of(t)

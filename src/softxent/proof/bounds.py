@@ -1,23 +1,24 @@
-"""What rounding may do to a loss and a gradient: bounds derived from the steps of a kernel, not from trial.
+"""Bounds for the rounding errors of the loss and the gradient, derived from the steps of the kernels. The tests use them as tolerances.
 
-`u` is the unit roundoff of the type computed in (2^-24 for float32 and narrower, 2^-53 for float64), `v` = 2^-53 that of all that is one
-number a row, C the number of classes. An operation rounds its result by one unit, relative; exp and log are within one ulp, two units, and
-log1p within four. (That is measured, not derived: of the kernel's own, 1.3u for exp over a third of all float32 from -103.5 to 0, in
-float64 1.3v for exp, 1.3v for log, 2.9v for log1p at 2e7 points.) Products of two such numbers are covered by the factor `_PRODUCTS`. The
-steps of a row are the same on every backend; where they differ, the worse counts:
+u is the unit roundoff of the type of the computation (2^-24 for float32 and 16-bit types, 2^-53 for float64), v = 2^-53 that of the float64
+numbers of a row, and C the number of classes. The relative error of an operation is one unit, that of exp and log two units (one ulp), and
+that of log1p four. These figures for exp, log and log1p are measured and not derived: the largest errors of the kernel's functions were
+1.3u for exp in float32, over a third of all numbers from -103.5 to 0, and in float64, at 2e7 points, 1.3v for exp, 1.3v for log and 2.9v
+for log1p. The factor `_PRODUCTS` covers the products of two errors. The steps of a row are the same on every backend; where they differ,
+the larger error is counted:
 
-    e_k = exp(z_k - m)   2u. The kernel's shift of a block is exact: a power of two, or a difference of numbers within a factor 2
-                         (Sterbenz); a block is lowered to the row's m afterwards, by exp(m_b - m), where |m_b - m| is rounded twice. The
-                         formula rounds z_k - m. Either way a distance x costs at most 2v x.
+    e_k = exp(z_k - m)   2u. In the kernel the shift of a block is exact: a power of two, or a difference of numbers within a factor of 2
+                         (Sterbenz's lemma). A block is multiplied by exp(m_b - m) afterwards, where |m_b - m| is rounded twice. The
+                         formula rounds z_k - m. In both cases a distance x costs at most 2v x.
     s   = sum of e_k     groups of 4 in the compute type, as a tree: 2u; then float64 additions, `depth(C)` of them on one path: v each
-    o, d                 sums of off_k and off_k (m - z_k) likewise: the difference and the product of d take the place of exp's 2u
+    o, d                 sums of off_k and off_k (m - z_k), as s; the difference and the product in d take the place of the 2u of exp
     nll, miss, over      functions of a = (m - z_t) + log s, in float64: `loss_bound`
-    dz_k                 scale e_k - drop off_k: each of the two numbers, the product and the difference (fused) is rounded once: u each
+    dz_k                 scale e_k - drop off_k: each of the two numbers, the product and the difference (an fma) is rounded once: u each
     dz_t                 one float64 formula, rounded once
-    storage              one rounding. 16-bit types are rounded by way of float32: no more than `UNIT` of the value in all, since a value
-                         that is off by half a step is at least 1 + UNIT times a power of two, and UNIT^2 >= u
+    storage              one rounding. 16-bit types are rounded from float32, with an error of at most `UNIT` in total, because a value
+                         that is halfway between two numbers is at least 1 + UNIT times a power of two, and UNIT^2 >= u
 
-Where the true value is no finite number, or the result is beyond what its type can hold, nothing is said. A truth is >= 0.
+The bounds hold if the exact value is finite and the result is within the range of its type. The truth must not be negative.
 """
 
 from __future__ import annotations
@@ -37,77 +38,82 @@ _PRODUCTS = 1.001
 
 
 def unit(dtype: npt.DTypeLike) -> float:
-    """The unit roundoff of what is computed in for logits of this dtype."""
+    """Return the unit roundoff of the type in which the kernels compute for logits of this dtype."""
     return UNIT["float64" if np.dtype(dtype) == np.float64 else "float32"]
 
 
 def depth(classes: int) -> int:
-    """Float64 roundings on the way of one e_k into s, at most.
+    """Return a bound of the number of float64 roundings that one e_k is subject to in the sum s.
 
-    The kernel: up to 64 columns, C/4 additions; beyond, 32 columns or more an addition, 4096 a block, and a tree over the lanes, 4;
-    lowering a block is an exponential and a product, 3; adding up blocks, one each. NumPy's pairwise sum: C - 1 additions for C < 8, 25 up
-    to 128, one more whenever C doubles. min(C, 32) covers the kernel's tree, and together with C/32 what NumPy does.
+    The kernel has C/4 additions for up to 64 columns. For more columns, each addition in a block of 4096 takes at least 32 columns; the
+    tree over the lanes has 4 additions; scaling a block is an exponential and a product, 3; and each further block is one addition. NumPy's
+    pairwise sum has C - 1 additions for C < 8, 25 up to 128, and one more whenever C doubles. min(C, 32) covers the kernel's tree, and
+    together with C/32 it covers NumPy.
     """
     return min(classes, 32) + -(-min(classes, 4096) // 32) + 2 + -(-classes // 4096)
 
 
 def sum_bound(dtype: npt.DTypeLike, classes: int) -> float:
-    """|computed s - s| / s <= 4u + v (depth(C) + 2 ln C): exp 2u, the tree of four 2u, the float64 additions.
+    """Return a bound of the relative error of s: 4u + v (depth(C) + 2 ln C), for exp 2u, the tree of four 2u, and the float64 additions.
 
-    2v ln C is for the distances: one of x costs e_k the relative 2v x, hence the sum 2v times the mean of m - z_k under softmax, which is
-    entropy - (lse - m), and entropy <= ln C. (All terms are positive: errors of terms are averaged, never amplified.)
+    2v ln C is for the distances. A distance of x causes a relative error of 2v x in e_k, and so one of 2v times the mean of m - z_k under
+    softmax in the sum. That mean is entropy - (lse - m), and entropy <= ln C. All terms are positive, so their errors are averaged and
+    never amplified.
     """
     return _PRODUCTS * (4 * unit(dtype) + _V * (depth(classes) + 2 * math.log(classes)))
 
 
 def loss_bound(dtype: npt.DTypeLike, classes: int, gap: float | Array = 0.0) -> float | Array:
-    """The relative error of nll and of miss = 1 - yhat_t, and the absolute one of lse - top, at a distance `gap` = |m - z_t|.
+    """Return a bound of the relative errors of nll and miss = 1 - yhat_t, and of the absolute error of lse - top, for gap = |m - z_t|.
 
-    a is in error by sum_bound (a logarithm turns relative into absolute), v gap for the difference, 2v ln C for log s (1 <= s < C) and
-    v (gap + ln C) for the sum. It is not amplified: with sigma = 1 / (1 + e^-a),
+    The error of a is at most sum_bound (a logarithm turns a relative error into an absolute one), v gap for the difference, 2v ln C for log
+    s (1 <= s < C) and v (gap + ln C) for the sum. It is not amplified: with sigma = 1 / (1 + e^-a),
 
         d ln nll / da = sigma / log(1 + e^a) <= 1        since log(1 + x) >= x / (1 + x)
         d ln miss / da = 1 - sigma <= 1,   d (lse - m) / d log s = sigma <= 1,   d (lse - z_t) / da = sigma <= 1
 
-    What is computed from a adds: v gap where miss = e^-L, L = log(1 + e^-a) <= gap + ln 2 rounded; v ln C where lse - top is of that size;
-    14v for the functions (e^-|a|: 3, s e^-|a|: 1, log1p: 4; 1 + x and the quotient are fewer), the weight (2), its product, two additions.
+    The functions of a add: v gap for miss = e^-L, where L = log(1 + e^-a) <= gap + ln 2 is rounded; v ln C for lse - top, which can be of
+    that size; and 14v for the functions (3 for e^-|a|, 1 for s e^-|a|, 4 for log1p; 1 + x and the quotient have fewer), the weight (2), its
+    product and two additions.
     """
     return sum_bound(dtype, classes) + _V * (3 * gap + 4 * math.log(classes) + 14)
 
 
 def grad_bound(dtype: npt.DTypeLike, classes: int, gap: float | Array = 0.0) -> float | Array:
-    """The error of an entry of the gradient, relative to g (mass yhat_k + truth_k), before storage: 5u + 2 loss_bound + 2v gap.
+    """Return a bound of the error of an entry of the gradient before storage, relative to g (mass yhat_k + truth_k).
 
-    Away from the label: e_k 2u, scale u, the product u, the difference u; loss_bound for 1 / S = miss / s (a function of s with
-    d ln (miss / s) / d ln s = -sigma), and once more for the mass; the distance |z_k - lse| <= gap, 2v as in e_k. The label's entry: see
-    `row_bounds`.
+    It is 5u + 2 loss_bound + 2v gap. For a class other than the label: 2u for e_k, and u each for scale, the product and the difference;
+    loss_bound for 1 / S = miss / s, a function of s with d ln (miss / s) / d ln s = -sigma, and once more for the mass; and 2v |z_k - lse|
+    for the distance as in e_k, where |z_k - lse| <= gap. For the label's entry, see `row_bounds`.
     """
     return 5 * unit(dtype) + 2 * loss_bound(dtype, classes, gap) + 2 * _V * gap
 
 
 def filter_losses(g: Array, x: Array, w: Array, skip: Array, block: int) -> tuple[Array, Array]:  # [R, C], [R, D], [C, D], [blocks]
-    """What the rows of dX = G W and of dW = G^T X lose, at most, where the blocks of columns in `skip` are left out of G: -> [R], [C].
+    """Return bounds of the errors of the rows of dX = G W and dW = G^T X, [R] and [C], if the blocks of G in `skip` are left out.
 
-    Theorem. Let D = dX or dW, D' the same with blocks left out (of dX by chunks of rows, each its own; of dW likewise), e the norm of these
-    losses, added up: of dW over the chunks, row by row; of dX the chunks' squares. If e <= tol (||D'|| - e), then ||D' - D|| <= tol ||D||.
+    Theorem. Let D be dX or dW, and let D' be the same matrix computed with blocks left out, which may differ between chunks of rows. Let e
+    be the norm of the bounds of the errors, where the bounds of dW are added over the chunks for each row, and those of dX are taken over
+    the rows of all chunks. If e <= tol (||D'|| - e), then ||D' - D|| <= tol ||D||.
 
-    Proof. Row i of what dX loses is the sum over k left out of G_ik W_k, of norm at most sum_K (sum_{k in K} |G_ik|) max_{k in K} ||W_k||:
-    the triangle inequality, and each ||W_k|| at most its block's largest. Row k of what dW loses is sum_i G_ik X_i, over the chunks that
-    left k out, of norm at most sum_i |G_ik| ||X_i||. A Frobenius norm is the norm of the rows' norms, and grows with each, so e is at least
-    ||D' - D||. Hence ||D|| >= ||D'|| - ||D' - D|| >= ||D'|| - e, and ||D' - D|| <= e <= tol (||D'|| - e) <= tol ||D||. For dX it is enough
-    that each chunk j meets the condition, since sum e_j^2 <= tol^2 sum ||D_j||^2.
+    Proof. The error in row i of dX is the sum of G_ik W_k over the columns k left out. By the triangle inequality its norm is at most
+    sum_K (sum_{k in K} |G_ik|) max_{k in K} ||W_k||, over the blocks K left out. The error in row k of dW is the sum of G_ik X_i over the
+    chunks that left out k; its norm is at most sum_i |G_ik| ||X_i||. The Frobenius norm is the norm of the norms of the rows and increases
+    with each of them, so e >= ||D' - D||. Hence ||D|| >= ||D'|| - ||D' - D|| >= ||D'|| - e, and ||D' - D|| <= e <= tol (||D'|| - e) <= tol
+    ||D||. For dX it is sufficient that each chunk j satisfies the condition, because sum e_j^2 <= tol^2 sum ||D_j||^2.
 
-    Nothing is assumed of G: any truth, upstream gradient, z-loss or squashing may have made it, in any sizes and signs. An entry that is
-    taken out of G and added on its own, as the filter does with the label's, is computed and so no loss. How blocks were chosen is of no
-    account.
+    No assumption is made about G: it may belong to any truth, upstream gradient, z-loss or softcap, and its entries may have any size and
+    sign. An entry that is taken out of G and whose products are added separately, as the filter does at the label, causes no error. It does
+    not matter how the blocks were chosen.
 
-    Rounding. filtering.py sums terms >= 0: n of them, in any order, each rounded, come to at least (1 - u)^n of their sum. Its sums of the
-    compute type are over a block, the rows of a piece, or the D squares of a norm; all others are of float64. `filtering.room` is 1 + 2 n u
-    of both together, at least (1 - u)^-n while n u <= 1/2; a loss is a product of two such sums, hence room^2, and the square of the norm
-    of what was computed is divided by it. Underflow costs a term at most the smallest normal number, also where subnormals count as 0: that
-    is added for each. Squares of losses are float64, and none is trusted for a limit below 2^-460: 2^50 that underflow are less than
-    2^-52 of its square. A norm whose squares overflow counts as 0. The roundings of the two products are there with and without a filter,
-    and no part of the claim.
+    Rounding. filtering.py adds non-negative terms. The computed sum of n such terms, in any order, is at least (1 - u)^n times the exact
+    sum. The sums in the compute type are over a block, the rows of a piece, or the D squares of a norm; all others are in float64.
+    `filtering.room` is 1 + 2 n u for both together, which is at least (1 - u)^-n if n u <= 1/2. A bound is a product of two such sums, so
+    it is multiplied by room^2, and the square of the norm of the computed matrix is divided by it. Underflow reduces a term by at most the
+    smallest normal number, also if subnormals are flushed to 0, and this number is added for each term. The squares of the bounds are in
+    float64, and nothing is left out if the limit is below 2^-460: the sum of 2^50 squares that underflow is less than 2^-52 times its
+    square. A norm whose squares overflow counts as 0. The rounding of the two products is the same with and without a filter and is not
+    part of the theorem.
     """
     size = np.abs(np.asarray(g, np.float64))
     wide = [np.sqrt(np.square(np.asarray(a, np.float64)).sum(axis=1)) for a in (x, w)]
@@ -120,19 +126,20 @@ def filter_losses(g: Array, x: Array, w: Array, skip: Array, block: int) -> tupl
 def row_bounds(
     z: Array, label: Array, truth: Array, off: Array | None
 ) -> tuple[Array, Array]:  # z [R, C] in its dtype, label, truth, off: as the kernels take them -> [R], [R, C]
-    """The largest |error| of each row's loss and of each entry of its gradient; NaN or inf where the true value is none.
+    """Return bounds of the absolute errors of the loss and gradient of each row; NaN or inf if the exact value is not finite.
 
-    loss: y nll + r (sum off_k (m - z_k) + o over) + q/2 lse^2. The first two are in error by loss_bound of themselves; where loss_bound is
-        the absolute error (over, lse), by loss_bound (r o + q |lse|); |lse| is its size with its error, for where it is near 0.
-    dz:   grad_bound of M yhat_k, and 2u of r off_k (r rounded, the difference rounded). M holds all parts of the mass by their size, and
-        1 + |lse| for lse, whose error is absolute.
-    dz_t: g (rest - M miss), where M = truth_t + rest: that is g (rest yhat_t - truth_t miss), so an error of rest counts yhat_t times, and
-        so does one of a: d miss / da = miss yhat_t. Hence loss_bound of yhat_t (rest + M miss), as small as the entry itself where the row
-        is sure of its label; and 14v of (rest + M miss) for its evaluation.
+    loss: y nll + r (sum off_k (m - z_k) + o over) + q/2 lse^2. The relative error of the first two terms is loss_bound. For over and lse,
+        loss_bound is the absolute error, which contributes loss_bound (r o + q |lse|). |lse| is taken with its error, for the case that it
+        is near 0.
+    dz:   grad_bound for M yhat_k, and 2u for r off_k (the rounding of r and of the difference). M is the sum of the magnitudes of all parts
+        of the mass, with 1 + |lse| for lse, whose error is absolute.
+    dz_t: g (rest - M miss), with M = truth_t + rest. It is equal to g (rest yhat_t - truth_t miss), so an error of rest is multiplied by
+        yhat_t, and so is an error of a, because d miss / da = miss yhat_t. Hence loss_bound for yhat_t (rest + M miss), which is as small
+        as the entry itself if the label has nearly all of the probability, and 14v for the evaluation of (rest + M miss).
 
-    The last term of each is for results near or below the smallest numbers: e^-gap, subnormal, is off by a TINY of float64, and s <= C of
-    them are the odds; off_k (m - z_k), scale, drop, and e_k (0 far below the maximum), by a TINY of the compute type. Weights and upstream
-    enlarge what was rounded before them.
+    The last term of each bound is for results near the smallest numbers of a type. A subnormal e^-gap has an error of TINY of float64, and
+    the odds are s <= C times it. off_k (m - z_k), scale, drop, and e_k, which is 0 far below the maximum, have an error of TINY of the
+    compute type. Weights and the upstream gradient multiply these errors.
     """
     dtype, classes = z.dtype, z.shape[1]
     u, store = unit(dtype), UNIT[dtype.name]

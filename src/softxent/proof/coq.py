@@ -1,8 +1,8 @@
-"""The derivation as statements for Coq: what each line says, generated from its data and compared with the theorem in Softmax.v.
+"""The statement of each line of the derivation in Coq, generated from its expression. prove.py compares it with the theorem in Softmax.v.
 
-A derivative is a relation there, not a value: `partial f k z d` says that f has the derivative d by the k-th coordinate at z. So a line
-whose start is a derivative becomes `partial ... (the line)`, and a derivative inside a line becomes a number d1 (in a sum: a family) of
-which it is given that it is that derivative.
+In Coq a derivative is a relation and not a value: `partial f k z d` states that d is the derivative of f with respect to the k-th
+coordinate at z. If a derivation starts with a derivative, the statement of a line is `partial ... (the line)`. A derivative inside a line
+becomes a number d1, or a family of numbers in a sum, with the hypothesis that it is that derivative.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .wellformed import ill_formed
 SIZES = {"N": "n", "D": "nd", "R": "nr"}
 VECTORS = ("z", "y", "yhat", "v", "w", "u", "x", "b")
 SCALARS = ("eps", "lam", "T", "c", "m", "m1", "m2", "s1", "s2", "a")
-BEYOND = {  # theorems of Softmax.v that are no line of a derivation: in words, and what they must state
+BEYOND = {  # theorems of Softmax.v that are not lines of a derivation: in words, and the statement that they must have
     "softmax_positive": (
         "Every prediction is positive.",
         "forall (n : nat) (z : vec) (j : nat), (0 < n)%nat -> 0 < softmax n z j",
@@ -31,7 +31,7 @@ BEYOND = {  # theorems of Softmax.v that are no line of a derivation: in words, 
         "z j * (delta j k - softmax n z k))",
     ),
     "chain_rule": (
-        "The chain rule of Part 3, whatever names the two factors go by.",
+        "The chain rule of Part 3, for any two factors that are the derivatives.",
         "forall (n : nat) (z y : vec) (k : nat) (a b : vec), (k < n)%nat -> (forall j, (j < n)%nat -> partial (fun yhat => "
         "cross_entropy n y yhat) j (softmax n z) (a j)) -> (forall j, (j < n)%nat -> partial (fun z => softmax n z j) k z (b "
         "j)) -> partial (fun z => loss n y z) k z (sum n (fun j => a j * b j))",
@@ -57,7 +57,7 @@ BEYOND = {  # theorems of Softmax.v that are no line of a derivation: in words, 
         "forall (n : nat) (y : vec) (z : vec) (c : R), (0 < n)%nat -> loss n y (fun i => z i + c) = loss n y z",
     ),
     "gradient_shift_invariant": (
-        "Nor does the gradient.",
+        "The gradient does not change when one number is added to every score.",
         "forall (n : nat) (y : vec) (z : vec) (c : R) (k : nat), (k < n)%nat -> gradient n y (fun i => z i + c) k = gradient n y z k",
     ),
     "hessian_exists": (
@@ -65,7 +65,7 @@ BEYOND = {  # theorems of Softmax.v that are no line of a derivation: in words, 
         "forall (n : nat) (y z : vec), is_hessian n y z (fun k j : nat => sum n y * (softmax n z k * (delta k j - softmax n z j)))",
     ),
     "hessian_entry": (
-        "They are p yhat_k (delta_kj - yhat_j).",
+        "The entries of the Hessian are p yhat_k (delta_kj - yhat_j).",
         "forall (n : nat) (y z : vec) (H : nat -> vec) (k j : nat), is_hessian n y z H -> (k < n)%nat -> (j < n)%nat -> H k j = "
         "sum n y * (softmax n z k * (delta k j - softmax n z j))",
     ),
@@ -74,21 +74,21 @@ BEYOND = {  # theorems of Softmax.v that are no line of a derivation: in words, 
         "forall (n : nat) (y z : vec) (H : nat -> vec) (k j : nat), is_hessian n y z H -> (k < n)%nat -> (j < n)%nat -> H k j = H j k",
     ),
     "hessian_is_variance": (
-        "v H v is p times the variance of v under the prediction.",
+        "v^T H v is p times the variance of v under the distribution yhat.",
         "forall (n : nat) (y z : vec) (H : nat -> vec) (v : vec), (0 < n)%nat -> is_hessian n y z H -> sum n (fun k => sum n "
         "(fun j => v k * H k j * v j)) = sum n y * sum n (fun k => softmax n z k * (v k - mean n z v) ^ 2)",
     ),
     "hessian_nonneg": (
-        "So it is not negative, where p is not.",
+        "v^T H v is not negative if p is not negative.",
         "forall (n : nat) (y z : vec) (H : nat -> vec) (v : vec), (0 < n)%nat -> 0 <= sum n y -> is_hessian n y z H -> 0 <= sum "
         "n (fun k => sum n (fun j => v k * H k j * v j))",
     ),
     "lse_above_tangent": (
-        "log-sum-exp lies above each of its tangent planes.",
+        "Log-sum-exp lies above each of its tangent planes.",
         "forall (n : nat) (z : vec) (w : vec), (0 < n)%nat -> lse n z + sum n (fun j => softmax n z j * (w j - z j)) <= lse n w",
     ),
     "loss_above_tangent": (
-        "So does the loss.",
+        "The loss lies above each of its tangent planes.",
         "forall (n : nat) (y z : vec) (w : vec), (0 < n)%nat -> 0 <= sum n y -> loss n y z + sum n (fun j => gradient n y z j * "
         "(w j - z j)) <= loss n y w",
     ),
@@ -98,60 +98,60 @@ BEYOND = {  # theorems of Softmax.v that are no line of a derivation: in words, 
         "j + (1 - a) * w j) <= a * loss n y z + (1 - a) * loss n y w",
     ),
     "one_hot_nonneg": (
-        "A label's truth is not negative.",
+        "A one-hot truth is not negative.",
         "forall t k : nat, 0 <= delta k t",
     ),
     "one_hot_picks": (
-        "A label's truth picks one term of a sum.",
+        "A one-hot truth selects one term of a sum.",
         "forall (n t : nat) (f : vec), (t < n)%nat -> sum n (fun j => delta j t * f j) = f t",
     ),
     "merge_correct": (
-        "Merging the partial sums (m, s) of two parts loses nothing: e^m s adds up.",
+        "Merging the partial sums (m, s) of two parts adds up e^m s.",
         "forall a b : state, stands_for (merge a b) = stands_for a + stands_for b",
     ),
     "merge_commutative": (
-        "The order of two parts does not matter.",
+        "Merging is commutative.",
         "forall a b : state, merge a b = merge b a",
     ),
     "merge_associative": (
-        "Nor does the bracketing of three.",
+        "Merging is associative.",
         "forall a b c : state, merge a (merge b c) = merge (merge a b) c",
     ),
     "merge_identity": (
-        "No columns at all are the unit.",
+        "The partial sums of no columns are the identity of merging.",
         "forall a : option state, merge_any None a = a /\\ merge_any a None = a",
     ),
     "any_plan_same_state": (
-        "Any tree of merges over the scores in any order arrives at the same (m, s).",
+        "Any tree of merges, over the scores in any order, gives the same (m, s).",
         "forall t t' : plan, Permutation (scores t) (scores t') -> run t = run t'",
     ),
     "run_max": (
-        "Its m is the largest score.",
+        "The m of a tree of merges is the largest score.",
         "forall t : plan, In (fst (run t)) (scores t) /\\ Forall (fun x => x <= fst (run t)) (scores t)",
     ),
     "run_safe": (
-        "Its s is at least 1 and at most the number of scores: nothing overflows, and no logarithm is of 0.",
+        "The s of a tree of merges is at least 1 and at most the number of scores, so nothing overflows and log s is defined.",
         "forall t : plan, 1 <= snd (run t) <= INR (length (scores t))",
     ),
     "online_chunks": (
-        "A pass over two chunks, merged, is the pass over the whole.",
+        "Merging the results of two chunks gives the result of the whole row.",
         "forall (x : R) (l : list R) (x' : R) (l' : list R), merge (online x l) (online x' l') = online x (l ++ x' :: l')",
     ),
     "online_is_any_plan": (
-        "The pass that takes one score after another arrives there too.",
+        "Adding one score after another gives the same result as any tree of merges.",
         "forall (t : plan) (x : R) (l : list R), Permutation (scores t) (x :: l) -> run t = online x l",
     ),
     "streaming_lse": (
-        "m + log s is the log-sum-exp of the whole row.",
+        "m + log s of a tree of merges is the log-sum-exp of the row.",
         "forall (t : plan) (n : nat) (z : vec), Permutation (scores t) (map z (seq 0 n)) -> read (run t) = lse n z",
     ),
     "streaming_softmax": (
-        "e^(z_k - m) / s is its softmax.",
+        "e^(z_k - m) / s, with m and s of a tree of merges, is the softmax of the row.",
         "forall (t : plan) (n : nat) (z : vec) (k : nat), Permutation (scores t) (map z (seq 0 n)) -> exp (z k - fst (run t)) / "
         "snd (run t) = softmax n z k",
     ),
 }
-MEANINGS = {  # what the names in the statements are: Softmax.v must define them in just these words
+MEANINGS = {  # the definitions of the names in the statements, which Softmax.v must contain literally
     "vec": ("Definition vec := nat -> R."),
     "sum": ("Fixpoint sum (n : nat) (f : vec) : R := match n with O => 0 | S m => sum m f + f m end."),
     "delta": ("Definition delta (j k : nat) : R := if Nat.eqb j k then 1 else 0."),
@@ -199,7 +199,7 @@ _OPERATORS = {"+": 1, "-": 1, "*": 3, "@": 3, "/": 3}
 
 
 class Statement:
-    """One equation of a derivation, said in Coq. Gathers on the way which variables it speaks of."""
+    """The statement of one equation in Coq. While it is composed, its variables are collected."""
 
     def __init__(self, derivation: Derivation, before: E, after: E, rel: str = "=", given: tuple[Fact, ...] = ()):
         if fault := ill_formed(derivation):
@@ -209,7 +209,7 @@ class Statement:
         self.rows = any(RANGES[i] == "R" for line in (before, after) for i in _bound_letters(line))
         self.used: set[str] = set()
         self.indices: set[str] = set(letters(before) | letters(after))
-        self.families: list[tuple[E, str | None, str]] = []  # a derivative, its bound index, its Coq name
+        self.families: list[tuple[E, str | None, str]] = []  # derivatives inside the line: expression, bound index, name in Coq
         whole = before.op == "D"
         for e in (after,) if whole else (before, after):
             self._find(e, None)
@@ -297,7 +297,7 @@ class Statement:
         return " ".join((function, self._size("i"), *(v if v == "v" else self.vec(v, bound, row) for v in vectors), *index)), 8
 
     def vec(self, name: str, bound: frozenset[str], row: str | None = None) -> str:
-        """A whole vector."""
+        """Return a vector as a term."""
         if name == "yhat" and name not in bound:
             return f"(softmax {self._size('i')} {self.vec('z', bound, row)})"
         if name in self.bodies and name not in bound:
@@ -324,7 +324,7 @@ class Statement:
         return f"partial{'2' if len(index) == 2 else ''} {function} {' '.join(index)} {where} {value}"
 
     def _find(self, e: E, index: str | None, free: bool = False) -> None:
-        """Gather the derivatives in e: first those that run with a sum, as families, then the free ones."""
+        """Collect the derivatives in e: those that depend on the index of a sum, as families, or with `free` the others."""
         if e.op == "D":
             runs = index is not None and index in letters(e)
             if runs and not free and self._known(e) is None:
@@ -351,7 +351,7 @@ class Statement:
         assert name is not None, e
         return name
 
-    # ---- the rest
+    # ---- facts and sizes
 
     def _fact(self, fact: Fact) -> str:
         says = f"{self.term(fact.left)} {fact.rel.replace('!=', '<>')} {self.term(fact.right)}"
@@ -370,7 +370,7 @@ def _bound_letters(e: E) -> Iterator[str]:
 
 
 def statements(derivation: Derivation) -> Iterator[tuple[str, str]]:
-    """(theorem, statement) of each line, and last of the whole: start = last line."""
+    """Yield (theorem, statement) for each line, and at the end for the whole derivation, which states start = last line."""
     lines = derivation.lines
     for n, step in enumerate(derivation.steps, 1):
         yield derivation.theorem(n), str(Statement(derivation, lines[n - 1], step.expr, step.rel, step.given))

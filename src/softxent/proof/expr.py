@@ -1,7 +1,7 @@
-"""The expressions of the derivation: small trees that keep a line exactly as it is written, brackets and all.
+"""The expressions of the derivation: trees that represent a line exactly as it is written, with its brackets.
 
-They have no values and no rules. What reads them: reading.py (text, LaTeX), rules.py and symbolic.py (is it right?),
-replay.py (numbers), coq.py (statements for Coq), and the page that `softxent explain --html` writes.
+An expression has no value and no rules of its own. reading.py converts it to text and LaTeX, rules.py and symbolic.py check it, replay.py
+evaluates it for numbers, coq.py states it for Coq, and the page of `softxent explain --html` displays it.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-# The range of an index is in its letter: classes, features of a linear head, rows of a batch.
+# The letter of an index determines its range: N classes, D features of a linear head, or R rows of a batch.
 RANGES = {"i": "N", "j": "N", "k": "N", "l": "N", "t": "N", "d": "D", "e": "D", "r": "R"}
 
 
 @dataclass(frozen=True)
 class E:
-    """One node of a line: an operation and its arguments (nodes; names and letters in `at` and `sum`)."""
+    """A node of an expression: an operation and its arguments, which are nodes, or names and indices in `at`, `sum` and `delta`."""
 
     op: str
     args: tuple[Any, ...]
@@ -63,7 +63,7 @@ def lift(x: E | int) -> E:
 
 
 class Name(str):
-    """A vector, matrix or family: z[j], W[k, d]; with no index, z[()], a number."""
+    """The name of a vector or matrix, whose entries are written z[j] or W[k, d], or of a number, which is written p[()]."""
 
     def __getitem__(self, index: Any) -> E:  # type: ignore[override]
         return E("at", (str(self), *(index if isinstance(index, tuple) else (index,))))
@@ -81,19 +81,19 @@ def tanh(x: E) -> E:
     return E("tanh", (x,))
 
 
-def P(x: E | int) -> E:  # brackets, where the writer wants them
+def P(x: E | int) -> E:  # brackets that are displayed
     return E("()", (lift(x),))
 
 
-def D(f: E, x: E) -> E:  # the partial derivative of f by x
+def D(f: E, x: E) -> E:  # the partial derivative of f with respect to x
     return E("D", (f, x))
 
 
-def Sum(index: str, body: E | int, but: str | None = None) -> E:  # over all of the index's range, or all but one
+def Sum(index: str, body: E | int, but: str | None = None) -> E:  # the sum over the range of the index, except `but` if given
     return E("sum", (index, but, lift(body)))
 
 
-def delta(a: str, b: str) -> E:  # 1 where a = b, else 0
+def delta(a: str, b: str) -> E:  # 1 if a = b, else 0
     return E("delta", (a, b))
 
 
@@ -102,7 +102,7 @@ def children(e: E) -> Iterator[E]:
 
 
 def rebuild(e: E, change: Callable[[E], E]) -> E:
-    """`e` with each of its children changed."""
+    """Return `e` with `change` applied to each of its children."""
     return E(e.op, tuple(change(x) if isinstance(x, E) else x for x in e.args))
 
 
@@ -117,7 +117,7 @@ def names(e: E) -> set[str]:
 
 
 def letters(e: E) -> set[str]:
-    """The free indices."""
+    """Return the free indices of `e`."""
     if e.op == "at":
         return set(e.args[1:])
     if e.op == "delta":
@@ -127,7 +127,7 @@ def letters(e: E) -> set[str]:
 
 
 def reindex(e: E, to: Mapping[str, str]) -> E:
-    """`e` with its free indices renamed; a bound one gives way where it would catch a new one."""
+    """Return `e` with its free indices renamed. A bound index is renamed too if it would capture a new one."""
     if e.op == "at":
         return E("at", (e.args[0], *(to.get(i, i) for i in e.args[1:])))
     if e.op == "delta":
@@ -143,7 +143,7 @@ def reindex(e: E, to: Mapping[str, str]) -> E:
 
 
 def bare(e: E, depth: int = 0) -> E:
-    """What a line says, without how it is set: no brackets, one kind of product, bound indices by depth."""
+    """Return `e` without notation: without brackets, with one kind of product, and with bound indices named by their depth."""
     if e.op == "()":
         return bare(e.args[0], depth)
     if e.op == "@":
@@ -170,14 +170,14 @@ def same(a: E, b: E) -> bool:
 
 
 def inside(e: E) -> E:
-    """`e` without its outer brackets, and with one kind of product."""
+    """Return `e` without its outer brackets, and with one kind of product."""
     while e.op == "()":
         e = e.args[0]
     return E("*", e.args) if e.op == "@" else e
 
 
 def matches(pattern: E, e: E, found: dict[str, str], bound: Mapping[str, str] | None = None) -> bool:
-    """Whether `e` is `pattern` for some choice of its free indices. The choice is written into `found`."""
+    """Whether `e` is `pattern` for some values of its free indices, which are stored in `found`."""
     p, e, bound = inside(pattern), inside(e), bound or {}
     if p.op != e.op or len(p.args) != len(e.args):
         return False
@@ -199,7 +199,7 @@ def _bind(i: str, j: str, found: dict[str, str], bound: Mapping[str, str]) -> bo
 
 
 class Definition(NamedTuple):
-    """What a name stands for: `head` is the name with its indices, `body` what is written for it."""
+    """A definition: `head` is the name with its indices, and `body` is what it stands for."""
 
     head: E
     body: E
@@ -211,18 +211,18 @@ class Definition(NamedTuple):
 
 
 def unfold(e: E, definition: Definition) -> E:
-    """The body at the indices of the node `e`, which has the definition's name. One index more is a row: see `in_row`."""
+    """Return the body of the definition at the indices of the node `e`. If it has one index more, the first is a row; see `in_row`."""
     own, given = definition.head.args[1:], e.args[1:]
     if len(given) == len(own) + 1:
         return reindex(in_row(definition.body, "r"), dict(zip(("r", *own), given, strict=True)))
     return reindex(definition.body, dict(zip(own, given, strict=True)))
 
 
-ROW_NAMES = {"z", "y", "yhat", "x", "L", "lse", "p", "g"}  # what each row of a batch has for itself
+ROW_NAMES = {"z", "y", "yhat", "x", "L", "lse", "p", "g"}  # these differ between the rows of a batch
 
 
 def in_row(e: E, row: str) -> E:
-    """`e` said of one row of a batch: each row has its own z, y, x, L, ..., and they share the rest."""
+    """Return `e` for a row of a batch: the names in ROW_NAMES get the row as their first index."""
     if e.op == "at" and e.args[0] in ROW_NAMES:
         return E("at", (e.args[0], row, *e.args[1:]))
     return rebuild(e, lambda x: in_row(x, row))
@@ -230,7 +230,7 @@ def in_row(e: E, row: str) -> E:
 
 @dataclass(frozen=True)
 class Fact:
-    """left rel right, for every value of the index `every` (None: as it stands)."""
+    """The relation `left rel right`, for every value of the index `every`, if it is not None."""
 
     left: E
     rel: str  # = != > >=

@@ -1,4 +1,4 @@
-"""The derivation checked by machine: every line by its rule and by SymPy, and its theorem by Coq."""
+"""The checks of the derivation: each line by its rule and by SymPy, and its theorem by Coq. `softxent prove` and the tests call it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .coq import BEYOND, MEANINGS, statements
 from .derivation import DERIVATIONS, Derivation
 
 SOURCE = Path(__file__).with_name("Softmax.v")
-AXIOMS = {  # what the real numbers of Coq's standard library stand on; nothing else may appear
+AXIOMS = {  # the axioms of the real numbers of Coq's standard library; no others may be used
     "ClassicalDedekindReals.sig_forall_dec",
     "ClassicalDedekindReals.sig_not_dec",
     "FunctionalExtensionality.functional_extensionality_dep",
@@ -32,7 +32,7 @@ HOW_TO_GET_COQ = "on Debian or Ubuntu: apt-get install --no-install-recommends c
 
 @dataclass
 class Checked:
-    """A line (from 1), or a whole derivation (line 0): what was found, by whom, in how many seconds."""
+    """The result for a line, counted from 1, or for a whole derivation (line 0)."""
 
     derivation: Derivation
     line: int
@@ -44,7 +44,7 @@ class Checked:
 
     @property
     def by(self) -> list[str]:
-        """Who accepts it."""
+        """The checks that accept it."""
         rule = ["rule", "sympy"] if self.line and self.refused is None and self.sympy_seconds is not None else []
         return rule + (["coq"] if self.coq_seconds is not None and self.coq_refused is None else [])
 
@@ -55,7 +55,7 @@ class Checked:
 
 @dataclass
 class Proof:
-    """All that was checked. `coq` is the version that checked the theorems, or None where there is none."""
+    """The results of all checks. `coq` is the version of Coq, or None if it is not installed."""
 
     lines: list[Checked]
     coq: str | None = None
@@ -72,12 +72,18 @@ class Proof:
         return self.coq is not None and self.coq_error is None and lines and self.axioms <= AXIOMS
 
 
+def counts() -> dict[str, int]:
+    """How many derivations, lines and theorems there are: a theorem for each line and for each derivation as a whole."""
+    lines = sum(len(d.steps) for d in DERIVATIONS.values())
+    return {"derivations": len(DERIVATIONS), "lines": lines, "theorems": lines + len(DERIVATIONS)}
+
+
 def silent(what: str, n: int, of: int) -> None:
     pass
 
 
 def prove(derivations: Iterable[Derivation] = DERIVATIONS.values(), *, tell: Callable[[str, int, int], None] = silent) -> Proof:
-    """Check every line of the derivations. `tell(what, n, of)` hears of the progress."""
+    """Check every line of the derivations. The progress is reported by calls of `tell(what, n, of)`."""
     lines = [Checked(d, n, d.theorem(n) if n else d.name) for d in derivations for n in (*range(1, len(d.steps) + 1), 0)]
     proof = Proof(lines)
     _by_rules(lines, tell)
@@ -136,8 +142,9 @@ def _by_coq(coqc: str, proof: Proof, tell: Callable[[str, int, int], None]) -> N
 
 
 def _lines_file(wanted: dict[str, str]) -> tuple[str, list[tuple[int, int, str]]]:
-    """A file in which each line says what the data says, and its theorem must prove just that; and where each begins."""
-    text = [*_HEAD, *(f"Notation {name} := Softmax.{name}." for name in MEANINGS), ""]  # its own notations stay in Softmax.v
+    """Return a Coq file that proves the generated statement of each line by the theorem of Softmax.v, and where each statement begins."""
+    # each name is imported alone, so that the notations of Softmax.v have no effect here
+    text = [*_HEAD, *(f"Notation {name} := Softmax.{name}." for name in MEANINGS), ""]
     at = []
     everything = wanted | {name: says for name, (_, says) in BEYOND.items()}
     for name, says in everything.items():
@@ -152,7 +159,7 @@ def _lines_file(wanted: dict[str, str]) -> tuple[str, list[tuple[int, int, str]]
 
 
 def _assumed(output: str) -> set[str]:
-    """What Print Assumptions lists: names of axioms, and in its own words what else was taken for granted."""
+    """Return what Print Assumptions lists: the names of axioms, and other assumptions as they are printed."""
     lines = [line for line in output.partition("Axioms:")[2].splitlines() if line.strip() and not line.startswith((" ", "Chars "))]
     return {named[1] if (named := re.match(r"(\S+)\s*:", line)) else line for line in lines}
 
@@ -173,7 +180,7 @@ def _message(done: subprocess.CompletedProcess[str]) -> str:
 
 
 def _seconds(source: str, timing: str) -> dict[str, float]:
-    """Seconds of each theorem's statement and proof, from coqc -time, which counts in bytes."""
+    """Return the seconds of each theorem's statement and proof, from the output of coqc -time, whose positions are in bytes."""
     text = source.encode()
     theorems = re.finditer(rb"^(?:Theorem|Lemma)\s+(\w+)", text, re.M)
     spans = [(m.start(), text.find(b"Qed.", m.end()) + 4, m[1].decode()) for m in theorems]

@@ -1,4 +1,4 @@
-"""The lines as text and as LaTeX, and so as MathML."""
+"""Conversion of the lines of the derivation to text, LaTeX, MathML and JSON, for the terminal, the page and the documentation."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from .expr import E, children
 LATEX = {"yhat": r"\hat{y}", "lam": r"\lambda", "mu": r"\mu", "eps": r"\varepsilon", "lse": r"\operatorname{lse}"}
 TEXT = {"yhat": "ŷ", "lam": "λ", "mu": "μ", "eps": "ε"}
 SIGNS = {"=": "=", "!=": "≠", ">": ">", ">=": "≥"}
-_RANK = {"+": 1, "-": 1, "neg": 1, "sum": 1, "*": 2, "@": 2, "/": 2, "exp": 4, "^": 4}  # who needs brackets; the rest never does
+_RANK = {"+": 1, "-": 1, "neg": 1, "sum": 1, "*": 2, "@": 2, "/": 2, "exp": 4, "^": 4}  # precedence; other operations never need brackets
 
 
 def rank(e: E) -> int:
-    """How strongly the outermost operation of `e` holds its operands together; an operand with less needs brackets."""
+    """Return the precedence of the outermost operation of `e`. An operand with a lower one needs brackets."""
     if e.op == "val":
         return 1 if e.args[0].startswith("-") else 9
     return _RANK.get(e.op, 9)
 
 
 def latex(e: E) -> str:
-    """The line in LaTeX, with the brackets that it was written with and those that it needs."""
+    """Return the line in LaTeX, with the brackets of the expression and those that precedence requires."""
     o, a = e.op, e.args
 
     def part(x: E, least: int) -> str:
         return rf"\left({latex(x)}\right)" if rank(x) < least and x.op != "/" else latex(x)
 
-    def last(x: E, least: int) -> str:  # a sum may trail without brackets
+    def last(x: E, least: int) -> str:  # a sum at the end needs no brackets
         return part(x, 1 if x.op == "sum" else least)
 
     if o in ("num", "val"):
@@ -65,7 +65,7 @@ def latex(e: E) -> str:
 
 
 def text(e: E) -> str:
-    """The line in one row of characters."""
+    """Return the line as plain text."""
     o, a = e.op, e.args
 
     def part(x: E, least: int) -> str:
@@ -109,12 +109,12 @@ def text(e: E) -> str:
 
 
 def mathml(e: E) -> str:
-    """The line as MathML, which browsers draw by themselves."""
+    """Return the line as MathML, which browsers display without a script."""
     return mathml_of(latex(e))
 
 
 def mathml_of(formula: str) -> str:
-    """A formula in LaTeX as MathML."""
+    """Return a formula in LaTeX as MathML."""
     from latex2mathml.converter import convert
 
     out: str = convert(formula)
@@ -124,7 +124,7 @@ def mathml_of(formula: str) -> str:
 
 
 def prose(reason: str) -> str:
-    """A reason with the names in it as they are written in the lines."""
+    """Return a reason with its names in the notation of the lines."""
     words = {r"\byhat": "ŷ", r"\blambda\b": "λ", r"\beps\b": "ε", r"\bmu\b": "μ", r"\bdelta_": "δ_", "!=": "≠", r"\^2": "²", " - ": " − "}
     for pattern, sign in words.items():
         reason = re.sub(pattern, sign, reason)
@@ -132,7 +132,7 @@ def prose(reason: str) -> str:
 
 
 def tree(e: E) -> list[object]:
-    """The line for JSON: [operation, arguments...]."""
+    """Return the line for JSON, as nested lists [operation, arguments...]."""
     return [e.op, *(tree(x) if isinstance(x, E) else x for x in e.args)]
 
 

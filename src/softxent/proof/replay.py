@@ -1,8 +1,9 @@
-"""The derivation on numbers: every line's value for given scores and truth, and the line with its numbers filled in.
+"""Evaluation of the derivation for numbers: the value of each line for given scores and truth, and the line with the numbers in place of
+names.
 
-Values are computed from the lines themselves, in decimals of 50 digits and more with a range of their own, so that a line that divides by a
-prediction of 1e-900 has its value too. A derivative is that of dual numbers: each operation carries (value, derivative) along, which is
-exact to rounding.
+Values are computed from the expressions of the lines, in decimal arithmetic with at least 50 digits and a very large range of exponents, so
+that a line can divide by a prediction of 1e-900. Derivatives are computed with dual numbers, (value, derivative), and are exact apart from
+rounding.
 """
 
 from __future__ import annotations
@@ -18,21 +19,21 @@ from .expr import RANGES, E, letters, rebuild, unfold
 
 Dual = tuple[Decimal, Decimal]
 Index = Mapping[str, int]
-Seed = tuple[Any, ...] | None  # (name, index...) of what is differentiated by
+Seed = tuple[Any, ...] | None  # (name, index...) of the variable of a derivative
 
 ZERO, ONE, TWO = Decimal(0), Decimal(1), Decimal(2)
 DIGITS = 50
 CONTEXT = Context(prec=DIGITS, Emax=MAX_EMAX, Emin=MIN_EMIN)
-MORE = 150  # digits at most, beyond 50, for scores that lie apart: 1 - yhat_t may be 1e-150 and have 50 digits of its own
+MORE = 150  # at most so many further digits if the scores differ much, because 1 - yhat_t may be 1e-150 and still needs 50 digits
 TOLERANCE, FLOOR = Decimal("1e-30"), Decimal("1e-45")
-EXAMPLE = {"eps": "0.1", "lam": "0.01", "T": "2", "c": "1.5"}  # what a derivation needs beyond scores and truth
+EXAMPLE = {"eps": "0.1", "lam": "0.01", "T": "2", "c": "1.5"}  # values of further numbers that some derivations need
 FEATURES, ROWS = 2, 2
 
 _letters = lru_cache(maxsize=None)(letters)
 
 
 class Numbers:
-    """Scores z and truth y of one row, with what else a derivation speaks of, and the values of its lines."""
+    """The values of the lines of a derivation, for the scores z and the truth y of one row and for examples of what else it needs."""
 
     def __init__(self, derivation: Derivation, scores: Sequence[float | Decimal], truth: Sequence[float | Decimal], label: int):
         gap = (float(max(scores)) - float(min(scores))) / 2.302
@@ -50,17 +51,17 @@ class Numbers:
         return CONTEXT.plus(value)
 
     def values(self, at: Index | None = None) -> list[Decimal]:
-        """Each line's value, at the given indices."""
+        """Return the value of each line, at the given indices."""
         return [self.value(line, at) for line in self.derivation.lines]
 
     def places(self) -> list[dict[str, int]]:
-        """All values of the indices that are free in the derivation; t is the label."""
+        """Return all values of the free indices of the derivation. The index t is always the label."""
         free = sorted({i for line in self.derivation.lines for i in letters(line)} - {"t"})
         where = [dict(zip(free, n, strict=True)) | {"t": self.label} for n in product(*(range(self.sizes[RANGES[i]]) for i in free))]
         return [x for x in where if all(x[a] != x[b] for a, b in self.derivation.distinct)]
 
     def fill(self, e: E, at: Index | None = None, digits: int = 4, terms: int = 4) -> E:
-        """The line with numbers for its names: what is left is arithmetic. A long sum shows its ends."""
+        """Return the line with numbers in place of its names. Of a long sum only the first terms and the last are shown."""
         ix = {"t": self.label, **(at or {})}
         if e.op == "sum":
             over = [n for n in range(self.sizes[RANGES[e.args[0]]]) if e.args[1] is None or n != ix[e.args[1]]]
@@ -77,7 +78,7 @@ class Numbers:
         if e.op == "()" and e.args[0].op in ("at", "D", "exp", "sum", "delta", "log"):
             return self.fill(e.args[0], ix, digits, terms)
         filled = rebuild(e, lambda x: self.fill(x, ix, digits, terms))
-        return E("*", filled.args) if e.op == "@" else filled  # numbers side by side would read as one
+        return E("*", filled.args) if e.op == "@" else filled  # a product without a sign would read as one number
 
     def _dual(self, e: E, ix: dict[str, int], seed: Seed) -> Dual:
         key = (e, tuple(ix[i] for i in sorted(_letters(e)) if i in ix), seed)
@@ -122,7 +123,7 @@ class Numbers:
 
 
 def arithmetic(o: str, u: Dual, v: Dual = (ZERO, ZERO)) -> Dual:
-    """One operation on dual numbers."""
+    """Apply an operation to dual numbers."""
     (a, da), (b, db) = u, v
     if o == "()":
         return u
@@ -150,20 +151,20 @@ def arithmetic(o: str, u: Dual, v: Dual = (ZERO, ZERO)) -> Dual:
 
 
 def agree(a: Decimal, b: Decimal, rel: str = "=") -> bool:
-    """Whether the value b of a line follows from the value a of the line before."""
+    """Whether the values a and b of two consecutive lines agree with the relation between them."""
     with localcontext(CONTEXT):
         near = abs(a - b) <= TOLERANCE * abs(a) + FLOOR
         return near or (rel == ">=" and a > b)
 
 
 def short(x: Decimal, digits: int = 4) -> str:
-    """A number for people."""
+    """Return a number as text with a few digits."""
     f = f"{float(x):.{digits}g}" if x == 0 or -300 < x.adjusted() < 300 else f"{x:.{digits - 1}e}"
     return "0" if f == "-0" else f
 
 
 def _given(derivation: Derivation, z: list[Decimal], y: list[Decimal]) -> dict[str, Any]:
-    """The numbers that are not defined by others. Examples are simple and no two alike, so that no wrong line is right by chance."""
+    """Return the values of names without a definition. The examples differ from each other, so that a wrong line rarely agrees."""
     n, half = len(z), len(z) // 2
     given: dict[str, Any] = {name: Decimal(value) for name, value in EXAMPLE.items()}
     given |= {"z": z, "y": y, "v": [Decimal(k % 3) - Decimal(k) / 7 for k in range(n)], "w": [ONE + Decimal(k % 4) / 4 for k in range(n)]}

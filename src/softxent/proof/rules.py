@@ -1,9 +1,9 @@
-"""The rules that a line may name as its reason, and for each a checker of its own.
+"""The rules that a line of the derivation may name as its reason, and a checker for each rule.
 
-A rule that rewrites (a definition, a derivative, a split sum) must lead from the line before to the line by that rewriting alone, wherever
-in the line it stands. A rule of algebra must be enough to make the two lines equal with everything else seen as atoms, and needed: what
-follows by a weaker rule is refused. Every line must also be defined (no logarithm or quotient off its domain) and, independently of its
-rule, pass the judge of symbolic.py.
+A rule that rewrites, such as a definition, a derivative or a split sum, must transform the line before into the line by that rewriting
+alone, at any place in the line. A rule of algebra must suffice to make the two lines equal, with everything else treated as atoms, and it
+must be needed: a line that follows by a weaker rule is refused. Every line must also be defined (no division by 0, no logarithm of a number
+that may not be positive) and, independently of its rule, be accepted by symbolic.py. prove.py calls `refusal` for every line.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ Pairs = frozenset[frozenset[str]]
 
 
 class Rule(NamedTuple):
-    """What a rule says, the lemma of Softmax.v or of Coq's library behind it, and its checker."""
+    """A rule: what it says, the lemma of Softmax.v or of Coq's library that states it, and its checker."""
 
     says: str
     lemma: str
@@ -55,7 +55,7 @@ class Rule(NamedTuple):
 
 @dataclass(frozen=True)
 class Line:
-    """One step from a line to the next, with what it may use."""
+    """A step from a line to the next, with the facts that it may use."""
 
     derivation: Derivation
     before: E
@@ -77,7 +77,7 @@ class Line:
         return replace(Meaning(self.derivation, self.facts), **off)  # type: ignore[arg-type]
 
     def rewrites(self, rewrite: Callable[[E, E, Pairs], Iterator[E]], before: E | None = None, after: E | None = None) -> bool:
-        """Whether `after` is `before` with some nodes rewritten; `rewrite` is given a node, its counterpart, and which indices differ."""
+        """Whether `after` is `before` with some nodes rewritten. `rewrite` receives a node, its counterpart, and which indices differ."""
         before, after = before or self.before, after or self.after
         return not same(before, after) and _leads(before, after, rewrite, self.apart)
 
@@ -100,7 +100,7 @@ def _leads(before: E, after: E, rewrite: Callable[[E, E, Pairs], Iterator[E]], a
 
 
 def _unfolded(e: E, uses: tuple[str, ...], definitions: dict[str, Definition]) -> E:
-    """`e` with the names in `uses` written out, in turn; not where it differentiates by one."""
+    """Return `e` with the names in `uses` replaced by their definitions, except inside a derivative with respect to them."""
     if e.op == "D":
         by = e.args[1].args[0]
         return D(_unfolded(e.args[0], tuple(u for u in uses if u != by), definitions), e.args[1])
@@ -121,7 +121,7 @@ def definition(line: Line) -> bool:
 
 
 def recognise(line: Line) -> bool:
-    """A definition read backwards, with v/v = 1 on the way."""
+    """A name replaces its definition, with the use of v/v = 1."""
     uses, known = line.step.uses, line.derivation.known
     if not uses or not set(uses) <= set(known):
         return False
@@ -147,7 +147,7 @@ def quotient_rule(line: Line) -> bool:
 
 
 def _mentions(line: Line, f: E, x: E) -> list[E]:
-    """The entries of x's vector in f, definitions written out."""
+    """Return the entries of the vector of x that occur in f, with definitions substituted."""
     known = {n: d for n, d in line.derivation.known.items() if n != x.args[0]}
     while open_ := names(f) & set(known):
         f = _unfolded(f, tuple(open_), known)
@@ -155,7 +155,7 @@ def _mentions(line: Line, f: E, x: E) -> list[E]:
 
 
 def _free_of(line: Line, f: E, x: E, apart: Pairs) -> bool:
-    """Whether f does not contain x: none of its entries can be x."""
+    """Whether f does not contain x, because none of the entries in it can be x."""
     return all(any(frozenset(pair) in apart for pair in zip(e.args[1:], x.args[1:], strict=True)) for e in _mentions(line, f, x))
 
 
@@ -204,7 +204,7 @@ def _derivative_of(op: str, outer: Callable[[E], E]) -> Callable[[Line], bool]:
 
 
 def linearity(line: Line) -> bool:
-    """Push every derivative as far inside as sums and constant factors go."""
+    """Compare the lines after moving every derivative inside sums and constant factors."""
 
     def pushed(e: E) -> E:
         if e.op != "D":
@@ -266,7 +266,7 @@ def join(line: Line) -> bool:
 
 
 def result(line: Line) -> bool:
-    """Another derivation's start for its end (the last line whose facts are given), or the other way round."""
+    """The start of another derivation is replaced by its end, the last line whose facts are given here, or the end by the start."""
 
     def equations() -> Iterator[tuple[Derivation, E, E]]:
         for name in line.step.uses:
@@ -301,7 +301,7 @@ def given(line: Line) -> bool:
             if fact.rel == "=" and same(e, fact.left):
                 yield fact.right
 
-    # what holds at a point need not hold beside it: not inside a derivative
+    # a fact about the values at a point must not be used inside a derivative
     derived = any(x.op == "D" for x in walk(line.before))
     return not derived and line.rewrites(rewrite)
 
@@ -352,7 +352,7 @@ _LEVELS = ("regroup", "zero and one", "opposites", "distribute", "fractions")
 
 
 def _equal(line: Line, level: str, before: E, after: E) -> bool:
-    """Whether the two are equal by the laws up to `level`, everything else being an atom."""
+    """Whether the two are equal by the laws up to `level`, with everything else treated as atoms."""
     n = _LEVELS.index(level)
     if n < 3:
         return _alike(before, after, n)
@@ -369,7 +369,7 @@ def _algebra(level: str, needed: Callable[[E, E], bool] = lambda before, after: 
 
 
 def _brackets(e: E) -> int:
-    """How many sums stand as a factor."""
+    """Return how many factors are sums."""
     parts = {"*": e.args, "@": e.args, "/": e.args[:1]}.get(e.op, ())
     return sum(inside(x).op in ("+", "-", "sum") for x in parts) + sum(map(_brackets, children(e)))
 
@@ -383,19 +383,19 @@ def _alike(a: E, b: E, level: int) -> bool:
 
 
 def _normal(e: E, level: int) -> Any:
-    """The line up to order and grouping (0), also without zeros and ones (1), also without opposites (2)."""
+    """Return a normal form up to order and grouping (level 0), also up to zeros and ones (1), also up to opposites that cancel (2)."""
     terms = _terms(bare(e), level)
     return tuple(sorted(((key, n) for key, n in terms.items() if n), key=str))
 
 
 def _terms(e: E, level: int) -> Counter[Any]:
-    """e as a sum: how often each product stands in it."""
+    """Return e as a sum: how often each product occurs in it."""
     if e.op in ("+", "-"):
         left, right = (_terms(x, level) for x in e.args)
         out: Counter[Any] = Counter(left)
         for key, n in right.items():
             sign = -1 if e.op == "-" else 1
-            if level < 2 and n * out[key] * sign < 0:  # opposites stay apart
+            if level < 2 and n * out[key] * sign < 0:  # opposites do not cancel at this level
                 key = (*key, ("opposite", 1))
             out[key] += sign * n
         return out
@@ -411,7 +411,7 @@ def _terms(e: E, level: int) -> Counter[Any]:
 
 
 def _product(e: E, level: int) -> tuple[int, Counter[Any]]:
-    """e as a product: its sign, and how often each factor stands in it."""
+    """Return e as a product: its sign, and how often each factor occurs in it."""
     if e.op == "neg":
         sign, factors = _product(e.args[0], level)
         return -sign, factors
@@ -420,7 +420,7 @@ def _product(e: E, level: int) -> tuple[int, Counter[Any]]:
         return s * t, a + b
     if e.op == "/":
         (s, a), (t, b) = (_product(x, level) for x in e.args)
-        a = Counter() if a == Counter({"1": 1}) else a  # 1/b is b below the line, where it stays: b/b = 1 is a law of fractions
+        a = Counter() if a == Counter({"1": 1}) else a  # 1/b is the factor b in the denominator; that b/b = 1 is a law of fractions
         return s * t, a + Counter({("below", tuple(sorted(b.items(), key=str))): 1})
     if e.op in ("+", "-", "()"):
         terms = _terms(e, level)
@@ -441,7 +441,7 @@ def _product(e: E, level: int) -> tuple[int, Counter[Any]]:
 
 
 def _seen_through(name: str) -> Callable[[Line], bool]:
-    """Laws of exponentials or logarithms: equal with them, and not without."""
+    """Return the checker of the laws of exponentials or logarithms: the lines are equal with these laws and not without them."""
 
     def holds(line: Line) -> bool:
         without = line.meaning(**_ATOMS).residual(line.before, line.after)
@@ -454,7 +454,7 @@ def no_negative_term(line: Line) -> bool:
     return line.step.rel == ">=" and same(line.after, ZERO) and not_negative(line, line.before)
 
 
-# ---------------------------------------------------------------- signs, and where a line is defined
+# ---------------------------------------------------------------- signs, and whether a line is defined
 
 
 def positive(line: Line, e: E) -> bool:
@@ -469,9 +469,9 @@ def positive(line: Line, e: E) -> bool:
         return all(positive(line, x) for x in a)
     if o == "+":
         return all(positive(line, x) for x in a)
-    if o == "-":  # a sum less one of its terms, where there are two
+    if o == "-":
         return False
-    if o == "sum":  # of features or rows there may be none
+    if o == "sum":  # there may be no features or rows, but there is at least one class
         return RANGES[a[0]] == "N" and positive(line, a[2]) and (a[1] is None or TWO_CLASSES in line.facts)
     return o == "exp" or (o == "^" and positive(line, a[0]))
 
@@ -508,55 +508,55 @@ def defined(line: Line, e: E) -> bool:
 
 RULES = {
     "definition": Rule("A name and what it stands for may change places.", "", definition),
-    "recognise": Rule("A fraction v/v is 1, and what is left is a name's definition.", "", recognise),
+    "recognise": Rule("A fraction v/v is 1, and the rest is the definition of a name.", "", recognise),
     "quotient rule": Rule("(u/v)' = (u' v - u v') / v^2, where v is not 0.", "d_div", quotient_rule),
     "linearity": Rule("(f + g)' = f' + g', and (c f)' = c f' for a constant c; so a derivative moves inside a sum.", "d_sum", linearity),
-    "constant": Rule("What does not contain x has the derivative 0.", "d_const", constant),
+    "constant": Rule("The derivative of an expression that does not contain x is 0.", "d_const", constant),
     "coordinate": Rule(
-        "By x_k, the derivative of x_k is 1, of x_k/c it is 1/c, and of any other x it is 0.", "coordinate_other", coordinate
+        "With respect to x_k, the derivative of x_k is 1, that of x_k/c is 1/c, and that of any other x is 0.",
+        "coordinate_other",
+        coordinate,
     ),
     "derivative of exp": Rule("(e^f)' = e^f f'.", "d_exp", _derivative_of("exp", exp)),
     "derivative of log": Rule("(log f)' = f'/f, where f > 0.", "d_ln", _derivative_of("log", lambda f: 1 / f)),
     "derivative of tanh": Rule("(tanh f)' = (1 - tanh^2 f) f'.", "d_tanh", _derivative_of("tanh", lambda f: 1 - tanh(f) ** 2)),
     "derivative of a square": Rule("(f^2)' = 2 f f'.", "d_square", _derivative_of("^", lambda f: 2 * f)),
-    "chain rule": Rule(
-        "What contains x only through w_1, w_2, ... has the derivative sum_j (by w_j) (w_j by x).", "chain_rule", chain_rule
-    ),
+    "chain rule": Rule("If F contains x only through w_1, w_2, ..., then dF/dx = sum_j (dF/dw_j) (dw_j/dx).", "chain_rule", chain_rule),
     "split the sum": Rule("A sum is one of its terms, plus the sum of the others.", "sum_split", split),
     "join the sum": Rule("One term and the sum of the others is the whole sum.", "sum_split", join),
-    "result": Rule("What another derivation has shown.", "", result),
+    "result": Rule("The result of another derivation.", "", result),
     "given": Rule("A fact that is given.", "", given),
-    "one-hot": Rule("The label is 1 at the class t, and 0 at any other.", "delta", one_hot),
-    "one term": Rule("In a sum of terms times the label, the term at t is left.", "sum_delta", one_term),
+    "one-hot": Rule("A one-hot truth is 1 at the class t and 0 at any other.", "delta", one_hot),
+    "one term": Rule("Of a sum of terms times a one-hot truth, only the term at t remains.", "sum_delta", one_term),
     "count": Rule("N equal terms are N times one of them.", "sum_const", count),
     "regroup": Rule("The order and the grouping of terms and factors do not matter; a times 1/b is a/b.", "ring", _algebra("regroup")),
     "zero and one": Rule(
         "Adding 0 or multiplying by 1 changes nothing; 0 times anything is 0, and so is a sum of zeros.", "ring", _algebra("zero and one")
     ),
-    "opposites": Rule("What is added and taken away is gone.", "ring", _algebra("opposites")),
+    "opposites": Rule("A term that is added and subtracted cancels.", "ring", _algebra("opposites")),
     "expand": Rule("a (b + c) = a b + a c, and so for sums.", "sum_scal", _algebra("distribute", lambda b, a: _brackets(a) < _brackets(b))),
     "factor": Rule("a b + a c = a (b + c), and so for sums.", "sum_scal", _algebra("distribute", lambda b, a: _brackets(a) > _brackets(b))),
-    "distribute": Rule("a (b + c) = a b + a c, read both ways in one line.", "sum_scal", _algebra("distribute")),
+    "distribute": Rule("a (b + c) = a b + a c, used in both directions in one line.", "sum_scal", _algebra("distribute")),
     "cancel": Rule(
-        "What stands above and below a fraction, and is not 0, goes; then a bracket may be multiplied out.",
+        "A common factor of numerator and denominator that is not 0 cancels; then a bracket may be multiplied out.",
         "field",
         _algebra("fractions", lambda b, a: _size(a) < _size(b)),
     ),
     "fractions": Rule(
-        "Fractions with one denominator add, fractions multiply above and below, and v/v = 1.", "field", _algebra("fractions")
+        "Fractions with the same denominator are added, fractions are multiplied, and v/v = 1.", "field", _algebra("fractions")
     ),
     "exponential": Rule("e^(a + b) = e^a e^b, and e^log a = a where a > 0.", "exp_plus", _seen_through("exps")),
     "logarithm": Rule(
         "log (a b) = log a + log b and log (a/b) = log a - log b for a, b > 0; log e^a = a.", "ln_mult", _seen_through("logs")
     ),
     "no negative term": Rule(
-        "A sum of products without a negative factor is not negative; a square is not.", "sum_nonneg", no_negative_term
+        "A sum of products without negative factors is not negative, and a square is not negative.", "sum_nonneg", no_negative_term
     ),
 }
 
 
 def refusal(derivation: Derivation, n: int) -> str | None:
-    """Why line `n` of a derivation (from 1) does not follow from the one before; None where it does."""
+    """Return why line `n` of a derivation, counted from 1, does not follow from the line before, or None if it does."""
     line = Line(derivation, derivation.lines[n - 1], derivation.steps[n - 1])
     step = line.step
     if fault := ill_formed(derivation):

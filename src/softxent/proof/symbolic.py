@@ -1,10 +1,10 @@
-"""What a line means to SymPy: a normal form for any number of classes, with indices that are symbols.
+"""The normal form of a line in SymPy, for any number of classes and with indices that are symbols. rules.py uses it.
 
-A sum is the opaque atom `total(f)` once all that is free of its index stands outside (linearity); under a sum, `delta(i, m)` picks the
-term i = m; a sum over j != k is the whole sum less its term at k. With all switches on, every definition is written out and every
-derivative carried out, so that two lines are equal for every N where the difference of their normal forms is zero: the judge of
-`residual`. The rules of rules.py use the same normal form with switches off: then definitions, derivatives, reciprocals, exponentials or
-logarithms are atoms, and only what the rule may use is seen.
+A sum is an atom `total(f)`, after all factors that do not depend on its index are moved outside (linearity). In a sum, `delta(i, m)`
+selects the term i = m. A sum over j != k is the whole sum minus its term at k. With all switches on, definitions are substituted and
+derivatives are evaluated, so two lines are equal for every N if the difference of their normal forms is 0 (`residual`). The rules of
+algebra use the normal form with some switches off. Definitions, derivatives, reciprocals, exponentials or logarithms are then atoms, so
+that only the laws of the rule apply.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ INVERSE, EXP, LOG, TANH = (sp.Function(name) for name in ("inverse", "exp_", "lo
 BOUND = {size: sp.Symbol(f"_{size}") for size in ("N", "D", "R")}
 TOTAL = {size: sp.Function(f"total_{size}") for size in BOUND}
 SIZE = {size: sp.Symbol(size, positive=True) for size in BOUND}
-OTHERS = {size: sp.Function(f"others_{size}") for size in BOUND}  # a sum over all but one, where that is not seen through
+OTHERS = {size: sp.Function(f"others_{size}") for size in BOUND}  # a sum over all indices but one, if the switch `pick` is off
 _RANGE_OF = {total: size for size, total in TOTAL.items()}
 Index = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Meaning:
-    """How much of a line is seen through: what is switched off is an atom."""
+    """The computation of the normal form. What a switch turns off is treated as an atom."""
 
     derivation: Derivation
     given: tuple[Fact, ...] = ()
@@ -40,7 +40,7 @@ class Meaning:
     divide: bool = True  # x/x = 1
     exps: bool = True  # e^(a + b) = e^a e^b
     logs: bool = True  # log (a b) = log a + log b
-    pick: bool = True  # a sum is a term and the others; a delta picks its term; N equal terms are N times one
+    pick: bool = True  # a sum is a term plus the others; a delta selects its term; N equal terms are N times one of them
     memo: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @cached_property
@@ -57,20 +57,20 @@ class Meaning:
         return TWO_CLASSES in (*self.given, *self.derivation.given)
 
     def __call__(self, e: E) -> Any:
-        """The normal form of a line."""
+        """Return the normal form of a line."""
         if e not in self.memo:
             self.memo[e] = self.form(e, {}, frozenset())
         return self.memo[e]
 
     def residual(self, before: E, after: E) -> Any:
-        """after - before as a reduced fraction: 0 where the two are equal for every N, given the facts."""
+        """Return after - before as a reduced fraction. It is 0 if the two are equal for every N, given the facts."""
         difference = self(after) - self(before)
         for fact in self.given if self.unfold else ():
             if fact.rel == "=":
                 difference = difference.subs(self(fact.left), self(fact.right))
         return reduced(difference) if self.divide else sp.expand(difference)
 
-    # ---- the normal form; ix: what each letter stands for; kept: names that stay atoms, as one differentiates by them
+    # ---- the normal form; ix: the value of each index; kept: the names that stay atoms, because of a derivative with respect to them
 
     def form(self, e: E, ix: Index, kept: frozenset[str]) -> Any:
         o, a = e.op, e.args
@@ -130,7 +130,7 @@ class Meaning:
         return whole if but is None else whole - self.form(body, {**ix, index: self._letter(but, ix)}, kept)
 
     def add_up(self, size: str, i: Any, f: Any, but: Any = None) -> Any:
-        """The sum of f over i, by linearity."""
+        """Return the sum of f over i, with factors that do not depend on i moved outside."""
         total = sp.Integer(0)
         for term in sp.Add.make_args(sp.expand(reduced(f) if self.divide else f)):
             pick = next((d for d in sp.Mul.make_args(term) if d.func == delta and i in d.args), None)
@@ -148,12 +148,12 @@ class Meaning:
         return total
 
     def _exp(self, x: Any) -> Any:
-        """e^(a + b) = e^a e^b, and e^log a = a."""
+        """Apply e^(a + b) = e^a e^b and e^log a = a."""
         logs = [term for term in sp.Add.make_args(x) if term.func == LOG]
         return sp.expand(sp.exp(x - sum(logs)), power_exp=True) * sp.Mul(*(term.args[0] for term in logs))
 
     def _log(self, x: Any) -> Any:
-        """log by its factors, all of which must be positive; NaN off the domain."""
+        """Return the sum of the logarithms of the factors, all of which must be positive; NaN if one is not."""
         over, under = sp.fraction(sp.factor(reduced(x)))
         total = sp.Integer(0)
         for sign, product in ((1, over), (-1, under)):
@@ -175,14 +175,14 @@ class Meaning:
         """Whether an atom or a sum of atoms is known to be positive."""
         if isinstance(x, (sp.exp, EXP)) or x.is_positive or x.func == sp.Function("yhat"):
             return True
-        if x.func in (TOTAL["N"], OTHERS["N"]):  # of features or rows there may be none
+        if x.func in (TOTAL["N"], OTHERS["N"]):  # there may be no features or rows, but there is at least one class
             inside = all(self.positive(f) for f in sp.Mul.make_args(x.args[-1]))
             return inside and (x.func == TOTAL["N"] or self.two)
         if x.is_Mul or x.is_Pow:
             return all(self.positive(f) for f in (x.args if x.is_Mul else x.args[:1]))
         if x.is_Add and all(self.positive(term) for term in x.args):
             return True
-        # a sum over all but one: total(f) - f(t), where there are two or more
+        # a sum over all classes but one, total(f) - f(t), if there are at least two
         for t in x.atoms(TOTAL["N"]) if self.two and x.is_Add else ():
             rest = sp.expand(t - x)
             if self.positive(t) and any(sp.expand(rest - _term(t, i)) == 0 for i in x.free_symbols):
@@ -193,7 +193,7 @@ class Meaning:
 
     def _derivative(self, e: E, ix: Index, kept: frozenset[str]) -> Any:
         f, x = e.args
-        if not self.differentiate:  # an atom, told apart by what it says and its indices
+        if not self.differentiate:  # an atom, identified by its expression and its indices
             free = sorted(letters(e))
             said = bare(reindex(e, {i: f"#{n}" for n, i in enumerate(free)}))
             return sp.Function(str(said))(*(self._letter(i, ix) for i in free))
@@ -204,7 +204,7 @@ class Meaning:
         return d if name in kept or name not in self.definitions else self._unfolded(d, name, kept)
 
     def _diff(self, f: Any, x: Any) -> Any:
-        """df/dx by the chain rule over the entries and sums that f is made of."""
+        """Return df/dx, by the chain rule over the entries and sums in f."""
         if f.has(sp.nan):
             return sp.nan
         names = {a: sp.Dummy() for a in f.atoms(*TOTAL.values())}
@@ -223,7 +223,7 @@ class Meaning:
         return sp.Mul(*(self._delta(i, j) for i, j in zip(a.args, x.args, strict=True)))
 
     def _unfolded(self, f: Any, name: str, kept: frozenset[str]) -> Any:
-        """`f` with the entries of `name` written out."""
+        """Return `f` with the entries of `name` replaced by their definition."""
         names = {a: sp.Dummy() for a in f.atoms(*TOTAL.values())}
         flat = f.xreplace(names)
         entries = {a: self._body(self.definitions[name], list(a.args), kept) for a in flat.atoms(AppliedUndef) if a.func.__name__ == name}
@@ -235,11 +235,11 @@ class Meaning:
 
 
 def _term(total: Any, i: Any) -> Any:
-    """The term at i of a sum. A sum inside it has its own index."""
+    """Return the term at i of a sum. A sum inside it keeps its own index."""
     inner = {t: sp.Dummy() for t in total.args[0].atoms(total.func)}
     return total.args[0].xreplace(inner).subs(BOUND[_RANGE_OF[total.func]], i).xreplace({d: t for t, d in inner.items()})
 
 
 def reduced(f: Any) -> Any:
-    """A fraction in lowest terms."""
+    """Return a fraction in lowest terms."""
     return sp.cancel(sp.together(f))

@@ -1,4 +1,4 @@
-"""What a derivation may be made of at all, before any rule is asked: so that no letter, name or range can be taken for another."""
+"""Checks of the form of a derivation, before its rules are checked: its names, indices, ranges and definitions must be consistent."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FACTS = {"=", "!=", ">", ">="}
 
 
 def ill_formed(d: Derivation) -> str | None:
-    """What is wrong with it; None if nothing is."""
+    """Return the first fault of the derivation, or None."""
     return next(_faults(d), None)
 
 

@@ -1,6 +1,8 @@
-"""The layer for PyTorch: `cross_entropy` in place of `torch.nn.functional.cross_entropy`, right in every derivative.
+"""Softmax cross-entropy for PyTorch tensors.
 
-`linear_cross_entropy` is the layer with the head before it, whose logits are never whole.
+`cross_entropy` replaces `torch.nn.functional.cross_entropy`, with its arguments and derivatives of any order. `linear_cross_entropy`
+computes a linear head and its loss together, a chunk of rows at a time, so that the logits are never all in memory. `patch` makes a model
+of transformers use it. docs/pytorch.md and docs/linear.md are the guides.
 """
 
 from __future__ import annotations
@@ -30,15 +32,16 @@ __all__ = [
 
 
 def empty_cache() -> None:
-    """Give back the memory of the last large gradient, which is kept for the next one."""
+    """Release the memory of the last large gradient on the CPU, which is otherwise kept for the next one."""
     if kernels.cpu:
         kernels.cpu.trim()
 
 
 def backends() -> list[Backend]:
-    """What computes for which tensors here, and why. `active`: without `use_backend`.
+    """List the backends, whether each is available here, and whether calls use it.
 
-    "cpu" serves CPU tensors, "triton" CUDA tensors, and "formula", torch's operations in float64, all others.
+    "cpu", the compiled kernel, is for CPU tensors, and "triton" for CUDA tensors. "formula", the equations in torch's operations and
+    float64, is for all others.
     """
     forced, gpu = tensors.forced(), torch.cuda.is_available()
     native = next(b for b in kernels.backends() if b.name == "cpu")

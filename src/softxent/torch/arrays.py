@@ -1,4 +1,4 @@
-"""NumPy's names, for tensors: what formula.py and partials.py need to compute with them."""
+"""The functions of NumPy that formula.py and partials.py use, for tensors. Importing this file registers it in `partials.LIBRARIES`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def logaddexp(a: float, b: Tensor) -> Tensor:
 
 
 def max(x: Tensor, axis: int, initial: float) -> Tensor:
-    return torch.amax(x, axis)  # of at least one class, and no logit is less than -inf
+    return torch.amax(x, axis)  # `initial` is -inf and there is at least one class, so it does not matter
 
 
 def arange(n: int, like: Tensor) -> Tensor:

@@ -1,10 +1,10 @@
-"""The derivatives of the rows' losses, in closed form and to any order.
+"""The derivatives of the loss and lse of each row, from closed formulas and of any order.
 
-`Rows` is the loss and lse of every row, `Gradient` their gradient by the logits: prediction - truth. The derivative of Rows is
-Gradient, and that of Gradient is the Hessian product, written with softmax and Gradient again; so no derivative of any order is taken
-through a composite of the loss. torch.func and forward mode go the same way: each has its `jvp` and its `vmap`.
+`Rows` computes the loss and lse of every row. Its derivative is `Gradient`, prediction - truth, and the derivative of that is a product
+with the Hessian, which is written with softmax and `Gradient` again. So a derivative of any order is available, and none is obtained by
+differentiating a sequence of operations that computes the loss. For torch.func and forward mode, each class has a `jvp` and a `vmap`.
 
-The same functions serve the custom operators of ops.py, which torch.compile and torch.export see; `gradient` is then the operator.
+The operators of ops.py use the same functions; their `gradient` argument is then the operator.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Grads = tuple[Tensor | None, ...]
 
 
 def devices(input: Tensor) -> Any:
-    """Who computes for tensors of this kind; the operators, where a tracer wants to see them."""
+    """Return the module that computes for these tensors: cpu.py, tensors.py, or ops.py while a tracer records operators."""
     if torch._C._len_torch_dispatch_stack():
         from . import ops
 
@@ -58,7 +58,7 @@ class Rows(torch.autograd.Function):
             dlse = (gradient_of(*p, None, one) * dinput).sum(axis).to(lse.dtype)
         if dtarget is not None:
             by = by_target(input, lse, axis)
-            dloss = dloss + (by.masked_fill((by == torch.inf) & (dtarget == 0), 0) * dtarget).sum(axis)  # a masked class stays one
+            dloss = dloss + (by.masked_fill((by == torch.inf) & (dtarget == 0), 0) * dtarget).sum(axis)  # a masked class adds 0, not NaN
         return dloss, dlse, None
 
     @staticmethod
@@ -67,7 +67,7 @@ class Rows(torch.autograd.Function):
 
 
 class Gradient(torch.autograd.Function):
-    """(..., g, g_lse), the upstream gradients of the rows' losses and lse -> g (mass yhat - truth) + g_lse yhat."""
+    """(..., g, g_lse) -> g (mass yhat - truth) + g_lse yhat, for upstream gradients g and g_lse of the rows' losses and lse."""
 
     @staticmethod
     def forward(*p: Any) -> Tensor:
@@ -107,13 +107,16 @@ gradient_of: Callable[..., Tensor] = Gradient.apply
 
 
 def batched_by_autograd(*grads: Tensor | None) -> bool:
-    """Whether these are upstream gradients of is_grads_batched, which has no rule for functions."""
+    """Whether these are upstream gradients of is_grads_batched, which cannot call a function of autograd."""
     legacy = torch._C._functorch.is_legacy_batchedtensor
     return any(g is not None and legacy(g) for g in grads)
 
 
 def linear(*p: Any) -> Tensor:
-    """Gradient as what it is, linear in the upstream gradients: one of upstream 1 serves a batch of them."""
+    """Compute `Gradient` for upstream gradients of 1 and multiply it by the given ones, in which it is linear.
+
+    This uses no function of autograd on them, so it works for a batch of upstream gradients.
+    """
     *problem, g, g_lse = p
     input, axis = p[0], p[3]
     one = torch.ones([n for i, n in enumerate(input.shape) if i != axis], dtype=torch.float64, device=input.device)
@@ -124,6 +127,7 @@ def linear(*p: Any) -> Tensor:
 
 
 def keep(ctx: Any, tensors: tuple[Any, ...], options: tuple[Any, ...]) -> None:
+    """Save what the derivatives need, of a function of autograd or of an operator."""
     ctx.save_for_backward(*tensors)
     if hasattr(ctx, "save_for_forward"):
         ctx.save_for_forward(*tensors)
@@ -133,6 +137,7 @@ def keep(ctx: Any, tensors: tuple[Any, ...], options: tuple[Any, ...]) -> None:
 
 
 def rows_backward(ctx: Any, grads: Grads, gradient: Callable[..., Any]) -> Grads:
+    """Return the gradients of the arguments of `Rows`; `gradient` computes that of the logits."""
     g, g_lse = grads[:2]
     input, target, weight, lse = ctx.saved_tensors
     dz = du = None
@@ -145,11 +150,12 @@ def rows_backward(ctx: Any, grads: Grads, gradient: Callable[..., Any]) -> Grads
 
 
 def by_target(input: Tensor, lse: Tensor, axis: int) -> Tensor:
-    """d loss / d target_k = lse - z_k, of a truth given as probabilities without smoothing and weights."""
+    """Return d loss / d target_k = lse - z_k, for probabilities without label smoothing and class weights."""
     return lse.unsqueeze(axis) - input
 
 
 def gradient_backward(ctx: Any, grads: Grads, gradient: Callable[..., Any]) -> Grads:
+    """Return the gradients of the arguments of `Gradient`, whose upstream gradient is v."""
     (v,) = grads
     input, target, weight, g, g_lse = ctx.saved_tensors
     axis = ctx.options[0]
@@ -170,12 +176,12 @@ def gradient_backward(ctx: Any, grads: Grads, gradient: Callable[..., Any]) -> G
 def hessian(
     input: Tensor, target: Tensor, weight: Tensor | None, options: Any, g: Tensor | None, g_lse: Tensor | None, v: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """-> H v, H the second derivative of sum g loss + g_lse lse: a yhat o (v - mean) + b yhat; and mean = <yhat, v>."""
+    """Return H v = a yhat o (v - mean) + b yhat and mean = <yhat, v>, where H is the Hessian of sum g loss + g_lse lse."""
     axis, ignore_index, smoothing, z_loss = options
     z, v = wide(input), wide(v)
     yhat = torch.softmax(z, axis)
     top = v.gather(axis, z.detach().argmax(axis, keepdim=True))
-    lead = (yhat * (top - v)).sum(axis, keepdim=True)  # v - mean at the likeliest class, where it may cancel
+    lead = (yhat * (top - v)).sum(axis, keepdim=True)  # v - mean at the most probable class, where the subtraction may cancel
     mean = top - lead
     product = yhat * ((v - top) + lead)
     total = torch.zeros_like(z)
@@ -196,12 +202,12 @@ def hessian(
 
 
 def wide(t: Tensor) -> Tensor:
-    """In the type computed in."""
+    """Return the tensor in the type in which the kernels compute: float64 for float64, float32 for the others."""
     return t if t.dtype == torch.float64 else t.float()
 
 
 def batched(size: int, in_dims: tuple[Any, ...], p: tuple[Any, ...]) -> tuple[Any, ...]:
-    """A problem under vmap: its batch goes in front, as one more axis of rows."""
+    """Return the arguments under vmap, with the batch as the first axis, which becomes one more axis of rows."""
 
     def front(t: Any, dim: int | None) -> Any:
         if not isinstance(t, Tensor):
@@ -212,7 +218,7 @@ def batched(size: int, in_dims: tuple[Any, ...], p: tuple[Any, ...]) -> tuple[An
     input, target = front(input, in_dims[0]), front(target, in_dims[1])
     up = [front(g, dim) for g, dim in zip(up, in_dims[7:], strict=True)]
     axis = axis + 1
-    if weight is not None and in_dims[2] is not None:  # weights of each row's own: the truth written out
+    if weight is not None and in_dims[2] is not None:  # class weights differ between rows, so the truth becomes an array
         classes = input.shape[axis]
         each = front(weight, in_dims[2]).reshape(size, *[1] * (input.ndim - 2), classes)
         if target.is_floating_point():

@@ -1,9 +1,10 @@
-"""The derivatives of the rows of logits = x W^T + b, a chunk of logits at a time, to any order.
+"""The loss and other outputs of each row of logits = x W^T + b, and their derivatives of any order, a chunk of logits at a time.
 
-`LinearRows` is what each row gives, `LinearGradient` its derivative by x, W and b, and the derivative of that is `curvature`, in which a
-chunk's part comes from the rows of autograd.py again, by torch.func: so all options and outputs are here what they are there.
+linear.py and ops.py use this file. `LinearRows` computes the outputs of each row. Its derivative with respect to x, W and b is
+`LinearGradient`, and the derivative of that is `curvature`. Each applies torch.func to the functions of rows.py for a chunk of logits, so
+options and outputs mean the same here and there.
 
-`p` is a `Problem`; as arguments of a function of autograd or of an operator its fields stand side by side.
+`p` is a `Problem`. Functions of autograd and operators take its fields as separate arguments.
 """
 
 from __future__ import annotations
@@ -23,20 +24,22 @@ from .autograd import devices, keep, wide
 from .rows import outputs, squashed
 
 FN = "linear_cross_entropy"
-X, W, B = 1, 2, 4  # bits: whose gradient is wanted
-COLUMNS = 1024  # of logits in a product: 128 and 320 rows of float32 take 20 and 25 % less time than all columns at once (CPU)
-TENSORS = 8  # fields of a problem that are tensors, or None
+X, W, B = 1, 2, 4  # bits that say which gradients are required
+COLUMNS = 1024  # columns of logits in a product: 128 and 320 rows of float32 take 20 and 25 % less time than with all columns at once (CPU)
+TENSORS = 8  # the first fields of a problem are tensors, or None
 
 T = TypeVar("T")
-Row = tuple[Tensor, ...]  # of each row, what is wanted
+Row = tuple[Tensor, ...]  # the outputs, each [N]
 
 
 class Problem(NamedTuple):
+    """The arguments of linear cross-entropy, with the rows on one axis."""
+
     x: Tensor  # [N, D]
     w: Tensor  # [C, D]
     b: Tensor | None  # [C]
     target: Tensor | None  # [N] labels, [N, C] probabilities, or None
-    teacher_x: Tensor | None  # [N, D'], where target is None
+    teacher_x: Tensor | None  # [N, D'], if target is None
     teacher_w: Tensor | None  # [C, D']
     teacher_b: Tensor | None
     weight: Tensor | None  # [C]
@@ -45,14 +48,14 @@ class Problem(NamedTuple):
     z_loss: float
     softcap: float | None
     temperature: float
-    wanted: str  # names of rows.outputs, separated by blanks
+    wanted: str  # the names of the outputs (rows.outputs), separated by blanks
     budget: int
 
     def names(self, differentiable: bool = True) -> tuple[str, ...]:
         return tuple(name for name in self.wanted.split() if name != "correct" or not differentiable)
 
     def of(self, i: slice) -> Tensor:
-        """The target of some rows."""
+        """Return the labels or probabilities of the rows `i`."""
         if self.target is not None:
             return self.target[i]
         assert self.teacher_x is not None and self.teacher_w is not None
@@ -60,7 +63,7 @@ class Problem(NamedTuple):
         return torch.softmax(wide(squashed(FN, z, self.softcap, self.temperature)), 1)
 
     def rows(self, i: slice, differentiable: bool = True) -> Callable[[Tensor], Row]:
-        """What some rows give, as a function of their logits."""
+        """Return the function that computes the outputs of the rows `i` from their logits."""
         target, names, options = self.of(i), self.names(differentiable), (self.ignore_index, self.smoothing, self.z_loss)
 
         def f(z: Tensor) -> Row:
@@ -69,18 +72,18 @@ class Problem(NamedTuple):
         return f
 
     def lean(self) -> bool:
-        """Whether the kernel alone turns a chunk's logits into their gradient, in place."""
+        """Whether one kernel call turns a chunk's logits into their gradient: only the loss is wanted, without softcap and temperature."""
         return self.softcap is None and self.temperature == 1 and self.names() == ("loss",)
 
     def chunks(self, copies: int = 1) -> Iterator[tuple[slice, Tensor]]:
-        """Logits in the budget, where so many more like them are at work."""
+        """Yield the slices of the rows and their logits, in chunks such that `copies` arrays of their size fit into the budget."""
         x, w, b = (None if t is None else t.detach() for t in self[:3])
         return chunks(x, w, b, PRODUCTS, self.budget // copies)
 
     def sums(self, needs: int) -> Sums:
         x, w, b = self[:3]
         acc = w.dtype if w.dtype in (torch.float32, torch.float64) else torch.float32
-        begun = torch.empty if len(x) else torch.zeros  # the first rows are written, not added
+        begun = torch.empty if len(x) else torch.zeros  # the products of the first chunk are written, not added
         return Sums(
             torch.empty_like(x, memory_format=torch.contiguous_format) if needs & X else None,
             begun(w.shape, dtype=acc, device=w.device) if needs & W else None,
@@ -90,7 +93,7 @@ class Problem(NamedTuple):
 
 
 class _Tensors:
-    """torch's products. Into a wider type, which torch has not everywhere, a product goes a block at a time."""
+    """The products of torch. If the result has a wider type, which torch does not support everywhere, it is computed a block at a time."""
 
     def size(self, x: Tensor) -> int:
         return x.element_size()
@@ -121,7 +124,7 @@ PRODUCTS = _Tensors()
 
 
 def _in_its_own_types(f: Callable[..., T]) -> Callable[..., T]:
-    """Autocast has had its say where the head came in."""
+    """Decorate a function of a problem so that it runs without autocast, which linear.py has already applied to the arguments."""
 
     @wraps(f)
     def plain(p: Problem, *rest: Any) -> T:
@@ -134,7 +137,7 @@ def _in_its_own_types(f: Callable[..., T]) -> Callable[..., T]:
 @torch.no_grad()
 @_in_its_own_types
 def rows_by_chunks(p: Problem) -> list[Tensor]:
-    """What is wanted of every row."""
+    """Return the outputs of every row."""
     found: list[Tensor] = []
     for i, z in p.chunks(1 if p.lean() else 8):
         some = p.rows(i, differentiable=False)(z)
@@ -147,7 +150,7 @@ def rows_by_chunks(p: Problem) -> list[Tensor]:
 @torch.no_grad()
 @_in_its_own_types
 def gradients(p: Problem, gs: tuple[Tensor | None, ...], needs: int) -> tuple[Tensor, Sums]:
-    """-> each row's loss (where a kernel makes it in passing), and the gradients of sum_i g_i . rows_i by x, W and b."""
+    """Return the loss of each row, and the gradients of sum_i g_i . outputs_i with respect to x, W and b."""
     sums, losses = p.sums(needs), torch.empty(len(p.x), dtype=torch.float64, device=p.x.device)
     lean, options = p.lean(), (p.ignore_index, p.smoothing, p.z_loss)
     for i, z in p.chunks(1 if lean else 8):
@@ -166,11 +169,14 @@ def gradients(p: Problem, gs: tuple[Tensor | None, ...], needs: int) -> tuple[Te
 
 
 def _add_exactly(sums: Sums, i: slice, g: Tensor, x: Tensor, w: Tensor, labels: Tensor) -> None:
-    """A product of 16-bit numbers is rounded to 16 bits before it is added up. Most of W's gradient is in the rows of the labels: those few
-    are products of float32, and the error is that of one chunk, for any number (7 to 20 % less than of whole logits, measured)."""
+    """Add a chunk's products for 16-bit tensors, with the rows of dW that belong to labels computed in float32.
+
+    A product of 16-bit matrices is rounded to 16 bits before it is added. Most of dW is in the rows of the labels, which are few. With
+    these in float32, the error for any number of chunks is that of one chunk, 7 to 20 % less than with all logits at once (measured).
+    """
     sums._replace(dw=None).add(i, g, x, w)
     held = torch.zeros(g.shape[1] + 1, dtype=torch.bool, device=g.device)
-    held[labels.clamp(-1, g.shape[1])] = True  # those out of range fall on the last
+    held[labels.clamp(-1, g.shape[1])] = True  # labels out of range set the last element, which is not used
     at = held[:-1].nonzero()[:, 0]
     part = g[:, at].float().t() @ x.float()
     g[:, at] = 0
@@ -179,15 +185,16 @@ def _add_exactly(sums: Sums, i: slice, g: Tensor, x: Tensor, w: Tensor, labels: 
 
 
 def pulled(f: Callable[[Tensor], Row], z: Tensor, gs: tuple[Tensor | None, ...]) -> tuple[Row, Tensor]:
-    """-> f(z), and the gradient of sum g . f(z) by z."""
+    """Return f(z), and the gradient of sum g . f(z) with respect to z."""
     rows, pull = vjp(f, z)[:2]
     return rows, pull(tuple(torch.zeros_like(r) if g is None else g.to(r.dtype) for r, g in zip(rows, gs, strict=True)))[0]
 
 
 def second(f: Callable[[Tensor], Row], z: Tensor, v: Tensor, gs: tuple[Tensor | None, ...]) -> tuple[Tensor, Tensor, Row]:
-    """-> G, the gradient of sum g . f(z); H v, its derivative along v; and the derivatives of the rows along v.
+    """Return G, the gradient of sum g . f(z); H v, its derivative along v; and the derivatives of the outputs along v.
 
-    By reverse mode twice: <G, v> has the derivatives H v by z, H being symmetric, and those of the rows by g.
+    Reverse mode is used twice. H is symmetric, so the derivative of <G, v> with respect to z is H v; its derivatives with respect to g are
+    those of the outputs.
     """
 
     def slope(z: Tensor, gs: Row) -> tuple[Tensor, Tensor]:
@@ -200,7 +207,7 @@ def second(f: Callable[[Tensor], Row], z: Tensor, v: Tensor, gs: tuple[Tensor | 
 
 
 def along(p: Problem, i: slice, v: Row | tuple[Any, ...]) -> Tensor:
-    """How the logits of some rows move along (vx, vW, vb)."""
+    """Return the derivative of the logits of the rows `i` along (vx, vW, vb)."""
     vx, vw, vb = v
     total = torch.zeros((i.stop - i.start, len(p.w)), dtype=p.x.dtype, device=p.x.device)
     total = total if vx is None else total + vx[i] @ p.w.t()
@@ -210,9 +217,9 @@ def along(p: Problem, i: slice, v: Row | tuple[Any, ...]) -> Tensor:
 
 @_in_its_own_types
 def curvature(p: Problem, gs: tuple[Tensor | None, ...], v: tuple[Any, ...], needs: int) -> tuple[tuple[Any, ...], list[Any]]:
-    """-> the second derivative of sum_i g_i . rows_i in (x, W, b) by v, and the rows' derivatives along v.
+    """Return the product of the Hessian of sum_i g_i . outputs_i in (x, W, b) and v, and the derivatives of the outputs along v.
 
-    By chunks; whole where that is itself to be differentiated.
+    It is computed in chunks, or with all logits at once if the result is itself to be differentiated.
     """
     if torch.is_grad_enabled():
         return _whole(p, gs, v)
@@ -236,7 +243,7 @@ def _whole(p: Problem, gs: tuple[Tensor | None, ...], v: tuple[Any, ...]) -> tup
 
 
 def narrowed(p: Problem, sums: Sums) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """The sums in the types of what they belong to."""
+    """Return the sums in the types of x, W and b."""
     dx, dw, db = (None if total is None else total.to(p.x.dtype) for total in (sums.dx, sums.dw, sums.db))
     return dx, dw, db
 
@@ -245,12 +252,12 @@ def narrowed(p: Problem, sums: Sums) -> tuple[Tensor | None, Tensor | None, Tens
 
 
 def wants(ctx: Any) -> int:
-    """Whose gradient autograd asks for, of functions whose first arguments are x, W and b."""
+    """Return which gradients autograd requires, as bits, of a function whose first arguments are x, W and b."""
     return sum(bit for bit, needed in zip((X, W, B), ctx.needs_input_grad, strict=False) if needed)
 
 
 class LinearRows(torch.autograd.Function):
-    """A problem -> what is wanted of every row."""
+    """Function of autograd: the fields of a problem -> the outputs of every row."""
 
     @staticmethod
     def forward(*p: Any) -> Row:
@@ -281,7 +288,8 @@ class LinearRows(torch.autograd.Function):
 
 
 class LinearGradient(torch.autograd.Function):
-    """A problem, whose gradients are wanted, and the upstream gradients of the rows -> the gradients by x, W, b (empty: not wanted)."""
+    """Function of autograd: the fields of a problem, the required gradients as bits, and the upstream gradients of the outputs -> the
+    gradients with respect to x, W and b, empty if not required."""
 
     @staticmethod
     def forward(*arguments: Any) -> Row:
@@ -321,7 +329,7 @@ gradient_of: Callable[..., Row] = LinearGradient.apply
 
 
 def gradients_as_asked(*arguments: Any) -> list[Tensor]:
-    """A problem, whose gradients are wanted, and the upstream gradients -> the gradients by x, W, b; empty where not wanted."""
+    """Compute what `LinearGradient` returns, from its arguments."""
     p, needs, gs = _taken(arguments)
     found = narrowed(p, gradients(p, gs, needs)[1])
     return [p.x.new_empty(0) if one is None else one for one in found]
@@ -333,12 +341,12 @@ def _taken(arguments: tuple[Any, ...]) -> tuple[Problem, int, tuple[Tensor | Non
 
 
 def asked(found: tuple[Any, ...], needs: int, length: int) -> tuple[Any, ...]:
-    """As gradients of the arguments."""
+    """Return the gradients of the `length` arguments of which the first are x, W and b: None where not required, and for the others."""
     return (*(one if needs & bit else None for one, bit in zip(found, (X, W, B), strict=True)), *[None] * (length - 3))
 
 
 def _each(size: int, in_dims: tuple[Any, ...], arguments: tuple[Any, ...], f: Callable[..., Row]) -> Any:
-    """One problem after the other: each has a head's worth of work."""
+    """Compute a batch under vmap one problem after the other, because each has the work of a whole head."""
     cases = ([t if dim is None else t.select(dim, n) for t, dim in zip(arguments, in_dims, strict=True)] for n in range(size))
     found = [f(*case) for case in cases]
     return tuple(map(torch.stack, zip(*found, strict=True))), (0,) * len(found[0])

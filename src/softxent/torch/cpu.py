@@ -1,6 +1,6 @@
-"""Tensors on the CPU: NumPy views of them go where NumPy arrays go (truth.py, sweep.py, the kernels). Nothing is copied.
+"""The computations for CPU tensors. Their NumPy views, which share their memory, are passed to truth.py, sweep.py and the kernels.
 
-`p` is a problem as everywhere in this package: input, target, weight, axis, ignore_index, smoothing, z_loss.
+`p` stands for the arguments input, target, weight, axis, ignore_index, smoothing and z_loss, as in the other files of this package.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ from ..truth import Truth, truth
 FN = "cross_entropy"
 T = TypeVar("T")
 TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}  # as in cpp/kernel.h
-LARGE = 1 << 20  # bytes; below, malloc has pages at hand
+LARGE = 1 << 20  # bytes; malloc reuses its pages for smaller arrays
 
 
 def array(t: Tensor) -> Array:
-    """The tensor's memory as an array; bfloat16 as its bits, which the kernels know."""
+    """Return a NumPy view of the tensor's memory; bfloat16 as uint16, which the kernels take for it."""
     t = t.detach()
-    if t._is_zerotensor() or t.is_neg():  # a tensor that stands for zeros, or for minus its memory
+    if t._is_zerotensor() or t.is_neg():  # tensors whose values are not in memory: lazy zeros and lazy negation
         t = t.clone()
     a: Array = t.view(torch.int16).numpy().view(np.uint16) if t.dtype == torch.bfloat16 else t.numpy()
     return a
 
 
 def like(input: Tensor) -> Tensor:
-    """Memory for a gradient."""
+    """Return an uninitialized tensor for a gradient with respect to `input`."""
     return empty(input.shape, input.dtype) if input.is_contiguous() else torch.empty_like(input)
 
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Memory; a large piece in the kernel's buffer, whose pages are there already from the step before."""
+    """Return an uninitialized tensor. A large one uses the kernel's buffer, whose memory pages are already mapped from the last use."""
     size = math.prod(shape) * dtype.itemsize
     if size < LARGE or kernels.cpu is None:
         return torch.empty(shape, dtype=dtype, device="cpu")
@@ -50,7 +50,7 @@ def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 
 def problem(*p: Any, sample: Tensor | None = None, upstream: Tensor | None = None, reduction: str = "none") -> tuple[Array, Truth]:
-    """The logits, classes last, and the truth of their rows."""
+    """Return the logits, with the class axis last, and the truth of their rows."""
     input, target, weight, axis, ignore_index, smoothing, z_loss = p
     z = contract.to_last(array(input), axis)
     labels = array(target.float() if target.dtype in (torch.bfloat16, torch.float16) else target)
@@ -62,7 +62,7 @@ def problem(*p: Any, sample: Tensor | None = None, upstream: Tensor | None = Non
 
 
 def quick(input: Tensor, target: Tensor, ignore_index: int, reduction: str) -> tuple[Tensor, Tensor | None] | None:
-    """`scalar` as everybody uses it, a matrix and its labels, with nothing to prepare; None where it is not just that."""
+    """As `scalar`, for the most frequent call: a contiguous matrix and its labels, without options. Returns None for other calls."""
     type_, native = TYPES.get(input.dtype), kernels.active()
     if native is not kernels.cpu or type_ is None or target.dtype != torch.int64 or input.dim() != 2 or not input.is_contiguous():
         return None
@@ -90,26 +90,26 @@ def _on_torchs_threads(f: Callable[..., T]) -> Callable[..., T]:
 
 @_on_torchs_threads
 def rows(*p: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """-> of every row: loss and lse, float64, and whether the likeliest class is the true one."""
+    """Return the loss and lse of every row, in float64, and whether its most probable class is the label."""
     z, t = problem(*p)
     parts = np.empty((6, sweep.count(z)))
     result = sweep.forward(z, t, None, parts)
     correct = Partials(*parts)
     found = (*result, (correct.zt >= correct.m) & (correct.zt > -np.inf))  # an ignored row has -inf for both
-    loss, lse, right = (torch.from_numpy(x.reshape(z.shape[:-1])) for x in found)  # no views: forward mode has its rules for them
+    loss, lse, right = (torch.from_numpy(x.reshape(z.shape[:-1])) for x in found)  # not views of one tensor, which forward mode restricts
     return loss, lse, right
 
 
 @_on_torchs_threads
 def gradient(*p: Any) -> Tensor:
-    """The gradient by the logits; the last two arguments are the upstream gradients of the rows' losses and lse, or None."""
+    """Return the gradient of the logits. The last two arguments, upstream gradients of the rows' losses and lse, may be None."""
     *p, g, g_lse = p  # type: ignore[assignment]
     dz = like(p[0])
     axis = p[3]
     if g is not None:
         z, t = problem(*p, upstream=g)
         sweep.fused(z, t, None, contract.to_last(array(dz), axis))
-    if g_lse is not None:  # d lse / dz is softmax: the truth of no class, with mass 1
+    if g_lse is not None:  # the gradient of lse is softmax: that of a truth with mass 1 whose label matches no class
         z = contract.to_last(array(p[0]), axis)
         more = dz if g is None else torch.empty_like(dz)
         sweep.fused(z, sweep.bare(z, array(g_lse.double())), None, contract.to_last(array(more), axis))
@@ -119,7 +119,7 @@ def gradient(*p: Any) -> Tensor:
 
 @_on_torchs_threads
 def in_place(*p: Any) -> Tensor:
-    """Writes the gradient for the upstream gradients g, the last argument, over the logits; -> each row's loss."""
+    """Overwrite the logits with their gradient for the upstream gradients g, the last argument. Returns the loss of each row."""
     *p, g = p  # type: ignore[assignment]
     z, t = problem(*p, upstream=g)
     return torch.from_numpy(sweep.fused(z, t, None, z)[0])
@@ -127,7 +127,7 @@ def in_place(*p: Any) -> Tensor:
 
 @_on_torchs_threads
 def scalar(*p: Any, sample: Tensor | None, reduction: str) -> tuple[Tensor, Tensor | None]:
-    """The reduced loss and, in the same pass, its gradient, where somebody wants it."""
+    """Return the reduced loss and, if it is required, its gradient, computed in the same pass."""
     z, t = problem(*p, sample=sample, reduction=reduction)
     dz = like(p[0]) if ahead(p[0]) else None
     result = sweep.forward(z, t, None) if dz is None else sweep.fused(z, t, None, contract.to_last(array(dz), p[3]))
@@ -136,13 +136,13 @@ def scalar(*p: Any, sample: Tensor | None, reduction: str) -> tuple[Tensor, Tens
 
 
 def ahead(input: Tensor) -> bool:
-    """Whether a scalar loss makes its gradient in the same pass: not of float16, where upstream gradients of 65536 (loss scaling) keep
-    what would be lost unscaled."""
+    """Whether a scalar loss computes its gradient in the same pass. Not in float16: with loss scaling, the upstream gradient is large
+    (65536), and keeps small entries of the gradient from being rounded to 0."""
     return input.requires_grad and input.dtype != torch.float16 and torch.is_grad_enabled()
 
 
 def scaled(dz: Tensor, g: Tensor) -> Tensor:
-    """dz times an upstream gradient, in place; what is 0 stays 0, as an ignored row has to."""
+    """Multiply dz by an upstream gradient, in place. An entry of 0 stays 0 even if g is not finite, as ignored rows require."""
     by = g.item()
     if by == 1:
         return dz
@@ -150,6 +150,6 @@ def scaled(dz: Tensor, g: Tensor) -> Tensor:
 
 
 def result_dtype(input: Tensor) -> torch.dtype:
-    """Of losses: that of the logits; float32 under autocast."""
+    """Return the dtype of a loss: that of the logits, or float32 under autocast."""
     narrow = input.dtype in (torch.bfloat16, torch.float16)
     return torch.float32 if narrow and torch.is_autocast_enabled(input.device.type) else input.dtype

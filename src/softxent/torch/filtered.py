@@ -1,4 +1,4 @@
-"""The gradient filter for tensors on the CPU: softxent/filtering.py on NumPy's views of them."""
+"""The gradient filter of linear cross-entropy for CPU tensors: softxent/filtering.py, applied to their NumPy views."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from .chunked import Problem
 
 
 def filters(p: Problem) -> bool:
-    """Whether the kernel alone makes G, in a type whose roundings are below any tolerance."""
+    """Whether the filter can be used: the kernel computes G in place, on the CPU, in float32 or float64."""
     return p.lean() and p.x.is_cpu and p.x.dtype in (torch.float32, torch.float64)
 
 
 @torch.no_grad()
 def filtered_gradients(p: Problem, g: Tensor, needs: int, tol: float, stats: FilterStats) -> tuple[Tensor, Sums]:
-    """As `chunked.gradients` for the upstream gradients g of the losses, some blocks of classes left out within the tolerance."""
+    """As `chunked.gradients`, for the upstream gradients g of the losses, with blocks of classes left out within the tolerance."""
     p = p._replace(budget=less(p.budget), x=p.x.detach(), w=p.w.detach())
     sums, losses = p.sums(needs), torch.empty(len(p.x), dtype=torch.float64)
     if sums.dw is not None:
@@ -39,6 +39,6 @@ def filtered_gradients(p: Problem, g: Tensor, needs: int, tol: float, stats: Fil
 
 
 def _in_place(p: Problem, g: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """The rows `i`, their losses and their G, in a buffer."""
+    """Yield the slices of the rows, their losses, and their G in a buffer that the next chunk overwrites."""
     for i, z in p.chunks():
         yield i, cpu.in_place(z, p.of(i), p.weight, 1, p.ignore_index, p.smoothing, p.z_loss, g[i]), z

@@ -1,8 +1,9 @@
-"""`Logits`: a head's logits without storage, computed when somebody wants more than their shape.
+"""`Logits`: the logits of a head as a tensor whose values are computed only when they are read. patch.py uses it.
 
-`Source` is what they are made of: hidden states, head, and the steps done to them since (casts, a scale, a softcap). Anything else
-finds a plain tensor, computed once, as the head would have. That is decided above autograd, in `__torch_function__`, so that views,
-writes and gradients are those of the plain tensor; what reaches torch past it, as a function of autograd does, still has the gradient.
+A `Source` holds what the logits are computed from: the hidden states, the head, and the operations applied to the logits since (casts,
+scaling, a softcap). Any other operation computes the values, once, as the head would have, and continues with an ordinary tensor. This
+happens in `__torch_function__`, above autograd, so that views, writes and gradients are those of the ordinary tensor. `__torch_dispatch__`
+handles code that bypasses it, such as functions of autograd; gradients work there too.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ from .rows import PLAIN
 
 
 class Source(NamedTuple):
-    """What lazy logits are made of."""
+    """What lazy logits are computed from."""
 
     x: Tensor  # [*rows, D]
     w: Tensor  # [C, D]
     b: Tensor | None  # [C]
-    autocast: torch.dtype | None  # the type that autocast had set
-    grad: bool  # whether autograd recorded
+    autocast: torch.dtype | None  # the type of autocast when the head was called
+    grad: bool  # whether gradients were enabled then
     versions: tuple[Any, ...]
     steps: tuple[tuple[str, Any], ...] = ()  # names of STEPS, and their arguments
 
@@ -44,7 +45,7 @@ class Source(NamedTuple):
         return torch.autocast(self.x.device.type, dtype=to or torch.bfloat16, enabled=to is not None)
 
     def whole(self) -> Tensor:
-        """The logits, under the autocast that the head was called under."""
+        """Compute the logits, with the autocast setting of the head's call."""
         with self.casting(self.autocast):
             z = F.linear(self.x, self.w, self.b)
             for name, value in self.steps:
@@ -52,7 +53,7 @@ class Source(NamedTuple):
         return z
 
     def current(self) -> Source:
-        """Itself, if what it is made of is still what it was when the head was called."""
+        """Return itself. Raises an error if the tensors have changed since the head was called."""
         if self.versions != _versions(self.x, self.w, self.b):
             fail(
                 "patch", "output.logits", "be read before the weights change, for they are computed when read", "new weights", RuntimeError
@@ -60,13 +61,13 @@ class Source(NamedTuple):
         return self
 
     def squash(self) -> tuple[float | None, float] | None:
-        """-> softcap and temperature, if that is what the steps are."""
+        """Return softcap and temperature, if the operations are equivalent to them, else None."""
         cap, divisor = None, 1.0
         for name, value in self.steps:
             if name == "tanh":
                 if cap is not None:
                     return None
-                cap = divisor  # tanh(z / cap) is cap tanh(z / cap), divided by cap
+                cap = divisor  # tanh(z / cap) is cap tanh(z / cap) divided by cap, and the divisor stays cap
             elif name != "cast":
                 divisor = divisor * value if name == "div" else divisor / value
         return cap, divisor
@@ -88,7 +89,7 @@ _ASKED |= {getattr(Tensor, name).__get__ for name in ("shape", "dtype", "device"
 
 
 def _step(func: Any, z: Any, rest: tuple[Any, ...]) -> tuple[str, Any] | None:
-    """What a function does to lazy logits z, where it is one of STEPS."""
+    """Return the name and the argument in STEPS of what `func` does to lazy logits z, or None if it is another operation."""
     if not rest:
         if func in _CASTS or func is Tensor.contiguous:
             return "cast", _CASTS.get(func, z.dtype)
@@ -103,7 +104,7 @@ def _step(func: Any, z: Any, rest: tuple[Any, ...]) -> tuple[str, Any] | None:
 
 
 class Logits(Tensor):
-    """Lazy logits [*rows, C]."""
+    """Logits [*rows, C] that are computed when they are read."""
 
     source: Source
     computed: Tensor | None
@@ -117,7 +118,7 @@ class Logits(Tensor):
 
     def whole(self) -> Tensor:
         if self.computed is None:
-            with torch.set_grad_enabled(self.source.grad):  # whoever reads first may be under no_grad, and the next not
+            with torch.set_grad_enabled(self.source.grad):  # the first reader may use no_grad although a later one does not
                 self.computed = self.source.current().whole()
         return self.computed
 
@@ -146,7 +147,7 @@ class Logits(Tensor):
 
 
 class _Lazy(torch.autograd.Function):
-    """The head and the steps, for autograd: (source, x, W, b) -> Logits."""
+    """Function of autograd for the head and the operations after it: (source, x, W, b) -> Logits."""
 
     @staticmethod
     def forward(ctx: Any, source: Source, *_: Any) -> Any:
@@ -169,12 +170,12 @@ def _lazy(source: Source) -> Any:
 
 
 def _versions(*tensors: Tensor | None) -> tuple[Any, ...]:
-    """What changes with a tensor: how often it was written to, and whether it is there at all, which sharding ends."""
+    """Return numbers that change with a tensor: how often it was written to, and the size of its storage, which sharding frees."""
     return tuple(None if t is None else (0 if t.is_inference() else t._version, t.untyped_storage().nbytes()) for t in tensors)
 
 
 def logits(x: Tensor, w: Tensor, b: Tensor | None) -> Any:
-    """F.linear(x, w, b), lazy if they are plain tensors that nothing looks at from outside."""
+    """Return F.linear(x, w, b), lazily if these are ordinary tensors outside of a compiler, a transform and forward mode."""
     device = x.device.type
     autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) and x.dtype != torch.float64 else None
     given = [t for t in (x, w, b) if t is not None]

@@ -1,4 +1,8 @@
-"""The head and the loss as one: `linear_cross_entropy`, whose logits are never whole. The chunks are those of softxent/linear.py."""
+"""The public functions for a linear head and its loss: `linear_cross_entropy` and `LinearCrossEntropyLoss`.
+
+They check their arguments and choose how the loss is computed. chunked.py computes the rows and their derivatives, a chunk of logits at a
+time, with the chunks of softxent/linear.py.
+"""
 
 from __future__ import annotations
 
@@ -50,37 +54,44 @@ def linear_cross_entropy(
     filter_stats: FilterStats | None = None,
     class_weight: None = None,
 ) -> Any:
-    """`torch.nn.functional.linear_cross_entropy`: the `cross_entropy` of `logits = input W^T + b`, a chunk of rows at a time.
+    """Compute the cross-entropy of `logits = input W^T + b` and labels, with the logits computed a chunk of rows at a time.
+
+    With G the gradient with respect to the logits, prediction - truth, the gradients are dX = G W, dW = G^T X and db = sum_i G_i. The
+    function has the arguments of `torch.nn.functional.linear_cross_entropy`, and further options.
 
     Args:
         input: [*rows, D], such as [B, T, D]; float32, float64, bfloat16 or float16.
         linear_weight: W, [C, D].
-        target: class indices [*rows]; probabilities [*rows, C]; or a teacher (input', W') or (input', W', b'), with input' [*rows, D'],
-            whose prediction is the truth (distillation: softcap and temperature are the teacher's too; it gets no gradient).
+        target: class indices [*rows]; or probabilities [*rows, C]; or, for distillation, the hidden states and the head of a teacher,
+            (input', W') or (input', W', b') with input' [*rows, D'], whose predictions are then the truth. softcap and temperature apply to
+            the teacher's logits too, and the teacher gets no gradient.
         linear_bias: b, [C].
         weight, reduction, label_smoothing, z_loss, softcap, temperature, sample_weight, return_*, check: as in `cross_entropy`.
-        ignore_index: as in `cross_entropy`; None is -100. Rows that are ignored are left out of every product, on the CPU.
-        options: torch's `LinearCrossEntropyOptions`: a batch_chunk_size in it is obeyed.
-        shift: the target of each place of the last axis of rows is that of the next (next-token labels): the results have a place less.
-        budget: bytes of logits held at once, 64 MiB. Few tall chunks are quick: each adds to all of W's gradient.
-        filter_tol, filter_stats: the gradient filter, as in `softxent.linear_cross_entropy_and_grad`. It works where the forward makes the
-            gradients, in float32 and float64 on the CPU, without temperature or softcap; elsewhere they are exact, as in a second backward.
+        ignore_index: as in `cross_entropy`; None means -100. On the CPU, ignored rows are left out of every matrix product.
+        options: None, or torch's `LinearCrossEntropyOptions`, whose batch_chunk_size sets the rows of a chunk.
+        shift: whether each position of the last axis of rows predicts the label of the next position, as in language models. The results
+            then have one position less.
+        budget: the bytes of logits that are held at once; 64 MiB by default. Larger chunks are faster, because each adds to all of dW.
+        filter_tol, filter_stats: the gradient filter, as in `softxent.linear_cross_entropy_and_grad`. It works if the gradients are
+            computed in the forward pass, in float32 or float64 on the CPU, without temperature and softcap. In other cases, and in a second
+            backward pass, nothing is left out.
         class_weight: the name of weight in softxent's functions for NumPy, which is refused.
 
     Returns:
-        The loss, in the dtype of `input` (float32 under autocast); or a `Result`, if anything more is asked for.
+        The loss, in the dtype of `input` (float32 under autocast), or a `Result` if a `return_` option is set.
 
     Raises:
-        ValueError, TypeError: a shape, label, dtype or option that does not fit.
+        ValueError, TypeError: if a shape, label, dtype or option does not fit.
 
-    Every derivative is right: by input, W and b, of any order, forward mode and torch.func included. What is frozen costs no product. Where
-    W is bfloat16 or float16, its gradient is summed up in float32.
+    Derivatives of any order with respect to input, W and b are available, in reverse and forward mode and by torch.func. If a gradient is
+    not required, its matrix product is skipped. If W is bfloat16 or float16, its gradient is accumulated in float32.
 
-    Cost: a scalar loss makes its gradients in the forward: three matrix products, and `budget` beside the gradients. With `return_*`,
-    reduction="none", float16, or under a transform or compiler, they are made in the backward, with a fourth product. Derivatives of the
-    third order, and by `target` or `weight`, and a W of more than two axes, hold the logits whole.
+    Cost: for a scalar loss, the gradients are computed in the forward pass, with three matrix products and `budget` bytes beyond the
+    gradients. With a `return_` option, reduction="none" or float16, and under a transform or compiler, they are computed in the backward
+    pass, with a fourth product. Third derivatives, derivatives with respect to `target` or `weight`, and a W of more than two axes need all
+    logits in memory.
 
-    Mathematics: "prediction - truth", then the chain rule: dX = G W, dW = G^T X, db = sum_i G_i.
+    Source: Part 3 of the derivation, and its part on linear heads.
     """
     if class_weight is not None:
         contract.renamed(FN, "class_weight", class_weight, "weight")
@@ -96,8 +107,8 @@ def linear_cross_entropy(
             temperature=temperature, sample_weight=sample_weight, check=check, **more,
         )  # fmt: skip
     h = _head(input, linear_weight, target, linear_bias, sample_weight, shift)
-    like = h.x.new_zeros(()).expand(len(h.x), len(h.w))  # the logits' shape and type, without the logits
-    seen = like.float() if h.y is None else h.y  # a teacher gives probabilities
+    like = h.x.new_zeros(()).expand(len(h.x), len(h.w))  # has the shape and type of the logits, and needs no memory
+    seen = like.float() if h.y is None else h.y  # the labels, or what has the shape of a teacher's probabilities
     _, (ignore_index, e, penalty) = checked(FN, like, seen, weight, h.sample, ignore_index, reduction, label_smoothing, z_loss)
     squashed(FN, like[:0], softcap, temperature)
     if return_logprobs and seen.is_floating_point():
@@ -126,11 +137,18 @@ _OPTIONS = (linear_cross_entropy.__kwdefaults__ or {}).keys() - {"linear_bias", 
 
 
 class LinearCrossEntropyLoss(Module):
-    """The head and its loss as a module: `weight` [classes, features] and `bias` are its parameters, the rest are the options of
-    `linear_cross_entropy`.
+    """A linear head and its loss as a module: `CrossEntropyLoss()(nn.Linear(D, C)(x), target)` is `LinearCrossEntropyLoss(D, C)(x,
+    target)`.
 
-    `LinearCrossEntropyLoss(D, C)(x, target)` is `CrossEntropyLoss()(nn.Linear(D, C)(x), target)`. Set `weight` to an embedding's to tie
-    them.
+    Its parameters are `weight` [num_classes, in_features] and `bias` [num_classes]. To share the weight of an embedding, assign it to
+    `weight`.
+
+    Args:
+        in_features: D, the length of a hidden state.
+        num_classes: C.
+        bias: whether there is a bias.
+        device, dtype: of the parameters.
+        options: the keyword options of `linear_cross_entropy`. A call of the module may override them.
     """
 
     def __init__(
@@ -154,6 +172,8 @@ class LinearCrossEntropyLoss(Module):
 
 
 class _Head(NamedTuple):
+    """The checked arguments, with the axes of rows merged into one."""
+
     x: Tensor  # [N, D]
     w: Tensor  # [C, D]
     b: Tensor | None
@@ -164,7 +184,7 @@ class _Head(NamedTuple):
 
 
 def _head(input: Any, weight: Any, target: Any, bias: Any, sample: Any, shift: bool) -> _Head:
-    """The arguments, checked, with the axes of rows made one."""
+    """Check the arguments and merge the axes of rows."""
     teacher = target if isinstance(target, tuple) else None
     if teacher is not None and len(teacher) not in (2, 3):
         fail(FN, "target", "be a tensor, or (input, weight) or (input, weight, bias) of a teacher", f"a tuple of {len(teacher)}", TypeError)
@@ -205,7 +225,7 @@ def _rows_of(sample: Any, x: Tensor, lead: torch.Size) -> Tensor:
 
 
 def _cast(input: Any, weight: Any, bias: Any, whose: str = "") -> tuple[Any, Any, Any]:
-    """In one type, that of autocast where it is on, as nn.Linear's arguments would be; checked."""
+    """Check a head's arguments and return them in one type: that of autocast, if it is enabled, as nn.Linear would."""
     for name, t in (("input", input), ("linear_weight", weight), ("linear_bias", bias)):
         if t is not None or name != "linear_bias":
             tensor(FN, whose + name, t, input)
@@ -224,7 +244,7 @@ def _cast(input: Any, weight: Any, bias: Any, whose: str = "") -> tuple[Any, Any
 
 
 def _of_many_axes(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-    """The logits [N, C, d1, ...] of a W [C, d1, ..., D]."""
+    """Return the logits [N, C, d1, ...] of a W [C, d1, ..., D]."""
     z = F.linear(x, w.flatten(0, -2), None if b is None else b.flatten())
     return z.reshape(*x.shape[:-1], *w.shape[:-1])
 
@@ -238,8 +258,10 @@ def _budget(options: Any, budget: int, row: int) -> int:
 def _without_ignored(
     h: _Head, like: Tensor, ignore_index: int, eager: bool, check: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """-> x, y and sample of the rows that count, and where they were (None: where they are). Elsewhere than in plain CPU tensors all
-    rows stay, those that are ignored with x = 0."""
+    """Return x, y and sample without the ignored rows, and the indices of the rows that remain (None if no row was left out).
+
+    Rows are left out of ordinary CPU tensors only. For other tensors x is set to 0 in the ignored rows.
+    """
     x, y, sample = h.x, h.y, h.sample
     if y is None or y.is_floating_point():
         return x, y, sample, None
@@ -248,7 +270,7 @@ def _without_ignored(
     live = y != ignore_index
     if not eager or not x.is_cpu:
         return x.masked_fill(~live[:, None], 0), y, sample, None
-    tensors.check(like, y, 1, ignore_index, FN)  # before any work
+    tensors.check(like, y, 1, ignore_index, FN)  # raises before anything is computed
     if bool(live.all()):
         return x, y, sample, None
     at = live.nonzero()[:, 0]
@@ -256,13 +278,13 @@ def _without_ignored(
 
 
 def _needs(p: Problem) -> int:
-    """Whose gradient is wanted."""
+    """Return which of x, W and b require a gradient, as bits."""
     wants = [bit for bit, t in zip((X, W, B), p[:3], strict=True) if t is not None and t.requires_grad]
     return sum(wants) if torch.is_grad_enabled() else 0
 
 
 class _Ahead(torch.autograd.Function):
-    """A reduced loss, with its gradients made in the same pass: handed over in the first backward, made anew in another."""
+    """A reduced loss with gradients from the forward pass. The first backward pass returns them; another one computes them again."""
 
     @staticmethod
     def forward(
@@ -287,9 +309,10 @@ class _Ahead(torch.autograd.Function):
 
 
 def _ahead(p: Problem, sample: Tensor | None, divide: Any, tol: float | None, stats: FilterStats) -> Tensor:
+    """Return a reduced loss, with its gradients computed in the same pass, with or without the gradient filter."""
     one = torch.ones((), dtype=torch.float64, device=p.x.device)
     up = ((one if sample is None else sample.double()) / divide).expand(len(p.x))
-    up = torch.where(up.isfinite(), up, 0.0)  # of a mean over nothing
+    up = torch.where(up.isfinite(), up, 0.0)  # a mean over no rows divides by 0
     needs = _needs(p)
     losses, sums = gradients(p, (up,), needs) if tol is None or not filters(p) else filtered_gradients(p, up, needs, tol, stats)
     loss = (losses if sample is None else losses * sample.double()).sum() / divide

@@ -1,5 +1,7 @@
-"""`cross_entropy` in place of `torch.nn.functional.cross_entropy`. A front end only: it says which rows, classes and options there are, and
-truth.py, the kernels and autograd.py do the rest.
+"""The public functions for logits that are given as a tensor: `cross_entropy`, `CrossEntropyLoss`, `log_softmax` and `logsumexp`.
+
+They check their arguments (rows.py) and choose how the loss is computed. autograd.py has the derivatives, and cpu.py and tensors.py call
+the kernels.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ FN = "cross_entropy"
 
 
 class Result(NamedTuple):
-    """The loss, and what else was asked for (None: it was not)."""
+    """What `cross_entropy` and `linear_cross_entropy` return if a `return_` option is set. A field that was not requested is None."""
 
     loss: Tensor
     lse: Tensor | None = None
@@ -50,36 +52,39 @@ def cross_entropy(
     check: bool = False,
     class_weight: None = None,
 ) -> Any:
-    """`torch.nn.functional.cross_entropy`: `loss = mass * lse(z) - <y, z>`, with the gradient `mass * softmax(z) - y`.
+    """Compute the softmax cross-entropy of logits and labels; replaces `torch.nn.functional.cross_entropy`.
+
+    The loss of a row is `- sum_k y_k log softmax(z)_k = mass * lse(z) - <y, z>`, where z are its logits, y its truth (the target
+    probabilities), mass the sum of y, and lse(z) = log sum_k exp(z_k). Its gradient is `mass * softmax(z) - y`.
 
     Args:
-        input: logits [C], [N, C] or [N, C, d1, ...]; float32, float64, bfloat16 or float16, any strides.
-        target: class indices of the shape of `input` without its class axis, or probabilities of the shape of `input`.
+        input: logits [C], [N, C] or [N, C, d1, ...]; float32, float64, bfloat16 or float16, with any strides.
+        target: class indices, with the shape of `input` without the class axis, or probabilities with the shape of `input`.
         weight, ignore_index, reduction, label_smoothing, size_average, reduce: as in torch.
-        z_loss: L >= 0, adds L lse(z)^2 to every row that is not ignored.
-        softcap: c > 0, the logits become c tanh(z / c).
-        temperature: T > 0, divides the logits (after softcap).
-        sample_weight: broadcasts to the rows, multiplies each row's loss; a mean divides by the sum of the weights.
-        return_lse, return_entropy, return_logprobs: also lse(z), the entropy of the prediction, and log softmax(z) at the label, each with
-            the shape of the rows and differentiable; 0 where the row is ignored.
-        return_correct: also in how many rows the likeliest class is the true one (a tie counts, an ignored row does not).
-        check: on a GPU, wait for the labels and refuse one that is out of range (not under torch.compile). On the CPU that is always done.
-            Unchecked, such a row's loss and gradient are NaN.
+        z_loss: L >= 0; adds L lse(z)^2 to each row that is not ignored.
+        softcap: c > 0; the logits become c tanh(z / c).
+        temperature: T > 0; divides the logits, after the softcap.
+        sample_weight: broadcasts to the rows; multiplies the loss of each row. A mean is divided by the sum of the weights.
+        return_lse, return_entropy, return_logprobs: also return lse(z), the entropy of the prediction, or log softmax(z) at the label, for
+            each row. They are differentiable, and 0 for ignored rows.
+        return_correct: also return the number of rows whose most probable class is the label. A tie counts, an ignored row does not.
+        check: on a GPU, wait for the labels and raise an error if one is out of range (not under torch.compile). Otherwise the loss and the
+            gradient of its row are NaN. On the CPU, labels are always checked.
         class_weight: the name of weight in softxent's functions for NumPy, which is refused.
 
     Returns:
-        The loss, in the dtype of `input` (float32 under autocast); or a `Result`, if anything more is asked for.
+        The loss, in the dtype of `input` (float32 under autocast), or a `Result` if a `return_` option is set.
 
     Raises:
-        ValueError, TypeError: a shape, label, dtype or option that does not fit.
+        ValueError, TypeError: if a shape, label, dtype or option does not fit.
 
-    Every derivative is in closed form: backward, double backward and beyond, forward mode, torch.func. A second backward, a frozen
-    input, a hook or checkpointing change nothing. `input` is never written to.
+    Derivatives of any order are computed from closed formulas: backward, double backward and higher, forward mode, and torch.func. `input`
+    is never written to.
 
-    Cost: a scalar loss and its gradient are made in one pass in the forward, and the gradient is kept until the backward; one buffer of the
-    size of `input`, and O(rows) beyond it.
+    Cost: a scalar loss and its gradient are computed in the forward pass, in one pass over the logits. The gradient, an array of the size
+    of `input`, is kept until the backward pass. Beyond it, O(rows) bytes.
 
-    Mathematics: Results 1 to 3 and "prediction - truth" of the derivation.
+    Source: Parts 1 to 3 of the derivation.
     """
     if size_average is not None or reduce is not None:
         reduction = torch.nn._reduction.legacy_get_string(size_average, reduce)
@@ -112,7 +117,7 @@ def cross_entropy(
 
 
 def reduced(found: dict[str, Tensor], sample: Tensor | None, reduction: str, total: Any, dtype: torch.dtype, more: bool) -> Any:
-    """The rows as they are returned: the loss alone or a `Result`. A mean divides by `total`."""
+    """Return the reduced loss, or a `Result` if `more` is set. A mean is divided by `total`."""
     loss = found.pop("loss") if sample is None else found.pop("loss") * sample.double()
     loss = (loss if reduction == "none" else loss.sum() if reduction == "sum" else loss.sum() / total).to(dtype)
     if not more:
@@ -121,7 +126,12 @@ def reduced(found: dict[str, Tensor], sample: Tensor | None, reduction: str, tot
 
 
 class CrossEntropyLoss(Module):
-    """`cross_entropy` as a module: `torch.nn.CrossEntropyLoss` and its arguments, and the keyword options of `cross_entropy`."""
+    """`cross_entropy` as a module; replaces `torch.nn.CrossEntropyLoss`.
+
+    Args:
+        weight, size_average, ignore_index, reduce, reduction, label_smoothing: as in `torch.nn.CrossEntropyLoss`.
+        z_loss, softcap, ..., check: as in `cross_entropy`.
+    """
 
     def __init__(
         self, weight: Tensor | None = None, size_average: bool | None = None, ignore_index: int = -100, reduce: bool | None = None,
@@ -150,8 +160,7 @@ class CrossEntropyLoss(Module):
 
 
 class _Scalar(torch.autograd.Function):
-    """A reduced loss, with its gradient dz if that was made in the same pass. It is handed over in the first backward, and made anew in
-    another."""
+    """A reduced loss with its gradient dz from the forward pass, or None. The first backward pass returns dz; another computes it again."""
 
     @staticmethod
     def forward(ctx: Any, input: Tensor, found: tuple[Tensor, Tensor | None], problem: tuple[Any, ...]) -> Tensor:
@@ -167,7 +176,7 @@ class _Scalar(torch.autograd.Function):
         batched = batched_by_autograd(g)
         if ctx.fresh and not batched and not torch.is_grad_enabled():
             ctx.fresh = False
-            return devices(dz).scaled(dz.data, g), None, None  # what is handed over may be written to: that is nothing to the saved one
+            return devices(dz).scaled(dz.data, g), None, None  # .data: an in-place change of the result is not one of the saved dz
         reduction, axis, ignore_index, *_ = ctx.options
         up = g.double() / (1 if reduction == "sum" else total(input, target, weight, sample, axis, ignore_index))
         up = (up if sample is None else up * sample.double()).expand([n for i, n in enumerate(input.shape) if i != axis])
@@ -178,7 +187,21 @@ _scalar: Callable[..., Tensor] = _Scalar.apply
 
 
 def logsumexp(input: Tensor, dim: int = -1, keepdim: bool = False) -> Tensor:
-    """`lse(z) = log sum_k exp(z_k)` over one axis, in the dtype of `input`; its gradient is softmax. As `torch.logsumexp`."""
+    """Compute log-sum-exp over one axis, `lse(z) = log sum_k exp(z_k)`, as `torch.logsumexp` does. Its gradient is softmax.
+
+    Args:
+        input: float32, float64, bfloat16 or float16, of any shape with at least one axis.
+        dim: the axis.
+        keepdim: whether the result keeps the axis, with length 1.
+
+    Returns:
+        A tensor with the dtype of `input`.
+
+    Raises:
+        ValueError, TypeError: if the dtype or the axis does not fit.
+
+    Cost: one read and O(rows) bytes; derivatives of any order, as in `cross_entropy`.
+    """
     if _on_axis("logsumexp", input, dim):
         return torch.logsumexp(input, dim, keepdim)
     lse = rows(input, _first(input, dim), None, dim % input.ndim, -100, 0.0, 0.0)[1].to(input.dtype)
@@ -186,7 +209,22 @@ def logsumexp(input: Tensor, dim: int = -1, keepdim: bool = False) -> Tensor:
 
 
 def log_softmax(input: Tensor, dim: int = -1) -> Tensor:
-    """`log softmax(z)_k = z_k - lse(z)` over one axis, as (z_k - max z) - (lse - max z): no digit is lost near probability 1."""
+    """Compute the logarithm of softmax over one axis, `log softmax(z)_k = z_k - lse(z)`, as `torch.log_softmax` does.
+
+    It is computed as (z_k - max z) - (lse - max z), so that values near 0 keep their digits.
+
+    Args:
+        input: float32, float64, bfloat16 or float16, of any shape with at least one axis.
+        dim: the axis.
+
+    Returns:
+        A tensor with the shape and dtype of `input`.
+
+    Raises:
+        ValueError, TypeError: if the dtype or the axis does not fit.
+
+    Cost: three reads and one write; derivatives of any order, as in `cross_entropy`.
+    """
     if _on_axis("log_softmax", input, dim):
         return torch.log_softmax(input, dim)
     top = input.argmax(dim)
@@ -195,7 +233,7 @@ def log_softmax(input: Tensor, dim: int = -1) -> Tensor:
 
 
 def _on_axis(fn: str, input: Tensor, dim: int) -> bool:
-    """Refuse what has no such axis. -> Whether it has no classes: there is nothing to compute then."""
+    """Raise an error if the input has no such axis. Returns whether the axis is empty; torch's own function is used then."""
     tensor(fn, "input", input, input)
     if input.dtype not in FLOATS:
         fail(fn, "input", "be float32, float64, bfloat16 or float16", input.dtype, TypeError)
@@ -207,5 +245,5 @@ def _on_axis(fn: str, input: Tensor, dim: int) -> bool:
 
 
 def _first(input: Tensor, dim: int) -> Tensor:
-    """The first class as the label of every row."""
+    """Return the first class as the label of every row."""
     return torch.zeros_like(input.select(dim, 0), dtype=torch.int64)

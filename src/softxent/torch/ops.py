@@ -1,8 +1,11 @@
-"""The layer as operators of torch.library: what torch.compile, torch.export and tensors that are no plain tensors see."""
+"""The layer as operators of torch.library, for torch.compile, torch.export and subclasses of Tensor.
+
+Each operator calls the same computations and derivatives as the functions of autograd in autograd.py and chunked.py.
+"""
 
 from __future__ import annotations
 
-from typing import Any, List  # noqa: UP035 - torch 2.6 reads no other name in an operator's signature
+from typing import Any, List  # noqa: UP035 - torch 2.6 accepts no other name in the signature of an operator
 
 import torch
 from torch import Tensor

@@ -1,8 +1,8 @@
-"""`patch`: a causal language model of Hugging Face's transformers computes its loss from its hidden states, its logits never whole.
+"""`patch` makes a causal language model of Hugging Face's transformers compute its loss by `linear_cross_entropy`.
 
-Given labels, such a model calls its head, then `self.loss_function` on the head's logits. In a patched model the head gives lazy logits
-(lazy.py). The loss reads what they are made of; anything else that reads them, in the model or after it, finds them computed. Only the
-one model is changed: its class becomes a subclass of what it was.
+If labels are given, such a model calls its head and then `self.loss_function` on the logits. In a patched model, the head returns lazy
+logits (lazy.py). The loss function uses what they are computed from; any other code that reads the logits, in the model or after it, gets
+their values. Only the one model is changed: its class is replaced by a subclass.
 """
 
 from __future__ import annotations
@@ -26,24 +26,27 @@ FN = "patch"
 
 
 def patch(model: Any) -> Any:
-    """Make a transformers causal language model compute its loss by `linear_cross_entropy`, and return it: the same model.
+    """Change a causal language model of transformers so that it computes its loss by `linear_cross_entropy`.
 
-    Called with labels, it gives the loss and the gradients of before. `output.logits` are computed if somebody reads them before the
-    weights change, and else never; the loss is not made from them, so that it has no gradient by them. Calls without labels, `generate`,
-    saving, pickling and the `state_dict` are those of before; a deep copy is patched too. `unpatch` undoes it, as does the end of a
-    `with patch(model):`.
+    A call with labels returns the same loss and gradients as before, and the logits are never all in memory. `output.logits` are computed
+    when they are read, which must be before the weights change. The loss is not computed from them and has no gradient with respect to
+    them. Calls without labels, `generate`, saving, pickling and the `state_dict` do not change; a deep copy is patched too. `unpatch`, or
+    the end of a `with patch(model):` block, undoes the change.
 
     Args:
         model: a `transformers.PreTrainedModel` whose head is an `nn.Linear` and whose forward calls `self.loss_function`, ForCausalLMLoss.
-            Logits that the model scales, or caps by tanh, are recognised. Of a model of peft, patch its `get_base_model()`.
+            The model may scale its logits or apply a tanh softcap to them. For a model of peft, pass its `get_base_model()`.
+
+    Returns:
+        The same model.
 
     Raises:
-        ValueError, TypeError: another model.
+        ValueError, TypeError: if the model is of another kind.
 
-    Under torch.compile, a functional transform, or with sharded or quantised weights, the logits are whole as before. So compile the
-    model's body alone: `patch(model).model.compile()`.
+    Under torch.compile or a functional transform, and with sharded or quantized weights, all logits are computed as before. So compile the
+    body of the model only: `patch(model).model.compile()`.
 
-    Cost: that of `linear_cross_entropy`; what is frozen costs no product.
+    Cost: that of `linear_cross_entropy`.
     """
     if not isinstance(model, Patched):
         _check(model)
@@ -53,7 +56,17 @@ def patch(model: Any) -> Any:
 
 
 def unpatch(model: Any) -> Any:
-    """Give a patched model its class back, and return it; another model is left as it is."""
+    """Undo `patch`.
+
+    Args:
+        model: a model. One that is not patched is left as it is.
+
+    Returns:
+        The same model.
+
+    Raises:
+        TypeError: if the class of the patched model was changed since.
+    """
     if isinstance(model, Patched):
         kind: Any = type(model)
         if "stock" not in vars(kind):
@@ -83,14 +96,14 @@ def _is_stock(loss: Any) -> bool:
 
 
 def _unfit(head: Any) -> str | None:
-    """Why a head is not one that can be lazy; None: it can."""
+    """Return why the logits of this head cannot be lazy, or None if they can."""
     if not isinstance(head, Linear) or type(head).forward is not Linear.forward:
         return type(head).__name__
     return "one with another forward than its class's" if "forward" in vars(head) else None
 
 
 class Patched:
-    """In the class of every patched model. What that was before is `stock`."""
+    """A base class of the class of every patched model. `stock` is the class that the model had before."""
 
     stock: Any
 
@@ -101,7 +114,7 @@ class Patched:
         unpatch(self)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        made: Any = super().__reduce_ex__(1)  # later protocols insist on an object's own class
+        made: Any = super().__reduce_ex__(1)  # later protocols only accept the class of the object itself
         make, arguments, *rest = made
         return make, tuple(self.stock if a is type(self) else a for a in arguments), *rest
 
@@ -114,7 +127,7 @@ class Patched:
 
 @functools.cache
 def _class(stock: Any) -> Any:
-    """The class of patched models that were of the class `stock`, whose name it keeps: transformers reads it."""
+    """Return the class of patched models whose class was `stock`. It has the same name, because transformers reads it."""
     at = list(inspect.signature(stock.forward).parameters).index("labels") - 1
     getter, setter = stock.loss_function.fget, stock.loss_function.fset
 
@@ -135,10 +148,10 @@ def _class(stock: Any) -> Any:
 
 
 def _lazily(head: Any, call: Any) -> Any:
-    """A call of the model, during which its head gives lazy logits."""
+    """Call the model with a head that returns lazy logits."""
     why = _unfit(head)
     if why is not None:
-        if not isinstance(getattr(head, "forward", None), functools.partial):  # else this is a call within a call
+        if not isinstance(getattr(head, "forward", None), functools.partial):  # it is one in a nested call
             warnings.warn(f"patch: the logits of a patched model are whole, for its head is {why}", RuntimeWarning, stacklevel=4)
         return call()
     head.forward = functools.partial(_head, head)
@@ -162,12 +175,12 @@ def _loss(
     shift_labels: Any = None,
     **kwargs: Any,
 ) -> Any:
-    """transformers' ForCausalLMLoss. What is not recognised goes to `stock`, which is that."""
+    """Compute the loss of transformers' ForCausalLMLoss. Logits and labels of other kinds are passed to `stock`, the original function."""
     source, squash, target = _recognised(logits, labels, vocab_size, shift_labels)
     if source is None or squash is None:
         return stock(logits, labels, vocab_size, num_items_in_batch, ignore_index, shift_labels, **kwargs)
     narrow = source.x.dtype if source.x.dtype in (torch.bfloat16, torch.float16) else None
-    with source.casting(source.autocast or narrow):  # under autocast, of their own type too, narrow numbers have a float32 loss
+    with source.casting(source.autocast or narrow):  # with autocast, even to their own type, 16-bit tensors have a float32 loss
         loss = linear_cross_entropy(
             source.x, source.w, target, linear_bias=source.b, ignore_index=ignore_index, softcap=squash[0], temperature=squash[1],
             shift=shift_labels is None, reduction="mean" if num_items_in_batch is None else "sum",
@@ -177,7 +190,7 @@ def _loss(
 
 
 def _recognised(logits: Any, labels: Any, vocab_size: int, shift_labels: Any) -> tuple[lazy.Source | None, Any, Any]:
-    """-> what the logits are made of, their softcap and temperature, and the labels [*rows]; or None."""
+    """Return the source of lazy logits, their softcap and temperature, and the labels [*rows], or None if they are of another kind."""
     none = None, None, None
     if not isinstance(logits, lazy.Logits) or logits.computed is not None or vocab_size != logits.shape[-1]:
         return none

@@ -1,5 +1,7 @@
-"""The rows of a problem: its arguments checked, and each row's loss and the rest, as a function of autograd or as the operator that a
-compiler sees.
+"""The checks of the arguments for tensors, and the loss, lse, entropy and log-probability of each row.
+
+loss.py and chunked.py use this file. The rows are computed by a function of autograd (autograd.py) or, under torch.compile and for tensors
+of other types, by an operator of torch.library (ops.py).
 """
 
 from __future__ import annotations
@@ -24,10 +26,10 @@ RETURNS = ("lse", "entropy", "logprobs", "correct")
 
 
 def rows(*p: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """loss, lse and correct of every row: as a function of autograd and torch.func, or as the operator that a compiler sees."""
+    """Return loss, lse and correct of every row, by the function of autograd or by the operator."""
     found: tuple[Tensor, Tensor, Tensor]
     if torch.compiler.is_compiling() and forward_ad._current_level >= 0:
-        # operators of torch.library have no forward mode, and drop a tangent without a word
+        # operators of torch.library have no forward mode, and drop a tangent without an error
         beside: Any = torch.compiler.disable  # untyped
         found = beside(rows_of)(*p)
         return found
@@ -36,14 +38,14 @@ def rows(*p: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def eagerly(t: Tensor) -> bool:
-    """Whether a function of autograd computes; else the operator."""
+    """Whether the function of autograd is used for this tensor, and not the operator."""
     compiling = torch.compiler.is_compiling()
     plain = type(t) in PLAIN and not t.is_meta and not compiling
     return plain or (not compiling and torch._C._are_functorch_transforms_active())
 
 
 def plain(input: Tensor, target: Tensor) -> bool:
-    """Whether these are tensors that nothing looks at from outside: no transform, no compiler, no dual number."""
+    """Whether these are ordinary tensors: no transform of torch.func, no compiler, no forward-mode tangent and no subclass is involved."""
     return (
         type(input) in PLAIN and type(target) in PLAIN and not input.is_meta and not torch.compiler.is_compiling()
         and not torch._C._are_functorch_transforms_active() and not torch._C._len_torch_dispatch_stack() and forward_ad._current_level < 0
@@ -63,11 +65,11 @@ def outputs(
     wanted: tuple[str, ...],
     eager: bool = False,
 ) -> dict[str, Tensor]:
-    """Of every row, by name: loss and lse (float64), entropy, logprobs and correct, as far as they are wanted. z: after the softcap."""
+    """Return the wanted outputs of every row by name: loss and lse (float64), entropy, logprobs, correct. z: logits after the softcap."""
     loss, lse, correct = rows(*problem(eager, z, target, weight, axis, *options))
     dead = None if target.is_floating_point() else target == options[0]
     found = {"loss": loss, "correct": correct}
-    if "lse" in wanted:  # a row that is ignored has no part in anything, whatever its logits
+    if "lse" in wanted:  # lse of an ignored row is 0, whatever its logits
         found["lse"] = lse if dead is None else lse.masked_fill(dead, 0)
     if "logprobs" in wanted:
         found["logprobs"] = -rows(z, target, None, axis, options[0], 0.0, 0.0)[0]
@@ -77,7 +79,10 @@ def outputs(
 
 
 def entropy(z: Tensor, axis: int, dead: Tensor | None) -> Tensor:
-    """The cross-entropy whose truth is the prediction. A masked class has a finite logit here: 0 times -inf has no gradient."""
+    """Return the entropy of each row: the cross-entropy with softmax itself as the truth.
+
+    A masked class gets a finite logit here, because the gradient of 0 times -inf is NaN.
+    """
     masked = z == -torch.inf
     z = z.masked_fill(masked & ~masked.all(axis, keepdim=True), -6e4 if z.dtype == torch.float16 else -1e30)
     z = z if dead is None else z.masked_fill(dead.unsqueeze(axis), 0)
@@ -88,7 +93,11 @@ def entropy(z: Tensor, axis: int, dead: Tensor | None) -> Tensor:
 def problem(
     eager: bool, z: Tensor, target: Tensor, weight: Tensor | None, axis: int, ignore_index: int, smoothing: float, z_loss: float
 ) -> tuple[Any, ...]:
-    """What the rows are computed from. A truth that is differentiated is written out first, so that its own derivatives are torch's."""
+    """Return the arguments from which the rows are computed.
+
+    If probabilities or class weights require a gradient, the truth is first computed as an array over all classes by torch's operations,
+    which then give those derivatives.
+    """
     probable = target.is_floating_point()
     written = (weight is not None or smoothing > 0) if probable and not eager else differentiable(weight) or (
         probable and target.requires_grad and (weight is not None or smoothing > 0)
@@ -104,7 +113,7 @@ def problem(
 
 
 def total(input: Tensor, target: Tensor, weight: Tensor | None, sample: Tensor | None, axis: int, ignore_index: int) -> Any:
-    """What a mean divides by."""
+    """Return the sum of the rows' weights, by which a mean is divided."""
     lead = [n for i, n in enumerate(input.shape) if i != axis]
     each: Any = 1 if sample is None else sample.double().expand(lead)
     if target.is_floating_point():
@@ -134,7 +143,7 @@ def checked(
     fn: str, input: Tensor, target: Tensor, weight: Tensor | None, sample: Tensor | None, ignore_index: int, reduction: str,
     smoothing: float, z_loss: float,
 ) -> tuple[int, tuple[int, float, float]]:  # fmt: skip
-    """The class axis, and the options."""
+    """Check the arguments. Returns the class axis and the options (ignore_index, label_smoothing, z_loss)."""
     given: dict[str, Any] = {"input": input, "target": target, "weight": weight, "sample_weight": sample}
     for name, t in given.items():
         if t is None and name in ("weight", "sample_weight"):
@@ -167,5 +176,6 @@ def checked(
 
 
 def squashed(fn: str, input: Tensor, softcap: float | None, temperature: float) -> Tensor:
+    """Return the logits after softcap and temperature."""
     s = truth.squash(fn, temperature, softcap)
     return input if s is None else s(wide(input))

@@ -1,7 +1,8 @@
-"""Tensors that NumPy cannot see, those of a GPU: their truth is made where they are, and nothing here waits for the device.
+"""The computations for tensors that have no NumPy view, such as those on a GPU. cpu.py has the same functions for CPU tensors.
 
-`p` is a problem as everywhere in this package: input, target, weight, axis, ignore_index, smoothing, z_loss. The functions are those of
-cpu.py. A label out of range cannot be refused without waiting: its row's loss and gradient are NaN.
+The truth of the rows is computed on the tensor's device, and no function except `check` waits for the device. So a label out of range
+cannot raise an error: the loss and the gradient of its row are NaN. `p` stands for the arguments input, target, weight, axis, ignore_index,
+smoothing and z_loss, as in the other files of this package.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor
 from .. import contract, truth
 from ..kernels import reference
 from ..truth import NO_LABEL
-from . import arrays as arrays  # the formula computes with tensors from here on
+from . import arrays as arrays  # registers the functions with which formula.py computes on tensors
 from .cpu import ahead, result_dtype
 
 try:
@@ -31,30 +32,33 @@ else:
 
 FN = "cross_entropy"
 NAMES: dict[str, Any] = {"formula": reference, **({"triton": triton} if triton else {})}
-_forced: str | None = None  # not a ContextVar: autograd's threads have to see it
+_forced: str | None = None  # not a ContextVar, because the threads of autograd must see it
 _warned = False
 
 
 class Truth(NamedTuple):
-    """What kernels/__init__.py names, on the device."""
+    """The truth of R rows, as the kernels take it (kernels/__init__.py), in tensors on the device."""
 
     label: Tensor  # [R]
     rows: Tensor  # [4, R]
     off: Tensor | None  # [C] or [R, C]
-    total: Tensor  # what a mean divides by
+    total: Tensor  # the sum of the rows' weights, by which a mean is divided
 
 
 def forced() -> str | None:
-    """The backend that use_backend names for tensors of all devices."""
+    """Return the name of the backend that use_backend selected, or None."""
     return _forced
 
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Within the `with` block, compute for all tensors, those of the CPU too, by the named backend: "triton" or "formula".
+    """Select a backend for the tensors of all devices, CPU included, within a `with` block: "triton" or "formula".
 
-    It holds for the whole process, for autograd has threads of its own. Triton runs on a CPU only under its interpreter, which
-    TRITON_INTERPRET=1 asks for before Triton is imported.
+    The selection holds for the whole process, because autograd has its own threads. Triton runs on a CPU only in its interpreter, which the
+    environment variable TRITON_INTERPRET=1 enables if it is set before Triton is imported.
+
+    Raises:
+        ValueError: if the backend does not exist or is not available.
     """
     global _forced
     if not isinstance(name, str) or name not in NAMES:
@@ -69,7 +73,7 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 def kernel(z: Tensor) -> Any:
-    """Who computes. Warns once where a GPU has to do without Triton."""
+    """Return the backend for tensors on the device of z. Warns once if Triton is missing on a GPU."""
     global _warned
     if _forced is not None:
         return NAMES[_forced]
@@ -84,7 +88,7 @@ def kernel(z: Tensor) -> Any:
 
 
 def problem(*p: Any, sample: Tensor | None = None, upstream: Tensor | None = None, reduction: str = "none") -> tuple[Tensor, Truth]:
-    """The logits [R, C] and the truth of their rows."""
+    """Return the logits [R, C] and the truth of their rows."""
     input, target, weight, axis, ignore_index, smoothing, z_loss = p
     z, n = _matrix(input.detach(), axis), _count(input, axis)
     classes = z.shape[1]
@@ -118,14 +122,14 @@ def problem(*p: Any, sample: Tensor | None = None, upstream: Tensor | None = Non
 
 
 def check(input: Tensor, target: Tensor, axis: int, ignore_index: int, fn: str = FN) -> None:
-    """Refuse a label out of range. On a GPU this waits for it."""
+    """Raise an error if a label is out of range. On a GPU this waits for the labels."""
     labels = target.detach().cpu().numpy()
     classes = input.shape[axis]
     contract.inside(fn, "target", labels, reference.first_outside(labels.reshape(-1), classes, ignore_index), classes, ignore_index)
 
 
 def rows(*p: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """-> of every row: loss and lse, float64, and whether the likeliest class is the true one."""
+    """Return the loss and lse of every row, in float64, and whether its most probable class is the label."""
     z, t = problem(*p)
     parts = torch.empty((6, len(z)), dtype=torch.float64, device=z.device)
     loss, lse = _forward(z, t, parts)
@@ -134,13 +138,13 @@ def rows(*p: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def gradient(*p: Any) -> Tensor:
-    """The gradient by the logits; the last two arguments are the upstream gradients of the rows' losses and lse, or None."""
+    """Return the gradient of the logits. The last two arguments, upstream gradients of the rows' losses and lse, may be None."""
     *p, g, g_lse = p  # type: ignore[assignment]
     input, axis = p[0], p[3]
     found = []
     if g is not None:
         found.append(_fused(input, axis, *problem(*p, upstream=g))[1])
-    if g_lse is not None:  # d lse / dz is softmax: the truth of no class, with mass 1
+    if g_lse is not None:  # the gradient of lse is softmax: that of a truth with mass 1 whose label matches no class
         z, up = _matrix(input.detach(), axis), g_lse.detach().double().reshape(-1)
         t = Truth(torch.full_like(up, NO_LABEL, dtype=torch.int64), torch.stack([(up != 0).double(), 0 * up, 0 * up, up]), None, up)
         found.append(_fused(input, axis, z, t)[1])
@@ -148,7 +152,7 @@ def gradient(*p: Any) -> Tensor:
 
 
 def in_place(*p: Any) -> Tensor:
-    """Writes the gradient for the upstream gradients g, the last argument, over the logits; -> each row's loss."""
+    """Overwrite the logits with their gradient for the upstream gradients g, the last argument. Returns the loss of each row."""
     *p, g = p  # type: ignore[assignment]
     z, t = problem(*p, upstream=g)
     result = torch.empty((2, len(z)), dtype=torch.float64, device=z.device)
@@ -157,7 +161,7 @@ def in_place(*p: Any) -> Tensor:
 
 
 def scalar(*p: Any, sample: Tensor | None, reduction: str) -> tuple[Tensor, Tensor | None]:
-    """The reduced loss and, in the same pass, its gradient, where somebody wants it."""
+    """Return the reduced loss and, if it is required, its gradient, computed in the same pass."""
     z, t = problem(*p, sample=sample, reduction=reduction)
     if ahead(p[0]):
         (losses, _), dz = _fused(p[0], p[3], z, t)
@@ -168,7 +172,7 @@ def scalar(*p: Any, sample: Tensor | None, reduction: str) -> tuple[Tensor, Tens
 
 
 def scaled(dz: Tensor, g: Tensor) -> Tensor:
-    """dz times an upstream gradient that the host does not know; where that is 1, as of loss.backward(), the kernel leaves dz alone."""
+    """Return dz times an upstream gradient g that is on the device. If g is 1, as in loss.backward(), the kernel does not touch dz."""
     by = kernel(dz)
     return torch.where(dz == 0, dz, dz * g) if by is reference else by.scale(dz, g)
 
@@ -180,7 +184,7 @@ def _forward(z: Tensor, t: Truth, parts: Tensor | None) -> Tensor:
 
 
 def _fused(input: Tensor, axis: int, z: Tensor, t: Truth) -> tuple[Tensor, Tensor]:
-    """-> loss and lse of the rows, and the gradient, like `input`."""
+    """Return loss and lse of the rows, and the gradient, with the shape and strides of `input`."""
     dz, result = torch.empty_like(input, requires_grad=False), torch.empty((2, len(z)), dtype=torch.float64, device=z.device)
     place = _viewed(dz, axis)
     out = torch.empty_like(z) if place is None else place
@@ -200,7 +204,7 @@ def _count(input: Tensor, axis: int) -> int:
 
 
 def _viewed(t: Tensor, axis: int) -> Tensor | None:
-    """A view [R, C] with adjacent columns, where there is one."""
+    """Return a view [R, C] with adjacent columns, or None if the strides do not allow it."""
     last = t.movedim(axis, -1)
     if last.stride(-1) != 1:
         return None
