@@ -27,6 +27,24 @@ def pytest_configure(config):
     config.addinivalue_line("filterwarnings", "ignore::pytest.PytestUnraisableExceptionWarning")
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    """A skipped test fails, unless its decorator `skipif` gives the reason: a platform, or a version of torch."""
+    return unless_skipped((yield), any(item.iter_markers("skipif")))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector):
+    """The same for a whole file."""
+    return unless_skipped((yield), False)
+
+
+def unless_skipped(report, allowed):
+    if report.skipped and not hasattr(report, "wasxfail") and not allowed:
+        report.outcome, report.longrepr = "failed", f"{report.longrepr[2]}: a test that is skipped fails; install what it needs"
+    return report
+
+
 @pytest.fixture(params=BACKENDS)
 def backend(request):
     with softxent.use_backend(request.param):

@@ -10,10 +10,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
-
-pytest.importorskip("rich")
-pytest.importorskip("matplotlib")
-
 from rich.console import Console
 
 import softxent

@@ -109,7 +109,7 @@ def test_the_process_does_not_grow(backend, dtype, rows, classes, threads):
         env=environment(),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     row = 8 * classes

@@ -12,12 +12,11 @@ import numpy as np
 import pytest
 import torch
 from cases import environment
-from test_cli import command  # without the extra "cli" this skips
+from test_cli import command
 from test_page import HOSTILE, browser  # noqa: F401
 
 import softxent
 
-pytest.importorskip("latex2mathml")
 Z, NAMES = [2.0, 1.0, 0.1], ["cat", "dog", "owl"]
 
 
