@@ -219,7 +219,7 @@ def test_truth_all_over_the_vocabulary_keeps_the_gradient_and_the_loss(rng, caps
         f["value"] for part in got["parts"] for one in part["remarks"] for f in one["formulas"] if f["text"].startswith("L =")
     )
     assert got["loss"] == pytest.approx(loss, rel=1e-13) and of_the_lines < loss - 1
-    assert "They hold truth of their own" in shown(capsys, arguments, 120, monkeypatch)
+    assert "The truth of the merged classes is not 0" in shown(capsys, arguments, 120, monkeypatch)
 
 
 def test_a_row_of_a_vocabulary_costs_no_more_than_one_of_13_classes(tmp_path):
@@ -800,8 +800,8 @@ def test_html_shows_the_derivations_that_are_named_and_no_link_to_others(names, 
 def test_html_says_what_is_put_together(tmp_path, capsys, rng):
     np.save(tmp_path / "z.npy", rng.normal(0, 3, 1000))
     page, _ = written(tmp_path, capsys, "--file", str(tmp_path / "z.npy"), "--label", "1")
-    assert "989 classes are put together as one, with their log-sum-exp as its score." in page
-    assert "put together" not in written(tmp_path, capsys)[0]
+    assert "989 classes are merged into one, whose score is their log-sum-exp." in page
+    assert "merged" not in written(tmp_path, capsys)[0]
 
 
 @pytest.mark.parametrize(

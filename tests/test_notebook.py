@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import subprocess
@@ -187,7 +188,7 @@ def test_without_the_extra_cli_it_says_what_to_install():
 def test_without_the_extra_proof_a_notebook_shows_the_text_and_why():
     needs = "the page of softxent.explain needs the extra \"proof\"; in a clone of softxent: pip install '.[proof]'"
     text, first, *_, last = without("latex2mathml")
-    assert text == "True" and first == f"<p>{needs}</p><pre>The row" and last == f"ImportError {needs}"
+    assert text == "True" and html.unescape(first) == f"<p>{needs}</p><pre>The row" and last == f"ImportError {needs}"
 
 
 def test_another_missing_package_is_not_blamed_on_an_extra():

@@ -1,4 +1,4 @@
-"""The derivation of one row's gradient, for Python and notebooks. Nothing of it is loaded before `explain` is called."""
+"""`softxent.explain`: the derivation of the gradient of a row, for Python and notebooks."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from . import contract
 if TYPE_CHECKING:
     from .explanation import Account
 
-HEIGHT = 640  # of the page in a notebook, in CSS pixels: about what a screen shows of a notebook; the page scrolls inside
+HEIGHT = 640  # the height of the page in a notebook, in CSS pixels; the page scrolls
 
 
 class Explanation:
-    """What `explain` returns. A notebook shows it as a page with live numbers, and a terminal as text.
+    """The result of `explain`. A notebook shows it as a page whose scores can be changed, and a terminal as text.
 
     Attributes:
-        agrees: whether every line agrees with the line before it, and the last with the slopes of the loss and with softxent's gradient.
+        agrees: whether every line has the value of the line before it, and the last line that of the slopes of the loss and of the gradient
+            that `cross_entropy_and_grad` computes, up to the bounds on their errors.
     """
 
     def __init__(self, account: Account, *, derivations: Sequence[str], everything: bool) -> None:
@@ -32,13 +33,18 @@ class Explanation:
         self.agrees = account.agrees
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything that is shown, as numbers, strings, lists and dicts: what `softxent explain --json` prints."""
+        """Return everything that is shown as numbers, strings, lists and dicts, as `softxent explain --json` prints it."""
         from .explanation import as_json
 
         return as_json(self._account)
 
     def to_html(self) -> str:
-        """The page, a whole HTML document that needs no other file. It needs a label, not probabilities, and the extra "proof"."""
+        """Return the page, an HTML document that needs no other file.
+
+        Raises:
+            ValueError: if the truth was given as probabilities: on the page, the label can be changed.
+            ImportError: if the extra "proof" is not installed.
+        """
         from .explanation import as_html
 
         try:
@@ -47,11 +53,11 @@ class Explanation:
             _need_extra("the page of softxent.explain", error)
 
     def save(self, path: str | Path) -> None:
-        """Write the page into a file."""
+        """Write the page into a file. Errors are those of `to_html`."""
         Path(path).write_text(self.to_html(), encoding="utf-8")
 
     def __repr__(self) -> str:
-        """The text, in the width of the terminal."""
+        """Return the text, in the width of the terminal."""
         from rich.console import Console
 
         from .explanation.terminal import show
@@ -61,7 +67,7 @@ class Explanation:
         return "\n".join(line.rstrip() for line in file.getvalue().splitlines())
 
     def _repr_html_(self) -> str:
-        """The page in a frame of its own. Where there can be no page, the text, and the reason."""
+        """Return the page in a frame or, if there can be no page, the reason and the text."""
         try:
             return _frame(self.to_html())
         except (ImportError, ValueError) as error:
@@ -69,10 +75,10 @@ class Explanation:
 
 
 def _frame(page: str) -> str:
-    """An element that shows a whole document, as text in ASCII, so that the encoding of the document around it does not matter.
+    """Return an <iframe> element that contains the page, in ASCII, so that the encoding of the surrounding document does not matter.
 
-    The frame is sandboxed: the scripts of the page cannot reach the notebook. Its own address is the base of its links, because a link to
-    a place in the page would otherwise lead to the notebook.
+    The frame is sandboxed, so that the scripts of the page cannot access the notebook. The base of its links is its own address, because
+    links inside the page would otherwise lead to the notebook.
     """
     page = page.replace("<head>", '<head><base href="about:srcdoc">', 1)
     style = f"width: 100%; height: {HEIGHT}px; border: 1px solid #8888; box-sizing: border-box; resize: vertical"
@@ -80,7 +86,7 @@ def _frame(page: str) -> str:
 
 
 def _escaped(text: str) -> str:
-    """HTML as the value of an attribute in single quotes; the double quotes, of which a page has many, stay as they are."""
+    """Escape HTML as the value of an attribute in single quotes. Double quotes stay as they are, because a page has many."""
     for sign, name in (("&", "&amp;"), ("<", "&lt;"), ("'", "&#39;")):
         text = text.replace(sign, name)
     return text.encode("ascii", "xmlcharrefreplace").decode()
@@ -97,33 +103,35 @@ def explain(
     derivations: str | Sequence[str] = (),
     everything: bool = False,
 ) -> Explanation:
-    """The derivation of one row's gradient, `dz_k = mass * softmax(z)_k - y_k`, line by line, with the row's numbers.
+    """Explain the gradient of the loss of a row, `dz_k = mass * softmax(z)_k - y_k`: derive it line by line, with the numbers of the row.
 
-    Each line stands with the rule that leads to it and with its value, and the last beside the slopes of the loss and the gradient of
-    `cross_entropy_and_grad`. In a notebook the result is shown as a page whose scores can be moved, in a terminal as text.
+    Each line has the reason for it, and its value. The last line is compared with central differences of the loss and with the gradient of
+    `cross_entropy_and_grad`. A notebook shows the result as a page whose scores can be changed, and a terminal shows it as text.
 
     Args:
-        logits: [C], one row: an array, a list or a tensor on the CPU; float32, float64, float16 or bfloat16, integers as float64. Of
-            more than 12 classes the likeliest are shown, and the others are put together as one. -inf is a masked class.
-        label: the true class: its index, or its name. A str is always a name, an int always an index.
-        truth: [C], probabilities of any mass in place of the label. They are taken as the decimals that they are printed as, so
+        logits: [C], the scores of one row: an array, a list or a tensor on the CPU, in float32, float64, float16 or bfloat16; integers
+            become float64. If there are more than 12 classes, the most probable ones are shown, and the others are merged into one. A score
+            of -inf masks its class.
+        label: the true class, as an index (int) or as a name (str).
+        truth: [C], probabilities instead of a label. They need not sum to 1. Each is taken as the decimal number that it is printed as, so
             that [0.7, 0.2, 0.1] sums to exactly 1.
-        names: [C], the names of the classes; "class 0", "class 1", ... if None.
-        j, k: the classes that play j and k in the derivation, by index or by name. If None, k is the label, and j the likeliest class
-            that is not k.
-        derivations: names of the only derivations to show, such as "result1"; `softxent explain --list` lists them.
-        everything: whether the parts beyond the article are shown too.
+        names: [C], the names of the classes. The default is "class 0", "class 1" and so on.
+        j, k: the classes of the indices j and k, given by index or name. The default of k is the label, that of j the most probable other
+            class.
+        derivations: the name of a derivation, such as "result1", or a list of names, to show only these. `softxent explain --list` lists
+            all names.
+        everything: whether to show the parts beyond the article as well.
 
     Returns:
         An `Explanation`.
 
     Raises:
-        ValueError, TypeError: a shape, class, name or score that does not fit.
-        ImportError: the extra "cli" is not installed. The page needs the extra "proof" too; without it a notebook shows the text.
+        ValueError, TypeError: if a shape, class, name or score does not fit.
+        ImportError: if the extra "cli" is not installed. The page needs the extra "proof" too; without it a notebook shows the text.
 
-    Cost: a tenth of a second for the article's derivations, and a second with `everything`, at 50 digits; O(C) beyond 12 classes.
+    Cost: about a tenth of a second for the derivations of the article, and a second with `everything`, plus O(C).
 
-    Mathematics: the derivation is `softxent.proof.derivation`; the values are computed by `softxent.proof.replay`.
+    Source: the derivation is `softxent.proof.derivation`, and its values are computed with 50 digits by `softxent.proof.replay`.
     """
     try:
         import rich  # noqa: F401
@@ -148,7 +156,7 @@ def explain(
 
 
 def _class(argument: str, value: Any) -> int | str | None:
-    """A class by its name or its index, which may be an int of NumPy or a tensor with one element."""
+    """Check a class: a name, or an index, which may be an integer of NumPy or a tensor with one element."""
     if value is None or isinstance(value, str):
         return value
     try:
@@ -167,7 +175,7 @@ def _decimals(truth: Any) -> list[Decimal]:
 
 
 def _need_extra(what: str, error: ModuleNotFoundError) -> NoReturn:
-    """Say which extra holds the package that is missing, if one does."""
+    """Raise ImportError with the name of the extra that contains the missing package."""
     if extra := contract.extra(error):
         raise ImportError(contract.needs_extra(what, extra)) from error
     raise error

@@ -101,8 +101,8 @@ def explain(
     file: Annotated[Path | None, typer.Option(help="A file of logits: .npy, .npz or .csv.")] = None,
     row: Annotated[int | None, typer.Option(help="The row of the file, from 0.", show_default="0")] = None,
     labels: Annotated[Path | None, typer.Option(help="The labels [N] of the file's rows: .npy or .npz.")] = None,
-    j: Annotated[str | None, typer.Option("--j", help="The class that is j, as --label.", show_default="the likeliest other")] = None,
-    k: Annotated[str | None, typer.Option("--k", help="The class that is k, as --label.", show_default="the label")] = None,
+    j: Annotated[str | None, typer.Option("--j", help="The class of j, as --label.", show_default="the most probable other")] = None,
+    k: Annotated[str | None, typer.Option("--k", help="The class of k, as --label.", show_default="the label")] = None,
     html: Annotated[Path | None, typer.Option(help="Write a page with live numbers there instead.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print everything as JSON instead.")] = False,
 ) -> None:

@@ -1,6 +1,7 @@
-"""The derivation on a row of numbers: every line with its numbers filled in and its value, and the gradient beside two witnesses.
+"""Evaluate the derivation for a row of scores: every line with the numbers inserted, and its value.
 
-What is shown is worked out here, once, for the terminal (terminal.py) and for JSON.
+The last line is compared with central differences of the loss and with the gradient of `cross_entropy_and_grad`. The result, an `Account`,
+is shown by terminal.py as text and by `as_json` as JSON. The page (page.py) evaluates the lines in the browser.
 """
 
 from __future__ import annotations
@@ -25,32 +26,46 @@ from .classes import close_to
 from .row import Row
 
 STEP = Decimal("1e-12")  # h of the central difference
-NOUGHT = Decimal("1e-40")  # what rounding at 50 digits leaves of an exact 0
-ROUNDING = Decimal("1e-48")  # of a sum of a few numbers about 1, in 50 digits
-GIVEN = ("N", "v", "w", "u", "W", "b", "x", *EXAMPLE, "m", "m1", "m2", "s1", "s2")  # what a derivation may speak of beyond scores and truth
+NOUGHT = Decimal("1e-40")  # a smaller value, computed with 50 digits, may be an exact 0 plus rounding
+ROUNDING = Decimal("1e-48")  # the rounding error of a sum of a few numbers near 1, with 50 digits
+GIVEN = (
+    "N",
+    "v",
+    "w",
+    "u",
+    "W",
+    "b",
+    "x",
+    *EXAMPLE,
+    "m",
+    "m1",
+    "m2",
+    "s1",
+    "s2",
+)  # names that a derivation may use besides the scores and the truth
 
 
 class Line(NamedTuple):
-    """A line of a derivation on numbers. `step` is None for the start. `lemmas` are derivations that the step shows inside itself."""
+    """A line of a derivation with its value. `step` is None for the first line. `lemmas` are shown inside the step."""
 
     expr: E
     step: book.Step | None
     filled: E
     value: Decimal
-    holds: bool  # whether what it is given is so for this row
-    agrees: bool  # with the line before, whichever classes play the indices; True where it does not hold
+    holds: bool  # whether the conditions of the line are satisfied by this row
+    agrees: bool  # whether its value is that of the line before, for all values of the indices; True if the line does not hold
     lemmas: list[Replay]
 
 
 class Replay(NamedTuple):
-    """A derivation on numbers, its indices at the places `at`."""
+    """A derivation with its values. `at` has the places of its indices."""
 
     derivation: Derivation
     at: dict[str, int]
-    given: list[tuple[E, Any]]  # what it speaks of beyond scores and truth, as Decimals, in lists for vectors and matrices
+    given: list[tuple[E, Any]]  # the names that it uses besides the scores and the truth, and their values: Decimals or lists of them
     lines: list[Line]
-    choices: int  # of indices, at which all lines were compared
-    apart: Decimal  # the largest relative distance of a line from the line before
+    choices: int  # the number of values of the indices for which all lines were compared
+    apart: Decimal  # the largest relative difference between a line and the line before
 
     @property
     def agrees(self) -> bool:
@@ -58,7 +73,7 @@ class Replay(NamedTuple):
 
 
 class Formula(NamedTuple):
-    """A formula of a remark, with numbers filled in and its value where it has one."""
+    """A formula of a remark, with the numbers inserted, and its value if it has one."""
 
     formula: Definition | E
     filled: E | None = None
@@ -66,7 +81,7 @@ class Formula(NamedTuple):
 
 
 class Section(NamedTuple):
-    """A part of the derivation on numbers: its remarks, and its derivations."""
+    """A part of the derivation with its values: its remarks and its derivations."""
 
     part: Part
     remarks: list[tuple[str, list[Formula]]]
@@ -74,18 +89,18 @@ class Section(NamedTuple):
 
 
 class End(NamedTuple):
-    """Prediction - truth at every place, and the two witnesses."""
+    """Prediction - truth at every place, and the two gradients with which it is compared."""
 
     line: E
     mass: Decimal
     yhat: list[Decimal]
     gradient: list[Decimal]
     slopes: list[Decimal]  # central differences of the loss
-    slope_error: Decimal  # at most
+    slope_error: Decimal  # a bound on the error of the slopes
     loss: Decimal
-    ours: list[float]  # softxent's
-    masked: list[float]  # softxent's at the masked classes, where it is to be 0
-    bound: list[Decimal]  # on |ours - gradient|
+    ours: list[float]  # the gradient of cross_entropy_and_grad
+    masked: list[float]  # the same at the masked classes, where it must be 0
+    bound: list[Decimal]  # bounds on |ours - gradient|
     our_loss: float
     loss_bound: Decimal
 
@@ -103,13 +118,13 @@ class Account(NamedTuple):
     """All that `softxent explain` shows."""
 
     row: Row
-    definitions: list[tuple[Definition, E, Decimal]]  # with numbers filled in, and the value; those that no remark introduces
+    definitions: list[tuple[Definition, E, Decimal]]  # those that no remark introduces, with the numbers inserted, and their values
     sections: list[Section]
     end: End
 
     @property
     def replays(self) -> list[Replay]:
-        """All derivations in the order in which they are read: a lemma before the derivation that shows it."""
+        """All derivations in the order of reading: a lemma comes before the derivation inside which it is shown."""
         return [one for section in self.sections for whole in section.replays for one in _with_lemmas(whole)]
 
     @property
@@ -118,7 +133,7 @@ class Account(NamedTuple):
 
     @property
     def truth_note(self) -> str:
-        """What is different where the truth of the row is not one-hot; empty where it is."""
+        """A sentence for a row whose truth is not one-hot, or an empty string."""
         if _one_hot(self.row):
             return ""
         if self.end.mass == 1:
@@ -139,7 +154,7 @@ def _one_hot(row: Row) -> bool:
 
 
 def chosen(fn: str, wanted: Sequence[str], everything: bool = False) -> list[tuple[Part, tuple[Derivation, ...]]]:
-    """The derivations named, without the remarks of their parts, or else whole parts: all of them, or those of the article."""
+    """Return the derivations with these names, without remarks. Without names, return all parts, or those of the article."""
     parts = {one.name: (part._replace(remarks=()), (one,)) for part in book.PARTS for one in part.derivations}
     for name in wanted:
         if name not in parts:
@@ -148,7 +163,7 @@ def chosen(fn: str, wanted: Sequence[str], everything: bool = False) -> list[tup
 
 
 def account(row: Row, parts: Iterable[tuple[Part, tuple[Derivation, ...]]]) -> Account:
-    """Work out the derivations on a row, and compare the last line with the loss's slopes and with softxent."""
+    """Evaluate the derivations for a row, and compare the last line with the slopes of the loss and with cross_entropy_and_grad."""
     with localcontext(CONTEXT):
         end = _end(row)
         sections = [_section(row, part, derivations, end) for part, derivations in parts]
@@ -160,13 +175,13 @@ def account(row: Row, parts: Iterable[tuple[Part, tuple[Derivation, ...]]]) -> A
 
 def _section(row: Row, part: Part, derivations: tuple[Derivation, ...], end: End) -> Section:
     if part.remarks and book.GRADIENT in derivations and end.mass != 1:
-        derivations = (*derivations, book.GENERAL)  # shows p where the article has 1
+        derivations = (*derivations, book.GENERAL)  # it has p where the article has 1
     remarks = [(one.words, [_formula(row, f) for f in one.formulas]) for one in part.remarks]
     return Section(part, remarks, [_replay(row, part, one, _roles(row, one)) for one in derivations])
 
 
 def _formula(row: Row, formula: Definition | E) -> Formula:
-    """With numbers where it has a value that is the same in every case: j and k have no value before there is a case."""
+    """Evaluate a formula of a remark, unless it depends on j or k, which have no value before a case is chosen."""
     if isinstance(formula, E) or letters(formula.body) or not names(formula.body) <= {"z", "y", "yhat"}:
         return Formula(formula)
     on = _numbers(row, book.GENERAL)
@@ -174,7 +189,7 @@ def _formula(row: Row, formula: Definition | E) -> Formula:
 
 
 def _roles(row: Row, derivation: Derivation) -> dict[str, int]:
-    """The places of the indices. Where j stands alone, it is shown at the place of k: so a case j = k is at one class throughout."""
+    """Return the places of the indices. If a derivation has j but not k, j has the place of k, so that the case j = k keeps one class."""
     free = {i for line in derivation.lines for i in letters(line)}
     return {"j": row.j if "k" in free else row.k, "k": row.k, "t": row.label}
 
@@ -185,7 +200,7 @@ def _numbers(row: Row, derivation: Derivation, scores: Sequence[Any] | None = No
 
 
 def _spoken_of(derivation: Derivation) -> set[str]:
-    """The names in the lines, in what they stand for, and so on."""
+    """Return the names in the lines, in the definitions of these names, and so on."""
     known, found = derivation.definitions, {n for line in derivation.lines for n in names(line)}
     while more := {n for name in found & set(known) for n in names(known[name].body)} - found:
         found |= more
@@ -224,7 +239,7 @@ def _replay(row: Row, part: Part, derivation: Derivation, roles: dict[str, int])
 
 
 def _lemmas(row: Row, part: Part, derivation: Derivation, roles: dict[str, int]) -> Iterator[list[Replay]]:
-    """What is shown inside each line, at the places of the whole; the reason why a truth is one-hot only where it is."""
+    """Evaluate the lemmas inside each line. The lemma that the truth is one-hot is left out if the truth of the row is not."""
     yield []
     for n, step in enumerate(derivation.steps):
         shown = [one for one in part.lemmas(derivation, n) if one.name not in step.because or _one_hot(row)]
@@ -237,7 +252,7 @@ def _bare(e: E) -> E:
 
 
 def _clean(value: Decimal, values: list[Decimal]) -> Decimal:
-    """0 where rounding left a little of it."""
+    """Return 0 for a value that is 0 apart from rounding."""
     return Decimal(0) if value == 0 or (values[-1] == 0 and abs(value) < NOUGHT) else value
 
 
@@ -268,8 +283,10 @@ def _end(row: Row) -> End:
     # |L'''| = mass q(1-q)|1-2q| < mass/10, q = yhat_k; `rest` is the rounding of a loss in decimals
     rest = len(yhat) * (1 + mass * max(abs(Decimal(s)) for s in row.scores)) * ROUNDING
     error = mass * STEP**2 / 60 + rest / STEP
-    typed = Decimal(0.0 if isinstance(row.labels, int) else bounds.unit(row.logits.dtype))  # rounding of probabilities
-    lump = Decimal(bounds.sum_bound("float64", len(row.logits)) if row.rest else 0.0)  # and of the rest's log-sum-exp
+    typed = Decimal(
+        0.0 if isinstance(row.labels, int) else bounds.unit(row.logits.dtype)
+    )  # the rounding of probabilities to the dtype of the logits
+    lump = Decimal(bounds.sum_bound("float64", len(row.logits)) if row.rest else 0.0)  # the rounding of the log-sum-exp of the rest
     limits = [
         Decimal(b) + typed * (t + mass * q) + lump * mass * q + rest
         for b, t, q in zip(row.places(bounds_of_dz), row.truth, yhat, strict=True)
@@ -280,13 +297,13 @@ def _end(row: Row) -> End:
 
 
 def _moved(row: Row, place: int, by: Decimal) -> Decimal:
-    """The loss with one score moved. It knows nothing of the gradient."""
+    """Return the loss with one score changed. It does not use the gradient."""
     scores = [Decimal(s) + by if n == place else s for n, s in enumerate(row.scores)]
     return _numbers(row, book.GRADIENT, scores).value(book.L)
 
 
 def _ours(row: Row) -> tuple[Array, float, Array, float]:
-    """softxent's gradient [C] and loss, and how far rounding may bring them from the true ones."""
+    """Return the gradient [C] and the loss of cross_entropy_and_grad, and bounds on their rounding errors."""
     z, labels = row.logits[None], np.asarray(row.labels)[None]
     loss, dz = cross_entropy_and_grad(z, labels, reduction="sum")
     taken = as_kernels_take_it("explain", labels, z, -1, reduction="sum").piece(slice(0, 1), z.dtype)
@@ -298,7 +315,7 @@ def _ours(row: Row) -> tuple[Array, float, Array, float]:
 
 
 def as_html(row: Row, only: Sequence[str] = (), beyond: bool = False) -> str:
-    """The page of a row. It shows all derivations, or those named, and opens those beyond the article where asked to."""
+    """Return the page of a row, with all derivations or those named. `beyond` opens the parts beyond the article."""
     from .page import page
 
     if not isinstance(row.labels, int):
@@ -311,7 +328,7 @@ def as_html(row: Row, only: Sequence[str] = (), beyond: bool = False) -> str:
 
 
 def as_json(account: Account) -> dict[str, Any]:
-    """All of it as what JSON knows. A value stands twice: as a number (null beyond float64) and exactly."""
+    """Return an account as dicts, lists, strings and numbers. A value is given as a float (None beyond its range) and as a string."""
     row, end = account.row, account.end
     return {
         "agrees": account.agrees,

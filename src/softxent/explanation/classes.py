@@ -1,4 +1,4 @@
-"""Classes that are given by their index or by their name."""
+"""Find a class by its index or its name."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from .. import contract
 
 
 def typed(text: int | str | None) -> int | str | None:
-    """A class as it is typed in: a whole number is its index, even where a class has that name; everything else is its name."""
+    """Return a class from the command line: a whole number is an index, even if a class has that name; any other text is a name."""
     return int(text) if isinstance(text, str) and re.fullmatch(r"-?\d+", text) else text
 
 
 def named(argument: str, name: str, names: Sequence[str]) -> int:
-    """The index of the class of that name."""
+    """Return the index of the class with this name."""
     found = [n for n, one in enumerate(names) if one == name]
     if len(found) != 1:
         what = f"the name of {len(found)} classes" if found else f"close to it: {close_to(name, names)}"
@@ -24,5 +24,5 @@ def named(argument: str, name: str, names: Sequence[str]) -> int:
 
 
 def close_to(name: str, known: Iterable[str]) -> str:
-    """The known names that a mistyped one may have meant."""
+    """Return the known names that are similar to a mistyped one."""
     return ", ".join(get_close_matches(name, list(known), 4, 0.5)) or "none"

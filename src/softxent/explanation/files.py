@@ -1,4 +1,4 @@
-"""Files that hold rows of logits: .npy, .npz and .csv, with the labels and the classes' names where the file has these too."""
+"""Read a row of logits from an .npy, .npz or .csv file, with its label and the names of the classes if the file has them."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from .. import contract
 from ..partials import Array
 from .classes import named, typed
 
-LOGITS, LABELS = ("logits", "z", "scores"), ("labels", "label", "y", "targets", "target")  # what arrays are called in an .npz
-LABEL_COLUMNS = ("label", "labels", "target", "targets")  # and a column of labels in a .csv
+LOGITS, LABELS = ("logits", "z", "scores"), ("labels", "label", "y", "targets", "target")  # names of the arrays in an .npz
+LABEL_COLUMNS = ("label", "labels", "target", "targets")  # names of the column of labels in a .csv
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
 
 
 class Found(NamedTuple):
-    """A row as a file has it."""
+    """A row as it is in a file."""
 
     logits: Array  # [C]
-    rows: int = 1  # of the file
+    rows: int = 1  # the number of rows of the file
     label: int | None = None
     names: list[str] | None = None
 
 
 def row_of(path: Path, row: int) -> Found:
-    """One row of a file of logits."""
+    """Read one row of a file of logits."""
     if path.suffix.lower() in SEPARATORS:
         return _csv_row(path, row)
     arrays, name = _arrays("file", path, (*LOGITS, *LABELS))
@@ -44,7 +44,7 @@ def row_of(path: Path, row: int) -> Found:
 
 
 def label_in(path: Path, row: int, rows: int) -> int:
-    """The label of one row in a file of labels."""
+    """Read the label of one row from a file of labels."""
     arrays, name = _arrays("labels", path, LABELS)
     chosen = _chosen("labels", arrays, [name] if name is not None else arrays.like(LABELS, "iu", 1))
     return _label("labels", arrays.read[chosen], row, rows)
@@ -73,14 +73,15 @@ def names_in(path: Path) -> list[str]:
 
 
 class Arrays(NamedTuple):
-    """The arrays of an .npz by their names; that of an .npy is named ""."""
+    """The arrays of an .npz by their names. The array of an .npy has the name ""."""
 
     path: Path
-    names: list[str]  # all of them
-    read: dict[str, Array]  # all of two at most; of more, those that go by a known name
+    names: list[str]  # of all arrays in the file
+    read: dict[str, Array]  # the arrays that were read: all, if there are at most two, and otherwise those with a known name
 
     def like(self, known: tuple[str, ...], kinds: str, axes: int) -> list[str]:
-        """Those that may be meant: the only one, or those that go by a known name, or those of two that have this kind and these axes."""
+        """Return the names of the candidates: the only array; or those with a known name; or, of two arrays, those of this kind and
+        number of axes."""
         if len(self.names) == 1:
             return self.names
         named = [name for name in self.read if name in known]
@@ -89,7 +90,7 @@ class Arrays(NamedTuple):
 
 
 def _arrays(argument: str, path: Path, known: tuple[str, ...]) -> tuple[Arrays, str | None]:
-    """Read a file of arrays. `batch.npz:name` is the array of that name in batch.npz, and the name is returned, too."""
+    """Read a file of arrays. `batch.npz:name` selects an array of batch.npz, and its name is returned too."""
     before, _, name = str(path).rpartition(":")
     if before and not path.exists():
         arrays, _ = _arrays(argument, Path(before), (*known, name))
@@ -106,7 +107,7 @@ def _arrays(argument: str, path: Path, known: tuple[str, ...]) -> tuple[Arrays, 
 
 
 def _chosen(argument: str, arrays: Arrays, names: list[str]) -> str:
-    """The one array that is meant."""
+    """Return the name of the only candidate, or raise an error."""
     if len(names) != 1 or names[0] not in arrays.read:
         known = LABELS[0] if argument == "labels" else LOGITS[0]
         expected = f"hold one array or one named {known}, or be given as {arrays.path}:NAME"
@@ -136,7 +137,7 @@ def _csv_row(path: Path, row: int) -> Found:
 
 
 def _table(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
-    """-> the header, and the lines below it with their numbers. A first line of numbers only is not a header, but a row."""
+    """Return the header and the other lines with their line numbers. A first line of numbers only is not a header."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file, delimiter=SEPARATORS[path.suffix.lower()])
@@ -167,5 +168,5 @@ def _is_number(cell: str) -> bool:
 
 def _what(path: Path, error: Exception) -> str:
     why = getattr(error, "strerror", None) or str(error).partition(". ")[0]
-    pickled = "pickle" in why or "object" in why  # NumPy has a sentence for each way of finding out
+    pickled = "pickle" in why or "object" in why  # NumPy's messages for pickles
     return f"{path} ({'no array of numbers; files of pickled Python objects are not loaded' if pickled else why})"

@@ -1,8 +1,8 @@
-"""The formulas of the page as MathML that breaks over several rows where there is no room for one.
+"""The formulas of the page as MathML that can be broken into several rows.
 
-A browser breaks no <math> element, so a line becomes several, one for each piece that stays whole. They stand in nested boxes
-(CSS `inline-block`): a sum breaks before a product does, and a bracket breaks inside only where it is longer than a row. These
-are the rules of `terminal.fold`.
+Browsers do not break a <math> element. Therefore a formula consists of several, one for each piece that is not to be broken, in nested
+boxes (CSS `inline-block`). Sums are broken before products, and the inside of brackets only if it is longer than a row, as in
+`terminal.fold`.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from html import escape
 from ..proof.expr import E, walk
 from ..proof.reading import latex, mathml_of, prose, rank, text
 
-HAT = '<mi class="hat">ŷ</mi>'  # as one letter: some fonts misplace the accent
-TALL = "/D"  # operations that are drawn as a fraction, over two rows
+HAT = '<mi class="hat">ŷ</mi>'  # a single letter, because some fonts misplace the accent
+TALL = "/D"  # operations that are drawn as a fraction
 
 
 def formula(e: E) -> str:
-    """A line in pieces. Those who hear the page hear the whole line at once."""
+    """Return a formula in pieces. A screen reader reads it as one text."""
     return f'<span class="pieces" role="math" aria-label="{escape(text(e))}">{_pieces(e)}</span>'
 
 
 def sentence(words: str) -> str:
-    """A sentence of the derivation as HTML, with raised exponents and lowered indices."""
+    """Return a sentence of the derivation as HTML, with superscripts and subscripts."""
     lowered = re.sub(r"(?<=\w)_(\w+)", r"<sub>\1</sub>", escape(prose(words), quote=False))
     return re.sub(r"\^(\w(?:<sub>\w+</sub>)?)", r"<sup>\1</sup>", lowered)
 
 
 def _pieces(e: E, before: str = "", after: str = "") -> str:
-    """`e` as boxes; `before` and `after` are LaTeX that stays with its first and its last piece."""
+    """Return `e` as nested boxes. `before` and `after` are LaTeX that is joined to its first and last piece."""
     o, a = e.op, e.args
     if not _breaks(e):
         return _piece(before + latex(e) + after)
@@ -58,13 +58,13 @@ def _pieces(e: E, before: str = "", after: str = "") -> str:
 
 
 def _operand(e: E, least: int, same: str, before: str) -> str:
-    """The left operand; a + b + c are three boxes side by side."""
+    """Return the left operand. The terms of a + b + c are three boxes side by side."""
     pieces = _pieces(_bracketed(e, least), before)
     return pieces if e.op in same else _box(pieces)
 
 
 def _breaks(e: E) -> bool:
-    """Whether there is an operator to break before, in a fraction above its bar. A power or a function stays whole."""
+    """Return whether `e` has an operator before which it can be broken; a fraction is broken in its numerator."""
     if e.op in ("+", "-", "*"):
         return True
     if e.op == "/":
@@ -76,17 +76,17 @@ def _breaks(e: E) -> bool:
 
 
 def _inside(e: E) -> E:
-    """Above or below a bar no outer bracket is needed."""
+    """Return `e` without outer brackets, which a numerator or denominator does not need."""
     return _inside(e.args[0]) if e.op == "()" else e
 
 
 def _bracketed(e: E, least: int) -> E:
-    """`e` in the brackets that it needs as an operand. A sum may come last without."""
+    """Return `e` with the brackets that it needs as an operand. A sum as the last operand needs none."""
     return E("()", (e,)) if rank(e) < least and e.op not in ("/", "sum") else e
 
 
 def _brackets(e: E) -> tuple[str, str]:
-    """A bracket that is broken cannot stretch over what it holds, so its height is given."""
+    """Return brackets of the height of `e`: a bracket in a separate piece does not stretch by itself."""
     size = r"\Big" if any(x.op in TALL for x in walk(e)) else r"\big" if any(x.op == "sum" for x in walk(e)) else ""
     return f"{size}(", f"{size})"
 
@@ -96,7 +96,7 @@ def _box(pieces: str) -> str:
 
 
 def _piece(written: str) -> str:
-    """One <math>. A first operator stands between this piece and the one before, and the index of a sum below its sign."""
+    """Return a <math> element. A leading operator has the spacing of an infix, and the index of a sum is below its sign."""
     drawn = re.sub(r"<msub>(<mo>&#x02211;</mo><mrow>.*?</mrow>)</msub>", r"<munder>\1</munder>", mathml_of(written))
     drawn = re.sub(r"<mover accent=.true.><mrow><mi>y</mi></mrow>.*?</mover>", HAT, drawn)
     if written.startswith(("+ ", "- ", r"\cdot ")):

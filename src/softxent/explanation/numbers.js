@@ -1,16 +1,16 @@
 "use strict";
-// The trees of the derivation, [operation, arguments...], on numbers: their values, the lines with numbers filled in, and both as text.
-// The operations and their order are those of replay.py: decimals (decimal.js) of 50 digits and more, and dual numbers for derivatives. Here
-// the value and the derivative of a dual number are computed apart, so that each value is computed once for the derivatives by all scores.
+// Evaluates the expressions of the derivation, which are trees [operation, arguments...], inserts numbers into them, and writes both as text.
+// The operations and their order are those of replay.py: decimals (decimal.js) of at least 50 digits, and dual numbers for derivatives. The
+// value and the derivative of a dual number are computed separately, so that a value is computed only once for the derivatives by all scores.
 
 const DIGITS = 50, MORE = 150; // as in replay.py
-const PRECISION_STEP = 16; // The precision must stay while a slider moves, or the exponentials of all the other scores are computed again.
+const PRECISION_STEP = 16; // The precision changes in steps, because a change means that all exponentials are computed again.
 const ZERO = new Decimal(0), ONE = new Decimal(1);
 const TOLERANCE = new Decimal("1e-30"), FLOOR = new Decimal("1e-45"), NOUGHT = new Decimal("1e-40"); // as in replay.py and explanation
 
 Decimal.set({ rounding: Decimal.ROUND_HALF_EVEN });
 
-function setPrecision(scores) { // The further the scores (doubles) lie apart, the more digits 1 - yhat loses.
+function setPrecision(scores) { // The larger the differences of the scores, the more digits 1 - yhat loses.
   const gap = (Math.max(...scores) - Math.min(...scores)) / 2.302;
   Decimal.precision = DIGITS + (gap < MORE ? PRECISION_STEP * Math.ceil(gap / PRECISION_STEP) : 0);
 }
@@ -41,7 +41,7 @@ function tanh(x) {
 
 const treeInfos = new WeakMap(), ids = new Map();
 
-function treeInfo(e) { // the free indices of a tree, and a number that equal trees share
+function treeInfo(e) { // the free indices of a tree, and a number that identifies it
   return remember(treeInfos, e, () => ({ id: remember(ids, JSON.stringify(e), () => ids.size), letters: [...letters(e)] }));
 }
 
@@ -57,7 +57,7 @@ function letters([op, ...args]) {
 }
 
 class Numbers {
-  constructor(setting, scores, t) { // what the names stand for; decimals; the label
+  constructor(setting, scores, t) { // the meaning of the names, the scores as decimals, and the label
     Object.assign(this, { setting, scores, t });
     this.values = new Map();
     this.slopes = new Map();
@@ -77,7 +77,7 @@ class Numbers {
     return letters.reduce((key, i) => `${key},${at[i]}`, id);
   }
 
-  over([, letter, but], at) { // the indices that a sum runs over
+  over([, letter, but], at) { // the values of the index of a sum
     const n = this.scores.length, half = Math.floor(n / 2);
     const [from, to] = letter === "first" ? [0, half] : letter === "last" ? [half, n] : [0, this.setting.ranges[letter] ?? n];
     return Array.from({ length: to - from }, (_, i) => from + i).filter((i) => but === null || i !== at[but]);
@@ -89,7 +89,7 @@ class Numbers {
       case "num": return new Decimal(a);
       case "at": return this.named(a, e.slice(2).map((i) => at[i]));
       case "delta": return at[a] === at[b] ? ONE : ZERO;
-      case "rolled": return at[a] === (at[b] + at[c]) % this.scores.length ? ONE : ZERO; // the truth of row b: delta, moved b classes on
+      case "rolled": return at[a] === (at[b] + at[c]) % this.scores.length ? ONE : ZERO; // the truth of row b of the batch: its label is shifted by b classes
       case "D": return this.slope(a, at, String([b[1], ...b.slice(2).map((i) => at[i])]));
       case "sum": return this.over(e, at).reduce((sum, n) => sum.plus(this.value(c, { ...at, [a]: n })), ZERO);
       case "max": return Decimal.max(...this.over(e, at).map((n) => this.value(c, { ...at, [a]: n })));
@@ -150,7 +150,7 @@ class Numbers {
 
   indicesIn = ({ own }, index) => ({ t: this.t, ...Object.fromEntries(own.map((letter, n) => [letter, index[n]])) });
 
-  fill(e, at, terms = 4) { // the line with numbers for its names; a long sum shows its ends
+  fill(e, at, terms = 4) { // the line with numbers inserted; a long sum is abbreviated
     const [op, ...args] = e;
     if (op === "num") return e;
     if (op === "sum") return this.terms(e, at, terms);
@@ -193,7 +193,7 @@ function text(e) {
 
 const minus = (s) => s.replaceAll("-", "−");
 
-function short(value, digits = 4) { // as replay.short: "%.4g" of a double, and the decimal itself where no double holds it
+function short(value, digits = 4) { // as replay.short: "%.4g" of a double, or of the decimal if it is outside the range of doubles
   if (!value.isZero() && Math.abs(value.e) >= 300) return value.toExponential(digits - 1);
   const x = value.toNumber(), tie = digitsOfTie(x, digits); // Python rounds a tie to even, as Decimal does here, and JavaScript does not
   const [mantissa, exponent] = (tie ? new Decimal(tie) : x).toExponential(digits - 1).split("e");
@@ -206,7 +206,7 @@ function digitsOfTie(x, digits) { // all digits of a double that lies halfway be
   return /^50*e/.test(whole.slice(end)) && whole;
 }
 
-function shortOfLine(value, last, digits) { // as the terminal: what a subtraction leaves of 50 digits is not shown as a number
+function shortOfLine(value, last, digits) { // as in the terminal: after a cancellation that 50 digits do not cover, a value is shown as approximately 0
   if (last.isZero() && value.abs().lt(NOUGHT)) return "0";
   const isNoise = Decimal.max(value.abs(), last.abs()).lt(TOLERANCE) && value.minus(last).abs().gt(last.abs().times("1e-6"));
   return isNoise ? "≈ 0" : short(value, digits);

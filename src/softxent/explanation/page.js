@@ -1,5 +1,5 @@
 "use strict";
-// The page: its controls, the state that they change, and all its numbers, which numbers.js computes again whenever the state changes.
+// The controls of the page, the state that they change, and the display of the numbers, which numbers.js computes when the state changes.
 
 const $ = (selector, root = document) => root.querySelector(selector);
 const all = (selector, root = document) => [...root.querySelectorAll(selector)];
@@ -22,7 +22,7 @@ function setNumber(node, value, digits, words = short(value, digits)) {
 
 const masked = (n, { scores } = state) => !Number.isFinite(scores[n]);
 
-function parseScore(words) { // -> a number, -Infinity, or NaN if the words are neither
+function parseScore(words) { // returns a number, -Infinity, or NaN if the text is neither
   const x = words.trim().replace("−", "-");
   if (/^-inf(inity)?$/i.test(x)) return -Infinity;
   return /^[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?$/i.test(x) && Math.abs(x) <= data.largest ? Number(x) : NaN;
@@ -31,7 +31,7 @@ function parseScore(words) { // -> a number, -Infinity, or NaN if the words are 
 const largest = data.largest.toExponential().replace("+", "");
 const formatScore = (score) => (score === -Infinity ? "-inf" : String(score));
 
-function problemWith({ scores, t, j, k }) { // -> why the page cannot show this state, or ""
+function problemWith({ scores, t, j, k }) { // returns the reason why the page cannot show this state, or ""
   const classes = data.names.length, isMasked = (n) => masked(n, { scores });
   if (scores.length !== classes || scores.some(Number.isNaN)) return `z must be ${classes} numbers of size ${largest} at most, or -inf`;
   if (scores.filter(Number.isFinite).length < 2) return "at least two classes must have a score other than -inf";
@@ -39,7 +39,7 @@ function problemWith({ scores, t, j, k }) { // -> why the page cannot show this 
   return isMasked(j) || isMasked(k) || j === k ? "j and k must be two classes whose scores are not -inf" : "";
 }
 
-function chooseClass(letter, n) { // two indices that must differ change places where they would meet
+function chooseClass(letter, n) { // if two indices that must differ would become equal, they are swapped
   for (const pair of data.distinct.filter((pair) => pair.includes(letter))) {
     const other = pair.find((x) => x !== letter);
     if (state[other] === n) state[other] = state[letter];
@@ -47,7 +47,7 @@ function chooseClass(letter, n) { // two indices that must differ change places 
   state[letter] = n;
 }
 
-function setScore(n, score) { // -> why the score cannot be set, or ""
+function setScore(n, score) { // returns the reason why the score cannot be set, or ""
   const next = moveMaskedIndices({ ...state, scores: Object.assign([...state.scores], { [n]: score }) });
   const problem = problemWith(next);
   if (!problem && score !== state.scores[n]) {
@@ -57,7 +57,7 @@ function setScore(n, score) { // -> why the score cannot be set, or ""
   return problem;
 }
 
-function moveMaskedIndices(next) { // where the class of j or k is masked, the label or else the likeliest class takes its place
+function moveMaskedIndices(next) { // if the class of j or k is masked, the label or the most probable class replaces it
   const ranked = [...next.scores.keys()].filter((n) => !masked(n, next)).sort((a, b) => next.scores[b] - next.scores[a]);
   if (masked(next.k, next)) next.k = [next.t, ...ranked].find((n) => n !== next.j);
   if (masked(next.j, next)) next.j = ranked.find((n) => n !== next.k);
@@ -67,8 +67,8 @@ function moveMaskedIndices(next) { // where the class of j or k is masked, the l
 // ---- the state in the address ----
 
 const IN_ADDRESS = ["z", "t", "j", "k", "beyond"];
-const beyond = $("#beyond"), openAtFirst = beyond.open; // what goes beyond the article is shown where this is open
-let changedByReader = false; // until then, the address is left as it is
+const beyond = $("#beyond"), openAtFirst = beyond.open; // the switch for the parts beyond the article
+let changedByReader = false; // until then, the address is not changed
 
 function writeAddress() {
   if (!changedByReader) return;
@@ -95,7 +95,7 @@ function readAddress() {
 
 // ---- what is shown ----
 
-let current; // the classes that are not masked, the places of t, j and k among them, and the numbers of each setting
+let current; // the classes that are not masked, the places of t, j and k among them, and the values of the names
 
 function startNumbers() {
   const classes = [...state.scores.keys()].filter((n) => !masked(n)), scores = classes.map((n) => state.scores[n]);
@@ -176,11 +176,11 @@ function showSummary() {
   setText($("#summary"), `${data.names[state.t]} is predicted with ${right}: loss ${loss}. ${lines}`);
 }
 
-// ---- updates: what is in view comes first and the rest in slices of time, so that a slider moves smoothly ----
+// ---- updates: visible parts first, and the others in slices of time, so that a slider moves smoothly ----
 
 const SLICE = 12, PAUSE = 250; // milliseconds
 const SHOW = { bars: showBars, heat: showHeat };
-const parts = [$("#bars"), $("#heat"), ...sections], stale = new Set(); // of the stale parts, the first has waited longest
+const parts = [$("#bars"), $("#heat"), ...sections], stale = new Set(); // stale parts have old numbers; the first of them has waited longest
 const inView = new Set();
 const observer = new IntersectionObserver((entries) => {
   for (const { target, isIntersecting } of entries) inView[isIntersecting ? "add" : "delete"](target);
@@ -219,7 +219,7 @@ function showStale() {
   if (paused) afterPause();
 }
 
-function afterPause() { // The summary is read aloud, and browsers limit how often the address may change.
+function afterPause() { // Screen readers read the summary aloud, and browsers limit how often the address may change.
   showSummary();
   writeAddress();
 }
@@ -238,7 +238,7 @@ function showError(field, words) {
   setText($("#error"), words);
 }
 
-function useField(n, field) { // -> why the score cannot be what the field says, or ""
+function useField(n, field) { // returns the reason why the score cannot be the text of the field, or ""
   const score = parseScore(field.value);
   if (Number.isNaN(score)) return `a score must be a number of size ${largest} at most, or -inf to mask the class`;
   const problem = setScore(n, score);
@@ -248,7 +248,7 @@ function useField(n, field) { // -> why the score cannot be what the field says,
 
 scoreRows.forEach(({ slider, field }, n) => {
   slider.addEventListener("input", () => setScore(n, Number(Number(slider.value).toPrecision(3))));
-  field.addEventListener("input", () => useField(n, field)); // half of a number is no error yet
+  field.addEventListener("input", () => useField(n, field)); // an incomplete number is not reported as an error
   field.addEventListener("change", () => {
     const problem = useField(n, field);
     if (problem) showError(field, `“${field.value}” is not used for ${data.names[n]}: ${problem}. The score stays ${formatScore(state.scores[n])}.`);
@@ -284,15 +284,15 @@ heatRows.forEach((row, j) => row.forEach((cell, k) => {
   });
 }));
 
-function reveal() { // the target of a link may lie in a fold
+function reveal() { // opens the closed section that contains the target of a link
   const target = document.getElementById(location.hash.slice(1));
   for (let fold = target?.closest("details"); fold; fold = fold.parentElement.closest("details")) fold.open = true;
   target?.scrollIntoView();
 }
 addEventListener("hashchange", reveal);
-addEventListener("popstate", writeAddress); // The back button changes the place on the page, and not the state.
+addEventListener("popstate", writeAddress); // The back button changes the position on the page, but not the state.
 
-const watch = new ResizeObserver(() => all(".scroll").forEach((box) => { // a box that scrolls is in reach of the keyboard
+const watch = new ResizeObserver(() => all(".scroll").forEach((box) => { // a box that scrolls can be focused with the keyboard
   if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;
   else box.removeAttribute("tabindex");
 }));

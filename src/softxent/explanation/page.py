@@ -1,8 +1,8 @@
-"""The derivation as one HTML page with live numbers: what `softxent explain --html` writes.
+"""The page of `softxent explain --html`: the derivation as one HTML document whose scores, label and indices can be changed.
 
-The lines are rendered here (MathML), with the numbers of the given scores. Whenever a score, the label or an index changes, the scripts
-compute every number anew from the same trees, in decimals as replay.py does: numbers.js reads the trees as data, and no formula of the
-derivation is written in it. page.js is the page with its controls, and vendor/decimal.js the arithmetic.
+The lines are rendered here as MathML, with the values for the given scores. The expressions of the lines are in the page as JSON trees.
+When a score, the label or an index changes, numbers.js evaluates these trees in decimal arithmetic (vendor/decimal.js), as replay.py does;
+it contains no formula of the derivation. page.js handles the controls.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from .formulas import formula, sentence
 from .row import LARGEST
 
 FEWEST, MOST = 2, 24  # classes: j != k needs two, and the heat map has a cell for each pair
-REACH = 10  # of the sliders, where no score lies beyond
+REACH = 10  # the sliders range from -REACH to REACH, or further if a score does
 OPEN = len(ARTICLE)
 BAR = '<td><data></data><span class="bar"><span></span></span></td>'
 CELL = '<td tabindex="-1"><data></data></td>'
 HERE = Path(__file__).parent
-At = Callable[[Derivation], tuple[Numbers, dict[str, int]]]  # the numbers of a derivation, and the places of its indices
+At = Callable[[Derivation], tuple[Numbers, dict[str, int]]]  # from a derivation to its values and the places of its indices
 SCRIPTS = {"theme": "theme.js", "decimal": "vendor/decimal.js", "numbers": "numbers.js", "script": "page.js"}
-MASKED = -math.inf  # the score of a class that takes no part
+MASKED = -math.inf  # the score of a masked class
 
-# How replay.py's examples follow the scores, the label and the number of classes when these change. `max` and `rolled` are operations of
-# these trees alone, and place[k] is the number of the class k, from 1.
+# The example values of replay.py as expressions of the scores, the label and the number of classes, so that the page can compute them when
+# these change. The operations `max` and `rolled` occur only here, and place[k] is k + 1.
 _score, _place, _W, _x = Name("score"), Name("place"), Name("W"), Name("x")
 _FOLLOW = {
     "z": (("k",), _score["k"]),
@@ -69,16 +69,22 @@ def page(
     beyond: bool = False,
     note: str = "",
 ) -> str:
-    """The whole HTML document: the derivation at these scores and this label, with controls to change them.
+    """Return the HTML document, with the derivation for these scores and this label, and with controls to change them.
 
-    One file that asks nothing of the network. It takes 2 to 24 classes, each with a score and a name. A score of -inf masks its class: the
-    prediction and the gradient are 0 there, and the derivations are those of the other classes, of which there must be two.
+    The document needs no other file and no network.
 
-    `j` and `k` are the classes that are chosen at first: `k` is the label if it is not given, `j` the likeliest other class. `only` are the
-    names of the derivations that are shown, all of them if there are none. `beyond` shows at first what goes beyond the article. `note` is
-    a sentence about the scores.
+    Args:
+        scores: 2 to 24 numbers, one for each class. A score of -inf masks its class: its prediction and gradient are 0, and the derivation
+            is that of the other classes, of which there must be at least two.
+        label: the index of the true class.
+        names: the names of the classes.
+        j, k: the indices that are chosen at first. The default of `k` is the label, that of `j` the most probable other class.
+        only: the names of the derivations that are shown; all, if it is empty.
+        beyond: whether the parts beyond the article are open at first.
+        note: a sentence about the scores.
 
-    Raises ValueError if an argument is not as described.
+    Raises:
+        ValueError: if an argument is not as described.
     """
     values = [float(s) for s in scores]
     _check(values, label, names, j, k)
@@ -107,11 +113,11 @@ def page(
         **(_named(only, on) if only else _parts(on, beyond)),
     )
     here = set(re.findall(r' id="([\w-]+)"', whole))
-    return re.sub(r'<a href="#([\w-]+)">(.*?)</a>', lambda m: m[0] if m[1] in here else m[2], whole)  # no link without its target
+    return re.sub(r'<a href="#([\w-]+)">(.*?)</a>', lambda m: m[0] if m[1] in here else m[2], whole)  # a link without a target becomes text
 
 
 def _parts(on: At, beyond: bool) -> dict[str, str]:
-    """The article, and behind a switch what goes beyond it."""
+    """Return the parts of the article and, behind a switch, the parts beyond it."""
     return {
         "contents": _contents(1, PARTS[:OPEN]) + '<li><a href="#beyond">Beyond the article</a></li>',
         "article": "".join(_part(n, part, on) for n, part in enumerate(PARTS[:OPEN], 1)),
@@ -122,7 +128,7 @@ def _parts(on: At, beyond: bool) -> dict[str, str]:
 
 
 def _named(only: Sequence[str], on: At) -> dict[str, str]:
-    """The derivations named, without remarks; one that is shown inside another is not shown again."""
+    """Return the derivations with these names, without remarks. One that is shown inside another is not shown again."""
     wanted = [(part, one) for part in PARTS for one in part.derivations if one.name in only]
     inside = {lemma.name for part, one in wanted for lemmas in _inside(part, one) for _, lemma in lemmas}
     shown = [(part, one) for part, one in wanted if one.name not in inside]
@@ -154,7 +160,7 @@ def _check(scores: Sequence[float], label: int, names: Sequence[str], j: int | N
 
 
 def _indices(scores: Sequence[float], label: int, j: int | None, k: int | None) -> dict[str, int]:
-    """The classes that j and k are at first, as in row.arrange."""
+    """Return the classes of j and k at first, as row.arrange does."""
     ranked = sorted(range(len(scores)), key=lambda n: -scores[n])
     of_k = k if k is not None else next(n for n in (label, *ranked) if n != j)
     return {"j": j if j is not None else next(n for n in ranked if n != of_k), "k": of_k}
@@ -165,12 +171,12 @@ def _file(name: str) -> str:
 
 
 def _digest(source: str) -> str:
-    """The browser runs what has this hash and nothing else, whatever a class is called."""
+    """Return the hash by which the content security policy allows a script, so that the name of a class cannot contain one that runs."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()}'"
 
 
 def _json(data: object) -> str:
-    """JSON that cannot end the <script> it stands in."""
+    """Return JSON that cannot end the <script> element that contains it."""
     return json.dumps(data, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
@@ -178,11 +184,11 @@ def _numbers(derivation: Derivation, scores: Sequence[float], label: int) -> Num
     return Numbers(derivation, scores, [float(k == label) for k in range(len(scores))], label)
 
 
-# ---- what the scripts read ----
+# ---- the data of the scripts ----
 
 
 def _data(scores: Sequence[float], row: Sequence[float], names: Sequence[str], chosen: dict[str, int]) -> dict[str, Any]:
-    settings = {one.where: one for one in DERIVATIONS.values()}  # what the names mean is the same where the definitions are
+    settings = {one.where: one for one in DERIVATIONS.values()}  # derivations with the same definitions share the meaning of their names
     return {
         "scores": [None if s == MASKED else s for s in scores],
         "names": list(names),
@@ -202,9 +208,9 @@ def _chain(derivation: Derivation) -> dict[str, Any]:
 
 
 def _setting(derivation: Derivation, classes: int) -> dict[str, Any]:
-    """What the names of a derivation stand for: definitions, what follows the row, and fixed numbers; and how far its indices reach.
+    """Return the meaning of the names of a derivation (definitions, expressions of the row, and constants) and the ranges of its indices.
 
-    Fixed are the examples of replay.py that are the same for another row of more classes, as far as they reach.
+    The constants are the example values of replay.py that do not depend on the row: those that are the same for another, longer row.
     """
     one, another = (_numbers(derivation, [n + (n + 1.0) * k * k for k in range(classes + n)], n) for n in (0, 1))
     moving = sorted(name for name, value in one.given.items() if value != _beginning(another.given[name], value))
@@ -221,7 +227,7 @@ def _setting(derivation: Derivation, classes: int) -> dict[str, Any]:
 
 
 def _meaning(own: Sequence[str], body: E) -> dict[str, Any]:
-    """What a name stands for: its indices and its body."""
+    """Return the meaning of a name: its indices and its body."""
     return {"own": list(own), "body": tree(body)}
 
 
@@ -230,7 +236,7 @@ def _beginning(value: Any, like: Any) -> Any:
 
 
 def _arity(name: str, indices: int) -> str:
-    """A name is looked up by its indices, too: x[d] is an input, x[r, d] that of row r."""
+    """Return the key of a name, which includes the number of its indices: x[d] is an input, and x[r, d] that of row r."""
     return f"{name.removesuffix('/rows')}/{indices}"
 
 
@@ -239,12 +245,12 @@ def _depth(value: Any) -> int:
 
 
 def _written(value: Any) -> Any:
-    """Decimals with all their digits, which no number of JSON keeps."""
+    """Return decimals as strings with all their digits, which numbers in JSON would lose."""
     return [_written(x) for x in value] if isinstance(value, list) else str(value)
 
 
 def _roles(derivation: Derivation) -> dict[str, str]:
-    """Which chosen index each letter follows. Where j stands alone it follows k: so a case j = k is at one class throughout."""
+    """Return the chosen index of each letter. If a derivation has j but not k, j follows k, so that the case j = k keeps one class."""
     free = sorted({letter for line in derivation.lines for letter in letters(line)})
     return {letter: "k" if letter == "j" and "k" not in free else letter for letter in free}
 
@@ -267,7 +273,7 @@ def _choice(letter: str, names: Sequence[str], scores: Sequence[float], chosen: 
 
 
 def _score_control(n: int, name: str, score: float) -> str:
-    """A slider and a field to type into, for one score."""
+    """Return a slider and a text field for a score."""
     reach = REACH if score == MASKED else math.ceil(max(REACH, abs(score)))
     return (
         f'<div class="score"><label for="score-{n}">{escape(name)}</label>'
@@ -292,7 +298,7 @@ def _remark(one: Remark) -> str:
 
 
 def _derivation(part: Part, one: Derivation, on: At, place: str, level: str = "h3") -> str:
-    """A derivation, its lemmas inside the lines that use them. `place` is its id."""
+    """Return a derivation, with its lemmas inside the lines that use them. `place` is its id."""
     numbers, at = on(one)
     lines = ""
     for step, e, lemmas in zip((None, *one.steps), one.lines, _inside(part, one), strict=True):
@@ -301,7 +307,9 @@ def _derivation(part: Part, one: Derivation, on: At, place: str, level: str = "h
         lines += f"<li>{shown}{_line(step, e, numbers, at, reason)}</li>"
     conditions = "".join(f"<span>{x}</span>" for x in _conditions(one))
     end = f'<p class="result"><b>{sentence(one.result)}:</b> {_defined(Definition(one.start, one.lines[-1]))}</p>' if one.result else ""
-    tag, role = ("section", "") if level == "h3" else ("div", ' role="group"')  # each section is a landmark
+    tag, role = (
+        ("section", "") if level == "h3" else ("div", ' role="group"')
+    )  # a section is a landmark for screen readers, and lemmas should not be
     return (
         f'<{tag} class="derivation"{role} id="{place}" aria-labelledby="{place}-title">'
         f'<{level} id="{place}-title">{sentence(one.title)}</{level}><p class="check"></p>'
@@ -310,13 +318,13 @@ def _derivation(part: Part, one: Derivation, on: At, place: str, level: str = "h
 
 
 def _inside(part: Part, one: Derivation) -> list[list[tuple[str, Derivation]]]:
-    """The lemmas inside each line, with their ids: with other letters a lemma is shown once more, in another place."""
+    """Return the lemmas inside each line, with their ids. A lemma that is shown again with other letters has another id."""
     lemmas = [[], *([*part.lemmas(one, n)] for n in range(len(one.steps)))]
     return [[(x.name if x in part.derivations else f"{x.name}-in-{one.name}", x) for x in some] for some in lemmas]
 
 
 def places() -> dict[str, Derivation]:
-    """All derivations of the page by their ids, in the order of the document."""
+    """Return all derivations of the page by their ids, in the order of the document."""
     found: dict[str, Derivation] = {}
     for part in PARTS:
         for one in part.chains:
@@ -353,7 +361,7 @@ def _line(step: Step | None, e: E, numbers: Numbers, at: dict[str, int], reason:
 
 
 def _reason(one: Derivation, step: Step, shown: set[str]) -> str:
-    """The rule, the sentence, and what the step uses beyond the lemmas that are shown inside it."""
+    """Return the rule, the reason, and what the step uses, apart from the lemmas that are shown inside it."""
     used = [_used(one, name) for name in (*step.uses, *step.because) if name not in shown]
     uses = f' <span class="uses">({", ".join(used)})</span>' if used else ""
     return f'<p class="reason"><b>{escape(step.rule)}:</b> {sentence(step.why)}{uses}</p>'

@@ -1,7 +1,9 @@
-"""One row to explain: scores, truth and names. Of a row of many classes the likeliest are shown, and the rest are put together as one.
+"""The row of scores that is explained, with its truth and the names of its classes.
 
-Classes put together keep everything else as it was: the exponentials of the rest add up to that of their log-sum-exp, so that the other
-predictions and the other gradients do not change, and the gradient of the one is the sum of theirs.
+If the row has many classes, only the most probable ones are shown one by one, and the others are merged into one class. The score of the
+merged class is the log-sum-exp of its members. The predictions and gradients of the other classes are therefore unchanged, and the
+prediction and the gradient of the merged class are the sums over its members. The code calls the merged class "the rest", and a class as
+it appears in the derivation a "place".
 
 A class with the score -inf is masked: its prediction and its gradient are 0, and the derivation is that of the other classes.
 """
@@ -22,34 +24,34 @@ from ..proof.replay import CONTEXT
 from . import files
 from .classes import named, typed
 
-APART = 12  # rows of more classes show this many, the rest as the last of them; and this many masked classes at most one by one
-LARGEST = 1e9  # of a score or a truth: the decimals of replay.py reach as far as e^(10^18), but 50 digits must reach over the differences
+APART = 12  # the largest number of classes, and of masked classes, that are shown one by one
+LARGEST = 1e9  # the largest absolute value of a score or a truth, so that 50 digits suffice for their differences
 EXAMPLE, EXAMPLE_NAMES = "2, 1, 0.1", "cat, dog, owl"
 
 
 class Entry(NamedTuple):
-    """A line of the tables: a class, or several together."""
+    """A row of the tables: a class, the merged classes, or the masked classes together."""
 
     name: str
-    score: Any  # a float; a Decimal for the rest
-    place: int | None  # None: masked
+    score: Any  # a float, or a Decimal for the rest
+    place: int | None  # None if the class is masked
 
 
 class Row(NamedTuple):
-    """A row as it is shown, place by place: the classes `shown` in their order, and then, if there are more, the rest as one."""
+    """A row as it is shown. Its places are the classes `shown` in their order and then, if there are more, the rest."""
 
-    logits: Array  # [C], in its own dtype: what softxent is given
-    labels: Any  # what softxent is given as labels: a class, or float64 probabilities [C]
+    logits: Array  # [C], in the dtype in which they were given
+    labels: Any  # the index of the class, or float64 probabilities [C]
     shown: tuple[int, ...]
-    masked: tuple[int, ...]  # classes with the score -inf: they have no place
+    masked: tuple[int, ...]  # the classes with the score -inf, which have no place
     entries: tuple[Entry, ...]  # the places and the masked classes, in the order of the tables
     names: tuple[str, ...]
-    scores: tuple[Any, ...]  # floats, and a Decimal for the rest
+    scores: tuple[Any, ...]  # of the places: floats, and a Decimal for the rest
     truth: tuple[Decimal, ...]
-    label: int  # places: of the label, and of the classes that play j and k
+    label: int  # the place of the label; j and k are the places of those indices
     j: int
     k: int
-    astray: Decimal  # the loss of all classes is that of the places, and this: not 0 only where the rest holds truth
+    astray: Decimal  # the loss of the row minus that of the places; 0 unless the truth of the rest is positive
 
     @property
     def rest(self) -> int:
@@ -57,24 +59,24 @@ class Row(NamedTuple):
 
     @property
     def notes(self) -> list[str]:
-        """What is to be known of classes that are put together or masked."""
+        """Sentences about the classes that are merged or masked."""
         together = (
-            f"{self.rest:,} classes are put together as one, with their log-sum-exp as its score. That is exact: the other predictions and "
-            "gradients stay as they are, and its own are the sums of theirs."
+            f"{self.rest:,} classes are merged into one, whose score is their log-sum-exp. This is exact: the predictions and gradients of "
+            "the other classes do not change, and those of the merged class are sums."
         )
         masked = (
-            f"{_count(len(self.masked), 'class is', 'classes are')} masked (score -inf): the prediction and the gradient there are 0, and "
+            f"{_count(len(self.masked), 'class is', 'classes are')} masked (score -inf): the prediction and the gradient are 0 there, and "
             "the sums run over the other classes."
         )
         return [together] * bool(self.rest) + [masked] * bool(self.masked)
 
     def places(self, values: Array) -> list[float]:
-        """Values of all classes [C] as those of the places: the rest's are summed."""
+        """Return the values of the places, given those of all classes [C]. The value of the rest is a sum."""
         others = np.delete(values, [*self.shown, *self.masked])
         return [*map(float, values[list(self.shown)]), *([math.fsum(others)] if self.rest else [])]
 
     def at_masked(self, values: Array) -> list[float]:
-        """Values of all classes [C] as those of the masked entries: where masked classes stand together, the sum of their sizes."""
+        """Return the values of the masked entries, given those of all classes [C]. A shared entry has the sum of absolute values."""
         own = values[list(self.masked)]
         return [*map(float, own)] if len(own) <= APART else [math.fsum(np.abs(own))]
 
@@ -92,14 +94,14 @@ def arrange(
     j: int | str | None = None,
     k: int | str | None = None,
 ) -> Row:
-    """Check one row and arrange it. Classes go by index or name. `k` is the label if it is not given, `j` the likeliest other class."""
+    """Check a row and choose its places. Classes are given by index or name. `k` is the label by default, `j` the most probable other."""
     z = _checked(logits)
     if (label is None) == (truth is None):
         contract.fail("explain", "one of label and truth", "be given", "neither" if label is None else "both")
     if names is not None and len(names) != len(z):
         contract.fail("explain", "names", f"be {len(z)}, one for each class", len(names))
     t, j, k = (_index(argument, x, names, z) for argument, x in (("label", label), ("j", j), ("k", k)))
-    ranked = [n for n in np.argsort(-z, kind="stable").tolist() if z[n] > -np.inf]  # likeliest first
+    ranked = [n for n in np.argsort(-z, kind="stable").tolist() if z[n] > -np.inf]  # the most probable first
     if truth is not None:
         _check_truth(truth, z)
         t = max(sorted(ranked), key=truth.__getitem__)
@@ -113,7 +115,7 @@ def arrange(
 
 
 def _checked(logits: Array) -> Array:
-    """The scores as float64. Each is finite, or -inf at a masked class."""
+    """Return the scores as float64. Each must be finite or, at a masked class, -inf."""
     z = logits.astype(np.float64)
     if len(z) < 2:
         contract.fail("explain", "logits", "have at least 2 classes", len(z))
@@ -126,7 +128,7 @@ def _checked(logits: Array) -> Array:
 
 
 def _index(argument: str, value: int | str | None, names: Sequence[str] | None, z: Array) -> int | None:
-    """The index of a class that is given by its index or its name; it may not be masked."""
+    """Return the index of a class that is given by its index or its name. It must not be masked."""
     if isinstance(value, str):
         value = named(argument, value, names if names is not None else [f"class {n}" for n in range(len(z))])
     if value is not None and not 0 <= value < len(z):
@@ -151,7 +153,7 @@ def _together(
     z: Array, labels: Any, y: Sequence[Decimal], label: int, j: int, k: int, names: Sequence[str] | None, ranked: list[int]
 ) -> Row:  # ranked: the classes that are not masked
     shown, masked = sorted(ranked), tuple(np.flatnonzero(z == -np.inf).tolist())
-    if len(shown) > APART:  # classes with truth before those with none: while they all stand apart, the loss is the row's own
+    if len(shown) > APART:  # classes with a positive truth first: if the rest has none, the loss of the places is that of the row
         true = sorted((n for n in shown if y[n]), key=lambda n: -y[n])
         shown = sorted(list(dict.fromkeys((label, j, k, *true, *ranked)))[: APART - 1])
     called = {n: _printable(names[n]) if names is not None else f"class {n}" for n in (*shown, *masked)}
@@ -168,7 +170,7 @@ def _together(
 
 
 def _rest(scores: Array, truth: Sequence[Decimal]) -> tuple[Decimal, Decimal, Decimal]:
-    """Classes put together: -> their score, their truth, and what the loss lacks where they hold truth."""
+    """Merge classes. Returns their score, their truth, and the part of the loss that is lost if their truth is positive."""
     top = scores.max()
     with localcontext(CONTEXT):
         score = Decimal(float(top)) + Decimal(math.fsum(np.exp(scores - top))).ln()
@@ -177,7 +179,7 @@ def _rest(scores: Array, truth: Sequence[Decimal]) -> tuple[Decimal, Decimal, De
 
 
 def _entries(places: list[Entry], shown: list[int], masked: dict[int, str]) -> tuple[Entry, ...]:
-    """Classes in their order, then the rest, then the masked classes if they are too many to stand one by one."""
+    """Return the classes in their order, then the rest, and then the masked classes if they are too many to be shown one by one."""
     if len(masked) > APART:
         return *places, Entry(f"{len(masked):,} masked", -math.inf, None)
     one_by_one = [*zip(shown, places, strict=False), *((n, Entry(name, -math.inf, None)) for n, name in masked.items())]
@@ -185,11 +187,11 @@ def _entries(places: list[Entry], shown: list[int], masked: dict[int, str]) -> t
 
 
 def _printable(name: str) -> str:
-    """A name that cannot move the cursor or ring the bell."""
+    """Return the name with its control characters escaped, so that it cannot control the terminal."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in name)
 
 
-# ---------------------------------------------------------------- what is typed in
+# ---------------------------------------------------------------- the options of the command
 
 
 def read(
@@ -197,7 +199,7 @@ def read(
     truth: str | None = None, labels: Path | None = None, names: str | None = None, names_file: Path | None = None,
     j: int | str | None = None, k: int | str | None = None,
 ) -> Row:  # fmt: skip
-    """The row that the options of `softxent explain` speak of; the article's example without any."""
+    """Return the row that the options of `softxent explain` describe. The default is the example of the article."""
     _not_both(logits=logits, file=file)
     _not_both(label=label, truth=truth, labels=labels)
     _not_both(names=names, names_file=names_file)
@@ -215,7 +217,9 @@ def read(
     return arrange(
         found.logits,
         label=typed(label),
-        truth=None if truth is None else _numbers("truth", truth, Decimal),  # as decimals 0.7, 0.2 and 0.1 sum to exactly 1
+        truth=None
+        if truth is None
+        else _numbers("truth", truth, Decimal),  # the decimals 0.7, 0.2 and 0.1 sum to exactly 1, the floats do not
         names=files.names_in(names_file) if names_file else [name.strip() for name in names.split(",")] if names else found.names,
         j=typed(j),
         k=typed(k),

@@ -1,4 +1,4 @@
-"""An account in the terminal, to be read from top to bottom like a page of a textbook. Names never go through rich's markup."""
+"""Show an account in the terminal. The names of the classes are never interpreted as markup of rich."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from . import STEP, Account, End, Formula, Line, Replay, as_html, as_json, chose
 from . import account as work_out
 from .row import Row, read
 
-WIDE, WIDEST = 96, 120  # from WIDE on, reasons stand to the right of the lines
+WIDE, WIDEST = 96, 120  # in columns: from WIDE on, the reasons are to the right of the lines
 MEANING = {
     "yhat": "the prediction: softmax", "L": "the loss: cross-entropy", "lse": "log-sum-exp", "p": "the mass of the truth",
     "g": "the gradient", "mu": "the mean of v under the prediction",
@@ -39,7 +39,7 @@ REASON, RULE, VALUE, WRONG = "dim", "italic", "cyan", "bold red"
 def run(
     wanted: Sequence[str], *, everything: bool, listed: bool, html: Path | None, as_json_: bool, **options: Any
 ) -> bool:  # options: of row.read
-    """Do what `softxent explain` was asked for. -> whether all that was worked out agrees."""
+    """Run `softxent explain`. Returns whether all lines and gradients agree."""
     if not (sys.stdout.encoding or "").lower().startswith("utf") and isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
     console = Console(highlight=False)
@@ -71,7 +71,7 @@ def _write(html: Path, page: str) -> None:
 
 
 def listing(console: Console) -> None:
-    """The names of all derivations, with their titles."""
+    """Print the names and titles of all derivations."""
     for part in book.PARTS:
         console.print(Text(part.title, "bold"))
         table = Table.grid(padding=(0, 3, 0, 0))
@@ -81,7 +81,7 @@ def listing(console: Console) -> None:
 
 
 def show(console: Console, account: Account, ending: bool = True) -> None:
-    """Everything of an account; its end where it is asked for, or where something in it is wrong."""
+    """Print an account. Its end is printed if `ending` is set, or if a comparison in it fails."""
     console.width = min(console.width, WIDEST)
     _row(console, account.row, any(one.given for one in account.replays))
     _definitions(console, account)
@@ -113,10 +113,10 @@ def _row(console: Console, row: Row, options: bool) -> None:
     for note in row.notes:
         _say(console, note.replace("-inf", f"{MINUS}inf"))
     if options and row.notes:
-        _say(console, f"What an option adds (N, w, ...) is an example over these {len(row.names)} classes.")
+        _say(console, f"The values of the options (N, w, ...) are examples for these {len(row.names)} classes.")
     if row.astray:
-        short_of = f"the lines' loss is {_short(row.astray, 6)} short of the row's"
-        _say(console, f"They hold truth of their own, and so {short_of}; the gradients are the row's all the same.")
+        less = f"the loss in the lines is less than that of the row, by {_short(row.astray, 6)}"
+        _say(console, f"The truth of the merged classes is not 0. Therefore {less}; the gradients are those of the row.")
 
 
 def _definitions(console: Console, account: Account) -> None:
@@ -138,7 +138,7 @@ def _remark(console: Console, words: str, formulas: Sequence[Formula]) -> None:
 
 
 def _replay(console: Console, one: Replay, row: Row, left: int = 0) -> None:
-    """A derivation, moved to the right where it is a lemma inside a step of another."""
+    """Print a derivation. A lemma inside a step is indented."""
     here = [f"{i} = " + (row.names[n] if i in "jk" else f"{n + 1}") for i, n in sorted(one.at.items()) if i != "t"]
     named = Text.assemble((prose(one.derivation.title), "bold"), (f"   {one.derivation.name}   {', '.join(here)}", REASON))
     console.print("" if left == 0 else Text(), Padding(named, (0, 0, 0, left)), sep="\n")
@@ -172,7 +172,7 @@ def _block(
     console: Console, line: str, filled: str, value: tuple[str, str], reason: Text | None,
     *, first: bool = False, strong: bool = False, left: int = 0,
 ) -> None:  # fmt: skip
-    """A line, its numbers and its value, and the reason beside it or, where there is no room, before it."""
+    """Print a line, its numbers, its value, and the reason: beside the line or, in a narrow terminal, before it."""
     beside = console.width >= WIDE
     width = (console.width * 3 // 5 if beside else console.width - 2) - left
     rows = [(x, "bold" if strong else "") for x in fold(line, width)] + (
@@ -198,7 +198,7 @@ def _block(
 
 
 def fold(line: str, width: int) -> list[str]:
-    """Broken before operators: at sums sooner than at products, and inside a bracket only where it is longer than a row."""
+    """Break a formula before operators: at sums rather than at products, and inside brackets only if they are longer than the width."""
     for deepest, last in ((depth, signs) for depth in range(20) for signs in ("+=≥" + MINUS, "+=≥·/" + MINUS)):
         glued, depth = "", 0
         for n, c in enumerate(line):
@@ -212,7 +212,7 @@ def fold(line: str, width: int) -> list[str]:
 
 
 def _checked(console: Console, one: Replay, left: int) -> None:
-    """Whether the lines agree, and the result by its name. Of a lemma only what is wrong."""
+    """Print whether the lines agree, and the result. For a lemma, print only that a line does not agree."""
     wrong = [n for n, line in enumerate(one.lines, 1) if not line.agrees]
     if wrong:
         return _say(console, Text(f"✗ line {wrong[0]} does not agree with the line before", WRONG), left + 2)
@@ -241,7 +241,7 @@ def _end(console: Console, row: Row, end: End) -> None:
 
 
 def _bars(console: Console, row: Row, end: End, sign: str) -> None:
-    every = console.width >= 72  # below, there is room for the bars of yhat - y only
+    every = console.width >= 72  # in a narrow terminal, only yhat - y has bars
     width = max(4, min(24, (console.width - 56) // 3 if every else console.width - 50))
     size, most = max(1.0, *map(float, row.truth)), max(abs(float(g)) for g in end.gradient) or 1.0
     table = _table(
@@ -267,17 +267,17 @@ def _witnesses(console: Console, row: Row, end: End, sign: str) -> None:
     console.print(table)
     far = max(abs(a - b) for a, b in zip(end.gradient, end.slopes, strict=True))
     rule = f"(L(z_k + h) {MINUS} L(z_k {MINUS} h)) / 2h, h = {STEP:.0e}, in 50 digits"
-    off = f"It is {_short(far, 2)} from the last line at most; its error is at most {_short(end.slope_error, 2)}"
-    _claim(console, end.slopes_agree, f"central difference: {rule}. It knows the loss only. {off}.")
+    off = f"It differs from the last line by at most {_short(far, 2)}; its error is at most {_short(end.slope_error, 2)}"
+    _claim(console, end.slopes_agree, f"central difference: {rule}. It uses the loss only. {off}.")
     apart = [abs(Decimal(b) - a) for a, b in zip(end.gradient, end.ours, strict=True)]
     used = max(a / limit for a, limit in zip(apart, end.bound, strict=True))
-    off = f"it is {_short(max(apart), 2)} from the last line at most, {100 * used:.0f} % of what rounding may come to there"
-    losses = f"Its loss is {_short(Decimal(end.our_loss), 8)}, and {_short(end.loss, 8)} in 50 digits"
+    off = f"it differs from the last line by at most {_short(max(apart), 2)}, {100 * used:.0f} % of the bound on its rounding error"
+    losses = f"Its loss is {_short(Decimal(end.our_loss), 8)}; with 50 digits it is {_short(end.loss, 8)}"
     _claim(console, end.ours_agrees, f"softxent.cross_entropy_and_grad, {row.logits.dtype}: {off}. {losses}.")
 
 
 def _listed(row: Row, values: Sequence[Any], masked: Sequence[float] = ()) -> list[Decimal]:
-    """Values of the places as the tables list them, with those of the masked classes (0 if not given) among them."""
+    """Return the values in the order of the tables: those of the places and those of the masked classes, which are 0 by default."""
     at_masked = iter(masked)
     return [Decimal(next(at_masked, 0) if place is None else values[place]) for _, _, place in row.entries]
 
@@ -298,7 +298,7 @@ def _table(*columns: str, called: int = 16) -> Table:
 
 
 def _value(x: Decimal, last: Decimal) -> str:
-    """Below what 50 digits tell after a subtraction, a value that is not the last line's is no more than nearly 0."""
+    """Return the value of a line. After a cancellation that 50 digits do not cover, it is shown as approximately 0."""
     return "≈ 0" if max(abs(x), abs(last)) < TOLERANCE and abs(x - last) > abs(last) / 10**6 else f"= {_short(x, 6)}"
 
 

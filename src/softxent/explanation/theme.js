@@ -1,5 +1,5 @@
 "use strict";
-// The theme of the page: the system's, or what the button chose, which is kept for the next visit. It is set before anything is painted.
+// The theme of the page: that of the system, or the one chosen by the button, which is stored. It is set before the page is painted.
 {
   const KEY = "softxent-theme";
   let kept = null;
