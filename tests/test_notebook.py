@@ -173,6 +173,15 @@ except Exception as error:
 """
 
 
+def test_no_argument_is_written(rng):
+    arrays = [rng.standard_normal(5).astype(np.float32), rng.random(5)]
+    before = [a.tobytes() for a in arrays]
+    for a in arrays:
+        a.flags.writeable = False
+    result = softxent.explain(arrays[0], truth=arrays[1])
+    assert result.agrees and repr(result) and result.to_dict() and [a.tobytes() for a in arrays] == before
+
+
 def without(package):
     done = subprocess.run(
         [sys.executable, "-c", ABSENT.format(package=package)], capture_output=True, text=True, env=environment(PYTHONIOENCODING="utf-8")
