@@ -213,6 +213,9 @@ def layouts(z):
     raw = np.zeros(z.nbytes + 1, np.uint8)[1:].view(z.dtype).reshape(z.shape)
     raw[...] = z
     yield "at an odd address", raw, 1
+    record = np.zeros(rows, [("number", "i1"), ("logits", z.dtype, classes)])["logits"]
+    record[...] = z
+    yield "in packed records", record, 1
 
 
 @each_dtype
@@ -237,6 +240,25 @@ def test_any_layout_gives_the_contiguous_result(backend, dtype, option, rng):
                 np.testing.assert_array_equal(np.moveaxis(out, axis, -1), want[1], err_msg=name)
                 softxent.cross_entropy_and_grad(a, t, axis=axis, out=a, reduction="none", **options)
                 np.testing.assert_array_equal(np.moveaxis(a, axis, -1), want[1], err_msg=f"{name}, in place")
+
+
+def test_a_large_gradient_may_be_written_to_an_odd_address():
+    """From 48 MiB on, gradients are stored past the caches, which needs aligned addresses."""
+    z = np.zeros((12_600, 1000), np.float32)
+    raw = np.zeros(z.nbytes + 1, np.uint8)
+    for shift in (0, 1):
+        out = raw[shift : z.nbytes + shift].view(np.float32).reshape(z.shape)
+        softxent.cross_entropy_and_grad(z, np.full(len(z), 7), out=out, reduction="sum")
+        assert z.nbytes > 48 << 20 and (out[:, 7] == np.float32(0.001 - 1)).all() and (out[:, 8] == np.float32(0.001)).all()
+        assert (softxent.softmax(z, out=out) == np.float32(0.001)).all()
+
+
+def test_no_rows_in_any_order(backend):
+    for order in "CF":
+        z, out = np.zeros((0, 5), order=order), np.zeros((0, 5), order=order)
+        loss, dz = softxent.cross_entropy_and_grad(z, np.zeros(0, int), out=out, reduction="sum")
+        assert loss == 0 and dz is out
+        assert softxent.softmax(z, out=out) is out
 
 
 @each_dtype
@@ -270,7 +292,9 @@ def test_labels_of_any_integer_type(backend, dtype, rng):
     z, t = rng.standard_normal((6, 90)), rng.integers(0, 90, 6)
     labels = t.tolist() if dtype == "list" else t.astype(dtype)
     want = softxent.cross_entropy_and_grad(z, t, label_smoothing=0.1)
-    for given in (labels, np.repeat(labels, 3).reshape(6, 3)[:, 1]):  # contiguous and strided labels
+    record = np.zeros(6, [("letter", "S1"), ("label", "i8" if dtype == "list" else dtype)])["label"]
+    record[...] = labels
+    for given in (labels, np.repeat(labels, 3).reshape(6, 3)[:, 1], record):  # contiguous, strided and in packed records
         loss, dz = softxent.cross_entropy_and_grad(z, given, label_smoothing=0.1)
         assert loss == want[0] and (dz == want[1]).all()
         plain = softxent.cross_entropy_and_grad(z, given)

@@ -321,7 +321,7 @@ def _overlap(a: Array, b: Array) -> bool:
 
 
 def _overlap_self(a: Array) -> bool:
-    return any(stride == 0 and n > 1 for stride, n in zip(a.strides, a.shape, strict=True))
+    return a.size > 0 and any(stride == 0 and n > 1 for stride, n in zip(a.strides, a.shape, strict=True))
 
 
 def place(fn: str, argument: str, path: Path, *, folder: bool) -> None:

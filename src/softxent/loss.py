@@ -15,7 +15,7 @@ import numpy.typing as npt
 from . import contract, kernels
 from .partials import Array
 from .sweep import forward, fused, hessian, pieces, reduce, shaped, wide
-from .truth import Squash, Truth, plain, squash, truth
+from .truth import Squash, Truth, adjacent, plain, squash, truth
 
 
 def cross_entropy(
@@ -264,11 +264,12 @@ def _simple(z: Any, labels: Any, ignore_index: int, out: Any) -> bool:
         and z.ndim == 2
         and (z.dtype.char in "fde" or z.dtype.name == "bfloat16")
         and z.dtype.isnative
-        and z.strides[1] == z.itemsize
+        and adjacent(z)
         and labels.dtype == np.int64
         and labels.shape == z.shape[:1]
+        and labels.flags.contiguous
         and z.size > 0
-        and (out is None or getattr(out, "strides", ())[1:] == z.strides[1:])
+        and (out is None or (isinstance(out, np.ndarray) and out.shape == z.shape and adjacent(out)))
         and type(ignore_index) is int
         and not 0 <= ignore_index < z.shape[1]
         and kernels.active().first_outside(labels, z.shape[1], 0) < 0

@@ -18,7 +18,7 @@ from numpy.lib.stride_tricks import as_strided
 
 from . import kernels
 from .partials import Array, Partials, times
-from .truth import NO_LABEL, Squash, Truth, computed_in, plain
+from .truth import NO_LABEL, Squash, Truth, adjacent, computed_in, plain
 
 SCRATCH = 1 << 18  # bytes of logits in a chunk, where they cannot be used in place: strided classes, softcap, temperature
 
@@ -29,7 +29,7 @@ DENSE = np.array([[0.0], [1.0], [0.0], [1.0]])  # y = 0, r = 1: the truth is off
 def forward(z: Array, t: Truth, s: Squash | None, parts: Array | None = None) -> Array:
     """Return the loss and lse of every row, [2, R]. Writes the partial sums into parts [6, R], if given."""
     result = np.empty((2, count(z)))
-    direct = s is None and t.usable(z.dtype) and _adjacent(z)
+    direct = s is None and t.usable(z.dtype) and adjacent(z)
     for i, (zi,) in pieces(direct, z):
         work = zi if direct else _ready(zi, s)
         kernels.active().forward(
@@ -41,7 +41,7 @@ def forward(z: Array, t: Truth, s: Squash | None, parts: Array | None = None) ->
 def fused(z: Array, t: Truth, s: Squash | None, dz: Array) -> Array:
     """Write the gradient into dz, which may be z. Returns the loss and lse of every row, [2, R]."""
     result = np.empty((2, count(z)))
-    direct = s is None and t.usable(z.dtype) and _adjacent(z) and _adjacent(dz)
+    direct = s is None and t.usable(z.dtype) and adjacent(z) and adjacent(dz)
     for i, (zi, o) in pieces(direct, z, dz):
         if direct:
             gradient(zi, t, i, out=o, result=result[:, i])
@@ -152,11 +152,6 @@ def _matrices(arrays: tuple[Array, ...]) -> Iterator[tuple[Array, ...]]:
     else:
         for i in range(lead[0]):
             yield from _matrices(tuple(a[i] for a in arrays))
-
-
-def _adjacent(z: Array) -> bool:
-    """Whether the classes of a row are adjacent in memory, as the kernels require."""
-    return z.shape[-1] == 1 or z.strides[-1] == z.itemsize
 
 
 def count(z: Array) -> int:

@@ -57,7 +57,7 @@ class Truth(NamedTuple):
         if u is None:
             return True
         plain = self.smoothing == 0 and self.class_weight is None and u.dtype in (dtype, computed_in(dtype))
-        return plain and (u.strides[1] == u.itemsize or u.shape[1] == 1)
+        return plain and adjacent(u)
 
     def mass(self, i: slice) -> Array:
         """Return the sums over the classes of the truth of the rows `i`, in float64: the factor of softmax in the gradient."""
@@ -147,7 +147,8 @@ def truth(
         label, live, weight = np.broadcast_to(np.int64(NO_LABEL), n), 1.0, sample
         y, r = 0.0, sample
     else:
-        label = (np.minimum(a, np.iinfo(np.int64).max) if a.dtype == np.uint64 else a).astype(np.int64, copy=False).reshape(n)
+        signed = np.minimum(a, np.iinfo(np.int64).max) if a.dtype == np.uint64 else a
+        label = np.ascontiguousarray(signed, dtype=np.int64).reshape(n)
         contract.inside(fn, names.labels, a, kernels.active().first_outside(label, classes, ignore_index), classes, ignore_index)
         live = label != ignore_index
         live = 1.0 if live.all() else live
@@ -206,6 +207,11 @@ def _stack(n: int, *numbers: Any) -> Array:
     for row, x in zip(rows, numbers, strict=True):
         row[:] = x
     return rows
+
+
+def adjacent(a: Array) -> bool:
+    """Whether a kernel can read or write `a` in place: the classes of a row are adjacent, and the strides are whole numbers of elements."""
+    return (a.shape[-1] == 1 or a.strides[-1] == a.itemsize) and not any(stride % a.itemsize for stride in a.strides)
 
 
 @lru_cache(maxsize=64)
