@@ -88,18 +88,6 @@ static void set_out(Job& j, const Matrix& a, const Logits& z) {
   j.dz = a.data(); j.dz_step = a.stride(0);
 }
 
-// Returns the scratch memory of this thread, which is kept for the next call.
-static void* scratch(size_t bytes) {
-  static thread_local std::unique_ptr<void, void (*)(void*)> mine(nullptr, ::free); static thread_local size_t have = 0;
-  if (have < bytes) {
-    mine.reset(); have = 0;
-    mine.reset(aligned_alloc(64, (bytes + 63) / 64 * 64));
-    if (!mine) throw std::bad_alloc();
-    have = bytes;
-  }
-  return mine.get();
-}
-
 // Memory for a large gradient, in huge pages if there are any. The last block that was freed is kept for the next gradient, because new
 // pages take longer than the kernel needs to fill them (125 MiB: 90 ms and 20 ms). If the slot is busy, nothing is kept; in a child that was
 // forked at such a moment it stays busy.
@@ -121,71 +109,111 @@ static void give_back(void* block) noexcept {
   ::free(swap_kept(*k, [](const Kept& was, size_t bytes) { return was.bytes <= bytes; }, k->bytes).data);
   delete k;
 }
-static nb::ndarray<nb::numpy, uint8_t> buffer(size_t bytes) {
+static Kept large_block(size_t bytes) {
   const size_t whole = (bytes + PAGE - 1) / PAGE * PAGE;
   Kept mine = swap_kept({nullptr, 0}, [](const Kept& was, size_t n) { return was.data && was.bytes >= n && was.bytes <= 2 * n; }, whole);
-  if (!mine.data) {
-    mine = {aligned_alloc(PAGE, whole), whole};
-    if (!mine.data) throw std::bad_alloc();
+  if (mine.data) return mine;
+  mine = {aligned_alloc(PAGE, whole), whole};
+  if (!mine.data) throw std::bad_alloc();
 #if defined(__linux__)
-    madvise(mine.data, whole, MADV_HUGEPAGE);
+  madvise(mine.data, whole, MADV_HUGEPAGE);
 #endif
-  }
+  return mine;
+}
+static nb::ndarray<nb::numpy, uint8_t> buffer(size_t bytes) {
+  const Kept mine = large_block(bytes);
   return nb::ndarray<nb::numpy, uint8_t>(mine.data, {bytes}, nb::capsule(new Kept(mine), give_back));
 }
 static void trim() { ::free(swap_kept({nullptr, 0}, [](const Kept&, size_t) { return true; }, 0).data); }
 
-// Runs the kernel on all rows, each thread on `grain` rows at a time. The calling thread also checks for Ctrl-C. Returns false after one.
+// The scratch memory of a thread during a call. Up to SMALL bytes stay with the thread for its next call, and a larger block goes to the slot
+// of large_block. A signal handler may call the library within a call: the inner call finds the thread's block taken, and allocates another.
+class Memory {
+  static constexpr size_t SMALL = 8 << 20;
+  struct Spare { Kept block = {nullptr, 0}; ~Spare() { ::free(block.data); } };
+  static Spare& spare() { static thread_local Spare mine; return mine; }
+  Kept block;
+public:
+  explicit Memory(size_t bytes) : block{nullptr, 0} {
+    if (bytes > SMALL) { block = large_block(bytes); return; }
+    std::swap(block, spare().block);
+    if (block.bytes >= bytes) return;
+    ::free(block.data);
+    block = {aligned_alloc(64, (bytes + 63) / 64 * 64), bytes};
+    if (!block.data) { block.bytes = 0; throw std::bad_alloc(); }
+  }
+  ~Memory() {
+    if (block.bytes > SMALL) give_back(new Kept(block));
+    else { if (block.bytes > spare().block.bytes) std::swap(block, spare().block); ::free(block.data); }
+  }
+  Memory(const Memory&) = delete;
+  void* data() const { return block.data; }
+};
+
+// Runs pending signal handlers, at most every 50 ms and on the calling thread only. After one that raises an exception, stop() is true.
+class Signals {
+  const std::thread::id caller = std::this_thread::get_id();
+  Clock::time_point checked = Clock::now();
+  std::atomic<bool> raised{false};
+public:
+  bool on_caller() const { return std::this_thread::get_id() == caller; }
+  bool stop() {
+    if (!raised && on_caller() && Clock::now() - checked >= std::chrono::milliseconds(50)) {
+      nb::gil_scoped_acquire held;
+      if (PyErr_CheckSignals()) raised = true;
+      checked = Clock::now();
+    }
+    return raised;
+  }
+};
+
+// Runs the kernel on all rows, each thread on `grain` rows at a time. Returns false if a signal handler raised an exception.
 static bool by_rows(const Job& j, Kernel run, int threads) {
   const int64_t tile = j.cols <= TALL ? TILE : tile_of(j.cols), fair = j.rows / threads / tile, much = (1 << 16) / whole(j.cols) / tile;
   const int64_t grain = (fair < much ? fair : much) * tile + (fair && much ? 0 : tile);
-  std::atomic<int64_t> next{0}; std::atomic<bool> stop{false}, failed{false};
-  const auto caller = std::this_thread::get_id();
-  const int64_t parts = (j.rows + grain - 1) / grain;
-  together((int)(threads < parts ? threads : parts), [&] {
-    void* mine;
-    try { mine = scratch(scratch_bytes(j.cols)); } catch (std::bad_alloc&) { failed = true; return; }
-    auto looked = Clock::now();
-    for (int64_t i; !stop && (i = next.fetch_add(grain)) < j.rows; ) {
-      run(j, i, i + grain < j.rows ? i + grain : j.rows, mine, ALL, 0);
-      if (parts == 1 || std::this_thread::get_id() != caller || Clock::now() - looked < std::chrono::milliseconds(50)) continue;
-      nb::gil_scoped_acquire held;
-      if (PyErr_CheckSignals()) stop = true;
-      looked = Clock::now();
-    }
+  const int64_t grains = (j.rows + grain - 1) / grain;
+  std::atomic<int64_t> next{0}; std::atomic<bool> failed{false};
+  Signals signals;
+  together((int)(threads < grains ? threads : grains), [&] {
+    try {
+      const Memory mine(scratch_bytes(j.cols));
+      for (int64_t i; (grains == 1 || !signals.stop()) && (i = next.fetch_add(grain)) < j.rows; )
+        run(j, i, i + grain < j.rows ? i + grain : j.rows, mine.data(), ALL, 0);
+    } catch (std::bad_alloc&) { failed = true; }
   });
   if (next < j.rows && failed) throw std::bad_alloc();
-  return !stop;
+  return grains == 1 || !signals.stop();
 }
 
 // Runs the kernel on a few long rows. All threads work on runs of blocks of the same row, in the scratch memory of the calling thread. The
 // calling thread takes runs from the front and the others from the back. Each writes the gradient of the blocks whose exponentials it
-// computed, because they are still in its cache.
-static void by_blocks(const Job& j, Kernel run, int threads, bool gradient) {
+// computed, because they are still in its cache. Returns false if a signal handler raised an exception.
+static bool by_blocks(const Job& j, Kernel run, int threads, bool gradient) {
   struct alignas(64) Counts { std::atomic<int64_t> taken{0}, front{0}, back{0}, had{0}, turn{0}, turned{0}, written{0}; };
-  const int64_t blocks = blocks_of(j.cols), step = blocks / (3 * threads) + 1, runs = (blocks + step - 1) / step;
+  const int64_t blocks = blocks_of(j.cols), fair = blocks / (3 * threads) + 1, step = fair < 256 ? fair : 256, runs = (blocks + step - 1) / step;
   std::unique_ptr<Counts[]> counts(new Counts[j.rows]);
-  void* shared = scratch(scratch_bytes(j.cols));
-  const auto caller = std::this_thread::get_id();
-  auto wait = [](std::atomic<int64_t>& a, int64_t n) { while (!spin([&] { return a >= n; })) sched_yield(); };
-  auto each = [&](int64_t i, int64_t r, Phase phase) { for (int64_t b = r * step; b < blocks && b < (r + 1) * step; b++) run(j, i, i + 1, shared, phase, b); };
+  const Memory shared(scratch_bytes(j.cols));
+  Signals signals;
+  auto wait = [&](std::atomic<int64_t>& a, int64_t n) { while (!spin([&] { return a >= n; })) { if (signals.stop()) return; sched_yield(); } };
+  auto each = [&](int64_t i, int64_t r, Phase phase) { for (int64_t b = r * step; b < blocks && b < (r + 1) * step; b++) run(j, i, i + 1, shared.data(), phase, b); };
   together(threads, [&] {
-    const bool first = std::this_thread::get_id() == caller;
     for (int64_t i = 0; i < j.rows; i++) {
       Counts& c = counts[i];
       std::vector<int64_t> mine;
-      for (; c.taken.fetch_add(1) < runs; c.had++) {
-        mine.push_back(first ? c.front++ : runs - 1 - c.back++);
+      for (; !signals.stop() && c.taken.fetch_add(1) < runs; c.had++) {
+        mine.push_back(signals.on_caller() ? c.front++ : runs - 1 - c.back++);
         each(i, mine.back(), IN);
       }
       wait(c.had, runs);
-      if (c.turn++ == 0) { run(j, i, i + 1, shared, TURN, 0); c.turned = 1; }
+      if (signals.stop()) return;
+      if (c.turn++ == 0) { run(j, i, i + 1, shared.data(), TURN, 0); c.turned = 1; }
       wait(c.turned, 1);
       if (!gradient) continue;
-      for (int64_t r : mine) { each(i, r, OUT); c.written++; }
+      for (int64_t r : mine) { if (signals.stop()) return; each(i, r, OUT); c.written++; }
       wait(c.written, runs);
     }
   });
+  return !signals.stop();
 }
 
 static int64_t size_of(Type type) { return type == F64 ? 8 : type == F32 ? 4 : 2; }
@@ -197,11 +225,12 @@ static void call(Op op, Job j, Type type, Off kind, int threads) {
   j.stream = op != FORWARD && aligned && j.z != j.dz && j.rows * j.cols * size >= 48 << 20;
   j.ahead = threads == 1;              // 10 % less time on one thread, but 8 % more on two, which use all of the memory's bandwidth
   const Kernel run = isa().run[type][kind][op];
-  bool whole_run = true;
+  const int64_t blocks = blocks_of(j.cols);
+  const bool few_long_rows = blocks > 6 && threads > 1 && j.rows < 4 * threads && j.rows % threads;
+  bool complete;
   { nb::gil_scoped_release free;
-    if (threads > 1 && j.rows < 4 * threads && j.rows % threads && blocks_of(j.cols) > 6) by_blocks(j, run, threads, op != FORWARD);
-    else whole_run = by_rows(j, run, threads); }
-  if (!whole_run) throw nb::python_error();
+    complete = few_long_rows || blocks > 4096 ? by_blocks(j, run, threads, op != FORWARD) : by_rows(j, run, threads); }
+  if (!complete) throw nb::python_error();
 }
 
 static void call(Op op, const Job& j, const Logits& z, const std::optional<Dense>& off, int threads) {
@@ -220,7 +249,9 @@ static void call(Op op, const Job& j, const Logits& z, const std::optional<Dense
 static std::optional<double> scalar(uintptr_t z, uintptr_t label, uintptr_t dz, int64_t rows, int64_t cols, int type, int64_t ignore, double scale, int threads) {
   const int64_t* t = (const int64_t*)label;
   for (int64_t i = 0; i < rows; i++) if ((uint64_t)t[i] >= (uint64_t)cols || t[i] == ignore) return std::nullopt;
-  static thread_local std::vector<double> result;
+  static thread_local std::vector<double> spare;
+  std::vector<double> result;
+  result.swap(spare);                  // a signal handler may call this function within the call
   if ((int64_t)result.size() < 2 * rows) result.resize(2 * rows);
   const double truth[TRUTHS] = {1, 0, 0, scale};
   Job j = {};
@@ -229,6 +260,7 @@ static std::optional<double> scalar(uintptr_t z, uintptr_t label, uintptr_t dz, 
   call(dz ? FUSED : FORWARD, j, (Type)type, SAME, threads);
   double sum = 0;
   for (int64_t i = 0; i < rows; i++) sum += j.loss[i];
+  if (result.size() <= 1 << 20) spare.swap(result);
   return sum * scale;
 }
 

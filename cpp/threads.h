@@ -9,6 +9,7 @@
 #include <condition_variable>
 #include <functional>
 #include <mutex>
+#include <system_error>
 #include <thread>
 
 namespace softxent {
@@ -30,7 +31,7 @@ template <class Done> bool spin(Done done) {         // polls for 50 us, because
 
 // A pool of threads that sleep between calls, after polling for the next call for a moment.
 class Pool {
-  std::mutex call, m; std::condition_variable wake, done;
+  std::atomic_flag taken = ATOMIC_FLAG_INIT; std::mutex m; std::condition_variable wake, done;
   const Work* job = nullptr; std::atomic<int64_t> ticket{0}; std::atomic<int> busy{0}; int seats = 0, size = 0;
   void loop() {
     for (int64_t seen = 0;;) {
@@ -51,10 +52,11 @@ public:
     (void)once; return *slot();
   }
   void run(int threads, const Work& work) {
-    std::unique_lock<std::mutex> one(call, std::try_to_lock);
-    if (!one) return work();                         // another Python thread uses the pool: work on this thread alone
+    if (taken.test_and_set()) return work();         // another Python thread uses the pool, or a signal handler calls within a call
+    struct Release { std::atomic_flag& flag; ~Release() { flag.clear(); } } release{taken};
     { std::lock_guard<std::mutex> lock(m);
-      for (; size < threads - 1; size++) std::thread([this] { loop(); }).detach();
+      try { for (; size < threads - 1; size++) std::thread([this] { loop(); }).detach(); }
+      catch (const std::system_error&) {}            // the system refuses more threads: there are fewer
       job = &work; seats = threads - 1; ticket++; }
     wake.notify_all();
     work();

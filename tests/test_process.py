@@ -94,6 +94,70 @@ def test_ctrl_c_ends_a_long_call(backend, threads):
     assert re.fullmatch(r"interrupted\nTrue \d+\nTrue\n", out), out
 
 
+ONE_ROW = """
+import signal, numpy as np, softxent
+from softxent import kernels
+from softxent.truth import plain
+def stop(*_):
+    raise KeyboardInterrupt
+signal.signal(signal.SIGALRM, stop)
+z, result = np.zeros((1, 1 << 29), np.float32), np.full((2, 1), np.nan)  # 2 GiB that are never written, and so take no memory
+signal.setitimer(signal.ITIMER_REAL, 0.1)
+try:
+    kernels.cpu.forward(z, np.zeros(1, np.int64), plain(1.0), None, result, None, {threads})
+    print("ended")
+except KeyboardInterrupt:
+    print("interrupted", result[0, 0])
+"""
+
+
+@pytest.mark.skipif(
+    "cpu" not in BACKENDS, reason="NumPy's functions cannot be interrupted; test_architecture.py requires the compiled kernel"
+)
+@pytest.mark.parametrize("threads", (1, 2))
+def test_ctrl_c_ends_a_call_on_one_long_row(threads):
+    """The row takes half a second at least, and is not complete when the signal of a timer ends the call."""
+    assert python(ONE_ROW.format(threads=threads)) == "interrupted nan\n"
+
+
+NESTED = """
+import signal, numpy as np, softxent
+import torch
+import softxent.torch
+rng, inner = np.random.default_rng(0), 0
+small, large = rng.standard_normal((1000, 100)), rng.standard_normal((3, 300_000))
+t, tl = rng.integers(0, 100, 1000), rng.integers(0, 300_000, 3)
+def call(z, t):
+    return softxent.cross_entropy_and_grad(z, t, reduction="none")
+want, wanted = [x.tobytes() for x in call(large, tl)], [x.tobytes() for x in call(small, t)]
+def handler(*_):
+    global inner
+    inner += 1
+    for _ in range(3):
+        assert [x.tobytes() for x in call(large, tl)] == want
+        assert softxent.torch.cross_entropy(torch.tensor(large), torch.tensor(tl)).item() == mean
+mean = softxent.torch.cross_entropy(torch.tensor(large), torch.tensor(tl)).item()
+signal.signal(signal.SIGALRM, handler)
+zs, ts = np.tile(small, (400, 1)), np.tile(t, 400)
+tensors = torch.tensor(zs), torch.tensor(ts)
+whole = softxent.torch.cross_entropy(*tensors).item()
+softxent.set_num_threads({threads})
+torch.set_num_threads({threads})
+while inner < 10:
+    signal.setitimer(signal.ITIMER_REAL, 0.06)  # one signal; the call takes longer, also on an idle machine
+    loss, dz = call(zs, ts)
+    assert loss.tobytes() == 400 * wanted[0] and dz.tobytes() == 400 * wanted[1]
+    signal.setitimer(signal.ITIMER_REAL, 0.06)
+    assert softxent.torch.cross_entropy(*tensors).item() == whole
+print("ok")
+"""
+
+
+@pytest.mark.parametrize("threads", (1, 2))
+def test_a_signal_handler_may_call_the_library_within_a_call(threads):
+    assert python(NESTED.format(threads=threads)) == "ok\n"
+
+
 def test_other_threads_run_meanwhile(backend):
     """The GIL is released: while a call computes, another thread sees its rows become more."""
     watched, seen = Watched(10_000 if backend == "cpu" else 200), set()
