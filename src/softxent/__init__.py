@@ -11,7 +11,7 @@ NumPy and nothing else. Options are described at `cross_entropy`.
 
 from ._explain import Explanation, explain
 from .filtering import FilterStats
-from .kernels import Backend, backends, get_num_threads, set_num_threads, use_backend
+from .kernels import Backend, backends, empty_cache, get_num_threads, set_num_threads, use_backend
 from .linear import linear_cross_entropy, linear_cross_entropy_and_grad, linear_cross_entropy_ggn, linear_cross_entropy_hvp
 from .loss import cross_entropy, cross_entropy_and_grad, cross_entropy_hvp, token_logprobs, token_logprobs_and_grad
 from .probabilities import entropy, entropy_and_grad, log_softmax, logsumexp, softmax, softmax_jacobian, softmax_vjp
@@ -25,6 +25,7 @@ __all__ = [
     "cross_entropy",
     "cross_entropy_and_grad",
     "cross_entropy_hvp",
+    "empty_cache",
     "entropy",
     "entropy_and_grad",
     "explain",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, cast
 
 import numpy as np
 
+from . import kernels
 from .partials import Array
 
 if TYPE_CHECKING:
@@ -295,7 +296,9 @@ def out(fn: str, a: Any, z: Array, axis: int) -> Array:
     The caller's array may be the logits themselves, but may not overlap them in another way.
     """
     if a is None:
-        return to_last(np.empty_like(from_last(z, axis), subok=False), axis)
+        given = from_last(z, axis)
+        new = kernels.empty(given.shape, given.dtype) if given.flags.c_contiguous else np.empty_like(given, subok=False)
+        return to_last(new, axis)
     if not isinstance(a, np.ndarray) or a.dtype != z.dtype:
         fail(fn, "out", f"be an array of dtype {z.dtype}", a.dtype if isinstance(a, np.ndarray) else type(a).__name__, TypeError)
     same_shape(fn, "out", a, from_last(z, axis).shape, from_last(z, axis).shape)

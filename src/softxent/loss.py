@@ -124,7 +124,8 @@ def cross_entropy_and_grad(
         ValueError, TypeError: as in `cross_entropy`, before anything is written.
 
     Cost: one read of the logits, one write of the gradient and one exponential for each element; with `out`, O(rows + threads x C) bytes.
-    For large matrices a new gradient array costs more time than the computation, so pass `out` and use it again.
+    A large gradient uses the memory of the last one, if that is not referenced any more; `softxent.empty_cache` releases it. Such an array
+    cannot be resized in place.
 
     Source: Part 3 of the derivation. At the label, the gradient is computed from 1 - yhat, which is a sum over the other classes, so that
     it keeps its digits when yhat is close to 1 (`partials.finish`).
@@ -138,7 +139,7 @@ def cross_entropy_and_grad(
     if bare and _simple(logits, labels, ignore_index, out):
         assert isinstance(logits, np.ndarray) and isinstance(labels, np.ndarray)
         n = len(logits)  # the most frequent call needs no preparation and takes a few microseconds
-        dz = np.empty(logits.shape, logits.dtype) if out is None else contract.out(fn, out, logits, -1)
+        dz = kernels.empty(logits.shape, logits.dtype) if out is None else contract.out(fn, out, logits, -1)
         result = np.empty((2, n))
         kernels.active().fused(logits, labels, plain(1 / n), None, dz, result, None, kernels.get_num_threads())
         return result[0].sum() / n, dz

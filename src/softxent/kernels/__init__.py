@@ -14,13 +14,16 @@ A backend is a module with the functions of `Kernel`. They compute the equations
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from numbers import Integral
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
 
 from ..partials import Array
 from . import reference
@@ -64,6 +67,7 @@ _NAMES: dict[str, Kernel] = {"formula": reference, **({"cpu": cpu} if cpu else {
 _chosen: ContextVar[Kernel | None] = ContextVar("softxent_kernel", default=None)
 _at_most: ContextVar[int] = ContextVar("softxent_threads", default=1 << 30)
 _warned = False
+LARGE = 1 << 20  # bytes; the memory of smaller arrays is used again by malloc
 MOST_THREADS = 4096  # beyond, an operating system refuses to start them
 
 
@@ -131,6 +135,24 @@ def backends() -> list[Backend]:
         Backend("cpu", bool(cpu), now is cpu, detail),
         Backend("formula", True, now is reference, "NumPy in float64, one thread: the equations of formula.py"),
     ]
+
+
+def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """Return a new array in C order, with arbitrary entries. A large one uses the memory of a large array that is not used any more.
+
+    The reason is that new memory takes longer to get than to fill: the system maps its pages one by one.
+    """
+    size = math.prod(shape) * dtype.itemsize
+    if size < LARGE or cpu is None:
+        return np.empty(shape, dtype)
+    memory: Array = cpu.buffer(size).view(dtype).reshape(shape)
+    return memory
+
+
+def empty_cache() -> None:
+    """Release the memory of the last large gradient, which is otherwise kept for the next one."""
+    if cpu is not None:
+        cpu.trim()
 
 
 def get_num_threads() -> int:

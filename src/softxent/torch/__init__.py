@@ -18,7 +18,7 @@ except ModuleNotFoundError as error:
     raise ModuleNotFoundError(message, name="torch") from None
 
 from .. import kernels
-from ..kernels import Backend
+from ..kernels import Backend, empty_cache
 from . import tensors
 from .linear import LinearCrossEntropyLoss, linear_cross_entropy
 from .loss import CrossEntropyLoss, Result, cross_entropy, log_softmax, logsumexp
@@ -29,12 +29,6 @@ __all__ = [
     "CrossEntropyLoss", "LinearCrossEntropyLoss", "Result", "backends", "cross_entropy", "empty_cache", "linear_cross_entropy",
     "log_softmax", "logsumexp", "patch", "unpatch", "use_backend",
 ]  # fmt: skip
-
-
-def empty_cache() -> None:
-    """Release the memory of the last large gradient on the CPU, which is otherwise kept for the next one."""
-    if kernels.cpu:
-        kernels.cpu.trim()
 
 
 def backends() -> list[Backend]:

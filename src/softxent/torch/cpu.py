@@ -21,7 +21,6 @@ from ..truth import Truth, truth
 FN = "cross_entropy"
 T = TypeVar("T")
 TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}  # as in cpp/kernel.h
-LARGE = 1 << 20  # bytes; malloc reuses its pages for smaller arrays
 
 
 def array(t: Tensor) -> Array:
@@ -39,14 +38,12 @@ def like(input: Tensor) -> Tensor:
 
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Return an uninitialized tensor. A large one uses the kernel's buffer, whose memory pages are already mapped from the last use."""
-    size = math.prod(shape) * dtype.itemsize
-    if size < LARGE or kernels.cpu is None:
+    """Return an uninitialized tensor. A large one uses memory that is kept for this (see `kernels.empty`)."""
+    if math.prod(shape) * dtype.itemsize < kernels.LARGE or kernels.cpu is None:
         return torch.empty(shape, dtype=dtype, device="cpu")
-    memory = kernels.cpu.buffer(size)
     if dtype == torch.bfloat16:
-        return torch.from_numpy(memory.view(np.int16)).view(torch.bfloat16).view(shape)
-    return torch.from_numpy(memory.view(str(dtype).removeprefix("torch.")).reshape(shape))
+        return torch.from_numpy(kernels.empty(shape, np.dtype(np.int16))).view(torch.bfloat16)
+    return torch.from_numpy(kernels.empty(shape, np.dtype(str(dtype).removeprefix("torch."))))
 
 
 def problem(*p: Any, sample: Tensor | None = None, upstream: Tensor | None = None, reduction: str = "none") -> tuple[Array, Truth]:
