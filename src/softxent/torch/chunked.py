@@ -20,7 +20,7 @@ from torch.func import grad, vjp
 
 from ..linear import FOLD, Sums, chunks
 from . import cpu
-from .autograd import devices, keep, wide
+from .autograd import batched_by_autograd, devices, keep, wide
 from .rows import outputs, squashed
 
 FN = "linear_cross_entropy"
@@ -272,7 +272,9 @@ class LinearRows(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
         p = Problem(*ctx.saved_tensors, *ctx.options)
         gs = [g for g, name in zip(grads, p.wanted.split(), strict=True) if name != "correct"]
-        found = gradient_of(*p, wants(ctx), *gs)
+        if all(g is None for g in gs):
+            return (None,) * len(p)
+        found = _of_a_batch(p, gs) if batched_by_autograd(*gs) else gradient_of(*p, wants(ctx), *gs)
         return asked(found, wants(ctx), len(p))
 
     @staticmethod
@@ -322,6 +324,20 @@ class LinearGradient(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> Any:
         return _each(info.batch_size, in_dims, arguments, gradient_of)
+
+
+def _of_a_batch(p: Problem, gs: list[Tensor | None]) -> tuple[Any, ...]:
+    """Return the gradients of x, W and b for a batch of upstream gradients of is_grads_batched. It holds all logits.
+
+    Such a batch cannot be passed to a function of autograd, so the gradients of the logits are computed for upstream gradients of 1.
+    """
+    z, f = F.linear(p.x, p.w, p.b), p.rows(slice(0, len(p.x)))
+    dz: Any = 0
+    for n, g in enumerate(gs):
+        if g is not None:
+            one = tuple(g.new_ones(len(p.x)) if m == n else None for m in range(len(gs)))
+            dz = dz + pulled(f, z, one)[1] * g.to(z.dtype).unsqueeze(1)
+    return dz @ p.w, dz.mT @ p.x, None if p.b is None else dz.sum(-2)
 
 
 rows_of: Callable[..., Row] = LinearRows.apply

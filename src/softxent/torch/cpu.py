@@ -123,10 +123,10 @@ def in_place(*p: Any) -> Tensor:
 
 
 @_on_torchs_threads
-def scalar(*p: Any, sample: Tensor | None, reduction: str) -> tuple[Tensor, Tensor | None]:
-    """Return the reduced loss and, if it is required, its gradient, computed in the same pass."""
+def scalar(*p: Any, sample: Tensor | None, reduction: str, ahead: bool) -> tuple[Tensor, Tensor | None]:
+    """Return the reduced loss and, if `ahead` is set, its gradient, computed in the same pass."""
     z, t = problem(*p, sample=sample, reduction=reduction)
-    dz = like(p[0]) if ahead(p[0]) else None
+    dz = like(p[0]) if ahead else None
     result = sweep.forward(z, t, None) if dz is None else sweep.fused(z, t, None, contract.to_last(array(dz), p[3]))
     loss = sweep.reduce(result[0], reduction, t.total, np.nan, ())
     return torch.scalar_tensor(loss, dtype=result_dtype(p[0]), device="cpu"), dz

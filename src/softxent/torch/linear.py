@@ -19,7 +19,7 @@ from ..contract import fail
 from ..filtering import FilterStats
 from ..linear import BUDGET, filtered
 from . import cpu, ops, tensors
-from .autograd import batched_by_autograd, devices
+from .autograd import batched_by_autograd, devices, first_backward
 from .chunked import B, Problem, W, X, asked, gradient_of, gradients, narrowed, rows_of, wants
 from .filtered import filtered_gradients, filters
 from .loss import cross_entropy, reduced
@@ -292,7 +292,7 @@ class _Ahead(torch.autograd.Function):
     ) -> Tensor:
         loss, grads = made
         ctx.save_for_backward(x, w, b, *rest[:5], up, *grads)
-        ctx.options, ctx.fresh = rest[5:], True
+        ctx.options, ctx.unused = rest[5:], [True]
         return loss
 
     @staticmethod
@@ -301,10 +301,11 @@ class _Ahead(torch.autograd.Function):
         tensors_, up, made = rest[:5], rest[5], rest[6:]
         if batched_by_autograd(g):
             return *(None if t is None else t * g.to(t.dtype) for t in made), None, None, None
-        if ctx.fresh and not torch.is_grad_enabled():
-            ctx.fresh = False
-            return *(None if t is None else devices(t).scaled(t.data, g) for t in made), None, None, None
         p = Problem(x, w, b, *tensors_, *ctx.options)
+        if not torch.is_grad_enabled():
+            if not first_backward(ctx):
+                made = narrowed(p, gradients(p, (up,), wants(ctx))[1])
+            return *(None if t is None else devices(t).scaled(t.data, g) for t in made), None, None, None
         return asked(gradient_of(*p, wants(ctx), up * g.double()), wants(ctx), 6)
 
 

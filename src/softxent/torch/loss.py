@@ -15,7 +15,7 @@ from torch.nn import Module
 
 from ..contract import fail, renamed
 from . import cpu, tensors
-from .autograd import batched_by_autograd, devices, gradient_of, linear, wide
+from .autograd import batched_by_autograd, devices, first_backward, gradient_of, linear, wide
 from .rows import FLOATS, RETURNS, checked, differentiable, outputs, plain, rows, squashed, tensor, total
 
 FN = "cross_entropy"
@@ -106,7 +106,7 @@ def cross_entropy(
         tensors.check(input, target, axis, ignore_index)
     z = squashed(FN, input, softcap, temperature)
     if eager and not more and reduction != "none" and not differentiable(target, weight, sample_weight):
-        made = devices(z).scalar(z, target, weight, axis, *options, sample=sample_weight, reduction=reduction)
+        made = devices(z).scalar(z, target, weight, axis, *options, sample=sample_weight, reduction=reduction, ahead=cpu.ahead(z))
         return _scalar(z, made, (target, weight, sample_weight, reduction, axis, *options)).to(cpu.result_dtype(input))
     if return_logprobs and target.is_floating_point():
         fail(FN, "return_logprobs", "be False where the target is probabilities", True)
@@ -167,17 +167,20 @@ class _Scalar(torch.autograd.Function):
         loss, dz = found
         if ctx.needs_input_grad[0]:
             ctx.save_for_backward(input, *problem[:3], dz)
-            ctx.options, ctx.fresh = problem[3:], dz is not None
+            ctx.options, ctx.unused, ctx.ahead = problem[3:], [True], dz is not None
         return loss
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         (input, target, weight, sample, dz), (g,) = ctx.saved_tensors, grads
         batched = batched_by_autograd(g)
-        if ctx.fresh and not batched and not torch.is_grad_enabled():
-            ctx.fresh = False
-            return devices(dz).scaled(dz.data, g), None, None  # .data: an in-place change of the result is not one of the saved dz
         reduction, axis, ignore_index, *_ = ctx.options
+        if ctx.ahead and not batched and not torch.is_grad_enabled():
+            if first_backward(ctx):
+                dz = dz.data  # an in-place change of the result is not one of the saved dz
+            else:
+                _, dz = devices(dz).scalar(input, target, weight, *ctx.options[1:], sample=sample, reduction=reduction, ahead=True)
+            return devices(dz).scaled(dz, g), None, None
         up = g.double() / (1 if reduction == "sum" else total(input, target, weight, sample, axis, ignore_index))
         up = (up if sample is None else up * sample.double()).expand([n for i, n in enumerate(input.shape) if i != axis])
         return (linear if batched else gradient_of)(input, target, weight, *ctx.options[1:], up, None), None, None

@@ -53,7 +53,16 @@ def plain(input: Tensor, target: Tensor) -> bool:
 
 
 def differentiable(*tensors: Tensor | None) -> bool:
-    return any(t is not None and t.requires_grad for t in tensors)
+    """Whether a derivative with respect to one of these tensors may be wanted, in reverse or in forward mode."""
+    return any(t is not None and (t.requires_grad or _has_tangent(t)) for t in tensors)
+
+
+def _has_tangent(t: Tensor) -> bool:
+    """Whether forward mode may differentiate with respect to this tensor. For tensors inside torch.func, only True is a safe answer."""
+    if forward_ad._current_level < 0:
+        return False
+    unpack: Any = forward_ad.unpack_dual  # untyped
+    return torch._C._functorch.is_functorch_wrapped_tensor(t) or unpack(t).tangent is not None
 
 
 def outputs(
@@ -100,7 +109,7 @@ def problem(
     """
     probable = target.is_floating_point()
     written = (weight is not None or smoothing > 0) if probable and not eager else differentiable(weight) or (
-        probable and target.requires_grad and (weight is not None or smoothing > 0)
+        probable and differentiable(target) and (weight is not None or smoothing > 0)
     )  # fmt: skip
     if written:
         classes, w = z.shape[axis], None if weight is None else weight.to(wide(z).dtype)

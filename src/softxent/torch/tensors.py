@@ -20,7 +20,7 @@ from .. import contract, truth
 from ..kernels import reference
 from ..truth import NO_LABEL
 from . import arrays as arrays  # registers the functions with which formula.py computes on tensors
-from .cpu import ahead, result_dtype
+from .cpu import result_dtype
 
 try:
     from ..kernels import triton as triton
@@ -160,10 +160,10 @@ def in_place(*p: Any) -> Tensor:
     return result[0]
 
 
-def scalar(*p: Any, sample: Tensor | None, reduction: str) -> tuple[Tensor, Tensor | None]:
-    """Return the reduced loss and, if it is required, its gradient, computed in the same pass."""
+def scalar(*p: Any, sample: Tensor | None, reduction: str, ahead: bool) -> tuple[Tensor, Tensor | None]:
+    """Return the reduced loss and, if `ahead` is set, its gradient, computed in the same pass."""
     z, t = problem(*p, sample=sample, reduction=reduction)
-    if ahead(p[0]):
+    if ahead:
         (losses, _), dz = _fused(p[0], p[3], z, t)
     else:
         (losses, _), dz = _forward(z, t, None), None

@@ -1,0 +1,138 @@
+"""Every way to differentiate, by every differentiable argument: undefined and batched upstream gradients, forward mode, repeated passes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
+
+from softxent import torch as st
+
+F64 = torch.float64
+ROWS, CLASSES, FEATURES = 3, 4, 2
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+def tensors():
+    """Return the differentiable arguments by name."""
+    probable = torch.rand(ROWS, CLASSES, dtype=F64)
+    return {
+        "z": torch.randn(ROWS, CLASSES, dtype=F64), "x": torch.randn(ROWS, FEATURES, dtype=F64),
+        "W": torch.randn(CLASSES, FEATURES, dtype=F64), "b": torch.randn(CLASSES, dtype=F64),
+        "weight": torch.rand(CLASSES, dtype=F64) + 0.2, "sample_weight": torch.rand(ROWS, dtype=F64) + 0.2,
+        "target": probable / probable.sum(1, keepdim=True),
+    }  # fmt: skip
+
+
+LABELS = torch.tensor([2, -100, 0])
+
+
+def loss(function, given, **options):
+    """Return the loss, of the labels if no probabilities are given."""
+    target = given.get("target", LABELS)
+    options |= {name: given[name] for name in ("weight", "sample_weight") if name in given}
+    if function == "plain":
+        return st.cross_entropy(given["z"], target, **options)
+    return st.linear_cross_entropy(given["x"], given["W"], target, linear_bias=given["b"], **options)
+
+
+def written_out(function, given, *, reduction="mean", label_smoothing=0.0):
+    """Return the same from the definition, in torch's operations."""
+    z = given["z"] if function == "plain" else F.linear(given["x"], given["W"], given["b"])
+    target, weight = given.get("target", LABELS), given.get("weight", torch.ones(CLASSES, dtype=F64))
+    sample = given.get("sample_weight", torch.ones(ROWS, dtype=F64))
+    if target.is_floating_point():
+        q, live = target, torch.ones(ROWS, dtype=F64)
+        total = sample.sum()
+    else:
+        q, live = F.one_hot(target.clamp(0), CLASSES).to(F64), (target != -100).to(F64)
+        total = (sample * live * (q @ weight)).sum()
+    y = weight * ((1 - label_smoothing) * q + label_smoothing / CLASSES) * (live * sample)[:, None]
+    each = -(y * torch.log_softmax(z, 1)).sum(1)
+    return each if reduction == "none" else each.sum() if reduction == "sum" else each.sum() / total
+
+
+OTHERS = [(), ("weight",), ("sample_weight",), ("target",), ("target", "weight")]
+CASES = [(function, first + others) for function, first in (("plain", ("z",)), ("linear", ("x", "W", "b"))) for others in OTHERS]
+each_case = pytest.mark.parametrize(("function", "names"), CASES, ids=lambda x: x if isinstance(x, str) else "-".join(x))
+each_reduction = pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+
+
+@each_reduction
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@each_case
+def test_gradcheck_with_undefined_and_batched_gradients_and_forward_mode(function, names, smoothing, reduction):
+    values = tensors()
+    given = tuple(values[name].requires_grad_() for name in names)
+
+    def f(*args):
+        return loss(function, dict(zip(names, args, strict=True)), label_smoothing=smoothing, reduction=reduction)
+
+    assert gradcheck(f, given, check_undefined_grad=True, check_batched_grad=True, check_forward_ad=True, check_batched_forward_grad=False)
+
+
+@each_case
+def test_second_derivatives_in_every_mode(function, names):
+    values = tensors()
+    given = tuple(values[name].requires_grad_() for name in names)
+
+    def f(*args):
+        return loss(function, dict(zip(names, args, strict=True)), label_smoothing=0.1, reduction="sum")
+
+    assert gradgradcheck(f, given, check_undefined_grad=True, check_fwd_over_rev=True)
+
+
+@each_reduction
+@each_case
+def test_forward_mode_by_each_argument_alone(function, names, reduction):
+    """The other arguments have no tangent and require no gradient."""
+    values = {name: t for name, t in tensors().items() if name in names}
+    for moving in names:
+        direction = torch.randn_like(values[moving])
+        with forward_ad.dual_level():
+            dual = values | {moving: forward_ad.make_dual(values[moving], direction)}
+            got = forward_ad.unpack_dual(loss(function, dual, label_smoothing=0.1, reduction=reduction)).tangent
+            want = forward_ad.unpack_dual(written_out(function, dual, label_smoothing=0.1, reduction=reduction)).tangent
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
+
+        def f(t, of=loss, moving=moving):
+            return of(function, values | {moving: t}, label_smoothing=0.1, reduction="sum")
+
+        by_func = torch.func.jvp(f, (values[moving],), (direction,))[1]
+        forward_over_reverse = torch.func.jvp(torch.func.grad(f), (values[moving],), (direction,))[1]
+        wanted = torch.func.jvp(lambda t: f(t, written_out), (values[moving],), (direction,))[1]
+        wanted_too = torch.func.jvp(torch.func.grad(lambda t: f(t, written_out)), (values[moving],), (direction,))[1]
+        torch.testing.assert_close(by_func, wanted, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(forward_over_reverse, wanted_too, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"weight": True}, {"sample_weight": True}, {"label_smoothing": 0.1}, {"z_loss": 0.1}],
+    ids=lambda o: next(iter(o), "plain"),
+)
+@each_reduction
+@pytest.mark.parametrize("function", ["plain", "linear"])
+def test_a_second_backward_gives_the_same_bits(function, reduction, options, dtype):
+    rows, classes, features = 50, 300, 20
+    target = torch.randint(0, classes, (rows,))
+    target[3] = -100
+    made = {"weight": torch.rand(classes, dtype=dtype) + 0.1, "sample_weight": torch.rand(rows, dtype=dtype) + 0.1}
+    options = {name: made.get(name, value) for name, value in options.items()}
+    if function == "plain":
+        given = (torch.randn(rows, classes, dtype=dtype).requires_grad_(),)
+        value = st.cross_entropy(*given, target, reduction=reduction, **options)
+    else:
+        given = tuple(torch.randn(shape, dtype=dtype).requires_grad_() for shape in ((rows, features), (classes, features)))
+        value = st.linear_cross_entropy(*given, target, reduction=reduction, **options)
+    upstream = torch.full_like(value, 0.7)
+    first = torch.autograd.grad(value, given, upstream, retain_graph=True)
+    second = torch.autograd.grad(value, given, upstream, retain_graph=True)
+    third = torch.autograd.grad(value, given, upstream)
+    assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(first, second, third, strict=True))
