@@ -111,11 +111,11 @@ template <class T, class O> ALWAYS void dot(const typename T::S* z, const typena
       V<A> a[4], b[4];
       for (int i = 0; i < 4; i += T::PER) load_off<T, O>(p + i * L, u, a + i);
       load<T>(q, u, b);
-      FOUR(c) b[c] = times<A>(a[c], m - b[c]);
+      FOUR(c) b[c] = times<A>(a[c], fma<A>(splat<A>(-0.5), b[c], splat<A>(m * (A)0.5)));     // halves, because m - z may overflow
       so.add(u, a); sd.add(u, b);
     }
   }
-  o = so.total(); d = sd.total();
+  o = so.total(); d = 2 * sd.total();
 }
 
 // A scale divided by the lift of e, as two factors, so that no intermediate result overflows or is subnormal unless the result is.
@@ -312,7 +312,7 @@ template <class T, class O, Op op> ALONE void tall(const Job& j, Scratch<typenam
       FOUR(k) v[k] = read(eu + (c + k) * L);
       if (op != BACKWARD && j.off) {
         const V<A> from = most == -(A)INF ? V<A>{} : most;
-        FOUR(k) a[k] = read(wu + (c + k) * L), b[k] = times<A>(a[k], from - v[k]);
+        FOUR(k) a[k] = read(wu + (c + k) * L), b[k] = times<A>(a[k], fma<A>(splat<A>(-0.5), v[k], from * (A)0.5));
         so.add(u, a); sd.add(u, b);
       }
       FOUR(k) v[k] = v[k] - shift.sub;
@@ -329,7 +329,7 @@ template <class T, class O, Op op> ALONE void tall(const Job& j, Scratch<typenam
   }
   lower(f.b, L);
   for (int g = 0; g < L && op != BACKWARD; g++) {
-    const double part[PARTS] = {f.b.m[g], s[g] * (1 / Exp<A>::lift) * f.b.down[g], o[g], d[g], zt[g], wt[g]};
+    const double part[PARTS] = {f.b.m[g], s[g] * (1 / Exp<A>::lift) * f.b.down[g], o[g], 2 * d[g], zt[g], wt[g]};
     for (int k = 0; k < PARTS; k++) f.x.part[k][g] = part[k];
   }
   finish<op>(j, f.x, first, some);

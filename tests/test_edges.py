@@ -16,6 +16,7 @@ import torch
 from cases import DTYPES, fused, problem
 
 import softxent
+import softxent.torch as st
 from softxent import contract
 from softxent.proof.bounds import TINY, UNIT, loss_bound
 
@@ -427,12 +428,12 @@ ERRORS = {
         lambda: loss(Z, T, label_smoothing=np.array([0.1, 0.2])), TypeError,
         LOSS + "label_smoothing must be a finite number of at least 0 and at most 1; got array([0.1, 0.2])",
     ),
-    "temperature_array": (lambda: grad(Z, T, temperature=Z), TypeError, GRAD + "temperature must be a finite number above 0; got array"),
+    "temperature_array": (lambda: grad(Z, T, temperature=Z), TypeError, GRAD + "temperature must be a finite number of at least 1.17"),
     "reduction_array": (lambda: grad(Z, T, reduction=np.array(["sum", "mean"])), ValueError, GRAD + "reduction must be 'none' or 'sum'"),
     "empty_value": (lambda: loss(Z, T - 100, empty_value="a"), TypeError, LOSS + "empty_value must hold real numbers; got strings"),
     "smoothing_nan": (lambda: grad(Z, T, label_smoothing=NAN), ValueError, GRAD + "label_smoothing must be a finite number"),
-    "temperature": (lambda: loss(Z, T, temperature=0), ValueError, LOSS + "temperature must be a finite number above 0; got 0"),
-    "softcap": (lambda: loss(Z, T, softcap=-1), ValueError, LOSS + "softcap must be a finite number above 0; got -1"),
+    "temperature": (lambda: loss(Z, T, temperature=0), ValueError, LOSS + "temperature must be a finite number of at least 1.17"),
+    "softcap": (lambda: loss(Z, T, softcap=-1), ValueError, LOSS + "softcap must be a finite number of at least 1.17"),
     "z_loss": (lambda: loss(Z, T, z_loss=-1), ValueError, LOSS + "z_loss must be a finite number of at least 0; got -1"),
     "ignore_index": (lambda: loss(Z, T, ignore_index="x"), TypeError, LOSS + "ignore_index must be a"),
     "ignore_index_grad": (lambda: grad(Z, T, ignore_index="x"), TypeError, GRAD + "ignore_index must be a"),
@@ -492,7 +493,7 @@ ERRORS = {
     ),
     "linear_labels": (lambda: linear(Z, Z, T[:2]), ValueError, LINEAR + "labels must have shape (4,) to match logits (4, 4); got (2,)"),
     "linear_range": (lambda: linear(Z, Z, T + 4), ValueError, LINEAR + "labels must lie in [0, 4) or be ignore_index=-100; got 4 at row 0"),
-    "linear_softcap": (lambda: linear(Z, Z, T, softcap=-1), ValueError, LINEAR + "softcap must be a finite number above 0; got -1"),
+    "linear_softcap": (lambda: linear(Z, Z, T, softcap=-1), ValueError, LINEAR + "softcap must be a finite number of at least 1.17"),
     "backend": (lambda: softxent.use_backend("gpu").__enter__(), ValueError, "use_backend: name must be one of "),
     "backend_type": (lambda: softxent.use_backend(["cpu"]).__enter__(), ValueError, "use_backend: name must be one of "),
     "threads": (lambda: softxent.set_num_threads(0), ValueError, "set_num_threads: threads must be an int from 1 to 4096; got 0"),
@@ -578,3 +579,31 @@ def test_bfloat16_is_ml_dtypes(backend):
     assert ours[1].dtype == ml_dtypes.bfloat16
     other = softxent.cross_entropy_and_grad(theirs, torch.tensor(T))
     assert ours[0] == other[0] and bits(ours[1]) == bits(other[1])
+
+
+def test_logits_near_the_largest_float32(backend):
+    """m - z overflows in float32, but the loss is a float64 and does not."""
+    z = np.array([[3e38, -3e38, 0, 1]], np.float32)
+    loss, dz = softxent.cross_entropy_and_grad(z, [0], label_smoothing=0.1)
+    assert loss == pytest.approx(3e37, rel=1e-6)
+    np.testing.assert_allclose(dz[0], [0.075, -0.025, -0.025, -0.025], rtol=1e-6)
+    loss, _ = softxent.cross_entropy_and_grad(np.repeat(z, 100, axis=1), [0], label_smoothing=0.1)  # more columns than rows in a lane
+    assert np.isfinite(loss)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_huge_softcap_changes_nothing_and_tiny_ones_are_refused(backend, dtype, rng):
+    z, t = (rng.standard_normal((5, 9)) * 1e-3).astype(dtype), rng.integers(0, 9, 5)
+    want = softxent.cross_entropy_and_grad(z, t, temperature=0.5)
+    for softcap in (1e19, 1e37, 1e39, 1e300):
+        loss, dz = softxent.cross_entropy_and_grad(z, t, softcap=softcap, temperature=0.5)
+        assert loss == pytest.approx(want[0], rel=1e-6, abs=0)
+        np.testing.assert_allclose(dz, want[1], rtol=1e-5)
+        tensor = torch.tensor(z, requires_grad=True)
+        got = st.cross_entropy(tensor, torch.tensor(t), softcap=softcap, temperature=0.5)
+        got.backward()
+        assert got.item() == pytest.approx(want[0], rel=1e-6, abs=0)
+        np.testing.assert_allclose(tensor.grad.numpy(), want[1], rtol=1e-5)
+    for options in ({"softcap": 1e-46}, {"temperature": 1e-46}):
+        with pytest.raises(ValueError, match=r"must be a finite number of at least 1\.17549e-38; got 1e-46"):
+            softxent.cross_entropy(z, t, **options)

@@ -532,7 +532,7 @@ def test_edges():
         (lambda x, w, b, t: ours(x, w, b, (x, w[:3])), ValueError, "teacher's weight must have 7 classes as linear_weight; got 3"),
         (lambda x, w, b, t: ours(x, w, b, t, 0), ValueError, "budget must be an int of at least 1; got 0"),
         (lambda x, w, b, t: ours(x, w, b, t, z_loss=-1), ValueError, "z_loss must be a finite number of at least 0; got -1"),
-        (lambda x, w, b, t: ours(x, w, b, t, softcap=0), ValueError, "softcap must be a finite number above 0; got 0"),
+        (lambda x, w, b, t: ours(x, w, b, t, softcap=0), ValueError, "softcap must be a finite number of at least 1.17549e-38; got 0"),
         (lambda x, w, b, t: ours(x, w, b, t, sample_weight=torch.ones(4)), ValueError, r"sample_weight must broadcast to shape \(9,\);"),
         (lambda x, w, b, t: ours(x, w, b, probabilities(), return_logprobs=True), ValueError, "return_logprobs must be False where"),
         (lambda x, w, b, t: ours(x[0], w, b, t[0], shift=True), ValueError, "shift must be False for an input without rows; got True"),

@@ -236,9 +236,9 @@ def inside(fn: str, argument: str, labels: Array, first: int, classes: int, igno
         fail(fn, argument, f"lie in [0, {classes}) or be ignore_index={ignore_index}", f"{labels.ravel()[first]} at row {where}")
 
 
-def number(fn: str, argument: str, x: Any, *, low: float = -math.inf, high: float = math.inf, open_low: bool = False) -> float:
-    """Return `x` as a float. It must be finite and in [low, high], or in (low, high] if open_low is set."""
-    expected = "be a finite number" + ("" if low == -math.inf else f" {'above' if open_low else 'of at least'} {low:g}")
+def number(fn: str, argument: str, x: Any, *, low: float = -math.inf, high: float = math.inf) -> float:
+    """Return `x` as a float. It must be finite and in [low, high]."""
+    expected = "be a finite number" + ("" if low == -math.inf else f" of at least {low:g}")
     expected += "" if high == math.inf else f" and at most {high:g}"
     if isinstance(x, (str, bytes)):  # torch.compile of torch 2.6 does not support str | bytes here
         fail(fn, argument, expected, repr(x), TypeError)
@@ -246,7 +246,7 @@ def number(fn: str, argument: str, x: Any, *, low: float = -math.inf, high: floa
         value = float(x)
     except (TypeError, ValueError):
         fail(fn, argument, expected, repr(x), TypeError)
-    if value - value != 0 or not low <= value <= high or (open_low and value == low):  # inf - inf is NaN; torch.compile supports this
+    if value - value != 0 or not low <= value <= high:  # inf - inf is NaN; torch.compile supports this
         fail(fn, argument, expected, f"{value:g}")
     return value
 

@@ -28,6 +28,7 @@ from . import contract, kernels
 from .partials import Array
 
 NO_LABEL = -1  # a label that matches no class
+SMALLEST = 2.0**-126  # the smallest normal number of float32; the inverse of a smaller one overflows
 
 
 class Truth(NamedTuple):
@@ -82,13 +83,20 @@ class Squash(NamedTuple):
 
     def __call__(self, z: Any) -> Any:
         """Return the logits to which softmax is applied."""
-        return z / self.temperature if self.softcap is None else _tanh(z / self.softcap) * (self.softcap / self.temperature)
+        if self.softcap is None:
+            return z / self.temperature
+        if self.softcap < 1e18 or z.dtype.itemsize == 8:
+            return _tanh(z / self.softcap) * (self.softcap / self.temperature)
+        # In float32, the quotient may be subnormal, and the softcap itself infinite.
+        double = z.astype(np.float64) if isinstance(z, np.ndarray) else z.double()
+        capped = _tanh(double / self.softcap) * (self.softcap / self.temperature)
+        return capped.astype(z.dtype) if isinstance(z, np.ndarray) else capped.to(z.dtype)
 
     def slope(self, z: Array) -> Array | float:
         """Return the first derivative at z: 1/T, times 1 - tanh^2, which is computed as 1 / cosh^2 to avoid cancellation."""
         if self.softcap is None:
             return 1 / self.temperature
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore"):  # of cosh, or of a softcap that is infinite in float32
             return np.cosh(z / self.softcap) ** -2.0 / self.temperature
 
     def bend(self, z: Array) -> Array | float:
@@ -107,8 +115,8 @@ def _tanh(x: Any) -> Any:
 
 def squash(fn: str, temperature: float, softcap: float | None) -> Squash | None:
     """Check temperature and softcap. Returns their `Squash`, or None if they do not change the logits."""
-    t = contract.number(fn, "temperature", temperature, low=0, open_low=True)
-    c = None if softcap is None else contract.number(fn, "softcap", softcap, low=0, open_low=True)
+    t = contract.number(fn, "temperature", temperature, low=SMALLEST)
+    c = None if softcap is None else contract.number(fn, "softcap", softcap, low=SMALLEST)
     return None if t == 1 and c is None else Squash(t, c)
 
 
