@@ -5,6 +5,7 @@ Nothing is downloaded: the tools of the environment that runs the tests build. `
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -19,14 +20,17 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
-HOOK = "import sys, scikit_build_core.build as hooks; getattr(hooks, sys.argv[1])(sys.argv[2], {'build-dir': sys.argv[3], **eval(sys.argv[4])})"
+HOOK = """
+import json, sys, scikit_build_core.build as hooks
+getattr(hooks, sys.argv[1])(sys.argv[2], json.loads(sys.argv[3]))
+"""
 
 
 def build(hook: str, source: Path, folder: Path, **settings: str) -> subprocess.CompletedProcess[str]:
     """Do what pip does with a source: call a function of the build backend. No compiler works."""
     path = os.pathsep.join([os.path.dirname(sys.executable), os.environ["PATH"]])
     return subprocess.run(
-        [sys.executable, "-c", HOOK, hook, str(folder), str(folder / "build"), repr(settings)],
+        [sys.executable, "-c", HOOK, hook, str(folder), json.dumps({"build-dir": str(folder / "build"), **settings})],
         cwd=source,
         env={**os.environ, "PATH": path, "CXX": "/bin/false"},
         capture_output=True,
@@ -104,7 +108,7 @@ def test_there_is_a_wheel_for_every_python_of_the_project():
     settings = PROJECT["tool"]["cibuildwheel"]
     assert settings["build"] == [f"cp3{minor}-manylinux_*" for minor in range(oldest, stable + 1)]
     assert settings["config-settings"] == {"wheel.cmake": "true"}
-    assert "-C\", \"wheel.cmake=true" in (ROOT / "tools/wheels.py").read_text()
+    assert "--config-settings=wheel.cmake=true" in (ROOT / "tools/wheels.py").read_text()
 
 
 COLLECT = """

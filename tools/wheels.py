@@ -1,7 +1,8 @@
 """`make wheels`: builds the sdist and, from it, the wheels for Linux on x86-64 and 64-bit ARM. Checks them, and tests those that run here.
 
-There are two wheels for a processor: one for Python 3.11, and one for the stable interface of Python 3.12 and newer. A wheel needs a Python of
-its version, with headers, to be built. Interpreters are found on the PATH and in pyenv; wheels whose Python is missing are left out, and named.
+There are two wheels for a processor: one for Python 3.11, and one for the stable interface of Python 3.12 and newer. To build a wheel takes a
+Python of its version, with headers: the PATH and pyenv are searched. A wheel whose Python is missing is left out, and named.
+
 The tests are those of [tool.cibuildwheel] in pyproject.toml. They run outside the checkout, with a PATH on which there is no compiler.
 """
 
@@ -39,7 +40,9 @@ def stop(message: str) -> NoReturn:
 
 def run(*command: str | Path, show: bool = False, **options: Any) -> str:
     """Run a command, and return what it prints. What a failing command prints is shown."""
-    done = subprocess.run([str(c) for c in command], stdout=None if show else subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)
+    done = subprocess.run(
+        [str(c) for c in command], stdout=None if show else subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
+    )
     if done.returncode:
         print(done.stdout or "", file=sys.stderr)
         stop(f"{' '.join(map(str, command))}: exit status {done.returncode}")
@@ -47,7 +50,7 @@ def run(*command: str | Path, show: bool = False, **options: Any) -> str:
 
 
 def pythons() -> dict[Version, tuple[str, str]]:
-    """Return the interpreters with headers, by version: program and EXT_SUFFIX. The one that runs this is preferred, then the first on the PATH."""
+    """Return the interpreters that have headers, by version: program and EXT_SUFFIX. First comes the one that runs this, then the PATH."""
     folders = [*os.environ["PATH"].split(os.pathsep), *Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv").glob("versions/*/bin")]
     names = [sys.executable, *(str(Path(f, f"python3.{minor}")) for minor in range(11, 30) for f in folders)]
     found: dict[Version, tuple[str, str]] = {}
@@ -89,7 +92,11 @@ def zig(tools: Path) -> dict[str, str]:
     for name in ("zig", "ar", "ranlib"):
         (folder / name).write_text(f'#!/bin/sh\nexec "{program}" {"" if name == "zig" else name} "$@"\n')
         (folder / name).chmod(0o755)
-    return {"CMAKE_TOOLCHAIN_FILE": str(ROOT / "tools/zig.cmake"), "SOFTXENT_ZIG": str(folder), "ZIG_GLOBAL_CACHE_DIR": str(folder / "cache")}
+    return {
+        "CMAKE_TOOLCHAIN_FILE": str(ROOT / "tools/zig.cmake"),
+        "SOFTXENT_ZIG": str(folder),
+        "ZIG_GLOBAL_CACHE_DIR": str(folder / "cache"),
+    }
 
 
 def build(python: tuple[str, str], version: Version, architecture: str, sdist: Path, tools: Path, compiler: dict[str, str]) -> Path:
@@ -105,7 +112,7 @@ def build(python: tuple[str, str], version: Version, architecture: str, sdist: P
         "_PYTHON_HOST_PLATFORM": f"linux-{architecture}",
         "SETUPTOOLS_EXT_SUFFIX": suffix.replace(platform.machine(), architecture),
     }
-    settings = ["-C", f"build-dir={WORK}/cmake-{name}-{architecture}", "-C", "wheel.cmake=true"]  # no wheel without the kernel
+    settings = [f"--config-settings=build-dir={WORK}/cmake-{name}-{architecture}", "--config-settings=wheel.cmake=true"]
     command = [bin / "python", "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-cache-dir", *settings, "-w", raw, sdist]
     run(*command, env={**os.environ, **compiler, **cross})
     (wheel,) = raw.glob("*.whl")
@@ -132,7 +139,7 @@ def check(wheel: Path, version: Version, architecture: str) -> None:
 
 
 def test(wheel: Path, version: Version, program: str) -> str:
-    """Install the wheel into a new environment, where no compiler can be found, and run the tests of [tool.cibuildwheel]. Return their summary."""
+    """Install the wheel into a new environment, where no compiler can be found, and run its tests. Return their summary."""
     settings = PROJECT["tool"]["cibuildwheel"]
     folder = WORK / f"test-{version[0]}.{version[1]}"
     shutil.rmtree(folder, ignore_errors=True)
