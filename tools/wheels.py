@@ -1,6 +1,6 @@
 """`make wheels`: builds the sdist and, from it, the wheels for Linux on x86-64 and 64-bit ARM. Checks them, and tests those that run here.
 
-There are two wheels for a processor: one for Python 3.11, and one for the stable interface of Python 3.12 and newer. To build a wheel takes a
+There are two wheels for a processor: one for Python 3.11, and one for the stable interface of Python 3.12 and newer. A build takes a
 Python of its version, with headers: the PATH and pyenv are searched. A wheel whose Python is missing is left out, and named.
 
 The tests are those of [tool.cibuildwheel] in pyproject.toml. They run outside the checkout, with a PATH on which there is no compiler.
