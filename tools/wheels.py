@@ -109,11 +109,12 @@ def build(python: tuple[str, str], version: Version, architecture: str, sdist: P
     cross = {
         "PATH": f"{bin}{os.pathsep}{os.environ['PATH']}",
         "SOFTXENT_ARCH": architecture,
+        "SOFTXENT_REQUIRE_KERNEL": "1",
         "_PYTHON_HOST_PLATFORM": f"linux-{architecture}",
         "SETUPTOOLS_EXT_SUFFIX": suffix.replace(platform.machine(), architecture),
     }
-    settings = [f"--config-settings=build-dir={WORK}/cmake-{name}-{architecture}", "--config-settings=wheel.cmake=true"]
-    command = [bin / "python", "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-cache-dir", *settings, "-w", raw, sdist]
+    settings = f"--config-settings=build-dir={WORK}/cmake-{name}-{architecture}"
+    command = [bin / "python", "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-cache-dir", settings, "-w", raw, sdist]
     run(*command, env={**os.environ, **compiler, **cross})
     (wheel,) = raw.glob("*.whl")
     check(wheel, version, architecture)

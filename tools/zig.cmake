@@ -5,4 +5,5 @@ set(CMAKE_SYSTEM_PROCESSOR $ENV{SOFTXENT_ARCH})
 set(CMAKE_CXX_COMPILER $ENV{SOFTXENT_ZIG}/zig c++ -target $ENV{SOFTXENT_ARCH}-linux-gnu.2.17)
 set(CMAKE_AR $ENV{SOFTXENT_ZIG}/ar)
 set(CMAKE_RANLIB $ENV{SOFTXENT_ZIG}/ranlib)
-set(CMAKE_CXX_FLAGS_INIT "-idirafter $ENV{SOFTXENT_ZIG}/include")
+# nanobind 3.1 uses stderr, and with the stable interface does not include what declares it
+set(CMAKE_CXX_FLAGS_INIT "-include cstdio -idirafter $ENV{SOFTXENT_ZIG}/include")
