@@ -14,6 +14,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import tomllib
 import zipfile
@@ -147,13 +148,13 @@ def test(wheel: Path, version: Version, program: str) -> str:
     folder = WORK / f"test-{version[0]}.{version[1]}"
     shutil.rmtree(folder, ignore_errors=True)
     bin = environment(folder.name, program, str(wheel), *settings["test-requires"])
-    for source in settings["test-sources"]:
-        shutil.copytree(ROOT / source, folder / "sources" / source, ignore=shutil.ignore_patterns("__pycache__"))
     clean = {"PATH": str(bin), "HOME": str(folder), "LANG": "C.UTF-8"}
     if any(shutil.which(c, path=clean["PATH"]) for c in ("c++", "g++", "clang++", "zig", "cmake")):
         stop(f"there is a compiler in {bin}")
-    lines = run("/bin/sh", "-c", settings["test-command"], cwd=folder / "sources", env=clean).strip().splitlines()
-    return lines[-1]
+    with tempfile.TemporaryDirectory() as outside:
+        for source in settings["test-sources"]:
+            shutil.copytree(ROOT / source, Path(outside, source), ignore=shutil.ignore_patterns("__pycache__"))
+        return run("/bin/sh", "-c", settings["test-command"], cwd=outside, env=clean).strip().splitlines()[-1]
 
 
 def main() -> None:
