@@ -28,6 +28,9 @@ check: build ## format, lint and types
 bench: build ## times beside memcpy, NumPy, SciPy, scikit-learn and PyTorch (a quarter of an hour), into bench/results
 	$(BIN)/softxent bench
 
+wheels: ## the sdist, and wheels for Linux on x86-64 and 64-bit ARM, into dist/; those that run here are tested (a quarter of an hour)
+	$(PYTHON) tools/wheels.py
+
 docs: build ## the documentation, into site/
 	$(BIN)/mkdocs build --quiet --strict
 
@@ -55,5 +58,5 @@ $(INSTALLED): $(VENV) pyproject.toml CMakeLists.txt $(wildcard cpp/*)
 	$(BIN)/python -m pip install --quiet --no-build-isolation -e '.[dev]'
 	@touch $@
 
-.PHONY: help build demo test check bench docs vendor clean
+.PHONY: help build demo test check bench wheels docs vendor clean
 .DEFAULT_GOAL := help

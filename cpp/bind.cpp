@@ -10,6 +10,9 @@
 #include <string>
 #include <vector>
 #include "kernel.h"
+#if defined(SOFTXENT_X86)
+#include <cpuid.h>
+#endif
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
@@ -21,6 +24,21 @@ namespace softxent {
 extern const Isa SOFTXENT_BASE;
 #if defined(SOFTXENT_X86)
 extern const Isa isa_avx2, isa_avx512;
+
+struct Processor {
+  bool avx2, avx512;
+};
+
+// What the processor has and the operating system saves. __builtin_cpu_supports would say it, but zig, which builds the wheels, says no to everything.
+static Processor processor() {
+  unsigned a, b, c, d, saved, high;
+  if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_OSXSAVE) || !(c & bit_FMA)) return {false, false};
+  __asm__ volatile("xgetbv" : "=a"(saved), "=d"(high) : "c"(0));
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return {false, false};
+  const unsigned ymm = 0x06, zmm = 0xe6;  // the bits of the registers in XCR0
+  const unsigned avx512 = bit_AVX512F | bit_AVX512BW | bit_AVX512VL | bit_AVX512DQ;
+  return {(saved & ymm) == ymm && (b & bit_AVX2), (saved & zmm) == zmm && (b & avx512) == avx512};
+}
 #endif
 
 static const Isa& isa() {
@@ -32,10 +50,9 @@ static const Isa& isa() {
       return can && (!want || !*want || !strcmp(want, i.name));
     };
 #if defined(SOFTXENT_X86)
-    __builtin_cpu_init();
-    if (fits(isa_avx512, __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))) return isa_avx512;
-    if (fits(isa_avx2, __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))) return isa_avx2;
+    const Processor has = processor();
+    if (fits(isa_avx512, has.avx512)) return isa_avx512;
+    if (fits(isa_avx2, has.avx2)) return isa_avx2;
 #endif
     if (!fits(SOFTXENT_BASE, true)) throw nb::value_error(("softxent: SOFTXENT_ISA must be among " + choices + ", which this machine has; got '" + want + "'").c_str());
     return SOFTXENT_BASE;

@@ -10,8 +10,7 @@ import ml_dtypes
 import mpmath
 import numpy as np
 import pytest
-import torch
-from cases import computed
+from cases import computed, torch
 
 import softxent
 from softxent.proof import bounds
@@ -183,7 +182,8 @@ def test_where_the_peers_fail(backend):
     sure = np.array([[20.0, 0, 0]], F32)
     loss, dz = softxent.cross_entropy_and_grad(sure, [0])
     assert loss == pytest.approx(2 * np.exp(-20.0), rel=2e-7) and dz[0, 0] == pytest.approx(-2 * np.exp(-20.0), rel=4e-7)
-    assert torch.nn.functional.cross_entropy(torch.tensor(sure), torch.tensor([0])) == 0  # PyTorch loses all digits in float32
+    if torch:
+        assert torch.nn.functional.cross_entropy(torch.tensor(sure), torch.tensor([0])) == 0  # PyTorch loses all digits in float32
 
 
 @pytest.mark.parametrize("dtype", (F32, F64), ids=str)

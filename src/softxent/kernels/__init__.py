@@ -30,9 +30,12 @@ from . import reference
 
 try:
     from . import cpu
-except ImportError as error:  # pragma: no cover - a wheel without its extension module
+except ImportError as error:  # pragma: no cover - a wheel that was built without a compiler
     cpu = None  # type: ignore[assignment]
-    _why = f"the compiled kernel is missing ({error}); reinstall softxent with a C++17 compiler at hand"
+    _why = (
+        f"the compiled kernel is missing ({error}); install a C++17 compiler, and then softxent again"
+        " with pip install --force-reinstall --no-cache-dir"
+    )
 else:
     _why = ""
 
