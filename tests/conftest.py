@@ -39,7 +39,7 @@ def pytest_make_collect_report(collector):
 
 
 def unless_skipped(report, allowed):
-    if report.skipped and not hasattr(report, "wasxfail") and not allowed:
+    if report.skipped and not hasattr(report, "wasxfail") and not allowed and torch:  # a wheel is tested without torch
         report.outcome, report.longrepr = "failed", f"{report.longrepr[2]}: a test that is skipped fails; install what it needs"
     return report
 

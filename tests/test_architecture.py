@@ -74,7 +74,7 @@ MAY = {  # the modules of softxent that each file of the core may import
     "formula.py": {"partials"},
     "contract.py": {"partials"},
     "truth.py": {"partials", "contract", "kernels"},
-    "sweep.py": {"partials", "kernels", "truth"},
+    "sweep.py": {"contract", "partials", "kernels", "truth"},
     "loss.py": {"partials", "contract", "kernels", "truth", "sweep"},
     "probabilities.py": {"partials", "contract", "sweep"},
     "filtering.py": {"partials"},

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, cast
 
 import numpy as np
 
-from . import kernels
 from .partials import Array
 
 if TYPE_CHECKING:
@@ -291,14 +290,10 @@ def broadcast(fn: str, argument: str, x: Any, shape: tuple[int, ...]) -> Array:
 
 
 def out(fn: str, a: Any, z: Array, axis: int) -> Array:
-    """Return an output array like the logits `z`, with the class axis last: a new one if `a` is None, else `a`, checked.
+    """Check an output array for the logits `z`. Returns it with the class axis last.
 
     The caller's array may be the logits themselves, but may not overlap them in another way.
     """
-    if a is None:
-        given = from_last(z, axis)
-        new = kernels.empty(given.shape, given.dtype) if given.flags.c_contiguous else np.empty_like(given, subok=False)
-        return to_last(new, axis)
     if not isinstance(a, np.ndarray) or a.dtype != z.dtype:
         fail(fn, "out", f"be an array of dtype {z.dtype}", a.dtype if isinstance(a, np.ndarray) else type(a).__name__, TypeError)
     same_shape(fn, "out", a, from_last(z, axis).shape, from_last(z, axis).shape)

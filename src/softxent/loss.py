@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from . import contract, kernels
 from .partials import Array
-from .sweep import forward, fused, hessian, pieces, reduce, shaped, wide
+from .sweep import forward, fused, hessian, output, pieces, reduce, shaped, wide
 from .truth import Squash, Truth, adjacent, plain, squash, truth
 
 
@@ -148,7 +148,7 @@ def cross_entropy_and_grad(
         ignore_index=ignore_index, sample_weight=sample_weight, reduction=reduction, z_loss=z_loss, empty_value=empty_value,
         upstream=upstream,
     )  # fmt: skip
-    dz = contract.out(fn, out, z, axis)
+    dz = output(fn, out, z, axis)
     result = fused(z, t, s, dz)
     return reduce(result[0], reduction, t.total, empty_value, lead), out if out is not None else contract.from_last(dz, axis)
 
@@ -193,7 +193,7 @@ def cross_entropy_hvp(
         fn, logits, labels, axis, temperature, softcap, weight, class_weight=class_weight, label_smoothing=label_smoothing,
         ignore_index=ignore_index, sample_weight=sample_weight, reduction=reduction, z_loss=z_loss, upstream=upstream,
     )  # fmt: skip
-    hv = contract.out(fn, None, z, axis)
+    hv = output(fn, None, z, axis)
     for i, (narrow, vi, out) in pieces(False, z, contract.direction(fn, v, z, axis), hv):
         with np.errstate(over="ignore"):
             out[...] = hessian(wide(narrow), vi, t, i, s)
@@ -241,7 +241,7 @@ def token_logprobs_and_grad(
     """
     fn = "token_logprobs_and_grad"
     z, lead, t, s = _problem(fn, logits, labels, axis, temperature, softcap, ignore_index=ignore_index, upstream=upstream)
-    dz = contract.out(fn, out, z, axis)
+    dz = output(fn, out, z, axis)
     minus = t._replace(rows=t.rows * [[1], [1], [1], [-1]])  # truth - prediction
     return shaped(-fused(z, minus, s, dz)[0], lead), out if out is not None else contract.from_last(dz, axis)
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from . import contract
 from .partials import Array
-from .sweep import DENSE, apart, bare, count, curve, forward, fused, partial_sums, pieces, shaped, wide
+from .sweep import DENSE, apart, bare, count, curve, forward, fused, output, partial_sums, pieces, shaped, wide
 
 
 def softmax(logits: npt.ArrayLike, *, axis: int = -1, out: Array | None = None) -> Array:
@@ -32,7 +32,7 @@ def softmax(logits: npt.ArrayLike, *, axis: int = -1, out: Array | None = None) 
     Cost: one read and one write. Source: the definition in Part 1 of the derivation.
     """
     z = contract.logits("softmax", logits, axis)
-    yhat = contract.out("softmax", out, z, axis)
+    yhat = output("softmax", out, z, axis)
     fused(z, bare(z), None, yhat)
     return out if out is not None else contract.from_last(yhat, axis)
 
@@ -55,7 +55,7 @@ def log_softmax(logits: npt.ArrayLike, *, axis: int = -1) -> Array:
     Cost: two reads, one write and a few MiB.
     """
     z = contract.logits("log_softmax", logits, axis)
-    out = contract.out("log_softmax", None, z, axis)
+    out = output("log_softmax", None, z, axis)
     for _, (zi, o) in pieces(False, z, out):
         zi = wide(zi)
         nll, x = apart(zi)
@@ -100,7 +100,7 @@ def softmax_vjp(logits: npt.ArrayLike, v: npt.ArrayLike, *, axis: int = -1) -> A
     Cost: three reads and a few MiB. Source: Results 1 and 2 of the derivation, summed over the outputs.
     """
     z = contract.logits("softmax_vjp", logits, axis)
-    out = contract.out("softmax_vjp", None, z, axis)
+    out = output("softmax_vjp", None, z, axis)
     for _, (zi, vi, o) in pieces(False, z, contract.direction("softmax_vjp", v, z, axis), out):
         o[...] = curve(wide(zi), vi)[1]
     return contract.from_last(out, axis)
@@ -167,7 +167,7 @@ def entropy_and_grad(logits: npt.ArrayLike, *, axis: int = -1, upstream: npt.Arr
 
 def _entropy(fn: str, logits: npt.ArrayLike, axis: int, upstream: npt.ArrayLike) -> tuple[Any, Array]:
     z = contract.logits(fn, logits, axis)
-    dz, h = contract.out(fn, None, z, axis), np.empty(count(z))
+    dz, h = output(fn, None, z, axis), np.empty(count(z))
     up = contract.broadcast(fn, "upstream", upstream, z.shape[:-1]).reshape(-1)
     for i, (zi, o) in pieces(False, z, dz):
         zi = wide(zi)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from . import kernels
+from . import contract, kernels
 from .partials import Array, Partials, times
 from .truth import NO_LABEL, Squash, Truth, adjacent, computed_in, plain
 
@@ -50,6 +50,15 @@ def fused(z: Array, t: Truth, s: Squash | None, dz: Array) -> Array:
         with np.errstate(over="ignore", invalid="ignore"):
             o[...] = times(work, s.slope(wide(zi))) if s else work
     return result
+
+
+def output(fn: str, out: Any, z: Array, axis: int) -> Array:
+    """Return an array for a gradient of the logits `z`, with the class axis last: `out`, checked, or a new one if it is None."""
+    if out is not None:
+        return contract.out(fn, out, z, axis)
+    like = contract.from_last(z, axis)
+    new = kernels.empty(like.shape, like.dtype) if like.flags.c_contiguous else np.empty_like(like, subok=False)
+    return contract.to_last(new, axis)
 
 
 def wide(a: Array) -> Array:
