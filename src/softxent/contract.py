@@ -145,11 +145,15 @@ def floats(fn: str, argument: str, x: Any) -> Array:
     a = array(fn, argument, x)
     if a.dtype.kind in "iu":
         a = a.astype(np.float64)
-    if a.dtype.name not in _FLOATS:
+    if not _is_float(a.dtype):
         fail(fn, argument, f"have dtype {', '.join(_FLOATS[:-1])} or {_FLOATS[-1]}", _kind(a), TypeError)
     if not a.dtype.isnative:
         a = a.astype(a.dtype.newbyteorder("="))
     return a
+
+
+def _is_float(dtype: np.dtype[Any]) -> bool:
+    return dtype.char in "fde" or dtype.name == "bfloat16"
 
 
 def _kind(a: Array) -> str:
@@ -171,7 +175,7 @@ def logits(fn: str, z: Any, axis: int, argument: str = "logits") -> Array:
 def truth(fn: str, labels: Any, z: Array, axis: int, names: Names = NUMPY) -> tuple[Array, bool]:
     """Check the labels. Returns (class indices [*rows], False) or (probabilities [*rows, C], True). `z` has its class axis last."""
     a = array(fn, "labels", labels)
-    whole, kind = from_last(z, axis).shape, "float" if a.dtype.name in _FLOATS else _KINDS.get(a.dtype.kind, "other")
+    whole, kind = from_last(z, axis).shape, "float" if _is_float(a.dtype) else _KINDS.get(a.dtype.kind, "other")
     if a.shape != (whole if kind == "float" else z.shape[:-1]) or kind not in ("int", "float"):
         wrong_labels(fn, names, kind, _kind(a), a.shape, whole, axis % len(whole))
     return (a, False) if kind == "int" else (to_last(a, axis), True)
@@ -237,6 +241,8 @@ def inside(fn: str, argument: str, labels: Array, first: int, classes: int, igno
 
 def number(fn: str, argument: str, x: Any, *, low: float = -math.inf, high: float = math.inf) -> float:
     """Return `x` as a float. It must be finite and in [low, high]."""
+    if type(x) is float and low <= x <= high and x - x == 0:  # most calls; inf - inf is NaN, which torch.compile supports
+        return x
     expected = "be a finite number" + ("" if low == -math.inf else f" of at least {low:g}")
     expected += "" if high == math.inf else f" and at most {high:g}"
     if isinstance(x, (str, bytes)):  # torch.compile of torch 2.6 does not support str | bytes here
@@ -245,7 +251,7 @@ def number(fn: str, argument: str, x: Any, *, low: float = -math.inf, high: floa
         value = float(x)
     except (TypeError, ValueError):
         fail(fn, argument, expected, repr(x), TypeError)
-    if value - value != 0 or not low <= value <= high:  # inf - inf is NaN; torch.compile supports this
+    if value - value != 0 or not low <= value <= high:
         fail(fn, argument, expected, f"{value:g}")
     return value
 

@@ -265,12 +265,13 @@ def _simple(z: Any, labels: Any, ignore_index: int, out: Any) -> bool:
         and z.ndim == 2
         and (z.dtype.char in "fde" or z.dtype.name == "bfloat16")
         and z.dtype.isnative
-        and adjacent(z)
+        and z.strides[1] == z.itemsize
+        and z.strides[0] % z.itemsize == 0
         and labels.dtype == np.int64
         and labels.shape == z.shape[:1]
         and labels.flags.contiguous
         and z.size > 0
-        and (out is None or (isinstance(out, np.ndarray) and out.shape == z.shape and adjacent(out)))
+        and (out is None or (type(out) is np.ndarray and out.shape == z.shape and adjacent(out)))
         and type(ignore_index) is int
         and not 0 <= ignore_index < z.shape[1]
         and kernels.active().first_outside(labels, z.shape[1], 0) < 0

@@ -140,6 +140,9 @@ def pieces(whole: bool, *arrays: Array) -> Iterator[tuple[slice, list[Array]]]:
 
     If `whole`, the views are as large as the strides allow; otherwise they have at most SCRATCH bytes, but at least one row.
     """
+    if whole and arrays[0].ndim == 2 and len(arrays[0]):
+        yield slice(0, len(arrays[0])), list(arrays)
+        return
     first = 0
     for matrices in _matrices(arrays):
         rows, classes = matrices[0].shape

@@ -147,9 +147,12 @@ def truth(
         contract.fail(fn, "class_weight", f"have shape ({classes},), one number a class", w.shape)
     n = math.prod(lead)
     sample: Any = 1.0 if sample_weight is None else contract.broadcast(fn, "sample_weight", sample_weight, lead).reshape(n)
-    up = contract.broadcast(fn, "upstream", 1.0 if upstream is None else upstream, lead if reduction == "none" else ())
+    up: Any = 1.0
+    if upstream is not None:
+        up = contract.broadcast(fn, "upstream", upstream, lead if reduction == "none" else ()).reshape(-1)
     q = 2 * contract.number(fn, "z_loss", z_loss, low=0)
-    contract.broadcast(fn, "empty_value", empty_value, ())
+    if type(empty_value) is not float:
+        contract.broadcast(fn, "empty_value", empty_value, ())
     shared = None
     if probable:
         label, live, weight = np.broadcast_to(np.int64(NO_LABEL), n), 1.0, sample
@@ -165,7 +168,7 @@ def truth(
             shared = everywhere(np.ones(classes) if w is None else w, e, classes).astype(computed_in(z.dtype))
     total = float(weight.sum() if isinstance(weight, np.ndarray) else weight * n)
     scale = 1.0 if reduction != "mean" else (1 / total if total else 0.0)
-    rows = _stack(n, y, r, q * sample * live, scale * up.reshape(-1))
+    rows = _stack(n, y, r, q * sample * live, scale * up)
     return Truth(label, rows, shared, a.reshape(n, classes) if probable else None, w if probable else None, e if probable else 0.0, total)
 
 
@@ -211,7 +214,8 @@ def written_out(target: Any, columns: Any, class_weight: Any, smoothing: float, 
 
 def _stack(n: int, *numbers: Any) -> Array:
     """Return the numbers as an array [4, n], or [4, 1] if each of them is the same for all rows."""
-    rows = np.empty((len(numbers), n if any(np.size(x) == n and np.ndim(x) for x in numbers) else 1))
+    each = any(isinstance(x, np.ndarray) and x.shape == (n,) for x in numbers)
+    rows = np.empty((len(numbers), n if each else 1))
     for row, x in zip(rows, numbers, strict=True):
         row[:] = x
     return rows
