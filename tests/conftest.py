@@ -15,18 +15,6 @@ if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before softxent.torch is imported: without a GPU its kernel runs on NumPy
 
 
-def pytest_configure(config):
-    config.addinivalue_line("filterwarnings", "error")  # a NumPy warning that leaks out of the library is a defect
-    # ... without its compiled kernel the library warns, and test_architecture.py fails; the other tests then speak of the formula
-    config.addinivalue_line("filterwarnings", "ignore:softxent runs on plain NumPy:RuntimeWarning")
-    # ... torch warns of parts of itself that it still uses
-    config.addinivalue_line("filterwarnings", "ignore:`torch.jit:DeprecationWarning")
-    # ... Triton's interpreter computes what the kernel selects away
-    config.addinivalue_line("filterwarnings", "ignore::RuntimeWarning:triton.runtime.interpreter")
-    # ... pytest's own workings are not the library's
-    config.addinivalue_line("filterwarnings", "ignore::pytest.PytestUnraisableExceptionWarning")
-
-
 @pytest.fixture(params=BACKENDS)
 def backend(request):
     with softxent.use_backend(request.param):
