@@ -4,7 +4,7 @@ set -eu
 end=$1 uv=$2
 cd "$(dirname "$0")/.."
 venv=.venv-$end
-tools="axe-playwright-python cmake expecttest hypothesis mkdocs mkdocs-material mkdocstrings mypy nanobind ninja playwright pytest ruff scikit-build-core"
+tools="axe-playwright-python cmake expecttest hypothesis mkdocs mkdocs-material mkdocstrings mypy nanobind ninja packaging playwright pytest ruff scikit-build-core"
 case $end in
 newest)
     "$uv" venv --quiet --clear --python '>=3.13' "$venv"
