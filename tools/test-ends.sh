@@ -4,16 +4,16 @@ set -eu
 end=$1 uv=$2
 cd "$(dirname "$0")/.."
 venv=.venv-$end
-tools="axe-playwright-python cmake expecttest hypothesis mkdocs mkdocs-material mkdocstrings mypy nanobind ninja packaging playwright pytest ruff scikit-build-core"
+tools="axe-playwright-python cmake expecttest hypothesis mkdocs mkdocs-material mkdocstrings mypy nanobind ninja packaging playwright pytest ruff scikit-build-core setuptools"
 case $end in
 newest)
     "$uv" venv --quiet --clear --python '>=3.13' "$venv"
-    set -- --upgrade
+    set --
     ;;
 oldest) # of the dependencies that pyproject.toml names, except the tools, which are those of the lock
     "$uv" venv --quiet --clear --python 3.11 "$venv"
     for tool in $tools; do sed -nE "s/^($tool==[^ ]+).*/\1/p" requirements/dev.txt; done >"$venv/tools.txt"
-    set -- --resolution lowest-direct --constraint "$venv/tools.txt"
+    set -- --resolution lowest-direct --constraint "$venv/tools.txt" setuptools # torch 2.6 and triton 3.2 import setuptools without asking for it
     ;;
 *) exit 2 ;;
 esac
