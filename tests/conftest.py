@@ -14,18 +14,6 @@ if torch and not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before softxent.torch is imported: without a GPU its kernel runs on NumPy
 
 
-def pytest_configure(config):
-    config.addinivalue_line("filterwarnings", "error")  # a NumPy warning that leaks out of the library is a defect
-    # ... without its compiled kernel the library warns, and test_architecture.py fails; the other tests then speak of the formula
-    config.addinivalue_line("filterwarnings", "ignore:softxent runs on plain NumPy:RuntimeWarning")
-    # ... torch warns of parts of itself that it still uses
-    config.addinivalue_line("filterwarnings", "ignore:`torch.jit:DeprecationWarning")
-    # ... Triton's interpreter computes what the kernel selects away
-    config.addinivalue_line("filterwarnings", "ignore::RuntimeWarning:triton.runtime.interpreter")
-    # ... pytest's own workings are not the library's
-    config.addinivalue_line("filterwarnings", "ignore::pytest.PytestUnraisableExceptionWarning")
-
-
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
     """A skipped test fails, unless its decorator `skipif` gives the reason: a platform, or a version of torch."""

@@ -312,9 +312,12 @@ def test_the_module_keeps_options_that_torch_does_not_have():
     assert torch.equal(found.loss, want.loss) and torch.equal(found.lse, want.lse)
 
 
-LISTED = INFO.module_error_inputs_func(INFO, device="cpu", dtype=torch.float32, requires_grad=False, training=True)
+LISTING = INFO.module_error_inputs_func or (lambda *_, **__: [])
+LISTED = LISTING(INFO, device="cpu", dtype=torch.float32, requires_grad=False, training=True)
+lists_errors = pytest.mark.skipif(not INFO.module_error_inputs_func, reason="this version of torch lists no errors of the module")
 
 
+@lists_errors
 @pytest.mark.parametrize("listed", LISTED, ids=lambda e: e.error_regex[:30])
 def test_what_torch_lists_as_errors_of_the_module_is_refused_by_name(listed):
     s = listed.module_error_input
@@ -323,5 +326,6 @@ def test_what_torch_lists_as_errors_of_the_module_is_refused_by_name(listed):
         module(*s.forward_input.args)
 
 
+@lists_errors
 def test_there_are_errors_listed():
     assert len(LISTED) >= 5

@@ -58,13 +58,13 @@ def same(a, b):
 @each_dtype
 @each_kernel
 def test_loss_and_gradient_are_the_formula(kernel, dtype, off):
-    """The results are within the bounds of the compiled kernel, with allowances: the interpreter has no fma and truncates to bfloat16, and
+    """The results are within the bounds of the compiled kernel, with allowances: the interpreter of older versions has no fma, it truncates to bfloat16, and
     a GPU flushes subnormals to 0."""
     for shape in SHAPES if kernel is triton else SHAPES[::3]:
         p = problem(*shape, dtype, off)
         result, parts, dz = fused(kernel, p)
         want, (loss_bound, dz_bound) = exact(p), allowed(p)
-        factor = 6 if dtype == np.float32 and kernel is triton else 1
+        factor = 8 if dtype == np.float32 and kernel is triton else 1  # 6 for Triton 3.9, which has an fma; 3.2 has none
         dz_bound = dz_bound + 2.0**-120 * (dtype != np.float64)
         if dtype == ml_dtypes.bfloat16 and DEVICE == "cpu":
             dz_bound = dz_bound + 2.0**-7 * np.abs(np.where(np.isfinite(want.dz), want.dz, 0))
@@ -146,11 +146,11 @@ def test_a_gradient_is_scaled_in_place(g):
 
 
 COMPILE = """
-import json
+import json, triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 import triton.language as tl
-from softxent.kernels import triton as kernel
+from softxent.kernels import triton as kernels
 
 INTS = ["R", "C", "z_stride", "out_stride", "off_stride", "truth_stride", "truth_row"]
 found = []
@@ -160,8 +160,13 @@ for logits, wide in (("fp32", tl.float32), ("bf16", tl.float32), ("fp16", tl.flo
         flags = dict(FORWARD=forward, BACKWARD=backward, HAS_OFF=off, HAS_PARTS=True, WIDE=wide, ROWS=rows, BLOCK=block)
         types = dict(z=logits, label="i64", truth="fp64", off=str(wide), result="fp64", parts="fp64", out=logits)
         signature = {n: "*" + t for n, t in types.items()} | dict.fromkeys(INTS, "i32") | dict.fromkeys(flags, "constexpr")
-        aligned = {(i,): [["tt.divisibility", 16]] for i in (0, 1, 2, 3, 4, 5, 6, 8, 9, 10, 11)}
-        source = ASTSource(fn=kernel._layer, signature=signature, constexprs=flags, attrs=aligned)
+        aligned = (0, 1, 2, 3, 4, 5, 6, 8, 9, 10, 11)
+        if hasattr(triton.backends.compiler, "AttrsDescriptor"):  # Triton 3.2
+            attrs = triton.backends.compiler.AttrsDescriptor.from_hints(dict.fromkeys(aligned, 16))
+            source = ASTSource(kernels._layer, {n: t for n, t in signature.items() if n not in flags}, flags, attrs)
+        else:
+            attrs = {(i,): [["tt.divisibility", 16]] for i in aligned}
+            source = ASTSource(fn=kernels._layer, signature=signature, constexprs=flags, attrs=attrs)
         made = compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 8, "enable_fp_fusion": False})
         ptx = made.asm["ptx"]
         found.append([logits, len(made.asm["cubin"]), ".local" in ptx, ".v4.b32" in ptx])

@@ -27,7 +27,7 @@ class Check(NamedTuple):
 
 
 def same_gradients(a: Gradients, b: Gradients) -> Check:
-    apart = _largest([a.loss / b.loss - 1, *(abs(u - v).max() / abs(v).max() for u, v in ((a.dx, b.dx), (a.dw, b.dw)))])
+    apart = _largest([a.loss / b.loss - 1, *(float(abs(u - v).max() / abs(v).max()) for u, v in ((a.dx, b.dx), (a.dw, b.dw)))])
     measured = f"at most {apart:.0e} apart (allowed {SAME_GRADIENTS:.0e} of the largest entry)"
     return Check("both heads give the same loss, dX and dW", measured, apart <= SAME_GRADIENTS)
 
