@@ -118,21 +118,26 @@ template <class T, class O> ALWAYS void dot(const typename T::S* z, const typena
   o = so.total(); d = 2 * sd.total();
 }
 
-// A scale divided by the lift of e, as two factors, so that no intermediate result overflows or is subnormal unless the result is.
+// The factors of dz = scale e - drop off. The scale is divided by the lift of e, as two factors, so that no intermediate result overflows or is
+// subnormal unless the result is. If drop may be subnormal, which off may be large enough to balance, everything is 2^100 times as large until
+// the end.
 template <class A> struct Scale {
-  A first, last;
-  ALWAYS explicit Scale(double scale) {
+  A first, last, minus, end;
+  ALWAYS explicit Scale(double scale, double drop) {
+    const bool tiny = drop && drop < TINY && drop > -TINY && scale < 0x1p-20 && scale > -0x1p-20;
+    if (tiny) scale *= 0x1p100, drop *= 0x1p100;
     const bool small = scale < 1 && scale > -1;
     first = small ? scale : scale * (1 / Exp<A>::lift); last = small ? 1 / Exp<A>::lift : 1;
+    minus = -drop; end = tiny ? 0x1p-100 : 1;
   }
+  static constexpr double TINY = sizeof(A) == 4 ? 0x1p-100 : 0x1p-990;
 };
 
 // Computes dz := scale e - drop off. Stores past the caches must be aligned. If a 16-bit dz is not, it is first written into the memory of e.
 template <class T, class O, bool with_off> ALWAYS void write(typename T::A* e, double scale, double drop, const typename O::S* w, typename T::S* dz, int64_t n, bool stream, const typename T::S* next) {
   SHAPE
   constexpr int64_t per = T::PER * W, unit = T::PER * L;                  // entries of dz: a vector, a unit
-  const Scale<A> by(scale);
-  const A minus = -drop;
+  const Scale<A> by(scale, drop);
   const int64_t head = stream ? -((uintptr_t)dz / sizeof(S)) % per : 0;
   const bool detour = T::PER > 1 && head;                                  // two elements share a slot, so a unit cannot begin anywhere
   S* to = detour ? (S*)e : dz;
@@ -140,7 +145,7 @@ template <class T, class O, bool with_off> ALWAYS void write(typename T::A* e, d
   auto value = [&](const typename O::S* p, int u) {
     V<A> v[T::PER], away[T::PER];
     for (int i = 0; i < T::PER; i++) v[i] = read(e + k + i * L + u * W) * by.first * by.last;
-    if (with_off) { load_off<T, O>(p, u, away); for (int i = 0; i < T::PER; i++) v[i] = fma<A>(splat(minus), away[i], v[i]); }
+    if (with_off) { load_off<T, O>(p, u, away); for (int i = 0; i < T::PER; i++) v[i] = fma<A>(splat(by.minus), away[i], v[i]) * by.end; }
     return T::pack(v);
   };
   auto part = [&](int64_t stop) {                                          // the columns up to `stop`, less than a unit
@@ -335,14 +340,14 @@ template <class T, class O, Op op> ALONE void tall(const Job& j, Scratch<typenam
   finish<op>(j, f.x, first, some);
   if (op == FORWARD) return;
   EACH(u) {
-    A first[W], last[W], minus[W], *eu = e + u * W, *wu = w + u * W;
+    A first[W], last[W], minus[W], end[W], *eu = e + u * W, *wu = w + u * W;
     for (int g = 0; g < W; g++) {
-      const Scale<A> by(f.x.scale[u * W + g] * f.b.down[u * W + g]);
-      first[g] = by.first; last[g] = by.last; minus[g] = -f.x.drop[u * W + g];
+      const Scale<A> by(f.x.scale[u * W + g] * f.b.down[u * W + g], j.off ? f.x.drop[u * W + g] : 0);
+      first[g] = by.first; last[g] = by.last; minus[g] = by.minus; end[g] = by.end;
     }
     for (int64_t c = 0; c < C; c++) {
       V<A> v = read(eu + c * L) * read(first) * read(last);
-      auto slots = T::narrow(j.off ? fma<A>(read(minus), read(wu + c * L), v) : v);
+      auto slots = T::narrow(j.off ? fma<A>(read(minus), read(wu + c * L), v) * read(end) : v);
       __builtin_memcpy(eu + c * L, &slots, sizeof slots);
     }
   }

@@ -607,3 +607,14 @@ def test_a_huge_softcap_changes_nothing_and_tiny_ones_are_refused(backend, dtype
     for options in ({"softcap": 1e-46}, {"temperature": 1e-46}):
         with pytest.raises(ValueError, match=r"must be a finite number of at least 1\.17549e-38; got 1e-46"):
             softxent.cross_entropy(z, t, **options)
+
+
+@pytest.mark.parametrize("classes", [3, 300])
+@pytest.mark.parametrize(("label", "upstream"), [(1e12, 1e-46), (1e3, 1e-41), (1e30, 1e-60)])
+def test_large_truths_with_a_tiny_upstream_gradient(backend, label, upstream, classes):
+    """upstream * r is subnormal or 0 in float32, but the gradient is not."""
+    z, y = np.zeros((1, classes), np.float32), np.zeros((1, classes), np.float32)
+    z[0, 0], y[0, :2] = 0.5, label
+    yhat = np.exp(z.astype(float)) / np.exp(z.astype(float)).sum()
+    got = softxent.cross_entropy_and_grad(z, y, upstream=upstream, reduction="sum")[1]
+    np.testing.assert_allclose(got, upstream * (2 * float(np.float32(label)) * yhat - y), rtol=1e-6, atol=2e-45)
