@@ -58,8 +58,8 @@ def same(a, b):
 @each_dtype
 @each_kernel
 def test_loss_and_gradient_are_the_formula(kernel, dtype, off):
-    """The results are within the bounds of the compiled kernel, with allowances: the interpreter of older versions has no fma, it truncates to bfloat16, and
-    a GPU flushes subnormals to 0."""
+    """The results are within the bounds of the compiled kernel, with allowances: the interpreter of older versions has no fma, every
+    version of it truncates to bfloat16, and a GPU flushes subnormals to 0."""
     for shape in SHAPES if kernel is triton else SHAPES[::3]:
         p = problem(*shape, dtype, off)
         result, parts, dz = fused(kernel, p)
