@@ -87,7 +87,7 @@ def measured(p: Problem) -> np.ndarray:  # -> [5, R] |error| / bound of each tar
     got, want, (loss, dz) = fused(p), exact(p), allowed(p)
     of_loss = np.abs(got.result[0] - want.result[0]) / loss
     fits = np.abs(want.dz) < float(ml_dtypes.finfo(p.z.dtype).max)
-    of_dz = np.where(fits, np.abs(np.where(fits, got.dz, 0) - want.dz) / dz, 0)
+    of_dz = np.where(fits, np.abs(np.where(fits, got.dz.astype(want.dz.dtype), 0) - want.dz) / dz, 0)
     hot = p.label[:, None] == np.arange(p.z.shape[1])
     label = np.where(hot, of_dz, 0).max(axis=1)
     gap = want.parts[4] - np.maximum(want.parts[0], -1e30)

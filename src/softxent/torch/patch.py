@@ -134,7 +134,7 @@ def _class(stock: Any) -> Any:
     @functools.wraps(stock.forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         labels = args[at] if len(args) > at else kwargs.get("labels")
-        if labels is None:
+        if labels is None or torch.compiler.is_compiling():
             return stock.forward(self, *args, **kwargs)
         return _lazily(self.get_output_embeddings(), functools.partial(stock.forward, self, *args, **kwargs))
 
