@@ -551,6 +551,23 @@ def test_any_layout_of_an_image(layout, dtype):
             close(a, b, 1e-5 if dtype == torch.float32 else 1e-12)
 
 
+LAZY = {"negated": torch._neg_view, "zeros": lambda x: torch._efficientzerotensor(x.shape, dtype=x.dtype)}
+
+
+@pytest.mark.parametrize("make", LAZY.values(), ids=LAZY)
+def test_values_that_are_not_in_memory(make):
+    """A contiguous tensor may be negated or 0 only when it is read."""
+    u = torch.softmax(torch.randn(6, 5), 1)
+    for target in (torch.randint(0, 5, (6,)), make(torch.zeros(6, dtype=torch.int64)), u):
+        for options in ({}, {"label_smoothing": 0.1}, {"reduction": "none"}):
+            x = make(torch.randn(6, 5))
+            z, w = x.detach().requires_grad_(), x.clone().requires_grad_()
+            assert z.is_contiguous()
+            mine, theirs = st.cross_entropy(z, target, **options), F.cross_entropy(w, target.clone(), **options)
+            close(mine, theirs, 1e-5)
+            close(torch.autograd.grad(mine.sum(), z)[0], torch.autograd.grad(theirs.sum(), w)[0], 1e-5)
+
+
 class Named(torch.Tensor):
     pass
 
