@@ -209,6 +209,18 @@ def test_soft_targets_keep_their_digits_where_the_row_is_sure(backend, rng):
 
 
 @pytest.mark.parametrize("dtype", (F32, F64), ids=str)
+def test_a_tiny_entropy_keeps_its_digits(backend, dtype, rng):
+    for gap in (5, 20, 60):
+        z, t = with_gap(rng, gap, 8, 50, dtype)
+        x = z.astype(wide)
+        x -= x.max(axis=1, keepdims=True)
+        others = np.where(np.arange(50) == t[:, None], 0, np.exp(x))
+        s = others.sum(axis=1)
+        want = (np.log1p(s) - (others * x).sum(axis=1) / (1 + s)).astype(float)  # sum_k yhat_k (lse - z_k)
+        np.testing.assert_allclose(softxent.entropy(z), want, rtol=(20 + gap) * bounds.unit(dtype))
+
+
+@pytest.mark.parametrize("dtype", (F32, F64), ids=str)
 def test_log_softmax_and_softmax_digits(backend, dtype, rng):
     for gap in (1, 20, 60):
         z, t = with_gap(rng, gap, 8, 300, dtype)

@@ -6,6 +6,7 @@ import ast
 import re
 import sys
 import traceback
+from contextlib import nullcontext
 from pathlib import Path
 
 import ml_dtypes
@@ -121,6 +122,7 @@ def test_a_bad_row_is_nan_and_the_others_keep_their_bits(backend, dtype, classes
 )
 def test_an_ignored_row_is_0_whatever_its_logits(backend, dtype, classes, options, rng):
     z, t = rows(dtype, classes, rng)
+    v, _ = rows(dtype, classes, rng)
     t[4] = -100
     good = softxent.cross_entropy_and_grad(z, t, reduction="none", **options)
     for value in (NAN, INF, -INF, 0):
@@ -135,7 +137,27 @@ def test_an_ignored_row_is_0_whatever_its_logits(backend, dtype, classes, option
         else:
             assert bits(loss) == bits(good[0]) and bits(dz) == bits(good[1])
         assert softxent.cross_entropy(z, t, **options) == pytest.approx(good[0].sum() / 8, rel=1e-6)
-    assert (softxent.cross_entropy_hvp(z, z * 0 + 1, t, **options)[4] == 0).all()
+        hv = softxent.cross_entropy_hvp(z, v, t, **options)
+        assert (hv[4] == 0).all() and np.isfinite(hv.astype(float)).all()
+
+
+@pytest.mark.parametrize("kernel", ["cpu", "formula", "triton"])
+def test_a_row_of_nan_whose_lse_is_not_used_has_gradient_0(kernel):
+    z = torch.tensor([[NAN, 1.0, 2.0], [3.0, 1.0, 2.0]], requires_grad=True)
+    with nullcontext() if kernel == "cpu" else st.use_backend(kernel):
+        (dz,) = torch.autograd.grad(st.logsumexp(z, 1), z, torch.tensor([0.0, 1.0]))
+    assert (dz[0] == 0).all()
+    torch.testing.assert_close(dz[1], z[1].softmax(0))
+
+
+@pytest.mark.parametrize("value", [NAN, INF, -INF, 0.0])
+def test_an_ignored_row_has_second_derivative_0_whatever_its_logits(value):
+    z, t, v = torch.randn(3, 5, dtype=torch.float64), torch.tensor([1, -100, 2]), torch.randn(3, 5, dtype=torch.float64)
+    z[1] = value
+    z.requires_grad_()
+    (dz,) = torch.autograd.grad(st.cross_entropy(z, t, z_loss=0.1), z, create_graph=True)
+    (hv,) = torch.autograd.grad(dz, z, v)
+    assert (hv[1] == 0).all() and hv.isfinite().all() and (hv[0] != 0).all()
 
 
 @each_dtype

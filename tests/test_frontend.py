@@ -179,7 +179,7 @@ def test_the_other_gradients_are_derivatives(backend, rng):
 def test_the_jacobian_keeps_1_minus_yhat(backend):
     z = np.array([[30.0, 0.0, 1.0]])
     odds = np.exp(-30.0) + np.exp(-29.0)
-    assert softxent.softmax_jacobian(z)[0, 0, 0] == pytest.approx(odds / (1 + odds) ** 2, rel=1e-13)
+    assert softxent.softmax_jacobian(z)[0, 0, 0] == pytest.approx(odds / (1 + odds) ** 2, rel=1e-13, abs=0)
 
 
 # ---- layouts ----
@@ -240,6 +240,23 @@ def test_any_layout_gives_the_contiguous_result(backend, dtype, option, rng):
                 np.testing.assert_array_equal(np.moveaxis(out, axis, -1), want[1], err_msg=name)
                 softxent.cross_entropy_and_grad(a, t, axis=axis, out=a, reduction="none", **options)
                 np.testing.assert_array_equal(np.moveaxis(a, axis, -1), want[1], err_msg=f"{name}, in place")
+
+
+@each_dtype
+def test_a_mean_without_options_takes_any_layout(backend, dtype, rng):
+    """This call is the most frequent one and skips the preparation, if the layouts allow it."""
+    z, t = rng.standard_normal((6, 7)).astype(dtype), rng.integers(0, 7, 6)
+    for name, a, axis in layouts(z):
+        same = np.ascontiguousarray(np.moveaxis(a, axis, -1)).astype(dtype)
+        axis = -1 if axis == 1 else axis
+        loss, want = softxent.cross_entropy_and_grad(same, t)
+        assert softxent.cross_entropy(a, t, axis=axis) == loss, name
+        got = softxent.cross_entropy_and_grad(a, t, axis=axis)
+        assert got[0] == loss, name
+        np.testing.assert_array_equal(np.moveaxis(got[1], axis, -1), want, err_msg=name)
+        if a.flags.writeable and a.dtype.isnative and axis == -1:  # `a` as the output of contiguous logits
+            assert softxent.cross_entropy_and_grad(same, t, out=a)[1] is a
+            np.testing.assert_array_equal(a, want, err_msg=f"{name}, as the output")
 
 
 def test_a_large_gradient_may_be_written_to_an_odd_address():

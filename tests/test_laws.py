@@ -204,6 +204,13 @@ def test_hvp_is_the_derivative_of_the_gradient(backend, option, kind, rng):
     within(hv, want, near)
 
 
+def test_a_label_of_class_weight_0_leaves_the_hessian_of_the_z_loss(backend, rng):
+    z, v, t = rng.standard_normal((4, 3)), rng.standard_normal((4, 3)), np.array([0, 1, 2, 1])
+    options = dict(class_weight=np.array([1.0, 0.0, 2.0]), z_loss=0.1, reduction="none")
+    want = stencil(lambda h: softxent.cross_entropy_and_grad(z + h * v, t, **options)[1], H)
+    np.testing.assert_allclose(softxent.cross_entropy_hvp(z, v, t, **options), want, rtol=1e-8, atol=1e-11)
+
+
 @each_option
 def test_the_hessian_is_symmetric_and_semi_definite(backend, option, rng):
     labels, options = option_cases(rng, 6, 7)[option]

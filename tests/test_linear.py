@@ -50,6 +50,24 @@ def test_it_is_the_loss_of_the_whole_logits(backend, option, dtype, reduction, r
             assert got.dtype == dtype and got.shape == true.shape
 
 
+def test_the_gradient_of_the_bias_is_summed_in_float64(backend, rng):
+    """2^12 equal rows have 2^12 times the gradient of one, to the last bit, in one chunk or in 2^12."""
+    x, w, b = np.zeros((1 << 12, 1), F32), np.zeros((11, 1), F32), rng.standard_normal(11).astype(F32)
+    one = softxent.linear_cross_entropy_and_grad(x[0], w, 3, bias=b)[3]
+    for budget in (1, linear.BUDGET):
+        db = softxent.linear_cross_entropy_and_grad(x, w, np.full(len(x), 3), bias=b, reduction="sum", budget=budget)[3]
+        np.testing.assert_array_equal(db, len(x) * one)
+
+
+def test_a_label_of_class_weight_0_leaves_the_z_loss(backend, rng):
+    x, w, b = head(rng, 9, 5, 3, F64)
+    t, options = np.arange(9) % 5, dict(class_weight=np.array([1.0, 0, 2, 0, 1]), z_loss=0.1, reduction="sum")
+    loss, dx, dw, db = softxent.linear_cross_entropy_and_grad(x, w, t, bias=b, **options)
+    want, dz = softxent.cross_entropy_and_grad(x @ w.T + b, t, **options)
+    for got, true, what in ((loss, want, "loss"), (dx, dz @ w, "dX"), (dw, dz.T @ x, "dW"), (db, dz.sum(axis=0), "db")):
+        close(got, true, F64, 9, what)
+
+
 @pytest.mark.parametrize("dtype", (F32, F64), ids=str)
 def test_it_is_the_layer_after_a_matrix_product(backend, dtype, rng):
     """With one chunk the loss has the bits of cross_entropy_and_grad of the same logits."""
@@ -198,6 +216,14 @@ def test_gauss_newton_is_positive_and_both_are_symmetric(backend, rng):
         np.testing.assert_allclose(matrix, matrix.T, atol=1e-12)
         if product is softxent.linear_cross_entropy_ggn:
             assert np.linalg.eigvalsh(matrix).min() > -1e-12
+
+
+def test_a_row_of_weight_0_has_gradient_0_if_its_logits_are_nan(backend):
+    """One logit overflows and is masked by the bias. With probabilities as labels, such a row is not left out."""
+    x, w, b, soft = np.array([[1.0], [1e200]]), np.array([[1.0], [1e200]]), np.array([0.0, -np.inf]), np.full((2, 2), 0.5)
+    with np.errstate(over="ignore", invalid="ignore"):
+        _, dx, *rest = softxent.linear_cross_entropy_and_grad(x, w, soft, bias=b, sample_weight=[1.0, 0.0], softcap=3.0)
+    assert (dx[1] == 0).all() and all(np.isfinite(a).all() for a in (dx, *rest))
 
 
 def test_ignored_rows_are_left_out_whatever_stands_in_them(backend, rng):

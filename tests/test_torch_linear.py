@@ -361,6 +361,15 @@ def test_the_error_does_not_grow_with_the_chunks(dtype):
         assert abs(loss.double() - exact) <= torch.finfo(dtype).eps * exact
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_the_gradient_of_the_bias_is_summed_in_float64(dtype):
+    """210 equal rows have 210 times the gradient of one, rounded once, in chunks of 3 rows."""
+    x, w, b = torch.zeros(210, D, dtype=dtype), torch.zeros(C, D, dtype=dtype), torch.randn(C).to(dtype).requires_grad_()
+    t = torch.full((210,), 2)
+    one, every = (torch.autograd.grad(ours(x[:n], w, b, t[:n], reduction="sum"), b)[0] for n in (1, 210))
+    assert torch.equal(every, (210 * one.double()).to(dtype))
+
+
 def test_autocast_is_that_of_a_linear_layer_and_the_loss():
     x, w, b = head(torch.float32)
     t = labels()

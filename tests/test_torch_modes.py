@@ -111,6 +111,19 @@ def test_forward_mode_by_each_argument_alone(function, names, reduction):
         torch.testing.assert_close(forward_over_reverse, wanted_too, rtol=1e-9, atol=1e-12)
 
 
+@each_reduction
+def test_a_masked_class_whose_probability_stays_0_adds_nothing_in_forward_mode(reduction):
+    """The derivative by its probability is inf, and its tangent is 0."""
+    values, direction = tensors(), torch.randn(ROWS, CLASSES, dtype=F64)
+    z, target = values["z"], values["target"]
+    z[:, 1], target[:, 1], direction[:, 1] = -torch.inf, 0, 0
+    found = []
+    for kept in ([0, 1, 2, 3], [0, 2, 3]):
+        f = lambda u, kept=kept: st.cross_entropy(z[:, kept], u, reduction=reduction)  # noqa: E731
+        found.append(torch.func.jvp(f, (target[:, kept],), (direction[:, kept],))[1])
+    torch.testing.assert_close(*found, rtol=1e-12, atol=0)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(
     "options",

@@ -26,10 +26,15 @@ TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3
 def array(t: Tensor) -> Array:
     """Return a NumPy view of the tensor's memory; bfloat16 as uint16, which the kernels take for it."""
     t = t.detach()
-    if t._is_zerotensor() or t.is_neg():  # tensors whose values are not in memory: lazy zeros and lazy negation
+    if lazy(t):
         t = t.clone()
     a: Array = t.view(torch.int16).numpy().view(np.uint16) if t.dtype == torch.bfloat16 else t.numpy()
     return a
+
+
+def lazy(t: Tensor) -> bool:
+    """Whether the values of the tensor are not in its memory: lazy zeros and lazy negation."""
+    return t._is_zerotensor() or t.is_neg()
 
 
 def like(input: Tensor) -> Tensor:
@@ -67,7 +72,7 @@ def quick(input: Tensor, target: Tensor, ignore_index: int, reduction: str) -> t
     if not n or not classes or len(shape) != 1 or shape[0] != n or not target.is_contiguous() or type(ignore_index) is not int:
         return None
     scale = 1 / n if reduction == "mean" else 1.0 if reduction == "sum" else None
-    if scale is None or not -(2**63) <= ignore_index < 2**63:
+    if scale is None or not -(2**63) <= ignore_index < 2**63 or lazy(input) or lazy(target):
         return None
     dz = like(input) if ahead(input) else None
     threads = min(kernels.get_num_threads(), torch.get_num_threads())
