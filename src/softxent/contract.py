@@ -237,17 +237,24 @@ def inside(fn: str, argument: str, labels: Array, first: int, classes: int, igno
 
 def number(fn: str, argument: str, x: Any, *, low: float = -math.inf, high: float = math.inf) -> float:
     """Return `x` as a float. It must be finite and in [low, high]."""
-    expected = "be a finite number" + ("" if low == -math.inf else f" of at least {low:g}")
-    expected += "" if high == math.inf else f" and at most {high:g}"
     if isinstance(x, (str, bytes)):  # torch.compile of torch 2.6 does not support str | bytes here
-        fail(fn, argument, expected, repr(x), TypeError)
+        fail(fn, argument, _finite(low, high), repr(x), TypeError)
     try:
         value = float(x)
     except (TypeError, ValueError):
-        fail(fn, argument, expected, repr(x), TypeError)
+        fail(fn, argument, _finite(low, high), repr(x), TypeError)
     if value - value != 0 or not low <= value <= high:  # inf - inf is NaN; torch.compile supports this
-        fail(fn, argument, expected, f"{value:g}")
+        fail(fn, argument, _finite(low, high), f"{value:g}")
     return value
+
+
+def _finite(low: float, high: float) -> str:
+    """Return the text for a number in [low, high]. With dynamic=True, torch.compile cannot format `low`, so only errors call this."""
+    return (
+        "be a finite number"
+        + ("" if low == -math.inf else f" of at least {low:g}")
+        + ("" if high == math.inf else f" and at most {high:g}")
+    )
 
 
 def integer(fn: str, argument: str, x: Any, low: int = -(2**63)) -> int:
