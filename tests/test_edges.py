@@ -6,7 +6,6 @@ import ast
 import re
 import sys
 import traceback
-from contextlib import nullcontext
 from pathlib import Path
 
 import ml_dtypes
@@ -81,7 +80,8 @@ def test_no_truth_at_a_masked_class_counts_nothing(backend, dtype, classes, rng)
         assert np.isfinite(loss).all() and np.isfinite(dz.astype(float)).all() and (dz[:, -1] == 0).all()
     loss, dz = softxent.cross_entropy_and_grad(z, t, label_smoothing=0.3, reduction="none")
     assert (loss == INF).all() and np.isfinite(dz.astype(float)).all()
-    assert np.isfinite(softxent.entropy(z)).all()
+    h, dh = softxent.entropy_and_grad(z)
+    assert np.isfinite(h).all() and np.isfinite(dh.astype(float)).all() and (dh[:, -1] == 0).all()
 
 
 # ---- ignored and invalid rows ----
@@ -139,15 +139,6 @@ def test_an_ignored_row_is_0_whatever_its_logits(backend, dtype, classes, option
         assert softxent.cross_entropy(z, t, **options) == pytest.approx(good[0].sum() / 8, rel=1e-6)
         hv = softxent.cross_entropy_hvp(z, v, t, **options)
         assert (hv[4] == 0).all() and np.isfinite(hv.astype(float)).all()
-
-
-@pytest.mark.parametrize("kernel", ["cpu", "formula", "triton"])
-def test_a_row_of_nan_whose_lse_is_not_used_has_gradient_0(kernel):
-    z = torch.tensor([[NAN, 1.0, 2.0], [3.0, 1.0, 2.0]], requires_grad=True)
-    with nullcontext() if kernel == "cpu" else st.use_backend(kernel):
-        (dz,) = torch.autograd.grad(st.logsumexp(z, 1), z, torch.tensor([0.0, 1.0]))
-    assert (dz[0] == 0).all()
-    torch.testing.assert_close(dz[1], z[1].softmax(0))
 
 
 @pytest.mark.parametrize("value", [NAN, INF, -INF, 0.0])

@@ -6,6 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from cases import DTYPES, OPTIONS, composite, option_cases, random_options
 
 import softxent
@@ -106,3 +107,36 @@ def test_the_front_end_adds_nothing_to_numpys(reduction, dtype, option, rng):
     (grad,) = torch.autograd.grad(mine, x, torch.ones_like(mine))
     assert torch.equal(mine.detach(), torch.as_tensor(loss).to(mine.dtype))
     assert grad.view(torch.uint8).numpy().tobytes() == np.ascontiguousarray(dz).tobytes()
+
+
+# ---- special values ----
+
+
+def test_a_tie_of_the_label_and_another_class_is_correct(device):
+    z = torch.tensor([[2.0, 2.0, 1.0], [1.0, 2.0, 2.0], [1.0, 1.0, 2.0]], device=device)
+    assert st.cross_entropy(z, torch.tensor([1, 1, 1], device=device), return_correct=True).correct == 2
+
+
+def test_a_row_of_nan_whose_lse_is_not_used_has_gradient_0(device):
+    z = torch.tensor([[torch.nan, 1.0, 2.0], [3.0, 1.0, 2.0]], device=device, requires_grad=True)
+    (dz,) = torch.autograd.grad(st.logsumexp(z, 1), z, torch.tensor([0.0, 1.0], device=device))
+    assert (dz[0] == 0).all()
+    torch.testing.assert_close(dz[1], z[1].softmax(0))
+
+
+LAZY = {"negated": torch._neg_view, "zeros": lambda x: torch._efficientzerotensor(x.shape, dtype=x.dtype, device=x.device)}
+
+
+@pytest.mark.parametrize("make", LAZY.values(), ids=LAZY)
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}, {"reduction": "none"}], ids=lambda o: next(iter(o), "plain"))
+def test_values_that_are_not_in_memory(device, options, make):
+    """A tensor may be negated, or 0, only when it is read: logits, labels, probabilities and upstream gradients."""
+    rng = np.random.default_rng(0)
+    x, u = (torch.as_tensor(rng.random((ROWS, CLASSES))).to(device) for _ in range(2))
+    t = torch.as_tensor(rng.integers(0, CLASSES, ROWS)).to(device)
+    for given, target in ((make(x), t), (x, make(-t)), (make(x), make(-u))):
+        z, w = given.detach().requires_grad_(), given.clone().requires_grad_()
+        loss, want = st.cross_entropy(z, target, **options), F.cross_entropy(w, target.clone(), **options)
+        torch.testing.assert_close(loss, want)
+        up = make(torch.ones_like(want))
+        torch.testing.assert_close(torch.autograd.grad(loss, z, up), torch.autograd.grad(want, w, up.clone()))

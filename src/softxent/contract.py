@@ -243,17 +243,24 @@ def number(fn: str, argument: str, x: Any, *, low: float = -math.inf, high: floa
     """Return `x` as a float. It must be finite and in [low, high]."""
     if type(x) is float and low <= x <= high and x - x == 0:  # most calls; inf - inf is NaN, which torch.compile supports
         return x
-    expected = "be a finite number" + ("" if low == -math.inf else f" of at least {low:g}")
-    expected += "" if high == math.inf else f" and at most {high:g}"
     if isinstance(x, (str, bytes)):  # torch.compile of torch 2.6 does not support str | bytes here
-        fail(fn, argument, expected, repr(x), TypeError)
+        fail(fn, argument, _finite(low, high), repr(x), TypeError)
     try:
         value = float(x)
     except (TypeError, ValueError):
-        fail(fn, argument, expected, repr(x), TypeError)
+        fail(fn, argument, _finite(low, high), repr(x), TypeError)
     if value - value != 0 or not low <= value <= high:
-        fail(fn, argument, expected, f"{value:g}")
+        fail(fn, argument, _finite(low, high), f"{value:g}")
     return value
+
+
+def _finite(low: float, high: float) -> str:
+    """Return the text for a number in [low, high]. With dynamic=True, torch.compile cannot format `low`, so only errors call this."""
+    return (
+        "be a finite number"
+        + ("" if low == -math.inf else f" of at least {low:g}")
+        + ("" if high == math.inf else f" and at most {high:g}")
+    )
 
 
 def integer(fn: str, argument: str, x: Any, low: int = -(2**63)) -> int:

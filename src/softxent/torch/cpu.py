@@ -25,9 +25,7 @@ TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3
 
 def array(t: Tensor) -> Array:
     """Return a NumPy view of the tensor's memory; bfloat16 as uint16, which the kernels take for it."""
-    t = t.detach()
-    if lazy(t):
-        t = t.clone()
+    t = in_memory(t.detach())
     a: Array = t.view(torch.int16).numpy().view(np.uint16) if t.dtype == torch.bfloat16 else t.numpy()
     return a
 
@@ -35,6 +33,11 @@ def array(t: Tensor) -> Array:
 def lazy(t: Tensor) -> bool:
     """Whether the values of the tensor are not in its memory: lazy zeros and lazy negation."""
     return t._is_zerotensor() or t.is_neg()
+
+
+def in_memory(t: Tensor) -> Tensor:
+    """Return the tensor, or a copy if its values are not in its memory."""
+    return t.clone() if lazy(t) else t
 
 
 def like(input: Tensor) -> Tensor:

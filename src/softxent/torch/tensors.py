@@ -20,7 +20,7 @@ from .. import contract, truth
 from ..kernels import reference
 from ..truth import NO_LABEL
 from . import arrays as arrays  # registers the functions with which formula.py computes on tensors
-from .cpu import result_dtype
+from .cpu import in_memory, result_dtype
 
 try:
     from ..kernels import triton as triton
@@ -105,7 +105,7 @@ def problem(*p: Any, sample: Tensor | None = None, upstream: Tensor | None = Non
     else:
         if input.is_cpu:
             check(input, target, axis, ignore_index)
-        label = target.reshape(n).long()
+        label = in_memory(target).reshape(n).long()
         counted = label != ignore_index
         live = counted.double()
         weights, y, r = truth.of_label(label, live, w, each, smoothing, classes)
@@ -123,7 +123,7 @@ def problem(*p: Any, sample: Tensor | None = None, upstream: Tensor | None = Non
 
 def check(input: Tensor, target: Tensor, axis: int, ignore_index: int, fn: str = FN) -> None:
     """Raise an error if a label is out of range. On a GPU this waits for the labels."""
-    labels = target.detach().cpu().numpy()
+    labels = in_memory(target.detach()).cpu().numpy()
     classes = input.shape[axis]
     contract.inside(fn, "target", labels, reference.first_outside(labels.reshape(-1), classes, ignore_index), classes, ignore_index)
 
@@ -174,7 +174,7 @@ def scalar(*p: Any, sample: Tensor | None, reduction: str, ahead: bool) -> tuple
 def scaled(dz: Tensor, g: Tensor) -> Tensor:
     """Return dz times an upstream gradient g that is on the device. If g is 1, as in loss.backward(), the kernel does not touch dz."""
     by = kernel(dz)
-    return torch.where(dz == 0, dz, dz * g) if by is reference else by.scale(dz, g)
+    return torch.where(dz == 0, dz, dz * g) if by is reference else by.scale(dz, in_memory(g))
 
 
 def _forward(z: Tensor, t: Truth, parts: Tensor | None) -> Tensor:
@@ -215,5 +215,6 @@ def _viewed(t: Tensor, axis: int) -> Tensor | None:
 
 
 def _matrix(t: Tensor, axis: int) -> Tensor:
+    t = in_memory(t)
     found = _viewed(t, axis)
     return t.movedim(axis, -1).reshape(_count(t, axis), -1).contiguous() if found is None else found
