@@ -186,7 +186,7 @@ public:
 
 // Runs the kernel on all rows, each thread on `grain` rows at a time. Returns false if a signal handler raised an exception.
 static bool by_rows(const Job& j, Kernel run, int threads) {
-  const int64_t tile = j.cols <= TALL ? TILE : tile_of(j.cols), fair = j.rows / threads / tile, much = (1 << 16) / whole(j.cols) / tile;
+  const int64_t tile = j.cols <= SHORT_ROW ? TILE : tile_of(j.cols), fair = j.rows / threads / tile, much = (1 << 16) / whole(j.cols) / tile;
   const int64_t grain = (fair < much ? fair : much) * tile + (fair && much ? 0 : tile);
   const int64_t grains = (j.rows + grain - 1) / grain;
   std::atomic<int64_t> next{0}; std::atomic<bool> failed{false};
@@ -219,14 +219,14 @@ static bool by_blocks(const Job& j, Kernel run, int threads, bool gradient) {
       std::vector<int64_t> mine;
       for (; !signals.stop() && c.taken.fetch_add(1) < runs; c.had++) {
         mine.push_back(signals.on_caller() ? c.front++ : runs - 1 - c.back++);
-        each(i, mine.back(), IN);
+        each(i, mine.back(), SUM_BLOCK);
       }
       wait(c.had, runs);
       if (signals.stop()) return;
-      if (c.turn++ == 0) { run(j, i, i + 1, shared.data(), TURN, 0); c.turned = 1; }
+      if (c.turn++ == 0) { run(j, i, i + 1, shared.data(), FINISH_ROW, 0); c.turned = 1; }
       wait(c.turned, 1);
       if (!gradient) continue;
-      for (int64_t r : mine) { if (signals.stop()) return; each(i, r, OUT); c.written++; }
+      for (int64_t r : mine) { if (signals.stop()) return; each(i, r, WRITE_BLOCK); c.written++; }
       wait(c.written, runs);
     }
   });

@@ -35,8 +35,8 @@ template <class A> struct Scratch {
   }
 };
 
-ALWAYS double of(const Job& j, Truth kind, int64_t i) { return j.truth[kind * j.truth_step + i * j.truth_row]; }
-ALWAYS bool dead(const Job& j, int64_t i) { return of(j, Y, i) == 0 && of(j, R, i) == 0 && of(j, Q, i) == 0; }
+ALWAYS double truth_of(const Job& j, Truth kind, int64_t i) { return j.truth[kind * j.truth_step + i * j.truth_row]; }
+ALWAYS bool dead(const Job& j, int64_t i) { return truth_of(j, Y, i) == 0 && truth_of(j, R, i) == 0 && truth_of(j, Q, i) == 0; }
 ALWAYS int64_t label(const Job& j, int64_t i, int64_t from = 0) { return (int64_t)((uint64_t)j.label[i * j.label_step] - (uint64_t)from); }
 ALWAYS bool within(int64_t t, int64_t n) { return (uint64_t)t < (uint64_t)n; }
 template <class T> ALWAYS const typename T::S* row(const Job& j, int64_t i) { return (const typename T::S*)j.z + i * j.z_step; }
@@ -46,7 +46,7 @@ template <class T> ALWAYS void put(typename T::S* p, typename T::A v) { *p = T::
 
 // Returns `size` columns of a row of n, from column k on: a pointer into the row or, if they contain the label t or the end of the row, a
 // copy in which these columns are `fill`.
-template <class S> ALWAYS const S* cut(const S* z, int64_t k, int64_t n, int64_t t, int size, S fill, S* copy) {
+template <class S> ALWAYS const S* columns_without_label(const S* z, int64_t k, int64_t n, int64_t t, int size, S fill, S* copy) {
   if (__builtin_expect(k + size <= n && !within((int64_t)((uint64_t)t - (uint64_t)k), size), 1)) return z + k;
   for (int64_t i = 0; i < size; i++) copy[i] = k + i < n && k + i != t ? z[k + i] : fill;
   return copy;
@@ -70,11 +70,11 @@ template <class T> ALWAYS typename T::A top(const typename T::S* z, int64_t n, i
   V<A> m[4]; A a[L];
   FOUR(c) m[c] = splat<A>(-INF);
   for (int64_t k = 0; k < n; k += G) {
-    S copy[G]; const S* q = cut(z, k, n, t, G, T::low, copy);
+    S copy[G]; const S* q = columns_without_label(z, k, n, t, G, T::low, copy);
     EACH(u) { V<A> v[4]; load<T>(q, u, v); FOUR(c) m[c] = v[c] > m[c] ? v[c] : m[c]; }
   }
   m[0] = m[0] > m[1] ? m[0] : m[1]; m[2] = m[2] > m[3] ? m[2] : m[3];
-  keep(a, m[0] > m[2] ? m[0] : m[2]);
+  store(a, m[0] > m[2] ? m[0] : m[2]);
   for (int w = W / 2; w; w /= 2) for (int i = 0; i < w; i++) a[i] = a[i] > a[i + w] ? a[i] : a[i + w];
   return a[0] + 0;                     // turns -0 into 0, so that the order of the comparisons does not matter
 }
@@ -84,14 +84,14 @@ template <class T, Op op> ALWAYS double exponentials(const typename T::S* z, int
   SHAPE
   Sum<A> s;
   for (int64_t k = 0; k < n; k += G) {
-    S copy[G]; const S* q = cut(z, k, n, t, G, T::low, copy);
+    S copy[G]; const S* q = columns_without_label(z, k, n, t, G, T::low, copy);
     for (int i = 0; i < G * (int)sizeof(S); i += 64) __builtin_prefetch((const char*)(z + k + n) + i, 0, op == FORWARD || T::PER > 1 ? 2 : 3);    // into L2 or L1, whichever was faster
     EACH(u) {
       V<A> v[4];
       load<T>(q, u, v);
       FOUR(c) v[c] -= shift.sub;
       exps<A, 4>(v, shift.magic, shift.low);
-      if (op != FORWARD) FOUR(c) keep(e + k + c * L + u * W, v[c]);
+      if (op != FORWARD) FOUR(c) store(e + k + c * L + u * W, v[c]);
       if (op != BACKWARD) s.add(u, v);
     }
   }
@@ -106,7 +106,7 @@ template <class T, class O> ALWAYS void dot(const typename T::S* z, const typena
   Sum<A> so, sd;
   for (int64_t k = 0; k < n; k += G) {
     S copy[G]; typename O::S other[G];
-    const S* q = cut<S>(z, k, n, -1, G, 0, copy); const typename O::S* p = cut<typename O::S>(w, k, n, t, G, 0, other);
+    const S* q = columns_without_label<S>(z, k, n, -1, G, 0, copy); const typename O::S* p = columns_without_label<typename O::S>(w, k, n, t, G, 0, other);
     EACH(u) {
       V<A> a[4], b[4];
       for (int i = 0; i < 4; i += T::PER) load_off<T, O>(p + i * L, u, a + i);
@@ -150,7 +150,7 @@ template <class T, class O, bool with_off> ALWAYS void write(typename T::A* e, d
   };
   auto part = [&](int64_t stop) {                                          // the columns up to `stop`, less than a unit
     S copy[unit]; typename O::S other[unit];
-    const typename O::S* p = with_off ? cut<typename O::S>(w, k, n, -1, unit, 0, other) : w;
+    const typename O::S* p = with_off ? columns_without_label<typename O::S>(w, k, n, -1, unit, 0, other) : w;
     EACH(u) { const auto v = value(p, u); __builtin_memcpy(copy + u * per, &v, sizeof v); }
     for (int64_t i = 0; k < stop; ) to[k++] = copy[i++];
   };
@@ -174,7 +174,7 @@ ALWAYS void lower(const Blocks& b, int64_t n) {
   typedef Exp<double> K;
   for (int64_t i = 0; i < n; i += Lanes<double>::W) {
     V<double> m = read(b.m + i), k = read(b.n + i), x = fma<double>(k, splat(K::ln2_hi), read(b.sub + i) - read(b.top + i));
-    keep(b.down + i, m == -INF ? V<double>{} : exp(fma<double>(k, splat(K::ln2_lo), x)));
+    store(b.down + i, m == -INF ? V<double>{} : exp(fma<double>(k, splat(K::ln2_lo), x)));
   }
 }
 
@@ -184,7 +184,7 @@ ALWAYS void lower(const Blocks& b, int64_t n) {
 template <Op op> ALONE void finish(const Job& j, Tile& x, int64_t first, int some) {
   double truth[TRUTHS][TILE], loss[TILE], lse[TILE];
   for (int g = 0; g < some; g++) {
-    for (int k = 0; k < TRUTHS; k++) truth[k][g] = of(j, (Truth)k, first + g);
+    for (int k = 0; k < TRUTHS; k++) truth[k][g] = truth_of(j, (Truth)k, first + g);
     const bool none = dead(j, first + g);
     for (int k = 0; k < PARTS; k++) {
       double& part = x.part[k][g];
@@ -204,11 +204,11 @@ template <Op op> ALONE void finish(const Job& j, Tile& x, int64_t first, int som
     V<double> nll = (a < 0 ? zero : a) + soft, miss = (a < 0 ? odds : one) / (1 + odds), over = a < 0 ? soft - gap : log_s + soft;
     V<double> sum = zt > m ? zt + nll : m + over, at = y + r * read(x.part[WT] + g), lift = q == 0 ? zero : q * sum;
     V<double> rest = r * o + lift, mass = at + rest;
-    keep(loss + g, times<double>(at, nll) + times<double>(r, d + times<double>(o, over)) + 0.5 * times<double>(lift, sum));
-    keep(lse + g, sum);
-    keep(x.scale + g, up * mass * (s == 0 ? miss : miss / s));
-    keep(x.drop + g, up * r);
-    keep(x.hot + g, up * (rest - mass * miss));
+    store(loss + g, times<double>(at, nll) + times<double>(r, d + times<double>(o, over)) + 0.5 * times<double>(lift, sum));
+    store(lse + g, sum);
+    store(x.scale + g, up * mass * (s == 0 ? miss : miss / s));
+    store(x.drop + g, up * r);
+    store(x.hot + g, up * (rest - mass * miss));
   }
   for (int g = 0; g < some; g++) if (op != BACKWARD) {
     const bool none = dead(j, first + g);
@@ -219,7 +219,7 @@ template <Op op> ALONE void finish(const Job& j, Tile& x, int64_t first, int som
 // ---- the phases of a row; vector lanes are columns ----
 
 // Computes the exponentials and the sums of block b of row i.
-template <class T, class O, Op op> ALONE void in(const Job& j, Scratch<typename T::A>& f, int64_t i, int g, int64_t b) {
+template <class T, class O, Op op> ALONE void sum_block(const Job& j, Scratch<typename T::A>& f, int64_t i, int g, int64_t b) {
   SHAPE
   const int64_t k = b * BLOCK, n = least(j.cols - k, BLOCK), t = label(j, i, k), at = g + b;
   const S* z = row<T>(j, i) + k;
@@ -232,7 +232,7 @@ template <class T, class O, Op op> ALONE void in(const Job& j, Scratch<typename 
 }
 
 // Merges the sums of the blocks of each row and computes its results.
-template <class T, class O, Op op> ALONE void turn(const Job& j, Scratch<typename T::A>& f, int64_t first, int some) {
+template <class T, class O, Op op> ALONE void finish_rows(const Job& j, Scratch<typename T::A>& f, int64_t first, int some) {
   const int64_t blocks = blocks_of(j.cols);
   const Blocks& b = f.b;
   for (int g = 0; g < some; g++) {
@@ -257,7 +257,7 @@ template <class T, class O, Op op> ALONE void turn(const Job& j, Scratch<typenam
 }
 
 // Writes block b of the gradient of row i.
-template <class T, class O, Op op> ALONE void out(const Job& j, Scratch<typename T::A>& f, int64_t i, int g, int64_t b) {
+template <class T, class O, Op op> ALONE void write_block(const Job& j, Scratch<typename T::A>& f, int64_t i, int g, int64_t b) {
   const int64_t k = b * BLOCK, n = least(j.cols - k, BLOCK), t = label(j, i, k);
   typename T::S* dz = (typename T::S*)j.dz + i * j.dz_step + k;
   if (dead(j, i)) { for (int64_t c = 0; c < n; c++) dz[c] = 0; return; }
@@ -271,30 +271,30 @@ template <class T, class O, Op op> ALONE void out(const Job& j, Scratch<typename
 }
 
 // ---- short rows; vector lanes are rows: a panel holds L rows, and its virtual vector c their columns c ----
-template <class T> ALWAYS void turn_in(const typename T::S* z, int64_t n, typename T::A* lane) {           // copies a row into a lane
+template <class T> ALWAYS void row_to_lane(const typename T::S* z, int64_t n, typename T::A* lane) {           // copies a row into a lane
   for (int64_t c = 0; c < n; c++) { typename T::Slot s = z[c]; __builtin_memcpy(lane + c * Lanes<typename T::A>::L, &s, sizeof s); }
 }
-template <class T> ALWAYS void turn_out(const typename T::A* lane, int64_t n, typename T::S* dz) {         // copies a lane into a row
+template <class T> ALWAYS void lane_to_row(const typename T::A* lane, int64_t n, typename T::S* dz) {         // copies a lane into a row
   for (int64_t c = 0; c < n; c++) { typename T::Slot s; __builtin_memcpy(&s, lane + c * Lanes<typename T::A>::L, sizeof s); dz[c] = s; }
 }
 template <class T> ALWAYS void widen(typename T::A* panel, int64_t n) {                                    // converts slots to values
   typedef typename T::A A;
   if (sizeof(typename T::S) < sizeof(A)) for (int64_t k = 0; k < n; k += Lanes<A>::W) {
-    decltype(T::narrow(V<A>{})) slots; __builtin_memcpy(&slots, panel + k, sizeof slots); keep(panel + k, T::widen(slots));
+    decltype(T::narrow(V<A>{})) slots; __builtin_memcpy(&slots, panel + k, sizeof slots); store(panel + k, T::widen(slots));
   }
 }
 
 // Computes up to L short rows from `first` on, in all phases.
-template <class T, class O, Op op> ALONE void tall(const Job& j, Scratch<typename T::A>& f, int64_t first, int some) {
+template <class T, class O, Op op> ALONE void short_rows(const Job& j, Scratch<typename T::A>& f, int64_t first, int some) {
   SHAPE
   const int64_t C = j.cols, C4 = (C + 3) / 4 * 4;
-  A *e = f.e, *w = e + L * (TALL + 4), m[L], sub[L], n[L];
+  A *e = f.e, *w = e + L * (SHORT_ROW + 4), m[L], sub[L], n[L];
   double s[L], o[L], d[L], zt[L], wt[L] = {};
   Sum<A> ss, so, sd;
   auto lane_of = [&](int g) { return first + least(g, some - 1); };       // unused lanes repeat the last row
   for (int g = 0; g < L; g++) {
-    turn_in<T>(row<T>(j, lane_of(g)), C, e + g);
-    if (j.off) turn_in<O>(off<O>(j, lane_of(g)), C, w + g);
+    row_to_lane<T>(row<T>(j, lane_of(g)), C, e + g);
+    if (j.off) row_to_lane<O>(off<O>(j, lane_of(g)), C, w + g);
   }
   widen<T>(e, C * L);
   if (j.off) widen<O>(w, C * L);
@@ -322,10 +322,10 @@ template <class T, class O, Op op> ALONE void tall(const Job& j, Scratch<typenam
       }
       FOUR(k) v[k] = v[k] - shift.sub;
       exps<A, 4>(v, shift.magic, shift.low);
-      FOUR(k) keep(eu + (c + k) * L, v[k]);
+      FOUR(k) store(eu + (c + k) * L, v[k]);
       if (op != BACKWARD) ss.add(u, v);
     }
-    keep(m + u * W, most); keep(sub + u * W, shift.sub); keep(n + u * W, shift.n);
+    store(m + u * W, most); store(sub + u * W, shift.sub); store(n + u * W, shift.n);
   }
   ss.lanes(s); so.lanes(o); sd.lanes(d);
   for (int g = 0; g < L; g++) {
@@ -355,7 +355,7 @@ template <class T, class O, Op op> ALONE void tall(const Job& j, Scratch<typenam
     const int64_t i = first + g, t = label(j, i);
     S* dz = (S*)j.dz + i * j.dz_step;
     if (dead(j, i)) { for (int64_t c = 0; c < C; c++) dz[c] = 0; continue; }
-    turn_out<T>(e + g, C, dz);
+    lane_to_row<T>(e + g, C, dz);
     if (within(t, C)) put<T>(dz + t, f.x.hot[g]);
   }
 }
@@ -363,18 +363,18 @@ template <class T, class O, Op op> ALONE void tall(const Job& j, Scratch<typenam
 // Computes the rows [first, last), a tile at a time, so that a tile stays in the cache between its two passes; or one phase of one long row.
 template <class T, class O, Op op> void run(const Job& j, int64_t first, int64_t last, void* scratch, Phase phase, int64_t block) {
   Scratch<typename T::A> f(scratch, j.cols);
-  if (phase == IN && !dead(j, first)) in<T, O, op>(j, f, first, 0, block);
-  if (phase == TURN) turn<T, O, op>(j, f, first, 1);
-  if (phase == OUT) out<T, O, op>(j, f, first, 0, block);
+  if (phase == SUM_BLOCK && !dead(j, first)) sum_block<T, O, op>(j, f, first, 0, block);
+  if (phase == FINISH_ROW) finish_rows<T, O, op>(j, f, first, 1);
+  if (phase == WRITE_BLOCK) write_block<T, O, op>(j, f, first, 0, block);
   if (phase == ALL) {
-    const bool lanes_are_rows = j.cols <= TALL;
+    const bool lanes_are_rows = j.cols <= SHORT_ROW;
     const int64_t blocks = blocks_of(j.cols), tile = lanes_are_rows ? (int64_t)Lanes<typename T::A>::L : tile_of(j.cols);
     for (int64_t i = first; i < last; i += tile) {
       const int some = least(tile, last - i);
-      if (lanes_are_rows) { tall<T, O, op>(j, f, i, some); continue; }
-      for (int g = 0; g < some; g++) if (!dead(j, i + g)) for (int64_t b = 0; b < blocks; b++) in<T, O, op>(j, f, i + g, g, b);
-      turn<T, O, op>(j, f, i, some);
-      for (int g = 0; g < some && op != FORWARD; g++) for (int64_t b = 0; b < blocks; b++) out<T, O, op>(j, f, i + g, g, b);
+      if (lanes_are_rows) { short_rows<T, O, op>(j, f, i, some); continue; }
+      for (int g = 0; g < some; g++) if (!dead(j, i + g)) for (int64_t b = 0; b < blocks; b++) sum_block<T, O, op>(j, f, i + g, g, b);
+      finish_rows<T, O, op>(j, f, i, some);
+      for (int g = 0; g < some && op != FORWARD; g++) for (int64_t b = 0; b < blocks; b++) write_block<T, O, op>(j, f, i + g, g, b);
     }
   }
   if (j.stream) fence();

@@ -10,7 +10,7 @@ namespace softxent {
 enum Type { F32, F64, BF16, F16, TYPES };
 enum Off { SAME, WIDE, OFFS };         // the type of `off`: that of z, or the type of the computation (float32 for 16-bit z)
 enum Op { FORWARD, BACKWARD, FUSED, OPS };
-enum Phase { ALL, IN, TURN, OUT };     // phases of a long row: a block's exponentials and sums; the row's results; a block of dz
+enum Phase { ALL, SUM_BLOCK, FINISH_ROW, WRITE_BLOCK };   // of a long row: a block's exponentials and sums; the row's results; a block of dz
 enum Truth { Y, R, Q, G, TRUTHS };     // numbers of a row: truth at the label, weight of off, twice the z-loss, upstream gradient
 enum Part { M, S, O, D, ZT, WT, PARTS };   // the fields of Partials in partials.py
 
@@ -27,7 +27,7 @@ struct Job {
 };
 
 inline constexpr int64_t BLOCK = 4096; // columns that are summed with one shift of the exponentials
-inline constexpr int64_t TALL = 64;    // with up to so many columns, vector lanes are rows; with more they are columns
+inline constexpr int64_t SHORT_ROW = 64;    // with up to so many columns, vector lanes are rows; with more they are columns
 inline constexpr int64_t TILE = 16;    // rows whose results are computed together
 
 typedef void (*Kernel)(const Job&, int64_t first, int64_t last, void* scratch, Phase, int64_t block);
@@ -37,6 +37,6 @@ constexpr int64_t blocks_of(int64_t cols) { return (cols + BLOCK - 1) / BLOCK; }
 constexpr int64_t tile_of(int64_t cols) { return blocks_of(cols) > 1 ? 1 : cols <= 256 ? TILE : cols <= 1024 ? 8 : cols <= 2048 ? 4 : 2; }
 constexpr int64_t whole(int64_t cols) { return (cols + 63) / 64 * 64; }     // columns, rounded up to whole groups
 constexpr int64_t scratch_bytes(int64_t cols) {        // the scratch memory of a thread; an exponential needs at most 8 bytes
-  return 4096 + (TILE + blocks_of(cols) + 16) * 64 + 8 * (cols <= TALL ? 2 * TILE * (TALL + 64) : tile_of(cols) * whole(cols));
+  return 4096 + (TILE + blocks_of(cols) + 16) * 64 + 8 * (cols <= SHORT_ROW ? 2 * TILE * (SHORT_ROW + 64) : tile_of(cols) * whole(cols));
 }
 }

@@ -28,7 +28,7 @@ template <class To, class From> ALWAYS To bits(From v) {
 }
 template <class A> ALWAYS V<A> splat(A a) { return a - V<A>{}; }
 template <class A> ALWAYS V<A> read(const A* p) { V<A> v; __builtin_memcpy(&v, p, sizeof v); return v; }
-template <class A> ALWAYS void keep(A* p, V<A> v) { __builtin_memcpy(p, &v, sizeof v); }
+template <class A> ALWAYS void store(A* p, V<A> v) { __builtin_memcpy(p, &v, sizeof v); }
 template <class X> ALWAYS X least(X a, X b) { return a < b ? a : b; }
 
 template <class A> ALWAYS V<A> fma(V<A> a, V<A> b, V<A> c);    // a b + c, rounded once on every processor, so that the bits agree
@@ -193,7 +193,7 @@ template <class A> struct Sum {
     }
   }
   ALWAYS void add(int u, const V<A>* v) { add(u, (v[0] + v[1]) + (v[2] + v[3])); }
-  ALWAYS void lanes(double* out) const { for (int i = 0; i < Lanes<A>::U * K; i++) keep(out + i * Lanes<double>::W, at[i]); }
+  ALWAYS void lanes(double* out) const { for (int i = 0; i < Lanes<A>::U * K; i++) store(out + i * Lanes<double>::W, at[i]); }
   ALWAYS double total() const {                                  // adds up the lanes in a fixed order, as a tree
     double a[Lanes<A>::L]; lanes(a);
     for (int w = Lanes<A>::L / 2; w; w /= 2) for (int i = 0; i < w; i++) a[i] += a[i + w];

@@ -26,7 +26,7 @@ from softxent import formula, partials
 from softxent.partials import Partials, identity
 from softxent.proof.derivation import DERIVATIONS, Derivation
 from softxent.proof.expr import E, unfold
-from softxent.truth import Squash
+from softxent.truth import LogitTransform
 
 # ---- arrays of symbols, for NumPy's functions ----
 
@@ -438,14 +438,18 @@ def test_squash_is_its_theorem():
     """The function of temperature and softcap in truth.py is that of the derivation, with its first and second derivatives."""
     x, t, c = (symbols(name, [s]) for name, s in (("x", 0.4), ("T", 1.7), ("c", 2.5)))
     raw, scale = x[0].expr, t[0].expr
-    for name, squash, by in (("temperature", Squash(t, None), 1), ("softcap", Squash(1, c), 1), ("softcap", Squash(t, c), scale)):
+    for name, squash, by in (
+        ("temperature", LogitTransform(t, None), 1),
+        ("softcap", LogitTransform(1, c), 1),
+        ("softcap", LogitTransform(t, c), scale),
+    ):
         line = Line(f"{name}_same", x=[raw], T=scale, c=c[0].expr)
-        z, slope, bend = ((f(x) + boxed([0]))[0].expr for f in (squash, squash.slope, squash.bend))
+        z, slope, second = ((f(x) + boxed([0]))[0].expr for f in (squash, squash.slope, squash.second_derivative))
         for a, b in (
             (by * z, line(line.derivation.definitions["z"].body, k=0)),
             (by * slope, line(k=0)),
             (sympy.diff(z, raw), slope),
-            (sympy.diff(slope, raw), bend),
+            (sympy.diff(slope, raw), second),
         ):
             assert sympy.simplify((a - b).rewrite(sympy.exp)) == 0
 

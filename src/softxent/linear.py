@@ -18,7 +18,7 @@ from . import contract, kernels
 from .filtering import Filter, FilterStats
 from .partials import Array, times
 from .sweep import hessian, reduce
-from .truth import Squash, Truth, squash, truth
+from .truth import LogitTransform, Truth, logit_transform, truth
 
 BUDGET = 64 << 20  # bytes of logits held at once
 TILE = 64  # a chunk has a multiple of so many rows: 320 in place of 293 made the three products 9 % faster (oneDNN, D = 768, C = 50257)
@@ -104,7 +104,7 @@ def filtered(fn: str, tol: Any, stats: Any) -> tuple[float | None, FilterStats]:
     return tol, stats
 
 
-def less(budget: int) -> int:
+def budget_beside_filter(budget: int) -> int:
     """Return the part of the budget for logits, if the gradient filter is on: its sums, one for each block of each row, need the rest."""
     return budget - budget // 16
 
@@ -146,7 +146,7 @@ class _Head(NamedTuple):
     w: Array  # [C, D]
     b: Array | None
     t: Truth
-    s: Squash | None
+    s: LogitTransform | None
     live: Array | None  # [N] bool: which of the caller's rows are in x; None means all
     lead: tuple[int, ...]
 
@@ -199,7 +199,7 @@ def _head(
     if b is not None and b.shape != (len(w),):
         contract.fail(fn, "bias", f"have shape ({len(w)},) to match weight {w.shape}", b.shape)
     like = np.broadcast_to(np.zeros((), x.dtype), (*x.shape[:-1], len(w)))  # has the shape of the logits, and needs no memory
-    s = squash(fn, temperature, softcap)
+    s = logit_transform(fn, temperature, softcap)
     t = truth(fn, labels, like, -1, names=contract.NUMPY_LINEAR, **options)
     flat = x.reshape(-1, w.shape[1])
     live = None if t.dense is not None or t.rows.shape[1] == 1 else (t.rows[:3] != 0).any(axis=0)
@@ -317,7 +317,7 @@ def linear_cross_entropy_and_grad(
     sums, losses = head.sums(), np.empty(len(head.x))
     tol, stats = filtered("linear_cross_entropy_and_grad", filter_tol, filter_stats)
     if tol is not None:
-        losses = _by_filter(head, sums, tol, stats, less(budget))
+        losses = _by_filter(head, sums, tol, stats, budget_beside_filter(budget))
     else:
         for i, some, g in head.gradients(budget):
             losses[i] = some
@@ -414,7 +414,7 @@ def _curvature(
     sums = head.sums()
     for i, z in head.chunks(budget):
         v = vx[i] @ head.w.T + head.x[i] @ vw.T + vb
-        sums.add(i, hessian(z, v, head.t, i, head.s, bend=whole).astype(z.dtype, copy=False), head.x[i], head.w)
+        sums.add(i, hessian(z, v, head.t, i, head.s, second_derivative=whole).astype(z.dtype, copy=False), head.x[i], head.w)
         if whole:
             head.gradient(i, z)
             sums.add(i, z, vx[i], vw, first=False, bias=False)

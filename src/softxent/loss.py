@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from . import contract, kernels
 from .partials import Array
-from .sweep import forward, fused, hessian, output, pieces, reduce, shaped, wide
-from .truth import Squash, Truth, adjacent, plain, squash, truth
+from .sweep import forward, fused, hessian, in_compute_dtype, output, reduce, row_chunks, shaped
+from .truth import LogitTransform, Truth, adjacent, logit_transform, plain, truth
 
 
 def cross_entropy(
@@ -72,11 +72,11 @@ def cross_entropy(
     Source: Parts 1 to 3 of the derivation; for the options, the table in truth.py.
     """
     try:
-        bare = axis == -1 and reduction == "mean" and label_smoothing == z_loss == 0 and temperature == 1
-        bare = bare and class_weight is None and sample_weight is None and softcap is None and weight is None
+        without_options = axis == -1 and reduction == "mean" and label_smoothing == z_loss == 0 and temperature == 1
+        without_options = without_options and class_weight is None and sample_weight is None and softcap is None and weight is None
     except ValueError:  # an array is no number: `_problem` says which argument it is
-        bare = False
-    if bare and _simple(logits, labels, ignore_index, None):
+        without_options = False
+    if without_options and _simple(logits, labels, ignore_index, None):
         assert isinstance(logits, np.ndarray) and isinstance(labels, np.ndarray)
         result = np.empty((2, len(logits)))
         kernels.active().forward(logits, labels, plain(1.0), None, result, None, kernels.get_num_threads())
@@ -132,11 +132,13 @@ def cross_entropy_and_grad(
     """
     fn = "cross_entropy_and_grad"
     try:
-        bare = axis == -1 and reduction == "mean" and label_smoothing == z_loss == 0 and temperature == 1
-        bare = bare and class_weight is None and sample_weight is None and upstream is None and softcap is None and weight is None
+        without_options = axis == -1 and reduction == "mean" and label_smoothing == z_loss == 0 and temperature == 1
+        without_options = (
+            without_options and class_weight is None and sample_weight is None and upstream is None and softcap is None and weight is None
+        )
     except ValueError:  # as in `cross_entropy`
-        bare = False
-    if bare and _simple(logits, labels, ignore_index, out):
+        without_options = False
+    if without_options and _simple(logits, labels, ignore_index, out):
         assert isinstance(logits, np.ndarray) and isinstance(labels, np.ndarray)
         n = len(logits)  # the most frequent call needs no preparation and takes a few microseconds
         dz = kernels.empty(logits.shape, logits.dtype) if out is None else contract.out(fn, out, logits, -1)
@@ -194,9 +196,9 @@ def cross_entropy_hvp(
         ignore_index=ignore_index, sample_weight=sample_weight, reduction=reduction, z_loss=z_loss, upstream=upstream,
     )  # fmt: skip
     hv = output(fn, None, z, axis)
-    for i, (narrow, vi, out) in pieces(False, z, contract.direction(fn, v, z, axis), hv):
+    for i, (narrow, vi, out) in row_chunks(False, z, contract.direction(fn, v, z, axis), hv):
         with np.errstate(over="ignore"):
-            out[...] = hessian(wide(narrow), vi, t, i, s)
+            out[...] = hessian(in_compute_dtype(narrow), vi, t, i, s)
     return contract.from_last(hv, axis)
 
 
@@ -248,12 +250,12 @@ def token_logprobs_and_grad(
 
 def _problem(
     fn: str, logits: Any, labels: Any, axis: int, temperature: float, softcap: float | None, weight: None = None, **options: Any
-) -> tuple[Array, tuple[int, ...], Truth, Squash | None]:
-    """Check the arguments. Returns the logits with the class axis last, the shape of the rows, the truth, and the `Squash` or None."""
+) -> tuple[Array, tuple[int, ...], Truth, LogitTransform | None]:
+    """Check the arguments. Returns the logits, class axis last, the shape of the rows, the truth, and a `LogitTransform` or None."""
     if weight is not None:
         contract.renamed(fn, "weight", weight, "class_weight")
     z = contract.logits(fn, logits, axis)
-    s = squash(fn, temperature, softcap)
+    s = logit_transform(fn, temperature, softcap)
     return z, z.shape[:-1], truth(fn, labels, z, axis, **options), s
 
 

@@ -12,7 +12,20 @@ import numpy.typing as npt
 
 from . import contract
 from .partials import Array
-from .sweep import DENSE, apart, bare, count, curve, forward, fused, output, partial_sums, pieces, shaped, wide
+from .sweep import (
+    DENSE,
+    count,
+    forward,
+    fused,
+    in_compute_dtype,
+    jacobian_product,
+    output,
+    partial_sums,
+    row_chunks,
+    shaped,
+    softmax_truth,
+    with_largest_as_label,
+)
 
 
 def softmax(logits: npt.ArrayLike, *, axis: int = -1, out: Array | None = None) -> Array:
@@ -33,7 +46,7 @@ def softmax(logits: npt.ArrayLike, *, axis: int = -1, out: Array | None = None) 
     """
     z = contract.logits("softmax", logits, axis)
     yhat = output("softmax", out, z, axis)
-    fused(z, bare(z), None, yhat)
+    fused(z, softmax_truth(z), None, yhat)
     return out if out is not None else contract.from_last(yhat, axis)
 
 
@@ -56,9 +69,9 @@ def log_softmax(logits: npt.ArrayLike, *, axis: int = -1) -> Array:
     """
     z = contract.logits("log_softmax", logits, axis)
     out = output("log_softmax", None, z, axis)
-    for _, (zi, o) in pieces(False, z, out):
-        zi = wide(zi)
-        nll, x = apart(zi)
+    for _, (zi, o) in row_chunks(False, z, out):
+        zi = in_compute_dtype(zi)
+        nll, x = with_largest_as_label(zi)
         with np.errstate(over="ignore"):
             o[...] = (zi - x.zt[:, None]) - nll[:, None]
     return contract.from_last(out, axis)
@@ -79,7 +92,7 @@ def logsumexp(logits: npt.ArrayLike, *, axis: int = -1) -> Any:
     Cost: one read and O(rows) bytes.
     """
     z = contract.logits("logsumexp", logits, axis)
-    return shaped(forward(z, bare(z), None)[1], z.shape[:-1])
+    return shaped(forward(z, softmax_truth(z), None)[1], z.shape[:-1])
 
 
 def softmax_vjp(logits: npt.ArrayLike, v: npt.ArrayLike, *, axis: int = -1) -> Array:
@@ -101,8 +114,8 @@ def softmax_vjp(logits: npt.ArrayLike, v: npt.ArrayLike, *, axis: int = -1) -> A
     """
     z = contract.logits("softmax_vjp", logits, axis)
     out = output("softmax_vjp", None, z, axis)
-    for _, (zi, vi, o) in pieces(False, z, contract.direction("softmax_vjp", v, z, axis), out):
-        o[...] = curve(wide(zi), vi)[1]
+    for _, (zi, vi, o) in row_chunks(False, z, contract.direction("softmax_vjp", v, z, axis), out):
+        o[...] = jacobian_product(in_compute_dtype(zi), vi)[1]
     return contract.from_last(out, axis)
 
 
@@ -122,7 +135,7 @@ def softmax_jacobian(logits: npt.ArrayLike, *, axis: int = -1) -> Array:
     """
     z = contract.logits("softmax_jacobian", logits, axis)
     flat = np.ascontiguousarray(z.reshape(-1, z.shape[-1]), dtype=np.float64)
-    yhat, (nll, _), rows, top = softmax(flat), apart(flat), np.arange(len(flat)), flat.argmax(axis=1)
+    yhat, (nll, _), rows, top = softmax(flat), with_largest_as_label(flat), np.arange(len(flat)), flat.argmax(axis=1)
     miss = 1 - yhat
     miss[rows, top] = -np.expm1(-nll)  # 1 - yhat loses digits at the most probable class only
     jacobian = -yhat[:, :, None] * yhat[:, None, :]
@@ -169,9 +182,9 @@ def _entropy(fn: str, logits: npt.ArrayLike, axis: int, upstream: npt.ArrayLike)
     z = contract.logits(fn, logits, axis)
     dz, h = output(fn, None, z, axis), np.empty(count(z))
     up = contract.broadcast(fn, "upstream", upstream, z.shape[:-1]).reshape(-1)
-    for i, (zi, o) in pieces(False, z, dz):
-        zi = wide(zi)
-        yhat, product, _, _ = curve(zi, zi)
+    for i, (zi, o) in row_chunks(False, z, dz):
+        zi = in_compute_dtype(zi)
+        yhat, product, _, _ = jacobian_product(zi, zi)
         h[i] = partial_sums(zi, zi.argmax(axis=1), DENSE, yhat)[0][0]
         with np.errstate(over="ignore", invalid="ignore"):
             o[...] = -up[i, None] * product

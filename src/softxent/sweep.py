@@ -1,10 +1,10 @@
 """Calls of the kernels on logits of any strides.
 
-The front ends pass logits [*rows, C] with the class axis last, a `Truth` and, for a softcap or temperature, a `Squash`. If the strides
-allow it, the kernel is called once, on the caller's memory. Otherwise chunks of rows are copied into adjacent memory first.
+The front ends pass logits [*rows, C] with the class axis last, a `Truth` and, for a softcap or temperature, a `LogitTransform`. If the
+strides allow it, the kernel is called once, on the caller's memory. Otherwise chunks of rows are copied into adjacent memory first.
 
-`forward` and `fused` compute the loss and its gradient. `apart` computes partial sums with each row's largest logit kept apart from them.
-`curve` multiplies a vector by the Jacobian of softmax, and `hessian` by the Hessian of the loss.
+`forward` and `fused` compute the loss and its gradient. `with_largest_as_label` computes partial sums with the largest logit of each row as
+its label. `jacobian_product` multiplies a vector by the Jacobian of softmax, and `hessian` by the Hessian of the loss.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from numpy.lib.stride_tricks import as_strided
 
 from . import contract, kernels
 from .partials import Array, Partials, times
-from .truth import NO_LABEL, Squash, Truth, adjacent, computed_in, plain
+from .truth import NO_LABEL, LogitTransform, Truth, adjacent, computed_in, plain
 
 SCRATCH = 1 << 18  # bytes of logits in a chunk, where they cannot be used in place: strided classes, softcap, temperature
 
@@ -26,11 +26,11 @@ _UNIT = plain(1.0)  # y = 1; with a label that matches no column, the gradient i
 DENSE = np.array([[0.0], [1.0], [0.0], [1.0]])  # y = 0, r = 1: the truth is off
 
 
-def forward(z: Array, t: Truth, s: Squash | None, parts: Array | None = None) -> Array:
+def forward(z: Array, t: Truth, s: LogitTransform | None, parts: Array | None = None) -> Array:
     """Return the loss and lse of every row, [2, R]. Writes the partial sums into parts [6, R], if given."""
     result = np.empty((2, count(z)))
     direct = s is None and t.usable(z.dtype) and adjacent(z)
-    for i, (zi,) in pieces(direct, z):
+    for i, (zi,) in row_chunks(direct, z):
         work = zi if direct else _ready(zi, s)
         kernels.active().forward(
             work, *t.piece(i, work.dtype), result[:, i], None if parts is None else parts[:, i], kernels.get_num_threads()
@@ -38,17 +38,17 @@ def forward(z: Array, t: Truth, s: Squash | None, parts: Array | None = None) ->
     return result
 
 
-def fused(z: Array, t: Truth, s: Squash | None, dz: Array) -> Array:
+def fused(z: Array, t: Truth, s: LogitTransform | None, dz: Array) -> Array:
     """Write the gradient into dz, which may be z. Returns the loss and lse of every row, [2, R]."""
     result = np.empty((2, count(z)))
     direct = s is None and t.usable(z.dtype) and adjacent(z) and adjacent(dz)
-    for i, (zi, o) in pieces(direct, z, dz):
+    for i, (zi, o) in row_chunks(direct, z, dz):
         if direct:
             gradient(zi, t, i, out=o, result=result[:, i])
             continue
         work, _ = gradient(_ready(zi, s), t, i, result=result[:, i])
         with np.errstate(over="ignore", invalid="ignore"):
-            o[...] = times(work, s.slope(wide(zi))) if s else work
+            o[...] = times(work, s.slope(in_compute_dtype(zi))) if s else work
     return result
 
 
@@ -61,13 +61,13 @@ def output(fn: str, out: Any, z: Array, axis: int) -> Array:
     return contract.to_last(new, axis)
 
 
-def wide(a: Array) -> Array:
+def in_compute_dtype(a: Array) -> Array:
     """Return `a` in the type in which the kernels compute, contiguous."""
     return np.ascontiguousarray(a, dtype=computed_in(a.dtype))
 
 
-def _ready(z: Array, s: Squash | None) -> Array:
-    return s(wide(z)) if s else np.ascontiguousarray(z)
+def _ready(z: Array, s: LogitTransform | None) -> Array:
+    return s(in_compute_dtype(z)) if s else np.ascontiguousarray(z)
 
 
 def gradient(z: Array, t: Truth, i: slice, out: Array | None = None, result: Array | None = None) -> tuple[Array, Array]:
@@ -85,7 +85,7 @@ def partial_sums(z: Array, label: Array, rows: Array, off: Array | None) -> tupl
     return result, Partials(*parts)
 
 
-def bare(z: Array, upstream: Array | None = None) -> Truth:
+def softmax_truth(z: Array, upstream: Array | None = None) -> Truth:
     """Return a truth with mass 1 whose label matches no class, so that the gradient is softmax, times upstream [*rows]."""
     rows = _UNIT
     if upstream is not None:
@@ -95,19 +95,19 @@ def bare(z: Array, upstream: Array | None = None) -> Truth:
     return Truth(np.broadcast_to(np.int64(NO_LABEL), count(z)), rows)
 
 
-def apart(z: Array) -> tuple[Array, Partials]:
+def with_largest_as_label(z: Array) -> tuple[Array, Partials]:
     """Return nll of each row's largest logit, as if it were the label, and the partial sums with that logit kept apart."""
     result, parts = partial_sums(z, z.argmax(axis=1), _UNIT, None)
     return result[0], parts
 
 
-def curve(z: Array, v: Array) -> tuple[Array, Array, Array, Array]:
+def jacobian_product(z: Array, v: Array) -> tuple[Array, Array, Array, Array]:
     """Return yhat, yhat o (v - mean), mean = <yhat, v> and lse of the rows z and v [n, C]; the second is v times the Jacobian of softmax.
 
     v - mean can cancel only at the most probable class t. There it is computed as v_t - mean = sum_{k != t} yhat_k (v_t - v_k).
     """
     v = np.ascontiguousarray(v, dtype=z.dtype)
-    yhat, (_, lse) = gradient(z, bare(z), slice(0, len(z)))
+    yhat, (_, lse) = gradient(z, softmax_truth(z), slice(0, len(z)))
     top = z.argmax(axis=1)
     _, x = partial_sums(v, top, _UNIT, yhat)
     lead = x.d + times(x.o, x.zt - x.m)
@@ -118,24 +118,24 @@ def curve(z: Array, v: Array) -> tuple[Array, Array, Array, Array]:
     return yhat, product, mean, lse
 
 
-def hessian(z: Array, v: Array, t: Truth, i: slice, s: Squash | None, bend: bool = True) -> Array:
+def hessian(z: Array, v: Array, t: Truth, i: slice, s: LogitTransform | None, second_derivative: bool = True) -> Array:
     """Return the product of the Hessian of the loss and v, for the rows `i`, whose logits are z.
 
-    Without `bend`, the second derivative of the softcap is taken as 0, which gives the Gauss-Newton matrix in place of the Hessian.
+    Without `second_derivative`, that of the softcap is taken as 0, which gives the Gauss-Newton matrix in place of the Hessian.
     """
     _, rows, _ = t.piece(i, z.dtype)
     _, _, q, g = rows
     slope = s.slope(z) if s else 1.0
-    yhat, product, mean, lse = curve(s(z) if s else z, v * slope)
+    yhat, product, mean, lse = jacobian_product(s(z) if s else z, v * slope)
     with np.errstate(invalid="ignore", over="ignore"):
         hess = slope * g[:, None] * ((t.mass(i) + times(q, lse))[:, None] * product + times(q, mean)[:, None] * yhat)
-        if bend and s and s.softcap:
-            hess += s.bend(z) * v * gradient(s(z), t, i)[0]
+        if second_derivative and s and s.softcap:
+            hess += s.second_derivative(z) * v * gradient(s(z), t, i)[0]
         found: Array = np.where((rows[:3] != 0).any(axis=0)[:, None], hess, 0)
         return found
 
 
-def pieces(whole: bool, *arrays: Array) -> Iterator[tuple[slice, list[Array]]]:
+def row_chunks(whole: bool, *arrays: Array) -> Iterator[tuple[slice, list[Array]]]:
     """Yield slices of rows and the views [n, C] of the arrays [*rows, C] for them, in order.
 
     If `whole`, the views are as large as the strides allow; otherwise they have at most SCRATCH bytes, but at least one row.

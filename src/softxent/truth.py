@@ -1,7 +1,7 @@
 """Options of the loss are turned into what the kernels take. This is the only file that computes with an option.
 
-The front ends call `truth` and `squash`. A kernel takes four numbers for each row, y, r, q and g, and an array `off`; the truth of a row,
-its target probabilities, is y at the label plus r off_k at every class k. With class weights w (1 if not given) and C classes:
+The front ends call `truth` and `logit_transform`. A kernel takes four numbers for each row, y, r, q and g, and an array `off`; the truth of
+a row, its target probabilities, is y at the label plus r off_k at every class k. With class weights w (1 if not given) and C classes:
 
     integer label t               y = w_t
     label smoothing e             y = (1 - e) w_t, r = 1, off_k = e/C w_k
@@ -10,7 +10,7 @@ its target probabilities, is y at the label plus r off_k at every class k. With 
     sample weight                 multiplies y, r and q
     z-loss L lse^2                q = 2 L
     reduction, upstream           g
-    temperature, softcap          a function of the logits, `Squash`, which is not part of the truth
+    temperature, softcap          a function of the logits, `LogitTransform`, which is not part of the truth
 
 formula.py computes the loss and the gradient from these numbers. The derivation's part on options proves that this is what each option
 means.
@@ -75,7 +75,7 @@ class Truth(NamedTuple):
         return np.ascontiguousarray(off, dtype=computed_in(dtype))
 
 
-class Squash(NamedTuple):
+class LogitTransform(NamedTuple):
     """The function that is applied to the logits before softmax: z -> (c/T) tanh(z/c), or z/T if there is no softcap c."""
 
     temperature: float
@@ -99,7 +99,7 @@ class Squash(NamedTuple):
         with np.errstate(over="ignore"):  # of cosh, or of a softcap that is infinite in float32
             return np.cosh(z / self.softcap) ** -2.0 / self.temperature
 
-    def bend(self, z: Array) -> Array | float:
+    def second_derivative(self, z: Array) -> Array | float:
         """Return the second derivative at z."""
         return 0.0 if self.softcap is None else np.tanh(z / self.softcap) * self.slope(z) * (-2 / self.softcap)
 
@@ -113,11 +113,11 @@ def _tanh(x: Any) -> Any:
     return x.tanh().where(x.abs() < 1, x.sign() * ((1 - t) / (1 + t)))
 
 
-def squash(fn: str, temperature: float, softcap: float | None) -> Squash | None:
-    """Check temperature and softcap. Returns their `Squash`, or None if they do not change the logits."""
+def logit_transform(fn: str, temperature: float, softcap: float | None) -> LogitTransform | None:
+    """Check temperature and softcap. Returns their `LogitTransform`, or None if they do not change the logits."""
     t = contract.number(fn, "temperature", temperature, low=SMALLEST)
     c = None if softcap is None else contract.number(fn, "softcap", softcap, low=SMALLEST)
-    return None if t == 1 and c is None else Squash(t, c)
+    return None if t == 1 and c is None else LogitTransform(t, c)
 
 
 def truth(

@@ -25,7 +25,7 @@ int main() {
     if (have < F) continue;
     V<float> v = read(in), magic = splat(Exp<float>::magic), low = splat(-Exp<float>::reach);
     exps<float, 1>(&v, magic, low);
-    float out[F]; keep(out, v);
+    float out[F]; store(out, v);
     for (int i = 0; i < F; i++) single = std::max(single, off(out[i], expl(in[i]) * 0x1p64L, 0x1p-24L));
     have = 0;
   }
@@ -39,9 +39,9 @@ int main() {
       a[1][i] = n % 2 ? 1 + std::fabs(near(g)) * (n % 4 == 1 ? 20000 : 0.5) : std::exp(-40 * std::fabs(near(g)));
       a[2][i] = n % 2 ? std::fabs(near(g)) : std::exp(-40 * std::fabs(near(g)));
     }
-    keep(out, exp(read(a[0])));   for (int i = 0; i < D; i++) worst[0] = std::max(worst[0], off(out[i], expl(a[0][i]), 0x1p-53L));
-    keep(out, log(read(a[1])));   for (int i = 0; i < D; i++) worst[1] = std::max(worst[1], off(out[i], logl(a[1][i]), 0x1p-53L));
-    keep(out, log1p(read(a[2]))); for (int i = 0; i < D; i++) worst[2] = std::max(worst[2], off(out[i], log1pl(a[2][i]), 0x1p-53L));
+    store(out, exp(read(a[0])));   for (int i = 0; i < D; i++) worst[0] = std::max(worst[0], off(out[i], expl(a[0][i]), 0x1p-53L));
+    store(out, log(read(a[1])));   for (int i = 0; i < D; i++) worst[1] = std::max(worst[1], off(out[i], logl(a[1][i]), 0x1p-53L));
+    store(out, log1p(read(a[2]))); for (int i = 0; i < D; i++) worst[2] = std::max(worst[2], off(out[i], log1pl(a[2][i]), 0x1p-53L));
   }
   std::printf("%.3f %.3f %.3f %.3f\n", single, worst[0], worst[1], worst[2]);
 }

@@ -94,7 +94,7 @@ class Gradient(torch.autograd.Function):
             total = total + gradient_of(input, target, weight, *ctx.options, dg, dg_lse)
         if dtarget is not None and g is not None:
             up = g.unsqueeze(axis)
-            total = total + up * (dtarget.sum(axis, keepdim=True) * torch.softmax(wide(input), axis) - dtarget)
+            total = total + up * (dtarget.sum(axis, keepdim=True) * torch.softmax(in_compute_dtype(input), axis) - dtarget)
         return total.to(input.dtype)
 
     @staticmethod
@@ -190,7 +190,7 @@ def hessian(
 ) -> tuple[Tensor, Tensor]:
     """Return H v = a yhat o (v - mean) + b yhat and mean = <yhat, v>, where H is the Hessian of sum g loss + g_lse lse."""
     axis, ignore_index, smoothing, z_loss = options
-    z, v = wide(input), wide(v)
+    z, v = in_compute_dtype(input), in_compute_dtype(v)
     yhat = torch.softmax(z, axis)
     top = v.gather(axis, z.detach().argmax(axis, keepdim=True))
     lead = (yhat * (top - v)).sum(axis, keepdim=True)  # v - mean at the most probable class, where the subtraction may cancel
@@ -213,7 +213,7 @@ def hessian(
     return total, mean.squeeze(axis)
 
 
-def wide(t: Tensor) -> Tensor:
+def in_compute_dtype(t: Tensor) -> Tensor:
     """Return the tensor in the type in which the kernels compute: float64 for float64, float32 for the others."""
     return t if t.dtype == torch.float64 else t.float()
 
@@ -237,5 +237,5 @@ def batched(size: int, in_dims: tuple[Any, ...], p: tuple[Any, ...]) -> tuple[An
             target = truth.soft(target.movedim(axis, -1), each, smoothing, classes)
         else:
             target = truth.written_out(target, torch.arange(classes, device=target.device), each, smoothing, ignore_index)
-        target, weight, smoothing = target.to(wide(input).dtype).movedim(-1, axis), None, 0.0
+        target, weight, smoothing = target.to(in_compute_dtype(input).dtype).movedim(-1, axis), None, 0.0
     return (input, target, weight, axis, ignore_index, smoothing, z_loss, *up)

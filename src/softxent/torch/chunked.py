@@ -20,8 +20,8 @@ from torch.func import grad, vjp
 
 from ..linear import FOLD, Sums, chunks
 from . import cpu
-from .autograd import batched_by_autograd, devices, keep, wide
-from .rows import outputs, squashed
+from .autograd import batched_by_autograd, devices, in_compute_dtype, keep
+from .rows import outputs, transformed_logits
 
 FN = "linear_cross_entropy"
 X, W, B = 1, 2, 4  # bits that say which gradients are required
@@ -60,14 +60,16 @@ class Problem(NamedTuple):
             return self.target[i]
         assert self.teacher_x is not None and self.teacher_w is not None
         z = F.linear(self.teacher_x[i], self.teacher_w, self.teacher_b).detach()
-        return torch.softmax(wide(squashed(FN, z, self.softcap, self.temperature)), 1)
+        return torch.softmax(in_compute_dtype(transformed_logits(FN, z, self.softcap, self.temperature)), 1)
 
     def rows(self, i: slice, differentiable: bool = True) -> Callable[[Tensor], Row]:
         """Return the function that computes the outputs of the rows `i` from their logits."""
         target, names, options = self.of(i), self.names(differentiable), (self.ignore_index, self.smoothing, self.z_loss)
 
         def f(z: Tensor) -> Row:
-            return tuple(outputs(squashed(FN, z, self.softcap, self.temperature), target, self.weight, 1, options, names).values())
+            return tuple(
+                outputs(transformed_logits(FN, z, self.softcap, self.temperature), target, self.weight, 1, options, names).values()
+            )
 
         return f
 
@@ -159,7 +161,7 @@ def gradients(p: Problem, gs: tuple[Tensor | None, ...], needs: int) -> tuple[Te
             losses[i] = devices(z).in_place(z, p.of(i), p.weight, 1, *options, some[0])
             g = z
         else:
-            rows, g = pulled(p.rows(i), z, some)
+            rows, g = outputs_and_gradient(p.rows(i), z, some)
             losses[i] = rows[0].double()
         if sums.dw is not None and sums.dw.dtype != g.dtype and p.target is not None and not p.target.is_floating_point():
             _add_exactly(sums, i, g, p.x[i], p.w, p.target[i])
@@ -184,13 +186,13 @@ def _add_exactly(sums: Sums, i: slice, g: Tensor, x: Tensor, w: Tensor, labels: 
     sums.dw.index_add_(0, at, part)
 
 
-def pulled(f: Callable[[Tensor], Row], z: Tensor, gs: tuple[Tensor | None, ...]) -> tuple[Row, Tensor]:
+def outputs_and_gradient(f: Callable[[Tensor], Row], z: Tensor, gs: tuple[Tensor | None, ...]) -> tuple[Row, Tensor]:
     """Return f(z), and the gradient of sum g . f(z) with respect to z."""
     rows, pull = vjp(f, z)[:2]
     return rows, pull(tuple(torch.zeros_like(r) if g is None else g.to(r.dtype) for r, g in zip(rows, gs, strict=True)))[0]
 
 
-def second(f: Callable[[Tensor], Row], z: Tensor, v: Tensor, gs: tuple[Tensor | None, ...]) -> tuple[Tensor, Tensor, Row]:
+def hessian_product(f: Callable[[Tensor], Row], z: Tensor, v: Tensor, gs: tuple[Tensor | None, ...]) -> tuple[Tensor, Tensor, Row]:
     """Return G, the gradient of sum g . f(z); H v, its derivative along v; and the derivatives of the outputs along v.
 
     Reverse mode is used twice. H is symmetric, so the derivative of <G, v> with respect to z is H v; its derivatives with respect to g are
@@ -198,7 +200,7 @@ def second(f: Callable[[Tensor], Row], z: Tensor, v: Tensor, gs: tuple[Tensor | 
     """
 
     def slope(z: Tensor, gs: Row) -> tuple[Tensor, Tensor]:
-        g = pulled(f, z, gs)[1]
+        g = outputs_and_gradient(f, z, gs)[1]
         return (g * v).sum(), g
 
     given = tuple(z.new_zeros(len(z)) if g is None else g for g in gs)
@@ -206,7 +208,7 @@ def second(f: Callable[[Tensor], Row], z: Tensor, v: Tensor, gs: tuple[Tensor | 
     return g, product, dots
 
 
-def along(p: Problem, i: slice, v: Row | tuple[Any, ...]) -> Tensor:
+def logit_tangent(p: Problem, i: slice, v: Row | tuple[Any, ...]) -> Tensor:
     """Return the derivative of the logits of the rows `i` along (vx, vW, vb)."""
     vx, vw, vb = v
     total = torch.zeros((i.stop - i.start, len(p.w)), dtype=p.x.dtype, device=p.x.device)
@@ -225,7 +227,7 @@ def curvature(p: Problem, gs: tuple[Tensor | None, ...], v: tuple[Any, ...], nee
         return _whole(p, gs, v)
     sums, dots = p.sums(needs), [torch.zeros(len(p.x), dtype=torch.float64, device=p.x.device) for _ in gs]
     for i, z in p.chunks(16):
-        g, product, some = second(p.rows(i), z, along(p, i, v), tuple(None if one is None else one[i] for one in gs))
+        g, product, some = hessian_product(p.rows(i), z, logit_tangent(p, i, v), tuple(None if one is None else one[i] for one in gs))
         sums.add(i, product, p.x[i], p.w)
         sums.add(i, g, None if v[0] is None else v[0][i], v[1], first=False, bias=False)
         for dot, part in zip(dots, some, strict=True):
@@ -235,7 +237,7 @@ def curvature(p: Problem, gs: tuple[Tensor | None, ...], v: tuple[Any, ...], nee
 
 def _whole(p: Problem, gs: tuple[Tensor | None, ...], v: tuple[Any, ...]) -> tuple[tuple[Any, ...], list[Any]]:
     every = slice(0, len(p.x))
-    g, product, dots = second(p.rows(every), F.linear(p.x, p.w, p.b), along(p, every, v), gs)
+    g, product, dots = hessian_product(p.rows(every), F.linear(p.x, p.w, p.b), logit_tangent(p, every, v), gs)
     vx, vw, _ = v
     dx, dw = product @ p.w, product.t() @ p.x
     dx, dw = dx if vw is None else dx + g @ vw, dw if vx is None else dw + g.t() @ vx
@@ -275,7 +277,7 @@ class LinearRows(torch.autograd.Function):
         if all(g is None for g in gs):
             return (None,) * len(p)
         found = _of_a_batch(p, gs) if batched_by_autograd(*gs) else gradient_of(*p, wants(ctx), *gs)
-        return asked(found, wants(ctx), len(p))
+        return required_gradients(found, wants(ctx), len(p))
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
@@ -308,7 +310,7 @@ class LinearGradient(torch.autograd.Function):
         p, gs = Problem(*tensors[:TENSORS], *options), tensors[TENSORS:]
         v = tuple(one if needs & bit else None for one, bit in zip(v, (X, W, B), strict=True))
         found, dots = curvature(p, gs, v, wants(ctx))
-        return (*asked(found, wants(ctx), len(p)), None, *dots)
+        return (*required_gradients(found, wants(ctx), len(p)), None, *dots)
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
@@ -336,7 +338,7 @@ def _of_a_batch(p: Problem, gs: list[Tensor | None]) -> tuple[Any, ...]:
     for n, g in enumerate(gs):
         if g is not None:
             one = tuple(g.new_ones(len(p.x)) if m == n else None for m in range(len(gs)))
-            dz = dz + pulled(f, z, one)[1] * g.to(z.dtype).unsqueeze(1)
+            dz = dz + outputs_and_gradient(f, z, one)[1] * g.to(z.dtype).unsqueeze(1)
     return dz @ p.w, dz.mT @ p.x, None if p.b is None else dz.sum(-2)
 
 
@@ -356,7 +358,7 @@ def _taken(arguments: tuple[Any, ...]) -> tuple[Problem, int, tuple[Tensor | Non
     return Problem(*arguments[:n]), arguments[n], arguments[n + 1 :]
 
 
-def asked(found: tuple[Any, ...], needs: int, length: int) -> tuple[Any, ...]:
+def required_gradients(found: tuple[Any, ...], needs: int, length: int) -> tuple[Any, ...]:
     """Return the gradients of the `length` arguments of which the first are x, W and b: None where not required, and for the others."""
     return (*(one if needs & bit else None for one, bit in zip(found, (X, W, B), strict=True)), *[None] * (length - 3))
 

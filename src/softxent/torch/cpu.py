@@ -77,7 +77,7 @@ def quick(input: Tensor, target: Tensor, ignore_index: int, reduction: str) -> t
     scale = 1 / n if reduction == "mean" else 1.0 if reduction == "sum" else None
     if scale is None or not -(2**63) <= ignore_index < 2**63 or lazy(input) or lazy(target):
         return None
-    dz = like(input) if ahead(input) else None
+    dz = like(input) if gradient_in_forward(input) else None
     threads = min(kernels.get_num_threads(), torch.get_num_threads())
     at = 0 if dz is None else dz.data_ptr()
     loss = native.scalar(input.data_ptr(), target.data_ptr(), at, n, classes, type_, ignore_index, scale, threads)
@@ -117,7 +117,7 @@ def gradient(*p: Any) -> Tensor:
     if g_lse is not None:  # the gradient of lse is softmax: that of a truth with mass 1 whose label matches no class
         z = contract.to_last(array(p[0]), axis)
         more = dz if g is None else torch.empty_like(dz)
-        sweep.fused(z, sweep.bare(z, array(g_lse.double())), None, contract.to_last(array(more), axis))
+        sweep.fused(z, sweep.softmax_truth(z, array(g_lse.double())), None, contract.to_last(array(more), axis))
         dz = dz if g is None else dz.add_(more)
     return dz
 
@@ -131,16 +131,16 @@ def in_place(*p: Any) -> Tensor:
 
 
 @_on_torchs_threads
-def scalar(*p: Any, sample: Tensor | None, reduction: str, ahead: bool) -> tuple[Tensor, Tensor | None]:
-    """Return the reduced loss and, if `ahead` is set, its gradient, computed in the same pass."""
+def scalar(*p: Any, sample: Tensor | None, reduction: str, gradient_in_forward: bool) -> tuple[Tensor, Tensor | None]:
+    """Return the reduced loss and, if `gradient_in_forward` is set, its gradient, computed in the same pass."""
     z, t = problem(*p, sample=sample, reduction=reduction)
-    dz = like(p[0]) if ahead else None
+    dz = like(p[0]) if gradient_in_forward else None
     result = sweep.forward(z, t, None) if dz is None else sweep.fused(z, t, None, contract.to_last(array(dz), p[3]))
     loss = sweep.reduce(result[0], reduction, t.total, np.nan, ())
     return torch.scalar_tensor(loss, dtype=result_dtype(p[0]), device="cpu"), dz
 
 
-def ahead(input: Tensor) -> bool:
+def gradient_in_forward(input: Tensor) -> bool:
     """Whether a scalar loss computes its gradient in the same pass. Not in float16: with loss scaling, the upstream gradient is large
     (65536), and keeps small entries of the gradient from being rounded to 0."""
     return input.requires_grad and input.dtype != torch.float16 and torch.is_grad_enabled()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..filtering import Filter, FilterStats
-from ..linear import Sums, less
+from ..linear import Sums, budget_beside_filter
 from . import cpu
 from .chunked import Problem
 
@@ -21,7 +21,7 @@ def filters(p: Problem) -> bool:
 @torch.no_grad()
 def filtered_gradients(p: Problem, g: Tensor, needs: int, tol: float, stats: FilterStats) -> tuple[Tensor, Sums]:
     """As `chunked.gradients`, for the upstream gradients g of the losses, with blocks of classes left out within the tolerance."""
-    p = p._replace(budget=less(p.budget), x=p.x.detach(), w=p.w.detach())
+    p = p._replace(budget=budget_beside_filter(p.budget), x=p.x.detach(), w=p.w.detach())
     sums, losses = p.sums(needs), torch.empty(len(p.x), dtype=torch.float64)
     if sums.dw is not None:
         sums.dw.zero_()

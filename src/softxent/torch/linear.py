@@ -20,10 +20,10 @@ from ..filtering import FilterStats
 from ..linear import BUDGET, filtered
 from . import cpu, ops, tensors
 from .autograd import batched_by_autograd, devices, first_backward
-from .chunked import B, Problem, W, X, asked, gradient_of, gradients, narrowed, rows_of, wants
+from .chunked import B, Problem, W, X, gradient_of, gradients, narrowed, required_gradients, rows_of, wants
 from .filtered import filtered_gradients, filters
 from .loss import cross_entropy, reduced
-from .rows import PLAIN, RETURNS, checked, differentiable, eagerly, labels, plain, squashed, tensor, total
+from .rows import PLAIN, RETURNS, checked, differentiable, eagerly, labels, plain, tensor, total, transformed_logits
 
 FN = "linear_cross_entropy"
 
@@ -96,8 +96,8 @@ def linear_cross_entropy(
     if class_weight is not None:
         contract.renamed(FN, "class_weight", class_weight, "weight")
     tol, stats = filtered(FN, filter_tol, filter_stats)
-    asked = zip(RETURNS, (return_lse, return_entropy, return_logprobs, return_correct), strict=True)
-    wanted = ("loss", *(name for name, wish in asked if wish))
+    flags = zip(RETURNS, (return_lse, return_entropy, return_logprobs, return_correct), strict=True)
+    wanted = ("loss", *(name for name, flag in flags if flag))
     ignore_index = -100 if ignore_index is None else ignore_index
     if isinstance(linear_weight, Tensor) and linear_weight.ndim > 2:
         more: dict[str, Any] = {f"return_{name}": True for name in wanted[1:]}
@@ -110,7 +110,7 @@ def linear_cross_entropy(
     like = h.x.new_zeros(()).expand(len(h.x), len(h.w))  # has the shape and type of the logits, and needs no memory
     seen = like.float() if h.y is None else h.y  # the labels, or what has the shape of a teacher's probabilities
     _, (ignore_index, e, penalty) = checked(FN, like, seen, weight, h.sample, ignore_index, reduction, label_smoothing, z_loss)
-    squashed(FN, like[:0], softcap, temperature)
+    transformed_logits(FN, like[:0], softcap, temperature)
     if return_logprobs and seen.is_floating_point():
         fail(FN, "return_logprobs", "be False where the target is not class indices", True)
     divide: Any = total(like, seen, weight, h.sample, 1, ignore_index) if reduction == "mean" else 1.0
@@ -122,7 +122,7 @@ def linear_cross_entropy(
     if differentiable(y, weight):
         rows = p.rows(slice(0, len(x)), differentiable=False)(F.linear(x, h.w, h.b))
     elif eager and wanted == ("loss",) and reduction != "none" and x.dtype != torch.float16 and _needs(p) and not differentiable(sample):
-        return _ahead(p, sample, divide, tol, stats).to(dtype)
+        return _gradient_in_forward(p, sample, divide, tol, stats).to(dtype)
     else:
         rows = (rows_of if eagerly(x) else ops.linear_rows)(*p)
     found = dict(zip(wanted, rows, strict=True))
@@ -283,14 +283,14 @@ def _needs(p: Problem) -> int:
     return sum(wants) if torch.is_grad_enabled() else 0
 
 
-class _Ahead(torch.autograd.Function):
+class _GradientInForward(torch.autograd.Function):
     """A reduced loss with gradients from the forward pass. The first backward pass returns them; another one computes them again."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, w: Tensor, b: Tensor | None, made: tuple[Tensor, tuple[Any, ...]], up: Tensor, rest: tuple[Any, ...]
+        ctx: Any, x: Tensor, w: Tensor, b: Tensor | None, computed: tuple[Tensor, tuple[Any, ...]], up: Tensor, rest: tuple[Any, ...]
     ) -> Tensor:
-        loss, grads = made
+        loss, grads = computed
         ctx.save_for_backward(x, w, b, *rest[:5], up, *grads)
         ctx.options, ctx.unused = rest[5:], [True]
         return loss
@@ -298,18 +298,18 @@ class _Ahead(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         (x, w, b, *rest), (g,) = ctx.saved_tensors, grads
-        tensors_, up, made = rest[:5], rest[5], rest[6:]
+        tensors_, up, gradients_ = rest[:5], rest[5], rest[6:]
         if batched_by_autograd(g):
-            return *(None if t is None else t * g.to(t.dtype) for t in made), None, None, None
+            return *(None if t is None else t * g.to(t.dtype) for t in gradients_), None, None, None
         p = Problem(x, w, b, *tensors_, *ctx.options)
         if not torch.is_grad_enabled():
             if not first_backward(ctx):
-                made = narrowed(p, gradients(p, (up,), wants(ctx))[1])
-            return *(None if t is None else devices(t).scaled(t.data, g) for t in made), None, None, None
-        return asked(gradient_of(*p, wants(ctx), up * g.double()), wants(ctx), 6)
+                gradients_ = narrowed(p, gradients(p, (up,), wants(ctx))[1])
+            return *(None if t is None else devices(t).scaled(t.data, g) for t in gradients_), None, None, None
+        return required_gradients(gradient_of(*p, wants(ctx), up * g.double()), wants(ctx), 6)
 
 
-def _ahead(p: Problem, sample: Tensor | None, divide: Any, tol: float | None, stats: FilterStats) -> Tensor:
+def _gradient_in_forward(p: Problem, sample: Tensor | None, divide: Any, tol: float | None, stats: FilterStats) -> Tensor:
     """Return a reduced loss, with its gradients computed in the same pass, with or without the gradient filter."""
     one = torch.ones((), dtype=torch.float64, device=p.x.device)
     up = ((one if sample is None else sample.double()) / divide).expand(len(p.x))
@@ -317,6 +317,6 @@ def _ahead(p: Problem, sample: Tensor | None, divide: Any, tol: float | None, st
     needs = _needs(p)
     losses, sums = gradients(p, (up,), needs) if tol is None or not filters(p) else filtered_gradients(p, up, needs, tol, stats)
     loss = (losses if sample is None else losses * sample.double()).sum() / divide
-    apply: Any = _Ahead.apply  # untyped
+    apply: Any = _GradientInForward.apply  # untyped
     found: Tensor = apply(*p[:3], (loss, narrowed(p, sums)), up, p[3:])
     return found

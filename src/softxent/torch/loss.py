@@ -15,8 +15,8 @@ from torch.nn import Module
 
 from ..contract import fail, renamed
 from . import cpu, tensors
-from .autograd import batched_by_autograd, devices, first_backward, gradient_of, linear, wide
-from .rows import FLOATS, RETURNS, checked, differentiable, outputs, plain, rows, squashed, tensor, total
+from .autograd import batched_by_autograd, devices, first_backward, gradient_of, in_compute_dtype, linear
+from .rows import FLOATS, RETURNS, checked, differentiable, outputs, plain, rows, tensor, total, transformed_logits
 
 FN = "cross_entropy"
 
@@ -91,11 +91,11 @@ def cross_entropy(
     more = return_lse or return_entropy or return_logprobs or return_correct
     eager = plain(input, target)
     try:
-        bare = label_smoothing == z_loss == 0 and temperature == 1 and tensors.forced() is None and not more
-        bare = bare and weight is None and sample_weight is None and softcap is None and class_weight is None
+        without_options = label_smoothing == z_loss == 0 and temperature == 1 and tensors.forced() is None and not more
+        without_options = without_options and weight is None and sample_weight is None and softcap is None and class_weight is None
     except (RuntimeError, ValueError):  # a tensor or an array is no number: `checked` says which argument it is
-        bare = False
-    if eager and bare and input.is_cpu and target.is_cpu:
+        without_options = False
+    if eager and without_options and input.is_cpu and target.is_cpu:
         quick = cpu.quick(input, target, ignore_index, reduction)
         if quick is not None:
             return _scalar(input, quick, (target, None, None, reduction, 1, ignore_index, 0.0, 0.0))
@@ -104,13 +104,15 @@ def cross_entropy(
     axis, options = checked(FN, input, target, weight, sample_weight, ignore_index, reduction, label_smoothing, z_loss)
     if check and not input.is_cpu and not target.is_floating_point():
         tensors.check(input, target, axis, ignore_index)
-    z = squashed(FN, input, softcap, temperature)
+    z = transformed_logits(FN, input, softcap, temperature)
     if eager and not more and reduction != "none" and not differentiable(target, weight, sample_weight):
-        made = devices(z).scalar(z, target, weight, axis, *options, sample=sample_weight, reduction=reduction, ahead=cpu.ahead(z))
-        return _scalar(z, made, (target, weight, sample_weight, reduction, axis, *options)).to(cpu.result_dtype(input))
+        computed = devices(z).scalar(
+            z, target, weight, axis, *options, sample=sample_weight, reduction=reduction, gradient_in_forward=cpu.gradient_in_forward(z)
+        )
+        return _scalar(z, computed, (target, weight, sample_weight, reduction, axis, *options)).to(cpu.result_dtype(input))
     if return_logprobs and target.is_floating_point():
         fail(FN, "return_logprobs", "be False where the target is probabilities", True)
-    wanted = [name for name, asked in zip(RETURNS, (return_lse, return_entropy, return_logprobs, return_correct), strict=True) if asked]
+    wanted = [name for name, flag in zip(RETURNS, (return_lse, return_entropy, return_logprobs, return_correct), strict=True) if flag]
     found = outputs(z, target, weight, axis, options, ("loss", *wanted), eager)
     scale = 1.0 if reduction != "mean" else total(z, target, weight, sample_weight, axis, ignore_index)
     return reduced(found, sample_weight, reduction, scale, cpu.result_dtype(input), bool(wanted))
@@ -167,7 +169,7 @@ class _Scalar(torch.autograd.Function):
         loss, dz = found
         if ctx.needs_input_grad[0]:
             ctx.save_for_backward(input, *problem[:3], dz)
-            ctx.options, ctx.unused, ctx.ahead = problem[3:], [True], dz is not None
+            ctx.options, ctx.unused, ctx.gradient_in_forward = problem[3:], [True], dz is not None
         return loss
 
     @staticmethod
@@ -175,11 +177,13 @@ class _Scalar(torch.autograd.Function):
         (input, target, weight, sample, dz), (g,) = ctx.saved_tensors, grads
         batched = batched_by_autograd(g)
         reduction, axis, ignore_index, *_ = ctx.options
-        if ctx.ahead and not batched and not torch.is_grad_enabled():
+        if ctx.gradient_in_forward and not batched and not torch.is_grad_enabled():
             if first_backward(ctx):
                 dz = dz.data  # an in-place change of the result is not one of the saved dz
             else:
-                _, dz = devices(dz).scalar(input, target, weight, *ctx.options[1:], sample=sample, reduction=reduction, ahead=True)
+                _, dz = devices(dz).scalar(
+                    input, target, weight, *ctx.options[1:], sample=sample, reduction=reduction, gradient_in_forward=True
+                )
             return devices(dz).scaled(dz, g), None, None
         up = g.double() / (1 if reduction == "sum" else total(input, target, weight, sample, axis, ignore_index))
         up = (up if sample is None else up * sample.double()).expand([n for i, n in enumerate(input.shape) if i != axis])
@@ -232,7 +236,7 @@ def log_softmax(input: Tensor, dim: int = -1) -> Tensor:
         return torch.log_softmax(input, dim)
     top = input.argmax(dim)
     nll = rows(input, top, None, dim % input.ndim, -100, 0.0, 0.0)[0].unsqueeze(dim)
-    return ((wide(input) - wide(input.gather(dim, top.unsqueeze(dim)))) - nll).to(input.dtype)
+    return ((in_compute_dtype(input) - in_compute_dtype(input.gather(dim, top.unsqueeze(dim)))) - nll).to(input.dtype)
 
 
 def _on_axis(fn: str, input: Tensor, dim: int) -> bool:

@@ -96,7 +96,7 @@ def _(x: Tensor, w: Tensor, b: Tensor | None, *rest: Any) -> list[Tensor]:
 
 
 def _linear_backward(ctx: Any, grads: list[Tensor | None]) -> Any:
-    from .chunked import asked, wants
+    from .chunked import required_gradients, wants
 
     tensors, options = ctx.saved_tensors, ctx.options
     names, rows = options[-2].split(), tensors[0].shape[0]
@@ -106,7 +106,7 @@ def _linear_backward(ctx: Any, grads: list[Tensor | None]) -> Any:
         if name != "correct"
     ]
     found = linear_gradient(*tensors, *options, wants(ctx), gs)
-    return asked(found, wants(ctx), len(tensors) + len(options))
+    return required_gradients(found, wants(ctx), len(tensors) + len(options))
 
 
 def _keep_linear(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

@@ -18,7 +18,7 @@ from torch.nn import Parameter
 from .. import contract, truth
 from ..contract import fail
 from . import ops
-from .autograd import rows_of, wide
+from .autograd import in_compute_dtype, rows_of
 
 PLAIN = (Tensor, Parameter)
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -95,7 +95,7 @@ def entropy(z: Tensor, axis: int, dead: Tensor | None) -> Tensor:
     masked = z == -torch.inf
     z = z.masked_fill(masked & ~masked.all(axis, keepdim=True), -6e4 if z.dtype == torch.float16 else -1e30)
     z = z if dead is None else z.masked_fill(dead.unsqueeze(axis), 0)
-    found = rows(z, torch.softmax(wide(z), axis), None, axis, -100, 0.0, 0.0)[0]
+    found = rows(z, torch.softmax(in_compute_dtype(z), axis), None, axis, -100, 0.0, 0.0)[0]
     return found if dead is None else found.masked_fill(dead, 0)
 
 
@@ -112,12 +112,12 @@ def problem(
         probable and differentiable(target) and (weight is not None or smoothing > 0)
     )  # fmt: skip
     if written:
-        classes, w = z.shape[axis], None if weight is None else weight.to(wide(z).dtype)
+        classes, w = z.shape[axis], None if weight is None else weight.to(in_compute_dtype(z).dtype)
         if probable:
-            target = truth.soft(wide(target).movedim(axis, -1), w, smoothing, classes)
+            target = truth.soft(in_compute_dtype(target).movedim(axis, -1), w, smoothing, classes)
         else:
             target = truth.written_out(target, torch.arange(classes, device=z.device), w, smoothing, ignore_index)
-        target, weight, smoothing = target.to(wide(z).dtype).movedim(-1, axis), None, 0.0
+        target, weight, smoothing = target.to(in_compute_dtype(z).dtype).movedim(-1, axis), None, 0.0
     return z, target, weight, axis, ignore_index, smoothing, z_loss
 
 
@@ -184,7 +184,7 @@ def checked(
     return axis, (contract.integer(fn, "ignore_index", ignore_index), e, penalty)
 
 
-def squashed(fn: str, input: Tensor, softcap: float | None, temperature: float) -> Tensor:
+def transformed_logits(fn: str, input: Tensor, softcap: float | None, temperature: float) -> Tensor:
     """Return the logits after softcap and temperature."""
-    s = truth.squash(fn, temperature, softcap)
-    return input if s is None else s(wide(input))
+    s = truth.logit_transform(fn, temperature, softcap)
+    return input if s is None else s(in_compute_dtype(input))

@@ -160,10 +160,10 @@ def in_place(*p: Any) -> Tensor:
     return result[0]
 
 
-def scalar(*p: Any, sample: Tensor | None, reduction: str, ahead: bool) -> tuple[Tensor, Tensor | None]:
-    """Return the reduced loss and, if `ahead` is set, its gradient, computed in the same pass."""
+def scalar(*p: Any, sample: Tensor | None, reduction: str, gradient_in_forward: bool) -> tuple[Tensor, Tensor | None]:
+    """Return the reduced loss and, if `gradient_in_forward` is set, its gradient, computed in the same pass."""
     z, t = problem(*p, sample=sample, reduction=reduction)
-    if ahead:
+    if gradient_in_forward:
         (losses, _), dz = _fused(p[0], p[3], z, t)
     else:
         (losses, _), dz = _forward(z, t, None), None
