@@ -34,8 +34,10 @@ def run(wanted: Sequence[str], as_json_: bool) -> int:
 
 def with_progress(derivations: Sequence[Derivation], console: Console) -> Proof:
     """Prove the derivations, with a progress bar on a terminal."""
+    if not console.is_terminal:
+        return prove(derivations)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("")
         return prove(derivations, tell=lambda what, n, of: bar.update(task, description=what, completed=n, total=of))
 
