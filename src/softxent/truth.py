@@ -136,7 +136,7 @@ def truth(
     empty_value: float = math.nan,
     names: contract.Names = contract.NUMPY,
 ) -> Truth:
-    """Check the labels and options of `cross_entropy` and return their `Truth`. `argument` is the name of the labels in error messages."""
+    """Check the labels and options of `cross_entropy` and return their `Truth`. `names` has the argument names in error messages."""
     lead, classes = z.shape[:-1], z.shape[-1]
     ignore_index = contract.integer(fn, "ignore_index", ignore_index)
     contract.choice(fn, "reduction", reduction, contract.REDUCTIONS)

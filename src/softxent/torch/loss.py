@@ -169,7 +169,7 @@ class _Scalar(torch.autograd.Function):
         loss, dz = found
         if ctx.needs_input_grad[0]:
             ctx.save_for_backward(input, *problem[:3], dz)
-            ctx.options, ctx.unused, ctx.gradient_in_forward = problem[3:], [True], dz is not None
+            ctx.options, ctx.unused = problem[3:], [True]
         return loss
 
     @staticmethod
@@ -177,7 +177,7 @@ class _Scalar(torch.autograd.Function):
         (input, target, weight, sample, dz), (g,) = ctx.saved_tensors, grads
         batched = batched_by_autograd(g)
         reduction, axis, ignore_index, *_ = ctx.options
-        if ctx.gradient_in_forward and not batched and not torch.is_grad_enabled():
+        if dz is not None and not batched and not torch.is_grad_enabled():
             if first_backward(ctx):
                 dz = dz.data  # an in-place change of the result is not one of the saved dz
             else:
