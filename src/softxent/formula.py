@@ -1,26 +1,71 @@
-"""The equations of softmax cross-entropy: the loss and the gradient of a row, from its logits and its truth.
+"""The equations of softmax cross-entropy: what a row gives, and its derivatives, from its logits and its truth.
 
 The other files of softxent compute these equations faster, or wrap them. The tests compare every backend with this file, and it is itself a
 backend (kernels/reference.py) where there is no compiled kernel. tests/test_symbols.py runs it on symbols and compares it with the
 derivation.
 
 A row has logits z and a truth, its target probabilities: y at the label, plus r off_k at every column k. q is twice the coefficient of the
-z-loss. g is the upstream gradient, which includes the factor of the reduction. Then
+z-loss. g, l, b and n are upstream gradients, of the loss, lse, the log-probability of the label and the entropy. Then
 
     loss   = - sum_k truth_k log yhat_k  +  q/2 lse^2
-    dz_k   = g ((mass + q lse) yhat_k - truth_k),             mass = sum_k truth_k
+    dz_k   = g ((mass + q lse) yhat_k - truth_k)  +  l yhat_k  +  b ([k = t] - yhat_k)  +  n yhat_k (lse - z_k - H),    mass = sum_k truth_k
 
-which is prediction - truth if mass = 1, q = 0 and g = 1.
+which is prediction - truth if mass = g = 1 and q = l = b = n = 0. The logits z are a function of the caller's x: z = x / T, or
+(cap / T) tanh(x / cap) with a softcap.
 
-Shapes: z [R, C]; label [R] (one outside 0..C-1 matches no column); y, r, q, g [R] or [1]; off [C], [R, C] or None. All numbers are float64,
-in arrays of NumPy or of another library (`xp`).
+Shapes: x, z [R, C]; label [R] (one outside 0..C-1 matches no column); numbers of a row [R] or [1]; off [C], [R, C] or None. All numbers are
+float64, in arrays of NumPy or of another library (`xp`).
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
-from .partials import Array, Partials, finish, library, lse, peak, times
+from .partials import Array, Partials, entropy, finish, library, lse, peak, times
+
+
+class Numbers(NamedTuple):
+    """The numbers of each row: its truth, and the upstream gradients of what it gives."""
+
+    y: Array  # truth at the label
+    r: Array  # weight of off
+    q: Array  # twice the coefficient of the z-loss
+    g: Array  # upstream gradient of the loss
+    l: Array | float = 0.0  # noqa: E741  of lse
+    b: Array | float = 0.0  # of the log-probability of the label
+    n: Array | float = 0.0  # of the entropy
+
+
+class Outputs(NamedTuple):
+    """What a row gives, each [R]."""
+
+    loss: Array
+    lse: Array
+    logprob: Array  # of the label
+    entropy: Array
+    correct: Array  # whether no class is more probable than the label
+
+
+class Coefficients(NamedTuple):
+    """dz_k = a yhat_k + e yhat_k (lse - z_k) - c off_k, and h + e yhat_t nll at the label, where that may cancel. Each [R]."""
+
+    a: Array
+    e: Array | float
+    c: Array
+    h: Array
+
+
+def transformed(x: Array, temperature: float, cap: float) -> tuple[Array, Array | float, Array | float]:
+    """Return z = (cap / T) tanh(x / cap) and its first and second derivative. A cap of inf means none: z = x / T."""
+    xp = library(x)
+    if cap == np.inf:
+        return x / temperature, 1 / temperature, 0.0
+    with np.errstate(over="ignore"):
+        tanh = xp.tanh(x / cap)
+        slope = xp.cosh(x / cap) ** -2.0 / temperature  # 1 - tanh^2 would cancel
+        return cap * tanh / temperature, slope, (-2 / cap) * tanh * slope
 
 
 def at_label(z: Array, label: Array) -> Array:  # -> [R, C] bool: one-hot, all False for a label that matches no column
@@ -38,46 +83,85 @@ def partials(z: Array, label: Array, off: Array | None = None) -> Partials:
     m = xp.max(rest, axis=1, initial=-np.inf)
     shift = xp.where(m == -np.inf, 0, m)[:, None]
     with np.errstate(invalid="ignore"):  # a row with +inf gives inf - inf = NaN, as specified
-        s = xp.exp(rest - shift).sum(axis=1)
+        e = xp.exp(rest - shift)
+        s, u = e.sum(axis=1), times(e, shift - rest).sum(axis=1)
     zt = xp.max(xp.where(hot, z, -np.inf), axis=1, initial=-np.inf)
     if off is None:
-        return Partials(m, s, xp.zeros_like(m), xp.zeros_like(m), zt, xp.zeros_like(m))
+        return Partials(m, s, xp.zeros_like(m), xp.zeros_like(m), zt, xp.zeros_like(m), u)
     others = xp.where(hot, 0, off)
     with np.errstate(invalid="ignore"):
         d = times(others, shift - z).sum(axis=1)
-    return Partials(m, s, others.sum(axis=1), d, zt, xp.where(hot, off, 0).sum(axis=1))
+    return Partials(m, s, others.sum(axis=1), d, zt, xp.where(hot, off, 0).sum(axis=1), u)
 
 
-def loss(x: Partials, y: Array, r: Array, q: Array) -> Array:
-    """Return truth_t nll + r sum_{k != t} off_k (lse - z_k) + q/2 lse^2 of each row. No term is negative if the truth is not."""
+def outputs(x: Partials, y: Array, r: Array, q: Array) -> Outputs:
+    """Return what the rows give. loss = truth_t nll + r sum_{k != t} off_k (lse - z_k) + q/2 lse^2; no term is negative if the truth is not."""
     nll, _, over = finish(x)
-    return times(y + r * x.wt, nll) + times(r, x.d + times(x.o, over)) + times(q, lse(x) ** 2 / 2)
+    loss = times(y + r * x.wt, nll) + times(r, x.d + times(x.o, over)) + times(q, lse(x) ** 2 / 2)
+    return Outputs(loss, lse(x), -nll, entropy(x), (x.zt >= x.m) & (x.zt > -np.inf))
 
 
-def gradient(z: Array, x: Partials, label: Array, y: Array, r: Array, q: Array, g: Array, off: Array | None = None) -> Array:
-    """Return g ((mass + q lse) yhat - truth). At the label this may cancel, so it is computed as g (r o + q lse - (mass + q lse) miss)."""
+def coefficients(x: Partials, of: Numbers) -> Coefficients:
+    """Return the coefficients of the gradient. At the label, g (mass + q lse - truth_t) is computed as g (rest - (mass + q lse) miss)."""
+    y, r, q, g, l, b, n = of  # noqa: E741
+    xp = library(x.s)
+    _, miss, _ = finish(x)
+    n = n + xp.zeros_like(miss)
+    rest = r * x.o + times(q, lse(x))
+    total = y + r * x.wt + rest  # mass + q lse
+    down = times(n, entropy(x))
+    a = times(g, total) + l - b - down
+    h = times(g, rest - times(total, miss)) + times(l, 1 - miss) + times(b, miss) - times(down, 1 - miss)
+    return Coefficients(a, n, g * r, h)
+
+
+def gradient(z: Array, x: Partials, label: Array, k: Coefficients, off: Array | None = None) -> Array:
+    """Return the gradient with respect to z. It is 0 in a row whose coefficients are 0, whatever its logits."""
     xp = library(z)
+    a, e, c, h = (column[:, None] for column in k)
+    nll, miss, _ = finish(x)
     with np.errstate(invalid="ignore"):
         yhat = softmax(z, x)
-        rest = r * x.o + times(q, lse(x))
-        mass = y + r * x.wt + rest
-        dz: Array = mass[:, None] * yhat - (0 if off is None else r[:, None] * off)
-        dz = xp.where(at_label(z, label), (rest - mass * finish(x)[1])[:, None], dz)
-        live = (y != 0) | (r != 0) | (q != 0)  # the gradient of an ignored row is 0, whatever its logits
-        dz = xp.where(live[:, None], g[:, None] * dz, 0.0)
-        return dz
+        dz: Array = a * yhat + times(e * yhat, surprisal(z, x)) - (0 if off is None else times(c, off))
+        dz = xp.where(at_label(z, label), h + times(e[:, 0] * (1 - miss), nll)[:, None], dz)
+        return xp.where((a != 0) | (e != 0) | (c != 0) | (h != 0), dz, 0.0)
+
+
+def curvature(z: Array, v: Array, x: Partials, of: Numbers) -> tuple[Array, Array, Array]:
+    """Return the derivative of `gradient` along v, mean = <yhat, v>, and the derivative of the entropy along v.
+
+    With the coefficients a, e and da, the derivative of a, it is yhat_k ((a - e + e (lse - z_k)) (v_k - mean) + da).
+    """
+    k = coefficients(x, of)
+    yhat, away = softmax(z, x), surprisal(z, x)
+    apart, mean = centred(yhat, v)
+    dentropy = times(yhat * apart, away).sum(axis=1)
+    da = times(of.g * of.q, mean) - times(k.e, dentropy)
+    a, e, da = k.a[:, None], k.e[:, None], da[:, None]
+    return times(yhat, (a - e) * apart + times(e * apart, away) + da), mean, dentropy
+
+
+def centred(yhat: Array, v: Array) -> tuple[Array, Array]:
+    """Return v - mean [R, C] and mean [R] = <yhat, v>. At the most probable class j, v_j - mean is sum_k yhat_k (v_j - v_k), lest it cancels."""
+    xp = library(v)
+    top = at_label(yhat, yhat.argmax(axis=1))
+    vj = xp.where(top, v, 0).sum(axis=1)[:, None]
+    lead = times(yhat, vj - v).sum(axis=1)[:, None]
+    return (v - vj) + lead, (vj - lead)[:, 0]
 
 
 def softmax(z: Array, x: Partials) -> Array:
     """Return yhat_k = exp(z_k - lse), computed as exp((z_k - top) - (lse - top)), so that a common offset of the logits costs no digit."""
     xp = library(z)
-    top, lift = peak(x)
     with np.errstate(invalid="ignore"):
-        yhat: Array = xp.exp(z - xp.where(top == -np.inf, 0, top)[:, None] - lift[:, None])
+        yhat: Array = xp.exp(-surprisal(z, x))
         return yhat
 
 
-def hessian_product(yhat: Array, v: Array, mass: Array) -> Array:
-    """Return the product of the Hessian and v, mass yhat o (v - <yhat, v>): Results 1 and 2 of the derivation, summed over k."""
-    hv: Array = mass[:, None] * yhat * (v - (yhat * v).sum(axis=1, keepdims=True))
-    return hv
+def surprisal(z: Array, x: Partials) -> Array:
+    """Return lse - z_k = - log yhat_k, computed as (top - z_k) + (lse - top)."""
+    xp = library(z)
+    top, lift = peak(x)
+    with np.errstate(invalid="ignore"):
+        away: Array = (xp.where(top == -np.inf, 0, top)[:, None] - z) + lift[:, None]
+        return away

@@ -34,11 +34,12 @@ class Partials(NamedTuple):
     d: Array  # sum of off_k (m - z_k), k != t; no term is negative, so nothing cancels
     zt: Array  # z_t, or -inf if the label is not among these columns
     wt: Array  # off_t, or 0
+    u: Array  # sum of exp(z_k - m) (m - z_k), k != t; no term is negative. Only the entropy needs it, and it is 0 if that is not wanted
 
 
 def identity(rows: int) -> Partials:
     """Return the partial sums of no columns. Merging them with others changes nothing."""
-    return Partials(*(np.full(rows, v) for v in (-np.inf, 0.0, 0.0, 0.0, -np.inf, 0.0)))
+    return Partials(*(np.full(rows, v) for v in (-np.inf, 0.0, 0.0, 0.0, -np.inf, 0.0, 0.0)))
 
 
 def merge(a: Partials, b: Partials) -> Partials:
@@ -46,13 +47,15 @@ def merge(a: Partials, b: Partials) -> Partials:
     xp = library(a.m)
     m = xp.maximum(a.m, b.m)
     down_a, down_b = _below(a.m, m), _below(b.m, m)
+    factor_a, factor_b = xp.exp(-down_a), xp.exp(-down_b)
     return Partials(
         m,
-        a.s * xp.exp(-down_a) + b.s * xp.exp(-down_b),
+        a.s * factor_a + b.s * factor_b,
         a.o + b.o,
         (a.d + times(a.o, down_a)) + (b.d + times(b.o, down_b)),
         xp.maximum(a.zt, b.zt),
         a.wt + b.wt,
+        times(factor_a, a.u + times(a.s, down_a)) + times(factor_b, b.u + times(b.s, down_b)),
     )
 
 
@@ -82,6 +85,13 @@ def lse(x: Partials) -> Array:
     top, lift = peak(x)
     with np.errstate(invalid="ignore"):
         return top + lift
+
+
+def entropy(x: Partials) -> Array:
+    """Return the entropy of the prediction, (1 - miss) nll + e^(m - lse) (u + s over). No term is negative."""
+    xp = library(x.s)
+    nll, miss, over = finish(x)
+    return times(1 - miss, nll) + times(xp.exp(-over), x.u + times(x.s, over))
 
 
 def times(weight: Array, value: Array | float) -> Array:

@@ -2,14 +2,20 @@
 
 A backend is a module with the functions of `Kernel`. They compute the equations of formula.py; their arguments are:
 
-    z       [R, C] logits, float32, float64, float16 or bfloat16, with adjacent columns and any stride between rows
-    label   [R] int64; a label outside 0..C-1 matches no column
-    truth   [4, R] or [4, 1] float64: y (truth at the label), r (weight of off), q (twice the z-loss), g (upstream gradient)
-    off     [C], [R, C] or None: the truth at every class, in z's dtype or in the one in which is computed
-    result  [2, R] float64, written: loss and lse
-    parts   [6, R] float64: the fields of `partials.Partials`; written by `forward` and `fused`, read by `backward`
-    out     [R, C] in z's dtype, written: the gradient; may be z itself
-    threads the largest number of threads
+    z         [R, C] logits as the caller gave them, float32, float64, float16 or bfloat16, with adjacent columns and any stride between rows
+    label     [R] int64; one outside 0..C-1 matches no column. A row with the label IGNORED is not read, and all that it gives is 0. LARGEST
+              stands for the column with the largest off of the row
+    numbers   [4, R], [7, R], [4, 1] or [7, 1] float64, formula.Numbers: y (truth at the label), r (weight of off), q (twice the z-loss), and
+              the upstream gradients g (of the loss), l (lse), b (log-probability of the label) and n (entropy)
+    off       [C], [R, C] or None: the truth at every class, in z's dtype or in the one in which is computed
+    transform (T, cap): softmax is applied to (cap / T) tanh(z / cap), or to z / T if cap is inf
+    result    float64, written. [2, R]: loss and lse; [5, R]: formula.Outputs. Of `curvature`: [4, R]
+    parts     [7, R] float64: the fields of `partials.Partials`; written by `forward` and `fused`, read by `backward`. u is 0 if neither the
+              entropy nor its gradient is wanted
+    out       [R, C] in z's dtype, written; may be z itself
+    threads   the largest number of threads
+
+A gradient is 0 in a row where all coefficients (formula.Coefficients) are 0, even if its logits are NaN.
 """
 
 from __future__ import annotations
@@ -27,6 +33,8 @@ import numpy as np
 
 from ..partials import Array
 from . import reference
+from .reference import IGNORED as IGNORED
+from .reference import LARGEST as LARGEST
 
 try:
     from . import cpu
@@ -40,20 +48,39 @@ else:
     _why = ""
 
 
+Transform = tuple[float, float]
+
+
 class Kernel(Protocol):
     """The functions of a backend.
 
-    `forward` computes loss, lse and partial sums; `backward` the gradient from the partial sums; `fused` both in one pass. `first_outside`
-    returns the index of the first label that is neither a class nor ignore_index, or -1.
+    `forward` computes what the rows give, and the partial sums; `backward` the gradient from the partial sums; `fused` both in one pass.
+
+    `curvature` computes the derivative of the gradient along v [R, C], which has the dtype in which is computed; with `gauss_newton`, the
+    second derivative of the logits' transform is taken as 0. Its result has, of each row, with v multiplied by the slope of the transform:
+    mean = <yhat, v>, v_t - mean, sum_k off_k (v_k - mean), and the derivative of the entropy along v. It is the derivative of <dz, v> by l, b and n,
+    and those by g, y, r and q are sums of its products.
+
+    `log_softmax` computes scale log yhat_k, for a scale [R] or [1] float64. `first_outside` returns the index of the first label that is
+    neither a class nor ignore_index, or -1.
     """
 
     def forward(
-        self, z: Array, label: Array, truth: Array, off: Array | None, result: Array, parts: Array | None, threads: int
+        self, z: Array, label: Array, numbers: Array, off: Array | None, transform: Transform, result: Array, parts: Array | None,
+        threads: int,
+    ) -> None: ...  # fmt: skip
+    def backward(
+        self, z: Array, label: Array, numbers: Array, off: Array | None, transform: Transform, parts: Array, out: Array, threads: int
     ) -> None: ...
-    def backward(self, z: Array, label: Array, truth: Array, off: Array | None, parts: Array, out: Array, threads: int) -> None: ...
     def fused(
-        self, z: Array, label: Array, truth: Array, off: Array | None, out: Array, result: Array, parts: Array | None, threads: int
-    ) -> None: ...
+        self, z: Array, label: Array, numbers: Array, off: Array | None, transform: Transform, out: Array, result: Array,
+        parts: Array | None, threads: int,
+    ) -> None: ...  # fmt: skip
+    def curvature(
+        self, z: Array, v: Array, label: Array, numbers: Array, off: Array | None, transform: Transform, gauss_newton: bool, out: Array,
+        result: Array, threads: int,
+    ) -> None: ...  # fmt: skip
+    def log_softmax(self, z: Array, scale: Array, transform: Transform, out: Array, threads: int) -> None: ...
     def first_outside(self, label: Array, classes: int, ignore_index: int) -> int: ...
 
 

@@ -12,37 +12,83 @@ from typing import Any
 import numpy as np
 
 from .. import formula
-from ..partials import Array, Partials, identity, library, lse
+from ..formula import Numbers
+from ..partials import Array, Partials, identity, library, times
 
 _CHUNK = 1 << 18  # elements of a chunk: 2 MiB in float64, for each temporary array of an expression
 _ON_A_DEVICE = 1 << 24  # elements of a chunk of tensors, 128 MiB: on a GPU each operation costs a kernel launch
 _NOTHING = [float(x[0]) for x in identity(1)]
+IGNORED, LARGEST = -(2**63), -(2**63) + 1  # the special labels of kernels/__init__.py
 
 
-def forward(z: Array, label: Array, truth: Array, off: Array | None, result: Array, parts: Array | None, threads: int) -> None:
+def forward(
+    z: Array, label: Array, numbers: Array, off: Array | None, transform: Any, result: Array, parts: Array | None, threads: int
+) -> None:
     for i in _chunks(z):
-        y, r, q, _ = _rows(truth, i)
-        x = formula.partials(_wide(z[i]), label[i], _off(off, i))
-        where, dead = library(x.m).where, (y == 0) & (r == 0) & (q == 0)  # ignored rows have the sums of no columns
-        x = Partials(*(where(dead, none, part) for none, part in zip(_NOTHING, x, strict=True)))
-        result[0, i], result[1, i] = formula.loss(x, y, r, q), where(dead, -np.inf, lse(x))
+        zi, t, offi = formula.transformed(_wide(z[i]), *transform)[0], *_label(label[i], _off(off, i))
+        y, r, q, *_ = _numbers(numbers, i, t)
+        where = library(zi).where
+        x = formula.partials(zi, t, offi)
+        x = Partials(*(where(t == IGNORED, none, part) for none, part in zip(_NOTHING, x, strict=True)))
+        for row, output in zip(result, formula.outputs(x, y, r, q), strict=False):
+            row[i] = where(t == IGNORED, 0.0, output)
         if parts is not None:
             for row, part in zip(parts, x, strict=True):
                 row[i] = part
 
 
-def backward(z: Array, label: Array, truth: Array, off: Array | None, parts: Array, out: Array, threads: int) -> None:
+def backward(
+    z: Array, label: Array, numbers: Array, off: Array | None, transform: Any, parts: Array, out: Array, threads: int
+) -> None:
     for i in _chunks(z):
+        zi, slope, _ = formula.transformed(_wide(z[i]), *transform)
+        t, offi = _label(label[i], _off(off, i))
         x = Partials(*parts[:, i])
         with np.errstate(over="ignore"):  # a value beyond the range of a narrow dtype becomes inf, as on every backend
-            y, r, q, g = _rows(truth, i)
-            out[i] = _narrow(formula.gradient(_wide(z[i]), x, label[i], y, r, q, g, _off(off, i)), out.dtype)
+            dz = formula.gradient(zi, x, t, formula.coefficients(x, _numbers(numbers, i, t)), offi)
+            out[i] = _narrow(times(dz, slope), out.dtype)
 
 
-def fused(z: Array, label: Array, truth: Array, off: Array | None, out: Array, result: Array, parts: Array | None, threads: int) -> None:
-    parts = library(z).empty((6, len(z)), like=result) if parts is None else parts
-    forward(z, label, truth, off, result, parts, threads)
-    backward(z, label, truth, off, parts, out, threads)
+def fused(
+    z: Array, label: Array, numbers: Array, off: Array | None, transform: Any, out: Array, result: Array, parts: Array | None, threads: int
+) -> None:
+    parts = library(z).empty((7, len(z)), like=result) if parts is None else parts
+    forward(z, label, numbers, off, transform, result, parts, threads)
+    backward(z, label, numbers, off, transform, parts, out, threads)
+
+
+def curvature(
+    z: Array, v: Array, label: Array, numbers: Array, off: Array | None, transform: Any, gauss_newton: bool, out: Array, result: Array,
+    threads: int,
+) -> None:  # fmt: skip
+    for i in _chunks(z):
+        zi, slope, second = formula.transformed(_wide(z[i]), *transform)
+        vi, (t, offi) = _wide(v[i]), _label(label[i], _off(off, i))
+        where = library(zi).where
+        ignored = t == IGNORED
+        of, x = _numbers(numbers, i, t), formula.partials(zi, t, offi)
+        with np.errstate(over="ignore", invalid="ignore"):
+            along = times(vi, slope)
+            hv, mean, dentropy = formula.curvature(zi, along, x, of)
+            hv = times(hv, slope)
+            if not gauss_newton:
+                hv = hv + times(formula.gradient(zi, x, t, formula.coefficients(x, of), offi), times(vi, second))
+            apart, _ = formula.centred(formula.softmax(zi, x), along)
+            at_label = where(formula.at_label(zi, t), apart, 0.0).sum(axis=1)
+            by_off = times(0 * zi if offi is None else offi + 0 * zi, apart).sum(axis=1)
+            live = ~ignored & sum(number != 0 for number in of)  # the product is 0 if all numbers are, whatever the logits
+            for row, found in zip(result, (mean, at_label, by_off, dentropy), strict=True):
+                row[i] = where(ignored, 0.0, found)
+            out[i] = _narrow(where(live[:, None], hv, 0.0), out.dtype)
+
+
+def log_softmax(z: Array, scale: Array, transform: Any, out: Array, threads: int) -> None:
+    for i in _chunks(z):
+        zi = formula.transformed(_wide(z[i]), *transform)[0]
+        x = formula.partials(zi, zi.argmax(axis=1))  # the largest logit is kept apart, so that a value near 0 keeps its digits
+        by = -(scale if len(scale) == 1 else scale[i])[:, None]
+        with np.errstate(over="ignore"):
+            out[i] = _narrow(times(by + 0 * zi, formula.surprisal(zi, x)), out.dtype)
 
 
 def first_outside(label: Array, classes: int, ignore_index: int) -> int:
@@ -55,8 +101,18 @@ def _chunks(z: Array) -> Iterator[slice]:
     return (slice(i, i + step) for i in range(0, len(z), step))
 
 
-def _rows(truth: Array, i: slice) -> Array:
-    return truth if truth.shape[1] == 1 else truth[:, i]
+def _numbers(numbers: Array, i: slice, label: Array) -> Numbers:
+    """Return the numbers of the rows `i`, which are 0 in ignored rows."""
+    xp = library(numbers)
+    given = numbers if numbers.shape[1] == 1 else numbers[:, i]
+    return Numbers(*(xp.where(label == IGNORED, 0.0, number) for number in given))
+
+
+def _label(label: Array, off: Array | None) -> tuple[Array, Array | None]:
+    """Return the labels, with the column of the largest off in place of LARGEST, and off."""
+    if off is None or off.ndim == 1:
+        return label, off
+    return library(off).where(label == LARGEST, off.argmax(axis=1), label), off
 
 
 def _off(off: Array | None, i: slice) -> Array | None:
