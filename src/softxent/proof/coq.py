@@ -14,8 +14,8 @@ from .expr import RANGES, E, Fact, children, in_row, letters, reindex, same, wal
 from .wellformed import ill_formed
 
 SIZES = {"N": "n", "D": "nd", "R": "nr"}
-VECTORS = ("z", "y", "yhat", "v", "w", "u", "x", "b")
-SCALARS = ("eps", "lam", "T", "c", "m", "m1", "m2", "s1", "s2", "a")
+VECTORS = ("z", "y", "yhat", "v", "w", "u", "x", "b", "off")
+SCALARS = ("eps", "lam", "T", "c", "m", "m1", "m2", "s1", "s2", "u1", "u2", "a", "g1", "g2", "g3", "g4", "y0", "r0", "q")
 BEYOND = {  # theorems of Softmax.v that are not lines of a derivation: in words, and the statement that they must have
     "softmax_positive": (
         "Every prediction is positive.",
@@ -170,6 +170,7 @@ MEANINGS = {  # the definitions of the names in the statements, which Softmax.v 
     "loss": ("Definition loss (n : nat) (y z : vec) : R := cross_entropy n y (softmax n z)."),
     "lse": ("Definition lse (n : nat) (z : vec) : R := ln (sum n (fun i => exp (z i)))."),
     "gradient": ("Definition gradient (n : nat) (y z : vec) : vec := fun k => sum n y * softmax n z k - y k."),
+    "entropy": ("Definition entropy (n : nat) (z : vec) : R := - sum n (fun j => softmax n z j * ln (softmax n z j))."),
     "mean": ("Definition mean (n : nat) (z v : vec) : R := sum n (fun j => softmax n z j * v j)."),
     "is_hessian": (
         "Definition is_hessian (n : nat) (y z : vec) (H : nat -> vec) : Prop :=\n"
@@ -194,7 +195,7 @@ MEANINGS = {  # the definitions of the names in the statements, which Softmax.v 
     "scores": ("Fixpoint scores (t : plan) : list R := match t with Score x => [x] | Merge a b => scores a ++ scores b end."),
     "online": ("Definition online (x : R) (l : list R) : state := fold_left (fun a x => merge a (one x)) l (one x)."),
 }
-_DEFINED = {"yhat": "softmax z", "L": "loss y z", "lse": "lse z", "p": "sum y", "g": "gradient y z", "mu": "mean z v"}
+_DEFINED = {"yhat": "softmax z", "L": "loss y z", "lse": "lse z", "p": "sum y", "g": "gradient y z", "mu": "mean z v", "H": "entropy z"}
 _OPERATORS = {"+": 1, "-": 1, "*": 3, "@": 3, "/": 3}
 
 
@@ -282,7 +283,7 @@ class Statement:
         row, index = (index[0], index[1:]) if index and RANGES[index[0]] == "R" else (None, index)
         if name == "N":
             return f"INR {self._size('i')}", 8
-        if name in bound or name in ("v", "w", "u", "b", "W") or (name in SCALARS and name not in self.bodies):
+        if name in bound or name in ("v", "w", "u", "b", "off", "W") or (name in SCALARS and name not in self.bodies):
             if name in self.bound or name not in bound:
                 self.used.add(name)
             return " ".join((name, *index)), 8 if index else 9

@@ -26,7 +26,9 @@ DIGITS = 50
 CONTEXT = Context(prec=DIGITS, Emax=MAX_EMAX, Emin=MIN_EMIN)
 MORE = 150  # at most so many further digits if the scores differ much, because 1 - yhat_t may be 1e-150 and still needs 50 digits
 TOLERANCE, FLOOR = Decimal("1e-30"), Decimal("1e-45")
-EXAMPLE = {"eps": "0.1", "lam": "0.01", "T": "2", "c": "1.5"}  # values of further numbers that some derivations need
+EXAMPLE = {  # values of further numbers that some derivations need
+    "eps": "0.1", "lam": "0.01", "T": "2", "c": "1.5", "g1": "0.7", "g2": "-0.3", "g3": "0.4", "g4": "1.1", "y0": "0.8", "r0": "0.6", "q": "0.02",
+}  # fmt: skip
 FEATURES, ROWS = 2, 2
 
 _letters = lru_cache(maxsize=None)(letters)
@@ -168,10 +170,12 @@ def _given(derivation: Derivation, z: list[Decimal], y: list[Decimal]) -> dict[s
     n, half = len(z), len(z) // 2
     given: dict[str, Any] = {name: Decimal(value) for name, value in EXAMPLE.items()}
     given |= {"z": z, "y": y, "v": [Decimal(k % 3) - Decimal(k) / 7 for k in range(n)], "w": [ONE + Decimal(k % 4) / 4 for k in range(n)]}
+    given["off"] = [ONE / 8 + Decimal(k % 3) / 8 for k in range(n)]
     given["u"] = [Decimal(k + 1) * 2 / (n * (n + 1)) for k in range(n)]
     for name, part in (("1", z[:half] or z), ("2", z[half:])):
         given[f"m{name}"] = max(part)
         given[f"s{name}"] = sum(((s - max(part)).exp() for s in part), ZERO)
+        given[f"u{name}"] = sum(((s - max(part)).exp() * (max(part) - s) for s in part), ZERO)
     given["m"] = max(z)
     given["x"] = z
     if any("W" in {x.args[0] for x in _at_nodes(one.body)} for one in derivation.where):
