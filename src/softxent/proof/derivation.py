@@ -368,7 +368,8 @@ ENTROPY_GRADIENT = Derivation("entropy_gradient", "The derivative of the entropy
          "delta_jk picks the term j = k of two sums."),
     Step(yhat[k] @ P(lse - z[k]) - yhat[k] @ P(SURPRISE) - yhat[k] + yhat[k] @ P(1), "result", "The predictions sum to 1.",
          ("softmax_sums_to_1",)),
-    Step(yhat[k] @ P(lse - z[k]) - yhat[k] @ P(H) - yhat[k] + yhat[k] @ P(1), "result", "The other sum is the entropy.", ("entropy_by_lse",)),
+    Step(yhat[k] @ P(lse - z[k]) - yhat[k] @ P(H) - yhat[k] + yhat[k] @ P(1), "result", "The other sum is the entropy.",
+         ("entropy_by_lse",)),
     Step(yhat[k] @ P(lse - z[k] - H), "distribute", "yhat_k is a factor of the terms that remain."),
 ))  # fmt: skip
 
@@ -507,7 +508,8 @@ SOFTCAP_SLOPE = Derivation("softcap_slope", "The slope of the softcap without ca
 SOFTCAP_SECOND = Derivation("softcap_second", "The second derivative of the softcap", D(SLOPE, x[k]), (
     Step(-D(CAPPED**2, x[k]) / T, "linearity", "T is a constant."),
     Step(-(2 @ CAPPED * D(CAPPED, x[k])) / T, "derivative of a square", "The derivative of f^2 is 2 f f'."),
-    Step(-(2 @ CAPPED * P((1 - CAPPED**2) * D(x[k] / c, x[k]))) / T, "derivative of tanh", "The derivative of tanh f is (1 - tanh^2 f) f'."),
+    Step(-(2 @ CAPPED * P((1 - CAPPED**2) * D(x[k] / c, x[k]))) / T, "derivative of tanh",
+         "The derivative of tanh f is (1 - tanh^2 f) f'."),
     Step(-(2 @ CAPPED * P((1 - CAPPED**2) * (1 / c))) / T, "coordinate", "The derivative of x/c by x is 1/c."),
     Step(-(2 / c @ CAPPED @ P(SLOPE)), "regroup", "The slope is a factor."),
 ), given=CAP)  # fmt: skip
@@ -516,7 +518,8 @@ BY_SCORES = D(g[k], z[i]) * D(z[i], x[j])
 SOFTCAP_CHAIN = Derivation("softcap_chain", "The derivative of the gradient by a raw score", D(g[k], x[j]), (
     Step(Sum(i, BY_SCORES), "chain rule", "The raw score x_j changes the gradient through the scores z_i."),
     Step(D(g[k], z[j]) * D(z[j], x[j]) + Sum(i, BY_SCORES, but=j), "split the sum", "Only z_j contains x_j."),
-    Step(D(g[k], z[j]) * P(SLOPEJ) + Sum(i, D(g[k], z[i]) * 0, but=j), "result", "The slope is substituted.", ("softcap_same", "softcap_other")),
+    Step(D(g[k], z[j]) * P(SLOPEJ) + Sum(i, D(g[k], z[i]) * 0, but=j), "result", "The slope is substituted.",
+         ("softcap_same", "softcap_other")),
     Step(D(g[k], z[j]) * P(SLOPEJ), "zero and one", "One term remains."),
 ), where=SOFTCAP[0].where, given=CAP)  # fmt: skip
 
@@ -545,7 +548,8 @@ MERGE = Derivation("merge_parts", "Merging the sums of two parts", exp(m) * P(ex
 
 SHIFTED = Sum(i, exp(z[i] - m) @ P(m - z[i]))
 SUM_OF_U = Derivation("sum_of_u", "What the sum u of a part stands for", exp(m) * P(m @ Sum(i, exp(z[i] - m)) - SHIFTED), (
-    Step(Sum(i, exp(m) @ exp(z[i] - m) @ z[i]), "distribute", "The sum u has the terms e^(z_i - m) (m - z_i), which are not negative. In m s - u, the terms with m cancel."),
+    Step(Sum(i, exp(m) @ exp(z[i] - m) @ z[i]), "distribute", "u is the sum of e^(z_i - m) (m - z_i), whose terms are not negative. "
+         "In m s - u, the terms with m cancel."),
     Step(Sum(i, exp(z[i]) @ z[i]), "exponential", "m cancels, so any m gives the same sum."),
 ))  # fmt: skip
 
@@ -602,7 +606,8 @@ ENTROPY_APART = Derivation("entropy_apart", "The entropy from the sums apart fro
          ("softmax_by_lse",)),
     Step(yhat[t] @ P(lse - z[t]) + Sum(j, exp(m - lse) @ exp(z[j] - m) @ P(lse - z[j]), but=t), "exponential",
          "The exponential of a sum is a product."),
-    Step(yhat[t] @ P(lse - z[t]) + exp(m - lse) @ P(Sum(j, exp(z[j] - m) @ P(m - z[j]), but=t) + P(lse - m) @ P(Sum(j, exp(z[j] - m), but=t))),
+    Step(yhat[t] @ P(lse - z[t])
+         + exp(m - lse) @ P(Sum(j, exp(z[j] - m) @ P(m - z[j]), but=t) + P(lse - m) @ P(Sum(j, exp(z[j] - m), but=t))),
          "distribute", "lse - z_j is m - z_j plus lse - m. The two sums are u and s over the other classes, and no term is negative."),
 ))  # fmt: skip
 
@@ -683,7 +688,8 @@ SECOND_PRODUCT = Derivation("second_product", "The Hessian of all outputs times 
          "Each part is summed."),
     Step(yhat[k] @ P(v[k] - MEAN) @ P(alpha + g4 @ P(lse - z[k]))
          + yhat[k] @ P(g1 @ q @ P(MEAN) - g4 @ P(ENTROPY_ALONG.start) + g4 @ P(MEAN - v[k])), "one term", "delta_kj picks the term j = k."),
-    Step(yhat[k] @ P(v[k] - MEAN) @ P(alpha + g4 @ P(lse - z[k])) + yhat[k] @ P(g1 @ q @ P(MEAN) - g4 @ eta + g4 @ P(MEAN - v[k])), "result",
+    Step(yhat[k] @ P(v[k] - MEAN) @ P(alpha + g4 @ P(lse - z[k])) + yhat[k] @ P(g1 @ q @ P(MEAN) - g4 @ eta + g4 @ P(MEAN - v[k])),
+         "result",
          "The gradient of the entropy times v is eta.", ("entropy_along",)),
     Step(yhat[k] @ P(v[k] - mu) @ P(alpha + g4 @ P(lse - z[k])) + yhat[k] @ P(g1 @ q @ mu - g4 @ eta + g4 @ P(mu - v[k])), "definition",
          "The sum is the mean of v under the prediction.", ("mu",)),
@@ -730,8 +736,8 @@ GRADIENT_ALONG = Derivation("gradient_along", "The gradient of all outputs times
     Step(_and_other_outputs(P(p + q @ lse) @ mu - TRUTHV), "definition", "The sum is the mean of v under the prediction.", ("mu",)),
     Step(_and_other_outputs(P(Sum(k, y0 @ HOT + r0 @ off[k]) + q @ lse) @ mu - Sum(k, P(y0 @ HOT + r0 @ off[k]) @ v[k])), "definition",
          "The mass and the truth are written out.", ("p", "y")),
-    Step(_and_other_outputs(y0 @ P(mu @ Sum(k, HOT) - Sum(k, HOT @ v[k])) + r0 @ P(mu @ Sum(k, off[k]) - Sum(k, off[k] @ v[k])) + q @ lse @ mu),
-         "distribute", "The terms with y_0, r_0 and q are grouped."),
+    Step(_and_other_outputs(y0 @ P(mu @ Sum(k, HOT) - Sum(k, HOT @ v[k])) + r0 @ P(mu @ Sum(k, off[k]) - Sum(k, off[k] @ v[k]))
+         + q @ lse @ mu), "distribute", "The terms with y_0, r_0 and q are grouped."),
     Step(_and_other_outputs(y0 @ P(mu @ 1 - v[t]) + r0 @ P(mu @ Sum(k, off[k]) - Sum(k, off[k] @ v[k])) + q @ lse @ mu), "one term",
          "The label picks one term of two sums."),
     Step(_and_other_outputs(y0 @ P(mu - v[t]) + r0 @ Sum(k, off[k] @ P(mu - v[k])) + q @ lse @ mu), "distribute",
@@ -888,8 +894,8 @@ PARTS = (
         Remark("A row can be summed in parts, and apart from its label, so that nothing overflows and small losses keep their digits."),),
          (MERGE, SUM_OF_U, MERGE_U, READ_LSE, LABEL_APART, TINY_LOSS, MISS, ENTROPY_APART)),
     Part("All outputs together", (
-        Remark("One backward pass computes the gradient of the loss with z-loss, of lse, of the label's log-probability and of the entropy, "
-               "for any upstream gradients g_1 to g_4.", (OUTPUTS,)),),
+        Remark("One backward pass computes the gradient of the loss with z-loss, of lse, of the label's log-probability and of the "
+               "entropy, for any upstream gradients g_1 to g_4.", (OUTPUTS,)),),
          (BACKWARD, BACKWARD_OTHER, TRUTH_APART, BACKWARD_LABEL, SECOND, SECOND_PRODUCT, MEAN_APART, LOSS_BY_TRUTH, GRADIENT_ALONG)),
     Part("A linear head", (Remark("The scores are computed from an input x by a matrix and a bias: z = W x + b."),),
          (SCORE_BY_X, SCORE_BY_W, SCORE_BY_OTHER_W, SCORE_BY_B, SCORE_BY_OTHER_B, LINEAR_X, LINEAR_W, LINEAR_B, LINEAR_ROWS)),

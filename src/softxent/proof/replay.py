@@ -27,7 +27,8 @@ CONTEXT = Context(prec=DIGITS, Emax=MAX_EMAX, Emin=MIN_EMIN)
 MORE = 150  # at most so many further digits if the scores differ much, because 1 - yhat_t may be 1e-150 and still needs 50 digits
 TOLERANCE, FLOOR = Decimal("1e-30"), Decimal("1e-45")
 EXAMPLE = {  # values of further numbers that some derivations need
-    "eps": "0.1", "lam": "0.01", "T": "2", "c": "1.5", "g1": "0.7", "g2": "-0.3", "g3": "0.4", "g4": "1.1", "y0": "0.8", "r0": "0.6", "q": "0.02",
+    "eps": "0.1", "lam": "0.01", "T": "2", "c": "1.5", "y0": "0.8", "r0": "0.6", "q": "0.02",
+    "g1": "0.7", "g2": "-0.3", "g3": "0.4", "g4": "1.1",
 }  # fmt: skip
 FEATURES, ROWS = 2, 2
 
