@@ -136,7 +136,8 @@ def test_the_judge_alone_refuses_every_real_mutant():
 
 
 ALSO_RIGHT = {  # other rules that justify a line too: more general ones, or the same in another form
-    ("factor", "distribute"), ("expand", "distribute"), ("distribute", "factor"), ("cancel", "fractions"), ("fractions", "cancel"),
+    ("factor", "distribute"), ("expand", "distribute"), ("distribute", "factor"), ("distribute", "expand"),
+    ("cancel", "fractions"), ("fractions", "cancel"),
     ("constant", "linearity"), ("constant", "derivative of exp"), ("constant", "derivative of log"),
     ("result", "derivative of log"),
 }  # fmt: skip

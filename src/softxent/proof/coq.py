@@ -148,8 +148,8 @@ BEYOND = {  # theorems of Softmax.v that are not lines of a derivation: in words
         "forall t : plan, In (m_of (run t)) (scores t) /\\ Forall (fun x => x <= m_of (run t)) (scores t)",
     ),
     "run_safe": (
-        "The s of a tree of merges is at least 1, u is at least 0, and both are at most the number of scores. So nothing overflows and log s "
-        "is defined.",
+        "The s of a tree of merges is at least 1, u is at least 0, and both are at most the number of scores. So nothing overflows and "
+        "log s is defined.",
         "forall t : plan, 1 <= s_of (run t) <= INR (length (scores t)) /\\ 0 <= u_of (run t) <= INR (length (scores t))",
     ),
     "online_chunks": (
@@ -171,8 +171,8 @@ BEYOND = {  # theorems of Softmax.v that are not lines of a derivation: in words
     ),
     "streaming_entropy": (
         "log s + u / s, with s and u of a tree of merges, is the entropy of the row.",
-        "forall (t : plan) (n : nat) (z : vec), (0 < n)%nat -> Permutation (scores t) (map z (seq 0 n)) -> ln (s_of (run t)) + u_of (run t) "
-        "/ s_of (run t) = entropy n z",
+        "forall (t : plan) (n : nat) (z : vec), (0 < n)%nat -> Permutation (scores t) (map z (seq 0 n)) -> ln (s_of (run t)) + "
+        "u_of (run t) / s_of (run t) = entropy n z",
     ),
 }
 MEANINGS = {  # the definitions of the names in the statements, which Softmax.v must contain literally

@@ -41,7 +41,7 @@ class Meaning:
     exps: bool = True  # e^(a + b) = e^a e^b
     logs: bool = True  # log (a b) = log a + log b
     tanhs: bool = False  # tanh f is (1 - w) / (1 + w), where w = e^(-2f)
-    pick: bool = True  # a sum is a term plus the others; a delta selects its term; N equal terms are N times one of them
+    pick: bool = True  # a sum is a term plus the others; a delta is 1 or 0, or selects its term; N equal terms are N times one of them
     memo: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @cached_property
@@ -104,9 +104,9 @@ class Meaning:
         return ix.get(i, sp.Symbol(i))
 
     def _delta(self, a: Any, b: Any) -> Any:
-        if a == b:
+        if self.pick and a == b:
             return sp.Integer(1)
-        if frozenset((str(a), str(b))) in self.apart:
+        if self.pick and frozenset((str(a), str(b))) in self.apart:
             return sp.Integer(0)
         return delta(*sorted((a, b), key=sp.default_sort_key))
 
