@@ -1,4 +1,6 @@
-"""Bounds for the rounding errors of the loss and the gradient, derived from the steps of the kernels. The tests use them as tolerances.
+"""Bounds for the rounding errors of the loss, the entropy, their gradients and the Hessian product, derived from the steps of the kernels.
+
+The tests use them as tolerances. The log-probability of a label is minus its loss with y = 1, so that `row_bounds` is its bound.
 
 u is the unit roundoff of the type of the computation (2^-24 for float32 and 16-bit types, 2^-53 for float64), v = 2^-53 that of the float64
 numbers of a row, and C the number of classes. The relative error of an operation is one unit, that of exp and log two units (one ulp), and

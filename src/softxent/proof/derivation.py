@@ -5,8 +5,10 @@ line before, the reason in a sentence, and the facts that it is given. No formul
 readers take it from here: text and LaTeX (reading.py), SymPy and a checker for each rule (symbolic.py, rules.py), numbers (replay.py), Coq
 (coq.py), and the page of `softxent explain --html`.
 
-Vectors over the classes: z scores, y truth, yhat prediction, v a direction, w class weights, u probabilities, x raw scores. In a
-linear head, x [D] is the input, W [N, D] and b [N] the weights. Different letters are different indices only where `distinct` says so.
+Vectors over the classes: z scores, y truth, yhat prediction, v a direction, w class weights, u probabilities, x raw scores, dz the gradient
+of all outputs. The truth of a kernel is y_0 at the label plus r_0 off_k; q is twice the coefficient of its z-loss, and g_1 to g_4 are the
+upstream gradients of the loss, of lse, of the label's log-probability and of the entropy. In a linear head, x [D] is the input, W [N, D] and
+b [N] the weights. Different letters are different indices only where `distinct` says so.
 """
 
 from __future__ import annotations
