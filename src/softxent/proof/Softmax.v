@@ -2037,34 +2037,29 @@ Proof.
   exact (eq_trans (backward_3 n z y g1 g2 g3 g4 q k t _ _ _ _ K T D1 D3 D4 D5) (backward_4 n z y g1 g2 g3 g4 q k t K T)).
 Qed.
 
-Theorem backward_other_1 : forall (n : nat) (z off : vec) (g1 g2 g3 g4 y0 r0 q : R) (k t : nat), (k < n)%nat -> (t < n)%nat -> k <> t ->
+Theorem backward_truth_1 : forall (n : nat) (z off : vec) (g1 g2 g3 g4 y0 r0 q : R) (k t : nat), (k < n)%nat -> (t < n)%nat ->
   partial (fun z => outputs n (truth y0 r0 off t) g1 g2 g3 g4 q t z) k z (softmax n z k * (alpha n (truth y0 r0 off t) z g1 g2 g3 g4 q
     + g4 * (lse n z - z k)) - g1 * (y0 * delta k t + r0 * off k) + g3 * delta t k).
 Proof. intros. now apply (backward n z (truth y0 r0 off t)). Qed.
-Theorem backward_other_2 : forall (n : nat) (z off : vec) (g1 g2 g3 g4 y0 r0 q : R) (k t : nat), (k < n)%nat -> (t < n)%nat -> k <> t ->
+Theorem backward_truth_2 : forall (n : nat) (z off : vec) (g1 g2 g3 g4 y0 r0 q : R) (k t : nat), (k < n)%nat -> (t < n)%nat ->
   softmax n z k * (alpha n (truth y0 r0 off t) z g1 g2 g3 g4 q + g4 * (lse n z - z k)) - g1 * (y0 * delta k t + r0 * off k)
     + g3 * delta t k = softmax n z k * (alpha n (truth y0 r0 off t) z g1 g2 g3 g4 q + g4 * (lse n z - z k))
     - g1 * (y0 * delta k t + r0 * off k) + g3 * delta t k.
 Proof. reflexivity. Qed.
-Theorem backward_other_3 : forall (n : nat) (z off : vec) (g1 g2 g3 g4 y0 r0 q : R) (k t : nat), (k < n)%nat -> (t < n)%nat -> k <> t ->
+Theorem backward_truth_3 : forall (n : nat) (z off : vec) (g1 g2 g3 g4 y0 r0 q : R) (k t : nat), (k < n)%nat -> (t < n)%nat ->
   softmax n z k * (alpha n (truth y0 r0 off t) z g1 g2 g3 g4 q + g4 * (lse n z - z k)) - g1 * (y0 * delta k t + r0 * off k)
-    + g3 * delta t k = softmax n z k * (alpha n (truth y0 r0 off t) z g1 g2 g3 g4 q + g4 * (lse n z - z k)) - g1 * (y0 * 0 + r0 * off k)
-    + g3 * 0.
-Proof. intros. now rewrite (delta_other k t), (delta_other t k) by auto. Qed.
-Theorem backward_other_4 : forall (n : nat) (z off : vec) (g1 g2 g3 g4 y0 r0 q : R) (k t : nat), (k < n)%nat -> (t < n)%nat -> k <> t ->
-  softmax n z k * (alpha n (truth y0 r0 off t) z g1 g2 g3 g4 q + g4 * (lse n z - z k)) - g1 * (y0 * 0 + r0 * off k) + g3 * 0
-    = (alpha n (truth y0 r0 off t) z g1 g2 g3 g4 q) * softmax n z k + g4 * softmax n z k * (lse n z - z k) - g1 * r0 * off k.
-Proof. intros. ring. Qed.
+    + g3 * delta t k = (alpha n (truth y0 r0 off t) z g1 g2 g3 g4 q) * softmax n z k + g4 * softmax n z k * (lse n z - z k)
+    - g1 * r0 * off k + (g3 - g1 * y0) * delta k t.
+Proof. intros. rewrite (delta_sym t k). ring. Qed.
 
-(** ... at another class than the label *)
-Theorem backward_other : forall (n : nat) (z off : vec) (g1 g2 g3 g4 y0 r0 q : R) (k t : nat), (k < n)%nat -> (t < n)%nat -> k <> t ->
+(** ... for the truth of a kernel; the last term is 0 at every class but the label *)
+Theorem backward_truth : forall (n : nat) (z off : vec) (g1 g2 g3 g4 y0 r0 q : R) (k t : nat), (k < n)%nat -> (t < n)%nat ->
   partial (fun z => outputs n (truth y0 r0 off t) g1 g2 g3 g4 q t z) k z ((alpha n (truth y0 r0 off t) z g1 g2 g3 g4 q) * softmax n z k
-    + g4 * softmax n z k * (lse n z - z k) - g1 * r0 * off k).
+    + g4 * softmax n z k * (lse n z - z k) - g1 * r0 * off k + (g3 - g1 * y0) * delta k t).
 Proof.
-  intros n z off g1 g2 g3 g4 y0 r0 q k t K T N.
-  eapply partial_eq; [reflexivity| |now apply (backward_other_1 n z off g1 g2 g3 g4 y0 r0 q k t)].
-  line (backward_other_2 n z off g1 g2 g3 g4 y0 r0 q k t). line (backward_other_3 n z off g1 g2 g3 g4 y0 r0 q k t).
-  now apply backward_other_4.
+  intros n z off g1 g2 g3 g4 y0 r0 q k t K T.
+  eapply partial_eq; [reflexivity| |now apply (backward_truth_1 n z off g1 g2 g3 g4 y0 r0 q k t)].
+  line (backward_truth_2 n z off g1 g2 g3 g4 y0 r0 q k t). now apply backward_truth_3.
 Qed.
 
 Theorem truth_apart_1 : forall (n : nat) (off : vec) (y0 r0 : R) (t : nat), (t < n)%nat ->

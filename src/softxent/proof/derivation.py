@@ -7,8 +7,8 @@ readers take it from here: text and LaTeX (reading.py), SymPy and a checker for 
 
 Vectors over the classes: z scores, y truth, yhat prediction, v a direction, w class weights, u probabilities, x raw scores, dz the gradient
 of all outputs. The truth of a kernel is y_0 at the label plus r_0 off_k; q is twice the coefficient of its z-loss, and g_1 to g_4 are the
-upstream gradients of the loss, of lse, of the label's log-probability and of the entropy. In a linear head, x [D] is the input, W [N, D] and
-b [N] the weights. Different letters are different indices only where `distinct` says so.
+upstream gradients of the loss, of lse, of the label's log-probability and of the entropy. In a linear head, x [D] is the input, W [N, D]
+and b [N] the weights. Different letters are different indices only where `distinct` says so.
 """
 
 from __future__ import annotations
@@ -560,7 +560,7 @@ MERGE_U = Derivation("merge_u", "Merging the sums u of two parts", exp(m) * P(m 
     Step(exp(m) @ exp(m1 - m) @ P(m1 @ s1 - u1) + exp(m) @ exp(m2 - m) @ P(m2 @ s2 - u2), "distribute",
          "The terms with m s_1 and m s_2 cancel."),
     Step(exp(m1) @ P(m1 @ s1 - u1) + exp(m2) @ P(m2 @ s2 - u2), "exponential",
-         "m cancels. So the merged sums stand for the sum of what the two parts stand for."),
+         "m cancels. The result is the sum of what the two parts stand for."),
 ))  # fmt: skip
 
 READ_LSE = Derivation("read_lse", "Log-sum-exp of a shifted sum", m + log(Sum(i, exp(z[i] - m))), (
@@ -635,13 +635,13 @@ BACKWARD = Derivation("backward", "The gradient of all outputs", D(OUTPUTS, z[k]
     Step(dz[k], "definition", "This is the gradient from two coefficients, alpha and g_4, and the truth.", ("dz",)),
 ), where=(COEFFICIENT, WHOLE))  # fmt: skip
 
-BACKWARD_OTHER = Derivation("backward_other", "The gradient at another class than the label", D(OUTPUTS, z[k]), (
+BACKWARD_TRUTH = Derivation("backward_truth", "The gradient of all outputs for the truth of a kernel", D(OUTPUTS, z[k]), (
     Step(dz[k], "result", "The gradient of all outputs.", ("backward",)),
     Step(yhat[k] @ P(alpha + g4 @ P(lse - z[k])) - g1 @ P(y0 @ HOT + r0 @ off[k]) + g3 @ AT, "definition",
          "The truth is y_0 at the label, plus r_0 off_k at every class.", ("dz", "y")),
-    Step(yhat[k] @ P(alpha + g4 @ P(lse - z[k])) - g1 @ P(y0 @ 0 + r0 @ off[k]) + g3 @ 0, "one-hot", "k is not the label."),
-    Step(alpha @ yhat[k] + g4 @ yhat[k] @ P(lse - z[k]) - g1 @ r0 @ off[k], "distribute", "The terms are put in order."),
-), distinct=((k, t),), where=(GIVEN_TRUTH, COEFFICIENT, WHOLE))  # fmt: skip
+    Step(alpha @ yhat[k] + g4 @ yhat[k] @ P(lse - z[k]) - g1 @ r0 @ off[k] + P(g3 - g1 @ y0) @ HOT, "distribute",
+         "The last term is 0 at every class but the label."),
+), where=(GIVEN_TRUTH, COEFFICIENT, WHOLE))  # fmt: skip
 
 TRUTH_APART = Derivation("truth_apart", "The mass of the truth apart from the label", p - y[t], (
     Step(Sum(j, y[j]) - y[t], "definition", "p is the sum of the truth.", ("p",)),
@@ -898,7 +898,7 @@ PARTS = (
     Part("All outputs together", (
         Remark("One backward pass computes the gradient of the loss with z-loss, of lse, of the label's log-probability and of the "
                "entropy, for any upstream gradients g_1 to g_4.", (OUTPUTS,)),),
-         (BACKWARD, BACKWARD_OTHER, TRUTH_APART, BACKWARD_LABEL, SECOND, SECOND_PRODUCT, MEAN_APART, LOSS_BY_TRUTH, GRADIENT_ALONG)),
+         (BACKWARD, BACKWARD_TRUTH, TRUTH_APART, BACKWARD_LABEL, SECOND, SECOND_PRODUCT, MEAN_APART, LOSS_BY_TRUTH, GRADIENT_ALONG)),
     Part("A linear head", (Remark("The scores are computed from an input x by a matrix and a bias: z = W x + b."),),
          (SCORE_BY_X, SCORE_BY_W, SCORE_BY_OTHER_W, SCORE_BY_B, SCORE_BY_OTHER_B, LINEAR_X, LINEAR_W, LINEAR_B, LINEAR_ROWS)),
 )  # fmt: skip

@@ -149,7 +149,7 @@ def arithmetic(o: str, u: Dual, v: Dual = (ZERO, ZERO)) -> Dual:
     if o == "tanh":
         q = (-TWO * abs(a)).exp()
         t = ((ONE - q) / (ONE + q)).copy_sign(a)
-        return t, (ONE - t * t) * da
+        return t, 4 * q / ((ONE + q) * (ONE + q)) * da  # 1 - t^2 would lose its digits far from 0
     raise ValueError(o)
 
 
