@@ -244,7 +244,8 @@ def hessian_bounds(
         hv = mass[:, None] * centred + times(q, 1.0)[:, None] * level_of
         value = mass[:, None] * times(yhat, np.abs(apart)) + q[:, None] * times(yhat, np.abs(mean)[:, None])
         floor = TINY[dtype.name] + 2 * least * (1 + g * (1 + mass) * (1 + spread + np.abs(own)))[:, None]
-        return g[:, None] * hv * (1 + store) * _PRODUCTS + store * g[:, None] * value + floor
+        bound: Array = g[:, None] * hv * (1 + store) * _PRODUCTS + store * g[:, None] * value + floor
+        return bound
 
 
 def _row(z: Array, label: Array) -> tuple[Array, Array, Array, Array, Array, Array]:

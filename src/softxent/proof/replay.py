@@ -8,6 +8,7 @@ rounding.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal, localcontext
 from functools import lru_cache
@@ -25,6 +26,7 @@ ZERO, ONE, TWO = Decimal(0), Decimal(1), Decimal(2)
 DIGITS = 50
 CONTEXT = Context(prec=DIGITS, Emax=MAX_EMAX, Emin=MIN_EMIN)
 MORE = 150  # at most so many further digits if the scores differ much, because 1 - yhat_t may be 1e-150 and still needs 50 digits
+PRECISION_STEP = 16  # as in numbers.js, so that a difference of nearly equal numbers is 0 in both or in neither
 TOLERANCE, FLOOR = Decimal("1e-30"), Decimal("1e-45")
 EXAMPLE = {  # values of further numbers that some derivations need
     "eps": "0.1", "lam": "0.01", "T": "2", "c": "1.5", "y0": "0.8", "r0": "0.6", "q": "0.02",
@@ -41,7 +43,7 @@ class Numbers:
     def __init__(self, derivation: Derivation, scores: Sequence[float | Decimal], truth: Sequence[float | Decimal], label: int):
         gap = (float(max(scores)) - float(min(scores))) / 2.302
         self.context = CONTEXT.copy()
-        self.context.prec += int(gap) if gap < MORE else 0
+        self.context.prec += PRECISION_STEP * math.ceil(gap / PRECISION_STEP) if gap < MORE else 0
         with localcontext(CONTEXT):
             self.derivation, self.label, self.classes = derivation, label, len(scores)
             self.sizes = {"N": self.classes, "D": FEATURES, "R": ROWS}
