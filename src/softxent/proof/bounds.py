@@ -193,7 +193,7 @@ def entropy_bounds(z: Array, label: Array) -> tuple[Array, Array]:  # [R, C] in 
         z64, nll, miss, e, x, yhat = _row(z, label)
         hot = formula.at_label(z64, label)
         others = times(np.where(hot, 0, yhat), x)
-        h = np.exp(-nll) * nll + others.sum(axis=1)
+        h = times(np.exp(-nll), nll) + others.sum(axis=1)
         far = np.where(np.isfinite(x), x, 0)
         lost = 2 * least * (1 + far)
         entropy = (6 * u + 3 * e) * h + 2 * e * miss + 2 * _V * times(others, x).sum(axis=1) + lost.sum(axis=1)
