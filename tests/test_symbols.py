@@ -760,7 +760,7 @@ MUTATIONS = [  # code, the same code with a mistake, and the law that fails with
     ("times(e, shift - rest)", "times(e, rest - shift)", entropy_is_the_theorem),
     ("times(e, shift - rest)", "(e * (shift - rest))", a_masked_class_is_not_there),
     ("times(others, shift - z)", "times(others, z - shift)", without_a_label_the_truth_is_off_alone),
-    ("return xp.where((a != 0) | (e != 0) | (c != 0) | (h != 0), dz, 0.0)", "return dz", without_coefficients_the_gradient_is_exactly_0),
+    ("dz = xp.where((a != 0) | (e != 0) | (c != 0) | (h != 0), dz, 0.0)", "dz = dz + 0", without_coefficients_the_gradient_is_exactly_0),
     ("(a != 0) | (e != 0) |", "(a != 0) |", coefficients_may_cancel),
     ("(c != 0) | (h != 0)", "(c != 0)", coefficients_may_cancel),
     ("(a - e) * apart", "a * apart", curvature_is_the_theorem),
