@@ -193,7 +193,7 @@ def test_one_class(backend, dtype):
 
 
 def test_a_kernel_does_not_read_ignored_rows(backend):
-    """With the label IGNORED, all results and the gradient are 0, even if the logits and off are NaN. With y = r = q = 0, so is the gradient."""
+    """With the label IGNORED, all results and the gradient are 0, even if logits and off are NaN. With y = r = q = 0, the gradient is 0."""
     for classes in (3, 40, 130, 5000):
         p = problem(9, classes, np.dtype("f4"), "dense")
         p.label[2], p.truth[:3, 5] = kernels.IGNORED, 0
