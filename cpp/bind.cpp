@@ -1,5 +1,8 @@
-// The Python module _kernel. It converts Python arrays to a Job, selects the instruction set, once, and splits the rows among threads, with
-// the GIL released.
+// The Python module _kernel, which kernels/cpu.py calls (and contract.py, bits16). It checks the arrays, describes them in a Job,
+// selects the instruction set, once, and splits the rows among threads, with the GIL released.
+//
+// It assumes that its callers have checked what a user can get wrong (labels, options), and that nobody writes to the arrays during a call.
+// It checks shapes, types and strides itself, because a wrong one would be an access outside the arrays.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
@@ -33,7 +36,8 @@ struct Processor {
   bool avx2, avx512;
 };
 
-// What the processor has and the operating system saves. __builtin_cpu_supports would say it, but zig, which builds the wheels, says no to everything.
+// What the processor has and the operating system saves. __builtin_cpu_supports would say it, but zig, which builds the wheels, says no to
+// everything.
 static Processor processor() {
   unsigned a, b, c, d, saved, high;
   if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_OSXSAVE) || !(c & bit_FMA)) return {false, false};
@@ -83,8 +87,8 @@ static Type type_of(nb::dlpack::dtype d) {
   if (code == nb::dlpack::dtype_code::Bfloat || (code == nb::dlpack::dtype_code::UInt && d.bits == 16)) return BF16;
   throw nb::type_error("dtype must be float32, float64, float16 or bfloat16 (NumPy: its bits as uint16)");
 }
-// (T, cap): softmax is applied to (cap / T) tanh(z / cap), or to z / T if cap is infinite. For a large cap, z / cap is computed 2^k times as large,
-// lest it be subnormal; beyond 2^200, (cap / T) tanh(z / cap) is z / T.
+// (T, cap): softmax is applied to (cap / T) tanh(z / cap), or to z / T if cap is infinite. For a large cap, z / cap is computed 2^k times
+// as large, lest it be subnormal; beyond 2^200, (cap / T) tanh(z / cap) is z / T.
 typedef std::tuple<double, double> Transform;
 static void set_transform(Job& j, Type type, Transform transform) {
   const auto [temperature, cap] = transform;
@@ -157,8 +161,8 @@ static void set_out(Job& j, const Matrix& a, const Logits& z) {
 }
 
 // Memory for a large gradient, in huge pages if there are any. The last block that was freed is kept for the next gradient, because new
-// pages take longer than the kernel needs to fill them (125 MiB: 90 ms and 20 ms). If the slot is busy, nothing is kept; in a child that was
-// forked at such a moment it stays busy.
+// pages take longer than the kernel needs to fill them (125 MiB: 90 ms and 20 ms). If the slot is busy, nothing is kept; in a child that
+// was forked at such a moment it stays busy.
 struct Kept {
   void* data;
   size_t bytes;
@@ -167,8 +171,8 @@ static Kept kept = {nullptr, 0};
 static std::atomic_flag busy = ATOMIC_FLAG_INIT;
 static constexpr size_t PAGE = 2 << 20;
 
-static Kept swap_kept(Kept wanted, bool (*fits)(const Kept&, size_t),
-                      size_t bytes) {  // returns the block that was kept, if it fits, else `wanted`
+// Keeps `wanted` in place of the block that was kept, if that fits, and returns it; else returns `wanted`.
+static Kept swap_kept(Kept wanted, bool (*fits)(const Kept&, size_t), size_t bytes) {
   if (busy.test_and_set(std::memory_order_acquire)) return wanted;
   const Kept was = kept;
   const bool go = fits(was, bytes);
@@ -200,8 +204,9 @@ static void trim() {
   ::free(swap_kept({nullptr, 0}, [](const Kept&, size_t) { return true; }, 0).data);
 }
 
-// The scratch memory of a thread during a call. Up to SMALL bytes stay with the thread for its next call, and a larger block goes to the slot
-// of large_block. A signal handler may call the library within a call: the inner call finds the thread's block taken, and allocates another.
+// The scratch memory of a thread during a call. Up to SMALL bytes stay with the thread for its next call, and a larger block goes to the
+// slot of large_block. A signal handler may call the library within a call: the inner call finds the thread's block taken, and allocates
+// another.
 class Memory {
   static constexpr size_t SMALL = 8 << 20;
   struct Spare {
@@ -365,10 +370,10 @@ static void call(Op op, const Job& j, const Logits& z, const std::optional<Dense
   call(op, j, type, kind, threads);
 }
 
-// The frequent calls from PyTorch: a contiguous matrix, a label for each row, numbers that are the same for all rows (y times the class weight of
-// the label), and a reduction. It takes addresses and returns one number, because each array would cost a microsecond. Addresses that may be
-// 0: dz, the gradient of the sum or mean; losses, those of the rows; class_weight and off [cols]; upstream, the upstream gradient of each row's
-// loss. Returns none if a label is neither ignored nor a class.
+// The frequent calls from PyTorch: a contiguous matrix, a label for each row, numbers that are the same for all rows (y times the class
+// weight of the label), and a reduction. It takes addresses and returns one number, because each array would cost a microsecond. Addresses
+// that may be 0: dz, the gradient of the sum or mean; losses, those of the rows; class_weight and off [cols]; upstream, the upstream
+// gradient of each row's loss. Returns none if a label is neither ignored nor a class.
 static std::optional<double> quick(uintptr_t z, uintptr_t label, uintptr_t dz, uintptr_t losses, int64_t rows, int64_t cols, int type,
                                    int64_t ignore, double y, double r, double q, uintptr_t class_weight, uintptr_t off, bool mean,
                                    uintptr_t upstream, double temperature, double cap, int threads) {
@@ -520,7 +525,10 @@ NB_MODULE(_kernel, m) {
     size_t shape[8];
     int64_t strides[8];
     need(x.ndim() <= 8, "x must have at most 8 axes");
-    for (size_t i = 0; i < x.ndim(); i++) shape[i] = x.shape(i), strides[i] = x.stride(i);
+    for (size_t i = 0; i < x.ndim(); i++) {
+      shape[i] = x.shape(i);
+      strides[i] = x.stride(i);
+    }
     return nb::ndarray<nb::numpy, const uint16_t>((const uint16_t*)x.data(), x.ndim(), shape, nb::cast(x), strides);
   });
 }

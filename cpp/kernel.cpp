@@ -1,13 +1,17 @@
-// The kernel: softmax cross-entropy of the rows of a matrix. This source is compiled once for each instruction set
+// The kernel: softmax cross-entropy of the rows of a matrix, its gradient and second derivative. bind.cpp calls `run` through the table at
+// the end of this file, for some rows, or for one phase of a long row. This source is compiled once for each instruction set
 // (-DSOFTXENT_NAME=avx2 -mavx2 ...). Everything is in an anonymous namespace and calls no inline function of a library, so that the linker
-// cannot merge a symbol with AVX-512 code into an object for other processors (a test checks this with nm). The equations, as in formula.py:
+// cannot merge a symbol with AVX-512 code into an object for other processors (a test checks this with nm).
+//
+// It assumes that the Job is consistent (bind.cpp checks it), that z and dz are the same memory or do not overlap, and that the scratch
+// memory has scratch_bytes(cols, capped) bytes and is aligned to 64. The equations, as in formula.py:
 //
 //   truth_k = y [k == label] + r off_k,   loss = - sum_k truth_k log yhat_k + q/2 lse^2
 //   dz_k = a yhat_k + e yhat_k (lse - z_k) - c off_k, and h + e yhat_t nll at the label t
 //
-// The label's column is kept apart from the others, in whose sums it counts as -inf, so that nothing cancels where yhat is near 1. Softmax is
-// applied to scale x, where x is the logit in memory, or, with a softcap, to scale y, where y = lift tanh(inverse_cap x / lift). y and its slope
-// are then computed once, into the scratch memory. With scale = 1 nothing is rounded that would not be without it.
+// The label's column is kept apart from the others, in whose sums it counts as -inf, so that nothing cancels where yhat is near 1. Softmax
+// is applied to scale x, where x is the logit in memory, or, with a softcap, to scale y, where y = lift tanh(inverse_cap x / lift). y and
+// its slope are then computed once, into the scratch memory. With scale = 1 nothing is rounded that would not be without it.
 #include "kernel.h"
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -47,7 +51,10 @@ template <class A> struct Scratch {
     const int64_t some = (TILE + blocks_of(j.cols) + 7) / 8 * 8;
     double* q = (double*)((char*)p + 4096);
     double** field[] = {&b.top, &b.m, &b.sub, &b.n, &b.s, &b.o, &b.d, &b.u, &b.down};
-    for (double** f : field) *f = q, q += some;
+    for (double** f : field) {
+      *f = q;
+      q += some;
+    }
     const int64_t size = tile_of(j.cols) * whole(j.cols);
     e = (A*)q;
     y = j.inverse_cap ? e + size : nullptr;
@@ -88,8 +95,8 @@ template <class S> ALWAYS const S* columns_without_label(const S* z, int64_t k, 
   return copy;
 }
 
-// load reads native vector u of each of the 4 virtual vectors of a group of z. load_off reads it for a unit (PER virtual vectors) of off, in the
-// order of the elements of T. `place` is where `load` puts column k.
+// load reads native vector u of each of the 4 virtual vectors of a group of z. load_off reads it for a unit (PER virtual vectors) of off,
+// in the order of the elements of T. `place` is where `load` puts column k.
 template <class T> ALWAYS void load(const typename T::S* p, int u, V<typename T::A>* v) {
   SHAPE
   for (int i = 0; i < 4; i += T::PER) T::load(p + i * L + T::PER * u * W, v + i);
@@ -99,7 +106,10 @@ template <class T, class O> ALWAYS void load_off(const typename O::S* p, int u, 
   if constexpr (T::PER == O::PER)
     O::load(p + T::PER * u * W, v);
   else
-    for (int w = 0; w < W; w++) v[0][w] = p[2 * (u * W + w)], v[1][w] = p[2 * (u * W + w) + 1];
+    for (int w = 0; w < W; w++) {
+      v[0][w] = p[2 * (u * W + w)];
+      v[1][w] = p[2 * (u * W + w) + 1];
+    }
 }
 template <class T> ALWAYS int64_t place(int64_t k) {
   constexpr int64_t L = Lanes<typename T::A>::L, unit = T::PER * L;
@@ -118,7 +128,10 @@ template <class T> ALONE void softcap(const Job& j, const typename T::S* z, int6
       V<A> v[4], s[4];
       load<T>(q, u, v);
       FOUR(c) tanh_and_slope<A>(v[c] * (A)j.inverse_cap, (A)j.lift, v[c], s[c]);
-      FOUR(c) store(y + k + c * L + u * W, v[c]), store(slope + k + c * L + u * W, s[c]);
+      FOUR(c) {
+        store(y + k + c * L + u * W, v[c]);
+        store(slope + k + c * L + u * W, s[c]);
+      }
     }
   }
   for (int64_t k = n; k < (n + G - 1) / G * G; k++) y[place<T>(k)] = -INF;
@@ -154,7 +167,10 @@ template <class T> ALONE int64_t largest(const typename T::S* z, int64_t n) {
   int64_t block = 0;
   for (int64_t k = 0; k < n; k += STEP) {
     const typename T::A m = top<T>(z + k, least(n - k, STEP), -1);
-    if (m > most) most = m, block = k;
+    if (m > most) {
+      most = m;
+      block = k;
+    }
   }
   for (int64_t k = block; k < least(n, block + STEP); k++)
     if (get<T>(z + k) == most) return k;
@@ -164,8 +180,8 @@ template <class T> ALONE int64_t largest(const typename T::S* z, int64_t n) {
 template <class A> ALWAYS V<A> times(V<A> w, V<A> v) { return w == 0 ? V<A>{} : w * v; }  // 0 where w is 0, even if v is not finite
 ALWAYS double times(double w, double v) { return w == 0 ? 0 : w * v; }
 
-// Computes e := lift e^(scale z - shift) and returns the sum of e^(scale z - shift); with_u also the sum of e^(scale z - shift) (m - scale z).
-// Prefetches the next block of z.
+// Computes e := lift e^(scale z - shift) and returns the sum of e^(scale z - shift); with_u also the sum of e^(scale z - shift) (m - scale
+// z). Prefetches the next block of z.
 template <class T, Op op, bool scaled, bool with_u>
 ALWAYS double exponentials(const typename T::S* z, int64_t n, int64_t t, const Shift<typename T::A>& shift, typename T::A scale,
                            typename T::A m, typename T::A* e, double& sum_u) {
@@ -231,14 +247,17 @@ ALWAYS void dot(const typename T::S* z, const typename T::A* y, const typename O
   d = 2 * sd.total();
 }
 
-// The factors of dz = scale e - drop off. The scale is divided by the lift of e, as two factors, so that no intermediate result overflows or is
-// subnormal unless the result is. If drop may be subnormal, which off may be large enough to balance, everything is 2^100 times as large until
-// the end.
+// The factors of dz = scale e - drop off. The scale is divided by the lift of e, as two factors, so that no intermediate result overflows
+// or is subnormal unless the result is. If drop may be subnormal, which off may be large enough to balance, everything is 2^100 times as
+// large until the end.
 template <class A> struct Scale {
   A first, last, minus, end;
   ALWAYS explicit Scale(double scale, double drop) {
     const bool tiny = drop && drop < TINY && drop > -TINY && scale < 0x1p-20 && scale > -0x1p-20;
-    if (tiny) scale *= 0x1p100, drop *= 0x1p100;
+    if (tiny) {
+      scale *= 0x1p100;
+      drop *= 0x1p100;
+    }
     const bool small = scale < 1 && scale > -1;
     first = small ? scale : scale * (1 / Exp<A>::lift);
     last = small ? 1 / Exp<A>::lift : 1;
@@ -248,8 +267,8 @@ template <class A> struct Scale {
   static constexpr double TINY = sizeof(A) == 4 ? 0x1p-100 : 0x1p-990;
 };
 
-// Computes dz := slope (scale e - drop off). Stores past the caches must be aligned. If a 16-bit dz is not, it is first written into the memory
-// of e.
+// Computes dz := slope (scale e - drop off). Stores past the caches must be aligned. If a 16-bit dz is not, it is first written into the
+// memory of e.
 template <class T, class O, bool with_off, bool with_slope>
 ALWAYS void write(typename T::A* e, double scale, double drop, const typename O::S* w, const typename T::A* slope, typename T::S* dz,
                   int64_t n, bool stream, const typename T::S* next) {
@@ -304,8 +323,8 @@ ALWAYS void write(typename T::A* e, double scale, double drop, const typename O:
   for (; k < n; k++) dz[k] = to[k];
 }
 
-// Calls f(k, u, p) for each vector of the columns of a block, in units, and stores what it returns at dz. f may read z, y, e, v and off of this
-// place: p has the unit's columns of z, off and v, or copies at the end of the row.
+// Calls f(k, u, p) for each vector of the columns of a block, in units, and stores what it returns at dz. f may read z, y, e, v and off of
+// this place: p has the unit's columns of z, off and v, or copies at the end of the row.
 template <class A, class Z, class O> struct Unit {
   const Z* z;
   const O* off;
@@ -393,7 +412,8 @@ ALWAYS void lower(const Blocks& b, int64_t n) {
   }
 }
 
-// What follows from the sums of rows alone, as in partials.finish. With the log-odds against the label, a = (m - zt) + log s, and w = e^-|a|:
+// What follows from the sums of rows alone, as in partials.finish. With the log-odds against the label, a = (m - zt) + log s, and w =
+// e^-|a|:
 //   nll = log(1 + e^a), miss = 1 - yhat_t = 1 / (1 + e^-a), over = lse - m = log s + log(1 + e^-a), unit = e^(m - lse)
 struct Finished {
   V<double> nll, miss, hit, over, lse, unit;
@@ -639,7 +659,10 @@ template <class T, class O, Op op> ALONE void short_rows(const Job& j, Scratch<t
       store(e + k, y);
       store(slope + k, by);
     }
-  for (int64_t k = C * L; k < C4 * L; k++) e[k] = -INF, w[k] = 0;
+  for (int64_t k = C * L; k < C4 * L; k++) {
+    e[k] = -INF;
+    w[k] = 0;
+  }
   for (int g = 0; g < L; g++) {
     int64_t t = labels[g] = find_label<T, O>(j, lane_of(g));
     zt[g] = -INF;
@@ -648,7 +671,10 @@ template <class T, class O, Op op> ALONE void short_rows(const Job& j, Scratch<t
     zt[g] = (double)e[t * L + g] * (double)scale;
     e[t * L + g] = -INF;
     if (capped) slope_of[g] = slope[t * L + g];
-    if (j.off) wt[g] = w[t * L + g], w[t * L + g] = 0;
+    if (j.off) {
+      wt[g] = w[t * L + g];
+      w[t * L + g] = 0;
+    }
   }
   if (keep_z) __builtin_memcpy(z, e, C * L * sizeof(A));
   EACH(u) {
@@ -667,7 +693,10 @@ template <class T, class O, Op op> ALONE void short_rows(const Job& j, Scratch<t
       V<A> v[4], a[4], b[4];
       FOUR(k) v[k] = read(eu + (c + k) * L);
       if (op != BACKWARD && j.off) {
-        FOUR(k) a[k] = read(wu + (c + k) * L), b[k] = times<A>(a[k], fma<A>(splat((A)-0.5 * scale), v[k], finite * (A)0.5));
+        FOUR(k) {
+          a[k] = read(wu + (c + k) * L);
+          b[k] = times<A>(a[k], fma<A>(splat((A)-0.5 * scale), v[k], finite * (A)0.5));
+        }
         so.add(u, a);
         sd.add(u, b);
       }
@@ -830,7 +859,8 @@ template <class T, class O> ALONE void curvature(const Job& j, Scratch<typename 
   if (labelled) y_t = softcapped<T>(j, z + t, slope_t);
   const A v0 = v[j0] * (slope0 * cool), v_t = labelled ? v[t] * (slope_t * cool) : 0;
 
-  // sums of v, over the columns except j0: p = sum yhat (v_j0 - v), q = sum yhat (z_j0 - z) (v_j0 - v); over all columns: sum off, sum off (v - v_j0)
+  // sums of v, over the columns except j0: p = sum yhat (v_j0 - v), q = sum yhat (z_j0 - z) (v_j0 - v); over all columns: sum off, sum off
+  // (v - v_j0)
   double p = 0, q = 0, all_off = 0, off_v = 0;
   for (int64_t b = 0; b < blocks; b++) {
     const int64_t k0 = b * BLOCK, n = least(j.cols - k0, BLOCK);
@@ -929,7 +959,8 @@ template <class T, class O> ALONE void curvature(const Job& j, Scratch<typename 
   if (labelled) dz[t] = kept_t;
 }
 
-// Computes the rows [first, last), a tile at a time, so that a tile stays in the cache between its two passes; or one phase of one long row.
+// Computes the rows [first, last), a tile at a time, so that a tile stays in the cache between its two passes; or one phase of one long
+// row.
 template <class T, class O, Op op> void run(const Job& j, int64_t first, int64_t last, void* scratch, Phase phase, int64_t block) {
   Scratch<typename T::A> f(scratch, j);
   if constexpr (op == CURVATURE || op == LOG_SOFTMAX) {

@@ -1,7 +1,9 @@
-// The types and constants that are shared by the part that is compiled once (bind.cpp, threads.h) and the part that is compiled for each
-// instruction set (kernel.cpp). They are plain data. An inline function here could be compiled with AVX-512 instructions in one object
-// file, and the linker could use that copy for all of them. (The small constexpr functions below are always inlined; the test on nm would
-// find them otherwise.)
+// What a kernel is given: the types and constants that are shared by the part that is compiled once (bind.cpp, threads.h) and the part that
+// is compiled for each instruction set (kernel.cpp). Both include this file.
+//
+// It assumes that it holds plain data only. An inline function here could be compiled with AVX-512 instructions in one object file, and the
+// linker could use that copy for all of them. (The small constexpr functions below are always inlined; the test on nm would find them
+// otherwise.)
 #pragma once
 #include <stdint.h>
 
@@ -10,13 +12,8 @@ namespace softxent {
 enum Type { F32, F64, BF16, F16, TYPES };
 enum Off { SAME, WIDE, OFFS };  // the type of `off`: that of z, or the type of the computation (float32 for 16-bit z)
 enum Op { FORWARD, BACKWARD, FUSED, CURVATURE, LOG_SOFTMAX, OPS };
-enum Phase {
-  ALL,
-  FIND_LABEL,
-  SUM_BLOCK,
-  FINISH_ROW,
-  WRITE_BLOCK
-};  // of a long row: its label; a block's exponentials and sums; the row's results; a block of dz
+// What a call does: all of it or, of a long row, its label; a block's exponentials and sums; the row's results; a block of dz.
+enum Phase { ALL, FIND_LABEL, SUM_BLOCK, FINISH_ROW, WRITE_BLOCK };
 enum Number { Y, R, Q, G, GRAD_LSE, GRAD_LOGPROB, GRAD_ENTROPY, NUMBERS };  // numbers of a row, formula.Numbers
 enum Output { LOSS, LSE, LOGPROB, ENTROPY, CORRECT, OUTPUTS };              // what a row gives, formula.Outputs
 enum Part { M, S, O, D, ZT, WT, U, PARTS };                                 // the fields of Partials in partials.py
@@ -45,8 +42,8 @@ struct Job {
   int64_t result_count, result_step;
   double* parts;  // [7, rows] or null
   int64_t parts_step;
-  double inverse_temperature, inverse_cap, lift,
-      scale;           // softmax is applied to scale z, or if inverse_cap is not 0 to scale lift tanh(inverse_cap z / lift)
+  // softmax is applied to scale z, or if inverse_cap is not 0 to scale lift tanh(inverse_cap z / lift)
+  double inverse_temperature, inverse_cap, lift, scale;
   bool entropy;        // whether the sums u are needed
   bool gauss_newton;   // of CURVATURE: without the second derivative of the softcap
   bool stream, ahead;  // whether to write dz past the caches, and to prefetch the next row while writing

@@ -1,5 +1,8 @@
-// together(threads, work) runs `work` on up to `threads` threads and returns when all threads that began it have ended. `work` takes its
-// parts from atomic counters, so it is correct for any number of threads, including one.
+// Threads for a call: together(threads, work) runs `work` on up to `threads` threads and returns when all threads that began it have ended.
+// bind.cpp calls it, with the GIL released.
+//
+// It assumes that `work` takes its parts from atomic counters, so that it is correct for any number of threads, including one, and that it
+// throws no exception.
 #pragma once
 #include <dlfcn.h>
 #include <pthread.h>
@@ -77,8 +80,8 @@ class Pool {
       std::lock_guard<std::mutex> lock(m);
       try {
         for (; size < threads - 1; size++) std::thread([this] { loop(); }).detach();
-      } catch (const std::system_error&) {
-      }  // the system refuses more threads: there are fewer
+      } catch (const std::system_error&) {  // the system refuses more threads: there are fewer
+      }
       job = &work;
       seats = threads - 1;
       ticket++;
@@ -87,8 +90,8 @@ class Pool {
     work();
     {
       std::lock_guard<std::mutex> lock(m);
-      seats = 0;
-    }  // threads that have not begun by now are not needed
+      seats = 0;  // threads that have not begun by now are not needed
+    }
     if (spin([&] { return busy == 0; })) {
       std::lock_guard<std::mutex> lock(m);
       return;

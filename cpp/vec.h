@@ -1,5 +1,9 @@
-// Vectors of the instruction set for which this file is compiled, conversions of the storage types, and exp and log.
-// kernel.cpp includes it inside its anonymous namespace.
+// Vectors of the instruction set for which this file is compiled, conversions of the storage types, exp, tanh, log and log1p, and sums.
+// kernel.cpp alone includes it, inside its anonymous namespace, so that each object file has its own copy of every function.
+//
+// It assumes a compiler with vector types of GCC (gcc or clang), -ffp-contract=off, and the rounding mode to nearest even. All functions
+// give the same bits for every instruction set: they use no function of libm but fma, which is exact, and call fma wherever a product and a
+// sum are to be rounded once.
 #if defined(__AVX512F__)
 #define WIDTH 64
 #elif defined(__AVX2__)
@@ -209,9 +213,9 @@ template <class A, int N> ALWAYS void exps(V<A>* x, V<A> magic, V<A> low) {
   for (int i = 0; i < N; i++) q[i] = q[i] * bits<V<A>>(bits<typename K::I>(t[i]) << K::mantissa);
   for (int i = 0; i < N; i++) x[i] = x[i] < low ? V<A>{} : q[i];
 }
-// Computes y := lift tanh(x / lift) and slope := 1 - tanh^2(x / lift), where lift is a power of two that keeps a small x from being subnormal.
-// With w = e^(-2|x|) they are (1 - w) / (1 + w) and 4 w / (1 + w)^2, and 1 - w comes from the polynomial of the exponential without its last
-// addition, so that nothing cancels.
+// Computes y := lift tanh(x / lift) and slope := 1 - tanh^2(x / lift), where lift is a power of two that keeps a small x from being
+// subnormal. With w = e^(-2|x|) they are (1 - w) / (1 + w) and 4 w / (1 + w)^2, and 1 - w comes from the polynomial of the exponential
+// without its last addition, so that nothing cancels.
 template <class A> ALWAYS void tanh_and_slope(V<A> x, A lift, V<A>& y, V<A>& slope) {
   typedef Exp<A> K;
   const V<A> one = splat<A>(1), narrow = x * (1 / lift), size = narrow < 0 ? -narrow : narrow,
