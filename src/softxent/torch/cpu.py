@@ -56,15 +56,15 @@ def quick(
 ) -> tuple[float, Tensor | None, Tensor | None] | None:  # fmt: skip
     """Return a reduced loss, its gradient and the losses of the rows, of contiguous tensors, in one call that takes no arrays.
 
-    z: [N, C]; label: [N] int64, where `ignored` stands for ignored rows. y, r and q are the same for all rows; class_factor [C], float64,
+    z: [N, C], with C > 0; label: [N] int64, where `ignored` stands for ignored rows. y, r and q are the same for all rows; class_factor [C], float64,
     multiplies y; off is [C] in the type in which is computed. upstream: [N] float64, of the losses. Returns None if something does not fit, or if
     a label is out of range; the general functions say what is wrong.
     """
     type_, native = TYPES.get(z.dtype), kernels.cpu
-    if native is None or kernels.active() is not native or type_ is None or label.dtype != torch.int64 or z.dim() != 2:
+    if native is None or kernels.active() is not native or type_ is None or label.dtype != torch.int64:
         return None
     (n, classes), shape = z.shape, label.shape
-    if not n or not classes or len(shape) != 1 or shape[0] != n or not label.is_contiguous() or not z.is_contiguous():
+    if not n or len(shape) != 1 or shape[0] != n or not label.is_contiguous() or not z.is_contiguous():
         return None
     if lazy(z) or lazy(label):
         return None

@@ -167,7 +167,7 @@ def _quick(
     gradient: bool, upstream: Tensor | None = None,
 ) -> Found | None:  # fmt: skip
     """As `_computed`, for the most frequent calls; None for others. With `upstream`, the gradient is of the losses of the rows."""
-    if not (input.is_cpu and target.is_cpu and sample is None and compute.forced() is None):
+    if not (input.is_cpu and target.is_cpu and sample is None and input.dim() == 2 and input.shape[1]) or compute.forced() is not None:
         return None
     numbers = arguments.quick_numbers(input, weight, options)
     if numbers is None:
