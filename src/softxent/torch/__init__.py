@@ -22,7 +22,7 @@ from ..kernels import Backend, empty_cache
 from . import tensors
 from .linear import LinearCrossEntropyLoss, linear_cross_entropy
 from .loss import CrossEntropyLoss, Result, cross_entropy, log_softmax, logsumexp
-from .patch import patch, unpatch
+from .huggingface import patch, unpatch
 from .tensors import use_backend
 
 __all__ = [
