@@ -84,6 +84,11 @@ def quick(input: Tensor, target: Tensor, ignore_index: int, reduction: str) -> t
     return None if loss is None else (torch.scalar_tensor(loss, dtype=result_dtype(input), device="cpu"), dz)
 
 
+def threads() -> int:
+    """Return how many threads a kernel may use: at most torch's number and at most softxent's."""
+    return min(kernels.get_num_threads(), torch.get_num_threads())
+
+
 def _on_torchs_threads(f: Callable[..., T]) -> Callable[..., T]:
     @wraps(f)
     def limited(*args: Any, **kwargs: Any) -> T:

@@ -13,7 +13,7 @@ from torch import Tensor
 from .autograd import devices, gradient_backward, keep, rows_backward
 
 
-@torch.library.custom_op("softxent::rows", mutates_args=())
+@torch.library.custom_op("softxent::old_rows", mutates_args=())
 def rows(
     input: Tensor, target: Tensor, weight: Tensor | None, axis: int, ignore_index: int, smoothing: float, z_loss: float
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -21,7 +21,7 @@ def rows(
     return found
 
 
-@torch.library.custom_op("softxent::gradient", mutates_args=())
+@torch.library.custom_op("softxent::old_gradient", mutates_args=())
 def gradient(
     input: Tensor, target: Tensor, weight: Tensor | None, axis: int, ignore_index: int, smoothing: float, z_loss: float,
     g: Tensor | None, g_lse: Tensor | None,
