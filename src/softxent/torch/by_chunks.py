@@ -85,7 +85,7 @@ class RowFunction:
             arguments, tangents = arguments[: len(self.by_row)], arguments[len(self.by_row) :]
             of_some, at = self._of_some(arguments, moving, self.differentiable), tuple(arguments[k] for k in moving)
             found, pull_back = torch.func.vjp(of_some, *at)
-            push_forward = torch.func.vjp(pull_back, tuple(map(torch.zeros_like, found)))[1]
+            push_forward = torch.func.vjp(pull_back, tuple(map(torch.ones_like, found)))[1]
             tangents_found: Tensors = push_forward(tangents)[0]
             return tangents_found
 

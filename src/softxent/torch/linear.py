@@ -1,7 +1,7 @@
 """The public functions for a linear head and its loss: `linear_cross_entropy` and `LinearCrossEntropyLoss`.
 
-They check their arguments and choose how the loss is computed. chunked.py computes the rows and their derivatives, a chunk of logits at a
-time, with the chunks of softxent/linear.py.
+They check their arguments, turn the options into the truth of the rows, and choose how the loss is computed. linear_operators.py computes
+the rows and their derivatives, a chunk of logits at a time.
 """
 
 from __future__ import annotations
@@ -14,16 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn import Module
 
-from .. import contract
+from .. import contract, truth
 from ..contract import fail
 from ..filtering import FilterStats
+from ..kernels import IGNORED, LARGEST
 from ..linear import BUDGET, filtered
-from . import cpu, ops, tensors
-from .autograd import batched_by_autograd, devices, first_backward
-from .chunked import B, Problem, W, X, gradient_of, gradients, narrowed, required_gradients, rows_of, wants
-from .filtered import filtered_gradients, filters
+from . import cpu, tensors
+from .linear_operators import Head, Settings, reduced_loss, rows
 from .loss import cross_entropy, reduced
-from .rows import PLAIN, RETURNS, checked, differentiable, eagerly, labels, plain, tensor, total, transformed_logits
+from .rows import PLAIN, RETURNS, checked, differentiable, labels, plain, tensor, total
 
 FN = "linear_cross_entropy"
 
@@ -110,22 +109,19 @@ def linear_cross_entropy(
     like = h.x.new_zeros(()).expand(len(h.x), len(h.w))  # has the shape and type of the logits, and needs no memory
     seen = like.float() if h.y is None else h.y  # the labels, or what has the shape of a teacher's probabilities
     _, (ignore_index, e, penalty) = checked(FN, like, seen, weight, h.sample, ignore_index, reduction, label_smoothing, z_loss)
-    transformed_logits(FN, like[:0], softcap, temperature)
+    transform = logit_transform(FN, temperature, softcap)
     if return_logprobs and seen.is_floating_point():
         fail(FN, "return_logprobs", "be False where the target is not class indices", True)
     divide: Any = total(like, seen, weight, h.sample, 1, ignore_index) if reduction == "mean" else 1.0
     eager = plain(h.x, seen) and type(linear_weight) in PLAIN
     lead, dtype, n = h.lead, cpu.result_dtype(input), len(h.x)
     x, y, sample, at = _without_ignored(h, like, ignore_index, eager, check)
-    budget = _budget(options, budget, len(h.w) * x.element_size())
-    p = Problem(x, h.w, h.b, y, *h.teacher, weight, ignore_index, e, penalty, softcap, temperature, " ".join(wanted), budget)
-    if differentiable(y, weight):
-        rows = p.rows(slice(0, len(x)), differentiable=False)(F.linear(x, h.w, h.b))
-    elif eager and wanted == ("loss",) and reduction != "none" and x.dtype != torch.float16 and _needs(p) and not differentiable(sample):
-        return _gradient_in_forward(p, sample, divide, tol, stats).to(dtype)
-    else:
-        rows = (rows_of if eagerly(x) else ops.linear_rows)(*p)
-    found = dict(zip(wanted, rows, strict=True))
+    head = Head(x, h.w, h.b, *_truth(y, weight, ignore_index, e, penalty, x, len(h.w)), *h.teacher)
+    settings = Settings(*transform, wanted, _budget(options, budget, len(h.w) * x.element_size()))
+    gradient = eager and torch.is_grad_enabled() and differentiable(*head[:3]) and not differentiable(sample, *head[4:])
+    if gradient and wanted == ("loss",) and reduction != "none" and x.dtype != torch.float16:
+        return reduced_loss(head, settings, sample, divide, tol, stats).to(dtype)
+    found = dict(zip(wanted, rows(head, settings), strict=True))
     if sample is not None:
         found["loss"] = found["loss"] * sample.double()
     if at is not None:
@@ -277,46 +273,18 @@ def _without_ignored(
     return x[at], y[at], None if sample is None else sample[at], at
 
 
-def _needs(p: Problem) -> int:
-    """Return which of x, W and b require a gradient, as bits."""
-    wants = [bit for bit, t in zip((X, W, B), p[:3], strict=True) if t is not None and t.requires_grad]
-    return sum(wants) if torch.is_grad_enabled() else 0
-
-
-class _GradientInForward(torch.autograd.Function):
-    """A reduced loss with gradients from the forward pass. The first backward pass returns them; another one computes them again."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, w: Tensor, b: Tensor | None, computed: tuple[Tensor, tuple[Any, ...]], up: Tensor, rest: tuple[Any, ...]
-    ) -> Tensor:
-        loss, grads = computed
-        ctx.save_for_backward(x, w, b, *rest[:5], up, *grads)
-        ctx.options, ctx.unused = rest[5:], [True]
-        return loss
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        (x, w, b, *rest), (g,) = ctx.saved_tensors, grads
-        tensors_, up, gradients_ = rest[:5], rest[5], rest[6:]
-        if batched_by_autograd(g):
-            return *(None if t is None else t * g.to(t.dtype) for t in gradients_), None, None, None
-        p = Problem(x, w, b, *tensors_, *ctx.options)
-        if not torch.is_grad_enabled():
-            if not first_backward(ctx):
-                gradients_ = narrowed(p, gradients(p, (up,), wants(ctx))[1])
-            return *(None if t is None else devices(t).scaled(t.data, g) for t in gradients_), None, None, None
-        return required_gradients(gradient_of(*p, wants(ctx), up * g.double()), wants(ctx), 6)
-
-
-def _gradient_in_forward(p: Problem, sample: Tensor | None, divide: Any, tol: float | None, stats: FilterStats) -> Tensor:
-    """Return a reduced loss, with its gradients computed in the same pass, with or without the gradient filter."""
-    one = torch.ones((), dtype=torch.float64, device=p.x.device)
-    up = ((one if sample is None else sample.double()) / divide).expand(len(p.x))
-    up = torch.where(up.isfinite(), up, 0.0)  # a mean over no rows divides by 0
-    needs = _needs(p)
-    losses, sums = gradients(p, (up,), needs) if tol is None or not filters(p) else filtered_gradients(p, up, needs, tol, stats)
-    loss = (losses if sample is None else losses * sample.double()).sum() / divide
-    apply: Any = _GradientInForward.apply  # untyped
-    found: Tensor = apply(*p[:3], (loss, narrowed(p, sums)), up, p[3:])
-    return found
+def _truth(
+    y: Tensor | None, weight: Tensor | None, ignore_index: int, smoothing: float, z_loss: float, x: Tensor, classes: int
+) -> tuple[Any, ...]:
+    """Return label, y, r, q, off, scale and shift of a `Head`."""
+    one = torch.ones((), dtype=torch.float64, device=x.device)
+    w, q = None if weight is None else weight.double(), 2 * z_loss * one
+    if y is None or y.is_floating_point():
+        label = torch.full((), LARGEST, device=x.device).expand(len(x))
+        scale = None if w is None and not smoothing else (1 - smoothing) * (one if w is None else w)
+        return label, 0 * one, one, q, y, scale, truth.everywhere(one if w is None else w, smoothing, classes) if smoothing else None
+    inside, live = (y >= 0) & (y < classes), y != ignore_index
+    own = one if w is None else w[y.long().clamp(0, classes - 1)]
+    own = own if x.is_cpu else torch.where(inside | ~live, own, math.nan)  # on a CPU the labels have been checked
+    off = truth.everywhere(one.expand(classes) if w is None else w, smoothing, classes) if smoothing else None
+    return torch.where(live, y.long(), IGNORED), (1 - smoothing) * own, one * (smoothing > 0), q, off, None, None
