@@ -76,7 +76,7 @@ def curvature(
             apart, _ = formula.centred(formula.softmax(zi, x), along)
             at_label = where(formula.at_label(zi, t), apart, 0.0).sum(axis=1)
             by_off = times(0 * zi if offi is None else offi + 0 * zi, apart).sum(axis=1)
-            live = ~ignored & sum(number != 0 for number in of)  # the product is 0 if all numbers are, whatever the logits
+            live = ~ignored & (sum(number != 0 for number in of) > 0)  # the product is 0 if all numbers are, whatever the logits
             for row, found in zip(result, (mean, at_label, by_off, dentropy), strict=True):
                 row[i] = where(ignored, 0.0, found)
             out[i] = _narrow(where(live[:, None], hv, 0.0), out.dtype)

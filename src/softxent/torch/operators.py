@@ -181,7 +181,7 @@ class Rows(Function):
             lse = rows(z, label, zero, zero, zero, None, axis, *transform)[1]
             dloss = times(q, lse) * dlse - y * dlogprob - r * by_off
         if dy is not None or dq is not None:
-            nll, lse, *_ = rows(z, label, zero + 1, zero, zero, None, axis, *transform)
+            nll, lse, *_ = rows(z, label, zero + 1, zero, zero, off, axis, *transform)
             dloss = dloss + (0 if dy is None else dy * nll) + (0 if dq is None else dq * lse**2 / 2)
         if dr is not None:
             dloss = dloss + dr * rows(z, label, zero, zero + 1, zero, off, axis, *transform)[0]
@@ -342,7 +342,7 @@ def _loss_by_numbers(
     zero = torch.zeros((), dtype=torch.float64, device=z.device)
     found: list[Optional] = [None] * 4
     if needs[0] or needs[2]:
-        nll, lse, *_ = rows(z, label, zero + 1, zero, zero, None, axis, *transform)
+        nll, lse, *_ = rows(z, label, zero + 1, zero, zero, off, axis, *transform)
         found[0] = _as(g * nll, y) if needs[0] else None
         found[2] = _as(g * lse**2 / 2, q) if needs[2] else None
     if needs[1]:
