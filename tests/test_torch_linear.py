@@ -17,7 +17,7 @@ from cases import python
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
 from softxent import torch as st
-from softxent.torch import chunked
+from softxent.torch import linear_operators
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 N, D, C = 9, 4, 7
@@ -109,7 +109,7 @@ def test_other_devices_go_the_same_way(backend, soft):
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_more_classes_than_a_product_has_columns(bias):
-    classes = 2 * chunked.COLUMNS + 300
+    classes = 2 * linear_operators.COLUMNS + 300
     x, w, b = torch.randn(N, D, dtype=F64), torch.randn(classes, D, dtype=F64), torch.randn(classes, dtype=F64) if bias else None
     given = [t.requires_grad_() for t in (x, w, b) if t is not None]
     t = torch.randint(0, classes, (N,))
@@ -283,7 +283,7 @@ def products(monkeypatch):
     """Return the shapes of the matrix products."""
     seen = []
 
-    class Counted(chunked._Tensors):
+    class Counted(linear_operators._Tensors):
         def logits(self, x, w, b, out):
             seen.append(("logits", *out.shape))
             super().logits(x, w, b, out)
@@ -292,7 +292,7 @@ def products(monkeypatch):
             seen.append(("dx" if out.shape[0] == a.shape[0] and a.shape[1] == C else "dw", *a.shape))
             super().product(a, b, out, add)
 
-    monkeypatch.setattr(chunked, "PRODUCTS", Counted())
+    monkeypatch.setattr(linear_operators, "PRODUCTS", Counted())
     return seen
 
 

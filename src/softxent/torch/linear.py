@@ -109,7 +109,8 @@ def linear_cross_entropy(
     like = h.x.new_zeros(()).expand(len(h.x), len(h.w))  # has the shape and type of the logits, and needs no memory
     seen = like.float() if h.y is None else h.y  # the labels, or what has the shape of a teacher's probabilities
     _, (ignore_index, e, penalty) = checked(FN, like, seen, weight, h.sample, ignore_index, reduction, label_smoothing, z_loss)
-    transform = logit_transform(FN, temperature, softcap)
+    t = truth.logit_transform(FN, temperature, softcap)
+    transform = (1.0, math.inf) if t is None else (t.temperature, math.inf if t.softcap is None else t.softcap)
     if return_logprobs and seen.is_floating_point():
         fail(FN, "return_logprobs", "be False where the target is not class indices", True)
     divide: Any = total(like, seen, weight, h.sample, 1, ignore_index) if reduction == "mean" else 1.0

@@ -259,13 +259,15 @@ def _numbers(h: Head, upstream: dict[str, Tensor]) -> Tensor:
 
 
 def reduced_loss(
-    head: Head, settings: Settings, weight: Tensor, total: Tensor, filter_tol: float | None, filter_stats: FilterStats | None
+    head: Head, settings: Settings, weight: Tensor | None, total: Any, filter_tol: float | None, filter_stats: FilterStats | None
 ) -> Tensor:
     """Return sum_i weight_i loss_i / total, float64; its gradients with respect to x, W and b are computed in the same pass.
 
-    `weight` has no axes or [N]; it and the truth are constants.
+    The weight, [N] or None for 1, and the truth are constants.
     """
-    up = torch.where((weight / total).isfinite(), weight / total, 0.0)  # a mean over no rows divides by 0
+    weight = torch.ones((), dtype=torch.float64, device=head.x.device) if weight is None else weight.double()
+    up = weight / total
+    up = torch.where(up.isfinite(), up, 0.0)  # a mean over no rows divides by 0
     fields = [name for name in ("x", "w", "b") if _requires_grad(getattr(head, name))]
     losses, found = gradients(head, settings, {"loss": up}, fields, filter_tol, filter_stats)
     loss: Tensor = _reduced((losses * weight).sum() / total, found, up, HeadRows(head, settings), *head)
@@ -295,7 +297,7 @@ class _Reduced(torch.autograd.Function):
         elif torch.is_grad_enabled():
             found = by_chunks(ctx.rows.gradient(needed, [0]), *head, (up * g.double()).expand(len(head.x)))
         else:
-            if not operators.first_backward(ctx):
+            if not _first_backward(ctx):
                 found = gradients(head, ctx.rows.settings, {"loss": up}, [Head._fields[k] for k in needed])[1]
             found = [compute.scaled(t.data, g) for t in found]  # an in-place change of the result is not one of the saved gradient
         gradient = dict(zip(needed, found, strict=True))
@@ -303,6 +305,18 @@ class _Reduced(torch.autograd.Function):
 
 
 _reduced: Callable[..., Tensor] = _Reduced.apply
+
+
+def _first_backward(ctx: Any) -> bool:
+    """Whether this is the first backward pass, and the only one that may return the gradient of the forward pass.
+
+    `ctx.unused` is a list with one entry until then. Of several threads, only one succeeds in removing it.
+    """
+    try:
+        ctx.unused.pop()
+    except IndexError:
+        return False
+    return True
 
 
 # ---- operators of torch.library, for torch.compile, torch.export and subclasses of Tensor ----
