@@ -117,7 +117,7 @@ def linear_cross_entropy(
     eager = plain(h.x, seen) and type(linear_weight) in PLAIN
     lead, dtype, n = h.lead, cpu.result_dtype(input), len(h.x)
     x, y, sample, at = _without_ignored(h, like, ignore_index, eager, check)
-    head = Head(x, h.w, h.b, *_truth(y, weight, ignore_index, e, penalty, x, len(h.w)), *h.teacher)
+    head = Head(x, h.w, h.b, *_truth(y, weight, ignore_index, e, penalty, x, len(h.w)), *(None if t is None else t.detach() for t in h.teacher))
     settings = Settings(*transform, wanted, _budget(options, budget, len(h.w) * x.element_size()))
     gradient = eager and torch.is_grad_enabled() and differentiable(*head[:3]) and not differentiable(sample, *head[4:])
     if gradient and wanted == ("loss",) and reduction != "none" and x.dtype != torch.float16:

@@ -133,6 +133,51 @@ class HeadGradient(RowFunction):
         head, upstream = Head(*arguments[: len(Head._fields)]), arguments[len(Head._fields) :]
         return gradients(head, self.settings, dict(zip(self.given, upstream, strict=True)), self.fields)[1]
 
+    def gradient(self, needed: Sequence[int], given: Sequence[int]) -> RowFunction:
+        general = super().gradient(needed, given)
+        fields, along = [(*Head._fields, *self.given)[k] for k in needed], [self.fields[k] for k in given]
+        return HeadHessian(self, general, fields, along) if {*fields, *along} <= {"x", "w", "b", *OUTPUTS} else general
+
+
+class HeadHessian(RowFunction):
+    """The function of a `Head`, upstream gradients, and a vector with the shapes of some of x, w and b, that computes the product of the
+    Hessian and the vector, and the derivatives of the outputs of the rows along it.
+
+    The formulas are those of `softxent.linear_cross_entropy_hvp`.
+    """
+
+    def __init__(self, of: HeadGradient, general: RowFunction, fields: Sequence[str], along: Sequence[str]) -> None:
+        super().__init__(general.of_a_chunk, general.by_row, general.per_row, general.step)
+        self.settings, self.given, self.fields, self.along = of.settings, of.given, fields, along
+
+    def compute(self, *arguments: Any) -> Tensors:
+        h, rest = Head(*arguments[: len(Head._fields)]), arguments[len(Head._fields) :]
+        upstream = dict(zip(self.given, rest, strict=False))
+        v = dict(zip(self.along, rest[len(self.given) :], strict=True))
+        vx, vw, vb = (v.get(name) for name in ("x", "w", "b"))
+        sums, numbers = _sums(h, self.fields), _numbers(h, upstream)
+        result, found = _result(h, ()), h.x.new_empty((4, len(h.x)), dtype=torch.float64)
+        for i, z, truth in _chunks(h, self.settings, numbers, 2 * compute.compute_dtype(h.x).itemsize // h.x.element_size()):
+            tangent = _logit_tangent(h.x[i], h.w, None if vx is None else vx[i], vw, vb).to(compute.compute_dtype(z))
+            product = torch.empty_like(z)
+            compute.call("curvature", z, tangent, *truth, False, product, found[:, i])
+            del tangent
+            sums.add(i, product, h.x[i], h.w)
+            compute.call("fused", z, *truth, z, result[:, i], None)
+            sums.add(i, z, None if vx is None else vx[i], vw, first=False, bias=False)
+        mean, at_label, by_off, dentropy = found
+        by_upstream = {"lse": mean, "logprobs": at_label, "entropy": dentropy}
+        by_upstream["loss"] = operators.times(h.q, result[1]) * mean - h.y * at_label - h.r * by_off
+        by_head = {"x": sums.dx, "w": sums.dw, "b": sums.db}
+        return tuple(by_head[name].to(h.x.dtype) if name in by_head else by_upstream[name].clone() for name in self.fields)
+
+
+def _logit_tangent(x: Tensor, w: Tensor, vx: Tensor | None, vw: Tensor | None, vb: Tensor | None) -> Tensor:
+    """Return the derivative of the logits of the rows x along (vx, vw, vb)."""
+    total = x.new_zeros((len(x), len(w))) if vx is None else vx @ w.t()
+    total = total if vw is None else total.addmm_(x, vw.t())
+    return total if vb is None else total.add_(vb)
+
 
 @torch.no_grad()
 def gradients(
@@ -216,11 +261,14 @@ def _add(sums: Sums, h: Head, i: slice, g: Tensor) -> None:
 # ---- chunks ----
 
 
-def _chunks(h: Head, s: Settings, numbers: Tensor) -> Iterator[tuple[slice, Tensor, tuple[Any, ...]]]:
-    """Yield the slices of the rows, their logits in a buffer, and their label, numbers, off and transform, as the kernels take them."""
+def _chunks(h: Head, s: Settings, numbers: Tensor, beside: int = 0) -> Iterator[tuple[slice, Tensor, tuple[Any, ...]]]:
+    """Yield the slices of the rows, their logits in a buffer, and their label, numbers, off and transform, as the kernels take them.
+
+    The budget has room for `beside` more arrays of their size.
+    """
     wide = compute.compute_dtype(h.x)
     made = _dense(h) and (h.teacher_x is not None or h.scale is not None or h.shift is not None or h.off.dtype not in (h.x.dtype, wide))
-    copies = 1 + (3 * wide.itemsize // h.x.element_size() if made else 0)
+    copies = 1 + beside + (3 * wide.itemsize // h.x.element_size() if made else 0)
     for i, z in chunks(h.x, h.w, h.b, PRODUCTS, s.budget // copies):
         off = _off(h.rows(i), s)
         off = off if off is None or off.stride(-1) == 1 else off.contiguous()
@@ -237,9 +285,7 @@ def _off(h: Head, s: Settings) -> Tensor | None:
     off, wide = h.off, compute.compute_dtype(h.x)
     if h.teacher_x is not None:
         z = F.linear(h.teacher_x, h.teacher_w, h.teacher_b).to(wide)
-        none, one = (torch.full((), value, dtype=torch.float64, device=z.device) for value in (0.0, 1.0))
-        label = torch.full((), -1, device=z.device).expand(len(z))
-        off = operators.gradient(z, label, none, none, none, None, None, one.expand(len(z)), None, None, 1, s.temperature, s.cap)
+        off = operators.log_softmax(z, torch.ones((), dtype=torch.float64, device=z.device), 1, s.temperature, s.cap).exp()
     if off is None:
         return None
     off = off if off.dtype in (h.x.dtype, wide) and h.scale is None else off.to(wide)
@@ -252,6 +298,7 @@ def _result(h: Head, outputs: Sequence[str]) -> Tensor:
 
 
 def _numbers(h: Head, upstream: dict[str, Tensor]) -> Tensor:
+    """Return the numbers of the rows, as the kernels take them."""
     return compute.numbers(len(h.x), h.y, h.r, h.q, *(upstream.get(name) for name in OUTPUTS[:4]))
 
 
