@@ -237,3 +237,32 @@ def plain(g: float) -> Array:
 def computed_in(dtype: np.dtype[Any]) -> np.dtype[Any]:
     """Return the type in which the kernels compute for logits of this dtype: float64 for float64, and float32 for the others."""
     return np.dtype(np.float64 if dtype == np.float64 else np.float32)
+
+
+class RowNumbers(NamedTuple):
+    """The truth of rows, as the kernels take it (kernels/__init__.py). y, r, q and weight are floats where they are the same for all rows."""
+
+    y: Any  # [*rows] or a float
+    r: Any
+    q: Any
+    off: Any  # [*rows, C], [C] or None
+    weight: Any  # by the sum of which, over the rows that are not ignored, a mean is divided
+
+
+def row_numbers(
+    label: Any, probabilities: Any, class_weight: Any, sample_weight: Any, smoothing: float, z_loss: float, classes: int
+) -> RowNumbers:
+    """Return the numbers of rows whose truth is class indices or probabilities, in the arrays of any library, classes last.
+
+    label: [*rows] int64, IGNORED for ignored rows, or None where the truth is probabilities [*rows, C]. class_weight: [C], or None, which
+    stands for ones. sample_weight: [*rows] or None. With class indices, `off` is a float if it is the same for all classes.
+    """
+    sample = 1.0 if sample_weight is None else sample_weight
+    q = 2 * z_loss * sample
+    if label is None:
+        return RowNumbers(0.0, sample, q, soft(probabilities, class_weight, smoothing, classes), sample)
+    weight = sample if class_weight is None else sample * class_weight[label.clip(0, classes - 1)]
+    if not smoothing:
+        return RowNumbers(weight, 0.0, q, None, weight)
+    off = everywhere(1.0 if class_weight is None else class_weight, smoothing, classes)
+    return RowNumbers((1 - smoothing) * weight, sample, q, off, weight)

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from .. import contract, kernels
 from ..kernels import reference
@@ -177,6 +178,14 @@ def shape_of_rows(z: Tensor, axis: int) -> tuple[list[int], int]:
 
 def new(shape: tuple[int, ...], like: Tensor) -> Tensor:
     return torch.empty(shape, dtype=torch.float64, device=like.device)
+
+
+def summed(t: Tensor) -> Tensor:
+    """Return the sum in float64. On the CPU it has the bits of NumPy's sum, wherever there are values to sum and nothing to differentiate."""
+    plain = type(t) is Tensor and t.is_cpu and not t.requires_grad and not torch.compiler.is_compiling()
+    if plain and not torch._C._are_functorch_transforms_active() and not torch._C._len_torch_dispatch_stack() and forward_ad._current_level < 0:
+        return torch.scalar_tensor(t.numpy().sum(), dtype=torch.float64, device="cpu")
+    return t.sum(dtype=torch.float64)
 
 
 def numbers(rows: int, *given: Tensor | None) -> Tensor:

@@ -19,7 +19,7 @@ from torch.autograd import forward_ad
 from torch.utils._pytree import tree_map_only
 
 from ..contract import fail
-from .rows import PLAIN
+from .operators import PLAIN
 
 
 class Source(NamedTuple):

@@ -41,7 +41,7 @@ class Head(NamedTuple):
     teacher_w: Tensor | None  # [C, D']
     teacher_b: Tensor | None  # [C]
 
-    def rows(self, i: slice) -> Head:
+    def rows(self, i: slice | Tensor) -> Head:
         """Return the head with the rows `i` alone."""
         return Head(*(t[i] if t is not None and by_row else t for t, by_row in zip(self, self.by_row(), strict=True)))
 
@@ -119,11 +119,11 @@ class HeadRows(RowFunction):
     def gradient(self, needed: Sequence[int], given: Sequence[int]) -> RowFunction:
         general = super().gradient(needed, given)
         fields = [Head._fields[k] for k in needed]
-        return HeadGradient(self, general, fields, given) if {*fields} <= {"x", "w", "b", "y"} else general
+        return HeadGradient(self, general, fields, given) if {*fields} <= {"x", "w", "b", "y", "q"} else general
 
 
 class HeadGradient(RowFunction):
-    """The function of a `Head` and upstream gradients of some outputs of its rows that computes the gradients of some of x, w, b and y."""
+    """The function of a `Head` and upstream gradients of some outputs of its rows that computes the gradients of some of x, w, b, y and q."""
 
     def __init__(self, rows: HeadRows, general: RowFunction, fields: Sequence[str], given: Sequence[int]) -> None:
         super().__init__(general.of_a_chunk, general.by_row, general.per_row, general.step)
@@ -184,7 +184,7 @@ def gradients(
     head: Head,
     settings: Settings,
     upstream: dict[str, Tensor],  # of the outputs; [] or [N]
-    fields: Sequence[str],  # of x, w, b and y
+    fields: Sequence[str],  # of x, w, b, y and q
     filter_tol: float | None = None,
     filter_stats: FilterStats | None = None,
 ) -> tuple[Tensor, Tensors]:
@@ -205,9 +205,11 @@ def gradients(
             for i, g in overwritten(settings):
                 _add(sums, h, i, g)
     found = {"x": sums.dx, "w": sums.dw, "b": sums.db}
-    if "y" in fields:
-        by_y = -result[2] * upstream["loss"] if "loss" in upstream else torch.zeros_like(result[0])
-        found["y"] = by_y if h.y.ndim else by_y.sum()
+    g = upstream.get("loss", numbers.new_zeros(()))
+    for name, number in (("y", h.y), ("q", h.q)):
+        if name in fields:
+            value = g * (-result[2] if name == "y" else result[1] ** 2 / 2)
+            found[name] = value if number.ndim else value.sum()
     return result[0].clone(), tuple(found[name].to(getattr(h, name).dtype) for name in fields)
 
 
@@ -306,19 +308,16 @@ def _numbers(h: Head, upstream: dict[str, Tensor]) -> Tensor:
 
 
 def reduced_loss(
-    head: Head, settings: Settings, weight: Tensor | None, total: Any, filter_tol: float | None, filter_stats: FilterStats | None
+    head: Head, settings: Settings, total: Tensor | None, filter_tol: float | None, filter_stats: FilterStats | None
 ) -> Tensor:
-    """Return sum_i weight_i loss_i / total, float64; its gradients with respect to x, W and b are computed in the same pass.
-
-    The weight, [N] or None for 1, and the truth are constants.
-    """
-    weight = torch.ones((), dtype=torch.float64, device=head.x.device) if weight is None else weight.double()
-    up = weight / total
-    up = torch.where(up.isfinite(), up, 0.0)  # a mean over no rows divides by 0
+    """Return sum_i loss_i / total, float64; its gradients with respect to x, W and b are computed in the same pass. The truth is constant."""
+    one = torch.ones((), dtype=torch.float64, device=head.x.device)
+    up = one if total is None else torch.where(total == 0, 0.0, 1 / total)
     fields = [name for name in ("x", "w", "b") if _requires_grad(getattr(head, name))]
     losses, found = gradients(head, settings, {"loss": up}, fields, filter_tol, filter_stats)
-    loss: Tensor = _reduced((losses * weight).sum() / total, found, up, HeadRows(head, settings), *head)
-    return loss
+    loss = compute.summed(losses)
+    result: Tensor = _reduced(loss if total is None else loss / total, found, up, HeadRows(head, settings), *head)
+    return result
 
 
 def _requires_grad(t: Tensor | None) -> bool:

@@ -164,7 +164,7 @@ class Rows(Function):
         up = (*up, *(None,) * (4 - len(up)))
         dz = None
         if needs[0] and any(g is not None for g in up):
-            dz = (_gradient_times if batched_by_autograd(*up) else gradient)(*given, *up, *options)
+            dz = (multiplied_gradient if batched_by_autograd(*up) else gradient)(*given, *up, *options)
         by_numbers: Any = (None,) * 4 if up[0] is None else _loss_by_numbers(needs[2:6], *given, up[0], *options)
         return dz, None, *by_numbers, None, None, None, None
 
@@ -319,7 +319,7 @@ def _keep(ctx: Any, tensors: tuple[Any, ...], options: tuple[Any, ...]) -> None:
 # ---- derivatives ----
 
 
-def _gradient_times(*arguments: Any) -> Tensor:
+def multiplied_gradient(*arguments: Any) -> Tensor:
     """Compute `gradient` for upstream gradients of 1 and multiply it by the given ones, in which it is linear.
 
     This calls no function of autograd with them, so it works for a batch of upstream gradients.
@@ -329,7 +329,7 @@ def _gradient_times(*arguments: Any) -> Tensor:
     for k, up in enumerate(upstream):
         if up is not None:
             one = [torch.ones((), dtype=torch.float64, device=z.device) if i == k else None for i in range(4)]
-            part = gradient(z, label, y, r, q, off, *one, axis, temperature, cap) * up.to(z.dtype).unsqueeze(axis)
+            part = gradient(z, label, y, r, q, off, *one, axis, temperature, cap) * _columns(up, label, axis).to(z.dtype)
             total = part if total is None else total + part
     assert total is not None
     return total
