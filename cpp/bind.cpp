@@ -121,7 +121,8 @@ static Job job(const Logits& z, const std::optional<Labels>& label, const Number
     need(off->ndim() >= 1 && off->ndim() <= 2 && (int64_t)off->shape(off->ndim() - 1) == j.cols && adjacent(*off), "off must be [C] or [R, C]");
     need(off->ndim() == 1 || (int64_t)off->shape(0) == j.rows, "off must have one row, or as many as z");
     j.off = off->data();
-    j.off_step = off->ndim() == 2 ? off->stride(0) : 0;
+    j.off_by_row = off->ndim() == 2;
+    j.off_step = j.off_by_row ? off->stride(0) : 0;
   }
   set_transform(j, type_of(z.dtype()), transform);
   return j;
@@ -282,7 +283,7 @@ static void call(Op op, Job j, Type type, Off kind, int threads) {
   if (!j.rows || !j.cols) return;
   const int64_t size = size_of(type);
   const bool aligned = (uintptr_t)j.dz % size == 0;          // stores past the caches need whole elements
-  j.stream = (op == BACKWARD || op == FUSED) && aligned && j.z != j.dz && j.rows * j.cols * size >= 48 << 20;
+  j.stream = op != FORWARD && aligned && j.z != j.dz && j.rows * j.cols * size >= 48 << 20;
   j.ahead = threads == 1;              // 10 % less time on one thread, but 8 % more on two, which use all of the memory's bandwidth
   const Kernel run = isa().run[type][kind][op];
   const int64_t blocks = blocks_of(j.cols);
@@ -419,7 +420,6 @@ NB_MODULE(_kernel, m) {
     need((int64_t)v.shape(0) == j.rows && (int64_t)v.shape(1) == j.cols && (adjacent(v) || !j.rows) && type_of(v.dtype()) == (type_of(z.dtype()) == F64 ? F64 : F32), "v must have the shape of z and the type of the computation");
     j.v = v.data();
     j.v_step = v.stride(0);
-    j.entropy = true;
     j.gauss_newton = gauss_newton;
     call(CURVATURE, j, z, off, threads);
   }, "z"_a.noconvert(), "v"_a.noconvert(), "label"_a.noconvert(), "numbers"_a.noconvert(), "off"_a.noconvert().none(), "transform"_a, "gauss_newton"_a, "out"_a.noconvert(), "result"_a.noconvert(), "threads"_a = 1);

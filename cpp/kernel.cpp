@@ -171,7 +171,7 @@ template <class T, Op op, bool with_u> ALWAYS double exponentials(const typename
       if (with_u) FOUR(c) below[c] = fma<A>(splat(-scale), v[c], splat(m));
       FOUR(c) v[c] = fma<A>(v[c], splat(scale), -shift.sub);
       exps<A, 4>(v, shift.magic, shift.low);
-      if (op != FORWARD) FOUR(c) store(e + k + c * L + u * W, v[c]);
+      if (op != FORWARD && op != LOG_SOFTMAX) FOUR(c) store(e + k + c * L + u * W, v[c]);
       if (op != BACKWARD) s.add(u, v);
       if (with_u) {
         FOUR(c) below[c] = times<A>(v[c], below[c]);
@@ -223,8 +223,9 @@ template <class A> struct Scale {
   static constexpr double TINY = sizeof(A) == 4 ? 0x1p-100 : 0x1p-990;
 };
 
-// Computes dz := scale e - drop off. Stores past the caches must be aligned. If a 16-bit dz is not, it is first written into the memory of e.
-template <class T, class O, bool with_off> ALWAYS void write(typename T::A* e, double scale, double drop, const typename O::S* w, typename T::S* dz, int64_t n, bool stream, const typename T::S* next) {
+// Computes dz := slope (scale e - drop off). Stores past the caches must be aligned. If a 16-bit dz is not, it is first written into the memory
+// of e.
+template <class T, class O, bool with_off, bool with_slope> ALWAYS void write(typename T::A* e, double scale, double drop, const typename O::S* w, const typename T::A* slope, typename T::S* dz, int64_t n, bool stream, const typename T::S* next) {
   SHAPE
   constexpr int64_t per = T::PER * W, unit = T::PER * L;  // entries of dz: a vector, a unit
   const Scale<A> by(scale, drop);
@@ -239,6 +240,7 @@ template <class T, class O, bool with_off> ALWAYS void write(typename T::A* e, d
       load_off<T, O>(p, u, away);
       for (int i = 0; i < T::PER; i++) v[i] = fma<A>(splat(by.minus), away[i], v[i]) * by.end;
     }
+    if (with_slope) for (int i = 0; i < T::PER; i++) v[i] = v[i] * read(slope + k + i * L + u * W);
     return T::pack(v);
   };
   auto part = [&](int64_t stop) {  // the columns up to `stop`, less than a unit
@@ -278,27 +280,33 @@ template <class A, class Z, class O> struct Unit {
   const O* off;
   const A* v;
 };
-template <class T, class O, class F> ALWAYS void each_unit(const typename T::S* z, const typename O::S* w, const typename T::A* v, typename T::S* dz, int64_t n, F f) {
+template <class T, class O, class F> ALWAYS void each_unit(const typename T::S* z, const typename O::S* w, const typename T::A* v, typename T::S* dz, int64_t n, bool stream, F f) {
   SHAPE
   constexpr int64_t per = T::PER * W, unit = T::PER * L;
   int64_t k = 0;
+  auto part = [&](int64_t stop) {  // the columns up to `stop`, less than a unit
+    S copy[unit], result[unit];
+    typename O::S other[unit];
+    A more[unit];
+    const Unit<A, S, typename O::S> p = {columns_without_label<S>(z, k, n, -1, unit, 0, copy), w ? columns_without_label<typename O::S>(w, k, n, -1, unit, 0, other) : w,
+                                         v ? columns_without_label<A>(v, k, n, -1, unit, 0, more) : v};
+    EACH(u) {
+      const auto packed = f(k, u, p);
+      __builtin_memcpy(result + u * per, &packed, sizeof packed);
+    }
+    for (int64_t i = 0; k < stop; k++, i++) if (dz) dz[k] = result[i];
+  };
+  const int64_t head = stream ? -((uintptr_t)dz / sizeof(S)) % per : 0;
+  if (T::PER > 1 && head) stream = false;  // two elements share a slot, so a unit cannot begin anywhere
+  else if (head) part(least(head, n));
   for (; k + unit <= n; k += unit) {
     const Unit<A, S, typename O::S> p = {z + k, w ? w + k : w, v ? v + k : v};
     decltype(f(k, 0, p)) packed[Lanes<A>::U];
     EACH(u) packed[u] = f(k, u, p);
-    if (dz) __builtin_memcpy(dz + k, packed, sizeof packed);
+    if (stream) EACH(u) past_caches(dz + k + u * per, packed[u]);
+    else if (dz) __builtin_memcpy(dz + k, packed, sizeof packed);
   }
-  if (k == n) return;
-  S copy[unit], result[unit];
-  typename O::S other[unit];
-  A more[unit];
-  const Unit<A, S, typename O::S> p = {columns_without_label<S>(z, k, n, -1, unit, 0, copy), w ? columns_without_label<typename O::S>(w, k, n, -1, unit, 0, other) : w,
-                                       v ? columns_without_label<A>(v, k, n, -1, unit, 0, more) : v};
-  EACH(u) {
-    const auto packed = f(k, u, p);
-    __builtin_memcpy(result + u * per, &packed, sizeof packed);
-  }
-  if (dz) for (int64_t i = 0; k + i < n; i++) dz[k + i] = result[i];
+  if (k < n) part(n);
 }
 
 // Reads the values of a unit that are multiplied by scale: y, if there is a softcap, or z.
@@ -308,14 +316,14 @@ template <class T> ALWAYS void load_unit(const typename T::S* z, const typename 
   else T::load(z + T::PER * u * W, v);
 }
 
-// As `write`, with a gradient of the entropy or with a softcap: dz := slope (unit e (a + entropy (m - scale z)) - drop off).
+// As `write`, with a gradient of the entropy: dz := slope (unit e (a + entropy (m - scale z)) - drop off).
 template <class T, class O> ALONE void write_general(const Job& j, const typename T::S* z, const typename T::A* y, const typename T::A* slope, const typename T::A* e, double unit, double a, double entropy, double m, double drop, const typename O::S* w, typename T::S* dz, int64_t n) {
   SHAPE
   const double size = a < 0 ? -a : a, other = entropy < 0 ? -entropy : entropy, amplitude = size > other ? size : other;
   const double by = amplitude > 0 ? amplitude : 1;  // the larger of the two, so that the scale of e has the size of the result
   const Scale<A> factor(unit * by, drop);
   const A constant = a / by, linear = entropy / by, scale = j.scale, top = m;
-  each_unit<T, O>(z, w, nullptr, dz, n, [&](int64_t k, int u, const auto& p) {
+  each_unit<T, O>(z, w, nullptr, dz, n, j.stream, [&](int64_t k, int u, const auto& p) {
     V<A> v[T::PER], x[T::PER], away[T::PER];
     if (w) load_off<T, O>(p.off, u, away);
     load_unit<T>(p.z, y, k, u, x);
@@ -417,10 +425,11 @@ template <Op op> ALONE void finish(const Job& j, Tile& x, int64_t first, int som
 
 // ---- the phases of a row; vector lanes are columns ----
 
-// Returns the label of row i, or its column with the largest off.
-template <class O> ALWAYS int64_t find_label(const Job& j, int64_t i) {
+// Returns the label of row i. LARGEST stands for the column with the largest off or, if off is not given for each row, the largest logit.
+template <class T, class O> ALWAYS int64_t find_label(const Job& j, int64_t i) {
   const int64_t t = label(j, i);
-  return t == LARGEST && j.off ? largest<O>(off<O>(j, i), j.cols) : t;
+  if (t != LARGEST) return t;
+  return j.off_by_row ? largest<O>(off<O>(j, i), j.cols) : largest<T>(row<T>(j, i), j.cols);
 }
 
 // Computes the exponentials and the sums of block b of row i, whose label is t; with_off: also of off.
@@ -504,13 +513,15 @@ template <class T, class O, Op op> ALONE void write_block(const Job& j, Scratch<
   const double down = f.b.down[g + b];
   if (within(t, n)) softcapped<T>(j, z + t, slope);  // before dz, which may be z, is written
   const typename T::S* next = j.ahead ? row<T>(j, i + 1) + k : nullptr;
-  if (f.x.e[g] != 0 || f.y) {
+  if (f.x.e[g] != 0) {
     const double m = f.b.m[g + b], away = m == -INF ? 0 : (f.b.top[g + b] - (double)(A)m) + f.x.over[g];  // lse - m
     const double a = f.x.a[g] + times(f.x.e[g], away);
     write_general<T, O>(j, z, f.y ? f.y + place : nullptr, f.y ? f.slope + place : nullptr, e, f.x.unit[g] * down, a, f.x.e[g], m, f.x.drop[g], w ? w + k : w, dz, n);
   }
-  else if (w) write<T, O, true>(e, f.x.scale[g] * down, f.x.drop[g], w + k, dz, n, j.stream, next);
-  else write<T, O, false>(e, f.x.scale[g] * down, 0, w, dz, n, j.stream, next);
+  else if (f.y && w) write<T, O, true, true>(e, f.x.scale[g] * down, f.x.drop[g], w + k, f.slope + place, dz, n, j.stream, next);
+  else if (f.y) write<T, O, false, true>(e, f.x.scale[g] * down, 0, w, f.slope + place, dz, n, j.stream, next);
+  else if (w) write<T, O, true, false>(e, f.x.scale[g] * down, f.x.drop[g], w + k, nullptr, dz, n, j.stream, next);
+  else write<T, O, false, false>(e, f.x.scale[g] * down, 0, w, nullptr, dz, n, j.stream, next);
   if (within(t, n)) put<T>(dz + t, (A)f.x.hot[g] * slope);
 }
 
@@ -562,7 +573,7 @@ template <class T, class O, Op op> ALONE void short_rows(const Job& j, Scratch<t
   }
   for (int64_t k = C * L; k < C4 * L; k++) e[k] = -INF, w[k] = 0;
   for (int g = 0; g < L; g++) {
-    int64_t t = labels[g] = find_label<O>(j, lane_of(g));
+    int64_t t = labels[g] = find_label<T, O>(j, lane_of(g));
     zt[g] = -INF;
     slope_of[g] = 1;
     if (!within(t, C)) continue;
@@ -709,7 +720,7 @@ template <class T, class O> ALONE void log_softmax(const Job& j, Scratch<typenam
     }
     return T::pack(v);
   };
-  each_unit<T, plain<A>>(z, (const A*)nullptr, (const A*)nullptr, dz, j.cols, unit);
+  each_unit<T, plain<A>>(z, (const A*)nullptr, (const A*)nullptr, dz, j.cols, j.stream, unit);
 }
 
 // Computes the derivative of dz along v, and what Product lists. With v the given one times the slope, apart_k = v_k - mean and
@@ -733,7 +744,7 @@ template <class T, class O> ALONE void curvature(const Job& j, Scratch<typename 
     for (int64_t c = 0; c < j.cols; c++) dz[c] = 0;
     return;
   }
-  const int64_t t = find_label<O>(j, i), j0 = largest<T>(z, j.cols), blocks = blocks_of(j.cols);
+  const int64_t t = find_label<T, O>(j, i), j0 = largest<T>(z, j.cols), blocks = blocks_of(j.cols);
   const bool labelled = within(t, j.cols);
   const Row x = most_probable_apart<T, O, CURVATURE>(j, f, i, j0);
   const A scale = j.scale, cool = j.inverse_temperature, z0 = x.z0;
@@ -748,7 +759,7 @@ template <class T, class O> ALONE void curvature(const Job& j, Scratch<typename 
   for (int64_t b = 0; b < blocks; b++) {
     const int64_t k0 = b * BLOCK, n = least(j.cols - k0, BLOCK);
     Sum<A> sp, sq, so, sd;
-    each_unit<T, O>(z + k0, w ? w + k0 : w, v + k0, nullptr, n, [&](int64_t k, int u, const auto& at) {
+    each_unit<T, O>(z + k0, w ? w + k0 : w, v + k0, nullptr, n, false, [&](int64_t k, int u, const auto& at) {
       V<A> vk[T::PER], zk[T::PER], o[T::PER];
       load_off<T, P>(at.v, u, vk);
       load_unit<T>(at.z, f.y ? f.y + k0 : nullptr, k, u, zk);
@@ -821,7 +832,7 @@ template <class T, class O> ALONE void curvature(const Job& j, Scratch<typename 
   for (int64_t b = 0; b < blocks; b++) {
     const int64_t k0 = b * BLOCK, n = least(j.cols - k0, BLOCK);
     const Scale<A> factor(x.unit * f.b.down[b], 0);
-    each_unit<T, O>(z + k0, w ? w + k0 : w, v + k0, dz + k0, n, [&](int64_t k, int u, const auto& at) {
+    each_unit<T, O>(z + k0, w ? w + k0 : w, v + k0, dz + k0, n, j.stream, [&](int64_t k, int u, const auto& at) {
       V<A> vk[T::PER], zk[T::PER], o[T::PER] = {};
       load_off<T, P>(at.v, u, vk);
       load_unit<T>(at.z, f.y ? f.y + k0 : nullptr, k, u, zk);
@@ -850,7 +861,7 @@ template <class T, class O, Op op> void run(const Job& j, int64_t first, int64_t
   }
   else {
     const int64_t t = label(j, first);
-    if (phase == FIND_LABEL) j.found[first] = find_label<O>(j, first);
+    if (phase == FIND_LABEL) j.found[first] = find_label<T, O>(j, first);
     if (phase == SUM_BLOCK && !ignored(j, first)) sum_block<T, O, op>(j, f, first, t, 0, block);
     if (phase == FINISH_ROW) finish_rows<T, O, op>(j, f, first, &t, 1);
     if (phase == WRITE_BLOCK) write_block<T, O, op>(j, f, first, t, 0, block);
@@ -865,7 +876,7 @@ template <class T, class O, Op op> void run(const Job& j, int64_t first, int64_t
         }
         int64_t* labels = f.x.label;
         for (int g = 0; g < some; g++) {
-          labels[g] = find_label<O>(j, i + g);
+          labels[g] = find_label<T, O>(j, i + g);
           if (!ignored(j, i + g)) for (int64_t b = 0; b < blocks; b++) sum_block<T, O, op>(j, f, i + g, labels[g], g, b);
         }
         finish_rows<T, O, op>(j, f, i, labels, some);

@@ -17,7 +17,7 @@ enum Part { M, S, O, D, ZT, WT, U, PARTS };                                 // t
 enum Product { MEAN, AT_LABEL, BY_OFF, BY_ENTROPY, PRODUCTS };              // what CURVATURE gives for each row
 
 inline constexpr int64_t IGNORED = INT64_MIN;      // label of a row that is not read
-inline constexpr int64_t LARGEST = INT64_MIN + 1;  // stands for the column with the largest off
+inline constexpr int64_t LARGEST = INT64_MIN + 1;  // stands for the column with the largest off, or logit
 
 struct Job {
   int64_t rows, cols;
@@ -34,6 +34,7 @@ struct Job {
   int64_t number_count, number_step, number_row;  // steps between the numbers, and between rows (0: the same for all rows)
   const void* off;
   int64_t off_step;  // 0: one vector for all rows
+  bool off_by_row;   // whether off is [rows, cols]
   double* result;    // [result_count, rows]
   int64_t result_count, result_step;
   double* parts;  // [7, rows] or null

@@ -167,10 +167,10 @@ template <class A> ALWAYS void tanh_and_slope(V<A> x, A lift, V<A>& y, V<A>& slo
   V<A> q = splat<A>(K::c[0]);
   for (int c = 1; c < K::degree; c++) q = fma<A>(q, r, splat<A>(K::c[c]));
   const V<A> power = bits<V<A>>(bits<typename K::I>(t) << K::mantissa), p = q * r;
-  const V<A> minus = fma<A>(power, p, power - one), w = fma<A>(power, p, power), sum = 2 + minus;       // w - 1, w, w + 1
-  const V<A> tanh = size > K::far ? one : -minus / sum;
+  const V<A> minus = fma<A>(power, p, power - one), w = fma<A>(power, p, power), inverse = 1 / (2 + minus);       // w - 1, w, 1 / (w + 1)
+  const V<A> tanh = size > K::far ? one : -minus * inverse;
   y = size < K::tiny ? x : (narrow < 0 ? -tanh : tanh) * lift;
-  slope = size > K::far ? V<A>{} : 4 * w / (sum * sum);
+  slope = size > K::far ? V<A>{} : 4 * w * (inverse * inverse);
 }
 
 ALWAYS V<double> exp(V<double> x) {                              // for x <= 40
