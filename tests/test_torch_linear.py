@@ -397,13 +397,16 @@ def test_it_compiles_in_one_piece_for_any_number_of_rows():
     assert len(frames) == 1
 
 
-def test_the_operator_is_what_torch_expects_of_operators():
+def test_the_operators_are_what_torch_expects_of_operators():
     x, w, b = head()
-    p = (x, w, b, labels(ignored=False), None, None, None, None, -100, 0.1, 0.0, None, 1.0, "loss lse correct", 200)
+    y, r, q = torch.rand(N, dtype=F64, requires_grad=True), torch.ones((), dtype=F64), torch.zeros((), dtype=F64)
+    off = torch.rand(C, dtype=F64, requires_grad=True)
+    p = (x, w, b, labels(ignored=False), y, r, q, off, None, None, None, None, None, 1.0, math.inf, "loss lse correct", 200)
     torch.library.opcheck(torch.ops.softxent.linear_rows.default, p)
-    p = (*p[:-2], "loss", 200)
-    g = torch.rand(N, dtype=F64)
-    torch.library.opcheck(torch.ops.softxent.linear_gradient.default, (*p, 7, [g]), test_utils=("test_schema", "test_faketensor"))
+    given = [torch.rand(N, dtype=F64), torch.rand(N, dtype=F64)]
+    for needed in ([0, 1, 2], [0, 4, 7]):  # by the kernel, and by torch.func
+        arguments = (*p, needed, given)
+        torch.library.opcheck(torch.ops.softxent.linear_gradient.default, arguments, test_utils=("test_schema", "test_faketensor"))
 
 
 PEAK = """
