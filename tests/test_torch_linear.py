@@ -17,7 +17,7 @@ from cases import python
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
 from softxent import torch as st
-from softxent.torch import chunked
+from softxent.torch import linear_operators
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 N, D, C = 9, 4, 7
@@ -109,7 +109,7 @@ def test_other_devices_go_the_same_way(backend, soft):
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_more_classes_than_a_product_has_columns(bias):
-    classes = 2 * chunked.COLUMNS + 300
+    classes = 2 * linear_operators.COLUMNS + 300
     x, w, b = torch.randn(N, D, dtype=F64), torch.randn(classes, D, dtype=F64), torch.randn(classes, dtype=F64) if bias else None
     given = [t.requires_grad_() for t in (x, w, b) if t is not None]
     t = torch.randint(0, classes, (N,))
@@ -283,7 +283,7 @@ def products(monkeypatch):
     """Return the shapes of the matrix products."""
     seen = []
 
-    class Counted(chunked._Tensors):
+    class Counted(linear_operators._Tensors):
         def logits(self, x, w, b, out):
             seen.append(("logits", *out.shape))
             super().logits(x, w, b, out)
@@ -292,7 +292,7 @@ def products(monkeypatch):
             seen.append(("dx" if out.shape[0] == a.shape[0] and a.shape[1] == C else "dw", *a.shape))
             super().product(a, b, out, add)
 
-    monkeypatch.setattr(chunked, "PRODUCTS", Counted())
+    monkeypatch.setattr(linear_operators, "PRODUCTS", Counted())
     return seen
 
 
@@ -397,13 +397,16 @@ def test_it_compiles_in_one_piece_for_any_number_of_rows():
     assert len(frames) == 1
 
 
-def test_the_operator_is_what_torch_expects_of_operators():
+def test_the_operators_are_what_torch_expects_of_operators():
     x, w, b = head()
-    p = (x, w, b, labels(ignored=False), None, None, None, None, -100, 0.1, 0.0, None, 1.0, "loss lse correct", 200)
+    y, r, q = torch.rand(N, dtype=F64, requires_grad=True), torch.ones((), dtype=F64), torch.zeros((), dtype=F64)
+    off = torch.rand(C, dtype=F64, requires_grad=True)
+    p = (x, w, b, labels(ignored=False), y, r, q, off, None, None, None, None, None, 1.0, math.inf, "loss lse correct", 200)
     torch.library.opcheck(torch.ops.softxent.linear_rows.default, p)
-    p = (*p[:-2], "loss", 200)
-    g = torch.rand(N, dtype=F64)
-    torch.library.opcheck(torch.ops.softxent.linear_gradient.default, (*p, 7, [g]), test_utils=("test_schema", "test_faketensor"))
+    given = [torch.rand(N, dtype=F64), torch.rand(N, dtype=F64)]
+    for needed in ([0, 1, 2], [0, 4, 7]):  # by the kernel, and by torch.func
+        arguments = (*p, needed, given)
+        torch.library.opcheck(torch.ops.softxent.linear_gradient.default, arguments, test_utils=("test_schema", "test_faketensor"))
 
 
 PEAK = """

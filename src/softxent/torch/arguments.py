@@ -128,6 +128,14 @@ def _soft(u: Tensor, w: Tensor | None, e: float, axis: int, wide: torch.dtype) -
     return found.movedim(-1, axis)
 
 
+def scale_and_shift(weight: Tensor | None, e: float, classes: int, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
+    """Return two factors, 0-dim or [C] float64 or None, by which probabilities u become their truth, scale u + shift (`truth.soft`)."""
+    if weight is None and not e:
+        return None, None
+    w = _number(1.0 if weight is None else weight.double(), device)
+    return w * (1 - e), truth.everywhere(w, e, classes) if e else None
+
+
 def reduced(losses: Tensor, reduction: str, total: Tensor | None, dtype: torch.dtype) -> Tensor:
     """Return the losses of the rows, their sum, or their sum divided by `total`."""
     if reduction == "none":
