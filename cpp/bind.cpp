@@ -306,6 +306,25 @@ static void call(Op op, const Job& j, const Logits& z, const std::optional<Dense
   call(op, j, type, kind, threads);
 }
 
+// The sum in NumPy's order, so that a loss has the same bits however it is called: halves, down to 128 numbers, and eight sums of those.
+static double sum_as_numpy(const double* a, int64_t n) {
+  if (n > 128) {
+    const int64_t half = n / 2 - n / 2 % 8;
+    return sum_as_numpy(a, half) + sum_as_numpy(a + half, n - half);
+  }
+  int64_t i = 0;
+  double sum = 0;
+  if (n >= 8) {
+    double s[8];
+    for (; i < 8; i++) s[i] = a[i];
+    for (; i + 8 <= n; i += 8)
+      for (int k = 0; k < 8; k++) s[k] += a[i + k];
+    sum = ((s[0] + s[1]) + (s[2] + s[3])) + ((s[4] + s[5]) + (s[6] + s[7]));
+  }
+  for (; i < n; i++) sum += a[i];
+  return sum;
+}
+
 // The frequent calls from PyTorch: a contiguous matrix, a label for each row, numbers that are the same for all rows (y times the class weight of
 // the label), and a reduction. It takes addresses and returns one number, because each array would cost a microsecond. Addresses that may be
 // 0: dz, the gradient of the sum or mean; losses, those of the rows; class_weight and off [cols]; upstream, the upstream gradient of each row's
@@ -324,7 +343,7 @@ static std::optional<double> quick(uintptr_t z, uintptr_t label, uintptr_t dz, u
   std::vector<double> memory;
   memory.swap(spare);  // a signal handler may call this function within the call
   const bool same = !weight && !up, all = counted == rows;
-  const int64_t needed = rows * ((losses ? 1 : 2) + (same ? 0 : 4) + (all ? 0 : 1));
+  const int64_t needed = rows * ((losses ? 1 : 2) + (same ? 0 : 4) + (all ? 0 : 1) + (mean && weight ? 1 : 0));
   if ((int64_t)memory.size() < needed) memory.resize(needed);
   double* free = memory.data();
   auto take = [&](int64_t n) {
@@ -334,8 +353,9 @@ static std::optional<double> quick(uintptr_t z, uintptr_t label, uintptr_t dz, u
   };
   double total = mean ? counted : 1;
   if (mean && weight) {
-    total = 0;
-    for (int64_t i = 0; i < rows; i++) total += t[i] == ignore ? 0 : weight[t[i]];
+    double* weights = take(rows);
+    for (int64_t i = 0; i < rows; i++) weights[i] = t[i] == ignore ? 0 : weight[t[i]];
+    total = sum_as_numpy(weights, rows);
   }
   const double scale = mean ? (total != 0 ? 1 / total : 0) : 1, constant[4] = {y, r, q, scale};
   Job j = {};
@@ -374,10 +394,9 @@ static std::optional<double> quick(uintptr_t z, uintptr_t label, uintptr_t dz, u
   j.result_step = lse - j.result;
   set_transform(j, (Type)type, {temperature, cap});
   call(dz ? FUSED : FORWARD, j, (Type)type, WIDE, threads);
-  double sum = 0;
-  for (int64_t i = 0; i < rows; i++) sum += j.result[i];
+  const double sum = sum_as_numpy(j.result, rows);
   if (memory.size() <= 1 << 20) spare.swap(memory);
-  return mean ? (total != 0 ? (same && all ? sum * scale : sum / total) : __builtin_nan("")) : sum;
+  return mean ? (total != 0 ? sum / total : __builtin_nan("")) : sum;
 }
 
 static int64_t first_outside(const Labels& label, int64_t classes, int64_t ignore) {
