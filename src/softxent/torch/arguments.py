@@ -23,6 +23,7 @@ from .operators import PLAIN, differentiated, has_tangent
 
 BIGGEST = 1.7976931348623157e308
 RANGES = ((0, 1), (0, BIGGEST), (truth.SMALLEST, BIGGEST), (truth.SMALLEST, math.inf))  # label_smoothing, z_loss, temperature, cap
+NUMBERS = (float, int)
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -77,35 +78,36 @@ def truth_of(
     return Truth(label, *(_number(x, device) for x in found[:3]), off), total
 
 
-def quick_numbers(
-    z: Tensor, weight: Tensor | None, options: Any
-) -> tuple[float, float, float, Tensor | None, Tensor | None] | None:
-    """Return y, r, q, the factors of y by class, and off, if they are the same for all rows of class indices; None if an option is no number."""
-    ignore_index, reduction, *numbers = options
-    if type(ignore_index) is not int or type(reduction) is not str or reduction not in contract.REDUCTIONS:
+def quick_numbers(z: Tensor, weight: Tensor | None, options: Any) -> tuple[tuple[float, ...], Tensor | None, Tensor | None] | None:
+    """Return (y, r, q, temperature, cap), the factors of y by class, and off, if they are the same for all rows of class indices.
+
+    Returns None if an option is no number, or not one that is allowed.
+    """
+    ignore_index, reduction, e, z_loss, temperature, cap = options
+    if type(ignore_index) is not int or type(reduction) is not str or not all(type(x) in NUMBERS for x in (e, z_loss, temperature, cap)):
         return None
-    for x, (low, high) in zip(numbers, RANGES, strict=True):
-        if (type(x) is not float and type(x) is not int) or not low <= x <= high:
-            return None
-    smoothing, z_loss, _, _ = numbers
-    y, r, q, shared, _ = _same_for_all_rows(smoothing, z_loss, z.shape[-1])
-    factors = off = None
-    if weight is not None:
-        if not plain(weight) or weight.shape != z.shape[1:] or not weight.is_cpu or weight.is_complex() or differentiated(weight):
-            return None
-        factors = weight.detach().double().contiguous().resolve_neg()
-    if shared is not None:
-        wide = compute.compute_dtype(z)
-        if factors is None:
-            off = _everywhere(shared, z.shape[-1], wide)
-        else:
-            off = truth.everywhere(factors, smoothing, z.shape[-1]).to(wide)
-    return y, r, q, factors, off
+    found = _same_for_all_rows(reduction, e, z_loss, temperature, cap, z.shape[1])
+    if found is None or (weight is None and found[1] is None):
+        return None if found is None else (found[0], None, None)
+    numbers, shared = found
+    wide = compute.compute_dtype(z)
+    if weight is None:
+        return numbers, None, _everywhere(shared, z.shape[1], wide)
+    if not plain(weight) or weight.shape != z.shape[1:] or not weight.is_cpu or weight.is_complex() or differentiated(weight):
+        return None
+    factors = weight.detach().double().contiguous().resolve_neg()
+    return numbers, factors, None if shared is None else truth.everywhere(factors, e, z.shape[1]).to(wide)
 
 
-@lru_cache(maxsize=64)
-def _same_for_all_rows(smoothing: float, z_loss: float, classes: int) -> truth.RowNumbers:
-    return truth.row_numbers((), None, None, None, smoothing, z_loss, classes)
+@lru_cache(maxsize=256)
+def _same_for_all_rows(
+    reduction: str, e: float, z_loss: float, temperature: float, cap: float, classes: int
+) -> tuple[tuple[float, ...], float | None] | None:
+    allowed = all(low <= x <= high for x, (low, high) in zip((e, z_loss, temperature, cap), RANGES, strict=True))
+    if not allowed or reduction not in contract.REDUCTIONS:
+        return None
+    y, r, q, off, _ = truth.row_numbers((), None, None, None, e, z_loss, classes)
+    return (float(y), float(r), float(q), float(temperature), float(cap)), off
 
 
 @lru_cache(maxsize=4)
@@ -146,8 +148,10 @@ def reduced(losses: Tensor, reduction: str, total: Tensor | None, dtype: torch.d
 
 def result_dtype(input: Tensor) -> torch.dtype:
     """Return the dtype of a loss: that of the logits, or float32 under autocast."""
-    narrow = input.dtype in (torch.bfloat16, torch.float16)
-    return torch.float32 if narrow and torch.is_autocast_enabled(input.device.type) else input.dtype
+    dtype = input.dtype
+    if dtype == torch.float32 or dtype == torch.float64 or not torch.is_autocast_enabled(input.device.type):
+        return dtype
+    return torch.float32
 
 
 # ---- kinds of tensors ----
@@ -155,9 +159,11 @@ def result_dtype(input: Tensor) -> torch.dtype:
 
 def plain(*tensors: Tensor) -> bool:
     """Whether these are ordinary tensors: no transform of torch.func, no compiler, no forward-mode tangent and no subclass is involved."""
+    for t in tensors:
+        if type(t) not in PLAIN or t.is_meta:
+            return False
     return (
-        all(type(t) in PLAIN and not t.is_meta for t in tensors)
-        and not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
+        not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
         and not torch._C._len_torch_dispatch_stack() and forward_ad._current_level < 0
     )  # fmt: skip
 

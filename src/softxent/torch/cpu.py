@@ -11,6 +11,7 @@ from torch import Tensor
 from .. import kernels
 from ..partials import Array
 
+SMALL = kernels.LARGE // 8  # elements, below which a gradient takes new memory
 TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}  # as in cpp/kernel.h
 
 
@@ -51,28 +52,32 @@ def threads() -> int:
 
 
 def quick(
-    z: Tensor, label: Tensor, ignored: int, y: float, r: float, q: float, class_factor: Tensor | None, off: Tensor | None,
-    temperature: float, cap: float, *, mean: bool, gradient: bool, losses: bool = False, upstream: Tensor | None = None,
+    z: Tensor, label: Tensor, ignored: int, numbers: tuple[float, ...], factors: Tensor | None, off: Tensor | None, mean: bool,
+    gradient: bool, losses: bool, upstream: Tensor | None = None,
 ) -> tuple[float, Tensor | None, Tensor | None] | None:  # fmt: skip
     """Return a reduced loss, its gradient and the losses of the rows, of contiguous tensors, in one call that takes no arrays.
 
-    z: [N, C], with C > 0; label: [N] int64, where `ignored` stands for ignored rows. y, r and q are the same for all rows; class_factor [C], float64,
-    multiplies y; off is [C] in the type in which is computed. upstream: [N] float64, of the losses. Returns None if something does not fit, or if
-    a label is out of range; the general functions say what is wrong.
+    z: [N, C], with C > 0; label: [N] int64, where `ignored` stands for ignored rows. numbers: y, r, q, temperature and cap, the same for all rows;
+    factors [C], float64, multiply y; off is [C], in the type in which is computed. upstream: [N], upstream gradients of the losses, whose
+    gradient is then returned. Both are float32 for float32 logits, and else float64. Returns None if something does not fit, or if a label is
+    out of range; the general functions say what is wrong.
     """
-    type_, native = TYPES.get(z.dtype), kernels.cpu
-    if native is None or kernels.active() is not native or type_ is None or label.dtype != torch.int64:
+    native, type_ = kernels.cpu, TYPES.get(z.dtype)
+    n, classes = z.shape
+    if native is None or kernels.active() is not native or type_ is None or label.dtype != torch.int64 or label.shape != (n,) or not n:
         return None
-    (n, classes), shape = z.shape, label.shape
-    if not n or len(shape) != 1 or shape[0] != n or not label.is_contiguous() or not z.is_contiguous():
+    if not (z.is_contiguous() and label.is_contiguous()) or lazy(z) or lazy(label):
         return None
-    if lazy(z) or lazy(label):
-        return None
-    dz = empty(z.shape, z.dtype) if gradient else None
-    each = torch.empty(n, dtype=torch.float64, device="cpu") if losses else None
+    small = n * classes < SMALL
+    dz = None if not gradient else torch.empty_like(z) if small else empty(z.shape, z.dtype)
+    wide = z.dtype if type_ == 0 else torch.float64
+    each = z.new_empty(n, dtype=wide) if losses else None
+    if upstream is not None:
+        upstream = in_memory(upstream).to(wide).contiguous()
+    y, r, q, temperature, cap = numbers
     loss = native.quick(
         z.data_ptr(), label.data_ptr(), 0 if dz is None else dz.data_ptr(), 0 if each is None else each.data_ptr(), n, classes, type_, ignored,
-        y, r, q, 0 if class_factor is None else class_factor.data_ptr(), 0 if off is None else off.data_ptr(), mean,
-        0 if upstream is None else upstream.data_ptr(), temperature, cap, threads(),
+        y, r, q, 0 if factors is None else factors.data_ptr(), 0 if off is None else off.data_ptr(), mean,
+        0 if upstream is None else upstream.data_ptr(), temperature, cap, 1 if n * classes < 4096 else threads(),
     )  # fmt: skip
     return None if loss is None else (loss, dz, each)

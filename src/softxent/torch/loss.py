@@ -91,10 +91,10 @@ def cross_entropy(
         reduction = torch.nn._reduction.legacy_get_string(size_average, reduce)
     more = return_lse or return_entropy or return_logprobs or return_correct
     eager = plain(input, target)
+    gradient = eager and input.requires_grad and torch.is_grad_enabled()
     if eager and not more and sample_weight is None and class_weight is None:
         given = (target, weight, None, 1, (ignore_index, reduction, label_smoothing, z_loss, temperature, softcap or math.inf))
-        gradient = input.requires_grad and torch.is_grad_enabled()
-        found = _quick(input, *given, gradient=gradient and reduction != "none" and input.dtype != torch.float16)
+        found = _quick(input, *given, gradient and reduction != "none" and input.dtype != torch.float16)
         if found is not None:
             return _loss(input, found, given) if gradient else found[0]
     if class_weight is not None:
@@ -106,8 +106,7 @@ def cross_entropy(
     others = [t for t in (weight, sample_weight) if t is not None]
     if eager and not more and plain(*others) and not operators.differentiated(target, *others):
         given = (target, weight, sample_weight, axis, options)
-        gradient = input.requires_grad and torch.is_grad_enabled()
-        found = _computed(input, *given, gradient=gradient and reduction != "none" and input.dtype != torch.float16)
+        found = _computed(input, *given, gradient and reduction != "none" and input.dtype != torch.float16)
         return _loss(input, found, given) if gradient else found[0]
     if return_logprobs and target.is_floating_point():
         fail(FN, "return_logprobs", "be False where the target is probabilities", True)
@@ -163,8 +162,8 @@ Given = tuple[Tensor, Tensor | None, Tensor | None, int, Any]  # target, weight,
 
 
 def _quick(
-    input: Tensor, target: Tensor, weight: Tensor | None, sample: Tensor | None, axis: int, options: Any, *,
-    gradient: bool, upstream: Tensor | None = None,
+    input: Tensor, target: Tensor, weight: Tensor | None, sample: Tensor | None, axis: int, options: Any, gradient: bool,
+    upstream: Tensor | None = None,
 ) -> Found | None:  # fmt: skip
     """As `_computed`, for the most frequent calls; None for others. With `upstream`, the gradient is of the losses of the rows."""
     if not (input.is_cpu and target.is_cpu and sample is None and input.dim() == 2 and input.shape[1]) or compute.forced() is not None:
@@ -172,22 +171,20 @@ def _quick(
     numbers = arguments.quick_numbers(input, weight, options)
     if numbers is None:
         return None
-    each = options[1] == "none"
-    found = cpu.quick(
-        input, target, options[0], *numbers, *options[4:], mean=options[1] == "mean", gradient=gradient, losses=each, upstream=upstream
-    )
+    each = options[1] == "none" and upstream is None
+    found = cpu.quick(input, target, options[0], *numbers, options[1] == "mean", gradient, each, upstream)
     if found is None:
         return None
     loss, dz, losses = found
     dtype = arguments.result_dtype(input)
-    return torch.scalar_tensor(loss, dtype=dtype, device="cpu") if losses is None else losses.to(dtype), dz
+    return input.new_full((), loss, dtype=dtype) if losses is None else losses.to(dtype), dz
 
 
 def _computed(
-    input: Tensor, target: Tensor, weight: Tensor | None, sample: Tensor | None, axis: int, options: arguments.Options, *, gradient: bool
+    input: Tensor, target: Tensor, weight: Tensor | None, sample: Tensor | None, axis: int, options: arguments.Options, gradient: bool
 ) -> Found:
     """Return the loss and, if `gradient` is set, that of the sum or mean, computed in the same pass."""
-    found = _quick(input, target, weight, sample, axis, options, gradient=gradient)
+    found = _quick(input, target, weight, sample, axis, options, gradient)
     if found is not None:
         return found
     truth, total = arguments.truth_of(FN, input, target, weight, sample, axis, options)
@@ -214,14 +211,14 @@ class CrossEntropy(Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         (input, target, weight, sample, dz), (g,) = ctx.saved_tensors, grads
         given = (target, weight, sample, ctx.axis, ctx.options)
-        batched = operators.batched_by_autograd(g)
+        batched = torch._C._functorch.is_legacy_batchedtensor(g)
         if not batched and not torch.is_grad_enabled():
             if dz is not None:
                 # an in-place change of the result is not one of the saved dz
-                dz = dz.data if _first_backward(ctx) else _computed(input, *given, gradient=True)[1]
+                dz = dz.data if _first_backward(ctx) else _computed(input, *given, True)[1]
                 return compute.scaled(dz, g), None, None
             if g.ndim:
-                found = _quick(input, *given, gradient=True, upstream=cpu.in_memory(g).double().contiguous())
+                found = _quick(input, *given, True, g)
                 if found is not None:
                     return found[1], None, None
         options = arguments.Options(*ctx.options)
@@ -231,7 +228,7 @@ class CrossEntropy(Function):
         return gradient(input, *truth, up, None, None, None, ctx.axis, options.temperature, options.cap), None, None
 
 
-_loss: Callable[..., Tensor] = CrossEntropy.apply
+_loss: Callable[..., Tensor] = super(Function, CrossEntropy).apply  # of the tensors of torch.func, which Function.apply looks for, there are none
 
 
 def _inverse(total: Tensor) -> Tensor:
