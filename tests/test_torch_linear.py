@@ -517,10 +517,16 @@ def test_the_operators_are_what_torch_expects_of_operators():
     off = torch.rand(C, dtype=F64, requires_grad=True)
     p = (x, w, b, labels(ignored=False), y, r, q, off, None, None, None, None, None, 1.0, math.inf, "loss lse correct", 200)
     torch.library.opcheck(torch.ops.softxent.linear_rows.default, p)
-    given = [torch.rand(N, dtype=F64), torch.rand(N, dtype=F64)]
-    for needed in ([0, 1, 2], [0, 4, 7]):  # by the kernel, and by torch.func
-        arguments = (*p, needed, given)
-        torch.library.opcheck(torch.ops.softxent.linear_gradient.default, arguments, test_utils=("test_schema", "test_faketensor"))
+    p = (*p, [0, 1, 2, 4], [torch.rand(N, dtype=F64), torch.rand(N, dtype=F64)])
+    torch.library.opcheck(torch.ops.softxent.linear_gradient.default, p, test_utils=("test_schema", "test_faketensor"))
+
+
+def test_derivatives_by_the_truth_compile_too():
+    x, w, b = head()
+    c, t = torch.rand(C, dtype=F64, requires_grad=True), labels()
+    f = torch.compile(lambda *a: ours(*a[:4], weight=a[4], label_smoothing=0.1, z_loss=0.1), fullgraph=True, backend="aot_eager")
+    found = torch.autograd.grad(f(x, w, b, t, c), [x, w, b, c])
+    close(found, torch.autograd.grad(ours(x, w, b, t, weight=c, label_smoothing=0.1, z_loss=0.1), [x, w, b, c]))
 
 
 PEAK = """
