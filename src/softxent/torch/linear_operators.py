@@ -104,7 +104,7 @@ class HeadRows(RowFunction):
     def _of_a_chunk(self, *head: Any) -> Tensors:
         h, s = Head(*head), self.settings
         z = F.linear(h.x, h.w, h.b)
-        found = operators.rows(z, h.label, h.y, h.r, h.q, _off(h, s), 1, s.temperature, s.cap, "entropy" in s.outputs)
+        found = operators.rows(z, h.label, h.y, h.r, h.q, _off(h, s), 1, s.temperature, s.cap, not {*s.outputs} <= {"loss", "lse"})
         return tuple(found[OUTPUTS.index(name)] for name in s.outputs)
 
     def compute(self, *head: Any) -> Tensors:
@@ -121,6 +121,11 @@ class HeadRows(RowFunction):
         fields = [Head._fields[k] for k in needed]
         return HeadGradient(self, general, fields, given) if {*fields} <= {"x", "w", "b", "y", "q"} else general
 
+    def tangent(self, moving: Sequence[int]) -> RowFunction:
+        general = super().tangent(moving)
+        along, fields = [Head._fields[k] for k in moving], [self.settings.outputs[k] for k in self.differentiable]
+        return HeadHessian(self.settings, general, (), along, fields) if {*along} <= {"x", "w", "b"} else general
+
 
 class HeadGradient(RowFunction):
     """The function of a `Head` and upstream gradients of some outputs of its rows that computes the gradients of some of x, w, b, y and q."""
@@ -136,19 +141,21 @@ class HeadGradient(RowFunction):
     def gradient(self, needed: Sequence[int], given: Sequence[int]) -> RowFunction:
         general = super().gradient(needed, given)
         fields, along = [(*Head._fields, *self.given)[k] for k in needed], [self.fields[k] for k in given]
-        return HeadHessian(self, general, fields, along) if {*fields, *along} <= {"x", "w", "b", *OUTPUTS} else general
+        return HeadHessian(self.settings, general, self.given, along, fields) if {*fields, *along} <= {"x", "w", "b", *OUTPUTS} else general
 
 
 class HeadHessian(RowFunction):
-    """The function of a `Head`, upstream gradients, and a vector with the shapes of some of x, w and b, that computes the product of the
-    Hessian and the vector, and the derivatives of the outputs of the rows along it.
+    """The function of a `Head`, upstream gradients of the outputs `given`, and a vector with the shapes of `along`, some of x, w and b, that
+    computes `fields`: for x, w and b the product of the Hessian and the vector, and for an output its derivative along the vector.
 
     The formulas are those of `softxent.linear_cross_entropy_hvp`.
     """
 
-    def __init__(self, of: HeadGradient, general: RowFunction, fields: Sequence[str], along: Sequence[str]) -> None:
+    def __init__(
+        self, settings: Settings, general: RowFunction, given: Sequence[str], along: Sequence[str], fields: Sequence[str]
+    ) -> None:
         super().__init__(general.of_a_chunk, general.by_row, general.per_row, general.step)
-        self.settings, self.given, self.fields, self.along = of.settings, of.given, fields, along
+        self.settings, self.given, self.along, self.fields = settings, given, along, fields
 
     def compute(self, *arguments: Any) -> Tensors:
         h, rest = Head(*arguments[: len(Head._fields)]), arguments[len(Head._fields) :]
