@@ -272,6 +272,7 @@ def test_forward_mode_and_transforms_by_every_argument_with_every_output():
         return lambda *a: sum((r**2).sum() for r in of(f)(*a))
 
     every = (0, 1, 2, 3, 4)
+
     def composed(x, w, b, t, *, weight, sample_weight, **_):
         """The same from the definition, in torch's operations."""
         z, live = F.linear(x, w, b), (t != -100).to(F64)
@@ -286,7 +287,9 @@ def test_forward_mode_and_transforms_by_every_argument_with_every_output():
         lambda f: jvp(grad(total(f), argnums=every), given, along)[1],
         lambda f: vjp(lambda *a: jvp(of(f), a, along)[1], *given)[1](of(composed)(*given)),
         lambda f: jvp(lambda *a: jvp(total(f), a, along)[1], given, along)[1],
-        lambda f: vmap(grad(total(f), argnums=every), in_dims=(None, 0, None, 0, None))(x, torch.stack([w, 2 * w]), b, torch.stack([c, c + 1]), s),
+        lambda f: vmap(grad(total(f), argnums=every), in_dims=(None, 0, None, 0, None))(
+            x, torch.stack([w, 2 * w]), b, torch.stack([c, c + 1]), s
+        ),
         lambda f: vmap(vmap(grad(total(f), argnums=every), in_dims=(0, None, None, None, 0)), in_dims=(None, 0, 0, None, None))(
             torch.stack([x, -x]), torch.stack([w, 2 * w, w + 1]), torch.stack([b, -b, b]), c, torch.stack([s, s + 1])
         ),

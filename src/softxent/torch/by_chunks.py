@@ -66,7 +66,7 @@ class RowFunction:
 
         def pulled_back(*arguments: Any) -> Tensors:
             arguments, upstream = arguments[: len(self.by_row)], arguments[len(self.by_row) :]
-            found, pull_back = torch.func.vjp(self._of_some(arguments, needed, given), *(arguments[k] for k in needed))
+            found, pull_back, *_ = torch.func.vjp(self._of_some(arguments, needed, given), *(arguments[k] for k in needed))
             gradients: Tensors = pull_back(tuple(g.to(output.dtype) for g, output in zip(upstream, found, strict=True)))
             return gradients
 
@@ -84,7 +84,7 @@ class RowFunction:
         def pushed_forward(*arguments: Any) -> Tensors:
             arguments, tangents = arguments[: len(self.by_row)], arguments[len(self.by_row) :]
             of_some, at = self._of_some(arguments, moving, self.differentiable), tuple(arguments[k] for k in moving)
-            found, pull_back = torch.func.vjp(of_some, *at)
+            found, pull_back, *_ = torch.func.vjp(of_some, *at)
             push_forward = torch.func.vjp(pull_back, tuple(map(torch.ones_like, found)))[1]
             tangents_found: Tensors = push_forward(tangents)[0]
             return tangents_found

@@ -1,8 +1,8 @@
 """`patch` makes a causal language model of Hugging Face's transformers compute its loss by `linear_cross_entropy`.
 
 If labels are given, such a model calls its head and then `self.loss_function` on the logits. In a patched model, the head returns lazy
-logits (lazy_logits.py). The loss function uses what they are computed from; any other code that reads the logits, in the model or after it, gets
-their values. Only the one model is changed: its class is replaced by a subclass.
+logits (lazy_logits.py). The loss function uses what they are computed from; any other code that reads the logits, in the model or after
+it, gets their values. Only the one model is changed: its class is replaced by a subclass.
 """
 
 from __future__ import annotations

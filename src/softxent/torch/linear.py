@@ -20,9 +20,10 @@ from ..filtering import FilterStats
 from ..kernels import IGNORED
 from ..linear import BUDGET, filtered
 from . import arguments, operators
-from .arguments import PLAIN, differentiable, labels, plain, tensor
+from .arguments import differentiable, labels, plain, tensor
 from .linear_operators import Head, Settings, reduced_loss, rows
 from .loss import Result, cross_entropy
+from .operators import PLAIN
 
 FN = "linear_cross_entropy"
 
@@ -72,8 +73,8 @@ def linear_cross_entropy(
             then have one position less.
         budget: the bytes of logits that are held at once; 64 MiB by default. Larger chunks are faster, because each adds to all of dW.
         filter_tol, filter_stats: the gradient filter, as in `softxent.linear_cross_entropy_and_grad`. It works if the gradients are
-            computed in the forward pass, in float32 or float64 on the CPU, without temperature and softcap. In other cases, and in a second
-            backward pass, nothing is left out.
+            computed in the forward pass, in float32 or float64 on the CPU. In other cases, and in a second backward pass, nothing is left
+            out.
         class_weight: the name of weight in softxent's functions for NumPy, which is refused.
 
     Returns:
@@ -82,13 +83,14 @@ def linear_cross_entropy(
     Raises:
         ValueError, TypeError: if a shape, label, dtype or option does not fit.
 
-    Derivatives of any order with respect to input, W and b are available, in reverse and forward mode and by torch.func. If a gradient is
-    not required, its matrix product is skipped. If W is bfloat16 or float16, its gradient is accumulated in float32.
+    Derivatives of any order with respect to input, W, b, weight, sample_weight and probabilities are available, in reverse and forward mode
+    and by torch.func. If a gradient is not required, its matrix product is skipped. If W is bfloat16 or float16, its gradient is added up
+    in float32.
 
     Cost: for a scalar loss, the gradients are computed in the forward pass, with three matrix products and `budget` bytes beyond the
     gradients. With a `return_` option, reduction="none" or float16, and under a transform or compiler, they are computed in the backward
-    pass, with a fourth product. Third derivatives, derivatives with respect to `target` or `weight`, and a W of more than two axes need all
-    logits in memory.
+    pass, with a fourth product. Every derivative, in every mode, is computed by chunks; only a W of more than two axes needs all logits in
+    memory.
 
     Source: Part 3 of the derivation, and its part on linear heads.
     """
@@ -101,7 +103,7 @@ def linear_cross_entropy(
         return cross_entropy(
             _of_many_axes(*_cast(input, linear_weight, linear_bias)), target, weight, None, ignore_index, None, reduction, label_smoothing,
             z_loss=z_loss, softcap=softcap, temperature=temperature, sample_weight=sample_weight, check=check,
-            **{f"return_{name}": flag for name, flag in flags.items()},
+            return_lse=return_lse, return_entropy=return_entropy, return_logprobs=return_logprobs, return_correct=return_correct,
         )  # fmt: skip
     h = _rows(input, linear_weight, target, linear_bias, sample_weight, shift)
     like = h.x.new_zeros(()).expand(len(h.x), len(h.w))  # has the shape and type of the logits, and needs no memory
@@ -209,8 +211,8 @@ def _rows(input: Any, weight: Any, target: Any, bias: Any, sample: Any, shift: b
     n = math.prod(lead)
     y = None if y is None else y.reshape((n, len(w)) if wide else (n,))
     tx = None if tx is None else tx.reshape(n, tx.shape[-1])
-    teacher_head = tuple(None if t is None else t.detach() for t in (tx, tw, tb))
-    return _Rows(x.reshape(n, x.shape[-1]), w, b, y, teacher_head, None if each is None else each.reshape(n), lead)
+    tx, tw, tb = (None if t is None else t.detach() for t in (tx, tw, tb))
+    return _Rows(x.reshape(n, x.shape[-1]), w, b, y, (tx, tw, tb), None if each is None else each.reshape(n), lead)
 
 
 def _rows_of(sample: Any, x: Tensor, lead: torch.Size) -> Tensor:

@@ -43,12 +43,13 @@ class Head(NamedTuple):
 
     def rows(self, i: slice | Tensor) -> Head:
         """Return the head with the rows `i` alone."""
-        return Head(*(t[i] if t is not None and by_row else t for t, by_row in zip(self, self.by_row(), strict=True)))
+        picked: list[Any] = [t[i] if t is not None and by_row else t for t, by_row in zip(self, self.by_row(), strict=True)]
+        return Head(*picked)
 
     def by_row(self) -> tuple[bool, ...]:
         """Return which of the fields have an entry for each row."""
-        at_least = {"x": 2, "label": 1, "y": 1, "r": 1, "q": 1, "off": 2, "teacher_x": 2}  # the axes of those that have
-        return tuple(t is not None and t.ndim == at_least.get(name, -1) for name, t in zip(self._fields, self, strict=True))
+        axes = {"x": 2, "label": 1, "y": 1, "r": 1, "q": 1, "off": 2, "teacher_x": 2}  # of those that have
+        return tuple(t is not None and t.ndim == axes.get(name) for name, t in zip(self._fields, self, strict=True))
 
 
 class Settings(NamedTuple):
@@ -128,7 +129,7 @@ class HeadRows(RowFunction):
 
 
 class HeadGradient(RowFunction):
-    """The function of a `Head` and upstream gradients of some outputs of its rows that computes the gradients of some of x, w, b, y and q."""
+    """The function of a `Head` and upstream gradients of some outputs that computes the gradients of some of x, w, b, y and q."""
 
     def __init__(self, rows: HeadRows, general: RowFunction, fields: Sequence[str], given: Sequence[int]) -> None:
         super().__init__(general.of_a_chunk, general.by_row, general.per_row, general.step)
@@ -145,15 +146,14 @@ class HeadGradient(RowFunction):
 
 
 class HeadHessian(RowFunction):
-    """The function of a `Head`, upstream gradients of the outputs `given`, and a vector with the shapes of `along`, some of x, w and b, that
-    computes `fields`: for x, w and b the product of the Hessian and the vector, and for an output its derivative along the vector.
+    """The function of a `Head`, upstream gradients of the outputs `given`, and a vector with the shapes of `along`, some of x, w and b.
+
+    It computes `fields`: for x, w and b the product of the Hessian and the vector, and for an output its derivative along the vector.
 
     The formulas are those of `softxent.linear_cross_entropy_hvp`.
     """
 
-    def __init__(
-        self, settings: Settings, general: RowFunction, given: Sequence[str], along: Sequence[str], fields: Sequence[str]
-    ) -> None:
+    def __init__(self, settings: Settings, general: RowFunction, given: Sequence[str], along: Sequence[str], fields: Sequence[str]) -> None:
         super().__init__(general.of_a_chunk, general.by_row, general.per_row, general.step)
         self.settings, self.given, self.along, self.fields = settings, given, along, fields
 
@@ -196,7 +196,8 @@ def gradients(
     filter_stats: FilterStats | None = None,
 ) -> tuple[Tensor, Tensors]:
     """Return the loss of every row, and the gradients of sum_i g_i output_i with respect to the `fields`, with three products."""
-    h = Head(*(None if t is None else t.detach() for t in head))
+    detached: list[Any] = [None if t is None else t.detach() for t in head]
+    h = Head(*detached)
     result, numbers = _result(h, ("logprobs",) if "y" in fields else ()), _numbers(h, upstream)
     sums = _sums(h, fields)
 
@@ -276,7 +277,7 @@ def _chunks(h: Head, s: Settings, numbers: Tensor, beside: int = 0) -> Iterator[
     The budget has room for `beside` more arrays of their size.
     """
     wide = compute.compute_dtype(h.x)
-    made = _dense(h) and (h.teacher_x is not None or h.scale is not None or h.shift is not None or h.off.dtype not in (h.x.dtype, wide))
+    made = _dense(h) and (h.off is None or h.scale is not None or h.off.dtype not in (h.x.dtype, wide))
     copies = 1 + beside + (3 * wide.itemsize // h.x.element_size() if made else 0)
     for i, z in chunks(h.x, h.w, h.b, PRODUCTS, s.budget // copies):
         off = _off(h.rows(i), s)
@@ -292,7 +293,7 @@ def _dense(h: Head) -> bool:
 def _off(h: Head, s: Settings) -> Tensor | None:
     """Return the truth at every class, [C] or [N, C], in the type of the logits or the one in which is computed."""
     off, wide = h.off, compute.compute_dtype(h.x)
-    if h.teacher_x is not None:
+    if h.teacher_x is not None and h.teacher_w is not None:
         z = F.linear(h.teacher_x, h.teacher_w, h.teacher_b).to(wide)
         off = operators.log_softmax(z, torch.ones((), dtype=torch.float64, device=z.device), 1, s.temperature, s.cap).exp()
     if off is None:
@@ -317,7 +318,10 @@ def _numbers(h: Head, upstream: dict[str, Tensor]) -> Tensor:
 def reduced_loss(
     head: Head, settings: Settings, total: Tensor | None, filter_tol: float | None, filter_stats: FilterStats | None
 ) -> Tensor:
-    """Return sum_i loss_i / total, float64; its gradients with respect to x, W and b are computed in the same pass. The truth is constant."""
+    """Return sum_i loss_i / total, float64, whose gradients with respect to x, W and b are computed in the same pass.
+
+    The truth is constant.
+    """
     one = torch.ones((), dtype=torch.float64, device=head.x.device)
     up = one if total is None else torch.where(total == 0, 0.0, 1 / total)
     fields = [name for name in ("x", "w", "b") if _requires_grad(getattr(head, name))]
@@ -350,7 +354,7 @@ class _Reduced(torch.autograd.Function):
         elif torch.is_grad_enabled():
             found = by_chunks(ctx.rows.gradient(needed, [0]), *head, (up * g.double()).expand(len(head.x)))
         else:
-            if not _first_backward(ctx):
+            if not operators.first_backward(ctx):
                 found = gradients(head, ctx.rows.settings, {"loss": up}, [Head._fields[k] for k in needed])[1]
             found = [compute.scaled(t.data, g) for t in found]  # an in-place change of the result is not one of the saved gradient
         gradient = dict(zip(needed, found, strict=True))
@@ -358,18 +362,6 @@ class _Reduced(torch.autograd.Function):
 
 
 _reduced: Callable[..., Tensor] = _Reduced.apply
-
-
-def _first_backward(ctx: Any) -> bool:
-    """Whether this is the first backward pass, and the only one that may return the gradient of the forward pass.
-
-    `ctx.unused` is a list with one entry until then. Of several threads, only one succeeds in removing it.
-    """
-    try:
-        ctx.unused.pop()
-    except IndexError:
-        return False
-    return True
 
 
 # ---- operators of torch.library, for torch.compile, torch.export and subclasses of Tensor ----

@@ -215,7 +215,7 @@ class CrossEntropy(Function):
         if not batched and not torch.is_grad_enabled():
             if dz is not None:
                 # an in-place change of the result is not one of the saved dz
-                dz = dz.data if _first_backward(ctx) else _computed(input, *given, True)[1]
+                dz = dz.data if operators.first_backward(ctx) else _computed(input, *given, True)[1]
                 return compute.scaled(dz, g), None, None
             if g.ndim:
                 found = _quick(input, *given, True, g)
@@ -233,18 +233,6 @@ _loss: Callable[..., Tensor] = super(Function, CrossEntropy).apply  # of the ten
 
 def _inverse(total: Tensor) -> Tensor:
     return torch.where(total == 0, 0.0, 1 / total)
-
-
-def _first_backward(ctx: Any) -> bool:
-    """Whether this is the first backward pass, and the only one that may return the gradient of the forward pass.
-
-    `ctx.unused` is a list with one entry until then. Of several threads, only one succeeds in removing it.
-    """
-    try:
-        ctx.unused.pop()
-    except IndexError:
-        return False
-    return True
 
 
 def logsumexp(input: Tensor, dim: int = -1, keepdim: bool = False) -> Tensor:

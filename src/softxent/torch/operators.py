@@ -139,6 +139,18 @@ def batched_by_autograd(*grads: Optional) -> bool:
     return any(g is not None and legacy(g) for g in grads)
 
 
+def first_backward(ctx: Any) -> bool:
+    """Whether this is the first backward pass, and the only one that may return the gradient of the forward pass.
+
+    `ctx.unused` is a list with one entry until then. Of several threads, only one succeeds in removing it.
+    """
+    try:
+        ctx.unused.pop()
+    except IndexError:
+        return False
+    return True
+
+
 # ---- the functions of autograd ----
 
 
