@@ -625,10 +625,11 @@ KINDS = (
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_derivative_is_within_the_budget(kind):
-    """All logits would be 39 MiB, and eight batches of them 312. The budget is 8; the rest is for sums of the size of W, and each row."""
+    """All logits would be 39 MiB, and eight batches of them 312. The budget is 8; 6 are for the buffers of the matrix product, and
+    the rest is for sums of the size of W, and for each row."""
     w, rows, batches = 5000 * 16 * 4 / 2**20, 2048 * 400 / 2**20, 8 if "gradients" in kind else 1
     extra = float(python(COUNTED.replace("KIND", kind), MALLOC_MMAP_THRESHOLD_="131072", MALLOC_TRIM_THRESHOLD_="131072"))
-    assert extra < 8 + 4 + 6 * w * batches + rows * batches, extra
+    assert extra < 8 + 6 + 6 * w * batches + rows * batches, extra
 
 
 SHARDED = """

@@ -136,6 +136,7 @@ def curvature(
     """Return the derivative of `gradient` along v, and of each row mean, v_t - mean, sum_k off_k (v_k - mean) and that of the entropy."""
     lead, rows = shape_of_rows(z, axis)
     hv, result = cpu.like(z), new((4, rows), z)
+    n = torch.zeros_like(q) if n is None else n  # the kernel computes the derivative of the entropy only if it is given this number
     label, given = label.reshape(rows), numbers(rows, y, r, q, g, l, b, n)
     for i, zi, offi, vi, out in row_chunks(axis, z, off, v, out=hv):
         call("curvature", zi, vi, label[i], cut(given, i), offi, (temperature, cap), False, out, result[:, i])

@@ -162,6 +162,8 @@ class HeadHessian(RowFunction):
         upstream = dict(zip(self.given, rest, strict=False))
         v = dict(zip(self.along, rest[len(self.given) :], strict=True))
         vx, vw, vb = (v.get(name) for name in ("x", "w", "b"))
+        if "entropy" in self.fields:
+            upstream.setdefault("entropy", h.q.new_zeros(()))  # the kernel computes its derivative only if it is given this number
         sums, numbers = _sums(h, self.fields), _numbers(h, upstream)
         result, found = _result(h, ()), h.x.new_empty((4, len(h.x)), dtype=torch.float64)
         for i, z, truth in _chunks(h, self.settings, numbers, 2 * compute.compute_dtype(h.x).itemsize // h.x.element_size()):
