@@ -433,9 +433,9 @@ def transformed(z: Tensor, temperature: float, cap: float) -> tuple[Tensor, Tens
 # ---- shapes ----
 
 
-def times(weight: Tensor, value: Tensor) -> Tensor:
-    """Return weight * value, and 0 where the weight is 0, even if the value is infinite or NaN."""
-    return torch.where(weight == 0, torch.zeros_like(value), weight * value)
+def times(factor: Tensor, value: Tensor) -> Tensor:
+    """Return factor * value, and 0 where the factor is 0, even if the value is infinite or NaN."""
+    return torch.where(factor == 0, torch.zeros_like(value), factor * value)
 
 
 def _live(label: Tensor) -> Tensor:
