@@ -176,7 +176,7 @@ class Rows(Function):
         zero = dloss.new_zeros(())
         if dz is not None:
             _, dlse, dlogprob, by_off, dentropy = (
-                t.double() for t in curvature(z, dz, *given[1:], None, None, None, None, axis, *transform)
+                t.double() for t in curvature(z, dz, *given[1:], None, None, None, zero if more else None, axis, *transform)
             )
             lse = rows(z, label, zero, zero, zero, None, axis, *transform)[1]
             dloss = times(q, lse) * dlse - y * dlogprob - r * by_off
