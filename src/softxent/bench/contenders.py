@@ -53,7 +53,7 @@ def fused(c: Case) -> Call:
 
 
 def ours(c: Case) -> dict[str, Call]:
-    kernel, rows, parts = kernels.active(), plain(1 / len(c.z)), np.empty((6, len(c.z)))
+    kernel, rows, parts = kernels.active(), plain(1 / len(c.z)), np.empty((7, len(c.z)))
     kernel.forward(c.z, c.labels, rows, None, np.empty((2, len(c.z))), parts, c.threads)
     calls: dict[str, Call] = {
         FUSED: fused(c),
