@@ -272,6 +272,7 @@ def test_forward_mode_and_transforms_by_every_argument_with_every_output():
         return lambda *a: sum((r**2).sum() for r in of(f)(*a))
 
     every = (0, 1, 2, 3, 4)
+
     def composed(x, w, b, t, *, weight, sample_weight, **_):
         """The same from the definition, in torch's operations."""
         z, live = F.linear(x, w, b), (t != -100).to(F64)

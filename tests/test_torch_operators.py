@@ -63,7 +63,9 @@ def test_what_a_row_gives_is_the_definitions(case):
         y = y.detach() * (label != NO_LABEL)
     found = operators.rows(z, label, y, r, q, off, 1, *transform, True)
     want = definition(z, label, y, r, q, off, *transform)
-    wanted = [(a, b) if i != 2 else (a[label != NO_LABEL], b[label != NO_LABEL]) for i, (a, b) in enumerate(zip(found[:4], want, strict=True))]
+    wanted = [
+        (a, b) if i != 2 else (a[label != NO_LABEL], b[label != NO_LABEL]) for i, (a, b) in enumerate(zip(found[:4], want, strict=True))
+    ]
     for a, b in wanted:
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
     short = operators.rows(z, label, y, r, q, off, 1, *transform)

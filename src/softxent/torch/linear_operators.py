@@ -151,9 +151,7 @@ class HeadHessian(RowFunction):
     The formulas are those of `softxent.linear_cross_entropy_hvp`.
     """
 
-    def __init__(
-        self, settings: Settings, general: RowFunction, given: Sequence[str], along: Sequence[str], fields: Sequence[str]
-    ) -> None:
+    def __init__(self, settings: Settings, general: RowFunction, given: Sequence[str], along: Sequence[str], fields: Sequence[str]) -> None:
         super().__init__(general.of_a_chunk, general.by_row, general.per_row, general.step)
         self.settings, self.given, self.along, self.fields = settings, given, along, fields
 
