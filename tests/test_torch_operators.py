@@ -158,6 +158,22 @@ def test_vmap_over_any_argument_is_a_loop(case):
             torch.testing.assert_close(found, want, rtol=1e-12, atol=1e-13)
 
 
+@pytest.mark.parametrize("shape", [(CLASSES,), (2, CLASSES, 2)], ids=str)
+def test_vmap_over_a_number_that_is_the_same_for_all_rows_is_a_loop(shape):
+    axis = min(1, len(shape) - 1)
+    lead = shape[:axis] + shape[axis + 1 :]
+    z, label, off = torch.randn(shape, dtype=F64), torch.ones(lead, dtype=torch.int64), torch.rand(CLASSES, dtype=F64)
+    numbers = list(torch.rand(7, dtype=F64))  # y, r, q, g, l, b, n
+    for moving in range(7):
+
+        def f(x, moving=moving):
+            y, r, q, *ups = [x if i == moving else number for i, number in enumerate(numbers)]
+            return operators.gradient(z, label, y, r, q, off, *ups, axis)
+
+        many = torch.tensor([0.5, -2.0], dtype=F64)
+        torch.testing.assert_close(torch.func.vmap(f)(many), torch.stack([f(x) for x in many]), rtol=1e-12, atol=1e-13)
+
+
 # ---- what the outputs are, with the options of the public function ----
 
 

@@ -67,7 +67,9 @@ def truth_of(
     else:
         label = operators.class_labels(fn, target, classes, options.ignore_index)
         found = truth.row_numbers(label, None, w, each, e, options.z_loss, classes)
-        if not target.is_cpu:  # a label out of range is an error on the CPU; here, it would take time to wait for the labels
+        if (
+            not target.is_cpu or compute.forced()
+        ):  # a label out of range is an error on the CPU; here, it would take time to wait for the labels
             outside = (label != IGNORED) & ((label < 0) | (label >= classes))
             found = found._replace(y=torch.where(outside, math.nan, found.y))
         off = found.off if found.off is None else _number(found.off, device).to(wide).expand(classes)

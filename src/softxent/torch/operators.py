@@ -3,7 +3,9 @@
 Their arguments are those of the kernels (kernels/__init__.py), all of them tensors: logits z with their classes on `axis`; label with the
 shape of the other axes, `lead`; y, r and q too, or with no axes if they are the same for all rows; off with the shape of z, or [C].
 
-Each operator is differentiable by z, y, r, q, off and its upstream gradients, from closed formulas and to any order: the derivative of `rows` is `gradient`, and that of `gradient` is `curvature`, which is written with the first two where it is differentiated again. None is obtained by differentiating a sequence of operations that computes the loss.
+Each operator is differentiable by z, y, r, q, off and its upstream gradients, from closed formulas and to any order: the
+derivative of `rows` is `gradient`, and that of `gradient` is `curvature`, which is written with the first two where it is differentiated
+again. None is obtained by differentiating a sequence of operations that computes the loss.
 
 In eager mode and in torch.func they are functions of autograd, which have a `jvp` and a `vmap`. Under torch.compile and for subclasses of
 Tensor they are operators of torch.library with the same arguments and derivatives.
@@ -71,7 +73,8 @@ def curvature(
     """Return the derivative of `gradient` along v (of the shape of z), and four numbers of each row, in float64 or as z is computed:
 
     mean = <yhat, v'>, v'_t - mean, sum_k off_k (v'_k - mean) and the derivative of the entropy along v, where v' is v times the slope
-    of the transform of the logits. They are the derivatives of <gradient, v> by l, b and n, and those by g, y, r and q are sums of their products.
+    of the transform of the logits. They are the derivatives of <gradient, v> by l, b and n; those by g, y, r and q are sums
+    of their products.
     """
     given = (z, v, label, y, r, q, off, g, l, b, n)
     plain = eagerly(z) and not torch._C._are_functorch_transforms_active() and not torch._C._len_torch_dispatch_stack()
