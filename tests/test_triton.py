@@ -13,7 +13,7 @@ from cases import DTYPES, OFFS, SHAPES, Problem, allowed, exact, problem, python
 
 from softxent import torch as st
 from softxent.kernels import reference, triton
-from softxent.torch import compute, operators
+from softxent.torch import operators
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 KERNELS = {"triton": triton, "formula": reference}
@@ -269,7 +269,7 @@ def test_without_triton_the_formula_computes_and_says_so():
 import sys, warnings
 sys.modules["triton"] = None
 import torch, softxent.torch as st
-from softxent.torch import compute, operators
+from softxent.torch import compute
 print([(b.name, b.available) for b in st.backends()], st.backends()[1].detail)
 class Cuda:
     is_cpu, is_cuda, device = False, True, torch.device("cuda")

@@ -71,7 +71,7 @@ def truth_of(
             not target.is_cpu or compute.forced()
         ):  # a label out of range is an error on the CPU; here, it would take time to wait for the labels
             outside = (label != IGNORED) & ((label < 0) | (label >= classes))
-            found = found._replace(y=torch.where(outside, math.nan, found.y))
+            found = found._replace(y=torch.where(outside, math.nan, _number(found.y, device)))
         off = found.off if found.off is None else _number(found.off, device).to(wide).expand(classes)
     total = None
     if options.reduction == "mean":
