@@ -1,7 +1,7 @@
 """The arguments of the public functions: their checks, and how options become the numbers of rows that the operators take.
 
-This is the lowest file of softxent.torch that knows the options. truth.py says what they mean; here they become ordinary operations of torch
-on arrays that are small beside the logits, so that autograd has the derivatives by weights and probabilities.
+This is the lowest file of softxent.torch that knows the options. truth.py says what they mean; here they become operations of torch on
+arrays that are small beside the logits, so that autograd has the derivatives by weights and probabilities.
 """
 
 from __future__ import annotations
@@ -63,19 +63,21 @@ def truth_of(
     if target.is_floating_point():
         label = torch.full((), LARGEST, device=device).expand(lead)
         found = truth.row_numbers(None, 0.0, None, each, 0.0, options.z_loss, classes)
-        off = target if w is None and not e else _soft(target, w, e, axis, wide)
+        off: Tensor | None = target if w is None and not e else _soft(target, w, e, axis, wide)
     else:
         label = operators.class_labels(fn, target, classes, options.ignore_index)
         found = truth.row_numbers(label, None, w, each, e, options.z_loss, classes)
-        if not target.is_cpu:  # a label out of range is an error on the CPU; here, it would take time to wait for the labels
+        if (
+            not target.is_cpu or compute.forced()
+        ):  # a label out of range is an error on the CPU; here, it would take time to wait for the labels
             outside = (label != IGNORED) & ((label < 0) | (label >= classes))
-            found = found._replace(y=torch.where(outside, math.nan, found.y))
+            found = found._replace(y=torch.where(outside, math.nan, _number(found.y, device)))
         off = found.off if found.off is None else _number(found.off, device).to(wide).expand(classes)
     total = None
     if options.reduction == "mean":
         live = label != IGNORED
         total = compute.summed(live if isinstance(found.weight, float) else torch.where(live, found.weight, 0.0))
-    return Truth(label, *(_number(x, device) for x in found[:3]), off), total
+    return Truth(label, _number(found.y, device), _number(found.r, device), _number(found.q, device), off), total
 
 
 def quick_numbers(z: Tensor, weight: Tensor | None, options: Any) -> tuple[tuple[float, ...], Tensor | None, Tensor | None] | None:
@@ -122,11 +124,13 @@ def _number(x: Tensor | float, device: torch.device) -> Tensor:
 def _soft(u: Tensor, w: Tensor | None, e: float, axis: int, wide: torch.dtype) -> Tensor:
     """Return probabilities after label smoothing and class weights, which are computed in float64."""
     classes, last = u.shape[axis], u.movedim(axis, -1)
-    if not plain(u) or differentiated(u, w):
-        return truth.soft(last.double(), w, e, classes).to(wide).movedim(-1, axis)
+    if u.ndim == 1 or not plain(u) or differentiated(u, w):
+        soft: Tensor = truth.soft(last.double(), w, e, classes)
+        return soft.to(wide).movedim(-1, axis)
     found = torch.empty_like(last, dtype=wide)
-    for i in torch.arange(len(last)).split(max(1, (1 << 18) // max(1, last[:1].numel()))):
-        found[i[0] : i[-1] + 1] = truth.soft(last[i[0] : i[-1] + 1].double(), w, e, classes)
+    step = max(1, (1 << 18) // max(1, last[:1].numel()))
+    for i in range(0, len(last), step):
+        found[i : i + step] = truth.soft(last[i : i + step].double(), w, e, classes)
     return found.movedim(-1, axis)
 
 

@@ -1,8 +1,8 @@
 """Calls of the kernels for tensors on any device. operators.py and linear_operators.py call these functions, which know no derivative.
 
-CPU tensors are passed to the kernels as NumPy views (cpu.py), others as tensors. The arguments are those of the kernels (kernels/__init__.py),
-with two differences: the logits have their classes on any `axis`, and label, y, r, q and the upstream gradients g, l, b and n have the shape
-of the other axes, `lead`, or no axes if they are the same for all rows. No function waits for a GPU.
+CPU tensors are passed to the kernels as NumPy views (cpu.py), others as tensors. The arguments are those of the kernels
+(kernels/__init__.py), with two differences: the logits have their classes on any `axis`, and label, y, r, q and the upstream gradients g,
+l, b and n have the shape of the other axes, `lead`, or no axes if they are the same for all rows. No function waits for a GPU.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ def log_softmax(z: Tensor, scale: Tensor, axis: int, temperature: float, cap: fl
 
 
 def scaled(dz: Tensor, g: Tensor) -> Tensor:
-    """Multiply dz by the number g, in place where that is possible. An entry of 0 stays 0 even if g is not finite, as ignored rows require."""
+    """Multiply dz by the number g, in place if possible. An entry of 0 stays 0 even if g is not finite, as ignored rows require."""
     if dz.is_cpu and _forced is None:
         by = g.item()
         if by == 1:
@@ -182,9 +182,14 @@ def new(shape: tuple[int, ...], like: Tensor) -> Tensor:
 
 
 def summed(t: Tensor) -> Tensor:
-    """Return the sum in float64. On the CPU it has the bits of NumPy's sum, wherever there are values to sum and nothing to differentiate."""
+    """Return the sum in float64, on the CPU with the bits of NumPy's sum, if there are values to sum and nothing to differentiate."""
     plain = type(t) is Tensor and t.is_cpu and not t.requires_grad and not torch.compiler.is_compiling()
-    if plain and not torch._C._are_functorch_transforms_active() and not torch._C._len_torch_dispatch_stack() and forward_ad._current_level < 0:
+    if (
+        plain
+        and not torch._C._are_functorch_transforms_active()
+        and not torch._C._len_torch_dispatch_stack()
+        and forward_ad._current_level < 0
+    ):
         return torch.scalar_tensor(t.numpy().sum(), dtype=torch.float64, device="cpu")
     return t.sum(dtype=torch.float64)
 

@@ -57,10 +57,10 @@ def quick(
 ) -> tuple[float, Tensor | None, Tensor | None] | None:  # fmt: skip
     """Return a reduced loss, its gradient and the losses of the rows, of contiguous tensors, in one call that takes no arrays.
 
-    z: [N, C], with C > 0; label: [N] int64, where `ignored` stands for ignored rows. numbers: y, r, q, temperature and cap, the same for all rows;
-    factors [C], float64, multiply y; off is [C], in the type in which is computed. upstream: [N], upstream gradients of the losses, whose
-    gradient is then returned. Both are float32 for float32 logits, and else float64. Returns None if something does not fit, or if a label is
-    out of range; the general functions say what is wrong.
+    z: [N, C], with C > 0; label: [N] int64, where `ignored` stands for ignored rows. numbers: y, r, q, temperature and cap, of all rows;
+    factors [C], float64, multiply y; off is [C], in the type in which is computed. upstream: [N], upstream gradients of the losses,
+    whose gradient is then returned. Losses are float32 for float32 logits, else float64. Returns None if something does not fit, or if a
+    label is out of range; the general functions say what is wrong.
     """
     native, type_ = kernels.cpu, TYPES.get(z.dtype)
     n, classes = z.shape
@@ -76,8 +76,8 @@ def quick(
         upstream = in_memory(upstream).to(wide).contiguous()
     y, r, q, temperature, cap = numbers
     loss = native.quick(
-        z.data_ptr(), label.data_ptr(), 0 if dz is None else dz.data_ptr(), 0 if each is None else each.data_ptr(), n, classes, type_, ignored,
-        y, r, q, 0 if factors is None else factors.data_ptr(), 0 if off is None else off.data_ptr(), mean,
+        z.data_ptr(), label.data_ptr(), 0 if dz is None else dz.data_ptr(), 0 if each is None else each.data_ptr(), n, classes,
+        type_, ignored, y, r, q, 0 if factors is None else factors.data_ptr(), 0 if off is None else off.data_ptr(), mean,
         0 if upstream is None else upstream.data_ptr(), temperature, cap, 1 if n * classes < 4096 else threads(),
     )  # fmt: skip
     return None if loss is None else (loss, dz, each)

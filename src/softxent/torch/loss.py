@@ -93,7 +93,7 @@ def cross_entropy(
     eager = plain(input, target)
     gradient = eager and input.requires_grad and torch.is_grad_enabled()
     if eager and not more and sample_weight is None and class_weight is None:
-        given = (target, weight, None, 1, (ignore_index, reduction, label_smoothing, z_loss, temperature, softcap or math.inf))
+        given: Given = (target, weight, None, 1, (ignore_index, reduction, label_smoothing, z_loss, temperature, softcap or math.inf))
         found = _quick(input, *given, gradient and reduction != "none" and input.dtype != torch.float16)
         if found is not None:
             return _loss(input, found, given) if gradient else found[0]
@@ -119,8 +119,8 @@ def cross_entropy(
     if not more:
         return loss
     flags = (return_lse, return_entropy, return_logprobs)
-    rows = (t.to(dtype) if flag else None for t, flag in zip((lse, entropy, logprobs), flags, strict=True))
-    return Result(loss, *rows, correct.sum() if return_correct else None)
+    rows = [t.to(dtype) if flag else None for t, flag in zip((lse, entropy, logprobs), flags, strict=True)]
+    return Result(loss, rows[0], rows[1], rows[2], correct.sum() if return_correct else None)
 
 
 class CrossEntropyLoss(Module):
@@ -216,6 +216,7 @@ class CrossEntropy(Function):
             if dz is not None:
                 # an in-place change of the result is not one of the saved dz
                 dz = dz.data if operators.first_backward(ctx) else _computed(input, *given, True)[1]
+                assert dz is not None
                 return compute.scaled(dz, g), None, None
             if g.ndim:
                 found = _quick(input, *given, True, g)
@@ -228,7 +229,9 @@ class CrossEntropy(Function):
         return gradient(input, *truth, up, None, None, None, ctx.axis, options.temperature, options.cap), None, None
 
 
-_loss: Callable[..., Tensor] = super(Function, CrossEntropy).apply  # of the tensors of torch.func, which Function.apply looks for, there are none
+_loss: Callable[..., Tensor] = super(
+    Function, CrossEntropy
+).apply  # of the tensors of torch.func, which Function.apply looks for, there are none
 
 
 def _inverse(total: Tensor) -> Tensor:

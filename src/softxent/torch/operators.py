@@ -1,13 +1,14 @@
 """The layer as differentiable operators: what a row gives (`rows`), its gradient, the product with its Hessian, and log_softmax.
 
-Their arguments are those of the kernels (kernels/__init__.py), all of them tensors: logits z with their classes on `axis`; label, y, r and q
-with the shape of the other axes, `lead`, or no axes if they are the same for all rows (label always has the shape `lead`); off with the shape
-of z, or [C]. Each operator is differentiable by z, y, r, q, off and its upstream gradients, from closed formulas and to any order: the
+Their arguments are those of the kernels (kernels/__init__.py), all of them tensors: logits z with their classes on `axis`; label with the
+shape of the other axes, `lead`; y, r and q too, or with no axes if they are the same for all rows; off with the shape of z, or [C].
+
+Each operator is differentiable by z, y, r, q, off and its upstream gradients, from closed formulas and to any order: the
 derivative of `rows` is `gradient`, and that of `gradient` is `curvature`, which is written with the first two where it is differentiated
 again. None is obtained by differentiating a sequence of operations that computes the loss.
 
-In eager mode and in torch.func they are functions of autograd, which have a `jvp` and a `vmap`. Under torch.compile, in torch.export and for
-subclasses of Tensor they are operators of torch.library with the same arguments and derivatives.
+In eager mode and in torch.func they are functions of autograd, which have a `jvp` and a `vmap`. Under torch.compile and for subclasses of
+Tensor they are operators of torch.library with the same arguments and derivatives.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from torch.nn import Parameter
 from torch.nn.functional import logsigmoid
 
 from .. import contract
-from ..kernels import IGNORED, LARGEST
+from ..kernels import IGNORED, LARGEST, reference
 from . import compute, cpu
 
 NO_LABEL = -1  # a label that matches no class
@@ -69,10 +70,11 @@ def curvature(
     g: Optional, l: Optional, b: Optional, n: Optional,  # noqa: E741
     axis: int = -1, temperature: float = 1.0, cap: float = math.inf,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Return the derivative of `gradient` along v (of the shape of z), and of each row four numbers, float64 or in the dtype computed in:
+    """Return the derivative of `gradient` along v (of the shape of z), and four numbers of each row, in float64 or as z is computed:
 
-    mean = <yhat, v'>, v'_t - mean, sum_k off_k (v'_k - mean) and the derivative of the entropy along v, where v' is v times the slope of the
-    transform of the logits. They are the derivatives of <gradient, v> by l, b and n, and those by g, y, r and q are sums of their products.
+    mean = <yhat, v'>, v'_t - mean, sum_k off_k (v'_k - mean) and the derivative of the entropy along v, where v' is v times the slope
+    of the transform of the logits. They are the derivatives of <gradient, v> by l, b and n; those by g, y, r and q are sums
+    of their products.
     """
     given = (z, v, label, y, r, q, off, g, l, b, n)
     plain = eagerly(z) and not torch._C._are_functorch_transforms_active() and not torch._C._len_torch_dispatch_stack()
@@ -91,7 +93,7 @@ def class_labels(fn: str, target: Tensor, classes: int, ignored: int) -> Tensor:
 def check_labels(fn: str, target: Tensor, classes: int, ignored: int) -> None:
     """Raise an error if a label is out of range. On a GPU this waits for the labels."""
     labels = cpu.in_memory(target.detach()).cpu().numpy()
-    bad = compute.reference.first_outside(labels.reshape(-1), classes, ignored)
+    bad = reference.first_outside(labels.reshape(-1), classes, ignored)
     contract.inside(fn, contract.TORCH.labels, labels, bad, classes, ignored)
 
 
@@ -151,6 +153,12 @@ def first_backward(ctx: Any) -> bool:
     return True
 
 
+# the same for arguments that are unpacked, whose types are not known
+rows_of: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor, Tensor]] = rows
+gradient_of: Callable[..., Tensor] = gradient
+curvature_of: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor, Tensor]] = curvature
+
+
 # ---- the functions of autograd ----
 
 
@@ -170,33 +178,33 @@ class Rows(Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Optional) -> Any:
-        z, label, y, r, q, off = given = ctx.saved_tensors
+        given: Any = ctx.saved_tensors
         *options, more = ctx.options
         up, needs = grads[: 4 if more else 2], ctx.needs_input_grad
         up = (*up, *(None,) * (4 - len(up)))
-        dz = None
+        dz: Optional = None
         if needs[0] and any(g is not None for g in up):
-            dz = (multiplied_gradient if batched_by_autograd(*up) else gradient)(*given, *up, *options)
-        by_numbers: Any = (None,) * 4 if up[0] is None else _loss_by_numbers(needs[2:6], *given, up[0], *options)
+            dz = (multiplied_gradient if batched_by_autograd(*up) else gradient_of)(*given, *up, *options)
+        by_numbers: Any = (None,) * 4 if up[0] is None else _loss_by_numbers(needs[2:6], *given, up[0], *options)  # type: ignore[arg-type]
         return dz, None, *by_numbers, None, None, None, None
 
     @staticmethod
     def jvp(ctx: Any, dz: Optional, _: None, dy: Optional, dr: Optional, dq: Optional, doff: Optional, *__: Any) -> Any:
         z, label, y, r, q, off = given = ctx.saved_tensors
         axis, *transform, more = ctx.options
-        dloss = dlse = dlogprob = dentropy = torch.zeros(label.shape, dtype=torch.float64, device=z.device)
+        dloss: Any = torch.zeros(label.shape, dtype=torch.float64, device=z.device)
+        dlse = dlogprob = dentropy = dloss
         zero = dloss.new_zeros(())
         if dz is not None:
-            _, dlse, dlogprob, by_off, dentropy = (
-                t.double() for t in curvature(z, dz, *given[1:], None, None, None, None, axis, *transform)
-            )
-            lse = rows(z, label, zero, zero, zero, None, axis, *transform)[1]
+            found = curvature_of(z, dz, *given[1:], None, None, None, zero if more else None, axis, *transform)
+            dlse, dlogprob, by_off, dentropy = (t.double() for t in found[1:])
+            lse = rows_of(z, label, zero, zero, zero, None, axis, *transform)[1]
             dloss = times(q, lse) * dlse - y * dlogprob - r * by_off
         if dy is not None or dq is not None:
-            nll, lse, *_ = rows(z, label, zero + 1, zero, zero, off, axis, *transform)
+            nll, lse = rows_of(z, label, zero + 1, zero, zero, off, axis, *transform)[:2]
             dloss = dloss + (0 if dy is None else dy * nll) + (0 if dq is None else dq * lse**2 / 2)
         if dr is not None:
-            dloss = dloss + dr * rows(z, label, zero, zero + 1, zero, off, axis, *transform)[0]
+            dloss = dloss + dr * rows_of(z, label, zero, zero + 1, zero, off, axis, *transform)[0]
         if doff is not None:
             by = -log_softmax(_compute(z), r * _live(label), axis, *transform)
             each = _along(doff, z, axis)
@@ -206,7 +214,7 @@ class Rows(Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> Any:
         more = arguments[-1]
-        found = rows(*_folded(info.batch_size, in_dims, 6, arguments))
+        found = rows_of(*_folded(info.batch_size, in_dims, 6, arguments))
         return found, (0, 0, 0, 0, 0) if more else (0, 0, None, None, None)
 
 
@@ -227,17 +235,17 @@ class Gradient(Function):
         (v,), none = grads, (None,) * 13
         if v is None:
             return none
-        z, label, y, r, q, off, g, *lbn = given = ctx.saved_tensors
+        z, label, y, r, q, off, g, *_ = given = ctx.saved_tensors
         axis, *transform = ctx.options
         needs = ctx.needs_input_grad
-        hv, mean, at_label, by_off, dentropy = curvature(z, v, *given[1:], axis, *transform)
+        hv, mean, at_label, by_off, dentropy = curvature_of(z, v, *given[1:], axis, *transform)
         found: list[Optional] = [hv if needs[0] else None, *none[1:]]
         for place, value in ((7, mean), (8, at_label), (9, dentropy)):
             if needs[place]:
                 found[place] = _as(value, given[place])
         if g is not None and any(needs[i] for i in (2, 3, 4, 5, 6)):
             zero = torch.zeros((), dtype=torch.float64, device=z.device)
-            lse = rows(z, label, zero, zero, zero, None, axis, *transform)[1] if needs[4] or needs[6] else zero
+            lse = rows_of(z, label, zero, zero, zero, None, axis, *transform)[1] if needs[4] or needs[6] else zero
             values = {2: -g * at_label, 3: -g * by_off, 4: g * lse * mean, 6: times(q, lse) * mean - y * at_label - r * by_off}
             for place, value in values.items():
                 if needs[place]:
@@ -249,24 +257,25 @@ class Gradient(Function):
 
     @staticmethod
     def jvp(ctx: Any, dz: Optional, _: None, dy: Optional, dr: Optional, dq: Optional, doff: Optional, *rest: Any) -> Any:
-        z, label, y, r, q, off, g, *lbn = given = ctx.saved_tensors
+        given = ctx.saved_tensors
+        z, label, r, off, g = (given[i] for i in (0, 1, 3, 5, 6))
         axis, *transform = ctx.options
         dup, zero = rest[:4], torch.zeros((), dtype=torch.float64, device=z.device)
         total = torch.zeros_like(z)
         if dz is not None:
-            total = total + curvature(z, dz, *given[1:], axis, *transform)[0]
+            total = total + curvature_of(z, dz, *given[1:], axis, *transform)[0]
         if any(d is not None for d in dup):
-            total = total + gradient(*given[:6], *dup, axis, *transform)
+            total = total + gradient_of(*given[:6], *dup, axis, *transform)
         if g is not None and not (dy is None and dr is None and dq is None):
             changed = (zero if d is None else d for d in (dy, dr, dq))
-            total = total + gradient(z, label, *changed, off, g, None, None, None, axis, *transform)
+            total = total + gradient_of(z, label, *changed, off, g, None, None, None, axis, *transform)
         if g is not None and doff is not None:
-            total = total + gradient(z, label, zero, r, zero, doff, g, None, None, None, axis, *transform)
+            total = total + gradient_of(z, label, zero, r, zero, doff, g, None, None, None, axis, *transform)
         return total
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> Any:
-        return gradient(*_folded(info.batch_size, in_dims, 10, arguments)), 0
+        return gradient_of(*_folded(info.batch_size, in_dims, 10, arguments)), 0
 
 
 class LogSoftmax(Function):
@@ -303,7 +312,7 @@ class LogSoftmax(Function):
         total = torch.zeros_like(z)
         if dz is not None:
             label = torch.full(_lead(z, axis), NO_LABEL, device=z.device)
-            mean = curvature(z, dz, label, zero, zero, zero, None, None, None, None, None, axis, *transform)[1]
+            mean = curvature_of(z, dz, label, zero, zero, zero, None, None, None, None, None, axis, *transform)[1]
             slope = transformed(z, *transform)[1]
             total = total + _columns(scale, label, axis) * (slope * dz - mean.unsqueeze(axis))
         if dscale is not None:
@@ -341,7 +350,7 @@ def multiplied_gradient(*arguments: Any) -> Tensor:
     for k, up in enumerate(upstream):
         if up is not None:
             one = [torch.ones((), dtype=torch.float64, device=z.device) if i == k else None for i in range(4)]
-            part = gradient(z, label, y, r, q, off, *one, axis, temperature, cap) * _columns(up, label, axis).to(z.dtype)
+            part = gradient_of(z, label, y, r, q, off, *one, axis, temperature, cap) * _columns(up, label, axis).to(z.dtype)
             total = part if total is None else total + part
     assert total is not None
     return total
@@ -354,11 +363,11 @@ def _loss_by_numbers(
     zero = torch.zeros((), dtype=torch.float64, device=z.device)
     found: list[Optional] = [None] * 4
     if needs[0] or needs[2]:
-        nll, lse, *_ = rows(z, label, zero + 1, zero, zero, off, axis, *transform)
+        nll, lse, *_ = rows_of(z, label, zero + 1, zero, zero, off, axis, *transform)
         found[0] = _as(g * nll, y) if needs[0] else None
         found[2] = _as(g * lse**2 / 2, q) if needs[2] else None
     if needs[1]:
-        found[1] = _as(g * rows(z, label, zero, zero + 1, zero, off, axis, *transform)[0], r)
+        found[1] = _as(g * rows_of(z, label, zero, zero + 1, zero, off, axis, *transform)[0], r)
     if needs[3]:
         assert off is not None
         wide = z.to(torch.promote_types(z.dtype, off.dtype))
@@ -379,9 +388,9 @@ def _log_softmax_vjp(z: Tensor, v: Tensor, scale: Tensor, axis: int, *transform:
     top = torch.where(scale == 0, IGNORED, z.detach().argmax(axis))
     by = -(_columns(scale, top, axis) * v).to(compute.compute_dtype(z))
     if batched_by_autograd(v):
-        yhat = gradient(z, top, zero, zero, zero, None, None, zero + 1, None, None, axis, *transform)
+        yhat = gradient_of(z, top, zero, zero, zero, None, None, zero + 1, None, None, axis, *transform)
         return yhat * by.sum(axis, keepdim=True) - transformed(z, *transform)[1] * by
-    return gradient(z, top, zero, zero + 1, zero, by, zero + 1, None, None, None, axis, *transform)
+    return gradient_of(z, top, zero, zero + 1, zero, by, zero + 1, None, None, None, axis, *transform)
 
 
 def _composed_curvature(
@@ -399,10 +408,10 @@ def _composed_curvature(
     along = v * slope
     live = _live(label)
     hidden = torch.where(live, NO_LABEL, IGNORED)
-    yhat = gradient(x, hidden, zero, zero, zero, None, None, zero + 1, None, None, axis)
+    yhat = gradient_of(x, hidden, zero, zero, zero, None, None, zero + 1, None, None, axis)
     away = -log_softmax(x, live.double(), axis)
     away = away.masked_fill(away == math.inf, 0)  # where yhat is 0
-    _, lse, *_ = rows(x, hidden, zero, zero, zero, None, axis)
+    _, lse, *_ = rows_of(x, hidden, zero, zero, zero, None, axis)
 
     top = along.gather(axis, x.detach().argmax(axis, keepdim=True))
     lead = (yhat * (top - along)).sum(axis, keepdim=True)  # v - mean at the most probable class, where a subtraction may cancel
@@ -418,7 +427,7 @@ def _composed_curvature(
     hv = yhat * ((a - ns + ns * away) * apart + gs * _columns(q, label, axis) * mean - ns * dentropy)
     hv = hv * slope
     if cap != math.inf:
-        hv = hv + bend * v * gradient(x, label, y, r, q, off, g, l, b, n, axis)
+        hv = hv + bend * v * gradient_of(x, label, y, r, q, off, g, l, b, n, axis)
     wanted = torch.zeros((), dtype=torch.bool, device=z.device)
     for number in (y, r, q, g, l, b, n):
         wanted = wanted if number is None else wanted | (number != 0)
@@ -428,11 +437,14 @@ def _composed_curvature(
     t = label if off is None or off.shape != z.shape else torch.where(label == LARGEST, off.detach().argmax(axis), label)
     at_label = (apart * (classes == t.unsqueeze(axis))).sum(axis)
     by_off = torch.zeros_like(at_label) if everywhere is None else (everywhere * apart).sum(axis)
-    return hv, *(torch.where(live, t, torch.zeros_like(t)) for t in (mean.squeeze(axis), at_label, by_off, dentropy.squeeze(axis)))
+    mean, at_label, by_off, dentropy = (
+        torch.where(live, t, torch.zeros_like(t)) for t in (mean.squeeze(axis), at_label, by_off, dentropy.squeeze(axis))
+    )
+    return hv, mean, at_label, by_off, dentropy
 
 
 def transformed(z: Tensor, temperature: float, cap: float) -> tuple[Tensor, Tensor | float, Tensor | float]:
-    """Return (cap / T) tanh(z / cap), or z / T if cap is inf, and its first two derivatives, none of which cancels where |z / cap| is large."""
+    """Return (cap / T) tanh(z / cap), or z / T if cap is inf, and its first two derivatives. None cancels where |z / cap| is large."""
     if cap == math.inf:
         return (z if temperature == 1 else z / temperature), 1 / temperature, 0.0
     u = z.double() / cap
@@ -445,9 +457,9 @@ def transformed(z: Tensor, temperature: float, cap: float) -> tuple[Tensor, Tens
 # ---- shapes ----
 
 
-def times(weight: Tensor, value: Tensor) -> Tensor:
-    """Return weight * value, and 0 where the weight is 0, even if the value is infinite or NaN."""
-    return torch.where(weight == 0, torch.zeros_like(value), weight * value)
+def times(factor: Tensor, value: Tensor) -> Tensor:
+    """Return factor * value, and 0 where the factor is 0, even if the value is infinite or NaN."""
+    return torch.where(factor == 0, torch.zeros_like(value), factor * value)
 
 
 def _live(label: Tensor) -> Tensor:
@@ -503,7 +515,9 @@ def _folded(size: int, in_dims: tuple[Any, ...], tensors: int, arguments: tuple[
     """Return the arguments under vmap, with the batch as the first axis, which becomes one more axis of rows."""
     z, label, y, r, q, off, *upstream = arguments[:tensors]
     axis, *others = arguments[tensors:]
-    dense = off is not None and (off.ndim - (in_dims[5] is not None) > 1 or in_dims[5] is not None or z.ndim - (in_dims[0] is not None) == 1)
+    dense = off is not None and (
+        off.ndim - (in_dims[5] is not None) > 1 or in_dims[5] is not None or z.ndim - (in_dims[0] is not None) == 1
+    )
     z, label = _front(z, in_dims[0], size), _front(label, in_dims[1], size)
     lead = _lead(z, axis + 1)
     if dense:
