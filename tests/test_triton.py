@@ -13,7 +13,7 @@ from cases import DTYPES, OFFS, SHAPES, Problem, allowed, exact, problem, python
 
 from softxent import torch as st
 from softxent.kernels import reference, triton
-from softxent.torch import tensors
+from softxent.torch import operators
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 KERNELS = {"triton": triton, "formula": reference}
@@ -191,7 +191,7 @@ each_backend = pytest.mark.parametrize("backend", KERNELS)
 @each_backend
 def test_nothing_waits_for_the_device(backend, monkeypatch):
     """Neither the loss nor its gradient nor the scaling by an upstream gradient reads a number from the device."""
-    monkeypatch.setattr(tensors, "check", lambda *_: None)
+    monkeypatch.setattr(operators, "check_labels", lambda *_: None)
     z, t = torch.randn(6, 5, device=DEVICE, requires_grad=True), torch.randint(0, 5, (6,), device=DEVICE)
     with st.use_backend(backend), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
         (st.cross_entropy(z, t, weight=torch.rand(5, device=DEVICE), label_smoothing=0.1) * 3).backward()
@@ -209,7 +209,7 @@ def test_an_unchecked_label_out_of_range_spoils_its_row_alone(backend, monkeypat
         if DEVICE == "cpu":
             with pytest.raises(ValueError, match=r"^cross_entropy: target must lie in \[0, 5\) or be ignore_index=-100; got 7 at row 2$"):
                 st.cross_entropy(z, t)
-            monkeypatch.setattr(tensors, "check", lambda *_: None)
+            monkeypatch.setattr(operators, "check_labels", lambda *_: None)
         loss = st.cross_entropy(z, t, reduction="none")
         (dz,) = torch.autograd.grad(loss.sum(), z)
         mean = st.cross_entropy(z, t)
@@ -269,13 +269,13 @@ def test_without_triton_the_formula_computes_and_says_so():
 import sys, warnings
 sys.modules["triton"] = None
 import torch, softxent.torch as st
-from softxent.torch import tensors
+from softxent.torch import compute
 print([(b.name, b.available) for b in st.backends()], st.backends()[1].detail)
 class Cuda:
-    is_cuda, device = True, torch.device("cuda")
+    is_cpu, is_cuda, device = False, True, torch.device("cuda")
 with warnings.catch_warnings(record=True) as seen:
     warnings.simplefilter("always")
-    print(tensors.kernel(Cuda).__name__, tensors.kernel(Cuda).__name__, len(seen), str(seen[0].message)[:48])
+    print(compute.backend(Cuda).__name__, compute.backend(Cuda).__name__, len(seen), str(seen[0].message)[:48])
 """
     listed, computed = python(code).splitlines()
     assert listed.startswith("[('cpu', True), ('triton', False), ('formula', True)] Triton is missing (")
