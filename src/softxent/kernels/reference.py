@@ -75,8 +75,8 @@ def curvature(
                 hv = hv + times(formula.gradient(zi, x, t, formula.coefficients(x, of), offi), times(vi, second))
             apart, _ = formula.centred(formula.softmax(zi, x), along)
             at_label = where(formula.at_label(zi, t), apart, 0.0).sum(axis=1)
-            by_off = times(0 * zi if offi is None else offi + 0 * zi, apart).sum(axis=1)
-            live = ~ignored & sum(number != 0 for number in of)  # the product is 0 if all numbers are, whatever the logits
+            by_off = 0 * mean if offi is None else times(offi, apart).sum(axis=1)
+            live = ~ignored & (sum(number != 0 for number in of) > 0)  # the product is 0 if all numbers are, whatever the logits
             for row, found in zip(result, (mean, at_label, by_off, dentropy), strict=True):
                 row[i] = where(ignored, 0.0, found)
             out[i] = _narrow(where(live[:, None], hv, 0.0), out.dtype)
@@ -88,7 +88,7 @@ def log_softmax(z: Array, scale: Array, transform: Any, out: Array, threads: int
         x = formula.partials(zi, zi.argmax(axis=1))  # the largest logit is kept apart, so that a value near 0 keeps its digits
         by = -(scale if len(scale) == 1 else scale[i])[:, None]
         with np.errstate(over="ignore"):
-            out[i] = _narrow(times(by + 0 * zi, formula.surprisal(zi, x)), out.dtype)
+            out[i] = _narrow(times(by, formula.surprisal(zi, x)), out.dtype)
 
 
 def first_outside(label: Array, classes: int, ignore_index: int) -> int:

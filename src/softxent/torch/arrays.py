@@ -9,7 +9,9 @@ from torch import Tensor
 
 from ..partials import LIBRARIES
 
-exp, log, tanh, cosh, where, maximum, zeros_like, asarray = torch.exp, torch.log, torch.where, torch.maximum, torch.zeros_like, torch.asarray
+exp, log, tanh, cosh, where, maximum, zeros_like, asarray = (
+    torch.exp, torch.log, torch.tanh, torch.cosh, torch.where, torch.maximum, torch.zeros_like, torch.asarray,
+)
 
 
 def float64(x: Tensor) -> Tensor:
