@@ -20,7 +20,8 @@ import triton.language as tl
 from .reference import IGNORED, LARGEST
 
 version = triton.__version__
-TILE = 4096  # elements of a tile: 16 for each thread of 8 warps
+TILE = 4096  # elements of a tile in float32, half as many in float64: 64 bytes for each thread of 8 warps
+ROWS = 256  # at most this many rows in a tile, one for each thread: more would not fit into the registers
 AS_GIVEN, TEMPERATURE, SOFTCAP = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)  # TRANSFORM: the logits' transform
 NO_OFF, ONE_ROW, EACH_ROW = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)  # OFF: off is None, [C] or [R, C]
 _IGNORED, _LARGEST = tl.constexpr(IGNORED), tl.constexpr(LARGEST)
@@ -85,8 +86,7 @@ def _saturation(x, cap):
 
 @triton.jit
 def _tanh(x, cap):
-    """tanh(x / cap). For |x| / cap <= 0.625 it is a polynomial that interpolates the function at Chebyshev's points, to 2^-25.8 in float32 and
-    2^-56.8 in float64."""
+    """tanh(x / cap). Up to 0.625 it is a polynomial, interpolated at Chebyshev's points, to 2^-25.8 in float32 and 2^-56.8 in float64."""
     p, q = _saturation(x, cap)
     a = p * 0.5
     y = a * a
@@ -552,24 +552,24 @@ def curvature(
 ) -> None:
     rows, classes = z.shape
     if rows:
-        grid, tile = _tiles(rows, classes)
+        grid, tile = _tiles(z, TILE // 2)  # it has more numbers for each element
         with _on(z):
             _curvature[grid](
                 z, v, label, numbers, z if off is None else off, out, result,
                 rows, classes, z.stride(0), v.stride(0), out.stride(0), _off_stride(off), numbers.stride(0), result.stride(0),
                 _row_stride(numbers, 1), *_bits(transform), NUMBERS=len(numbers), TRANSFORM=_kind(transform), GAUSS_NEWTON=gauss_newton,
-                OFF=_off_kind(off), WIDE=_wide(z), **tile,
+                OFF=_off_kind(off), **tile,
             )  # fmt: skip
 
 
 def log_softmax(z: Any, scale: Any, transform: Any, out: Any, threads: int) -> None:
     rows, classes = z.shape
     if rows:
-        grid, tile = _tiles(rows, classes)
+        grid, tile = _tiles(z, TILE)
         with _on(z):
             _log_softmax[grid](
                 z, scale, out, rows, classes, z.stride(0), out.stride(0), _row_stride(scale, 0), *_bits(transform),
-                TRANSFORM=_kind(transform), WIDE=_wide(z), **tile,
+                TRANSFORM=_kind(transform), **tile,
             )  # fmt: skip
 
 
@@ -589,22 +589,26 @@ def _launch_layer(
     """Launch `_layer`. The tensors that this call does not need are None."""
     rows, classes = z.shape
     if rows:
-        grid, tile = _tiles(rows, classes)
+        grid, tile = _tiles(z, TILE)
         with _on(z):
             _layer[grid](
                 z, label, numbers, z if off is None else off, numbers if result is None else result, numbers if parts is None else parts,
-                z if out is None else out, rows, classes, z.stride(0), 0 if out is None else out.stride(0), _off_stride(off),
-                numbers.stride(0), 0 if result is None else result.stride(0), 0 if parts is None else parts.stride(0),
-                _row_stride(numbers, 1), *_bits(transform), FORWARD=forward, BACKWARD=backward, OUTPUTS=2 if result is None else len(result),
-                NUMBERS=len(numbers), TRANSFORM=_kind(transform), OFF=_off_kind(off), HAS_PARTS=parts is not None, WIDE=_wide(z), **tile,
+                z if out is None else out,
+                rows, classes, z.stride(0), 0 if out is None else out.stride(0), _off_stride(off), numbers.stride(0),
+                0 if result is None else result.stride(0), 0 if parts is None else parts.stride(0), _row_stride(numbers, 1),
+                *_bits(transform), FORWARD=forward, BACKWARD=backward, OUTPUTS=2 if result is None else len(result),
+                NUMBERS=len(numbers), TRANSFORM=_kind(transform), OFF=_off_kind(off), HAS_PARTS=parts is not None, **tile,
             )  # fmt: skip
 
 
-def _tiles(rows: int, classes: int) -> tuple[tuple[int], dict[str, Any]]:
+def _tiles(z: Any, elements: int) -> tuple[tuple[int], dict[str, Any]]:
     """Return the grid and the options of a kernel. The shape of a tile does not depend on the number of rows."""
-    block = min(triton.next_power_of_2(classes), TILE)
-    group = TILE // block
-    return (triton.cdiv(rows, group),), dict(ROWS=group, BLOCK=block, num_warps=8, enable_fp_fusion=False)
+    rows, classes = z.shape
+    if z.element_size() == 8:
+        elements //= 2
+    block = min(triton.next_power_of_2(classes), elements)
+    group = min(elements // block, ROWS)
+    return (triton.cdiv(rows, group),), dict(WIDE=_wide(z), ROWS=group, BLOCK=block, num_warps=8, enable_fp_fusion=False)
 
 
 def _wide(t: Any) -> Any:
