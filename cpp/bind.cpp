@@ -3,11 +3,15 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/tuple.h>
+#include <algorithm>
+#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <optional>
 #include <string>
+#include <tuple>
 #include <vector>
 #include "kernel.h"
 #if defined(SOFTXENT_X86)
@@ -76,29 +80,64 @@ static Type type_of(nb::dlpack::dtype d) {
   if (code == nb::dlpack::dtype_code::Bfloat || (code == nb::dlpack::dtype_code::UInt && d.bits == 16)) return BF16;
   throw nb::type_error("dtype must be float32, float64, float16 or bfloat16 (NumPy: its bits as uint16)");
 }
+// (T, cap): softmax is applied to (cap / T) tanh(z / cap), or to z / T if cap is infinite. For a large cap, z / cap is computed 2^k times as large,
+// lest it be subnormal; beyond 2^200, (cap / T) tanh(z / cap) is z / T.
+typedef std::tuple<double, double> Transform;
+static void set_transform(Job& j, Type type, Transform transform) {
+  const auto [temperature, cap] = transform;
+  need(temperature > 0 && cap > 0, "temperature and cap must be positive");
+  const bool capped = cap < (type == F64 ? 0x1p1000 : 0x1p200);
+  j.inverse_temperature = 1 / temperature;
+  j.lift = 1;
+  j.scale = 1 / temperature;
+  if (capped) {
+    if (type != F64 && cap > 0x1p60) j.lift = ldexp(1, std::min(120, ilogb(cap)));
+    j.inverse_cap = j.lift / cap;
+    j.scale = cap / temperature / j.lift;
+  }
+  if (type != F64) j.scale = (float)j.scale;
+}
 template <class M> static bool adjacent(const M& a) { const size_t last = a.ndim() - 1; return a.stride(last) == 1 || a.shape(last) <= 1; }
 
-static Job job(const Logits& z, const Labels& label, const Numbers& truth, const std::optional<Dense>& off) {
+static Job job(const Logits& z, const std::optional<Labels>& label, const Numbers& numbers, const std::optional<Dense>& off, Transform transform) {
   Job j = {};
-  j.rows = z.shape(0); j.cols = z.shape(1); j.z = z.data(); j.z_step = z.stride(0);
-  need((adjacent(z) || !j.rows) && (int64_t)label.shape(0) == j.rows, "z must have adjacent columns, and one label a row");
-  j.label = label.data(); j.label_step = label.stride(0);
-  need(truth.shape(0) == TRUTHS && (truth.shape(1) == 1 || (int64_t)truth.shape(1) == j.rows), "truth must be [4, R] or [4, 1]");
-  j.truth = truth.data(); j.truth_step = truth.stride(0); j.truth_row = truth.shape(1) == 1 ? 0 : truth.stride(1);
+  j.rows = z.shape(0);
+  j.cols = z.shape(1);
+  j.z = z.data();
+  j.z_step = z.stride(0);
+  need(adjacent(z) || !j.rows, "z must have adjacent columns");
+  if (label) {
+    need((int64_t)label->shape(0) == j.rows, "label must have one label a row");
+    j.label = label->data();
+    j.label_step = label->stride(0);
+  }
+  j.number_count = numbers.shape(0);
+  need((j.number_count == 4 || j.number_count == NUMBERS || !label) && (numbers.shape(1) == 1 || (int64_t)numbers.shape(1) == j.rows), "numbers must be [4, R], [7, R], [4, 1] or [7, 1]");
+  j.numbers = numbers.data();
+  j.number_step = numbers.stride(0);
+  j.number_row = numbers.shape(1) == 1 ? 0 : numbers.stride(1);
+  j.entropy = j.number_count == NUMBERS;
   if (off) {
     need(off->ndim() >= 1 && off->ndim() <= 2 && (int64_t)off->shape(off->ndim() - 1) == j.cols && adjacent(*off), "off must be [C] or [R, C]");
     need(off->ndim() == 1 || (int64_t)off->shape(0) == j.rows, "off must have one row, or as many as z");
-    j.off = off->data(); j.off_step = off->ndim() == 2 ? off->stride(0) : 0;
+    j.off = off->data();
+    j.off_by_row = off->ndim() == 2;
+    j.off_step = j.off_by_row ? off->stride(0) : 0;
   }
+  set_transform(j, type_of(z.dtype()), transform);
   return j;
 }
-static void set_result(Job& j, const Results& a) {
-  need(a.shape(0) == 2 && (int64_t)a.shape(1) == j.rows && (j.rows <= 1 || a.stride(1) == 1), "result must be [2, R]");
-  j.loss = a.data(); j.lse = a.data() + a.stride(0);
+static void set_result(Job& j, const Results& a, int64_t least, int64_t most) {
+  need(((int64_t)a.shape(0) == least || (int64_t)a.shape(0) == most) && (int64_t)a.shape(1) == j.rows && (j.rows <= 1 || a.stride(1) == 1), "result has a wrong shape");
+  j.result = a.data();
+  j.result_count = a.shape(0);
+  j.result_step = a.stride(0);
+  j.entropy = j.entropy || j.result_count == OUTPUTS;
 }
 static void set_parts(Job& j, const Results& a) {
-  need(a.shape(0) == PARTS && (int64_t)a.shape(1) == j.rows && (j.rows <= 1 || a.stride(1) == 1), "parts must be [6, R]");
-  j.parts = a.data(); j.parts_step = a.stride(0);
+  need(a.shape(0) == PARTS && (int64_t)a.shape(1) == j.rows && (j.rows <= 1 || a.stride(1) == 1), "parts must be [7, R]");
+  j.parts = a.data();
+  j.parts_step = a.stride(0);
 }
 static void set_out(Job& j, const Matrix& a, const Logits& z) {
   need((int64_t)a.shape(0) == j.rows && (int64_t)a.shape(1) == j.cols && (adjacent(a) || !j.rows) && a.dtype() == z.dtype(), "out must be like z");
@@ -193,7 +232,7 @@ static bool by_rows(const Job& j, Kernel run, int threads) {
   Signals signals;
   together((int)(threads < grains ? threads : grains), [&] {
     try {
-      const Memory mine(scratch_bytes(j.cols));
+      const Memory mine(scratch_bytes(j.cols, j.inverse_cap != 0));
       for (int64_t i; (grains == 1 || !signals.stop()) && (i = next.fetch_add(grain)) < j.rows; )
         run(j, i, i + grain < j.rows ? i + grain : j.rows, mine.data(), ALL, 0);
     } catch (std::bad_alloc&) { failed = true; }
@@ -205,11 +244,16 @@ static bool by_rows(const Job& j, Kernel run, int threads) {
 // Runs the kernel on a few long rows. All threads work on runs of blocks of the same row, in the scratch memory of the calling thread. The
 // calling thread takes runs from the front and the others from the back. Each writes the gradient of the blocks whose exponentials it
 // computed, because they are still in its cache. Returns false if a signal handler raised an exception.
-static bool by_blocks(const Job& j, Kernel run, int threads, bool gradient) {
+static bool by_blocks(Job j, Kernel run, int threads, bool gradient) {
   struct alignas(64) Counts { std::atomic<int64_t> taken{0}, front{0}, back{0}, had{0}, turn{0}, turned{0}, written{0}; };
   const int64_t blocks = blocks_of(j.cols), fair = blocks / (3 * threads) + 1, step = fair < 256 ? fair : 256, runs = (blocks + step - 1) / step;
   std::unique_ptr<Counts[]> counts(new Counts[j.rows]);
-  const Memory shared(scratch_bytes(j.cols));
+  const Memory shared(scratch_bytes(j.cols, j.inverse_cap != 0));
+  std::vector<int64_t> labels(j.rows);
+  j.found = labels.data();
+  for (int64_t i = 0; i < j.rows; i++) run(j, i, i + 1, shared.data(), FIND_LABEL, 0);
+  j.label = labels.data();
+  j.label_step = 1;
   Signals signals;
   auto wait = [&](std::atomic<int64_t>& a, int64_t n) { while (!spin([&] { return a >= n; })) { if (signals.stop()) return; sched_yield(); } };
   auto each = [&](int64_t i, int64_t r, Phase phase) { for (int64_t b = r * step; b < blocks && b < (r + 1) * step; b++) run(j, i, i + 1, shared.data(), phase, b); };
@@ -243,10 +287,11 @@ static void call(Op op, Job j, Type type, Off kind, int threads) {
   j.ahead = threads == 1;              // 10 % less time on one thread, but 8 % more on two, which use all of the memory's bandwidth
   const Kernel run = isa().run[type][kind][op];
   const int64_t blocks = blocks_of(j.cols);
-  const bool few_long_rows = blocks > 6 && threads > 1 && j.rows < 4 * threads && j.rows % threads;
+  const bool by_row = op == CURVATURE || op == LOG_SOFTMAX;
+  const bool few_long_rows = !by_row && blocks > 6 && threads > 1 && j.rows < 4 * threads && j.rows % threads;
   bool complete;
   { nb::gil_scoped_release free;
-    complete = few_long_rows || blocks > 4096 ? by_blocks(j, run, threads, op != FORWARD) : by_rows(j, run, threads); }
+    complete = few_long_rows || (!by_row && blocks > 4096) ? by_blocks(j, run, threads, op != FORWARD) : by_rows(j, run, threads); }
   if (!complete) throw nb::python_error();
 }
 
@@ -261,24 +306,78 @@ static void call(Op op, const Job& j, const Logits& z, const std::optional<Dense
   call(op, j, type, kind, threads);
 }
 
-// The most frequent call from PyTorch: a contiguous matrix, a label for each row, a mean or a sum, and the gradient (dz, or null). It takes
-// addresses and returns one number, because each array would cost a microsecond. Returns none if a label is ignored or is not a class.
-static std::optional<double> scalar(uintptr_t z, uintptr_t label, uintptr_t dz, int64_t rows, int64_t cols, int type, int64_t ignore, double scale, int threads) {
+// The frequent calls from PyTorch: a contiguous matrix, a label for each row, numbers that are the same for all rows (y times the class weight of
+// the label), and a reduction. It takes addresses and returns one number, because each array would cost a microsecond. Addresses that may be
+// 0: dz, the gradient of the sum or mean; losses, those of the rows; class_weight and off [cols]; upstream, the upstream gradient of each row's
+// loss. Returns none if a label is neither ignored nor a class.
+static std::optional<double> quick(uintptr_t z, uintptr_t label, uintptr_t dz, uintptr_t losses, int64_t rows, int64_t cols, int type, int64_t ignore, double y, double r, double q,
+                                   uintptr_t class_weight, uintptr_t off, bool mean, uintptr_t upstream, double temperature, double cap, int threads) {
   const int64_t* t = (const int64_t*)label;
-  for (int64_t i = 0; i < rows; i++) if ((uint64_t)t[i] >= (uint64_t)cols || t[i] == ignore) return std::nullopt;
+  const double *weight = (const double*)class_weight, *up = (const double*)upstream;
+  int64_t counted = 0;
+  for (int64_t i = 0; i < rows; i++) {
+    if (t[i] == ignore) continue;
+    if ((uint64_t)t[i] >= (uint64_t)cols) return std::nullopt;
+    counted++;
+  }
   static thread_local std::vector<double> spare;
-  std::vector<double> result;
-  result.swap(spare);                  // a signal handler may call this function within the call
-  if ((int64_t)result.size() < 2 * rows) result.resize(2 * rows);
-  const double truth[TRUTHS] = {1, 0, 0, scale};
+  std::vector<double> memory;
+  memory.swap(spare);  // a signal handler may call this function within the call
+  const bool same = !weight && !up, all = counted == rows;
+  const int64_t needed = rows * ((losses ? 1 : 2) + (same ? 0 : 4) + (all ? 0 : 1));
+  if ((int64_t)memory.size() < needed) memory.resize(needed);
+  double* free = memory.data();
+  auto take = [&](int64_t n) {
+    double* begin = free;
+    free += n;
+    return begin;
+  };
+  double total = mean ? counted : 1;
+  if (mean && weight) {
+    total = 0;
+    for (int64_t i = 0; i < rows; i++) total += t[i] == ignore ? 0 : weight[t[i]];
+  }
+  const double scale = mean ? (total != 0 ? 1 / total : 0) : 1, constant[4] = {y, r, q, scale};
   Job j = {};
-  j.rows = rows; j.cols = cols; j.z = (const void*)z; j.z_step = cols; j.label = t; j.label_step = 1;
-  j.truth = truth; j.truth_step = 1; j.dz = (void*)dz; j.dz_step = cols; j.loss = result.data(); j.lse = j.loss + rows;
-  call(dz ? FUSED : FORWARD, j, (Type)type, SAME, threads);
+  j.rows = rows;
+  j.cols = cols;
+  j.z = (const void*)z;
+  j.z_step = cols;
+  j.dz = (void*)dz;
+  j.dz_step = cols;
+  j.label = t;
+  j.label_step = 1;
+  j.number_count = 4;
+  j.numbers = constant;
+  j.number_step = 1;
+  if (!same) {
+    double* numbers = take(4 * rows);
+    for (int64_t i = 0; i < rows; i++) {
+      numbers[i] = y * (weight && t[i] != ignore ? weight[t[i]] : 1);
+      numbers[rows + i] = r;
+      numbers[2 * rows + i] = q;
+      numbers[3 * rows + i] = up ? up[i] : scale;
+    }
+    j.numbers = numbers;
+    j.number_step = rows;
+    j.number_row = 1;
+  }
+  if (!all) {
+    int64_t* labels = (int64_t*)take(rows);
+    for (int64_t i = 0; i < rows; i++) labels[i] = t[i] == ignore ? IGNORED : t[i];
+    j.label = labels;
+  }
+  j.off = (const void*)off;
+  j.result = losses ? (double*)losses : take(2 * rows);
+  double* const lse = losses ? take(rows) : j.result + rows;
+  j.result_count = 2;
+  j.result_step = lse - j.result;
+  set_transform(j, (Type)type, {temperature, cap});
+  call(dz ? FUSED : FORWARD, j, (Type)type, WIDE, threads);
   double sum = 0;
-  for (int64_t i = 0; i < rows; i++) sum += j.loss[i];
-  if (result.size() <= 1 << 20) spare.swap(result);
-  return sum * scale;
+  for (int64_t i = 0; i < rows; i++) sum += j.result[i];
+  if (memory.size() <= 1 << 20) spare.swap(memory);
+  return mean ? (total != 0 ? (same && all ? sum * scale : sum / total) : __builtin_nan("")) : sum;
 }
 
 static int64_t first_outside(const Labels& label, int64_t classes, int64_t ignore) {
@@ -295,19 +394,42 @@ NB_MODULE(_kernel, m) {
   typedef std::optional<Dense> Off_;
   typedef std::optional<Results> Parts_;
   m.def("isa", [] { return isa().name; });
-  m.def("forward", [](Logits z, Labels label, Numbers truth, Off_ off, Results result, Parts_ parts, int threads) {
-    Job j = job(z, label, truth, off); set_result(j, result); if (parts) set_parts(j, *parts);
+  m.def("forward", [](Logits z, Labels label, Numbers numbers, Off_ off, Transform transform, Results result, Parts_ parts, int threads) {
+    Job j = job(z, label, numbers, off, transform);
+    set_result(j, result, 2, OUTPUTS);
+    if (parts) set_parts(j, *parts);
     call(FORWARD, j, z, off, threads);
-  }, "z"_a.noconvert(), "label"_a.noconvert(), "truth"_a.noconvert(), "off"_a.noconvert().none(), "result"_a.noconvert(), "parts"_a.noconvert().none(), "threads"_a = 1);
-  m.def("backward", [](Logits z, Labels label, Numbers truth, Off_ off, Results parts, Matrix out, int threads) {
-    Job j = job(z, label, truth, off); set_parts(j, parts); set_out(j, out, z);
+  }, "z"_a.noconvert(), "label"_a.noconvert(), "numbers"_a.noconvert(), "off"_a.noconvert().none(), "transform"_a, "result"_a.noconvert(), "parts"_a.noconvert().none(), "threads"_a = 1);
+  m.def("backward", [](Logits z, Labels label, Numbers numbers, Off_ off, Transform transform, Results parts, Matrix out, int threads) {
+    Job j = job(z, label, numbers, off, transform);
+    set_parts(j, parts);
+    set_out(j, out, z);
     call(BACKWARD, j, z, off, threads);
-  }, "z"_a.noconvert(), "label"_a.noconvert(), "truth"_a.noconvert(), "off"_a.noconvert().none(), "parts"_a.noconvert(), "out"_a.noconvert(), "threads"_a = 1);
-  m.def("fused", [](Logits z, Labels label, Numbers truth, Off_ off, Matrix out, Results result, Parts_ parts, int threads) {
-    Job j = job(z, label, truth, off); set_out(j, out, z); set_result(j, result); if (parts) set_parts(j, *parts);
+  }, "z"_a.noconvert(), "label"_a.noconvert(), "numbers"_a.noconvert(), "off"_a.noconvert().none(), "transform"_a, "parts"_a.noconvert(), "out"_a.noconvert(), "threads"_a = 1);
+  m.def("fused", [](Logits z, Labels label, Numbers numbers, Off_ off, Transform transform, Matrix out, Results result, Parts_ parts, int threads) {
+    Job j = job(z, label, numbers, off, transform);
+    set_out(j, out, z);
+    set_result(j, result, 2, OUTPUTS);
+    if (parts) set_parts(j, *parts);
     call(FUSED, j, z, off, threads);
-  }, "z"_a.noconvert(), "label"_a.noconvert(), "truth"_a.noconvert(), "off"_a.noconvert().none(), "out"_a.noconvert(), "result"_a.noconvert(), "parts"_a.noconvert().none(), "threads"_a = 1);
-  m.def("scalar", scalar);
+  }, "z"_a.noconvert(), "label"_a.noconvert(), "numbers"_a.noconvert(), "off"_a.noconvert().none(), "transform"_a, "out"_a.noconvert(), "result"_a.noconvert(), "parts"_a.noconvert().none(), "threads"_a = 1);
+  m.def("curvature", [](Logits z, Logits v, Labels label, Numbers numbers, Off_ off, Transform transform, bool gauss_newton, Matrix out, Results result, int threads) {
+    Job j = job(z, label, numbers, off, transform);
+    set_out(j, out, z);
+    set_result(j, result, PRODUCTS, PRODUCTS);
+    need((int64_t)v.shape(0) == j.rows && (int64_t)v.shape(1) == j.cols && (adjacent(v) || !j.rows) && type_of(v.dtype()) == (type_of(z.dtype()) == F64 ? F64 : F32), "v must have the shape of z and the type of the computation");
+    j.v = v.data();
+    j.v_step = v.stride(0);
+    j.gauss_newton = gauss_newton;
+    call(CURVATURE, j, z, off, threads);
+  }, "z"_a.noconvert(), "v"_a.noconvert(), "label"_a.noconvert(), "numbers"_a.noconvert(), "off"_a.noconvert().none(), "transform"_a, "gauss_newton"_a, "out"_a.noconvert(), "result"_a.noconvert(), "threads"_a = 1);
+  m.def("log_softmax", [](Logits z, Numbers scale, Transform transform, Matrix out, int threads) {
+    need(scale.shape(0) == 1, "scale must be [1, R] or [1, 1]");
+    Job j = job(z, std::nullopt, scale, std::nullopt, transform);
+    set_out(j, out, z);
+    call(LOG_SOFTMAX, j, z, std::nullopt, threads);
+  }, "z"_a.noconvert(), "scale"_a.noconvert(), "transform"_a, "out"_a.noconvert(), "threads"_a = 1);
+  m.def("quick", quick);
   m.def("buffer", buffer, "bytes"_a);
   m.def("trim", trim);
   m.def("first_outside", first_outside, "label"_a.noconvert(), "classes"_a, "ignore_index"_a);

@@ -2,9 +2,12 @@
 // (-DSOFTXENT_NAME=avx2 -mavx2 ...). Everything is in an anonymous namespace and calls no inline function of a library, so that the linker
 // cannot merge a symbol with AVX-512 code into an object for other processors (a test checks this with nm). The equations, as in formula.py:
 //
-//   truth_k = y [k == label] + r off_k,   loss = - sum_k truth_k log yhat_k + q/2 lse^2,   dz = g ((mass + q lse) yhat - truth)
+//   truth_k = y [k == label] + r off_k,   loss = - sum_k truth_k log yhat_k + q/2 lse^2
+//   dz_k = a yhat_k + e yhat_k (lse - z_k) - c off_k, and h + e yhat_t nll at the label t
 //
-// The label's column is kept apart from the others, in whose sums it counts as -inf, so that nothing cancels where yhat is near 1.
+// The label's column is kept apart from the others, in whose sums it counts as -inf, so that nothing cancels where yhat is near 1. Softmax is
+// applied to scale x, where x is the logit in memory, or, with a softcap, to scale y, where y = lift tanh(inverse_cap x / lift). y and its slope
+// are then computed once, into the scratch memory. With scale = 1 nothing is rounded that would not be without it.
 #include "kernel.h"
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -14,46 +17,75 @@
 
 namespace softxent { namespace {
 #include "vec.h"
+
 #define SHAPE typedef typename T::A A; typedef typename T::S S; constexpr int W = Lanes<A>::W, L = Lanes<A>::L, G = 4 * L;
 constexpr double INF = __builtin_inf();
 
-struct Tile {                          // up to TILE rows, between the pass that sums and the pass that writes dz; one double for each row
-  double part[PARTS][TILE];            // m, s, o, d, zt, wt of the row (partials.py)
-  double scale[TILE], drop[TILE], hot[TILE];   // dz = scale e - drop off, and hot at the label
+struct Tile {                   // up to TILE rows, between the pass that sums and the pass that writes dz; one double for each row
+  double part[PARTS][TILE];     // the sums of the row (partials.py)
+  double scale[TILE];           // a e^(m - lse): the factor of e^(z - m) in dz, if the entropy has no gradient
+  double unit[TILE];            // e^(m - lse)
+  double a[TILE], e[TILE];      // the coefficients of dz, and
+  double over[TILE];            // lse - m
+  double drop[TILE], hot[TILE]; // c, and dz at the label
+  double live[TILE];            // whether a coefficient is not 0
+  int64_t label[TILE];
 };
-struct Blocks {                        // the blocks of a long row, or the only block of each row of the tile; one double for each block
-  double *top, *m, *sub, *n, *s, *o, *d, *down;    // the row's m; the block's m, shift (sub + n ln 2) and sums; e^(shift - top)
+struct Blocks {  // the blocks of a long row, or the only block of each row of the tile; one double for each block
+  double *top, *m, *sub, *n, *s, *o, *d, *u, *down;  // the row's m; the block's m, shift (sub + n ln 2) and sums; e^(shift - top)
 };
 template <class A> struct Scratch {
-  Tile& x; Blocks b; A* e;             // e: the exponentials; if lanes are rows, a panel of them
-  Scratch(void* p, int64_t cols) : x(*(Tile*)p) {
-    const int64_t some = (TILE + blocks_of(cols) + 7) / 8 * 8;
+  Tile& x;
+  Blocks b;
+  A* e;  // the exponentials; if lanes are rows, a panel of them
+  A *y, *slope;  // with a softcap: lift tanh(inverse_cap z / lift) and its slope
+  Scratch(void* p, const Job& j) : x(*(Tile*)p) {
+    const int64_t some = (TILE + blocks_of(j.cols) + 7) / 8 * 8;
     double* q = (double*)((char*)p + 4096);
-    double** field[] = {&b.top, &b.m, &b.sub, &b.n, &b.s, &b.o, &b.d, &b.down};
+    double** field[] = {&b.top, &b.m, &b.sub, &b.n, &b.s, &b.o, &b.d, &b.u, &b.down};
     for (double** f : field) *f = q, q += some;
+    const int64_t size = tile_of(j.cols) * whole(j.cols);
     e = (A*)q;
+    y = j.inverse_cap ? e + size : nullptr;
+    slope = j.inverse_cap ? y + size : nullptr;
   }
 };
 
-ALWAYS double truth_of(const Job& j, Truth kind, int64_t i) { return j.truth[kind * j.truth_step + i * j.truth_row]; }
-ALWAYS bool dead(const Job& j, int64_t i) { return truth_of(j, Y, i) == 0 && truth_of(j, R, i) == 0 && truth_of(j, Q, i) == 0; }
-ALWAYS int64_t label(const Job& j, int64_t i, int64_t from = 0) { return (int64_t)((uint64_t)j.label[i * j.label_step] - (uint64_t)from); }
+ALWAYS double number(const Job& j, Number kind, int64_t i) {
+  return kind < j.number_count ? j.numbers[kind * j.number_step + i * j.number_row] : 0;
+}
+ALWAYS int64_t label(const Job& j, int64_t i) { return j.label[i * j.label_step]; }
+ALWAYS bool ignored(const Job& j, int64_t i) { return label(j, i) == IGNORED; }
+ALWAYS int64_t from(int64_t t, int64_t k) { return (int64_t)((uint64_t)t - (uint64_t)k); }
 ALWAYS bool within(int64_t t, int64_t n) { return (uint64_t)t < (uint64_t)n; }
 template <class T> ALWAYS const typename T::S* row(const Job& j, int64_t i) { return (const typename T::S*)j.z + i * j.z_step; }
-template <class O> ALWAYS const typename O::S* off(const Job& j, int64_t i) { return j.off ? (const typename O::S*)j.off + i * j.off_step : nullptr; }
-template <class T> ALWAYS double get(const typename T::S* p) { return T::widen(decltype(T::narrow(V<typename T::A>{})){*p})[0]; }
+template <class O> ALWAYS const typename O::S* off(const Job& j, int64_t i) {
+  return j.off ? (const typename O::S*)j.off + i * j.off_step : nullptr;
+}
+template <class T> ALWAYS typename T::A get(const typename T::S* p) { return T::widen(decltype(T::narrow(V<typename T::A>{})){*p})[0]; }
 template <class T> ALWAYS void put(typename T::S* p, typename T::A v) { *p = T::narrow(splat(v))[0]; }
+
+// Computes y and its slope for one logit; without a softcap, they are the logit and 1.
+template <class T> ALWAYS typename T::A softcapped(const Job& j, const typename T::S* p, typename T::A& slope) {
+  typedef typename T::A A;
+  slope = 1;
+  if (!j.inverse_cap) return get<T>(p);
+  V<A> y, s;
+  tanh_and_slope<A>(splat(get<T>(p)) * (A)j.inverse_cap, (A)j.lift, y, s);
+  slope = s[0];
+  return y[0];
+}
 
 // Returns `size` columns of a row of n, from column k on: a pointer into the row or, if they contain the label t or the end of the row, a
 // copy in which these columns are `fill`.
 template <class S> ALWAYS const S* columns_without_label(const S* z, int64_t k, int64_t n, int64_t t, int size, S fill, S* copy) {
-  if (__builtin_expect(k + size <= n && !within((int64_t)((uint64_t)t - (uint64_t)k), size), 1)) return z + k;
+  if (__builtin_expect(k + size <= n && !within(from(t, k), size), 1)) return z + k;
   for (int64_t i = 0; i < size; i++) copy[i] = k + i < n && k + i != t ? z[k + i] : fill;
   return copy;
 }
 
 // load reads native vector u of each of the 4 virtual vectors of a group of z. load_off reads it for a unit (PER virtual vectors) of off, in the
-// order of the elements of T.
+// order of the elements of T. `place` is where `load` puts column k.
 template <class T> ALWAYS void load(const typename T::S* p, int u, V<typename T::A>* v) {
   SHAPE
   for (int i = 0; i < 4; i += T::PER) T::load(p + i * L + T::PER * u * W, v + i);
@@ -63,59 +95,115 @@ template <class T, class O> ALWAYS void load_off(const typename O::S* p, int u, 
   if constexpr (T::PER == O::PER) O::load(p + T::PER * u * W, v);
   else for (int w = 0; w < W; w++) v[0][w] = p[2 * (u * W + w)], v[1][w] = p[2 * (u * W + w) + 1];
 }
-
-// ---- one block of a row; vector lanes are columns ----
-template <class T> ALWAYS typename T::A top(const typename T::S* z, int64_t n, int64_t t) {    // the largest logit except the label's
-  SHAPE
-  V<A> m[4]; A a[L];
-  FOUR(c) m[c] = splat<A>(-INF);
-  for (int64_t k = 0; k < n; k += G) {
-    S copy[G]; const S* q = columns_without_label(z, k, n, t, G, T::low, copy);
-    EACH(u) { V<A> v[4]; load<T>(q, u, v); FOUR(c) m[c] = v[c] > m[c] ? v[c] : m[c]; }
-  }
-  m[0] = m[0] > m[1] ? m[0] : m[1]; m[2] = m[2] > m[3] ? m[2] : m[3];
-  store(a, m[0] > m[2] ? m[0] : m[2]);
-  for (int w = W / 2; w; w /= 2) for (int i = 0; i < w; i++) a[i] = a[i] > a[i + w] ? a[i] : a[i + w];
-  return a[0] + 0;                     // turns -0 into 0, so that the order of the comparisons does not matter
+template <class T> ALWAYS int64_t place(int64_t k) {
+  constexpr int64_t L = Lanes<typename T::A>::L, unit = T::PER * L;
+  return k / unit * unit + k % T::PER * L + k % unit / T::PER;
 }
 
-// Computes e := lift e^(z - shift) and returns the sum of e^(z - shift). Prefetches the next block of z.
-template <class T, Op op> ALWAYS double exponentials(const typename T::S* z, int64_t n, int64_t t, const Shift<typename T::A>& shift, typename T::A* e) {
+// ---- one block of a row; vector lanes are columns ----
+
+// Computes y and its slope for all columns, in the order of `load`; y is -inf at the label and after the end of the row.
+template <class T> ALONE void softcap(const Job& j, const typename T::S* z, int64_t n, int64_t t, typename T::A* y, typename T::A* slope) {
   SHAPE
-  Sum<A> s;
   for (int64_t k = 0; k < n; k += G) {
-    S copy[G]; const S* q = columns_without_label(z, k, n, t, G, T::low, copy);
-    for (int i = 0; i < G * (int)sizeof(S); i += 64) __builtin_prefetch((const char*)(z + k + n) + i, 0, op == FORWARD || T::PER > 1 ? 2 : 3);    // into L2 or L1, whichever was faster
+    S copy[G];
+    const S* q = columns_without_label<S>(z, k, n, -1, G, 0, copy);
+    EACH(u) {
+      V<A> v[4], s[4];
+      load<T>(q, u, v);
+      FOUR(c) tanh_and_slope<A>(v[c] * (A)j.inverse_cap, (A)j.lift, v[c], s[c]);
+      FOUR(c) store(y + k + c * L + u * W, v[c]), store(slope + k + c * L + u * W, s[c]);
+    }
+  }
+  for (int64_t k = n; k < (n + G - 1) / G * G; k++) y[place<T>(k)] = -INF;
+  if (within(t, n)) y[place<T>(t)] = -INF;
+}
+
+template <class T> ALWAYS typename T::A top(const typename T::S* z, int64_t n, int64_t t) {  // the largest logit except the label's
+  SHAPE
+  V<A> m[4];
+  A a[L];
+  FOUR(c) m[c] = splat<A>(-INF);
+  for (int64_t k = 0; k < n; k += G) {
+    S copy[G];
+    const S* q = columns_without_label(z, k, n, t, G, T::low, copy);
     EACH(u) {
       V<A> v[4];
       load<T>(q, u, v);
-      FOUR(c) v[c] -= shift.sub;
-      exps<A, 4>(v, shift.magic, shift.low);
-      if (op != FORWARD) FOUR(c) store(e + k + c * L + u * W, v[c]);
-      if (op != BACKWARD) s.add(u, v);
+      FOUR(c) m[c] = v[c] > m[c] ? v[c] : m[c];
     }
   }
+  m[0] = m[0] > m[1] ? m[0] : m[1];
+  m[2] = m[2] > m[3] ? m[2] : m[3];
+  store(a, m[0] > m[2] ? m[0] : m[2]);
+  for (int w = W / 2; w; w /= 2) for (int i = 0; i < w; i++) a[i] = a[i] > a[i + w] ? a[i] : a[i + w];
+  return a[0] + 0;  // turns -0 into 0, so that the order of the comparisons does not matter
+}
+
+// Returns the first column with the largest value; 0 if all are -inf or NaN.
+template <class T> ALONE int64_t largest(const typename T::S* z, int64_t n) {
+  constexpr int64_t STEP = 512;
+  typename T::A most = -INF;
+  int64_t block = 0;
+  for (int64_t k = 0; k < n; k += STEP) {
+    const typename T::A m = top<T>(z + k, least(n - k, STEP), -1);
+    if (m > most) most = m, block = k;
+  }
+  for (int64_t k = block; k < least(n, block + STEP); k++) if (get<T>(z + k) == most) return k;
+  return 0;
+}
+
+template <class A> ALWAYS V<A> times(V<A> w, V<A> v) { return w == 0 ? V<A>{} : w * v; }  // 0 where w is 0, even if v is not finite
+ALWAYS double times(double w, double v) { return w == 0 ? 0 : w * v; }
+
+// Computes e := lift e^(scale z - shift) and returns the sum of e^(scale z - shift); with_u also the sum of e^(scale z - shift) (m - scale z).
+// Prefetches the next block of z.
+template <class T, Op op, bool with_u> ALWAYS double exponentials(const typename T::S* z, int64_t n, int64_t t, const Shift<typename T::A>& shift, typename T::A scale, typename T::A m, typename T::A* e, double& sum_u) {
+  SHAPE
+  Sum<A> s, su;
+  for (int64_t k = 0; k < n; k += G) {
+    S copy[G];
+    const S* q = columns_without_label(z, k, n, t, G, T::low, copy);
+    for (int i = 0; i < G * (int)sizeof(S); i += 64) __builtin_prefetch((const char*)(z + k + n) + i, 0, op == FORWARD || T::PER > 1 ? 2 : 3);  // into L2 or L1, whichever was faster
+    EACH(u) {
+      V<A> v[4], below[4];
+      load<T>(q, u, v);
+      if (with_u) FOUR(c) below[c] = fma<A>(splat(-scale), v[c], splat(m));
+      FOUR(c) v[c] = fma<A>(v[c], splat(scale), -shift.sub);
+      exps<A, 4>(v, shift.magic, shift.low);
+      if (op != FORWARD && op != LOG_SOFTMAX) FOUR(c) store(e + k + c * L + u * W, v[c]);
+      if (op != BACKWARD) s.add(u, v);
+      if (with_u) {
+        FOUR(c) below[c] = times<A>(v[c], below[c]);
+        su.add(u, below);
+      }
+    }
+  }
+  if (with_u) sum_u = su.total() * (1 / Exp<A>::lift);
   return op == BACKWARD ? 0 : s.total() * (1 / Exp<A>::lift);
 }
 
-template <class A> ALWAYS V<A> times(V<A> w, V<A> v) { return w == 0 ? V<A>{} : w * v; }     // 0 where w is 0, even if v is not finite
-
-// Computes o := sum off and d := sum off (m - z), over the columns except the label's.
-template <class T, class O> ALWAYS void dot(const typename T::S* z, const typename O::S* w, int64_t n, int64_t t, typename T::A m, double& o, double& d) {
+// Computes o := sum off and d := sum off (m - scale z), over the columns except the label's; z may be given as y.
+template <class T, class O> ALWAYS void dot(const typename T::S* z, const typename T::A* y, const typename O::S* w, int64_t n, int64_t t, typename T::A scale, typename T::A m, double& o, double& d) {
   SHAPE
   Sum<A> so, sd;
   for (int64_t k = 0; k < n; k += G) {
-    S copy[G]; typename O::S other[G];
-    const S* q = columns_without_label<S>(z, k, n, -1, G, 0, copy); const typename O::S* p = columns_without_label<typename O::S>(w, k, n, t, G, 0, other);
+    S copy[G];
+    typename O::S other[G];
+    const S* q = columns_without_label<S>(z, k, n, -1, G, 0, copy);
+    const typename O::S* p = columns_without_label<typename O::S>(w, k, n, t, G, 0, other);
     EACH(u) {
       V<A> a[4], b[4];
       for (int i = 0; i < 4; i += T::PER) load_off<T, O>(p + i * L, u, a + i);
-      load<T>(q, u, b);
-      FOUR(c) b[c] = times<A>(a[c], fma<A>(splat<A>(-0.5), b[c], splat<A>(m * (A)0.5)));     // halves, because m - z may overflow
-      so.add(u, a); sd.add(u, b);
+      if (y) FOUR(c) b[c] = read(y + k + c * L + u * W);
+      else load<T>(q, u, b);
+      FOUR(c) b[c] = times<A>(a[c], fma<A>(splat((A)-0.5 * scale), b[c], splat(m * (A)0.5)));  // halves, because m - z may overflow
+      so.add(u, a);
+      sd.add(u, b);
     }
   }
-  o = so.total(); d = 2 * sd.total();
+  o = so.total();
+  d = 2 * sd.total();
 }
 
 // The factors of dz = scale e - drop off. The scale is divided by the lift of e, as two factors, so that no intermediate result overflows or is
@@ -127,44 +215,127 @@ template <class A> struct Scale {
     const bool tiny = drop && drop < TINY && drop > -TINY && scale < 0x1p-20 && scale > -0x1p-20;
     if (tiny) scale *= 0x1p100, drop *= 0x1p100;
     const bool small = scale < 1 && scale > -1;
-    first = small ? scale : scale * (1 / Exp<A>::lift); last = small ? 1 / Exp<A>::lift : 1;
-    minus = -drop; end = tiny ? 0x1p-100 : 1;
+    first = small ? scale : scale * (1 / Exp<A>::lift);
+    last = small ? 1 / Exp<A>::lift : 1;
+    minus = -drop;
+    end = tiny ? 0x1p-100 : 1;
   }
   static constexpr double TINY = sizeof(A) == 4 ? 0x1p-100 : 0x1p-990;
 };
 
-// Computes dz := scale e - drop off. Stores past the caches must be aligned. If a 16-bit dz is not, it is first written into the memory of e.
-template <class T, class O, bool with_off> ALWAYS void write(typename T::A* e, double scale, double drop, const typename O::S* w, typename T::S* dz, int64_t n, bool stream, const typename T::S* next) {
+// Computes dz := slope (scale e - drop off). Stores past the caches must be aligned. If a 16-bit dz is not, it is first written into the memory
+// of e.
+template <class T, class O, bool with_off, bool with_slope> ALWAYS void write(typename T::A* e, double scale, double drop, const typename O::S* w, const typename T::A* slope, typename T::S* dz, int64_t n, bool stream, const typename T::S* next) {
   SHAPE
-  constexpr int64_t per = T::PER * W, unit = T::PER * L;                  // entries of dz: a vector, a unit
+  constexpr int64_t per = T::PER * W, unit = T::PER * L;  // entries of dz: a vector, a unit
   const Scale<A> by(scale, drop);
   const int64_t head = stream ? -((uintptr_t)dz / sizeof(S)) % per : 0;
-  const bool detour = T::PER > 1 && head;                                  // two elements share a slot, so a unit cannot begin anywhere
+  const bool detour = T::PER > 1 && head;  // two elements share a slot, so a unit cannot begin anywhere
   S* to = detour ? (S*)e : dz;
   int64_t k = 0;
   auto value = [&](const typename O::S* p, int u) {
     V<A> v[T::PER], away[T::PER];
     for (int i = 0; i < T::PER; i++) v[i] = read(e + k + i * L + u * W) * by.first * by.last;
-    if (with_off) { load_off<T, O>(p, u, away); for (int i = 0; i < T::PER; i++) v[i] = fma<A>(splat(by.minus), away[i], v[i]) * by.end; }
+    if (with_off) {
+      load_off<T, O>(p, u, away);
+      for (int i = 0; i < T::PER; i++) v[i] = fma<A>(splat(by.minus), away[i], v[i]) * by.end;
+    }
+    if (with_slope) for (int i = 0; i < T::PER; i++) v[i] = v[i] * read(slope + k + i * L + u * W);
     return T::pack(v);
   };
-  auto part = [&](int64_t stop) {                                          // the columns up to `stop`, less than a unit
-    S copy[unit]; typename O::S other[unit];
+  auto part = [&](int64_t stop) {  // the columns up to `stop`, less than a unit
+    S copy[unit];
+    typename O::S other[unit];
     const typename O::S* p = with_off ? columns_without_label<typename O::S>(w, k, n, -1, unit, 0, other) : w;
-    EACH(u) { const auto v = value(p, u); __builtin_memcpy(copy + u * per, &v, sizeof v); }
-    for (int64_t i = 0; k < stop; ) to[k++] = copy[i++];
+    EACH(u) {
+      const auto v = value(p, u);
+      __builtin_memcpy(copy + u * per, &v, sizeof v);
+    }
+    for (int64_t i = 0; k < stop;) to[k++] = copy[i++];
   };
   if (head && !detour) part(least(head, n));
   if (stream && !detour) for (; k + unit <= n; k += unit) EACH(u) {
-    if (T::PER == 1 && next) __builtin_prefetch(next + k + u * per, 0, 2);   // prefetches the next row (no gain for 16-bit types)
+    if (T::PER == 1 && next) __builtin_prefetch(next + k + u * per, 0, 2);  // prefetches the next row (no gain for 16-bit types)
     past_caches(dz + k + u * per, value(w + k, u));
   }
-  for (; k + unit <= n; k += unit) EACH(u) { const auto v = value(w + k, u); __builtin_memcpy(to + k + u * per, &v, sizeof v); }
+  for (; k + unit <= n; k += unit) EACH(u) {
+    const auto v = value(w + k, u);
+    __builtin_memcpy(to + k + u * per, &v, sizeof v);
+  }
   part(n);
   if (!detour) return;
   for (k = 0; k < least(head, n); k++) dz[k] = to[k];
-  for (; k + per <= n; k += per) { V<A> v; __builtin_memcpy(&v, to + k, sizeof v); past_caches(dz + k, v); }
+  for (; k + per <= n; k += per) {
+    V<A> v;
+    __builtin_memcpy(&v, to + k, sizeof v);
+    past_caches(dz + k, v);
+  }
   for (; k < n; k++) dz[k] = to[k];
+}
+
+// Calls f(k, u, p) for each vector of the columns of a block, in units, and stores what it returns at dz. f may read z, y, e, v and off of this
+// place: p has the unit's columns of z, off and v, or copies at the end of the row.
+template <class A, class Z, class O> struct Unit {
+  const Z* z;
+  const O* off;
+  const A* v;
+};
+template <class T, class O, class F> ALWAYS void each_unit(const typename T::S* z, const typename O::S* w, const typename T::A* v, typename T::S* dz, int64_t n, bool stream, F f) {
+  SHAPE
+  constexpr int64_t per = T::PER * W, unit = T::PER * L;
+  int64_t k = 0;
+  auto part = [&](int64_t stop) {  // the columns up to `stop`, less than a unit
+    S copy[unit], result[unit];
+    typename O::S other[unit];
+    A more[unit];
+    const Unit<A, S, typename O::S> p = {columns_without_label<S>(z, k, n, -1, unit, 0, copy), w ? columns_without_label<typename O::S>(w, k, n, -1, unit, 0, other) : w,
+                                         v ? columns_without_label<A>(v, k, n, -1, unit, 0, more) : v};
+    EACH(u) {
+      const auto packed = f(k, u, p);
+      __builtin_memcpy(result + u * per, &packed, sizeof packed);
+    }
+    for (int64_t i = 0; k < stop; k++, i++) if (dz) dz[k] = result[i];
+  };
+  const int64_t head = stream ? -((uintptr_t)dz / sizeof(S)) % per : 0;
+  if (T::PER > 1 && head) stream = false;  // two elements share a slot, so a unit cannot begin anywhere
+  else if (head) part(least(head, n));
+  for (; k + unit <= n; k += unit) {
+    const Unit<A, S, typename O::S> p = {z + k, w ? w + k : w, v ? v + k : v};
+    decltype(f(k, 0, p)) packed[Lanes<A>::U];
+    EACH(u) packed[u] = f(k, u, p);
+    if (stream) EACH(u) past_caches(dz + k + u * per, packed[u]);
+    else if (dz) __builtin_memcpy(dz + k, packed, sizeof packed);
+  }
+  if (k < n) part(n);
+}
+
+// Reads the values of a unit that are multiplied by scale: y, if there is a softcap, or z.
+template <class T> ALWAYS void load_unit(const typename T::S* z, const typename T::A* y, int64_t k, int u, V<typename T::A>* v) {
+  SHAPE
+  if (y) for (int i = 0; i < T::PER; i++) v[i] = read(y + k + i * L + u * W);
+  else T::load(z + T::PER * u * W, v);
+}
+
+// As `write`, with a gradient of the entropy: dz := slope (unit e (a + entropy (m - scale z)) - drop off).
+template <class T, class O> ALONE void write_general(const Job& j, const typename T::S* z, const typename T::A* y, const typename T::A* slope, const typename T::A* e, double unit, double a, double entropy, double m, double drop, const typename O::S* w, typename T::S* dz, int64_t n) {
+  SHAPE
+  const double size = a < 0 ? -a : a, other = entropy < 0 ? -entropy : entropy, amplitude = size > other ? size : other;
+  const double by = amplitude > 0 ? amplitude : 1;  // the larger of the two, so that the scale of e has the size of the result
+  const Scale<A> factor(unit * by, drop);
+  const A constant = a / by, linear = entropy / by, scale = j.scale, top = m;
+  each_unit<T, O>(z, w, nullptr, dz, n, j.stream, [&](int64_t k, int u, const auto& p) {
+    V<A> v[T::PER], x[T::PER], away[T::PER];
+    if (w) load_off<T, O>(p.off, u, away);
+    load_unit<T>(p.z, y, k, u, x);
+    for (int i = 0; i < T::PER; i++) {
+      v[i] = read(e + k + i * L + u * W) * factor.first * factor.last;
+      const V<A> below = linear == 0 ? V<A>{} : linear * fma<A>(splat(-scale), x[i], splat(top));
+      v[i] = times<A>(v[i], constant + below);
+      if (w) v[i] = fma<A>(splat(factor.minus), away[i], v[i]) * factor.end;
+      if (slope) v[i] = v[i] * read(slope + k + i * L + u * W);
+    }
+    return T::pack(v);
+  });
 }
 
 // ---- from the sums of a row to its results ----
@@ -178,14 +349,36 @@ ALWAYS void lower(const Blocks& b, int64_t n) {
   }
 }
 
-// Computes the loss, lse and the coefficients of dz for `some` rows from `first` on, as partials.finish and formula.py do. With the log-odds
-// against the label, a = (m - zt) + log s, and w = e^-|a|:
-//   nll = log(1 + e^a), miss = 1 - yhat_t = 1 / (1 + e^-a), over = lse - m = log s + log(1 + e^-a)
+// What follows from the sums of rows alone, as in partials.finish. With the log-odds against the label, a = (m - zt) + log s, and w = e^-|a|:
+//   nll = log(1 + e^a), miss = 1 - yhat_t = 1 / (1 + e^-a), over = lse - m = log s + log(1 + e^-a), unit = e^(m - lse)
+struct Finished {
+  V<double> nll, miss, hit, over, lse, unit;
+};
+ALWAYS Finished finished(V<double> m, V<double> s, V<double> zt) {
+  const V<double> zero = {}, one = splat(1.0), log_s = log(s);
+  V<double> gap = zt == INF ? zt - zt : m - zt, back = gap - m, low = (m - (gap - back)) - (zt + back);  // m - zt = gap + low
+  V<double> a = gap + log_s, w = exp(a < 0 ? gap : -gap);
+  w += low == low ? (a < 0 ? w * low : -w * low) : zero;
+  const V<double> odds = a < 0 ? s * w : w / s, soft = log1p(odds);
+  Finished f;
+  f.nll = (a < 0 ? zero : a) + soft;
+  f.miss = (a < 0 ? odds : one) / (1 + odds);
+  f.hit = (a < 0 ? one : odds) / (1 + odds);
+  f.over = a < 0 ? soft - gap : log_s + soft;
+  f.lse = zt > m ? zt + f.nll : m + f.over;
+  f.unit = s == 0 ? f.miss : f.miss / s;
+  return f;
+}
+ALWAYS V<double> entropy_of(const Finished& f, V<double> s, V<double> u) {
+  return times<double>(f.hit, f.nll) + times<double>(f.unit, u + times<double>(s, f.over));
+}
+
+// Computes what the rows give and the coefficients of dz, for `some` rows from `first` on, as formula.outputs and formula.coefficients do.
 template <Op op> ALONE void finish(const Job& j, Tile& x, int64_t first, int some) {
-  double truth[TRUTHS][TILE], loss[TILE], lse[TILE];
+  double number_of[NUMBERS][TILE], output[OUTPUTS][TILE];
   for (int g = 0; g < some; g++) {
-    for (int k = 0; k < TRUTHS; k++) truth[k][g] = truth_of(j, (Truth)k, first + g);
-    const bool none = dead(j, first + g);
+    const bool none = ignored(j, first + g);
+    for (int k = 0; k < j.number_count; k++) number_of[k][g] = none ? 0 : number(j, (Number)k, first + g);
     for (int k = 0; k < PARTS; k++) {
       double& part = x.part[k][g];
       if (op == BACKWARD) part = j.parts[k * j.parts_step + first + g];
@@ -193,46 +386,104 @@ template <Op op> ALONE void finish(const Job& j, Tile& x, int64_t first, int som
       if (op != BACKWARD && j.parts) j.parts[k * j.parts_step + first + g] = part;
     }
   }
-  const V<double> zero = {}, one = splat(1.0);
+  const V<double> zero = {};
   for (int g = 0; g < some; g += Lanes<double>::W) {
-    V<double> m = read(x.part[M] + g), s = read(x.part[S] + g), o = read(x.part[O] + g), d = read(x.part[D] + g), zt = read(x.part[ZT] + g);
-    V<double> y = read(truth[Y] + g), r = read(truth[R] + g), q = read(truth[Q] + g), up = read(truth[G] + g), log_s = log(s);
-    V<double> gap = zt == INF ? zt - zt : m - zt, back = gap - m, low = (m - (gap - back)) - (zt + back);     // m - zt = gap + low
-    V<double> a = gap + log_s, w = exp(a < 0 ? gap : -gap);
-    w += low == low ? (a < 0 ? w * low : -w * low) : zero;
-    V<double> odds = a < 0 ? s * w : w / s, soft = log1p(odds);
-    V<double> nll = (a < 0 ? zero : a) + soft, miss = (a < 0 ? odds : one) / (1 + odds), over = a < 0 ? soft - gap : log_s + soft;
-    V<double> sum = zt > m ? zt + nll : m + over, at = y + r * read(x.part[WT] + g), lift = q == 0 ? zero : q * sum;
-    V<double> rest = r * o + lift, mass = at + rest;
-    store(loss + g, times<double>(at, nll) + times<double>(r, d + times<double>(o, over)) + 0.5 * times<double>(lift, sum));
-    store(lse + g, sum);
-    store(x.scale + g, up * mass * (s == 0 ? miss : miss / s));
-    store(x.drop + g, up * r);
-    store(x.hot + g, up * (rest - mass * miss));
+    const V<double> m = read(x.part[M] + g), s = read(x.part[S] + g), o = read(x.part[O] + g), d = read(x.part[D] + g), zt = read(x.part[ZT] + g);
+    const V<double> y = read(number_of[Y] + g), r = read(number_of[R] + g), q = read(number_of[Q] + g), up = read(number_of[G] + g);
+    const Finished f = finished(m, s, zt);
+    const V<double> at = y + r * read(x.part[WT] + g), lift = q == 0 ? zero : q * f.lse, rest = r * o + lift, mass = at + rest;
+    V<double> a = times<double>(up, mass), hot = times<double>(up, rest - mass * f.miss), e = zero, entropy = zero;
+    if (j.entropy) entropy = entropy_of(f, s, read(x.part[U] + g));
+    if (j.number_count > 4) {
+      const V<double> l = read(number_of[GRAD_LSE] + g), b = read(number_of[GRAD_LOGPROB] + g);
+      e = read(number_of[GRAD_ENTROPY] + g);
+      const V<double> down = times<double>(e, entropy);
+      a = ((a + l) - b) - down;
+      const V<double> by_entropy = times<double>(e, f.nll) - down;
+      hot = hot + times<double>(l, f.hit) + times<double>(b, f.miss) + (by_entropy == 0 ? zero : times<double>(f.hit, by_entropy));
+    }
+    store(output[LOSS] + g, times<double>(at, f.nll) + times<double>(r, d + times<double>(o, f.over)) + 0.5 * times<double>(lift, f.lse));
+    store(output[LSE] + g, f.lse);
+    store(output[LOGPROB] + g, -f.nll);
+    store(output[ENTROPY] + g, entropy);
+    store(x.scale + g, a * f.unit * j.inverse_temperature);
+    store(x.unit + g, f.unit * j.inverse_temperature);
+    store(x.a + g, a);
+    store(x.e + g, e);
+    store(x.over + g, f.over);
+    store(x.drop + g, up * r * j.inverse_temperature);
+    store(x.hot + g, hot * j.inverse_temperature);
   }
-  for (int g = 0; g < some; g++) if (op != BACKWARD) {
-    const bool none = dead(j, first + g);
-    j.loss[first + g] = none ? 0 : loss[g]; j.lse[first + g] = none ? -INF : lse[g];
+  for (int g = 0; g < some; g++) {
+    x.live[g] = x.a[g] != 0 || x.e[g] != 0 || x.drop[g] != 0 || x.hot[g] != 0;
+    if (op == BACKWARD) continue;
+    const bool none = ignored(j, first + g);
+    output[CORRECT][g] = x.part[ZT][g] >= x.part[M][g] && x.part[ZT][g] > -INF;
+    for (int k = 0; k < j.result_count; k++) j.result[k * j.result_step + first + g] = none ? 0 : output[k][g];
   }
 }
 
 // ---- the phases of a row; vector lanes are columns ----
 
-// Computes the exponentials and the sums of block b of row i.
-template <class T, class O, Op op> ALONE void sum_block(const Job& j, Scratch<typename T::A>& f, int64_t i, int g, int64_t b) {
+// Returns the label of row i. LARGEST stands for the column with the largest off or, if off is not given for each row, the largest logit.
+template <class T, class O> ALWAYS int64_t find_label(const Job& j, int64_t i) {
+  const int64_t t = label(j, i);
+  if (t != LARGEST) return t;
+  return j.off_by_row ? largest<O>(off<O>(j, i), j.cols) : largest<T>(row<T>(j, i), j.cols);
+}
+
+// Computes the exponentials and the sums of block b of row i, whose label is t; with_off: also of off.
+template <class T, class O, Op op> ALONE void sum_block(const Job& j, Scratch<typename T::A>& f, int64_t i, int64_t t, int g, int64_t b) {
   SHAPE
-  const int64_t k = b * BLOCK, n = least(j.cols - k, BLOCK), t = label(j, i, k), at = g + b;
+  const int64_t k = b * BLOCK, n = least(j.cols - k, BLOCK), at = g + b, place = g * whole(j.cols) + k;
+  t = from(t, k);
   const S* z = row<T>(j, i) + k;
-  const A m = top<T>(z, n, t);
-  const Shift<A> shift(splat(m));
-  f.b.m[at] = m; f.b.sub[at] = shift.sub[0]; f.b.n[at] = shift.n[0];
-  f.b.s[at] = exponentials<T, op>(z, n, t, shift, f.e + g * whole(j.cols) + k);
-  f.b.o[at] = f.b.d[at] = 0;
-  if (op != BACKWARD && j.off) dot<T, O>(z, off<O>(j, i) + k, n, t, m == -(A)INF ? 0 : m, f.b.o[at], f.b.d[at]);
+  const A scale = j.scale;
+  A* y = f.y ? f.y + place : nullptr;
+  if (y) softcap<T>(j, z, n, t, y, f.slope + place);
+  const int64_t padded = (n + G - 1) / G * G;
+  const double m = (double)(y ? top<plain<A>>(y, padded, -1) : top<T>(z, n, t)) * (double)scale;
+  const A rounded = m;
+  const Shift<A> shift(splat(rounded));
+  f.b.m[at] = m;
+  f.b.sub[at] = shift.sub[0];
+  f.b.n[at] = shift.n[0];
+  f.b.o[at] = f.b.d[at] = f.b.u[at] = 0;
+  A* e = f.e + place;
+  const A finite = rounded == -(A)INF ? 0 : rounded;
+  double u = 0, s;
+  const bool with_u = op != BACKWARD && j.entropy;
+  if (y) s = with_u ? exponentials<plain<A>, op, true>(y, padded, -1, shift, scale, finite, e, u) : exponentials<plain<A>, op, false>(y, padded, -1, shift, scale, finite, e, u);
+  else s = with_u ? exponentials<T, op, true>(z, n, t, shift, scale, finite, e, u) : exponentials<T, op, false>(z, n, t, shift, scale, finite, e, u);
+  f.b.s[at] = s;
+  const bool inexact = rounded != -(A)INF && (double)rounded != m;  // m is a rounded product, if scale is not 1
+  f.b.u[at] = inexact ? u + s * (m - rounded) : u;
+  if (op != BACKWARD && op != CURVATURE && j.off) {
+    dot<T, O>(z, y, off<O>(j, i) + k, n, t, scale, finite, f.b.o[at], f.b.d[at]);
+    if (inexact) f.b.d[at] += f.b.o[at] * (m - rounded);
+  }
+}
+
+// Merges the sums of the blocks of each row into its parts.
+template <class T, class O> ALWAYS void merge_blocks(const Job& j, Scratch<typename T::A>& f, int64_t i, int64_t t, int g) {
+  const int64_t blocks = blocks_of(j.cols);
+  const Blocks& b = f.b;
+  double s = 0, o = 0, d = 0, u = 0;
+  for (int64_t k = g; k < g + blocks; k++) {
+    s += b.s[k] * b.down[k];
+    o += b.o[k];
+    d += b.d[k] + (b.o[k] == 0 || b.m[k] == b.top[k] ? 0 : b.o[k] * (b.top[k] - b.m[k]));
+    if (j.entropy) u += times(b.down[k], b.u[k] + (b.m[k] == b.top[k] ? 0 : times(b.s[k], b.top[k] - b.m[k])));
+  }
+  const bool hit = within(t, j.cols);
+  typename T::A slope;
+  const double zt = hit ? (double)softcapped<T>(j, row<T>(j, i) + t, slope) * (double)(typename T::A)j.scale : -INF;
+  const double part[PARTS] = {b.top[g], s, o, d, zt, hit && j.off ? (double)get<O>(off<O>(j, i) + t) : 0, u};
+  for (int k = 0; k < PARTS; k++) f.x.part[k][g] = part[k];
 }
 
 // Merges the sums of the blocks of each row and computes its results.
-template <class T, class O, Op op> ALONE void finish_rows(const Job& j, Scratch<typename T::A>& f, int64_t first, int some) {
+template <class T, class O, Op op> ALONE void finish_rows(const Job& j, Scratch<typename T::A>& f, int64_t first, const int64_t* labels, int some) {
   const int64_t blocks = blocks_of(j.cols);
   const Blocks& b = f.b;
   for (int g = 0; g < some; g++) {
@@ -242,146 +493,402 @@ template <class T, class O, Op op> ALONE void finish_rows(const Job& j, Scratch<
     for (int64_t k = g; k < g + blocks; k++) b.top[k] = m;
   }
   lower(b, some - 1 + blocks);
-  for (int g = 0; g < some && op != BACKWARD; g++) {
-    double s = 0, o = 0, d = 0;
-    for (int64_t k = g; k < g + blocks; k++) {
-      s += b.s[k] * b.down[k]; o += b.o[k];
-      d += b.d[k] + (b.o[k] == 0 || b.m[k] == b.top[k] ? 0 : b.o[k] * (b.top[k] - b.m[k]));
-    }
-    const int64_t i = first + g, t = label(j, i);
-    const bool hit = within(t, j.cols);
-    const double part[PARTS] = {b.top[g], s, o, d, hit ? get<T>(row<T>(j, i) + t) : -INF, hit && j.off ? get<O>(off<O>(j, i) + t) : 0};
-    for (int k = 0; k < PARTS; k++) f.x.part[k][g] = part[k];
-  }
+  if (op != BACKWARD) for (int g = 0; g < some; g++) merge_blocks<T, O>(j, f, first + g, labels[g], g);
   finish<op>(j, f.x, first, some);
 }
 
-// Writes block b of the gradient of row i.
-template <class T, class O, Op op> ALONE void write_block(const Job& j, Scratch<typename T::A>& f, int64_t i, int g, int64_t b) {
-  const int64_t k = b * BLOCK, n = least(j.cols - k, BLOCK), t = label(j, i, k);
+// Writes block b of the gradient of row i, whose label is t.
+template <class T, class O, Op op> ALONE void write_block(const Job& j, Scratch<typename T::A>& f, int64_t i, int64_t t, int g, int64_t b) {
+  typedef typename T::A A;
+  const int64_t k = b * BLOCK, n = least(j.cols - k, BLOCK), place = g * whole(j.cols) + k;
+  t = from(t, k);
   typename T::S* dz = (typename T::S*)j.dz + i * j.dz_step + k;
-  if (dead(j, i)) { for (int64_t c = 0; c < n; c++) dz[c] = 0; return; }
+  if (!f.x.live[g]) {
+    for (int64_t c = 0; c < n; c++) dz[c] = 0;
+    return;
+  }
+  const typename T::S* z = row<T>(j, i) + k;
   const typename O::S* w = off<O>(j, i);
-  typename T::A* e = f.e + g * whole(j.cols) + k;
-  const double scale = f.x.scale[g] * f.b.down[g + b];
+  A *e = f.e + place, slope = 1;
+  const double down = f.b.down[g + b];
+  if (within(t, n)) softcapped<T>(j, z + t, slope);  // before dz, which may be z, is written
   const typename T::S* next = j.ahead ? row<T>(j, i + 1) + k : nullptr;
-  if (w) write<T, O, true>(e, scale, f.x.drop[g], w + k, dz, n, j.stream, next);
-  else write<T, O, false>(e, scale, 0, w, dz, n, j.stream, next);
-  if (within(t, n)) put<T>(dz + t, f.x.hot[g]);
+  if (f.x.e[g] != 0) {
+    const double m = f.b.m[g + b], away = m == -INF ? 0 : (f.b.top[g + b] - (double)(A)m) + f.x.over[g];  // lse - m
+    const double a = f.x.a[g] + times(f.x.e[g], away);
+    write_general<T, O>(j, z, f.y ? f.y + place : nullptr, f.y ? f.slope + place : nullptr, e, f.x.unit[g] * down, a, f.x.e[g], m, f.x.drop[g], w ? w + k : w, dz, n);
+  }
+  else if (f.y && w) write<T, O, true, true>(e, f.x.scale[g] * down, f.x.drop[g], w + k, f.slope + place, dz, n, j.stream, next);
+  else if (f.y) write<T, O, false, true>(e, f.x.scale[g] * down, 0, w, f.slope + place, dz, n, j.stream, next);
+  else if (w) write<T, O, true, false>(e, f.x.scale[g] * down, f.x.drop[g], w + k, nullptr, dz, n, j.stream, next);
+  else write<T, O, false, false>(e, f.x.scale[g] * down, 0, w, nullptr, dz, n, j.stream, next);
+  if (within(t, n)) put<T>(dz + t, (A)f.x.hot[g] * slope);
 }
 
 // ---- short rows; vector lanes are rows: a panel holds L rows, and its virtual vector c their columns c ----
-template <class T> ALWAYS void row_to_lane(const typename T::S* z, int64_t n, typename T::A* lane) {           // copies a row into a lane
-  for (int64_t c = 0; c < n; c++) { typename T::Slot s = z[c]; __builtin_memcpy(lane + c * Lanes<typename T::A>::L, &s, sizeof s); }
+template <class T> ALWAYS void row_to_lane(const typename T::S* z, int64_t n, typename T::A* lane) {  // copies a row into a lane
+  for (int64_t c = 0; c < n; c++) {
+    typename T::Slot s = z[c];
+    __builtin_memcpy(lane + c * Lanes<typename T::A>::L, &s, sizeof s);
+  }
 }
-template <class T> ALWAYS void lane_to_row(const typename T::A* lane, int64_t n, typename T::S* dz) {         // copies a lane into a row
-  for (int64_t c = 0; c < n; c++) { typename T::Slot s; __builtin_memcpy(&s, lane + c * Lanes<typename T::A>::L, sizeof s); dz[c] = s; }
+template <class T> ALWAYS void lane_to_row(const typename T::A* lane, int64_t n, typename T::S* dz) {  // copies a lane into a row
+  for (int64_t c = 0; c < n; c++) {
+    typename T::Slot s;
+    __builtin_memcpy(&s, lane + c * Lanes<typename T::A>::L, sizeof s);
+    dz[c] = s;
+  }
 }
-template <class T> ALWAYS void widen(typename T::A* panel, int64_t n) {                                    // converts slots to values
+template <class T> ALWAYS void widen(typename T::A* panel, int64_t n) {  // converts slots to values
   typedef typename T::A A;
   if (sizeof(typename T::S) < sizeof(A)) for (int64_t k = 0; k < n; k += Lanes<A>::W) {
-    decltype(T::narrow(V<A>{})) slots; __builtin_memcpy(&slots, panel + k, sizeof slots); store(panel + k, T::widen(slots));
+    decltype(T::narrow(V<A>{})) slots;
+    __builtin_memcpy(&slots, panel + k, sizeof slots);
+    store(panel + k, T::widen(slots));
   }
 }
 
 // Computes up to L short rows from `first` on, in all phases.
 template <class T, class O, Op op> ALONE void short_rows(const Job& j, Scratch<typename T::A>& f, int64_t first, int some) {
   SHAPE
-  const int64_t C = j.cols, C4 = (C + 3) / 4 * 4;
-  A *e = f.e, *w = e + L * (SHORT_ROW + 4), m[L], sub[L], n[L];
-  double s[L], o[L], d[L], zt[L], wt[L] = {};
-  Sum<A> ss, so, sd;
-  auto lane_of = [&](int g) { return first + least(g, some - 1); };       // unused lanes repeat the last row
+  const int64_t C = j.cols, C4 = (C + 3) / 4 * 4, panel = L * (SHORT_ROW + 4);
+  A *e = f.e, *w = e + panel, *z = w + panel, *slope = z + panel, m[L], sub[L], n[L];
+  double s[L], o[L], d[L], u_of[L], zt[L], wt[L] = {}, slope_of[L];
+  int64_t labels[L];
+  Sum<A> ss, so, sd, su;
+  const A scale = j.scale;
+  const bool capped = j.inverse_cap, keep_z = op != FORWARD && j.number_count > 4, with_u = op != BACKWARD && j.entropy;
+  auto lane_of = [&](int g) { return first + least(g, some - 1); };  // unused lanes repeat the last row
   for (int g = 0; g < L; g++) {
     row_to_lane<T>(row<T>(j, lane_of(g)), C, e + g);
     if (j.off) row_to_lane<O>(off<O>(j, lane_of(g)), C, w + g);
   }
   widen<T>(e, C * L);
   if (j.off) widen<O>(w, C * L);
+  if (capped) for (int64_t k = 0; k < C * L; k += W) {
+    V<A> y, by;
+    tanh_and_slope<A>(read(e + k) * (A)j.inverse_cap, (A)j.lift, y, by);
+    store(e + k, y);
+    store(slope + k, by);
+  }
   for (int64_t k = C * L; k < C4 * L; k++) e[k] = -INF, w[k] = 0;
   for (int g = 0; g < L; g++) {
-    const int64_t t = label(j, lane_of(g));
+    int64_t t = labels[g] = find_label<T, O>(j, lane_of(g));
     zt[g] = -INF;
+    slope_of[g] = 1;
     if (!within(t, C)) continue;
-    zt[g] = e[t * L + g]; e[t * L + g] = -INF;
+    zt[g] = (double)e[t * L + g] * (double)scale;
+    e[t * L + g] = -INF;
+    if (capped) slope_of[g] = slope[t * L + g];
     if (j.off) wt[g] = w[t * L + g], w[t * L + g] = 0;
   }
+  if (keep_z) __builtin_memcpy(z, e, C * L * sizeof(A));
   EACH(u) {
     A *eu = e + u * W, *wu = w + u * W;
     V<A> most = splat<A>(-INF);
-    for (int64_t c = 0; c < C; c++) { V<A> v = read(eu + c * L); most = v > most ? v : most; }
+    for (int64_t c = 0; c < C; c++) {
+      V<A> v = read(eu + c * L);
+      most = v > most ? v : most;
+    }
     most = most + 0;
+    store(m + u * W, most);
+    most = most * scale;  // rounded; the exact product counts
     const Shift<A> shift(most);
+    const V<A> finite = most == -(A)INF ? V<A>{} : most;
     for (int64_t c = 0; c < C4; c += 4) {
       V<A> v[4], a[4], b[4];
       FOUR(k) v[k] = read(eu + (c + k) * L);
       if (op != BACKWARD && j.off) {
-        const V<A> from = most == -(A)INF ? V<A>{} : most;
-        FOUR(k) a[k] = read(wu + (c + k) * L), b[k] = times<A>(a[k], fma<A>(splat<A>(-0.5), v[k], from * (A)0.5));
-        so.add(u, a); sd.add(u, b);
+        FOUR(k) a[k] = read(wu + (c + k) * L), b[k] = times<A>(a[k], fma<A>(splat((A)-0.5 * scale), v[k], finite * (A)0.5));
+        so.add(u, a);
+        sd.add(u, b);
       }
-      FOUR(k) v[k] = v[k] - shift.sub;
+      if (with_u) FOUR(k) b[k] = fma<A>(splat(-scale), v[k], finite);
+      FOUR(k) v[k] = fma<A>(v[k], splat(scale), -shift.sub);
       exps<A, 4>(v, shift.magic, shift.low);
       FOUR(k) store(eu + (c + k) * L, v[k]);
       if (op != BACKWARD) ss.add(u, v);
+      if (with_u) {
+        FOUR(k) b[k] = times<A>(v[k], b[k]);
+        su.add(u, b);
+      }
     }
-    store(m + u * W, most); store(sub + u * W, shift.sub); store(n + u * W, shift.n);
+    store(sub + u * W, shift.sub);
+    store(n + u * W, shift.n);
   }
-  ss.lanes(s); so.lanes(o); sd.lanes(d);
+  ss.lanes(s);
+  so.lanes(o);
+  sd.lanes(d);
+  su.lanes(u_of);
   for (int g = 0; g < L; g++) {
-    f.b.m[g] = m[g]; f.b.sub[g] = sub[g]; f.b.n[g] = n[g];
-    f.b.top[g] = op == BACKWARD ? j.parts[M * j.parts_step + lane_of(g)] : m[g];
+    f.b.m[g] = (double)m[g] * (double)scale;
+    f.b.sub[g] = sub[g];
+    f.b.n[g] = n[g];
+    f.b.top[g] = op == BACKWARD ? j.parts[M * j.parts_step + lane_of(g)] : f.b.m[g];
   }
   lower(f.b, L);
   for (int g = 0; g < L && op != BACKWARD; g++) {
-    const double part[PARTS] = {f.b.m[g], s[g] * (1 / Exp<A>::lift) * f.b.down[g], o[g], 2 * d[g], zt[g], wt[g]};
+    const A rounded = f.b.m[g];
+    const double gap = rounded == -(A)INF || (double)rounded == f.b.m[g] ? 0 : f.b.m[g] - rounded, down = f.b.down[g];
+    const double sum = s[g] * (1 / Exp<A>::lift), below = u_of[g] * (1 / Exp<A>::lift);
+    const double part[PARTS] = {f.b.m[g], sum * down, o[g], gap == 0 ? 2 * d[g] : 2 * d[g] + o[g] * gap, zt[g], wt[g], with_u ? times(down, below + times(sum, gap)) : 0};
     for (int k = 0; k < PARTS; k++) f.x.part[k][g] = part[k];
   }
   finish<op>(j, f.x, first, some);
   if (op == FORWARD) return;
   EACH(u) {
-    A first[W], last[W], minus[W], end[W], *eu = e + u * W, *wu = w + u * W;
+    A first[W], last[W], minus[W], end[W], constant[W], linear[W], top[W], *eu = e + u * W, *wu = w + u * W, *zu = z + u * W, *su = slope + u * W;
     for (int g = 0; g < W; g++) {
-      const Scale<A> by(f.x.scale[u * W + g] * f.b.down[u * W + g], j.off ? f.x.drop[u * W + g] : 0);
-      first[g] = by.first; last[g] = by.last; minus[g] = by.minus; end[g] = by.end;
+      const int at = u * W + g;
+      double by = 1;
+      if (keep_z) {
+        const A rounded = f.b.m[at];
+        const double away = rounded == -(A)INF ? 0 : (f.b.top[at] - (double)rounded) + f.x.over[at];
+        const double a = f.x.a[at] + times(f.x.e[at], away), size = a < 0 ? -a : a, other = f.x.e[at] < 0 ? -f.x.e[at] : f.x.e[at];
+        by = size > other ? size : other;
+        by = by > 0 ? by : 1;
+        constant[g] = a / by;
+        linear[g] = f.x.e[at] / by;
+        top[g] = rounded;
+      }
+      const Scale<A> factor((keep_z ? f.x.unit[at] * by : f.x.scale[at]) * f.b.down[at], j.off ? f.x.drop[at] : 0);
+      first[g] = factor.first;
+      last[g] = factor.last;
+      minus[g] = factor.minus;
+      end[g] = factor.end;
     }
     for (int64_t c = 0; c < C; c++) {
       V<A> v = read(eu + c * L) * read(first) * read(last);
-      auto slots = T::narrow(j.off ? fma<A>(read(minus), read(wu + c * L), v) * read(end) : v);
+      if (keep_z) {
+        const V<A> by = read(linear), below = times<A>(by, fma<A>(splat(-scale), read(zu + c * L), read(top)));
+        v = times<A>(v, read(constant) + below);
+      }
+      if (j.off) v = fma<A>(read(minus), read(wu + c * L), v) * read(end);
+      if (capped) v = v * read(su + c * L);
+      auto slots = T::narrow(v);
       __builtin_memcpy(eu + c * L, &slots, sizeof slots);
     }
   }
   for (int g = 0; g < some; g++) {
-    const int64_t i = first + g, t = label(j, i);
+    const int64_t i = first + g, t = labels[g];
     S* dz = (S*)j.dz + i * j.dz_step;
-    if (dead(j, i)) { for (int64_t c = 0; c < C; c++) dz[c] = 0; continue; }
+    if (!f.x.live[g]) {
+      for (int64_t c = 0; c < C; c++) dz[c] = 0;
+      continue;
+    }
     lane_to_row<T>(e + g, C, dz);
-    if (within(t, C)) put<T>(dz + t, f.x.hot[g]);
+    if (within(t, C)) put<T>(dz + t, (A)f.x.hot[g] * (A)slope_of[g]);
   }
+}
+
+// ---- one row at a time, with its most probable class j0 kept apart: log-softmax and the curvature ----
+
+struct Row {  // what follows from the sums of the row without j0
+  double z0, nll, lse, unit, hit, m, gap;  // z_j0, -log yhat_j0, lse, e^(m - lse), yhat_j0, the largest of the other logits, z_j0 - m
+};
+
+// Computes the exponentials of the row and its sums, in f.b and f.x.part.
+template <class T, class O, Op op> ALONE Row most_probable_apart(const Job& j, Scratch<typename T::A>& f, int64_t i, int64_t j0) {
+  const int64_t blocks = blocks_of(j.cols);
+  for (int64_t b = 0; b < blocks; b++) sum_block<T, O, op>(j, f, i, j0, 0, b);
+  double m = -INF;
+  for (int64_t k = 0; k < blocks; k++) m = f.b.m[k] > m ? f.b.m[k] : m;
+  for (int64_t k = 0; k < blocks; k++) f.b.top[k] = m;
+  lower(f.b, blocks);
+  merge_blocks<T, O>(j, f, i, j0, 0);
+  const double z0 = f.x.part[ZT][0], s = f.x.part[S][0];
+  const Finished x = finished(splat(m), splat(s), splat(z0));
+  return {z0, x.nll[0], x.lse[0], s == 0 ? 0 : x.unit[0], x.hit[0], m, s == 0 ? 0 : z0 - m};
+}
+
+// Computes dz := number log yhat, from (z_j0 - z_k) + nll, so that values near 0 keep their digits.
+template <class T, class O> ALONE void log_softmax(const Job& j, Scratch<typename T::A>& f, int64_t i) {
+  SHAPE
+  const S* z = row<T>(j, i);
+  S* dz = (S*)j.dz + i * j.dz_step;
+  const Row x = most_probable_apart<T, O, LOG_SOFTMAX>(j, f, i, largest<T>(z, j.cols));
+  const A scale = j.scale, z0 = x.z0, by = number(j, (Number)0, i);
+  const A lift = x.nll + (z0 - z0 == 0 ? x.z0 - z0 : 0);  // z0 is rounded, if scale is not 1
+  A slope;
+  auto unit = [&](int64_t k, int u, const auto& p) {
+    V<A> v[T::PER];
+    load_unit<T>(p.z, (const A*)nullptr, k, u, v);
+    for (int c = 0; c < T::PER; c++) {
+      V<A> y = v[c], s;
+      if (j.inverse_cap) tanh_and_slope<A>(v[c] * (A)j.inverse_cap, (A)j.lift, y, s);
+      v[c] = times<A>(splat(by), fma<A>(y, splat(scale), splat(-z0)) - lift);
+    }
+    return T::pack(v);
+  };
+  each_unit<T, plain<A>>(z, (const A*)nullptr, (const A*)nullptr, dz, j.cols, j.stream, unit);
+}
+
+// Computes the derivative of dz along v, and what Product lists. With v the given one times the slope, apart_k = v_k - mean and
+// away_k = lse - z_k, it is slope yhat_k ((a - e + e away_k) apart_k + da), plus, with a softcap, its second derivative times v and dz.
+template <class T, class O> ALONE void curvature(const Job& j, Scratch<typename T::A>& f, int64_t i) {
+  SHAPE
+  typedef plain<A> P;
+  const S* z = row<T>(j, i);
+  const A* v = (const A*)j.v + i * j.v_step;
+  const typename O::S* w = off<O>(j, i);
+  S* dz = (S*)j.dz + i * j.dz_step;
+  double number_of[NUMBERS], product[PRODUCTS] = {};
+  bool live = false;
+  for (int k = 0; k < NUMBERS; k++) live |= (number_of[k] = number(j, (Number)k, i)) != 0;
+  live = live && !ignored(j, i);
+  auto give = [&] {
+    for (int k = 0; k < PRODUCTS; k++) j.result[k * j.result_step + i] = product[k];
+  };
+  if (ignored(j, i)) {
+    give();
+    for (int64_t c = 0; c < j.cols; c++) dz[c] = 0;
+    return;
+  }
+  const int64_t t = find_label<T, O>(j, i), j0 = largest<T>(z, j.cols), blocks = blocks_of(j.cols);
+  const bool labelled = within(t, j.cols);
+  const Row x = most_probable_apart<T, O, CURVATURE>(j, f, i, j0);
+  const A scale = j.scale, cool = j.inverse_temperature, z0 = x.z0;
+  const double z0_rest = z0 - z0 == 0 ? x.z0 - (double)z0 : 0, e = number_of[GRAD_ENTROPY];
+  A slope0, slope_t = 1, y_t = 0;
+  softcapped<T>(j, z + j0, slope0);
+  if (labelled) y_t = softcapped<T>(j, z + t, slope_t);
+  const A v0 = v[j0] * (slope0 * cool), v_t = labelled ? v[t] * (slope_t * cool) : 0;
+
+  // sums of v, over the columns except j0: p = sum yhat (v_j0 - v), q = sum yhat (z_j0 - z) (v_j0 - v); over all columns: sum off, sum off (v - v_j0)
+  double p = 0, q = 0, all_off = 0, off_v = 0;
+  for (int64_t b = 0; b < blocks; b++) {
+    const int64_t k0 = b * BLOCK, n = least(j.cols - k0, BLOCK);
+    Sum<A> sp, sq, so, sd;
+    each_unit<T, O>(z + k0, w ? w + k0 : w, v + k0, nullptr, n, false, [&](int64_t k, int u, const auto& at) {
+      V<A> vk[T::PER], zk[T::PER], o[T::PER];
+      load_off<T, P>(at.v, u, vk);
+      load_unit<T>(at.z, f.y ? f.y + k0 : nullptr, k, u, zk);
+      if (w) load_off<T, O>(at.off, u, o);
+      for (int c = 0; c < T::PER; c++) {
+        const int64_t from_here = k + c * L + u * W;
+        const V<A> slope = (f.y ? read(f.slope + k0 + from_here) : splat<A>(1)) * cool, away = splat(v0) - vk[c] * slope;
+        const V<A> ek = read(f.e + k0 + from_here), term = times<A>(ek, away);
+        sp.add(u, term);
+        sq.add(u, times<A>(term, fma<A>(splat(-scale), zk[c], splat(z0))));
+        if (!w) continue;
+        so.add(u, o[c]);
+        sd.add(u, times<A>(o[c], -away));
+      }
+      return T::pack(vk);
+    });
+    const double down = f.b.down[b] * (1 / Exp<A>::lift), pb = sp.total();
+    p += times(down, pb);
+    q += times(down, sq.total() + times(z0_rest, pb));
+    all_off += so.total();
+    off_v += sd.total();
+  }
+  p *= x.unit;
+  q *= x.unit;
+  const double lead = p, mean = v0 - lead, sum_s = f.x.part[Part::S][0];
+  const double below = x.unit * (f.x.part[Part::U][0] + times(sum_s, x.gap));  // sum yhat (z_j0 - z)
+  const double by_entropy = times(lead, below) - q;
+  const double hit_t = !labelled ? 0 : t == j0 ? x.hit : exp(splat((double)y_t * (double)scale - x.lse))[0];
+  product[MEAN] = mean;
+  product[AT_LABEL] = labelled ? (v_t - v0) + lead : 0;
+  product[BY_OFF] = w ? off_v + all_off * lead : 0;
+  product[BY_ENTROPY] = by_entropy;
+  give();
+  if (!live) {
+    for (int64_t c = 0; c < j.cols; c++) dz[c] = 0;
+    return;
+  }
+  const double g = number_of[Number::G], r = number_of[R], lift = times(number_of[Q], x.lse), off_t = labelled && w ? (double)get<O>(w + t) : 0;
+  const double rest = r * (all_off - off_t) + lift, mass = number_of[Y] + r * off_t + rest;
+  const double entropy = times(x.hit, x.nll) + times(x.unit, f.x.part[Part::U][0] + times(sum_s, x.gap + x.nll));
+  const double a = times(g, mass) + number_of[GRAD_LSE] - number_of[GRAD_LOGPROB] - times(e, entropy);
+  const double da = times(times(g, number_of[Q]), mean) - times(e, by_entropy);
+  const double miss_t = t == j0 ? x.unit * sum_s : 1 - hit_t, nll_t = labelled ? x.lse - (double)y_t * (double)scale : 0;
+  const double hot = times(g, rest - mass * miss_t) + times(number_of[GRAD_LSE], hit_t) + times(number_of[GRAD_LOGPROB], miss_t) + times(hit_t, times(e, nll_t) - times(e, entropy));
+  const bool bent = j.inverse_cap && !j.gauss_newton;
+  const A first = a - e, linear = e, start = x.nll + z0_rest, shift = da, leading = lead, drop = times(g, r), ends = a;
+  const A bend = -2 * j.inverse_cap / (j.lift * j.lift);  // the second derivative is bend y slope
+  auto value = [&](V<A> yhat, V<A> vk, V<A> zk, V<A> apart, V<A> slope, V<A> o) {
+    const V<A> away = fma<A>(splat(-scale), zk, splat(z0)) + start;
+    const V<A> inner = linear == 0 ? first * apart : fma<A>(times<A>(splat(linear), away), apart, first * apart);
+    V<A> h = times<A>(yhat, inner + shift) * slope;
+    if (!bent) return h;
+    const V<A> gradient = times<A>(yhat, linear == 0 ? splat(ends) : fma<A>(splat(linear), away, splat(ends))) - times<A>(splat(drop), o);
+    return h + times<A>(gradient, vk * (bend * zk * slope));
+  };
+  S kept_0, kept_t;
+  {
+    const A hit = x.hit, y0 = softcapped<T>(j, z + j0, slope0);
+    const A o = w ? get<O>(w + j0) : 0;
+    const V<A> h = value(splat(hit), splat(v[j0]), splat(y0), splat(leading), splat(slope0 * cool), splat(o));
+    put<T>(&kept_0, h[0]);
+    if (labelled) {
+      const A yhat = hit_t, apart = product[AT_LABEL], slope = slope_t * cool;
+      const A away = nll_t, inner = linear == 0 ? first * apart : first * apart + linear * away * apart;
+      A h_t = (yhat == 0 ? 0 : yhat * (inner + shift)) * slope;
+      if (bent) h_t += (A)hot * v[t] * (bend * y_t * slope);
+      put<T>(&kept_t, h_t);
+    }
+  }
+  for (int64_t b = 0; b < blocks; b++) {
+    const int64_t k0 = b * BLOCK, n = least(j.cols - k0, BLOCK);
+    const Scale<A> factor(x.unit * f.b.down[b], 0);
+    each_unit<T, O>(z + k0, w ? w + k0 : w, v + k0, dz + k0, n, j.stream, [&](int64_t k, int u, const auto& at) {
+      V<A> vk[T::PER], zk[T::PER], o[T::PER] = {};
+      load_off<T, P>(at.v, u, vk);
+      load_unit<T>(at.z, f.y ? f.y + k0 : nullptr, k, u, zk);
+      if (w) load_off<T, O>(at.off, u, o);
+      for (int c = 0; c < T::PER; c++) {
+        const int64_t from_here = k + c * L + u * W;
+        const V<A> slope = (f.y ? read(f.slope + k0 + from_here) : splat<A>(1)) * cool;
+        const V<A> yhat = read(f.e + k0 + from_here) * factor.first * factor.last;
+        vk[c] = value(yhat, vk[c], zk[c], (vk[c] * slope - v0) + leading, slope, o[c]);
+      }
+      return T::pack(vk);
+    });
+  }
+  dz[j0] = kept_0;
+  if (labelled) dz[t] = kept_t;
 }
 
 // Computes the rows [first, last), a tile at a time, so that a tile stays in the cache between its two passes; or one phase of one long row.
 template <class T, class O, Op op> void run(const Job& j, int64_t first, int64_t last, void* scratch, Phase phase, int64_t block) {
-  Scratch<typename T::A> f(scratch, j.cols);
-  if (phase == SUM_BLOCK && !dead(j, first)) sum_block<T, O, op>(j, f, first, 0, block);
-  if (phase == FINISH_ROW) finish_rows<T, O, op>(j, f, first, 1);
-  if (phase == WRITE_BLOCK) write_block<T, O, op>(j, f, first, 0, block);
-  if (phase == ALL) {
-    const bool lanes_are_rows = j.cols <= SHORT_ROW;
-    const int64_t blocks = blocks_of(j.cols), tile = lanes_are_rows ? (int64_t)Lanes<typename T::A>::L : tile_of(j.cols);
-    for (int64_t i = first; i < last; i += tile) {
-      const int some = least(tile, last - i);
-      if (lanes_are_rows) { short_rows<T, O, op>(j, f, i, some); continue; }
-      for (int g = 0; g < some; g++) if (!dead(j, i + g)) for (int64_t b = 0; b < blocks; b++) sum_block<T, O, op>(j, f, i + g, g, b);
-      finish_rows<T, O, op>(j, f, i, some);
-      for (int g = 0; g < some && op != FORWARD; g++) for (int64_t b = 0; b < blocks; b++) write_block<T, O, op>(j, f, i + g, g, b);
+  Scratch<typename T::A> f(scratch, j);
+  if constexpr (op == CURVATURE || op == LOG_SOFTMAX) {
+    for (int64_t i = first; i < last; i++) {
+      if constexpr (op == CURVATURE) curvature<T, O>(j, f, i);
+      else log_softmax<T, O>(j, f, i);
+    }
+  }
+  else {
+    const int64_t t = label(j, first);
+    if (phase == FIND_LABEL) j.found[first] = find_label<T, O>(j, first);
+    if (phase == SUM_BLOCK && !ignored(j, first)) sum_block<T, O, op>(j, f, first, t, 0, block);
+    if (phase == FINISH_ROW) finish_rows<T, O, op>(j, f, first, &t, 1);
+    if (phase == WRITE_BLOCK) write_block<T, O, op>(j, f, first, t, 0, block);
+    if (phase == ALL) {
+      const bool lanes_are_rows = j.cols <= SHORT_ROW;
+      const int64_t blocks = blocks_of(j.cols), tile = lanes_are_rows ? (int64_t)Lanes<typename T::A>::L : tile_of(j.cols);
+      for (int64_t i = first; i < last; i += tile) {
+        const int some = least(tile, last - i);
+        if (lanes_are_rows) {
+          short_rows<T, O, op>(j, f, i, some);
+          continue;
+        }
+        int64_t* labels = f.x.label;
+        for (int g = 0; g < some; g++) {
+          labels[g] = find_label<T, O>(j, i + g);
+          if (!ignored(j, i + g)) for (int64_t b = 0; b < blocks; b++) sum_block<T, O, op>(j, f, i + g, labels[g], g, b);
+        }
+        finish_rows<T, O, op>(j, f, i, labels, some);
+        for (int g = 0; g < some && op != FORWARD; g++) for (int64_t b = 0; b < blocks; b++) write_block<T, O, op>(j, f, i + g, labels[g], g, b);
+      }
     }
   }
   if (j.stream) fence();
 }
 }
 
-#define OPS_OF(T, O) { run<T, O, FORWARD>, run<T, O, BACKWARD>, run<T, O, FUSED> }
+#define OPS_OF(T, O) { run<T, O, FORWARD>, run<T, O, BACKWARD>, run<T, O, FUSED>, run<T, O, CURVATURE>, run<T, O, LOG_SOFTMAX> }
 #define STRING_(a) #a
 #define STRING(a) STRING_(a)
 #define JOIN_(a, b) a##b

@@ -116,13 +116,13 @@ template <class A> struct Exp;
 template <> struct Exp<float> {
   typedef V32 I; static constexpr int mantissa = 23, degree = 6;
   static constexpr float log2e = 0x1.715476p0f, ln2_hi = 0x1.62e4p-1f, ln2_lo = 0x1.7f7d1cp-20f, reach = 104, big = 208;
-  static constexpr float magic = 0x1.8p23f + 127 + 64, lift = 0x1p64f;
+  static constexpr float magic = 0x1.8p23f + 127 + 64, lift = 0x1p64f, bias = 0x1.8p23f + 127, tiny = 0x1p-13f, far = 43.6f;
   static constexpr float c[] = {0x1.6a2434p-10f, 0x1.1239e2p-7f, 0x1.5558f2p-5f, 0x1.555492p-3f, 0x1.fffffcp-2f, 1, 1};
 };
 template <> struct Exp<double> {
   typedef V64 I; static constexpr int mantissa = 52, degree = 11;
   static constexpr double log2e = 0x1.71547652b82fep0, ln2_hi = 0x1.62e42fefp-1, ln2_lo = 0x1.473de6af278edp-34, reach = 746, big = 1492;
-  static constexpr double magic = 0x1.8p52 + 1023 + 128, lift = 0x1p128;
+  static constexpr double magic = 0x1.8p52 + 1023 + 128, lift = 0x1p128, bias = 0x1.8p52 + 1023, tiny = 0x1p-28, far = 354;
   static constexpr double c[] = {0x1.ad7f6f0799ee2p-26, 0x1.28ad72cc30daap-22, 0x1.71df2552390c2p-19, 0x1.a0199a0c677acp-16,
     0x1.a01a012a57b51p-13, 0x1.6c16c1842a11dp-10, 0x1.1111111127be5p-7, 0x1.555555555087cp-5, 0x1.55555555554fap-3, 0x1.000000000000ap-1, 1, 1};
 };
@@ -156,6 +156,23 @@ template <class A, int N> ALWAYS void exps(V<A>* x, V<A> magic, V<A> low) {
   for (int i = 0; i < N; i++) q[i] = q[i] * bits<V<A>>(bits<typename K::I>(t[i]) << K::mantissa);
   for (int i = 0; i < N; i++) x[i] = x[i] < low ? V<A>{} : q[i];
 }
+// Computes y := lift tanh(x / lift) and slope := 1 - tanh^2(x / lift), where lift is a power of two that keeps a small x from being subnormal.
+// With w = e^(-2|x|) they are (1 - w) / (1 + w) and 4 w / (1 + w)^2, and 1 - w comes from the polynomial of the exponential without its last
+// addition, so that nothing cancels.
+template <class A> ALWAYS void tanh_and_slope(V<A> x, A lift, V<A>& y, V<A>& slope) {
+  typedef Exp<A> K;
+  const V<A> one = splat<A>(1), narrow = x * (1 / lift), size = narrow < 0 ? -narrow : narrow, a = -2 * (size > K::far ? splat<A>(K::far) : size);
+  const V<A> t = fma<A>(a, splat<A>(K::log2e), splat<A>(K::bias)), n = t - K::bias;
+  const V<A> r = fma<A>(n, splat<A>(-K::ln2_lo), fma<A>(n, splat<A>(-K::ln2_hi), a));
+  V<A> q = splat<A>(K::c[0]);
+  for (int c = 1; c < K::degree; c++) q = fma<A>(q, r, splat<A>(K::c[c]));
+  const V<A> power = bits<V<A>>(bits<typename K::I>(t) << K::mantissa), p = q * r;
+  const V<A> minus = fma<A>(power, p, power - one), w = fma<A>(power, p, power), inverse = 1 / (2 + minus);       // w - 1, w, 1 / (w + 1)
+  const V<A> tanh = size > K::far ? one : -minus * inverse;
+  y = size < K::tiny ? x : (narrow < 0 ? -tanh : tanh) * lift;
+  slope = size > K::far ? V<A>{} : 4 * w * (inverse * inverse);
+}
+
 ALWAYS V<double> exp(V<double> x) {                              // for x <= 40
   exps<double, 1>(&x, splat(Exp<double>::magic), splat(-Exp<double>::reach)); return x * (1 / Exp<double>::lift);
 }

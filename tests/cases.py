@@ -22,7 +22,7 @@ import pytest
 
 import softxent
 from softxent import formula, kernels
-from softxent.partials import Partials, lse, merge
+from softxent.partials import Partials, merge, times
 from softxent.proof import bounds
 
 try:
@@ -50,20 +50,18 @@ def computed(dtype: np.dtype) -> np.dtype:
 class Problem(NamedTuple):
     z: np.ndarray  # [R, C]
     label: np.ndarray  # [R] int64
-    truth: np.ndarray  # [4, R] float64: y, r, q, g
+    truth: np.ndarray  # [4, R] or [7, R] float64: formula.Numbers
     off: np.ndarray | None  # [C], [R, C] or None
+    transform: tuple[float, float] = (1.0, np.inf)
 
     def rows(self, i: Any) -> Problem:
-        return Problem(self.z[i], self.label[i], self.truth[:, i], self.off if self.off is None or self.off.ndim == 1 else self.off[i])
+        off = self.off if self.off is None or self.off.ndim == 1 else self.off[i]
+        return self._replace(z=self.z[i], label=self.label[i], truth=self.truth[:, i], off=off)
 
     def columns(self, k: slice) -> Problem:
         """Return the problem of a shard of the columns. Labels that are not in the shard match no column."""
-        return Problem(
-            np.ascontiguousarray(self.z[:, k]),
-            self.label - k.start,
-            self.truth,
-            None if self.off is None else np.ascontiguousarray(self.off[..., k]),
-        )
+        off = None if self.off is None else np.ascontiguousarray(self.off[..., k])
+        return self._replace(z=np.ascontiguousarray(self.z[:, k]), label=self.label - k.start, off=off)
 
 
 def problem(rows: int, classes: int, dtype: np.dtype, off: str = "label", seed: int = 0) -> Problem:
@@ -100,39 +98,46 @@ def problem(rows: int, classes: int, dtype: np.dtype, off: str = "label", seed: 
 
 
 class Answer(NamedTuple):
-    result: np.ndarray  # [2, R]: loss, lse
-    parts: np.ndarray  # [6, R]
+    result: np.ndarray  # [2, R]: loss, lse, or [5, R]: formula.Outputs
+    parts: np.ndarray  # [7, R]
     dz: np.ndarray
 
     def bits(self) -> bytes:
         return self.result.tobytes() + self.parts.tobytes() + np.ascontiguousarray(self.dz).tobytes()
 
 
-def fused(p: Problem, threads: int = 1, out: np.ndarray | None = None) -> Answer:
-    a = Answer(np.full((2, len(p.z)), -7.0), np.full((6, len(p.z)), -7.0), np.empty(p.z.shape, p.z.dtype) if out is None else out)
-    kernels.active().fused(p.z, p.label, p.truth, p.off, a.dz, a.result, a.parts, threads)
+def _empty(p: Problem, outputs: int, out: np.ndarray | None = None) -> Answer:
+    dz = np.empty(p.z.shape, p.z.dtype) if out is None else out
+    return Answer(np.full((outputs, len(p.z)), -7.0), np.full((7, len(p.z)), -7.0), dz)
+
+
+def fused(p: Problem, threads: int = 1, out: np.ndarray | None = None, outputs: int = 2) -> Answer:
+    a = _empty(p, outputs, out)
+    kernels.active().fused(p.z, p.label, p.truth, p.off, p.transform, a.dz, a.result, a.parts, threads)
     return a
 
 
-def two_calls(p: Problem, threads: int = 1) -> Answer:
-    a = Answer(np.full((2, len(p.z)), -7.0), np.full((6, len(p.z)), -7.0), np.empty(p.z.shape, p.z.dtype))
-    kernels.active().forward(p.z, p.label, p.truth, p.off, a.result, a.parts, threads)
-    kernels.active().backward(p.z, p.label, p.truth, p.off, a.parts, a.dz, threads)
+def two_calls(p: Problem, threads: int = 1, outputs: int = 2) -> Answer:
+    a = _empty(p, outputs)
+    kernels.active().forward(p.z, p.label, p.truth, p.off, p.transform, a.result, a.parts, threads)
+    kernels.active().backward(p.z, p.label, p.truth, p.off, p.transform, a.parts, a.dz, threads)
     return a
 
 
-def exact(p: Problem) -> Answer:
+def exact(p: Problem, outputs: int = 2) -> Answer:
     """Evaluate formula.py with 11 bits more than float64 has, or in float64 for the other dtypes, which is 29 bits more."""
     wide = np.longdouble if p.z.dtype == np.float64 else np.float64
-    z, off, (y, r, q, g) = p.z.astype(wide), None if p.off is None else p.off.astype(wide), p.truth.astype(wide)
-    with np.errstate(invalid="ignore"):
+    z, off, numbers = p.z.astype(wide), None if p.off is None else p.off.astype(wide), formula.Numbers(*p.truth.astype(wide))
+    with np.errstate(invalid="ignore", over="ignore"):
+        z, slope, _ = formula.transformed(z, *p.transform)
         x = formula.partials(z, p.label, off)
-        return Answer(np.array([formula.loss(x, y, r, q), lse(x)]), np.array(x), formula.gradient(z, x, p.label, y, r, q, g, off))
+        dz = formula.gradient(z, x, p.label, formula.coefficients(x, numbers), off)
+        return Answer(np.array(formula.outputs(x, *numbers[:3])[:outputs]), np.array(x), times(slope, dz))
 
 
 def allowed(p: Problem) -> tuple[np.ndarray, np.ndarray]:
     """Return the derived bounds of the errors of the loss [R] and the gradient [R, C]."""
-    return bounds.row_bounds(*p)
+    return bounds.row_bounds(*p[:4])
 
 
 def within(got: np.ndarray, want: np.ndarray, bound: np.ndarray, what: str = "") -> None:

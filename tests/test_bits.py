@@ -119,9 +119,9 @@ def test_a_result_that_is_not_wanted_changes_nothing(backend, dtype):
     for off in OFFS:
         p = problem(9, 100, dtype, off)
         want, result, dz = fused(p), np.empty((2, 9)), np.empty_like(p.z)
-        kernels.active().fused(p.z, p.label, p.truth, p.off, dz, result, None, 1)
+        kernels.active().fused(p.z, p.label, p.truth, p.off, p.transform, dz, result, None, 1)
         same((result, want.parts, dz), want, off)
-        kernels.active().forward(p.z, p.label, p.truth, p.off, result, None, 1)
+        kernels.active().forward(p.z, p.label, p.truth, p.off, p.transform, result, None, 1)
         same((result, want.parts, dz), want, off)
 
 

@@ -132,8 +132,8 @@ def test_any_cut_into_shards_gives_the_same_loss(p, data):
     truth, parts = np.array([[1.0], [0.0], [0.0], [1.0]]), []
     with softxent.use_backend(backend):
         for k in cuts_of(edges, z.shape[1]):
-            part = np.empty((6, len(z)))
-            kernels.active().forward(np.ascontiguousarray(z[:, k]), t - k.start, truth, None, np.empty((2, len(z))), part, 1)
+            part = np.empty((7, len(z)))
+            kernels.active().forward(np.ascontiguousarray(z[:, k]), t - k.start, truth, None, (1.0, np.inf), np.empty((2, len(z))), part, 1)
             parts.append(part)
         want = softxent.cross_entropy(z, t, reduction="none")
     np.testing.assert_allclose(finish(Partials(*merged(parts)))[0], want, rtol=2 * bounds.loss_bound(z.dtype, z.shape[1], 200))

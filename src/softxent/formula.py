@@ -95,7 +95,8 @@ def partials(z: Array, label: Array, off: Array | None = None) -> Partials:
 
 
 def outputs(x: Partials, y: Array, r: Array, q: Array) -> Outputs:
-    """Return what the rows give. loss = truth_t nll + r sum_{k != t} off_k (lse - z_k) + q/2 lse^2; no term is negative if the truth is not."""
+    """Return what the rows give. The loss is truth_t nll + r sum_{k != t} off_k (lse - z_k) + q/2 lse^2. No term is negative if the truth is
+    not."""
     nll, _, over = finish(x)
     loss = times(y + r * x.wt, nll) + times(r, x.d + times(x.o, over)) + times(q, lse(x) ** 2 / 2)
     return Outputs(loss, lse(x), -nll, entropy(x), (x.zt >= x.m) & (x.zt > -np.inf))
@@ -142,7 +143,7 @@ def curvature(z: Array, v: Array, x: Partials, of: Numbers) -> tuple[Array, Arra
 
 
 def centred(yhat: Array, v: Array) -> tuple[Array, Array]:
-    """Return v - mean [R, C] and mean [R] = <yhat, v>. At the most probable class j, v_j - mean is sum_k yhat_k (v_j - v_k), lest it cancels."""
+    """Return v - mean [R, C] and mean = <yhat, v> [R]. At the most probable class j, v_j - mean is computed as sum_k yhat_k (v_j - v_k)."""
     xp = library(v)
     top = at_label(yhat, yhat.argmax(axis=1))
     vj = xp.where(top, v, 0).sum(axis=1)[:, None]

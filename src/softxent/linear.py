@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from . import contract, kernels
 from .filtering import Filter, FilterStats
-from .partials import Array, times
-from .sweep import hessian, reduce
+from .partials import Array
+from .sweep import curvature, reduce
 from .truth import LogitTransform, Truth, logit_transform, truth
 
 BUDGET = 64 << 20  # bytes of logits held at once
@@ -109,8 +109,10 @@ def budget_beside_filter(budget: int) -> int:
     return budget - budget // 16
 
 
-class _NumPy:
-    """The products of NumPy. np.matmul cannot add to an array, so a product is added a block of rows at a time."""
+class _NumPy(NamedTuple):
+    """The products of NumPy. np.matmul cannot add to an array, so a product is added a block of rows of `fold` bytes at a time."""
+
+    fold: int
 
     def size(self, x: Array) -> int:
         return x.itemsize
@@ -127,16 +129,13 @@ class _NumPy:
         if not add:
             np.matmul(a, b, out=out)
             return
-        block = max(1, FOLD // max(1, out.shape[1] * out.itemsize))
+        block = max(1, self.fold // max(1, out.shape[1] * out.itemsize))
         for c in range(0, len(out), block):
             out[c : c + block] += a[c : c + block] @ b
 
     def columns(self, g: Array) -> Array:
         total: Array = g.sum(axis=0, dtype=np.float64)
         return total
-
-
-_PRODUCTS = _NumPy()
 
 
 class _Head(NamedTuple):
@@ -146,32 +145,33 @@ class _Head(NamedTuple):
     w: Array  # [C, D]
     b: Array | None
     t: Truth
-    s: LogitTransform | None
+    s: LogitTransform
     live: Array | None  # [N] bool: which of the caller's rows are in x; None means all
     lead: tuple[int, ...]
+    budget: int  # bytes of scratch memory: 7/8 for logits, 1/8 for products that are added
 
-    def chunks(self, budget: int) -> Iterator[tuple[slice, Array]]:
-        return chunks(self.x, self.w, self.b, _PRODUCTS, budget)
+    def products(self) -> _NumPy:
+        return _NumPy(self.budget // 8)
 
-    def gradients(self, budget: int) -> Iterator[tuple[slice, Array, Array]]:
+    def chunks(self, copies: int = 1) -> Iterator[tuple[slice, Array]]:
+        """Yield the slices of the rows and their logits, in chunks such that `copies` arrays of their size fit into the budget."""
+        return chunks(self.x, self.w, self.b, self.products(), (self.budget - self.budget // 8) // copies)
+
+    def gradients(self) -> Iterator[tuple[slice, Array, Array]]:
         """Yield the slices of the rows, their losses, and their G in a buffer that the next chunk overwrites."""
-        for i, z in self.chunks(budget):
+        for i, z in self.chunks():
             yield i, self.gradient(i, z), z
 
     def gradient(self, i: slice, z: Array) -> Array:
         """Overwrite the logits z of the rows `i` with their G. Returns their losses."""
-        result, slope = np.empty((2, len(z))), self.s.slope(z) if self.s else None
-        if self.s:
-            z[...] = self.s(z)
-        kernels.active().fused(z, *self.t.piece(i, z.dtype), z, result, None, kernels.get_num_threads())
-        if slope is not None:
-            z[...] = times(z, slope)
+        result = np.empty((2, len(z)))
+        kernels.active().fused(z, *self.t.piece(i, z.dtype), self.s, z, result, None, kernels.get_num_threads())
         losses: Array = result[0]
         return losses
 
     def sums(self) -> Sums:
         db = None if self.b is None else np.zeros(len(self.w))
-        return Sums(np.empty_like(self.x), np.zeros_like(self.w), db, _PRODUCTS)
+        return Sums(np.empty_like(self.x), np.zeros_like(self.w), db, self.products())
 
     def rows(self, found: Array) -> Array:
         """Return results [..., n] of the rows of x as results [..., N] of all rows, with 0 for those left out."""
@@ -202,10 +202,11 @@ def _head(
     s = logit_transform(fn, temperature, softcap)
     t = truth(fn, labels, like, -1, names=contract.NUMPY_LINEAR, **options)
     flat = x.reshape(-1, w.shape[1])
-    live = None if t.dense is not None or t.rows.shape[1] == 1 else (t.rows[:3] != 0).any(axis=0)
+    live = None if t.dense is not None else (t.label != kernels.IGNORED) & (t.rows[:3] != 0).any(axis=0)
     if live is None or live.all():
-        return _Head(flat, w, b, t, s, None, x.shape[:-1])
-    return _Head(flat[live], w, b, t._replace(label=t.label[live], rows=t.rows[:, live]), s, live, x.shape[:-1])
+        return _Head(flat, w, b, t, s, None, x.shape[:-1], budget)
+    rows = t.rows if t.rows.shape[1] == 1 else t.rows[:, live]
+    return _Head(flat[live], w, b, t._replace(label=t.label[live], rows=rows), s, live, x.shape[:-1], budget)
 
 
 def _with_one_weight(f: Function) -> Function:
@@ -253,10 +254,8 @@ def linear_cross_entropy(
         empty_value=empty_value,
     )  # fmt: skip
     result = np.empty((2, len(head.x)))
-    for i, z in head.chunks(budget):
-        if head.s:
-            z[...] = head.s(z)
-        kernels.active().forward(z, *head.t.piece(i, z.dtype), result[:, i], None, kernels.get_num_threads())
+    for i, z in head.chunks():
+        kernels.active().forward(z, *head.t.piece(i, z.dtype), head.s, result[:, i], None, kernels.get_num_threads())
     return reduce(head.rows(result[0]), reduction, head.t.total, empty_value, head.lead)
 
 
@@ -292,7 +291,7 @@ def linear_cross_entropy_and_grad(
         bias: [C], or None.
         class_weight, label_smoothing, ignore_index, sample_weight, reduction, z_loss, temperature, softcap, empty_value, upstream:
             as in `cross_entropy_and_grad`.
-        budget: the bytes of logits that are held at once; 64 MiB by default. Larger chunks are faster, because each adds to all of dW.
+        budget: the bytes of scratch memory; 64 MiB by default. Larger chunks are faster, because each adds to all of dW.
         filter_tol: None, or a tolerance in [0, 1) for the gradient filter. Blocks of 128 classes may then be left out of the products, if
             it is proved that ||dX - exact||_F <= filter_tol ||exact||_F, and the same for dW, apart from the rounding of the products. The
             loss and db are not affected.
@@ -304,8 +303,7 @@ def linear_cross_entropy_and_grad(
     Raises:
         ValueError, TypeError: as in `cross_entropy`.
 
-    Cost: three matrix products and one pass of the kernel; beyond the gradients, `budget` + 16 MiB + O(rows) bytes, and `budget` once more
-    with a softcap.
+    Cost: three matrix products and one pass of the kernel; beyond the gradients, `budget` + O(rows) bytes.
 
     Source: Part 3 of the derivation, and its part on linear heads; for the filter, the theorem in `proof.bounds.filter_losses`.
     """
@@ -317,25 +315,25 @@ def linear_cross_entropy_and_grad(
     sums, losses = head.sums(), np.empty(len(head.x))
     tol, stats = filtered("linear_cross_entropy_and_grad", filter_tol, filter_stats)
     if tol is not None:
-        losses = _by_filter(head, sums, tol, stats, budget_beside_filter(budget))
+        losses = _by_filter(head._replace(budget=budget_beside_filter(budget)), sums, tol, stats)
     else:
-        for i, some, g in head.gradients(budget):
+        for i, some, g in head.gradients():
             losses[i] = some
             sums.add(i, g, head.x[i], head.w)
     loss = reduce(head.rows(losses), reduction, head.t.total, empty_value, head.lead)
     return loss, *head.grads(sums, np.shape(x))
 
 
-def _by_filter(head: _Head, sums: Sums, tol: float, stats: FilterStats, budget: int) -> Array:
+def _by_filter(head: _Head, sums: Sums, tol: float, stats: FilterStats) -> Array:
     """Add up the gradients with the gradient filter. Returns the losses of the rows."""
     losses, label = np.empty(len(head.x)), None if head.t.dense is not None else head.t.label
     filter = Filter(tol, stats, sums, head.x, head.w, np.asarray)
-    for i, some, g in head.gradients(budget):
+    for i, some, g in head.gradients():
         losses[i] = some
         filter.add(i, g, label)
     if filter.failed:
         filter.anew()
-        for i, _, g in head.gradients(budget):
+        for i, _, g in head.gradients():
             sums._replace(dx=None, db=None).add(i, g, head.x[i], None)
     return losses
 
@@ -369,7 +367,7 @@ def linear_cross_entropy_hvp(
     Raises:
         ValueError, TypeError: as in `cross_entropy`.
 
-    Cost: seven matrix products; beyond the result, four times `budget` and O(rows) bytes.
+    Cost: seven matrix products; beyond the result, `budget` + O(rows) bytes.
 
     Source: the chain rule, applied twice; for H, Results 1 and 2 of the derivation.
     """
@@ -396,7 +394,7 @@ def linear_cross_entropy_ggn(
     `linear_cross_entropy_hvp`, and without the second derivative of a softcap. Arguments, results and errors are those of
     `linear_cross_entropy_hvp`.
 
-    Cost: five matrix products; beyond the result, four times `budget` and O(rows) bytes.
+    Cost: five matrix products; beyond the result, `budget` + O(rows) bytes.
     """
     return _curvature("linear_cross_entropy_ggn", x, weight, labels, vx, vw, vb, bias, budget, False, options)
 
@@ -411,10 +409,13 @@ def _curvature(
     vx, vw, vb = (contract.broadcast(fn, name, v, shape).astype(head.w.dtype) for name, (v, shape) in named.items())
     vx = vx.reshape(-1, head.w.shape[1])
     vx = vx if head.live is None else vx[head.live]
-    sums = head.sums()
-    for i, z in head.chunks(budget):
-        v = vx[i] @ head.w.T + head.x[i] @ vw.T + vb
-        sums.add(i, hessian(z, v, head.t, i, head.s, second_derivative=whole).astype(z.dtype, copy=False), head.x[i], head.w)
+    sums, products = head.sums(), head.products()
+    for i, z in head.chunks(copies=2):
+        v = np.matmul(vx[i], head.w.T)
+        products.product(head.x[i], vw.T, v, True)
+        v += vb
+        curvature(z, v, head.t.rows_of(i), head.s, v, gauss_newton=not whole)
+        sums.add(i, v, head.x[i], head.w)
         if whole:
             head.gradient(i, z)
             sums.add(i, z, vx[i], vw, first=False, bias=False)

@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from . import contract, kernels
 from .partials import Array
-from .sweep import forward, fused, hessian, in_compute_dtype, output, reduce, row_chunks, shaped
-from .truth import LogitTransform, Truth, adjacent, logit_transform, plain, truth
+from .sweep import curvature, forward, fused, output, reduce, shaped
+from .truth import IDENTITY, LogitTransform, Truth, adjacent, logit_transform, plain, truth
 
 
 def cross_entropy(
@@ -62,12 +62,10 @@ def cross_entropy(
     Raises:
         ValueError, TypeError: if a shape, label, dtype or option does not fit. Nothing has been written then.
 
-    Cost: one read of the logits and O(rows) bytes, plus a few MiB if the classes are not adjacent in memory or a softcap or temperature is
-    given.
+    Cost: one read of the logits and O(rows) bytes, plus a few MiB if the classes are not adjacent in memory.
 
     A loss near 0 keeps its digits: if the label's logit is larger than the others by 20, the loss is 2e-9 in float32, and not 0. The result
-    of a row is the same to the last bit for any batch, number of threads and instruction set; with a softcap, it also depends on NumPy's
-    tanh.
+    of a row is the same to the last bit for any batch, number of threads and instruction set.
 
     Source: Parts 1 to 3 of the derivation; for the options, the table in truth.py.
     """
@@ -79,7 +77,7 @@ def cross_entropy(
     if without_options and _simple(logits, labels, ignore_index, None):
         assert isinstance(logits, np.ndarray) and isinstance(labels, np.ndarray)
         result = np.empty((2, len(logits)))
-        kernels.active().forward(logits, labels, plain(1.0), None, result, None, kernels.get_num_threads())
+        kernels.active().forward(logits, labels, plain(1.0), None, IDENTITY, result, None, kernels.get_num_threads())
         return result[0].sum() / len(logits)
     z, lead, t, s = _problem(
         "cross_entropy", logits, labels, axis, temperature, softcap, weight, class_weight=class_weight, label_smoothing=label_smoothing,
@@ -143,7 +141,7 @@ def cross_entropy_and_grad(
         n = len(logits)  # the most frequent call needs no preparation and takes a few microseconds
         dz = kernels.empty(logits.shape, logits.dtype) if out is None else contract.out(fn, out, logits, -1)
         result = np.empty((2, n))
-        kernels.active().fused(logits, labels, plain(1 / n), None, dz, result, None, kernels.get_num_threads())
+        kernels.active().fused(logits, labels, plain(1 / n), None, IDENTITY, dz, result, None, kernels.get_num_threads())
         return result[0].sum() / n, dz
     z, lead, t, s = _problem(
         fn, logits, labels, axis, temperature, softcap, weight, class_weight=class_weight, label_smoothing=label_smoothing,
@@ -186,7 +184,7 @@ def cross_entropy_hvp(
     Raises:
         ValueError, TypeError: as in `cross_entropy`.
 
-    Cost: three reads of logits and v, and a few MiB.
+    Cost: one read of logits and v, one write, one exponential for each element, and O(rows) bytes.
 
     Source: Results 1 and 2 of the derivation; theorem `hessian_entry`. Without a softcap, H is positive semi-definite.
     """
@@ -196,9 +194,7 @@ def cross_entropy_hvp(
         ignore_index=ignore_index, sample_weight=sample_weight, reduction=reduction, z_loss=z_loss, upstream=upstream,
     )  # fmt: skip
     hv = output(fn, None, z, axis)
-    for i, (narrow, vi, out) in row_chunks(False, z, contract.direction(fn, v, z, axis), hv):
-        with np.errstate(over="ignore"):
-            out[...] = hessian(in_compute_dtype(narrow), vi, t, i, s)
+    curvature(z, contract.direction(fn, v, z, axis), t, s, hv)
     return contract.from_last(hv, axis)
 
 
@@ -250,8 +246,8 @@ def token_logprobs_and_grad(
 
 def _problem(
     fn: str, logits: Any, labels: Any, axis: int, temperature: float, softcap: float | None, weight: None = None, **options: Any
-) -> tuple[Array, tuple[int, ...], Truth, LogitTransform | None]:
-    """Check the arguments. Returns the logits, class axis last, the shape of the rows, the truth, and a `LogitTransform` or None."""
+) -> tuple[Array, tuple[int, ...], Truth, LogitTransform]:
+    """Check the arguments. Returns the logits, class axis last, the shape of the rows, the truth, and the `LogitTransform`."""
     if weight is not None:
         contract.renamed(fn, "weight", weight, "class_weight")
     z = contract.logits(fn, logits, axis)

@@ -10,22 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from . import contract
+from . import contract, sweep
 from .partials import Array
-from .sweep import (
-    DENSE,
-    count,
-    forward,
-    fused,
-    in_compute_dtype,
-    jacobian_product,
-    output,
-    partial_sums,
-    row_chunks,
-    shaped,
-    softmax_truth,
-    with_largest_as_label,
-)
+from .sweep import curvature, entropy_truth, forward, fused, output, shaped, softmax_truth
+from .truth import IDENTITY
 
 
 def softmax(logits: npt.ArrayLike, *, axis: int = -1, out: Array | None = None) -> Array:
@@ -46,7 +34,7 @@ def softmax(logits: npt.ArrayLike, *, axis: int = -1, out: Array | None = None) 
     """
     z = contract.logits("softmax", logits, axis)
     yhat = output("softmax", out, z, axis)
-    fused(z, softmax_truth(z), None, yhat)
+    fused(z, softmax_truth(z), IDENTITY, yhat)
     return out if out is not None else contract.from_last(yhat, axis)
 
 
@@ -65,15 +53,11 @@ def log_softmax(logits: npt.ArrayLike, *, axis: int = -1) -> Array:
     Raises:
         ValueError, TypeError: as in `cross_entropy`.
 
-    Cost: two reads, one write and a few MiB.
+    Cost: one read and one write.
     """
     z = contract.logits("log_softmax", logits, axis)
     out = output("log_softmax", None, z, axis)
-    for _, (zi, o) in row_chunks(False, z, out):
-        zi = in_compute_dtype(zi)
-        nll, x = with_largest_as_label(zi)
-        with np.errstate(over="ignore"):
-            o[...] = (zi - x.zt[:, None]) - nll[:, None]
+    sweep.log_softmax(z, out)
     return contract.from_last(out, axis)
 
 
@@ -92,7 +76,7 @@ def logsumexp(logits: npt.ArrayLike, *, axis: int = -1) -> Any:
     Cost: one read and O(rows) bytes.
     """
     z = contract.logits("logsumexp", logits, axis)
-    return shaped(forward(z, softmax_truth(z), None)[1], z.shape[:-1])
+    return shaped(forward(z, softmax_truth(z), IDENTITY)[1], z.shape[:-1])
 
 
 def softmax_vjp(logits: npt.ArrayLike, v: npt.ArrayLike, *, axis: int = -1) -> Array:
@@ -110,12 +94,11 @@ def softmax_vjp(logits: npt.ArrayLike, v: npt.ArrayLike, *, axis: int = -1) -> A
     Raises:
         ValueError, TypeError: as in `cross_entropy`.
 
-    Cost: three reads and a few MiB. Source: Results 1 and 2 of the derivation, summed over the outputs.
+    Cost: one read of logits and v and one write. Source: Results 1 and 2 of the derivation, summed over the outputs.
     """
     z = contract.logits("softmax_vjp", logits, axis)
     out = output("softmax_vjp", None, z, axis)
-    for _, (zi, vi, o) in row_chunks(False, z, contract.direction("softmax_vjp", v, z, axis), out):
-        o[...] = jacobian_product(in_compute_dtype(zi), vi)[1]
+    curvature(z, contract.direction("softmax_vjp", v, z, axis), softmax_truth(z), IDENTITY, out)
     return contract.from_last(out, axis)
 
 
@@ -135,9 +118,9 @@ def softmax_jacobian(logits: npt.ArrayLike, *, axis: int = -1) -> Array:
     """
     z = contract.logits("softmax_jacobian", logits, axis)
     flat = np.ascontiguousarray(z.reshape(-1, z.shape[-1]), dtype=np.float64)
-    yhat, (nll, _), rows, top = softmax(flat), with_largest_as_label(flat), np.arange(len(flat)), flat.argmax(axis=1)
+    yhat, rows, top = softmax(flat), np.arange(len(flat)), flat.argmax(axis=1)
     miss = 1 - yhat
-    miss[rows, top] = -np.expm1(-nll)  # 1 - yhat loses digits at the most probable class only
+    miss[rows, top] = -np.expm1(log_softmax(flat)[rows, top])  # 1 - yhat loses digits at the most probable class only
     jacobian = -yhat[:, :, None] * yhat[:, None, :]
     jacobian[:, np.arange(z.shape[-1]), np.arange(z.shape[-1])] = yhat * miss
     return jacobian.reshape(*z.shape, z.shape[-1])
@@ -155,9 +138,10 @@ def entropy(logits: npt.ArrayLike, *, axis: int = -1) -> Any:
     Raises:
         ValueError, TypeError: as in `cross_entropy`.
 
-    Cost: three reads and a few MiB.
+    Cost: one read and O(rows) bytes. Source: theorem `entropy_from_sums` of the derivation.
     """
-    return _entropy("entropy", logits, axis, 1.0)[0]
+    z = contract.logits("entropy", logits, axis)
+    return shaped(forward(z, entropy_truth(z, np.zeros(1)), IDENTITY, outputs=5)[3], z.shape[:-1])
 
 
 def entropy_and_grad(logits: npt.ArrayLike, *, axis: int = -1, upstream: npt.ArrayLike = 1.0) -> tuple[Any, Array]:
@@ -173,19 +157,10 @@ def entropy_and_grad(logits: npt.ArrayLike, *, axis: int = -1, upstream: npt.Arr
     Raises:
         ValueError, TypeError: as in `cross_entropy`.
 
-    Cost: three reads, one write and a few MiB.
+    Cost: one read and one write.
     """
-    return _entropy("entropy_and_grad", logits, axis, upstream)
-
-
-def _entropy(fn: str, logits: npt.ArrayLike, axis: int, upstream: npt.ArrayLike) -> tuple[Any, Array]:
-    z = contract.logits(fn, logits, axis)
-    dz, h = output(fn, None, z, axis), np.empty(count(z))
-    up = contract.broadcast(fn, "upstream", upstream, z.shape[:-1]).reshape(-1)
-    for i, (zi, o) in row_chunks(False, z, dz):
-        zi = in_compute_dtype(zi)
-        yhat, product, _, _ = jacobian_product(zi, zi)
-        h[i] = partial_sums(zi, zi.argmax(axis=1), DENSE, yhat)[0][0]
-        with np.errstate(over="ignore", invalid="ignore"):
-            o[...] = -up[i, None] * product
+    z = contract.logits("entropy_and_grad", logits, axis)
+    dz = output("entropy_and_grad", None, z, axis)
+    up = contract.broadcast("entropy_and_grad", "upstream", upstream, z.shape[:-1]).reshape(-1)
+    h = fused(z, entropy_truth(z, up), IDENTITY, dz, outputs=5)[3]
     return shaped(h, z.shape[:-1]), contract.from_last(dz, axis)

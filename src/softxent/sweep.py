@@ -1,10 +1,7 @@
 """Calls of the kernels on logits of any strides.
 
-The front ends pass logits [*rows, C] with the class axis last, a `Truth` and, for a softcap or temperature, a `LogitTransform`. If the
-strides allow it, the kernel is called once, on the caller's memory. Otherwise chunks of rows are copied into adjacent memory first.
-
-`forward` and `fused` compute the loss and its gradient. `with_largest_as_label` computes partial sums with the largest logit of each row as
-its label. `jacobian_product` multiplies a vector by the Jacobian of softmax, and `hessian` by the Hessian of the loss.
+The front ends pass logits [*rows, C] with the class axis last, a `Truth` and a `LogitTransform`. If the strides allow it, the kernel is
+called once, on the caller's memory. Otherwise chunks of rows are copied into adjacent memory first.
 """
 
 from __future__ import annotations
@@ -17,39 +14,60 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from . import contract, kernels
-from .partials import Array, Partials, times
-from .truth import NO_LABEL, LogitTransform, Truth, adjacent, computed_in, plain
+from .partials import Array
+from .truth import IDENTITY, NO_LABEL, LogitTransform, Truth, adjacent, computed_in, plain
 
-SCRATCH = 1 << 18  # bytes of logits in a chunk, where they cannot be used in place: strided classes, softcap, temperature
+SCRATCH = 1 << 18  # bytes of logits in a chunk, where they cannot be used in place
 
 _UNIT = plain(1.0)  # y = 1; with a label that matches no column, the gradient is softmax
-DENSE = np.array([[0.0], [1.0], [0.0], [1.0]])  # y = 0, r = 1: the truth is off
 
 
-def forward(z: Array, t: Truth, s: LogitTransform | None, parts: Array | None = None) -> Array:
-    """Return the loss and lse of every row, [2, R]. Writes the partial sums into parts [6, R], if given."""
-    result = np.empty((2, count(z)))
-    direct = s is None and t.usable(z.dtype) and adjacent(z)
-    for i, (zi,) in row_chunks(direct, z):
-        work = zi if direct else _ready(zi, s)
-        kernels.active().forward(
-            work, *t.piece(i, work.dtype), result[:, i], None if parts is None else parts[:, i], kernels.get_num_threads()
-        )
+def forward(z: Array, t: Truth, s: LogitTransform, outputs: int = 2) -> Array:
+    """Return what every row gives: loss and lse, [2, R], or formula.Outputs, [5, R]."""
+    result = np.empty((outputs, count(z)))
+    for i, (zi,) in row_chunks(t.usable(z.dtype) and adjacent(z), z):
+        zi = zi if adjacent(zi) else np.ascontiguousarray(zi)
+        kernels.active().forward(zi, *t.piece(i, zi.dtype), s, result[:, i], None, kernels.get_num_threads())
     return result
 
 
-def fused(z: Array, t: Truth, s: LogitTransform | None, dz: Array) -> Array:
-    """Write the gradient into dz, which may be z. Returns the loss and lse of every row, [2, R]."""
-    result = np.empty((2, count(z)))
-    direct = s is None and t.usable(z.dtype) and adjacent(z) and adjacent(dz)
-    for i, (zi, o) in row_chunks(direct, z, dz):
-        if direct:
-            gradient(zi, t, i, out=o, result=result[:, i])
-            continue
-        work, _ = gradient(_ready(zi, s), t, i, result=result[:, i])
-        with np.errstate(over="ignore", invalid="ignore"):
-            o[...] = times(work, s.slope(in_compute_dtype(zi))) if s else work
+def fused(z: Array, t: Truth, s: LogitTransform, dz: Array, outputs: int = 2) -> Array:
+    """Write the gradient into dz, which may be z. Returns what every row gives, as `forward`."""
+    result = np.empty((outputs, count(z)))
+    for i, (zi, o) in row_chunks(t.usable(z.dtype) and adjacent(z) and adjacent(dz), z, dz):
+        place = zi if adjacent(zi) else np.ascontiguousarray(zi)
+        out = o if adjacent(o) else np.empty_like(place)
+        kernels.active().fused(place, *t.piece(i, zi.dtype), s, out, result[:, i], None, kernels.get_num_threads())
+        if out is not o:
+            o[...] = out
     return result
+
+
+def curvature(z: Array, v: Array, t: Truth, s: LogitTransform, hv: Array, gauss_newton: bool = False) -> None:
+    """Write the product of the Hessian of the loss and v into hv.
+
+    With `gauss_newton`, the second derivative of the softcap is taken as 0, which gives the Gauss-Newton matrix in place of the Hessian.
+    """
+    wide = computed_in(z.dtype)
+    direct = t.usable(z.dtype) and v.dtype == wide and adjacent(z) and adjacent(v) and adjacent(hv)
+    for i, (zi, vi, o) in row_chunks(direct, z, v, hv):
+        place = zi if adjacent(zi) else np.ascontiguousarray(zi)
+        out = o if adjacent(o) else np.empty_like(place)
+        along = vi if direct else np.ascontiguousarray(vi, dtype=wide)
+        products = np.empty((4, len(zi)))
+        kernels.active().curvature(place, along, *t.piece(i, zi.dtype), s, gauss_newton, out, products, kernels.get_num_threads())
+        if out is not o:
+            o[...] = out
+
+
+def log_softmax(z: Array, out: Array) -> None:
+    """Write the logarithm of softmax into out."""
+    for _, (zi, o) in row_chunks(adjacent(z) and adjacent(out), z, out):
+        place = zi if adjacent(zi) else np.ascontiguousarray(zi)
+        to = o if adjacent(o) else np.empty_like(place)
+        kernels.active().log_softmax(place, np.ones(1), IDENTITY, to, kernels.get_num_threads())
+        if to is not o:
+            o[...] = to
 
 
 def output(fn: str, out: Any, z: Array, axis: int) -> Array:
@@ -61,78 +79,19 @@ def output(fn: str, out: Any, z: Array, axis: int) -> Array:
     return contract.to_last(new, axis)
 
 
-def in_compute_dtype(a: Array) -> Array:
-    """Return `a` in the type in which the kernels compute, contiguous."""
-    return np.ascontiguousarray(a, dtype=computed_in(a.dtype))
+def softmax_truth(z: Array) -> Truth:
+    """Return a truth with mass 1 whose label matches no class, so that the gradient is softmax, and lse that of every row."""
+    return Truth(np.broadcast_to(np.int64(NO_LABEL), count(z)), _UNIT)
 
 
-def _ready(z: Array, s: LogitTransform | None) -> Array:
-    return s(in_compute_dtype(z)) if s else np.ascontiguousarray(z)
+def entropy_truth(z: Array, upstream: Array) -> Truth:
+    """Return a truth that is 0, with upstream gradients [R] of the entropy.
 
-
-def gradient(z: Array, t: Truth, i: slice, out: Array | None = None, result: Array | None = None) -> tuple[Array, Array]:
-    """Return the gradient and [loss, lse] of the rows `i`, whose logits are z."""
-    out = np.empty_like(z) if out is None else out
-    result = np.empty((2, len(z))) if result is None else result
-    kernels.active().fused(z, *t.piece(i, z.dtype), out, result, None, kernels.get_num_threads())
-    return out, result
-
-
-def partial_sums(z: Array, label: Array, rows: Array, off: Array | None) -> tuple[Array, Partials]:
-    """Return [loss, lse] and the partial sums of the rows z."""
-    result, parts = np.empty((2, len(z))), np.empty((6, len(z)))
-    kernels.active().forward(z, label, rows, off, result, parts, kernels.get_num_threads())
-    return result, Partials(*parts)
-
-
-def softmax_truth(z: Array, upstream: Array | None = None) -> Truth:
-    """Return a truth with mass 1 whose label matches no class, so that the gradient is softmax, times upstream [*rows]."""
-    rows = _UNIT
-    if upstream is not None:
-        rows = np.repeat(_UNIT, count(z), axis=1)
-        rows[3] = np.broadcast_to(upstream, z.shape[:-1]).reshape(-1)
-        rows[0] = rows[3] != 0  # if upstream is 0, the gradient is 0 even in a row of NaN
-    return Truth(np.broadcast_to(np.int64(NO_LABEL), count(z)), rows)
-
-
-def with_largest_as_label(z: Array) -> tuple[Array, Partials]:
-    """Return nll of each row's largest logit, as if it were the label, and the partial sums with that logit kept apart."""
-    result, parts = partial_sums(z, z.argmax(axis=1), _UNIT, None)
-    return result[0], parts
-
-
-def jacobian_product(z: Array, v: Array) -> tuple[Array, Array, Array, Array]:
-    """Return yhat, yhat o (v - mean), mean = <yhat, v> and lse of the rows z and v [n, C]; the second is v times the Jacobian of softmax.
-
-    v - mean can cancel only at the most probable class t. There it is computed as v_t - mean = sum_{k != t} yhat_k (v_t - v_k).
+    The largest logit is the label, so that a value near 0 keeps its digits.
     """
-    v = np.ascontiguousarray(v, dtype=z.dtype)
-    yhat, (_, lse) = gradient(z, softmax_truth(z), slice(0, len(z)))
-    top = z.argmax(axis=1)
-    _, x = partial_sums(v, top, _UNIT, yhat)
-    lead = x.d + times(x.o, x.zt - x.m)
-    with np.errstate(invalid="ignore"):
-        mean = x.zt - lead
-        product = times(yhat, v - mean[:, None])
-        product[np.arange(len(z)), top] = x.wt * lead
-    return yhat, product, mean, lse
-
-
-def hessian(z: Array, v: Array, t: Truth, i: slice, s: LogitTransform | None, second_derivative: bool = True) -> Array:
-    """Return the product of the Hessian of the loss and v, for the rows `i`, whose logits are z.
-
-    Without `second_derivative`, that of the softcap is taken as 0, which gives the Gauss-Newton matrix in place of the Hessian.
-    """
-    _, rows, _ = t.piece(i, z.dtype)
-    _, _, q, g = rows
-    slope = s.slope(z) if s else 1.0
-    yhat, product, mean, lse = jacobian_product(s(z) if s else z, v * slope)
-    with np.errstate(invalid="ignore", over="ignore"):
-        hess = slope * g[:, None] * ((t.mass(i) + times(q, lse))[:, None] * product + times(q, mean)[:, None] * yhat)
-        if second_derivative and s and s.softcap:
-            hess += s.second_derivative(z) * v * gradient(s(z), t, i)[0]
-        found: Array = np.where((rows[:3] != 0).any(axis=0)[:, None], hess, 0)
-        return found
+    rows = np.zeros((7, count(z)))
+    rows[6] = upstream
+    return Truth(np.broadcast_to(np.int64(kernels.LARGEST), count(z)), rows)
 
 
 def row_chunks(whole: bool, *arrays: Array) -> Iterator[tuple[slice, list[Array]]]:

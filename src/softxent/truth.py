@@ -5,8 +5,8 @@ a row, its target probabilities, is y at the label plus r off_k at every class k
 
     integer label t               y = w_t
     label smoothing e             y = (1 - e) w_t, r = 1, off_k = e/C w_k
-    probabilities u               y = 0, r = 1, off_k = w_k ((1 - e) u_k + e/C)
-    ignore_index                  y = r = q = 0
+    probabilities u               the label LARGEST, y = 0, r = 1, off_k = w_k ((1 - e) u_k + e/C)
+    ignore_index                  the label IGNORED
     sample weight                 multiplies y, r and q
     z-loss L lse^2                q = 2 L
     reduction, upstream           g
@@ -45,12 +45,12 @@ class Truth(NamedTuple):
     def piece(self, i: slice, dtype: np.dtype[Any]) -> tuple[Array, Array, Array | None]:
         """Return label, (y, r, q, g) and off of the rows `i`, for logits of this dtype."""
         rows = self.rows if self.rows.shape[1] == 1 else self.rows[:, i]
-        if self.dense is None:
-            return self.label[i], rows, self.shared
-        off = self._off(i, dtype)
-        # With probabilities, the class with the largest one is used as a label of weight 0. A kernel keeps it apart from the sums over
-        # the other classes, so that the loss keeps its digits if that class has nearly all of the probability.
-        return off.argmax(axis=1), rows, off
+        return self.label[i], rows, self.shared if self.dense is None else self._off(i, dtype)
+
+    def rows_of(self, i: slice) -> Truth:
+        """Return the truth of the rows `i`."""
+        rows = self.rows if self.rows.shape[1] == 1 else self.rows[:, i]
+        return self._replace(label=self.label[i], rows=rows, dense=None if self.dense is None else self.dense[i])
 
     def usable(self, dtype: np.dtype[Any]) -> bool:
         """Whether a kernel can read the caller's probabilities, for logits of this dtype; True if the labels are class indices."""
@@ -59,12 +59,6 @@ class Truth(NamedTuple):
             return True
         plain = self.smoothing == 0 and self.class_weight is None and u.dtype in (dtype, computed_in(dtype))
         return plain and adjacent(u)
-
-    def mass(self, i: slice) -> Array:
-        """Return the sums over the classes of the truth of the rows `i`, in float64: the factor of softmax in the gradient."""
-        label, (y, r, _, _), off = self.piece(i, np.dtype(np.float64))
-        mass: Array = np.broadcast_to(y if off is None else y + r * off.sum(axis=-1), len(label))
-        return mass
 
     def _off(self, i: slice, dtype: np.dtype[Any]) -> Array:
         assert self.dense is not None
@@ -76,48 +70,21 @@ class Truth(NamedTuple):
 
 
 class LogitTransform(NamedTuple):
-    """The function that is applied to the logits before softmax: z -> (c/T) tanh(z/c), or z/T if there is no softcap c."""
+    """The function that is applied to the logits before softmax: z -> (c/T) tanh(z/c), or z/T if c is infinite, which means no softcap."""
 
-    temperature: float
-    softcap: float | None
-
-    def __call__(self, z: Any) -> Any:
-        """Return the logits to which softmax is applied."""
-        if self.softcap is None:
-            return z / self.temperature
-        if self.softcap < 1e18 or z.dtype.itemsize == 8:
-            return _tanh(z / self.softcap) * (self.softcap / self.temperature)
-        # In float32, the quotient may be subnormal, and the softcap itself infinite.
-        double = z.astype(np.float64) if isinstance(z, np.ndarray) else z.double()
-        capped = _tanh(double / self.softcap) * (self.softcap / self.temperature)
-        return capped.astype(z.dtype) if isinstance(z, np.ndarray) else capped.to(z.dtype)
-
-    def slope(self, z: Array) -> Array | float:
-        """Return the first derivative at z: 1/T, times 1 - tanh^2, which is computed as 1 / cosh^2 to avoid cancellation."""
-        if self.softcap is None:
-            return 1 / self.temperature
-        with np.errstate(over="ignore"):  # of cosh, or of a softcap that is infinite in float32
-            return np.cosh(z / self.softcap) ** -2.0 / self.temperature
-
-    def second_derivative(self, z: Array) -> Array | float:
-        """Return the second derivative at z."""
-        return 0.0 if self.softcap is None else np.tanh(z / self.softcap) * self.slope(z) * (-2 / self.softcap)
+    temperature: float = 1.0
+    softcap: float = math.inf
 
 
-def _tanh(x: Any) -> Any:
-    """tanh of an array or a tensor. The derivative of torch's tanh is 1 - tanh^2, which cancels for large |x|; that of (1 - t) / (1 + t)
-    does not."""
-    if isinstance(x, (np.ndarray, float)):
-        return np.tanh(x)
-    t = (-2 * x.abs()).exp()
-    return x.tanh().where(x.abs() < 1, x.sign() * ((1 - t) / (1 + t)))
+IDENTITY = LogitTransform()
 
 
-def logit_transform(fn: str, temperature: float, softcap: float | None) -> LogitTransform | None:
-    """Check temperature and softcap. Returns their `LogitTransform`, or None if they do not change the logits."""
-    t = contract.number(fn, "temperature", temperature, low=SMALLEST)
-    c = None if softcap is None else contract.number(fn, "softcap", softcap, low=SMALLEST)
-    return None if t == 1 and c is None else LogitTransform(t, c)
+def logit_transform(fn: str, temperature: float, softcap: float | None) -> LogitTransform:
+    """Check temperature and softcap. Returns their `LogitTransform`."""
+    if type(temperature) is float and temperature == 1 and softcap is None:
+        return IDENTITY
+    c = math.inf if softcap is None else contract.number(fn, "softcap", softcap, low=SMALLEST)
+    return LogitTransform(contract.number(fn, "temperature", temperature, low=SMALLEST), c)
 
 
 def truth(
@@ -150,40 +117,66 @@ def truth(
     up: Any = 1.0
     if upstream is not None:
         up = contract.broadcast(fn, "upstream", upstream, lead if reduction == "none" else ()).reshape(-1)
-    q = 2 * contract.number(fn, "z_loss", z_loss, low=0)
+    penalty = contract.number(fn, "z_loss", z_loss, low=0)
     if type(empty_value) is not float:
         contract.broadcast(fn, "empty_value", empty_value, ())
-    shared = None
     if probable:
-        label, live, weight = np.broadcast_to(np.int64(NO_LABEL), n), 1.0, sample
-        y, r = 0.0, sample
+        # The class with the largest probability serves as a label of weight 0. A kernel keeps it apart from the sums over the other classes,
+        # so that the loss keeps its digits if that class has nearly all of the probability.
+        label, live = np.broadcast_to(np.int64(kernels.LARGEST), n), None
     else:
         signed = np.minimum(a, np.iinfo(np.int64).max) if a.dtype == np.uint64 else a
         label = np.ascontiguousarray(signed, dtype=np.int64).reshape(n)
         contract.inside(fn, names.labels, a, kernels.active().first_outside(label, classes, ignore_index), classes, ignore_index)
         live = label != ignore_index
-        live = 1.0 if live.all() else live
-        weight, y, r = of_label(label, live, w, sample, e, classes)
-        if e > 0:
-            shared = everywhere(np.ones(classes) if w is None else w, e, classes).astype(computed_in(z.dtype))
+        if live.all():
+            live = None
+        else:
+            label = np.where(live, label, kernels.IGNORED)
+    if probable:
+        numbers = row_numbers(None, 0.0, None, sample, 0.0, penalty, classes)
+    else:
+        numbers = row_numbers(label, None, w, sample, e, penalty, classes)
+    weight = numbers.weight if live is None else numbers.weight * live
     total = float(weight.sum() if isinstance(weight, np.ndarray) else weight * n)
     scale = 1.0 if reduction != "mean" else (1 / total if total else 0.0)
-    rows = _stack(n, y, r, q * sample * live, scale * up)
-    return Truth(label, rows, shared, a.reshape(n, classes) if probable else None, w if probable else None, e if probable else 0.0, total)
+    rows = _stack(n, numbers.y, numbers.r, numbers.q, scale * up)
+    if probable:
+        return Truth(label, rows, None, a.reshape(n, classes), w, e, total)
+    off = None if numbers.off is None else np.broadcast_to(numbers.off, classes).astype(computed_in(z.dtype))
+    return Truth(label, rows, off, total=total)
 
 
-# The functions below take NumPy arrays or tensors, with the classes on the last axis; torch/ uses them too.
+# The functions below take the arrays of any library, with the classes on the last axis.
 
 
-def weights(label: Any, live: Any, class_weight: Any, sample: Any, classes: int) -> Any:
-    """Return the weight of each row, by whose sum a mean is divided: the label's class weight times the sample weight; 0 if ignored."""
-    return (sample if class_weight is None else sample * class_weight[label.clip(0, classes - 1)]) * live
+class RowNumbers(NamedTuple):
+    """The truth of rows, as the kernels take it (kernels/__init__.py). A number that is the same for all rows is a float."""
+
+    y: Any  # [*rows] or a float
+    r: Any
+    q: Any
+    off: Any  # [*rows, C], [C] or None
+    weight: Any  # by the sum of which, over the rows that are not ignored, a mean is divided
 
 
-def of_label(label: Any, live: Any, class_weight: Any, sample: Any, smoothing: float, classes: int) -> tuple[Any, Any, Any]:
-    """Return the weight, y and r of each row, if the labels are class indices."""
-    weight = weights(label, live, class_weight, sample, classes)
-    return weight, (1 - smoothing) * weight, sample * live if smoothing > 0 else 0.0
+def row_numbers(
+    label: Any, probabilities: Any, class_weight: Any, sample_weight: Any, smoothing: float, z_loss: float, classes: int
+) -> RowNumbers:
+    """Return the numbers of rows whose truth is class indices or probabilities, in the arrays of any library, classes last.
+
+    label: [*rows] int64, IGNORED for ignored rows, or None where the truth is probabilities [*rows, C]. class_weight: [C], or None, which
+    stands for ones. sample_weight: [*rows] or None. With class indices, `off` is a float if it is the same for all classes.
+    """
+    sample = 1.0 if sample_weight is None else sample_weight
+    q = 2 * z_loss * sample
+    if label is None:
+        return RowNumbers(0.0, sample, q, soft(probabilities, class_weight, smoothing, classes), sample)
+    weight = sample if class_weight is None else sample * class_weight[label.clip(0, classes - 1)]
+    if not smoothing:
+        return RowNumbers(weight, 0.0, q, None, weight)
+    off = everywhere(1.0 if class_weight is None else class_weight, smoothing, classes)
+    return RowNumbers((1 - smoothing) * weight, sample, q, off, weight)
 
 
 def everywhere(class_weight: Any, smoothing: float, classes: int) -> Any:
@@ -195,21 +188,6 @@ def soft(u: Any, class_weight: Any, smoothing: float, classes: int) -> Any:
     """Return the truth of probabilities u: w_k ((1 - e) u_k + e/C)."""
     u = u * (1 - smoothing) + smoothing / classes if smoothing else u
     return u if class_weight is None else u * class_weight
-
-
-def mass(target: Any, probable: bool, class_weight: Any, smoothing: float, ignore_index: int, classes: int) -> tuple[Any, Any]:
-    """Return which rows are not ignored (None if all), and the sum over the classes of their truth, which multiplies softmax."""
-    if probable:
-        return None, soft(target, class_weight, smoothing, classes).sum(-1)
-    live = target != ignore_index
-    everywhere = smoothing * (1.0 if class_weight is None else class_weight.sum(-1) / classes)
-    return live, weights(target, live, class_weight, 1.0, classes) * (1 - smoothing) + everywhere * live
-
-
-def written_out(target: Any, columns: Any, class_weight: Any, smoothing: float, ignore_index: int) -> Any:
-    """Return the truth of class indices as an array over all classes; `columns` is 0..C-1."""
-    hot = (target[..., None] == columns) * (class_weight * (1 - smoothing)) + class_weight * (smoothing / len(columns))
-    return hot * (target != ignore_index)[..., None]
 
 
 def _stack(n: int, *numbers: Any) -> Array:

@@ -2,9 +2,9 @@
 
 A backend is a module with the functions of `Kernel`. They compute the equations of formula.py; their arguments are:
 
-    z         [R, C] logits as the caller gave them, float32, float64, float16 or bfloat16, with adjacent columns and any stride between rows
-    label     [R] int64; one outside 0..C-1 matches no column. A row with the label IGNORED is not read, and all that it gives is 0. LARGEST
-              stands for the column with the largest off of the row
+    z         [R, C] logits as the caller gave them, float32, float64, float16 or bfloat16, with adjacent columns and any stride of rows
+    label     [R] int64; one outside 0..C-1 matches no column. A row with the label IGNORED is not read, and all that it gives is 0.
+              LARGEST stands for the column with the largest off of the row, if off is [R, C], or else for that with the largest logit
     numbers   [4, R], [7, R], [4, 1] or [7, 1] float64, formula.Numbers: y (truth at the label), r (weight of off), q (twice the z-loss), and
               the upstream gradients g (of the loss), l (lse), b (log-probability of the label) and n (entropy)
     off       [C], [R, C] or None: the truth at every class, in z's dtype or in the one in which is computed
@@ -57,9 +57,9 @@ class Kernel(Protocol):
     `forward` computes what the rows give, and the partial sums; `backward` the gradient from the partial sums; `fused` both in one pass.
 
     `curvature` computes the derivative of the gradient along v [R, C], which has the dtype in which is computed; with `gauss_newton`, the
-    second derivative of the logits' transform is taken as 0. Its result has, of each row, with v multiplied by the slope of the transform:
-    mean = <yhat, v>, v_t - mean, sum_k off_k (v_k - mean), and the derivative of the entropy along v. It is the derivative of <dz, v> by l, b and n,
-    and those by g, y, r and q are sums of its products.
+    second derivative of the logits' transform is taken as 0. v may be out. Its result has, of each row, with v multiplied by the slope of
+    the transform: mean = <yhat, v>, v_t - mean, sum_k off_k (v_k - mean), and the derivative of the entropy along v (0 if four numbers are
+    given). They are, or give, the derivatives of <dz, v> by the numbers.
 
     `log_softmax` computes scale log yhat_k, for a scale [R] or [1] float64. `first_outside` returns the index of the first label that is
     neither a class nor ignore_index, or -1.

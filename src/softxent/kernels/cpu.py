@@ -10,23 +10,42 @@ from .. import _kernel
 
 if TYPE_CHECKING:
     from ..partials import Array
+    from . import Transform
 
 
-def forward(z: Array, label: Array, truth: Array, off: Array | None, result: Array, parts: Array | None, threads: int) -> None:
-    _kernel.forward(_bits(z), label, truth, _bits(off), result, parts, threads)
+def forward(
+    z: Array, label: Array, numbers: Array, off: Array | None, transform: Transform, result: Array, parts: Array | None, threads: int
+) -> None:
+    _kernel.forward(_bits(z), label, numbers, _bits(off), transform, result, parts, threads)
 
 
-def backward(z: Array, label: Array, truth: Array, off: Array | None, parts: Array, out: Array, threads: int) -> None:
-    _kernel.backward(_bits(z), label, truth, _bits(off), parts, _bits(out), threads)
+def backward(
+    z: Array, label: Array, numbers: Array, off: Array | None, transform: Transform, parts: Array, out: Array, threads: int
+) -> None:
+    _kernel.backward(_bits(z), label, numbers, _bits(off), transform, parts, _bits(out), threads)
 
 
-def fused(z: Array, label: Array, truth: Array, off: Array | None, out: Array, result: Array, parts: Array | None, threads: int) -> None:
-    _kernel.fused(_bits(z), label, truth, _bits(off), _bits(out), result, parts, threads)
+def fused(
+    z: Array, label: Array, numbers: Array, off: Array | None, transform: Transform, out: Array, result: Array, parts: Array | None,
+    threads: int,
+) -> None:  # fmt: skip
+    _kernel.fused(_bits(z), label, numbers, _bits(off), transform, _bits(out), result, parts, threads)
+
+
+def curvature(
+    z: Array, v: Array, label: Array, numbers: Array, off: Array | None, transform: Transform, gauss_newton: bool, out: Array,
+    result: Array, threads: int,
+) -> None:  # fmt: skip
+    _kernel.curvature(_bits(z), v, label, numbers, _bits(off), transform, gauss_newton, _bits(out), result, threads)
+
+
+def log_softmax(z: Array, scale: Array, transform: Transform, out: Array, threads: int) -> None:
+    _kernel.log_softmax(_bits(z), scale[None], transform, _bits(out), threads)
 
 
 first_outside = _kernel.first_outside
 isa = _kernel.isa
-scalar, buffer, trim = _kernel.scalar, _kernel.buffer, _kernel.trim
+quick, buffer, trim = _kernel.quick, _kernel.buffer, _kernel.trim
 
 
 def _bits(a: Array | None) -> Array | None:

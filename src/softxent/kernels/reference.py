@@ -25,7 +25,8 @@ def forward(
     z: Array, label: Array, numbers: Array, off: Array | None, transform: Any, result: Array, parts: Array | None, threads: int
 ) -> None:
     for i in _chunks(z):
-        zi, t, offi = formula.transformed(_wide(z[i]), *transform)[0], *_label(label[i], _off(off, i))
+        zi, offi = formula.transformed(_wide(z[i]), *transform)[0], _off(off, i)
+        t = _label(label[i], zi, offi)
         y, r, q, *_ = _numbers(numbers, i, t)
         where = library(zi).where
         x = formula.partials(zi, t, offi)
@@ -37,12 +38,11 @@ def forward(
                 row[i] = part
 
 
-def backward(
-    z: Array, label: Array, numbers: Array, off: Array | None, transform: Any, parts: Array, out: Array, threads: int
-) -> None:
+def backward(z: Array, label: Array, numbers: Array, off: Array | None, transform: Any, parts: Array, out: Array, threads: int) -> None:
     for i in _chunks(z):
         zi, slope, _ = formula.transformed(_wide(z[i]), *transform)
-        t, offi = _label(label[i], _off(off, i))
+        offi = _off(off, i)
+        t = _label(label[i], zi, offi)
         x = Partials(*parts[:, i])
         with np.errstate(over="ignore"):  # a value beyond the range of a narrow dtype becomes inf, as on every backend
             dz = formula.gradient(zi, x, t, formula.coefficients(x, _numbers(numbers, i, t)), offi)
@@ -63,7 +63,8 @@ def curvature(
 ) -> None:  # fmt: skip
     for i in _chunks(z):
         zi, slope, second = formula.transformed(_wide(z[i]), *transform)
-        vi, (t, offi) = _wide(v[i]), _label(label[i], _off(off, i))
+        vi, offi = _wide(v[i]), _off(off, i)
+        t = _label(label[i], zi, offi)
         where = library(zi).where
         ignored = t == IGNORED
         of, x = _numbers(numbers, i, t), formula.partials(zi, t, offi)
@@ -76,7 +77,7 @@ def curvature(
             apart, _ = formula.centred(formula.softmax(zi, x), along)
             at_label = where(formula.at_label(zi, t), apart, 0.0).sum(axis=1)
             by_off = 0 * mean if offi is None else times(offi, apart).sum(axis=1)
-            live = ~ignored & (sum(number != 0 for number in of) > 0)  # the product is 0 if all numbers are, whatever the logits
+            live = ~ignored & (sum(abs(number) for number in of) != 0)  # the product is 0 if all numbers are, whatever the logits
             for row, found in zip(result, (mean, at_label, by_off, dentropy), strict=True):
                 row[i] = where(ignored, 0.0, found)
             out[i] = _narrow(where(live[:, None], hv, 0.0), out.dtype)
@@ -108,11 +109,11 @@ def _numbers(numbers: Array, i: slice, label: Array) -> Numbers:
     return Numbers(*(xp.where(label == IGNORED, 0.0, number) for number in given))
 
 
-def _label(label: Array, off: Array | None) -> tuple[Array, Array | None]:
-    """Return the labels, with the column of the largest off in place of LARGEST, and off."""
-    if off is None or off.ndim == 1:
-        return label, off
-    return library(off).where(label == LARGEST, off.argmax(axis=1), label), off
+def _label(label: Array, z: Array, off: Array | None) -> Array:
+    """Return the labels, with a column in place of LARGEST."""
+    of = z if off is None or off.ndim == 1 else off
+    found: Array = library(z).where(label == LARGEST, of.argmax(axis=1), label)
+    return found
 
 
 def _off(off: Array | None, i: slice) -> Array | None:

@@ -161,6 +161,7 @@ def row_bounds(
         relative = (5 * u + 2 * e)[:, None] + 2 * _V * np.abs(z64 - lse(x)[:, None])
         dz = times(yhat, relative * mass[:, None]) + (0.0 if o64 is None else 2 * u * r[:, None] * np.abs(o64))
         dz = np.where(formula.at_label(z64, label), ((e * np.exp(-nll) + 14 * _V) * (rest + times(mass, miss)))[:, None], dz)
-        value = np.abs(formula.gradient(z64, formula.partials(z64, label, o64), label, truth[0], truth[1], truth[2], truth[3], o64))
+        sums = formula.partials(z64, label, o64)
+        value = np.abs(formula.gradient(z64, sums, label, formula.coefficients(sums, formula.Numbers(*truth)), o64))
         floor = TINY[dtype.name] + 2 * least + (g * (2 * least * mass + classes * tiny * (1 + mass)))[:, None]
         return loss, g[:, None] * dz * (1 + store) * _PRODUCTS + store * value + floor

@@ -9,9 +9,8 @@ from torch import Tensor
 
 from ..partials import LIBRARIES
 
-exp, log, tanh, cosh, where, maximum, zeros_like, asarray = (
-    torch.exp, torch.log, torch.tanh, torch.cosh, torch.where, torch.maximum, torch.zeros_like, torch.asarray,
-)
+exp, log, tanh, cosh = torch.exp, torch.log, torch.tanh, torch.cosh
+where, maximum, zeros_like, asarray = torch.where, torch.maximum, torch.zeros_like, torch.asarray
 
 
 def float64(x: Tensor) -> Tensor:
