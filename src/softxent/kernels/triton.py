@@ -151,21 +151,28 @@ def _read(z, at, mask, temperature, cap, TRANSFORM: tl.constexpr, WIDE: tl.const
 
 
 @triton.jit
-def _label(label, off, row, here, C, off_stride, OFF: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr):
-    """Return the labels of the rows, with the column of the largest off in place of LARGEST."""
+def _label(
+    label, z, off, row, here, C, z_stride, off_stride, temperature, cap,
+    TRANSFORM: tl.constexpr, OFF: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Return the labels of the rows. In place of LARGEST it is the column of the largest off, if off is a matrix, or of the largest logit."""
     t = tl.load(label + row, mask=here, other=_IGNORED)
-    if OFF == EACH_ROW:
-        wanted = t == _LARGEST
-        if tl.max(wanted.to(tl.int32), 0) > 0:
-            largest = tl.full([ROWS], -float("inf"), WIDE)
-            at = tl.zeros([ROWS], tl.int64)
-            for k in range(0, C, BLOCK):
-                col = k + tl.arange(0, BLOCK)[None, :]
-                w = tl.load(off + row[:, None] * off_stride + col, mask=wanted[:, None] & (col < C), other=-float("inf")).to(WIDE)
-                block, index = tl.max(tl.where(w == w, w, -float("inf")), 1, return_indices=True)
-                at = tl.where(block > largest, k + index, at)
-                largest = tl.where(block > largest, block, largest)
-            t = tl.where(wanted, at, t)
+    wanted = t == _LARGEST
+    if tl.max(wanted.to(tl.int32), 0) > 0:
+        inf = float("inf")
+        largest = tl.full([ROWS], -inf, WIDE)
+        at = tl.zeros([ROWS], tl.int64)
+        for k in range(0, C, BLOCK):
+            col = k + tl.arange(0, BLOCK)[None, :]
+            inside = wanted[:, None] & (col < C)
+            if OFF == EACH_ROW:
+                x = tl.load(off + row[:, None] * off_stride + col, mask=inside, other=-inf).to(WIDE)
+            else:
+                x = _read(z, row[:, None] * z_stride + col, inside, temperature, cap, TRANSFORM, WIDE)
+            block, index = tl.max(tl.where(x == x, x, -inf), 1, return_indices=True)
+            at = tl.where(block > largest, k + index, at)
+            largest = tl.where(block > largest, block, largest)
+        t = tl.where(wanted, at, t)
     return t
 
 
@@ -313,7 +320,7 @@ def _layer(
     cap = cap.to(tl.float64, bitcast=True)
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     here = row < R
-    t = _label(label, off, row, here, C, off_stride, OFF, WIDE, ROWS, BLOCK)
+    t = _label(label, z, off, row, here, C, z_stride, off_stride, temperature, cap, TRANSFORM, OFF, WIDE, ROWS, BLOCK)
     live = t != _IGNORED
     y = _number(numbers, 0, row, live, row_stride)
     r = _number(numbers, numbers_stride, row, live, row_stride)
@@ -388,17 +395,21 @@ def _curvature(
     z, v,  # [R, C], rows z_stride and v_stride apart
     label, numbers, off,  # as in _layer
     out,  # [R, C]
-    result,  # [4, R] float64: <yhat, v>, v_t - <yhat, v>, sum_k off_k (v_k - <yhat, v>), the derivative of the entropy
+    result,  # [4, R] float64: mean = <yhat, v>, v_t - mean, sum_k off_k (v_k - mean), the derivative of the entropy if NUMBERS is 7
     R, C, z_stride, v_stride, out_stride, off_stride, numbers_stride, result_stride, row_stride, temperature, cap,
     NUMBERS: tl.constexpr, TRANSFORM: tl.constexpr, GAUSS_NEWTON: tl.constexpr, OFF: tl.constexpr, WIDE: tl.constexpr,
     ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Compute the derivative of the gradient along v. The logits are read four times, and each sum is of terms that are known."""
+    """Compute the derivative of the gradient along v.
+
+    v_k - mean is computed as (v_k - v_j) + (v_j - mean), where j is the most probable class. So the rows are read once for their sums and
+    j, once for v_j - mean, once for the sums with v_k - mean, and once for the product.
+    """
     temperature = temperature.to(tl.float64, bitcast=True)
     cap = cap.to(tl.float64, bitcast=True)
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     here = row < R
-    t = _label(label, off, row, here, C, off_stride, OFF, WIDE, ROWS, BLOCK)
+    t = _label(label, z, off, row, here, C, z_stride, off_stride, temperature, cap, TRANSFORM, OFF, WIDE, ROWS, BLOCK)
     live = t != _IGNORED
     y = _number(numbers, 0, row, live, row_stride)
     r = _number(numbers, numbers_stride, row, live, row_stride)
@@ -435,18 +446,19 @@ def _curvature(
 
     by_off = tl.zeros([ROWS], tl.float64)
     dentropy = tl.zeros([ROWS], tl.float64)
-    for k in range(0, C, BLOCK):
-        col = k + tl.arange(0, BLOCK)[None, :]
-        inside = live[:, None] & (col < C)
-        zk = _read(z, row[:, None] * z_stride + col, inside, temperature, cap, TRANSFORM, WIDE)
-        vk = _along(z, v, row[:, None] * z_stride + col, row[:, None] * v_stride + col, inside, temperature, cap, TRANSFORM, WIDE)
-        apart = (vk - vj[:, None]) + lead.to(WIDE)[:, None]
-        # the sum of yhat_k (v_k - mean) is 0, so that top - z_k may stand for lse - z_k
-        dentropy += tl.sum(_times(_exp(zk - base) * apart, base - zk), 1).to(tl.float64)
-        if OFF != NO_OFF:
-            w = tl.load(off + row[:, None] * off_stride + col, mask=inside, other=0.0).to(WIDE)
-            by_off += tl.sum(_times(w, apart), 1).to(tl.float64)
-    dentropy *= scale
+    if OFF != NO_OFF or NUMBERS == 7:
+        for k in range(0, C, BLOCK):
+            col = k + tl.arange(0, BLOCK)[None, :]
+            inside = live[:, None] & (col < C)
+            vk = _along(z, v, row[:, None] * z_stride + col, row[:, None] * v_stride + col, inside, temperature, cap, TRANSFORM, WIDE)
+            apart = (vk - vj[:, None]) + lead.to(WIDE)[:, None]
+            if NUMBERS == 7:  # the sum of yhat_k (v_k - mean) is 0, so that top - z_k may stand for lse - z_k
+                zk = _read(z, row[:, None] * z_stride + col, inside, temperature, cap, TRANSFORM, WIDE)
+                dentropy += tl.sum(_times(_exp(zk - base) * apart, base - zk), 1).to(tl.float64)
+            if OFF != NO_OFF:
+                w = tl.load(off + row[:, None] * off_stride + col, mask=inside, other=0.0).to(WIDE)
+                by_off += tl.sum(_times(w, apart), 1).to(tl.float64)
+        dentropy *= scale
 
     vt = _along(z, v, row * z_stride + t, row * v_stride + t, hit, temperature, cap, TRANSFORM, WIDE)
     tl.store(result + row, tl.where(live, mean, 0.0), mask=here)
