@@ -107,7 +107,7 @@ def coefficients(x: Partials, of: Numbers) -> Coefficients:
     y, r, q, g, l, b, n = of  # noqa: E741
     xp = library(x.s)
     _, miss, _ = finish(x)
-    n = n + xp.zeros_like(miss)
+    l, b, n = (upstream + xp.zeros_like(miss) for upstream in (l, b, n))  # noqa: E741
     rest = r * x.o + times(q, lse(x))
     total = y + r * x.wt + rest  # mass + q lse
     down = times(n, entropy(x))

@@ -155,7 +155,7 @@ def _label(
     label, z, off, row, here, C, z_stride, off_stride, temperature, cap,
     TRANSFORM: tl.constexpr, OFF: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Return the labels of the rows. In place of LARGEST it is the column of the largest off, if off is a matrix, or of the largest logit."""
+    """Return the labels of the rows; for LARGEST, the column of the largest off, if off is a matrix, or of the largest logit."""
     t = tl.load(label + row, mask=here, other=_IGNORED)
     wanted = t == _LARGEST
     if tl.max(wanted.to(tl.int32), 0) > 0:
@@ -273,13 +273,19 @@ def _coefficients(
 
 
 @triton.jit
+def _below(z, base, exp):
+    """Return top - z, and 0 where exp(z - top) is 0: its product with that is 0, also at -inf."""
+    return tl.where(exp == 0.0, 0.0, base - z)
+
+
+@triton.jit
 def _gradient(
     z, base, hot, a, e, c, at_label, active, off, at, mask, NUMBERS: tl.constexpr, OFF: tl.constexpr, WIDE: tl.constexpr
 ):  # fmt: skip
     """Return the gradient by the logits z: exp(z_k - top) (a + e (top - z_k)) - c off_k, and another number at the label."""
     exp = _exp(z - base)
     if NUMBERS == 7:
-        dz = _times(exp, a + e * (base - z))  # at -inf the difference is infinite
+        dz = exp * (a + e * _below(z, base, exp))
     else:
         dz = a * exp
     if OFF != NO_OFF:
@@ -454,7 +460,8 @@ def _curvature(
             apart = (vk - vj[:, None]) + lead.to(WIDE)[:, None]
             if NUMBERS == 7:  # the sum of yhat_k (v_k - mean) is 0, so that top - z_k may stand for lse - z_k
                 zk = _read(z, row[:, None] * z_stride + col, inside, temperature, cap, TRANSFORM, WIDE)
-                dentropy += tl.sum(_times(_exp(zk - base) * apart, base - zk), 1).to(tl.float64)
+                exp = _exp(zk - base)
+                dentropy += tl.sum(exp * apart * _below(zk, base, exp), 1).to(tl.float64)
             if OFF != NO_OFF:
                 w = tl.load(off + row[:, None] * off_stride + col, mask=inside, other=0.0).to(WIDE)
                 by_off += tl.sum(_times(w, apart), 1).to(tl.float64)
@@ -479,10 +486,11 @@ def _curvature(
         zk = _read(z, row[:, None] * z_stride + col, used, temperature, cap, TRANSFORM, WIDE)
         vk = _along(z, v, row[:, None] * z_stride + col, row[:, None] * v_stride + col, used, temperature, cap, TRANSFORM, WIDE)
         apart = (vk - vj[:, None]) + lead.to(WIDE)[:, None]
+        exp = _exp(zk - base)
         if NUMBERS == 7:
-            hv = _times(_exp(zk - base), (by_apart + e * (base - zk)) * apart + da)
+            hv = exp * ((by_apart + e * _below(zk, base, exp)) * apart + da)
         else:
-            hv = _exp(zk - base) * (by_apart * apart + da)
+            hv = exp * (by_apart * apart + da)
         if TRANSFORM != AS_GIVEN:
             x = tl.load(z + row[:, None] * z_stride + col, mask=used, other=0.0).to(WIDE)
             slope, second = _slopes(x, temperature, cap, TRANSFORM)
