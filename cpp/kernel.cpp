@@ -392,7 +392,7 @@ template <Op op> ALONE void finish(const Job& j, Tile& x, int64_t first, int som
     const V<double> y = read(number_of[Y] + g), r = read(number_of[R] + g), q = read(number_of[Q] + g), up = read(number_of[G] + g);
     const Finished f = finished(m, s, zt);
     const V<double> at = y + r * read(x.part[WT] + g), lift = q == 0 ? zero : q * f.lse, rest = r * o + lift, mass = at + rest;
-    V<double> a = times<double>(up, mass), hot = times<double>(up, rest - mass * f.miss), e = zero, entropy = zero;
+    V<double> a = times<double>(up, mass), hot = times<double>(up, rest - times<double>(mass, f.miss)), e = zero, entropy = zero;
     if (j.entropy) entropy = entropy_of(f, s, read(x.part[U] + g));
     if (j.number_count > 4) {
       const V<double> l = read(number_of[GRAD_LSE] + g), b = read(number_of[GRAD_LOGPROB] + g);
@@ -803,7 +803,7 @@ template <class T, class O> ALONE void curvature(const Job& j, Scratch<typename 
   const double a = times(g, mass) + number_of[GRAD_LSE] - number_of[GRAD_LOGPROB] - times(e, entropy);
   const double da = times(times(g, number_of[Q]), mean) - times(e, by_entropy);
   const double miss_t = t == j0 ? x.unit * sum_s : 1 - hit_t, nll_t = labelled ? x.lse - (double)y_t * (double)scale : 0;
-  const double hot = times(g, rest - mass * miss_t) + times(number_of[GRAD_LSE], hit_t) + times(number_of[GRAD_LOGPROB], miss_t) + times(hit_t, times(e, nll_t) - times(e, entropy));
+  const double hot = times(g, rest - times(mass, miss_t)) + times(number_of[GRAD_LSE], hit_t) + times(number_of[GRAD_LOGPROB], miss_t) + times(hit_t, times(e, nll_t) - times(e, entropy));
   const bool bent = j.inverse_cap && !j.gauss_newton;
   const A first = a - e, linear = e, start = x.nll + z0_rest, shift = da, leading = lead, drop = times(g, r), ends = a;
   const A bend = -2 * j.inverse_cap / (j.lift * j.lift);  // the second derivative is bend y slope

@@ -437,19 +437,23 @@ def test_every_branch_is_taken():
 def test_squash_is_its_theorem():
     """The function of temperature and softcap in truth.py is that of the derivation, with its first and second derivatives."""
     x, t, c = (symbols(name, [s]) for name, s in (("x", 0.4), ("T", 1.7), ("c", 2.5)))
-    raw, scale = x[0].expr, t[0].expr
-    for name, squash, by in (
-        ("temperature", LogitTransform(t, None), 1),
+    raw = x[0].expr
+    for name, squash, temperature in (
+        ("temperature", LogitTransform(t, None), t[0].expr),
         ("softcap", LogitTransform(1, c), 1),
-        ("softcap", LogitTransform(t, c), scale),
+        ("softcap", LogitTransform(t, c), t[0].expr),
     ):
-        line = Line(f"{name}_same", x=[raw], T=scale, c=c[0].expr)
+        line, *others = (
+            Line(one, x=[raw], T=temperature, c=c[0].expr)
+            for one in (f"{name}_same", *(("softcap_slope", "softcap_second") if name == "softcap" else ()))
+        )
         z, slope, second = ((f(x) + boxed([0]))[0].expr for f in (squash, squash.slope, squash.second_derivative))
         for a, b in (
-            (by * z, line(line.derivation.definitions["z"].body, k=0)),
-            (by * slope, line(k=0)),
+            (z, line(line.derivation.definitions["z"].body, k=0)),
+            (slope, line(k=0)),
             (sympy.diff(z, raw), slope),
             (sympy.diff(slope, raw), second),
+            *zip((slope, second), (one(k=0) for one in others), strict=False),
         ):
             assert sympy.simplify((a - b).rewrite(sympy.exp)) == 0
 

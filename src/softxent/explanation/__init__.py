@@ -42,6 +42,9 @@ GIVEN = (
     "m2",
     "s1",
     "s2",
+    "u1",
+    "u2",
+    "off",
 )  # names that a derivation may use besides the scores and the truth
 
 

@@ -37,6 +37,11 @@ function tanh(x) {
   return x.isNegative() ? value.neg() : value;
 }
 
+function tanhSlope(x) { // 1 - tanh^2, which would lose its digits far from 0
+  const q = transcendental("exp", x.abs().times(-2)), sum = ONE.plus(q);
+  return q.times(4).div(sum.times(sum));
+}
+
 // ---- values ----
 
 const treeInfos = new WeakMap(), ids = new Map();
@@ -130,7 +135,7 @@ class Numbers {
       case "^": return of(b).times(of(a).pow(of(b).minus(1))).times(da);
       case "exp": return of(e).times(da);
       case "log": return da.div(of(a));
-      case "tanh": return ONE.minus(of(e).times(of(e))).times(da);
+      case "tanh": return tanhSlope(of(a)).times(da);
     }
     throw Error(op);
   }

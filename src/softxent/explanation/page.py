@@ -54,6 +54,7 @@ _FOLLOW = {
     for name, body in (
         ("m", E("max", (part, None, _score[part]))),
         ("s", Sum(part, exp(_score[part] - Name("m" + n)[()]))),
+        ("u", Sum(part, exp(_score[part] - Name("m" + n)[()]) * (Name("m" + n)[()] - _score[part]))),
     )
 }
 

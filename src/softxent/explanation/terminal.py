@@ -30,7 +30,7 @@ from .row import Row, read
 WIDE, WIDEST = 96, 120  # in columns: from WIDE on, the reasons are to the right of the lines
 MEANING = {
     "yhat": "the prediction: softmax", "L": "the loss: cross-entropy", "lse": "log-sum-exp", "p": "the mass of the truth",
-    "g": "the gradient", "mu": "the mean of v under the prediction",
+    "g": "the gradient", "mu": "the mean of v under the prediction", "H": "the entropy of the prediction",
 }  # fmt: skip
 MINUS = "\N{MINUS SIGN}"
 REASON, RULE, VALUE, WRONG = "dim", "italic", "cyan", "bold red"

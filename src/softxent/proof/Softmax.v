@@ -84,7 +84,19 @@ Proof.
   destruct (Nat.eq_dec k n) as [->|]; [rewrite Z by lia|rewrite IHn by lia]; by_index.
 Qed.
 
+Lemma delta_same k : delta k k = 1.
+Proof. by_index. Qed.
+
+Lemma delta_sym j k : delta j k = delta k j.
+Proof. by_index. Qed.
+
+Lemma delta_other j k : j <> k -> delta j k = 0.
+Proof. by_index. Qed.
+
 Lemma sum_delta n k f : (k < n)%nat -> sum n (fun j => f j * delta j k) = f k.
+Proof. intros H. rewrite <- (sum_only n k f H). apply sum_ext; intros; by_index. Qed.
+
+Lemma sum_delta_l n k f : (k < n)%nat -> sum n (fun j => delta k j * f j) = f k.
 Proof. intros H. rewrite <- (sum_only n k f H). apply sum_ext; intros; by_index. Qed.
 
 (** the term k stands apart from the others *)
@@ -93,6 +105,9 @@ Proof. intros H. rewrite <- (sum_only n k f H). unfold sum_but. rewrite <- sum_a
 
 Lemma sum_but_ext k n f g : (forall j, (j < n)%nat -> j <> k -> f j = g j) -> sum_but k n f = sum_but k n g.
 Proof. intros E. apply sum_ext; intros; by_index. Qed.
+
+Lemma sum_but_add k n f g : sum_but k n (fun j => f j + g j) = sum_but k n f + sum_but k n g.
+Proof. unfold sum_but. rewrite <- sum_add. apply sum_ext; intros; by_index. Qed.
 
 Lemma sum_but_scal k n c f : sum_but k n (fun j => c * f j) = c * sum_but k n f.
 Proof. unfold sum_but. rewrite <- sum_scal. apply sum_ext; intros; by_index. Qed.
@@ -203,11 +218,11 @@ Proof. apply d_id; intros; by_index. Qed.
 Lemma coordinate_other z j k : j <> k -> partial (fun z => z j) k z 0.
 Proof. intros. apply (d_const _ (z j)); intros; by_index. Qed.
 
+Lemma coordinate z j k : partial (fun z => z j) k z (delta j k).
+Proof. unfold delta. destruct (Nat.eqb_spec j k) as [->|N]; [apply coordinate_same|now apply coordinate_other]. Qed.
+
 Lemma coordinates_have_derivatives z k : exists d : vec, forall j, partial (fun z => z j) k z (d j).
-Proof.
-  exists (fun j => delta j k). intros j. unfold delta. destruct (Nat.eqb_spec j k) as [->|N]; [apply coordinate_same|].
-  now apply coordinate_other.
-Qed.
+Proof. exists (fun j => delta j k). intros; apply coordinate. Qed.
 
 (** the value of a derivative may be written in another way, and so may the function *)
 Lemma partial_eq f g k z d d' : (forall w, f w = g w) -> d = d' -> partial f k z d -> partial g k z d'.
@@ -334,7 +349,7 @@ Proof.
 Qed.
 
 (** both in one line: d yhat_j / d z_k = yhat_j (delta_jk - yhat_k) *)
-Theorem softmax_jacobian n z j k : (j < n)%nat -> (k < n)%nat ->
+Lemma softmax_jacobian n z j k : (j < n)%nat -> (k < n)%nat ->
   partial (fun z => softmax n z j) k z (softmax n z j * (delta j k - softmax n z k)).
 Proof.
   intros J K. destruct (Nat.eq_dec j k) as [->|N].
@@ -989,6 +1004,201 @@ Proof.
   nra.
 Qed.
 
+(** ** Log-probability and entropy *)
+
+Definition entropy (n : nat) (z : vec) : R := - sum n (fun j => softmax n z j * ln (softmax n z j)).
+
+(** the derivative of the entropy along v *)
+Definition eta (n : nat) (z v : vec) : R := sum n (fun j => softmax n z j * (lse n z - z j) * (v j - mean n z v)).
+
+Theorem log_probability_1 : forall (n : nat) (z : vec) (j : nat), (j < n)%nat ->
+  ln (softmax n z j) = ln (exp (z j) / sum n (fun i => exp (z i))).
+Proof. reflexivity. Qed.
+Theorem log_probability_2 : forall (n : nat) (z : vec) (j : nat), (j < n)%nat ->
+  ln (exp (z j) / sum n (fun i => exp (z i))) = z j - ln (sum n (fun i => exp (z i))).
+Proof. intros. rewrite ln_quotient, ln_exp by positive. easy. Qed.
+Theorem log_probability_3 : forall (n : nat) (z : vec) (j : nat), (j < n)%nat -> z j - ln (sum n (fun i => exp (z i))) = z j - lse n z.
+Proof. reflexivity. Qed.
+
+(** log yhat_j = z_j - lse *)
+Theorem log_probability : forall (n : nat) (z : vec) (j : nat), (j < n)%nat -> ln (softmax n z j) = z j - lse n z.
+Proof. intros. line log_probability_1. line log_probability_2. easy. Qed.
+
+Theorem log_probability_gradient_1 : forall (n : nat) (z : vec) (j k : nat) (d1 : R), (j < n)%nat -> (k < n)%nat ->
+  partial (fun z => z j - lse n z) k z d1 -> partial (fun z => ln (softmax n z j)) k z d1.
+Proof. intros n z j k d1 J K. apply partial_eq; [|easy]. intros. symmetry. now apply log_probability. Qed.
+Theorem log_probability_gradient_2 : forall (n : nat) (z : vec) (j k : nat) (d1 d2 : R), (j < n)%nat -> (k < n)%nat ->
+  partial (fun z => z j) k z d1 -> partial (fun z => lse n z) k z d2 -> partial (fun z => z j - lse n z) k z (d1 - d2).
+Proof. rule. now apply d_sub. Qed.
+Theorem log_probability_gradient_3 : forall (n : nat) (z : vec) (j k : nat) (d1 d2 : R), (j < n)%nat -> (k < n)%nat ->
+  partial (fun z => z j) k z d1 -> partial (fun z => lse n z) k z d2 -> d1 - d2 = delta j k - d2.
+Proof. intros n z j k d1 d2 J K D1 D2. now rewrite (unique D1 (coordinate z j k)). Qed.
+Theorem log_probability_gradient_4 : forall (n : nat) (z : vec) (j k : nat) (d1 : R), (j < n)%nat -> (k < n)%nat ->
+  partial (fun z => lse n z) k z d1 -> delta j k - d1 = delta j k - softmax n z k.
+Proof. intros n z j k d1 J K D. now rewrite (unique D (lse_gradient n z k K)). Qed.
+
+(** its derivative is delta_jk - yhat_k *)
+Theorem log_probability_gradient : forall (n : nat) (z : vec) (j k : nat), (j < n)%nat -> (k < n)%nat ->
+  partial (fun z => ln (softmax n z j)) k z (delta j k - softmax n z k).
+Proof.
+  intros n z j k J K. pose proof (coordinate z j k) as D1. pose proof (lse_gradient n z k K) as D2.
+  exact (log_probability_gradient_1 n z j k _ J K (log_probability_gradient_2 n z j k _ _ J K D1 D2)).
+Qed.
+
+Theorem softmax_by_lse_1 : forall (n : nat) (z : vec) (j : nat), (j < n)%nat ->
+  exp (z j - lse n z) = exp (z j - ln (sum n (fun i => exp (z i)))).
+Proof. reflexivity. Qed.
+Theorem softmax_by_lse_2 : forall (n : nat) (z : vec) (j : nat), (j < n)%nat ->
+  exp (z j - ln (sum n (fun i => exp (z i)))) = exp (z j) / sum n (fun i => exp (z i)).
+Proof. intros. unfold Rminus. rewrite exp_plus, exp_Ropp, exp_ln by positive. easy. Qed.
+Theorem softmax_by_lse_3 : forall (n : nat) (z : vec) (j : nat), (j < n)%nat -> exp (z j) / sum n (fun i => exp (z i)) = softmax n z j.
+Proof. reflexivity. Qed.
+
+(** yhat_j = e^(z_j - lse) *)
+Theorem softmax_by_lse : forall (n : nat) (z : vec) (j : nat), (j < n)%nat -> exp (z j - lse n z) = softmax n z j.
+Proof. intros. line softmax_by_lse_1. line softmax_by_lse_2. easy. Qed.
+
+Theorem softmax_gradient_1 : forall (n : nat) (z : vec) (j k : nat) (d1 : R), (j < n)%nat -> (k < n)%nat ->
+  partial (fun z => exp (z j - lse n z)) k z d1 -> partial (fun z => softmax n z j) k z d1.
+Proof. intros n z j k d1 J K. apply partial_eq; [|easy]. intros. now apply softmax_by_lse. Qed.
+Theorem softmax_gradient_2 : forall (n : nat) (z : vec) (j k : nat) (d1 : R), (j < n)%nat -> (k < n)%nat ->
+  partial (fun z => z j - lse n z) k z d1 -> partial (fun z => exp (z j - lse n z)) k z (exp (z j - lse n z) * d1).
+Proof. rule. apply (d_exp (fun t => set z k t j - lse n (set z k t))); [easy|now rewrite set_same]. Qed.
+Theorem softmax_gradient_3 : forall (n : nat) (z : vec) (j k : nat) (d1 : R), (j < n)%nat -> (k < n)%nat ->
+  partial (fun z => z j - lse n z) k z d1 -> exp (z j - lse n z) * d1 = softmax n z j * d1.
+Proof. intros. now rewrite softmax_by_lse. Qed.
+Theorem softmax_gradient_4 : forall (n : nat) (z : vec) (j k : nat) (d1 d2 : R), (j < n)%nat -> (k < n)%nat ->
+  partial (fun z => z j - lse n z) k z d1 -> partial (fun z => ln (softmax n z j)) k z d2 -> softmax n z j * d1 = softmax n z j * d2.
+Proof. intros n z j k d1 d2 J K D1 D2. f_equal. exact (unique (log_probability_gradient_1 n z j k d1 J K D1) D2). Qed.
+Theorem softmax_gradient_5 : forall (n : nat) (z : vec) (j k : nat) (d1 : R), (j < n)%nat -> (k < n)%nat ->
+  partial (fun z => ln (softmax n z j)) k z d1 -> softmax n z j * d1 = softmax n z j * (delta j k - softmax n z k).
+Proof. intros n z j k d1 J K D. now rewrite (unique D (log_probability_gradient n z j k J K)). Qed.
+
+(** Results 1 and 2 in one formula *)
+Theorem softmax_gradient : forall (n : nat) (z : vec) (j k : nat), (j < n)%nat -> (k < n)%nat ->
+  partial (fun z => softmax n z j) k z (softmax n z j * (delta j k - softmax n z k)).
+Proof. intros n z j k J K. now apply softmax_jacobian. Qed.
+
+Theorem entropy_by_lse_1 : forall (n : nat) (z : vec), (0 < n)%nat -> entropy n z = - sum n (fun j => softmax n z j * ln (softmax n z j)).
+Proof. reflexivity. Qed.
+Theorem entropy_by_lse_2 : forall (n : nat) (z : vec), (0 < n)%nat ->
+  - sum n (fun j => softmax n z j * ln (softmax n z j)) = - sum n (fun j => softmax n z j * (z j - lse n z)).
+Proof. intros. f_equal. apply sum_ext; intros. now rewrite log_probability. Qed.
+Theorem entropy_by_lse_3 : forall (n : nat) (z : vec), (0 < n)%nat ->
+  - sum n (fun j => softmax n z j * (z j - lse n z)) = sum n (fun j => softmax n z j * (lse n z - z j)).
+Proof. intros. rewrite <- sum_opp. apply sum_ext; intros. ring. Qed.
+
+(** the entropy is the mean of lse - z_j *)
+Theorem entropy_by_lse : forall (n : nat) (z : vec), (0 < n)%nat -> entropy n z = sum n (fun j => softmax n z j * (lse n z - z j)).
+Proof. intros. line entropy_by_lse_1. line entropy_by_lse_2. now apply entropy_by_lse_3. Qed.
+
+Theorem entropy_gradient_1 : forall (n : nat) (z : vec) (k : nat) (d1 : R), (k < n)%nat ->
+  partial (fun z => - sum n (fun j => softmax n z j * ln (softmax n z j))) k z d1 -> partial (fun z => entropy n z) k z d1.
+Proof. auto. Qed.
+Theorem entropy_gradient_2 : forall (n : nat) (z : vec) (k : nat) (d1 : vec), (k < n)%nat ->
+  (forall j, (j < n)%nat -> partial (fun z => softmax n z j * ln (softmax n z j)) k z (d1 j)) ->
+  partial (fun z => - sum n (fun j => softmax n z j * ln (softmax n z j))) k z (- sum n (fun j => d1 j)).
+Proof. rule. now apply d_opp, (d_sum n (fun j t => softmax n (set z k t) j * ln (softmax n (set z k t) j))). Qed.
+Theorem entropy_gradient_3 : forall (n : nat) (z : vec) (k : nat) (d1 d2 d3 : vec), (k < n)%nat ->
+  (forall j, (j < n)%nat -> partial (fun z => softmax n z j * ln (softmax n z j)) k z (d1 j)) ->
+  (forall j, (j < n)%nat -> partial (fun z => softmax n z j) k z (d2 j)) ->
+  (forall j, (j < n)%nat -> partial (fun z => ln (softmax n z j)) k z (d3 j)) ->
+  - sum n (fun j => d1 j) = - sum n (fun j => d2 j * ln (softmax n z j) + softmax n z j * d3 j).
+Proof.
+  intros n z k d1 d2 d3 K D1 D2 D3. f_equal. apply sum_ext; intros j J. apply (unique (D1 j J)).
+  apply (d_mul (fun t => softmax n (set z k t) j) (fun t => ln (softmax n (set z k t) j)));
+    [exact (D2 j J)|exact (D3 j J)|now rewrite set_same|now rewrite set_same].
+Qed.
+Theorem entropy_gradient_4 : forall (n : nat) (z : vec) (k : nat) (d1 d2 : vec), (k < n)%nat ->
+  (forall j, (j < n)%nat -> partial (fun z => softmax n z j) k z (d1 j)) ->
+  (forall j, (j < n)%nat -> partial (fun z => ln (softmax n z j)) k z (d2 j)) ->
+  - sum n (fun j => d1 j * ln (softmax n z j) + softmax n z j * d2 j)
+    = - sum n (fun j => softmax n z j * (delta j k - softmax n z k) * ln (softmax n z j) + softmax n z j * (delta j k - softmax n z k)).
+Proof.
+  intros n z k d1 d2 K D1 D2. f_equal. apply sum_ext; intros j J.
+  now rewrite (unique (D1 j J) (softmax_gradient n z j k J K)), (unique (D2 j J) (log_probability_gradient n z j k J K)).
+Qed.
+Theorem entropy_gradient_5 : forall (n : nat) (z : vec) (k : nat), (k < n)%nat ->
+  - sum n (fun j => softmax n z j * (delta j k - softmax n z k) * ln (softmax n z j) + softmax n z j * (delta j k - softmax n z k))
+    = - sum n (fun j => softmax n z j * (delta j k - softmax n z k) * (z j - lse n z) + softmax n z j * (delta j k - softmax n z k)).
+Proof. intros. f_equal. apply sum_ext; intros. now rewrite log_probability. Qed.
+Theorem entropy_gradient_6 : forall (n : nat) (z : vec) (k : nat), (k < n)%nat ->
+  - sum n (fun j => softmax n z j * (delta j k - softmax n z k) * (z j - lse n z) + softmax n z j * (delta j k - softmax n z k))
+    = sum n (fun j => softmax n z j * (lse n z - z j) * delta j k) - softmax n z k * sum n (fun j => softmax n z j * (lse n z - z j))
+    - sum n (fun j => softmax n z j * delta j k) + softmax n z k * sum n (fun j => softmax n z j).
+Proof. intros. rewrite <- !sum_scal, <- sum_opp, <- !sum_sub, <- sum_add. apply sum_ext; intros; ring. Qed.
+Theorem entropy_gradient_7 : forall (n : nat) (z : vec) (k : nat), (k < n)%nat ->
+  sum n (fun j => softmax n z j * (lse n z - z j) * delta j k) - softmax n z k * sum n (fun j => softmax n z j * (lse n z - z j))
+    - sum n (fun j => softmax n z j * delta j k) + softmax n z k * sum n (fun j => softmax n z j)
+    = softmax n z k * (lse n z - z k) - softmax n z k * sum n (fun j => softmax n z j * (lse n z - z j)) - softmax n z k
+    + softmax n z k * sum n (fun j => softmax n z j).
+Proof.
+  intros n z k K. rewrite (sum_delta n k (fun j => softmax n z j * (lse n z - z j))), (sum_delta n k (softmax n z)) by easy. easy.
+Qed.
+Theorem entropy_gradient_8 : forall (n : nat) (z : vec) (k : nat), (k < n)%nat ->
+  softmax n z k * (lse n z - z k) - softmax n z k * sum n (fun j => softmax n z j * (lse n z - z j)) - softmax n z k
+    + softmax n z k * sum n (fun j => softmax n z j)
+    = softmax n z k * (lse n z - z k) - softmax n z k * sum n (fun j => softmax n z j * (lse n z - z j)) - softmax n z k
+    + softmax n z k * 1.
+Proof. intros. now rewrite softmax_sums_to_1 by lia. Qed.
+Theorem entropy_gradient_9 : forall (n : nat) (z : vec) (k : nat), (k < n)%nat ->
+  softmax n z k * (lse n z - z k) - softmax n z k * sum n (fun j => softmax n z j * (lse n z - z j)) - softmax n z k + softmax n z k * 1
+    = softmax n z k * (lse n z - z k) - softmax n z k * entropy n z - softmax n z k + softmax n z k * 1.
+Proof. intros. now rewrite (entropy_by_lse n z) by lia. Qed.
+Theorem entropy_gradient_10 : forall (n : nat) (z : vec) (k : nat), (k < n)%nat ->
+  softmax n z k * (lse n z - z k) - softmax n z k * entropy n z - softmax n z k + softmax n z k * 1
+    = softmax n z k * (lse n z - z k - entropy n z).
+Proof. intros. ring. Qed.
+
+(** d H / d z_k = yhat_k (lse - z_k - H) *)
+Theorem entropy_gradient : forall (n : nat) (z : vec) (k : nat), (k < n)%nat ->
+  partial (fun z => entropy n z) k z (softmax n z k * (lse n z - z k - entropy n z)).
+Proof.
+  intros n z k K. pose (d2 := fun j => softmax n z j * (delta j k - softmax n z k)). pose (d3 := fun j => delta j k - softmax n z k).
+  assert (D2 : forall j, (j < n)%nat -> partial (fun z => softmax n z j) k z (d2 j)) by (intros; now apply softmax_gradient).
+  assert (D3 : forall j, (j < n)%nat -> partial (fun z => ln (softmax n z j)) k z (d3 j)) by (intros; now apply log_probability_gradient).
+  pose (d1 := fun j => d2 j * ln (softmax n z j) + softmax n z j * d3 j).
+  assert (D1 : forall j, (j < n)%nat -> partial (fun z => softmax n z j * ln (softmax n z j)) k z (d1 j)).
+  { intros j J. apply (d_mul (fun t => softmax n (set z k t) j) (fun t => ln (softmax n (set z k t) j)));
+      [exact (D2 j J)|exact (D3 j J)|now rewrite set_same|now rewrite set_same]. }
+  eapply partial_eq; [reflexivity| |exact (entropy_gradient_1 n z k _ K (entropy_gradient_2 n z k d1 K D1))].
+  line (entropy_gradient_3 n z k). line (entropy_gradient_4 n z k). line entropy_gradient_5. line entropy_gradient_6.
+  line entropy_gradient_7. line entropy_gradient_8. line entropy_gradient_9. now apply entropy_gradient_10.
+Qed.
+
+Theorem entropy_along_1 : forall (n : nat) (z v : vec), (0 < n)%nat ->
+  sum n (fun j => softmax n z j * (lse n z - z j - entropy n z) * v j)
+    = sum n (fun j => softmax n z j * (lse n z - z j) * v j) - entropy n z * sum n (fun j => softmax n z j * v j).
+Proof. intros. rewrite <- sum_scal, <- sum_sub. apply sum_ext; intros; ring. Qed.
+Theorem entropy_along_2 : forall (n : nat) (z v : vec), (0 < n)%nat ->
+  sum n (fun j => softmax n z j * (lse n z - z j) * v j) - entropy n z * sum n (fun j => softmax n z j * v j)
+    = sum n (fun j => softmax n z j * (lse n z - z j) * v j) - entropy n z * mean n z v.
+Proof. reflexivity. Qed.
+Theorem entropy_along_3 : forall (n : nat) (z v : vec), (0 < n)%nat ->
+  sum n (fun j => softmax n z j * (lse n z - z j) * v j) - entropy n z * mean n z v
+    = sum n (fun j => softmax n z j * (lse n z - z j) * v j) - sum n (fun j => softmax n z j * (lse n z - z j)) * mean n z v.
+Proof. intros. now rewrite (entropy_by_lse n z). Qed.
+Theorem entropy_along_4 : forall (n : nat) (z v : vec), (0 < n)%nat ->
+  sum n (fun j => softmax n z j * (lse n z - z j) * v j) - sum n (fun j => softmax n z j * (lse n z - z j)) * mean n z v = eta n z v.
+Proof. intros. unfold eta. rewrite <- sum_scal_r, <- sum_sub. apply sum_ext; intros; ring. Qed.
+Theorem entropy_along_5 : forall (n : nat) (z v : vec), (0 < n)%nat ->
+  sum n (fun j => softmax n z j * (lse n z - z j) * (v j - mean n z v))
+    = sum n (fun j => softmax n z j * (lse n z - z j) * (v j - mean n z v)).
+Proof. reflexivity. Qed.
+
+(** ... and along v, it is the mean of (lse - z_j) (v_j - mu) *)
+Theorem entropy_along : forall (n : nat) (z v : vec), (0 < n)%nat ->
+  sum n (fun j => softmax n z j * (lse n z - z j - entropy n z) * v j) = eta n z v.
+Proof. intros. line entropy_along_1. line entropy_along_2. line entropy_along_3. now apply entropy_along_4. Qed.
+
+(** the entropy is not negative *)
+Theorem entropy_nonneg n z : 0 <= entropy n z.
+Proof.
+  unfold entropy. rewrite <- sum_opp. apply sum_nonneg; intros j J. pose proof (softmax_positive n z j ltac:(lia)) as P.
+  assert (ln (softmax n z j) <= 0); [|nra]. rewrite <- ln_1.
+  destruct (softmax_le_1 n z j J) as [L|E]; [left; now apply ln_increasing|rewrite E; lra].
+Qed.
+
 (** ** Options *)
 
 (** a one-hot truth has no negative entry and picks the value of f at the label *)
@@ -1321,87 +1531,291 @@ Proof.
   line temperature_gradient_2. line temperature_gradient_3. now apply temperature_gradient_4.
 Qed.
 
-Theorem softcap_same_1 : forall (n : nat) (x : vec) (c : R) (k : nat) (d1 : R), (k < n)%nat -> c <> 0 ->
-  partial (fun x => c * tanh (x k / c)) k x d1 -> partial (fun x => c * tanh (x k / c)) k x d1.
+Definition capped (c T : R) (x : vec) : vec := fun k => c / T * tanh (x k / c).
+Definition slope (c T x : R) : R := (1 - (tanh (x / c)) ^ 2) / T.
+
+Theorem softcap_same_1 : forall (n : nat) (x : vec) (T c : R) (k : nat) (d1 : R), (k < n)%nat -> T <> 0 -> c <> 0 ->
+  partial (fun x => c / T * tanh (x k / c)) k x d1 -> partial (fun x => c / T * tanh (x k / c)) k x d1.
 Proof. auto. Qed.
-Theorem softcap_same_2 : forall (n : nat) (x : vec) (c : R) (k : nat) (d1 : R), (k < n)%nat -> c <> 0 ->
-  partial (fun x => tanh (x k / c)) k x d1 -> partial (fun x => c * tanh (x k / c)) k x (c * d1).
+Theorem softcap_same_2 : forall (n : nat) (x : vec) (T c : R) (k : nat) (d1 : R), (k < n)%nat -> T <> 0 -> c <> 0 ->
+  partial (fun x => tanh (x k / c)) k x d1 -> partial (fun x => c / T * tanh (x k / c)) k x (c / T * d1).
 Proof. rule. now apply d_scal. Qed.
-Theorem softcap_same_3 : forall (n : nat) (x : vec) (c : R) (k : nat) (d1 d2 : R), (k < n)%nat -> c <> 0 ->
-  partial (fun x => tanh (x k / c)) k x d1 -> partial (fun x => x k / c) k x d2 -> c * d1 = c * ((1 - (tanh (x k / c)) ^ 2) * d2).
+Theorem softcap_same_3 : forall (n : nat) (x : vec) (T c : R) (k : nat) (d1 d2 : R), (k < n)%nat -> T <> 0 -> c <> 0 ->
+  partial (fun x => tanh (x k / c)) k x d1 -> partial (fun x => x k / c) k x d2 -> c / T * d1 = c / T * ((1 - (tanh (x k / c)) ^ 2) * d2).
 Proof.
-  intros n x c k d1 d2 K N D1 D2. f_equal. apply (unique D1).
+  intros n x T c k d1 d2 K N C D1 D2. f_equal. apply (unique D1).
   apply (d_tanh (fun t => set x k t k / c)); [exact D2|now rewrite set_same].
 Qed.
-Theorem softcap_same_4 : forall (n : nat) (x : vec) (c : R) (k : nat) (d1 : R), (k < n)%nat -> c <> 0 ->
-  partial (fun x => x k / c) k x d1 -> c * ((1 - (tanh (x k / c)) ^ 2) * d1) = c * ((1 - (tanh (x k / c)) ^ 2) * (1 / c)).
-Proof. intros n x c k d1 K N D. now rewrite (unique D (temperature_same n x c k K N)). Qed.
-Theorem softcap_same_5 : forall (n : nat) (x : vec) (c : R) (k : nat), (k < n)%nat -> c <> 0 ->
-  c * ((1 - (tanh (x k / c)) ^ 2) * (1 / c)) = 1 - (tanh (x k / c)) ^ 2.
-Proof. intros. now field. Qed.
+Theorem softcap_same_4 : forall (n : nat) (x : vec) (T c : R) (k : nat) (d1 : R), (k < n)%nat -> T <> 0 -> c <> 0 ->
+  partial (fun x => x k / c) k x d1 -> c / T * ((1 - (tanh (x k / c)) ^ 2) * d1) = c / T * ((1 - (tanh (x k / c)) ^ 2) * (1 / c)).
+Proof. intros n x T c k d1 K N C D. now rewrite (unique D (temperature_same n x c k K C)). Qed.
+Theorem softcap_same_5 : forall (n : nat) (x : vec) (T c : R) (k : nat), (k < n)%nat -> T <> 0 -> c <> 0 ->
+  c / T * ((1 - (tanh (x k / c)) ^ 2) * (1 / c)) = (1 - (tanh (x k / c)) ^ 2) / T.
+Proof. intros. field. now split. Qed.
 
-(** a softcap: z_k = c tanh (x_k / c), with the slope 1 - tanh^2 *)
-Theorem softcap_same : forall (n : nat) (x : vec) (c : R) (k : nat), (k < n)%nat -> c <> 0 ->
-  partial (fun x => c * tanh (x k / c)) k x (1 - (tanh (x k / c)) ^ 2).
+(** a softcap, and a temperature: z_k = c/T tanh (x_k / c), with the slope (1 - tanh^2) / T *)
+Theorem softcap_same : forall (n : nat) (x : vec) (T c : R) (k : nat), (k < n)%nat -> T <> 0 -> c <> 0 ->
+  partial (fun x => c / T * tanh (x k / c)) k x (slope c T (x k)).
 Proof.
-  intros n x c k K N. pose proof (temperature_same n x c k K N) as D2.
+  intros n x T c k K N C. pose proof (temperature_same n x c k K C) as D2.
   assert (D1 : partial (fun x => tanh (x k / c)) k x ((1 - (tanh (x k / c)) ^ 2) * (1 / c)))
     by (apply (d_tanh (fun t => set x k t k / c)); [exact D2|now rewrite set_same]).
-  eapply partial_eq; [reflexivity| |now apply (softcap_same_1 n), (softcap_same_2 n x c k _ K N D1)].
+  eapply partial_eq; [reflexivity| |exact (softcap_same_1 n x T c k _ K N C (softcap_same_2 n x T c k _ K N C D1))].
   line (softcap_same_3 n). line (softcap_same_4 n). now apply (softcap_same_5 n).
 Qed.
 
-Theorem softcap_other_1 : forall (n : nat) (x : vec) (c : R) (j k : nat), (j < n)%nat -> (k < n)%nat -> j <> k -> c <> 0 ->
-  partial (fun x => c * tanh (x j / c)) k x 0.
-Proof. rule. apply (d_const _ (c * tanh (x j / c))); intros; do 2 f_equal; by_index. Qed.
+Theorem softcap_other_1 : forall (n : nat) (x : vec) (T c : R) (j k : nat), (j < n)%nat -> (k < n)%nat -> j <> k -> T <> 0 -> c <> 0 ->
+  partial (fun x => c / T * tanh (x j / c)) k x 0.
+Proof. rule. apply (d_const _ (c / T * tanh (x j / c))); intros; do 2 f_equal; by_index. Qed.
 
 (** ... and the other scores do not move *)
-Theorem softcap_other : forall (n : nat) (x : vec) (c : R) (j k : nat), (j < n)%nat -> (k < n)%nat -> j <> k -> c <> 0 ->
-  partial (fun x => c * tanh (x j / c)) k x 0.
+Theorem softcap_other : forall (n : nat) (x : vec) (T c : R) (j k : nat), (j < n)%nat -> (k < n)%nat -> j <> k -> T <> 0 -> c <> 0 ->
+  partial (fun x => c / T * tanh (x j / c)) k x 0.
 Proof. exact softcap_other_1. Qed.
 
-Theorem softcap_gradient_1 : forall (n : nat) (y x : vec) (c : R) (k : nat) (d1 d2 : vec), (k < n)%nat -> c <> 0 ->
-  (forall j, (j < n)%nat -> partial (fun z => loss n y z) j (fun k => c * tanh (x k / c)) (d1 j)) ->
-  (forall j, (j < n)%nat -> partial (fun x => c * tanh (x j / c)) k x (d2 j)) ->
-  partial (fun x => loss n y (fun k => c * tanh (x k / c))) k x (sum n (fun j => d1 j * d2 j)).
+Lemma capped_has_derivatives n x T c k : (k < n)%nat -> T <> 0 -> c <> 0 ->
+  exists d : vec, forall j, (j < n)%nat -> partial (fun x => c / T * tanh (x j / c)) k x (d j).
 Proof.
-  intros n y x c k d1 d2 K N D1 D2.
-  apply (chain n y (fun t i => c * tanh (set x k t i / c)) d2 _ (fun i => c * tanh (x i / c))); auto; [lia|].
-  now rewrite set_same.
+  intros K N C. exists (fun j => if Nat.eqb j k then slope c T (x k) else 0). intros j J.
+  destruct (Nat.eqb_spec j k) as [->|M]; [now apply (softcap_same n)|now apply (softcap_other n)].
 Qed.
-Theorem softcap_gradient_2 : forall (n : nat) (y x : vec) (c : R) (k : nat) (d1 d2 : vec), (k < n)%nat -> c <> 0 ->
-  (forall j, (j < n)%nat -> partial (fun z => loss n y z) j (fun k => c * tanh (x k / c)) (d1 j)) ->
-  (forall j, (j < n)%nat -> partial (fun x => c * tanh (x j / c)) k x (d2 j)) ->
+
+Theorem softcap_gradient_1 : forall (n : nat) (y x : vec) (T c : R) (k : nat) (d1 d2 : vec), (k < n)%nat -> T <> 0 -> c <> 0 ->
+  (forall j, (j < n)%nat -> partial (fun z => loss n y z) j (capped c T x) (d1 j)) ->
+  (forall j, (j < n)%nat -> partial (fun x => c / T * tanh (x j / c)) k x (d2 j)) ->
+  partial (fun x => loss n y (capped c T x)) k x (sum n (fun j => d1 j * d2 j)).
+Proof.
+  intros n y x T c k d1 d2 K N C D1 D2.
+  apply (chain n y (fun t => capped c T (set x k t)) d2 _ (capped c T x)); auto; [lia|]. now rewrite set_same.
+Qed.
+Theorem softcap_gradient_2 : forall (n : nat) (y x : vec) (T c : R) (k : nat) (d1 d2 : vec), (k < n)%nat -> T <> 0 -> c <> 0 ->
+  (forall j, (j < n)%nat -> partial (fun z => loss n y z) j (capped c T x) (d1 j)) ->
+  (forall j, (j < n)%nat -> partial (fun x => c / T * tanh (x j / c)) k x (d2 j)) ->
   sum n (fun j => d1 j * d2 j) = d1 k * d2 k + sum_but k n (fun j => d1 j * d2 j).
 Proof. intros. now apply (sum_split n k (fun j => d1 j * d2 j)). Qed.
-Theorem softcap_gradient_3 : forall (n : nat) (y x : vec) (c : R) (k : nat) (d1 d2 : vec), (k < n)%nat -> c <> 0 ->
-  (forall j, (j < n)%nat -> partial (fun z => loss n y z) j (fun k => c * tanh (x k / c)) (d1 j)) ->
-  (forall j, (j < n)%nat -> partial (fun x => c * tanh (x j / c)) k x (d2 j)) ->
+Theorem softcap_gradient_3 : forall (n : nat) (y x : vec) (T c : R) (k : nat) (d1 d2 : vec), (k < n)%nat -> T <> 0 -> c <> 0 ->
+  (forall j, (j < n)%nat -> partial (fun z => loss n y z) j (capped c T x) (d1 j)) ->
+  (forall j, (j < n)%nat -> partial (fun x => c / T * tanh (x j / c)) k x (d2 j)) ->
   d1 k * d2 k + sum_but k n (fun j => d1 j * d2 j)
-    = (sum n y * softmax n (fun k => c * tanh (x k / c)) k - y k) * (1 - (tanh (x k / c)) ^ 2)
-    + sum_but k n (fun j => (sum n y * softmax n (fun k => c * tanh (x k / c)) j - y j) * 0).
+    = (sum n y * softmax n (capped c T x) k - y k) * (slope c T (x k))
+    + sum_but k n (fun j => (sum n y * softmax n (capped c T x) j - y j) * 0).
 Proof.
-  intros n y x c k d1 d2 K N D1 D2. apply (only_own n y (fun i => c * tanh (x i / c))); auto.
-  - exact (unique (D2 k K) (softcap_same n x c k K N)).
-  - intros j J M. exact (unique (D2 j J) (softcap_other n x c j k J K M N)).
+  intros n y x T c k d1 d2 K N C D1 D2. apply (only_own n y (capped c T x)); auto.
+  - exact (unique (D2 k K) (softcap_same n x T c k K N C)).
+  - intros j J M. exact (unique (D2 j J) (softcap_other n x T c j k J K M N C)).
 Qed.
-Theorem softcap_gradient_4 : forall (n : nat) (y x : vec) (c : R) (k : nat), (k < n)%nat -> c <> 0 ->
-  (sum n y * softmax n (fun k => c * tanh (x k / c)) k - y k) * (1 - (tanh (x k / c)) ^ 2)
-    + sum_but k n (fun j => (sum n y * softmax n (fun k => c * tanh (x k / c)) j - y j) * 0)
-    = (sum n y * softmax n (fun k => c * tanh (x k / c)) k - y k) * (1 - (tanh (x k / c)) ^ 2).
+Theorem softcap_gradient_4 : forall (n : nat) (y x : vec) (T c : R) (k : nat), (k < n)%nat -> T <> 0 -> c <> 0 ->
+  (sum n y * softmax n (capped c T x) k - y k) * (slope c T (x k))
+    + sum_but k n (fun j => (sum n y * softmax n (capped c T x) j - y j) * 0)
+    = (sum n y * softmax n (capped c T x) k - y k) * (slope c T (x k)).
 Proof. intros. rewrite sum_but_zero by (intros; ring). ring. Qed.
 
 (** the gradient by x_k: prediction minus truth, times the slope *)
-Theorem softcap_gradient : forall (n : nat) (y x : vec) (c : R) (k : nat), (k < n)%nat -> c <> 0 ->
-  partial (fun x => loss n y (fun k => c * tanh (x k / c))) k x
-    ((sum n y * softmax n (fun k => c * tanh (x k / c)) k - y k) * (1 - (tanh (x k / c)) ^ 2)).
+Theorem softcap_gradient : forall (n : nat) (y x : vec) (T c : R) (k : nat), (k < n)%nat -> T <> 0 -> c <> 0 ->
+  partial (fun x => loss n y (capped c T x)) k x ((sum n y * softmax n (capped c T x) k - y k) * (slope c T (x k))).
 Proof.
-  intros n y x c k K N. destruct (scores_have_derivatives n y (fun k => c * tanh (x k / c))) as [d1 D1].
-  assert (D2 : exists d : vec, forall j, (j < n)%nat -> partial (fun x => c * tanh (x j / c)) k x (d j)).
-  { exists (fun j => if Nat.eqb j k then 1 - (tanh (x k / c)) ^ 2 else 0). intros j J. destruct (Nat.eqb_spec j k) as [->|M];
-      [now apply (softcap_same n)|now apply (softcap_other n)]. }
-  destruct D2 as [d2 D2]. eapply partial_eq; [reflexivity| |now apply (softcap_gradient_1 n y x c k d1 d2)].
-  line softcap_gradient_2. line softcap_gradient_3. now apply softcap_gradient_4.
+  intros n y x T c k K N C. destruct (scores_have_derivatives n y (capped c T x)) as [d1 D1].
+  destruct (capped_has_derivatives n x T c k K N C) as [d2 D2].
+  eapply partial_eq; [reflexivity| |exact (softcap_gradient_1 n y x T c k d1 d2 K N C D1 D2)].
+  line (softcap_gradient_2 n y x T c k d1 d2). line (softcap_gradient_3 n y x T c k d1 d2). now apply softcap_gradient_4.
+Qed.
+
+(** tanh without cancellation far from 0 *)
+Lemma tanh_by_exp f : tanh f = (1 - exp (- (2 * f))) / (1 + exp (- (2 * f))).
+Proof.
+  unfold tanh, sinh, cosh. pose proof (exp_pos f). replace (- (2 * f)) with (- f + - f) by ring.
+  rewrite exp_plus, exp_Ropp. field. repeat split; nra.
+Qed.
+
+Theorem softcap_slope_1 : forall (n : nat) (x : vec) (T c : R) (k : nat), (k < n)%nat -> T <> 0 -> c <> 0 ->
+  (1 - (tanh (x k / c)) ^ 2) / T = (1 - ((1 - exp (- (2 * (x k / c)))) / (1 + exp (- (2 * (x k / c))))) ^ 2) / T.
+Proof. intros. now rewrite tanh_by_exp. Qed.
+Theorem softcap_slope_2 : forall (n : nat) (x : vec) (T c : R) (k : nat), (k < n)%nat -> T <> 0 -> c <> 0 ->
+  (1 - ((1 - exp (- (2 * (x k / c)))) / (1 + exp (- (2 * (x k / c))))) ^ 2) / T
+    = 4 * exp (- (2 * (x k / c))) / (1 + exp (- (2 * (x k / c)))) ^ 2 / T.
+Proof. intros. pose proof (exp_pos (- (2 * (x k / c)))). field. split; lra. Qed.
+
+(** the slope by one exponential *)
+Theorem softcap_slope : forall (n : nat) (x : vec) (T c : R) (k : nat), (k < n)%nat -> T <> 0 -> c <> 0 ->
+  (1 - (tanh (x k / c)) ^ 2) / T = 4 * exp (- (2 * (x k / c))) / (1 + exp (- (2 * (x k / c)))) ^ 2 / T.
+Proof. intros. line softcap_slope_1. now apply (softcap_slope_2 n). Qed.
+
+(** ... whose exponent may be chosen negative: with w = e^(- |2 x / c|), tanh |x / c| is (1 - w) / (1 + w) and the slope 4 w / (1 + w)^2 / T *)
+Theorem softcap_by_abs x c T : 0 < c -> T <> 0 -> let w := exp (- (2 * (Rabs x / c))) in
+  0 < w <= 1 /\ tanh (Rabs x / c) = (1 - w) / (1 + w) /\ (1 - (tanh (x / c)) ^ 2) / T = 4 * w / (1 + w) ^ 2 / T.
+Proof.
+  intros C N w. pose proof (exp_pos (- (2 * (Rabs x / c)))) as P. fold w in P. split; [|split].
+  - split; [easy|]. unfold w. rewrite <- exp_0. assert (0 <= Rabs x / c) by (apply Rmult_le_pos; [apply Rabs_pos|left; now apply Rinv_0_lt_compat]).
+    destruct (Req_dec (- (2 * (Rabs x / c))) 0) as [->|D]; [lra|left; apply exp_increasing; lra].
+  - apply tanh_by_exp.
+  - replace ((tanh (x / c)) ^ 2) with ((tanh (Rabs x / c)) ^ 2).
+    + rewrite tanh_by_exp. fold w. field. split; lra.
+    + unfold Rabs. destruct (Rcase_abs x); [|easy]. replace (- x / c) with (- (x / c)) by (field; lra).
+      unfold tanh. replace (sinh (- (x / c))) with (- sinh (x / c)) by (unfold sinh; rewrite Ropp_involutive; field).
+      replace (cosh (- (x / c))) with (cosh (x / c)) by (unfold cosh; rewrite Ropp_involutive; field).
+      assert (0 < cosh (x / c)) by (unfold cosh; pose proof (exp_pos (x / c)); pose proof (exp_pos (- (x / c))); lra). field. lra.
+Qed.
+
+Theorem softcap_second_1 : forall (n : nat) (x : vec) (T c : R) (k : nat) (d1 : R), (k < n)%nat -> T <> 0 -> c <> 0 ->
+  partial (fun x => (tanh (x k / c)) ^ 2) k x d1 -> partial (fun x => slope c T (x k)) k x ((- d1) / T).
+Proof.
+  rule. eapply d_eq; [reflexivity| |apply (d_scal_r (/ T)), d_sub; [now apply (d_const _ 1)|eassumption]]. unfold Rdiv. ring.
+Qed.
+Theorem softcap_second_2 : forall (n : nat) (x : vec) (T c : R) (k : nat) (d1 d2 : R), (k < n)%nat -> T <> 0 -> c <> 0 ->
+  partial (fun x => (tanh (x k / c)) ^ 2) k x d1 -> partial (fun x => tanh (x k / c)) k x d2 ->
+  (- d1) / T = (- (2 * tanh (x k / c) * d2)) / T.
+Proof.
+  intros n x T c k d1 d2 K N C D1 D2. do 2 f_equal. apply (unique D1).
+  apply (d_square (fun t => tanh (set x k t k / c))); [exact D2|now rewrite set_same].
+Qed.
+Theorem softcap_second_3 : forall (n : nat) (x : vec) (T c : R) (k : nat) (d1 d2 : R), (k < n)%nat -> T <> 0 -> c <> 0 ->
+  partial (fun x => tanh (x k / c)) k x d1 -> partial (fun x => x k / c) k x d2 ->
+  (- (2 * tanh (x k / c) * d1)) / T = (- (2 * tanh (x k / c) * ((1 - (tanh (x k / c)) ^ 2) * d2))) / T.
+Proof.
+  intros n x T c k d1 d2 K N C D1 D2. do 3 f_equal. apply (unique D1).
+  apply (d_tanh (fun t => set x k t k / c)); [exact D2|now rewrite set_same].
+Qed.
+Theorem softcap_second_4 : forall (n : nat) (x : vec) (T c : R) (k : nat) (d1 : R), (k < n)%nat -> T <> 0 -> c <> 0 ->
+  partial (fun x => x k / c) k x d1 -> (- (2 * tanh (x k / c) * ((1 - (tanh (x k / c)) ^ 2) * d1))) / T
+    = (- (2 * tanh (x k / c) * ((1 - (tanh (x k / c)) ^ 2) * (1 / c)))) / T.
+Proof. intros n x T c k d1 K N C D. now rewrite (unique D (temperature_same n x c k K C)). Qed.
+Theorem softcap_second_5 : forall (n : nat) (x : vec) (T c : R) (k : nat), (k < n)%nat -> T <> 0 -> c <> 0 ->
+  (- (2 * tanh (x k / c) * ((1 - (tanh (x k / c)) ^ 2) * (1 / c)))) / T = - (2 / c * tanh (x k / c) * (slope c T (x k))).
+Proof. intros. unfold slope, Rdiv. ring. Qed.
+
+(** its second derivative *)
+Theorem softcap_second : forall (n : nat) (x : vec) (T c : R) (k : nat), (k < n)%nat -> T <> 0 -> c <> 0 ->
+  partial (fun x => slope c T (x k)) k x (- (2 / c * tanh (x k / c) * (slope c T (x k)))).
+Proof.
+  intros n x T c k K N C. pose proof (temperature_same n x c k K C) as D3.
+  assert (D2 : partial (fun x => tanh (x k / c)) k x ((1 - (tanh (x k / c)) ^ 2) * (1 / c)))
+    by (apply (d_tanh (fun t => set x k t k / c)); [exact D3|now rewrite set_same]).
+  assert (D1 : partial (fun x => (tanh (x k / c)) ^ 2) k x (2 * tanh (x k / c) * ((1 - (tanh (x k / c)) ^ 2) * (1 / c))))
+    by (apply (d_square (fun t => tanh (set x k t k / c))); [exact D2|now rewrite set_same]).
+  eapply partial_eq; [reflexivity| |exact (softcap_second_1 n x T c k _ K N C D1)].
+  line (softcap_second_2 n). line (softcap_second_3 n). line (softcap_second_4 n). now apply (softcap_second_5 n).
+Qed.
+
+(** the chain rule for the gradient: if every score moves with t, then so does each of its entries *)
+Lemma gradient_moves n y (z : R -> vec) z' x v k : (k < n)%nat -> z x = v ->
+  (forall j, (j < n)%nat -> derivable_pt_lim (fun t => z t j) x (z' j)) ->
+  derivable_pt_lim (fun t => gradient n y (z t) k) x (sum n (fun i => sum n y * (softmax n v k * (delta k i - softmax n v i)) * z' i)).
+Proof.
+  intros K <- D. pose proof (expsum_pos n (z x) ltac:(lia)) as P. pose (S := sum n (fun i => exp (z x i))). fold S in P.
+  eapply (d_eq _ _ x (sum n y * ((exp (z x k) * z' k * S - exp (z x k) * sum n (fun i => exp (z x i) * z' i)) / S ^ 2) - 0)).
+  - reflexivity.
+  - rewrite (sum_ext n (fun i => sum n y * (softmax n (z x) k * (delta k i - softmax n (z x) i)) * z' i)
+      (fun i => sum n y * softmax n (z x) k * (z' i * delta i k)
+      - sum n y * softmax n (z x) k / S * (exp (z x i) * z' i)))
+      by (intros; rewrite (delta_sym k); unfold softmax; fold S; field; lra).
+    rewrite sum_sub, !sum_scal, (sum_delta n k z') by easy. unfold softmax. fold S. field. lra.
+  - apply d_sub; [|now apply (d_const _ (y k))]. apply d_scal.
+    apply (d_div (fun t => exp (z t k)) (fun t => sum n (fun i => exp (z t i)))); [|apply (d_sum n (fun i t => exp (z t i)))|easy|easy|lra].
+    + apply (d_exp (fun t => z t k)); auto.
+    + intros j J. apply (d_exp (fun t => z t j)); auto.
+Qed.
+
+Theorem softcap_chain_1 : forall (n : nat) (y x : vec) (T c : R) (j k : nat) (d1 d2 : vec), (j < n)%nat -> (k < n)%nat -> T <> 0 ->
+  c <> 0 -> (forall i, (i < n)%nat -> partial (fun z => gradient n y z k) i (capped c T x) (d1 i)) ->
+  (forall i, (i < n)%nat -> partial (fun x => c / T * tanh (x i / c)) j x (d2 i)) ->
+  partial (fun x => gradient n y (capped c T x) k) j x (sum n (fun i => d1 i * d2 i)).
+Proof.
+  intros n y x T c j k d1 d2 J K N C D1 D2.
+  eapply d_eq; [reflexivity| |apply (gradient_moves n y (fun t => capped c T (set x j t)) d2 _ (capped c T x) k K); [now rewrite set_same|exact D2]].
+  apply sum_ext; intros i I. f_equal. symmetry. exact (unique (D1 i I) (gradient_derivative n y _ k i K I)).
+Qed.
+Theorem softcap_chain_2 : forall (n : nat) (y x : vec) (T c : R) (j k : nat) (d1 d2 : vec), (j < n)%nat -> (k < n)%nat -> T <> 0 ->
+  c <> 0 -> (forall i, (i < n)%nat -> partial (fun z => gradient n y z k) i (capped c T x) (d1 i)) ->
+  (forall i, (i < n)%nat -> partial (fun x => c / T * tanh (x i / c)) j x (d2 i)) ->
+  sum n (fun i => d1 i * d2 i) = d1 j * d2 j + sum_but j n (fun i => d1 i * d2 i).
+Proof. intros. now apply (sum_split n j (fun i => d1 i * d2 i)). Qed.
+Theorem softcap_chain_3 : forall (n : nat) (y x : vec) (T c : R) (j k : nat) (d1 d2 : vec), (j < n)%nat -> (k < n)%nat -> T <> 0 ->
+  c <> 0 -> (forall i, (i < n)%nat -> partial (fun z => gradient n y z k) i (capped c T x) (d1 i)) ->
+  (forall i, (i < n)%nat -> partial (fun x => c / T * tanh (x i / c)) j x (d2 i)) ->
+  d1 j * d2 j + sum_but j n (fun i => d1 i * d2 i) = d1 j * (slope c T (x j)) + sum_but j n (fun i => d1 i * 0).
+Proof.
+  intros n y x T c j k d1 d2 J K N C D1 D2. rewrite (unique (D2 j J) (softcap_same n x T c j J N C)). f_equal.
+  apply sum_but_ext; intros i I M. now rewrite (unique (D2 i I) (softcap_other n x T c i j I J M N C)).
+Qed.
+Theorem softcap_chain_4 : forall (n : nat) (y x : vec) (T c : R) (j k : nat) (d1 : vec), (j < n)%nat -> (k < n)%nat -> T <> 0 -> c <> 0 ->
+  (forall i, (i < n)%nat -> partial (fun z => gradient n y z k) i (capped c T x) (d1 i)) ->
+  d1 j * (slope c T (x j)) + sum_but j n (fun i => d1 i * 0) = d1 j * (slope c T (x j)).
+Proof. intros. rewrite sum_but_zero by (intros; ring). ring. Qed.
+
+(** the derivative of the gradient by a raw score: that by the score, times the slope *)
+Theorem softcap_chain : forall (n : nat) (y x : vec) (T c : R) (j k : nat) (d1 : R), (j < n)%nat -> (k < n)%nat -> T <> 0 -> c <> 0 ->
+  partial (fun z => gradient n y z k) j (capped c T x) d1 -> partial (fun x => gradient n y (capped c T x) k) j x (d1 * (slope c T (x j))).
+Proof.
+  intros n y x T c j k d1 J K N C D. destruct (capped_has_derivatives n x T c j J N C) as [d2 D2].
+  pose (e := fun i => sum n y * (softmax n (capped c T x) k * (delta k i - softmax n (capped c T x) i))).
+  assert (D1 : forall i, (i < n)%nat -> partial (fun z => gradient n y z k) i (capped c T x) (e i)) by (intros; now apply gradient_derivative).
+  rewrite (unique D (D1 j J)). eapply partial_eq; [reflexivity| |exact (softcap_chain_1 n y x T c j k e d2 J K N C D1 D2)].
+  line (softcap_chain_2 n y x T c j k e d2). line (softcap_chain_3 n y x T c j k e d2). now apply (softcap_chain_4 n y x T c j k e).
+Qed.
+
+Theorem softcap_hessian_1 : forall (n : nat) (y v x : vec) (T c : R) (k : nat) (d1 d2 d3 : vec), (k < n)%nat -> T <> 0 -> c <> 0 ->
+  (forall j, (j < n)%nat -> partial (fun x => gradient n y (capped c T x) k * (slope c T (x k))) j x (d1 j)) ->
+  (forall j, (j < n)%nat -> partial (fun x => gradient n y (capped c T x) k) j x (d2 j)) ->
+  (forall j, (j < n)%nat -> partial (fun x => slope c T (x k)) j x (d3 j)) ->
+  sum n (fun j => d1 j * v j) = sum n (fun j => (d2 j * (slope c T (x k)) + gradient n y (capped c T x) k * d3 j) * v j).
+Proof.
+  intros n y v x T c k d1 d2 d3 K N C D1 D2 D3. apply sum_ext; intros j J. f_equal. apply (unique (D1 j J)).
+  apply (d_mul (fun t => gradient n y (capped c T (set x j t)) k) (fun t => slope c T (set x j t k)));
+    [exact (D2 j J)|exact (D3 j J)|now rewrite set_same|now rewrite set_same].
+Qed.
+Theorem softcap_hessian_2 : forall (n : nat) (y v x : vec) (T c : R) (k : nat) (d1 d2 : vec), (k < n)%nat -> T <> 0 -> c <> 0 ->
+  (forall j, (j < n)%nat -> partial (fun x => gradient n y (capped c T x) k) j x (d1 j)) ->
+  (forall j, (j < n)%nat -> partial (fun x => slope c T (x k)) j x (d2 j)) ->
+  sum n (fun j => (d1 j * (slope c T (x k)) + gradient n y (capped c T x) k * d2 j) * v j)
+    = slope c T (x k) * sum n (fun j => d1 j * v j) + gradient n y (capped c T x) k * sum n (fun j => d2 j * v j).
+Proof. intros. rewrite <- !sum_scal, <- sum_add. apply sum_ext; intros; ring. Qed.
+Theorem softcap_hessian_3 : forall (n : nat) (y v x : vec) (T c : R) (k : nat) (d1 d2 : vec), (k < n)%nat -> T <> 0 -> c <> 0 ->
+  (forall j, (j < n)%nat -> partial (fun x => gradient n y (capped c T x) k) j x (d1 j)) ->
+  (forall j, (j < n)%nat -> partial (fun x => slope c T (x k)) j x (d2 j)) ->
+  slope c T (x k) * sum n (fun j => d1 j * v j) + gradient n y (capped c T x) k * sum n (fun j => d2 j * v j)
+    = slope c T (x k) * sum n (fun j => d1 j * v j) + gradient n y (capped c T x) k * (d2 k * v k + sum_but k n (fun j => d2 j * v j)).
+Proof. intros. now rewrite (sum_split n k (fun j => d2 j * v j)). Qed.
+Theorem softcap_hessian_4 : forall (n : nat) (y v x : vec) (T c : R) (k : nat) (d1 d2 : vec), (k < n)%nat -> T <> 0 -> c <> 0 ->
+  (forall j, (j < n)%nat -> partial (fun x => gradient n y (capped c T x) k) j x (d1 j)) ->
+  (forall j, (j < n)%nat -> partial (fun x => slope c T (x k)) j x (d2 j)) ->
+  slope c T (x k) * sum n (fun j => d1 j * v j) + gradient n y (capped c T x) k * (d2 k * v k + sum_but k n (fun j => d2 j * v j))
+    = slope c T (x k) * sum n (fun j => d1 j * v j) + gradient n y (capped c T x) k * (d2 k * v k + sum_but k n (fun j => 0 * v j)).
+Proof.
+  intros n y v x T c k d1 d2 K N C D1 D2. do 3 f_equal. apply sum_but_ext; intros j J M. f_equal.
+  apply (unique (D2 j J)), (d_const _ (slope c T (x k))). intros; f_equal; by_index.
+Qed.
+Theorem softcap_hessian_5 : forall (n : nat) (y v x : vec) (T c : R) (k : nat) (d2 : R) (d1 : vec), (k < n)%nat -> T <> 0 -> c <> 0 ->
+  (forall j, (j < n)%nat -> partial (fun x => gradient n y (capped c T x) k) j x (d1 j)) -> partial (fun x => slope c T (x k)) k x d2 ->
+  slope c T (x k) * sum n (fun j => d1 j * v j) + gradient n y (capped c T x) k * (d2 * v k + sum_but k n (fun j => 0 * v j))
+    = slope c T (x k) * sum n (fun j => d1 j * v j) + gradient n y (capped c T x) k * (d2 * v k).
+Proof. intros. rewrite sum_but_zero by (intros; ring). ring. Qed.
+Theorem softcap_hessian_6 : forall (n : nat) (y v x : vec) (T c : R) (k : nat) (d3 : R) (d1 d2 : vec), (k < n)%nat -> T <> 0 -> c <> 0 ->
+  (forall j, (j < n)%nat -> partial (fun x => gradient n y (capped c T x) k) j x (d1 j)) ->
+  (forall j, (j < n)%nat -> partial (fun z => gradient n y z k) j (capped c T x) (d2 j)) -> partial (fun x => slope c T (x k)) k x d3 ->
+  slope c T (x k) * sum n (fun j => d1 j * v j) + gradient n y (capped c T x) k * (d3 * v k)
+    = slope c T (x k) * sum n (fun j => d2 j * (slope c T (x j)) * v j)
+    + gradient n y (capped c T x) k * ((- (2 / c * tanh (x k / c) * (slope c T (x k)))) * v k).
+Proof.
+  intros n y v x T c k d3 d1 d2 K N C D1 D2 D3. rewrite (unique D3 (softcap_second n x T c k K N C)). do 2 f_equal.
+  apply sum_ext; intros j J. f_equal. exact (unique (D1 j J) (softcap_chain n y x T c j k (d2 j) J K N C (D2 j J))).
+Qed.
+
+(** the Hessian by the raw scores: slope (H (slope v)), and the second derivative times the gradient *)
+Theorem softcap_hessian : forall (n : nat) (y v x : vec) (T c : R) (k : nat) (d1 d2 : vec), (k < n)%nat -> T <> 0 -> c <> 0 ->
+  (forall j, (j < n)%nat -> partial (fun x => gradient n y (capped c T x) k * (slope c T (x k))) j x (d1 j)) ->
+  (forall j, (j < n)%nat -> partial (fun z => gradient n y z k) j (capped c T x) (d2 j)) ->
+  sum n (fun j => d1 j * v j) = slope c T (x k) * sum n (fun j => d2 j * (slope c T (x j)) * v j)
+    + gradient n y (capped c T x) k * ((- (2 / c * tanh (x k / c) * (slope c T (x k)))) * v k).
+Proof.
+  intros n y v x T c k d1 d2 K N C D1 D2. pose (e := fun j => d2 j * slope c T (x j)).
+  assert (E : forall j, (j < n)%nat -> partial (fun x => gradient n y (capped c T x) k) j x (e j)) by (intros; apply softcap_chain; auto).
+  pose (s := fun j => if Nat.eqb j k then - (2 / c * tanh (x k / c) * slope c T (x k)) else 0).
+  assert (S : forall j, (j < n)%nat -> partial (fun x => slope c T (x k)) j x (s j)).
+  { intros j J. unfold s. destruct (Nat.eqb_spec j k) as [->|M]; [now apply (softcap_second n)|].
+    apply (d_const _ (slope c T (x k))). intros; f_equal; by_index. }
+  line (softcap_hessian_1 n y v x T c k d1 e s). line (softcap_hessian_2 n y v x T c k e s). line (softcap_hessian_3 n y v x T c k e s).
+  line (softcap_hessian_4 n y v x T c k e s). line (softcap_hessian_5 n y v x T c k (s k) e).
+  now apply (softcap_hessian_6 n y v x T c k (s k) e d2); auto.
 Qed.
 
 (** ** Sums in parts *)
@@ -1419,6 +1833,31 @@ Proof. intros. now rewrite merge_parts_1, merge_parts_2. Qed.
 (** e^m goes into a sum and takes the shift by m away *)
 Lemma unshift m x : exp m * exp (x - m) = exp x.
 Proof. rewrite <- exp_plus. f_equal. ring. Qed.
+
+Theorem sum_of_u_1 : forall (n : nat) (z : vec) (m : R), (0 < n)%nat ->
+  exp m * (m * sum n (fun i => exp (z i - m)) - sum n (fun i => exp (z i - m) * (m - z i))) = sum n (fun i => exp m * exp (z i - m) * z i).
+Proof. intros. rewrite <- (sum_scal n m), <- sum_sub, <- sum_scal. apply sum_ext; intros; ring. Qed.
+Theorem sum_of_u_2 : forall (n : nat) (z : vec) (m : R), (0 < n)%nat ->
+  sum n (fun i => exp m * exp (z i - m) * z i) = sum n (fun i => exp (z i) * z i).
+Proof. intros. apply sum_ext; intros. now rewrite unshift. Qed.
+
+(** with u the sum of e^(z - m) (m - z), e^m (m s - u) is the sum of e^z z *)
+Theorem sum_of_u : forall (n : nat) (z : vec) (m : R), (0 < n)%nat ->
+  exp m * (m * sum n (fun i => exp (z i - m)) - sum n (fun i => exp (z i - m) * (m - z i))) = sum n (fun i => exp (z i) * z i).
+Proof. intros. line sum_of_u_1. now apply sum_of_u_2. Qed.
+
+Theorem merge_u_1 : forall (m m1 m2 s1 s2 u1 u2 : R), exp m * (m * (exp (m1 - m) * s1 + exp (m2 - m) * s2)
+    - (exp (m1 - m) * (u1 + s1 * (m - m1)) + exp (m2 - m) * (u2 + s2 * (m - m2))))
+    = exp m * exp (m1 - m) * (m1 * s1 - u1) + exp m * exp (m2 - m) * (m2 * s2 - u2).
+Proof. intros. ring. Qed.
+Theorem merge_u_2 : forall (m m1 m2 s1 s2 u1 u2 : R), exp m * exp (m1 - m) * (m1 * s1 - u1) + exp m * exp (m2 - m) * (m2 * s2 - u2)
+    = exp m1 * (m1 * s1 - u1) + exp m2 * (m2 * s2 - u2).
+Proof. intros. now rewrite !unshift. Qed.
+
+(** u of two parts together *)
+Theorem merge_u : forall (m m1 m2 s1 s2 u1 u2 : R), exp m * (m * (exp (m1 - m) * s1 + exp (m2 - m) * s2)
+    - (exp (m1 - m) * (u1 + s1 * (m - m1)) + exp (m2 - m) * (u2 + s2 * (m - m2)))) = exp m1 * (m1 * s1 - u1) + exp m2 * (m2 * s2 - u2).
+Proof. intros. line merge_u_1. apply merge_u_2. Qed.
 
 Theorem read_lse_1 : forall (n : nat) (z : vec) (m : R), (0 < n)%nat ->
   m + ln (sum n (fun i => exp (z i - m))) = ln (exp m * sum n (fun i => exp (z i - m))).
@@ -1506,6 +1945,510 @@ Proof. intros. f_equal. ring. Qed.
 Theorem miss : forall (n : nat) (z : vec) (t : nat), (t < n)%nat ->
   1 - softmax n z t = sum_but t n (fun i => exp (z i)) / sum n (fun i => exp (z i)).
 Proof. intros. line miss_1. line miss_2. line miss_3. now apply miss_4. Qed.
+
+Theorem entropy_apart_1 : forall (n : nat) (z : vec), (0 < n)%nat -> entropy n z = sum n (fun j => softmax n z j * (lse n z - z j)).
+Proof. exact entropy_by_lse. Qed.
+Theorem entropy_apart_2 : forall (n : nat) (z : vec) (t : nat), (t < n)%nat ->
+  sum n (fun j => softmax n z j * (lse n z - z j))
+    = softmax n z t * (lse n z - z t) + sum_but t n (fun j => softmax n z j * (lse n z - z j)).
+Proof. intros. now apply (sum_split n t (fun j => softmax n z j * (lse n z - z j))). Qed.
+Theorem entropy_apart_3 : forall (n : nat) (z : vec) (t : nat), (t < n)%nat ->
+  softmax n z t * (lse n z - z t) + sum_but t n (fun j => softmax n z j * (lse n z - z j))
+    = softmax n z t * (lse n z - z t) + sum_but t n (fun j => exp (z j - lse n z) * (lse n z - z j)).
+Proof. intros. f_equal. apply sum_but_ext; intros. now rewrite softmax_by_lse. Qed.
+Theorem entropy_apart_4 : forall (n : nat) (z : vec) (m : R) (t : nat), (t < n)%nat ->
+  softmax n z t * (lse n z - z t) + sum_but t n (fun j => exp (z j - lse n z) * (lse n z - z j))
+    = softmax n z t * (lse n z - z t) + sum_but t n (fun j => exp (m - lse n z) * exp (z j - m) * (lse n z - z j)).
+Proof. intros. f_equal. apply sum_but_ext; intros. rewrite <- exp_plus. do 2 f_equal. ring. Qed.
+Theorem entropy_apart_5 : forall (n : nat) (z : vec) (m : R) (t : nat), (t < n)%nat ->
+  softmax n z t * (lse n z - z t) + sum_but t n (fun j => exp (m - lse n z) * exp (z j - m) * (lse n z - z j))
+    = softmax n z t * (lse n z - z t) + exp (m - lse n z) * (sum_but t n (fun j => exp (z j - m) * (m - z j))
+    + (lse n z - m) * sum_but t n (fun j => exp (z j - m))).
+Proof.
+  intros. f_equal. rewrite <- (sum_but_scal t n (lse n z - m)), <- sum_but_add, <- sum_but_scal. apply sum_but_ext; intros; ring.
+Qed.
+
+(** the entropy from s and u of the other classes *)
+Theorem entropy_apart : forall (n : nat) (z : vec) (m : R) (t : nat), (t < n)%nat ->
+  entropy n z = softmax n z t * (lse n z - z t) + exp (m - lse n z) * (sum_but t n (fun j => exp (z j - m) * (m - z j))
+    + (lse n z - m) * sum_but t n (fun j => exp (z j - m))).
+Proof.
+  intros. line (entropy_apart_1 n z); [lia|]. line entropy_apart_2. line entropy_apart_3. line (entropy_apart_4 n z m). now apply entropy_apart_5.
+Qed.
+
+(** ** All outputs together *)
+
+Definition truth (y0 r0 : R) (off : vec) (t : nat) : vec := fun k => y0 * delta k t + r0 * off k.
+
+(** g1 (loss + q/2 lse^2) + g2 lse + g3 log yhat_t + g4 H, the coefficient of yhat_k in its gradient, and its gradient *)
+Definition outputs (n : nat) (y : vec) (g1 g2 g3 g4 q : R) (t : nat) (z : vec) : R :=
+  g1 * (loss n y z + q / 2 * (lse n z) ^ 2) + g2 * lse n z + g3 * ln (softmax n z t) + g4 * entropy n z.
+Definition alpha (n : nat) (y z : vec) (g1 g2 g3 g4 q : R) : R := g1 * (sum n y + q * lse n z) + g2 - g3 - g4 * entropy n z.
+Definition dz (n : nat) (y z : vec) (g1 g2 g3 g4 q : R) (t k : nat) : R :=
+  softmax n z k * (alpha n y z g1 g2 g3 g4 q + g4 * (lse n z - z k)) - g1 * y k + g3 * delta t k.
+
+Theorem backward_1 : forall (n : nat) (z y : vec) (g1 g2 g3 g4 q : R) (k t : nat) (d1 d2 d3 d4 d5 : R), (k < n)%nat -> (t < n)%nat ->
+  partial (fun z => loss n y z) k z d1 -> partial (fun z => (lse n z) ^ 2) k z d2 -> partial (fun z => lse n z) k z d3 ->
+  partial (fun z => ln (softmax n z t)) k z d4 -> partial (fun z => entropy n z) k z d5 ->
+  partial (fun z => outputs n y g1 g2 g3 g4 q t z) k z (g1 * (d1 + q / 2 * d2) + g2 * d3 + g3 * d4 + g4 * d5).
+Proof. rule. apply d_add; [apply d_add; [apply d_add; [apply d_scal, d_add; [easy|now apply d_scal]|]|]|]; now apply d_scal. Qed.
+Theorem backward_2 : forall (n : nat) (z y : vec) (g1 g2 g3 g4 q : R) (k t : nat) (d1 d2 d3 d4 d5 : R), (k < n)%nat -> (t < n)%nat ->
+  partial (fun z => loss n y z) k z d1 -> partial (fun z => (lse n z) ^ 2) k z d2 -> partial (fun z => lse n z) k z d3 ->
+  partial (fun z => ln (softmax n z t)) k z d4 -> partial (fun z => entropy n z) k z d5 ->
+  g1 * (d1 + q / 2 * d2) + g2 * d3 + g3 * d4 + g4 * d5 = g1 * (d1 + q / 2 * (2 * lse n z * d3)) + g2 * d3 + g3 * d4 + g4 * d5.
+Proof.
+  intros n z y g1 g2 g3 g4 q k t d1 d2 d3 d4 d5 K T D1 D2 D3 D4 D5. do 6 f_equal. apply (unique D2).
+  apply (d_square (fun t => lse n (set z k t))); [exact D3|now rewrite set_same].
+Qed.
+Theorem backward_3 : forall (n : nat) (z y : vec) (g1 g2 g3 g4 q : R) (k t : nat) (d1 d2 d3 d4 : R), (k < n)%nat -> (t < n)%nat ->
+  partial (fun z => loss n y z) k z d1 -> partial (fun z => lse n z) k z d2 -> partial (fun z => ln (softmax n z t)) k z d3 ->
+  partial (fun z => entropy n z) k z d4 -> g1 * (d1 + q / 2 * (2 * lse n z * d2)) + g2 * d2 + g3 * d3 + g4 * d4
+    = g1 * (sum n y * softmax n z k - y k + q / 2 * (2 * lse n z * softmax n z k)) + g2 * softmax n z k + g3 * (delta t k - softmax n z k)
+    + g4 * (softmax n z k * (lse n z - z k - entropy n z)).
+Proof.
+  intros n z y g1 g2 g3 g4 q k t d1 d2 d3 d4 K T D1 D2 D3 D4.
+  now rewrite (unique D1 (general_gradient n z y k K)), (unique D2 (lse_gradient n z k K)),
+    (unique D3 (log_probability_gradient n z t k T K)), (unique D4 (entropy_gradient n z k K)).
+Qed.
+Theorem backward_4 : forall (n : nat) (z y : vec) (g1 g2 g3 g4 q : R) (k t : nat), (k < n)%nat -> (t < n)%nat ->
+  g1 * (sum n y * softmax n z k - y k + q / 2 * (2 * lse n z * softmax n z k)) + g2 * softmax n z k + g3 * (delta t k - softmax n z k)
+    + g4 * (softmax n z k * (lse n z - z k - entropy n z))
+    = softmax n z k * (alpha n y z g1 g2 g3 g4 q + g4 * (lse n z - z k)) - g1 * y k + g3 * delta t k.
+Proof. intros. unfold alpha. field. Qed.
+Theorem backward_5 : forall (n : nat) (z y : vec) (g1 g2 g3 g4 q : R) (k t : nat), (k < n)%nat -> (t < n)%nat ->
+  softmax n z k * (alpha n y z g1 g2 g3 g4 q + g4 * (lse n z - z k)) - g1 * y k + g3 * delta t k
+    = softmax n z k * (alpha n y z g1 g2 g3 g4 q + g4 * (lse n z - z k)) - g1 * y k + g3 * delta t k.
+Proof. reflexivity. Qed.
+Theorem backward_6 : forall (n : nat) (z y : vec) (g1 g2 g3 g4 q : R) (k t : nat), (k < n)%nat -> (t < n)%nat ->
+  softmax n z k * (alpha n y z g1 g2 g3 g4 q + g4 * (lse n z - z k)) - g1 * y k + g3 * delta t k
+    = softmax n z k * (alpha n y z g1 g2 g3 g4 q + g4 * (lse n z - z k)) - g1 * y k + g3 * delta t k.
+Proof. reflexivity. Qed.
+
+(** the gradient of all outputs *)
+Theorem backward : forall (n : nat) (z y : vec) (g1 g2 g3 g4 q : R) (k t : nat), (k < n)%nat -> (t < n)%nat ->
+  partial (fun z => outputs n y g1 g2 g3 g4 q t z) k z (softmax n z k * (alpha n y z g1 g2 g3 g4 q + g4 * (lse n z - z k)) - g1 * y k
+    + g3 * delta t k).
+Proof.
+  intros n z y g1 g2 g3 g4 q k t K T. pose proof (general_gradient n z y k K) as D1. pose proof (lse_gradient n z k K) as D3.
+  pose proof (log_probability_gradient n z t k T K) as D4. pose proof (entropy_gradient n z k K) as D5.
+  assert (D2 : partial (fun z => (lse n z) ^ 2) k z (2 * lse n z * softmax n z k))
+    by (apply (d_square (fun t => lse n (set z k t))); [exact D3|now rewrite set_same]).
+  eapply partial_eq; [reflexivity| |exact (backward_1 n z y g1 g2 g3 g4 q k t _ _ _ _ _ K T D1 D2 D3 D4 D5)].
+  exact (eq_trans (backward_3 n z y g1 g2 g3 g4 q k t _ _ _ _ K T D1 D3 D4 D5) (backward_4 n z y g1 g2 g3 g4 q k t K T)).
+Qed.
+
+Theorem backward_truth_1 : forall (n : nat) (z off : vec) (g1 g2 g3 g4 y0 r0 q : R) (k t : nat), (k < n)%nat -> (t < n)%nat ->
+  partial (fun z => outputs n (truth y0 r0 off t) g1 g2 g3 g4 q t z) k z (softmax n z k * (alpha n (truth y0 r0 off t) z g1 g2 g3 g4 q
+    + g4 * (lse n z - z k)) - g1 * (y0 * delta k t + r0 * off k) + g3 * delta t k).
+Proof. intros. now apply (backward n z (truth y0 r0 off t)). Qed.
+Theorem backward_truth_2 : forall (n : nat) (z off : vec) (g1 g2 g3 g4 y0 r0 q : R) (k t : nat), (k < n)%nat -> (t < n)%nat ->
+  softmax n z k * (alpha n (truth y0 r0 off t) z g1 g2 g3 g4 q + g4 * (lse n z - z k)) - g1 * (y0 * delta k t + r0 * off k)
+    + g3 * delta t k = softmax n z k * (alpha n (truth y0 r0 off t) z g1 g2 g3 g4 q + g4 * (lse n z - z k))
+    - g1 * (y0 * delta k t + r0 * off k) + g3 * delta t k.
+Proof. reflexivity. Qed.
+Theorem backward_truth_3 : forall (n : nat) (z off : vec) (g1 g2 g3 g4 y0 r0 q : R) (k t : nat), (k < n)%nat -> (t < n)%nat ->
+  softmax n z k * (alpha n (truth y0 r0 off t) z g1 g2 g3 g4 q + g4 * (lse n z - z k)) - g1 * (y0 * delta k t + r0 * off k)
+    + g3 * delta t k = (alpha n (truth y0 r0 off t) z g1 g2 g3 g4 q) * softmax n z k + g4 * softmax n z k * (lse n z - z k)
+    - g1 * r0 * off k + (g3 - g1 * y0) * delta k t.
+Proof. intros. rewrite (delta_sym t k). ring. Qed.
+
+(** ... for the truth of a kernel; the last term is 0 at every class but the label *)
+Theorem backward_truth : forall (n : nat) (z off : vec) (g1 g2 g3 g4 y0 r0 q : R) (k t : nat), (k < n)%nat -> (t < n)%nat ->
+  partial (fun z => outputs n (truth y0 r0 off t) g1 g2 g3 g4 q t z) k z ((alpha n (truth y0 r0 off t) z g1 g2 g3 g4 q) * softmax n z k
+    + g4 * softmax n z k * (lse n z - z k) - g1 * r0 * off k + (g3 - g1 * y0) * delta k t).
+Proof.
+  intros n z off g1 g2 g3 g4 y0 r0 q k t K T.
+  eapply partial_eq; [reflexivity| |now apply (backward_truth_1 n z off g1 g2 g3 g4 y0 r0 q k t)].
+  line (backward_truth_2 n z off g1 g2 g3 g4 y0 r0 q k t). now apply backward_truth_3.
+Qed.
+
+Theorem truth_apart_1 : forall (n : nat) (off : vec) (y0 r0 : R) (t : nat), (t < n)%nat ->
+  sum n (truth y0 r0 off t) - (y0 * delta t t + r0 * off t) = sum n (fun j => y0 * delta j t + r0 * off j) - (y0 * delta t t + r0 * off t).
+Proof. reflexivity. Qed.
+Theorem truth_apart_2 : forall (n : nat) (off : vec) (y0 r0 : R) (t : nat), (t < n)%nat ->
+  sum n (fun j => y0 * delta j t + r0 * off j) - (y0 * delta t t + r0 * off t)
+    = y0 * delta t t + r0 * off t + sum_but t n (fun j => y0 * delta j t + r0 * off j) - (y0 * delta t t + r0 * off t).
+Proof. intros. now rewrite (sum_split n t (fun j => y0 * delta j t + r0 * off j)). Qed.
+Theorem truth_apart_3 : forall (n : nat) (off : vec) (y0 r0 : R) (t : nat), (t < n)%nat ->
+  y0 * delta t t + r0 * off t + sum_but t n (fun j => y0 * delta j t + r0 * off j) - (y0 * delta t t + r0 * off t)
+    = sum_but t n (fun j => y0 * delta j t + r0 * off j).
+Proof. intros. ring. Qed.
+Theorem truth_apart_4 : forall (n : nat) (off : vec) (y0 r0 : R) (t : nat), (t < n)%nat ->
+  sum_but t n (fun j => y0 * delta j t + r0 * off j) = sum_but t n (fun j => y0 * delta j t + r0 * off j).
+Proof. reflexivity. Qed.
+Theorem truth_apart_5 : forall (n : nat) (off : vec) (y0 r0 : R) (t : nat), (t < n)%nat ->
+  sum_but t n (fun j => y0 * delta j t + r0 * off j) = sum_but t n (fun j => y0 * 0 + r0 * off j).
+Proof. intros. apply sum_but_ext; intros. now rewrite delta_other. Qed.
+Theorem truth_apart_6 : forall (n : nat) (off : vec) (y0 r0 : R) (t : nat), (t < n)%nat ->
+  sum_but t n (fun j => y0 * 0 + r0 * off j) = r0 * sum_but t n (fun j => off j).
+Proof. intros. rewrite <- sum_but_scal. apply sum_but_ext; intros; ring. Qed.
+
+(** the mass of the truth at the other classes *)
+Theorem truth_apart : forall (n : nat) (off : vec) (y0 r0 : R) (t : nat), (t < n)%nat ->
+  sum n (truth y0 r0 off t) - (y0 * delta t t + r0 * off t) = r0 * sum_but t n (fun j => off j).
+Proof. intros. line truth_apart_1. line truth_apart_2. line truth_apart_3. line truth_apart_5. now apply truth_apart_6. Qed.
+
+Theorem backward_label_1 : forall (n : nat) (z off : vec) (g1 g2 g3 g4 y0 r0 q : R) (t : nat), (t < n)%nat ->
+  partial (fun z => outputs n (truth y0 r0 off t) g1 g2 g3 g4 q t z) t z (softmax n z t * (alpha n (truth y0 r0 off t) z g1 g2 g3 g4 q
+    + g4 * (lse n z - z t)) - g1 * (y0 * delta t t + r0 * off t) + g3 * delta t t).
+Proof. intros. now apply (backward n z (truth y0 r0 off t)). Qed.
+Theorem backward_label_2 : forall (n : nat) (z off : vec) (g1 g2 g3 g4 y0 r0 q : R) (t : nat), (t < n)%nat ->
+  softmax n z t * (alpha n (truth y0 r0 off t) z g1 g2 g3 g4 q + g4 * (lse n z - z t)) - g1 * (y0 * delta t t + r0 * off t)
+    + g3 * delta t t = softmax n z t * (alpha n (truth y0 r0 off t) z g1 g2 g3 g4 q + g4 * (lse n z - z t))
+    - g1 * (y0 * delta t t + r0 * off t) + g3 * delta t t.
+Proof. reflexivity. Qed.
+Theorem backward_label_3 : forall (n : nat) (z off : vec) (g1 g2 g3 g4 y0 r0 q : R) (t : nat), (t < n)%nat ->
+  softmax n z t * (alpha n (truth y0 r0 off t) z g1 g2 g3 g4 q + g4 * (lse n z - z t)) - g1 * (y0 * delta t t + r0 * off t)
+    + g3 * delta t t = softmax n z t * (alpha n (truth y0 r0 off t) z g1 g2 g3 g4 q + g4 * (lse n z - z t))
+    - g1 * (y0 * delta t t + r0 * off t) + g3 * 1.
+Proof. intros. now rewrite delta_same. Qed.
+Theorem backward_label_4 : forall (n : nat) (z off : vec) (g1 g2 g3 g4 y0 r0 q : R) (t : nat), (t < n)%nat ->
+  softmax n z t * (alpha n (truth y0 r0 off t) z g1 g2 g3 g4 q + g4 * (lse n z - z t)) - g1 * (y0 * delta t t + r0 * off t) + g3 * 1
+    = g1 * (sum n (truth y0 r0 off t) - (y0 * delta t t + r0 * off t) + q * lse n z
+    - (sum n (truth y0 r0 off t) + q * lse n z) * (1 - softmax n z t)) + g2 * softmax n z t + g3 * (1 - softmax n z t)
+    - g4 * entropy n z * softmax n z t + g4 * softmax n z t * (lse n z - z t).
+Proof. intros. unfold alpha. rewrite delta_same. ring. Qed.
+Theorem backward_label_5 : forall (n : nat) (z off : vec) (g1 g2 g3 g4 y0 r0 q : R) (t : nat), (t < n)%nat ->
+  g1 * (sum n (truth y0 r0 off t) - (y0 * delta t t + r0 * off t) + q * lse n z
+    - (sum n (truth y0 r0 off t) + q * lse n z) * (1 - softmax n z t)) + g2 * softmax n z t + g3 * (1 - softmax n z t)
+    - g4 * entropy n z * softmax n z t + g4 * softmax n z t * (lse n z - z t)
+    = g1 * (r0 * sum_but t n (fun j => off j) + q * lse n z - (sum n (truth y0 r0 off t) + q * lse n z) * (1 - softmax n z t))
+    + g2 * softmax n z t + g3 * (1 - softmax n z t) - g4 * entropy n z * softmax n z t + g4 * softmax n z t * (lse n z - z t).
+Proof. intros. now rewrite truth_apart. Qed.
+
+(** ... and at the label, by 1 - yhat_t *)
+Theorem backward_label : forall (n : nat) (z off : vec) (g1 g2 g3 g4 y0 r0 q : R) (t : nat), (t < n)%nat ->
+  partial (fun z => outputs n (truth y0 r0 off t) g1 g2 g3 g4 q t z) t z (g1 * (r0 * sum_but t n (fun j => off j) + q * lse n z
+    - (sum n (truth y0 r0 off t) + q * lse n z) * (1 - softmax n z t)) + g2 * softmax n z t + g3 * (1 - softmax n z t)
+    - g4 * entropy n z * softmax n z t + g4 * softmax n z t * (lse n z - z t)).
+Proof.
+  intros n z off g1 g2 g3 g4 y0 r0 q t T.
+  eapply partial_eq; [reflexivity| |now apply (backward_label_1 n z off g1 g2 g3 g4 y0 r0 q t)].
+  line (backward_label_2 n z off g1 g2 g3 g4 y0 r0 q t). line (backward_label_3 n z off g1 g2 g3 g4 y0 r0 q t).
+  line (backward_label_4 n z off g1 g2 g3 g4 y0 r0 q t). now apply backward_label_5.
+Qed.
+
+Lemma factor_derivative n z y g1 g2 g3 g4 q j k d3 d4 d5 : partial (fun z => lse n z) j z d3 -> partial (fun z => entropy n z) j z d4 ->
+  partial (fun z => z k) j z d5 ->
+  partial (fun z => alpha n y z g1 g2 g3 g4 q + g4 * (lse n z - z k)) j z (g1 * (q * d3) - g4 * d4 + g4 * (d3 - d5)).
+Proof.
+  rule. eapply d_eq; [reflexivity| |apply d_add; [apply d_sub; [apply d_sub; [apply d_add; [apply d_scal, d_add;
+    [now apply (d_const _ (sum n y))|apply d_scal; eassumption]|now apply (d_const _ g2)]|now apply (d_const _ g3)]|apply d_scal; eassumption]|
+    apply d_scal, d_sub; eassumption]].
+  ring.
+Qed.
+
+Theorem second_entry_1 : forall (n : nat) (z y : vec) (g1 g2 g3 g4 q : R) (j k t : nat) (d1 : R), (j < n)%nat -> (k < n)%nat ->
+  (t < n)%nat -> partial (fun z => dz n y z g1 g2 g3 g4 q t k) j z d1 -> partial (fun z => dz n y z g1 g2 g3 g4 q t k) j z d1.
+Proof. auto. Qed.
+Theorem second_entry_2 : forall (n : nat) (z y : vec) (g1 g2 g3 g4 q : R) (j k t : nat) (d1 : R), (j < n)%nat -> (k < n)%nat ->
+  (t < n)%nat -> partial (fun z => softmax n z k * (alpha n y z g1 g2 g3 g4 q + g4 * (lse n z - z k))) j z d1 ->
+  partial (fun z => dz n y z g1 g2 g3 g4 q t k) j z d1.
+Proof.
+  rule. eapply d_eq; [reflexivity| |apply d_add; [apply d_sub; [eassumption|now apply (d_const _ (g1 * y k))]|now apply (d_const _ (g3 * delta t k))]].
+  ring.
+Qed.
+Theorem second_entry_3 : forall (n : nat) (z y : vec) (g1 g2 g3 g4 q : R) (j k : nat) (d1 d2 : R), (j < n)%nat -> (k < n)%nat ->
+  partial (fun z => softmax n z k) j z d1 -> partial (fun z => alpha n y z g1 g2 g3 g4 q + g4 * (lse n z - z k)) j z d2 ->
+  partial (fun z => softmax n z k * (alpha n y z g1 g2 g3 g4 q + g4 * (lse n z - z k))) j z (d1 * (alpha n y z g1 g2 g3 g4 q
+    + g4 * (lse n z - z k)) + softmax n z k * d2).
+Proof.
+  rule. apply (d_mul (fun t => softmax n (set z j t) k)
+    (fun t => alpha n y (set z j t) g1 g2 g3 g4 q + g4 * (lse n (set z j t) - set z j t k)));
+    [easy|easy|now rewrite set_same|now rewrite set_same].
+Qed.
+Theorem second_entry_4 : forall (n : nat) (z y : vec) (g1 g2 g3 g4 q : R) (j k : nat) (d1 d2 d3 : R), (j < n)%nat -> (k < n)%nat ->
+  partial (fun z => softmax n z k) j z d1 -> partial (fun z => alpha n y z g1 g2 g3 g4 q + g4 * (lse n z - z k)) j z d2 ->
+  partial (fun z => alpha n y z g1 g2 g3 g4 q + g4 * (lse n z - z k)) j z d3 ->
+  d1 * (alpha n y z g1 g2 g3 g4 q + g4 * (lse n z - z k)) + softmax n z k * d2
+    = d1 * (alpha n y z g1 g2 g3 g4 q + g4 * (lse n z - z k)) + softmax n z k * d3.
+Proof. intros n z y g1 g2 g3 g4 q j k d1 d2 d3 J K D1 D2 D3. now rewrite (unique D2 D3). Qed.
+Theorem second_entry_5 : forall (n : nat) (z y : vec) (g1 g2 g3 g4 q : R) (j k : nat) (d1 d2 d3 d4 d5 : R), (j < n)%nat -> (k < n)%nat ->
+  partial (fun z => softmax n z k) j z d1 -> partial (fun z => alpha n y z g1 g2 g3 g4 q + g4 * (lse n z - z k)) j z d2 ->
+  partial (fun z => lse n z) j z d3 -> partial (fun z => entropy n z) j z d4 -> partial (fun z => z k) j z d5 ->
+  d1 * (alpha n y z g1 g2 g3 g4 q + g4 * (lse n z - z k)) + softmax n z k * d2
+    = d1 * (alpha n y z g1 g2 g3 g4 q + g4 * (lse n z - z k)) + softmax n z k * (g1 * (q * d3) - g4 * d4 + g4 * (d3 - d5)).
+Proof.
+  intros n z y g1 g2 g3 g4 q j k d1 d2 d3 d4 d5 J K D1 D2 D3 D4 D5. do 2 f_equal. apply (unique D2). now apply factor_derivative.
+Qed.
+Theorem second_entry_6 : forall (n : nat) (z y : vec) (g1 g2 g3 g4 q : R) (j k : nat) (d1 d2 d3 d4 : R), (j < n)%nat -> (k < n)%nat ->
+  partial (fun z => softmax n z k) j z d1 -> partial (fun z => lse n z) j z d2 -> partial (fun z => entropy n z) j z d3 ->
+  partial (fun z => z k) j z d4 -> d1 * (alpha n y z g1 g2 g3 g4 q + g4 * (lse n z - z k))
+    + softmax n z k * (g1 * (q * d2) - g4 * d3 + g4 * (d2 - d4))
+    = softmax n z k * (delta k j - softmax n z j) * (alpha n y z g1 g2 g3 g4 q + g4 * (lse n z - z k))
+    + softmax n z k * (g1 * (q * softmax n z j) - g4 * (softmax n z j * (lse n z - z j - entropy n z)) + g4 * (softmax n z j - d4)).
+Proof.
+  intros n z y g1 g2 g3 g4 q j k d1 d2 d3 d4 J K D1 D2 D3 D4.
+  now rewrite (unique D1 (softmax_gradient n z k j K J)), (unique D2 (lse_gradient n z j J)), (unique D3 (entropy_gradient n z j J)).
+Qed.
+Theorem second_entry_7 : forall (n : nat) (z y : vec) (g1 g2 g3 g4 q : R) (j k : nat) (d1 : R), (j < n)%nat -> (k < n)%nat ->
+  partial (fun z => z k) j z d1 -> softmax n z k * (delta k j - softmax n z j) * (alpha n y z g1 g2 g3 g4 q + g4 * (lse n z - z k))
+    + softmax n z k * (g1 * (q * softmax n z j) - g4 * (softmax n z j * (lse n z - z j - entropy n z)) + g4 * (softmax n z j - d1))
+    = softmax n z k * (delta k j - softmax n z j) * (alpha n y z g1 g2 g3 g4 q + g4 * (lse n z - z k))
+    + softmax n z k * (g1 * (q * softmax n z j) - g4 * (softmax n z j * (lse n z - z j - entropy n z)) + g4 * (softmax n z j - delta k j)).
+Proof. intros n z y g1 g2 g3 g4 q j k d1 J K D. now rewrite (unique D (coordinate z k j)). Qed.
+
+(** the second derivatives of all outputs *)
+Theorem second_entry : forall (n : nat) (z y : vec) (g1 g2 g3 g4 q : R) (j k t : nat), (j < n)%nat -> (k < n)%nat -> (t < n)%nat ->
+  partial (fun z => dz n y z g1 g2 g3 g4 q t k) j z (softmax n z k * (delta k j - softmax n z j) * (alpha n y z g1 g2 g3 g4 q
+    + g4 * (lse n z - z k)) + softmax n z k * (g1 * (q * softmax n z j) - g4 * (softmax n z j * (lse n z - z j - entropy n z))
+    + g4 * (softmax n z j - delta k j))).
+Proof.
+  intros n z y g1 g2 g3 g4 q j k t J K T. pose proof (softmax_gradient n z k j K J) as D1. pose proof (lse_gradient n z j J) as D3.
+  pose proof (entropy_gradient n z j J) as D4. pose proof (coordinate z k j) as D5.
+  pose proof (factor_derivative n z y g1 g2 g3 g4 q j k _ _ _ D3 D4 D5) as D2.
+  eapply partial_eq; [reflexivity| |exact (second_entry_1 n z y g1 g2 g3 g4 q j k t _ J K T (second_entry_2 n z y g1 g2 g3 g4 q j k t _ J K T
+    (second_entry_3 n z y g1 g2 g3 g4 q j k _ _ J K D1 D2)))].
+  exact (eq_trans (second_entry_6 n z y g1 g2 g3 g4 q j k _ _ _ _ J K D1 D3 D4 D5) (second_entry_7 n z y g1 g2 g3 g4 q j k _ J K D5)).
+Qed.
+
+Theorem second_product_1 : forall (n : nat) (z y v : vec) (g1 g2 g3 g4 q : R) (k t : nat) (d1 : vec), (k < n)%nat -> (t < n)%nat ->
+  (forall j, (j < n)%nat -> partial (fun z => dz n y z g1 g2 g3 g4 q t k) j z (d1 j)) ->
+  sum n (fun j => d1 j * v j) = sum n (fun j => (softmax n z k * (delta k j - softmax n z j) * (alpha n y z g1 g2 g3 g4 q
+    + g4 * (lse n z - z k)) + softmax n z k * (g1 * (q * softmax n z j) - g4 * (softmax n z j * (lse n z - z j - entropy n z))
+    + g4 * (softmax n z j - delta k j))) * v j).
+Proof.
+  intros n z y v g1 g2 g3 g4 q k t d1 K T D. apply sum_ext; intros j J. f_equal.
+  exact (unique (D j J) (second_entry n z y g1 g2 g3 g4 q j k t J K T)).
+Qed.
+Theorem second_product_2 : forall (n : nat) (z y v : vec) (g1 g2 g3 g4 q : R) (k : nat), (k < n)%nat ->
+  sum n (fun j => (softmax n z k * (delta k j - softmax n z j) * (alpha n y z g1 g2 g3 g4 q + g4 * (lse n z - z k))
+    + softmax n z k * (g1 * (q * softmax n z j) - g4 * (softmax n z j * (lse n z - z j - entropy n z))
+    + g4 * (softmax n z j - delta k j))) * v j)
+    = softmax n z k * (sum n (fun j => delta k j * v j) - sum n (fun j => softmax n z j * v j)) * (alpha n y z g1 g2 g3 g4 q
+    + g4 * (lse n z - z k)) + softmax n z k * (g1 * q * sum n (fun j => softmax n z j * v j)
+    - g4 * sum n (fun j => softmax n z j * (lse n z - z j - entropy n z) * v j)
+    + g4 * (sum n (fun j => softmax n z j * v j) - sum n (fun j => delta k j * v j))).
+Proof.
+  intros. set (A := alpha n y z g1 g2 g3 g4 q + g4 * (lse n z - z k)).
+  rewrite (sum_ext n _ (fun j => softmax n z k * (A - g4) * (delta k j * v j) + softmax n z k * (g1 * q + g4 - A) * (softmax n z j * v j)
+    - softmax n z k * g4 * (softmax n z j * (lse n z - z j - entropy n z) * v j))) by (intros; ring).
+  rewrite sum_sub, sum_add, !sum_scal. ring.
+Qed.
+Theorem second_product_3 : forall (n : nat) (z y v : vec) (g1 g2 g3 g4 q : R) (k : nat), (k < n)%nat ->
+  softmax n z k * (sum n (fun j => delta k j * v j) - sum n (fun j => softmax n z j * v j)) * (alpha n y z g1 g2 g3 g4 q
+    + g4 * (lse n z - z k)) + softmax n z k * (g1 * q * sum n (fun j => softmax n z j * v j)
+    - g4 * sum n (fun j => softmax n z j * (lse n z - z j - entropy n z) * v j)
+    + g4 * (sum n (fun j => softmax n z j * v j) - sum n (fun j => delta k j * v j)))
+    = softmax n z k * (v k - sum n (fun j => softmax n z j * v j)) * (alpha n y z g1 g2 g3 g4 q + g4 * (lse n z - z k))
+    + softmax n z k * (g1 * q * sum n (fun j => softmax n z j * v j)
+    - g4 * sum n (fun j => softmax n z j * (lse n z - z j - entropy n z) * v j) + g4 * (sum n (fun j => softmax n z j * v j) - v k)).
+Proof. intros. now rewrite (sum_delta_l n k v). Qed.
+Theorem second_product_4 : forall (n : nat) (z y v : vec) (g1 g2 g3 g4 q : R) (k : nat), (k < n)%nat ->
+  softmax n z k * (v k - sum n (fun j => softmax n z j * v j)) * (alpha n y z g1 g2 g3 g4 q + g4 * (lse n z - z k))
+    + softmax n z k * (g1 * q * sum n (fun j => softmax n z j * v j)
+    - g4 * sum n (fun j => softmax n z j * (lse n z - z j - entropy n z) * v j) + g4 * (sum n (fun j => softmax n z j * v j) - v k))
+    = softmax n z k * (v k - sum n (fun j => softmax n z j * v j)) * (alpha n y z g1 g2 g3 g4 q + g4 * (lse n z - z k))
+    + softmax n z k * (g1 * q * sum n (fun j => softmax n z j * v j) - g4 * eta n z v + g4 * (sum n (fun j => softmax n z j * v j) - v k)).
+Proof. intros. now rewrite entropy_along by lia. Qed.
+Theorem second_product_5 : forall (n : nat) (z y v : vec) (g1 g2 g3 g4 q : R) (k : nat), (k < n)%nat ->
+  softmax n z k * (v k - sum n (fun j => softmax n z j * v j)) * (alpha n y z g1 g2 g3 g4 q + g4 * (lse n z - z k))
+    + softmax n z k * (g1 * q * sum n (fun j => softmax n z j * v j) - g4 * eta n z v + g4 * (sum n (fun j => softmax n z j * v j) - v k))
+    = softmax n z k * (v k - mean n z v) * (alpha n y z g1 g2 g3 g4 q + g4 * (lse n z - z k))
+    + softmax n z k * (g1 * q * mean n z v - g4 * eta n z v + g4 * (mean n z v - v k)).
+Proof. reflexivity. Qed.
+Theorem second_product_6 : forall (n : nat) (z y v : vec) (g1 g2 g3 g4 q : R) (k : nat), (k < n)%nat ->
+  softmax n z k * (v k - mean n z v) * (alpha n y z g1 g2 g3 g4 q + g4 * (lse n z - z k))
+    + softmax n z k * (g1 * q * mean n z v - g4 * eta n z v + g4 * (mean n z v - v k))
+    = softmax n z k * ((alpha n y z g1 g2 g3 g4 q - g4) * (v k - mean n z v) + g4 * (v k - mean n z v) * (lse n z - z k)
+    + (g1 * q * mean n z v - g4 * eta n z v)).
+Proof. intros. ring. Qed.
+
+(** the Hessian of all outputs times v *)
+Theorem second_product : forall (n : nat) (z y v : vec) (g1 g2 g3 g4 q : R) (k t : nat) (d1 : vec), (k < n)%nat -> (t < n)%nat ->
+  (forall j, (j < n)%nat -> partial (fun z => dz n y z g1 g2 g3 g4 q t k) j z (d1 j)) ->
+  sum n (fun j => d1 j * v j) = softmax n z k * ((alpha n y z g1 g2 g3 g4 q - g4) * (v k - mean n z v)
+    + g4 * (v k - mean n z v) * (lse n z - z k) + (g1 * q * mean n z v - g4 * eta n z v)).
+Proof.
+  intros n z y v g1 g2 g3 g4 q k t d1 K T D. line (second_product_1 n z y v g1 g2 g3 g4 q k t d1). line second_product_2.
+  line second_product_3. line second_product_4. line second_product_5. now apply second_product_6.
+Qed.
+
+Theorem mean_apart_1 : forall (n : nat) (z v : vec) (j : nat), (j < n)%nat ->
+  v j - sum_but j n (fun k => softmax n z k * (v j - v k))
+    = v j - (softmax n z j * (v j - v j) + sum_but j n (fun k => softmax n z k * (v j - v k))).
+Proof. intros. ring. Qed.
+Theorem mean_apart_2 : forall (n : nat) (z v : vec) (j : nat), (j < n)%nat ->
+  v j - (softmax n z j * (v j - v j) + sum_but j n (fun k => softmax n z k * (v j - v k)))
+    = v j - sum n (fun k => softmax n z k * (v j - v k)).
+Proof. intros. now rewrite <- (sum_split n j (fun k => softmax n z k * (v j - v k))). Qed.
+Theorem mean_apart_3 : forall (n : nat) (z v : vec) (j : nat), (j < n)%nat ->
+  v j - sum n (fun k => softmax n z k * (v j - v k)) = v j - v j * sum n (fun k => softmax n z k) + sum n (fun k => softmax n z k * v k).
+Proof.
+  intros. rewrite (sum_ext n _ (fun k => v j * softmax n z k - softmax n z k * v k)) by (intros; ring).
+  rewrite sum_sub, sum_scal. change (sum n (fun k => softmax n z k)) with (sum n (softmax n z)). ring.
+Qed.
+Theorem mean_apart_4 : forall (n : nat) (z v : vec) (j : nat), (j < n)%nat ->
+  v j - v j * sum n (fun k => softmax n z k) + sum n (fun k => softmax n z k * v k) = v j - v j * 1 + sum n (fun k => softmax n z k * v k).
+Proof. intros. now rewrite softmax_sums_to_1 by lia. Qed.
+Theorem mean_apart_5 : forall (n : nat) (z v : vec) (j : nat), (j < n)%nat ->
+  v j - v j * 1 + sum n (fun k => softmax n z k * v k) = sum n (fun k => softmax n z k * v k).
+Proof. intros. ring. Qed.
+Theorem mean_apart_6 : forall (n : nat) (z v : vec), (0 < n)%nat -> sum n (fun k => softmax n z k * v k) = mean n z v.
+Proof. reflexivity. Qed.
+
+(** the mean of v from its distances to one entry *)
+Theorem mean_apart : forall (n : nat) (z v : vec) (j : nat), (j < n)%nat ->
+  v j - sum_but j n (fun k => softmax n z k * (v j - v k)) = mean n z v.
+Proof. intros. line mean_apart_1. line mean_apart_2. line mean_apart_3. line mean_apart_4. now apply mean_apart_5. Qed.
+
+Theorem loss_by_truth_1 : forall (n : nat) (z y : vec) (k : nat) (d1 : R), (k < n)%nat ->
+  partial (fun y => sum n y * lse n z - sum n (fun j => y j * z j)) k y d1 -> partial (fun y => loss n y z) k y d1.
+Proof. intros n z y k d1 K. apply partial_eq; [|easy]. intros. now rewrite loss_by_lse by lia. Qed.
+Theorem loss_by_truth_2 : forall (n : nat) (z y : vec) (k : nat) (d1 : R), (k < n)%nat ->
+  partial (fun y => sum n (fun j => y j) * lse n z - sum n (fun j => y j * z j)) k y d1 ->
+  partial (fun y => sum n y * lse n z - sum n (fun j => y j * z j)) k y d1.
+Proof. auto. Qed.
+Theorem loss_by_truth_3 : forall (n : nat) (z y : vec) (k : nat) (d1 : vec), (k < n)%nat ->
+  (forall j, (j < n)%nat -> partial (fun y => y j) k y (d1 j)) ->
+  partial (fun y => sum n (fun j => y j) * lse n z - sum n (fun j => y j * z j)) k y (sum n (fun j => d1 j) * lse n z
+    - sum n (fun j => d1 j * z j)).
+Proof.
+  rule. apply d_sub; [now apply d_scal_r, (d_sum n (fun j t => set y k t j))|].
+  apply (d_sum n (fun j t => set y k t j * z j)); intros; now apply d_scal_r; auto.
+Qed.
+Theorem loss_by_truth_4 : forall (n : nat) (z y : vec) (k : nat) (d1 : vec), (k < n)%nat ->
+  (forall j, (j < n)%nat -> partial (fun y => y j) k y (d1 j)) ->
+  sum n (fun j => d1 j) * lse n z - sum n (fun j => d1 j * z j) = sum n (fun j => delta j k) * lse n z - sum n (fun j => delta j k * z j).
+Proof.
+  intros n z y k d1 K D. assert (E : forall j, (j < n)%nat -> d1 j = delta j k) by (intros j J; exact (unique (D j J) (coordinate y j k))).
+  f_equal; [f_equal|]; apply sum_ext; intros; now rewrite E.
+Qed.
+Theorem loss_by_truth_5 : forall (n : nat) (z : vec) (k : nat), (k < n)%nat ->
+  sum n (fun j => delta j k) * lse n z - sum n (fun j => delta j k * z j) = 1 * lse n z - z k.
+Proof. intros. now rewrite one_hot_sum, one_hot_picks. Qed.
+Theorem loss_by_truth_6 : forall (n : nat) (z : vec) (k : nat), (k < n)%nat -> 1 * lse n z - z k = lse n z - z k.
+Proof. intros. ring. Qed.
+
+(** d L / d y_k = lse - z_k *)
+Theorem loss_by_truth : forall (n : nat) (z y : vec) (k : nat), (k < n)%nat -> partial (fun y => loss n y z) k y (lse n z - z k).
+Proof.
+  intros n z y k K. assert (D : forall j, (j < n)%nat -> partial (fun y => y j) k y (delta j k)) by (intros; apply coordinate).
+  eapply partial_eq; [reflexivity| |exact (loss_by_truth_1 n z y k _ K (loss_by_truth_2 n z y k _ K (loss_by_truth_3 n z y k _ K D)))].
+  line (loss_by_truth_5 n z). now apply (loss_by_truth_6 n).
+Qed.
+
+Theorem gradient_along_1 : forall (n : nat) (z v off : vec) (g1 g2 g3 g4 y0 r0 q : R) (t : nat), (t < n)%nat ->
+  sum n (fun k => (softmax n z k * (alpha n (truth y0 r0 off t) z g1 g2 g3 g4 q + g4 * (lse n z - z k))
+    - g1 * (y0 * delta k t + r0 * off k) + g3 * delta t k) * v k)
+    = sum n (fun k => (softmax n z k * (alpha n (truth y0 r0 off t) z g1 g2 g3 g4 q + g4 * (lse n z - z k))
+    - g1 * (y0 * delta k t + r0 * off k) + g3 * delta t k) * v k).
+Proof. reflexivity. Qed.
+Theorem gradient_along_2 : forall (n : nat) (z v off : vec) (g1 g2 g3 g4 y0 r0 q : R) (t : nat), (t < n)%nat ->
+  sum n (fun k => (softmax n z k * (alpha n (truth y0 r0 off t) z g1 g2 g3 g4 q + g4 * (lse n z - z k))
+    - g1 * (y0 * delta k t + r0 * off k) + g3 * delta t k) * v k)
+    = g1 * ((sum n (truth y0 r0 off t) + q * lse n z) * sum n (fun k => softmax n z k * v k)
+    - sum n (fun k => (y0 * delta k t + r0 * off k) * v k)) + g2 * sum n (fun k => softmax n z k * v k)
+    + g3 * (sum n (fun k => delta t k * v k) - sum n (fun k => softmax n z k * v k))
+    + g4 * sum n (fun j => softmax n z j * (lse n z - z j - entropy n z) * v j).
+Proof.
+  intros. set (P := sum n (truth y0 r0 off t)). unfold alpha. fold P.
+  rewrite (sum_ext n _ (fun k => (g1 * (P + q * lse n z) + g2 - g3) * (softmax n z k * v k) - g1 * ((y0 * delta k t + r0 * off k) * v k)
+    + g3 * (delta t k * v k) + g4 * (softmax n z k * (lse n z - z k - entropy n z) * v k))) by (intros; ring).
+  rewrite !sum_add, sum_sub, !sum_scal. ring.
+Qed.
+Theorem gradient_along_3 : forall (n : nat) (z v off : vec) (g1 g2 g3 g4 y0 r0 q : R) (t : nat), (t < n)%nat ->
+  g1 * ((sum n (truth y0 r0 off t) + q * lse n z) * sum n (fun k => softmax n z k * v k)
+    - sum n (fun k => (y0 * delta k t + r0 * off k) * v k)) + g2 * sum n (fun k => softmax n z k * v k)
+    + g3 * (sum n (fun k => delta t k * v k) - sum n (fun k => softmax n z k * v k))
+    + g4 * sum n (fun j => softmax n z j * (lse n z - z j - entropy n z) * v j)
+    = g1 * ((sum n (truth y0 r0 off t) + q * lse n z) * sum n (fun k => softmax n z k * v k)
+    - sum n (fun k => (y0 * delta k t + r0 * off k) * v k)) + g2 * sum n (fun k => softmax n z k * v k)
+    + g3 * (v t - sum n (fun k => softmax n z k * v k)) + g4 * sum n (fun j => softmax n z j * (lse n z - z j - entropy n z) * v j).
+Proof. intros. now rewrite (sum_delta_l n t v). Qed.
+Theorem gradient_along_4 : forall (n : nat) (z v off : vec) (g1 g2 g3 g4 y0 r0 q : R) (t : nat), (t < n)%nat ->
+  g1 * ((sum n (truth y0 r0 off t) + q * lse n z) * sum n (fun k => softmax n z k * v k)
+    - sum n (fun k => (y0 * delta k t + r0 * off k) * v k)) + g2 * sum n (fun k => softmax n z k * v k)
+    + g3 * (v t - sum n (fun k => softmax n z k * v k)) + g4 * sum n (fun j => softmax n z j * (lse n z - z j - entropy n z) * v j)
+    = g1 * ((sum n (truth y0 r0 off t) + q * lse n z) * sum n (fun k => softmax n z k * v k)
+    - sum n (fun k => (y0 * delta k t + r0 * off k) * v k)) + g2 * sum n (fun k => softmax n z k * v k)
+    + g3 * (v t - sum n (fun k => softmax n z k * v k)) + g4 * eta n z v.
+Proof. intros. now rewrite entropy_along by lia. Qed.
+Theorem gradient_along_5 : forall (n : nat) (z v off : vec) (g1 g2 g3 g4 y0 r0 q : R) (t : nat), (t < n)%nat ->
+  g1 * ((sum n (truth y0 r0 off t) + q * lse n z) * sum n (fun k => softmax n z k * v k)
+    - sum n (fun k => (y0 * delta k t + r0 * off k) * v k)) + g2 * sum n (fun k => softmax n z k * v k)
+    + g3 * (v t - sum n (fun k => softmax n z k * v k)) + g4 * eta n z v
+    = g1 * ((sum n (truth y0 r0 off t) + q * lse n z) * mean n z v - sum n (fun k => (y0 * delta k t + r0 * off k) * v k))
+    + g2 * mean n z v + g3 * (v t - mean n z v) + g4 * eta n z v.
+Proof. reflexivity. Qed.
+Theorem gradient_along_6 : forall (n : nat) (z v off : vec) (g1 g2 g3 g4 y0 r0 q : R) (t : nat), (t < n)%nat ->
+  g1 * ((sum n (truth y0 r0 off t) + q * lse n z) * mean n z v - sum n (fun k => (y0 * delta k t + r0 * off k) * v k)) + g2 * mean n z v
+    + g3 * (v t - mean n z v) + g4 * eta n z v
+    = g1 * ((sum n (truth y0 r0 off t) + q * lse n z) * mean n z v - sum n (fun k => (y0 * delta k t + r0 * off k) * v k))
+    + g2 * mean n z v + g3 * (v t - mean n z v) + g4 * eta n z v.
+Proof. reflexivity. Qed.
+Theorem gradient_along_7 : forall (n : nat) (z v off : vec) (g1 g2 g3 g4 y0 r0 q : R) (t : nat), (t < n)%nat ->
+  g1 * ((sum n (truth y0 r0 off t) + q * lse n z) * mean n z v - sum n (fun k => (y0 * delta k t + r0 * off k) * v k)) + g2 * mean n z v
+    + g3 * (v t - mean n z v) + g4 * eta n z v
+    = g1 * (y0 * (mean n z v * sum n (fun k => delta k t) - sum n (fun k => delta k t * v k))
+    + r0 * (mean n z v * sum n (fun k => off k) - sum n (fun k => off k * v k)) + q * lse n z * mean n z v) + g2 * mean n z v
+    + g3 * (v t - mean n z v) + g4 * eta n z v.
+Proof.
+  intros. unfold truth. rewrite (sum_add n (fun k => y0 * delta k t)), (sum_scal n y0), (sum_scal n r0).
+  rewrite (sum_ext n (fun k => (y0 * delta k t + r0 * off k) * v k) (fun k => y0 * (delta k t * v k) + r0 * (off k * v k))) by (intros; ring).
+  rewrite sum_add, !sum_scal. change (sum n (fun k => off k)) with (sum n off). ring.
+Qed.
+Theorem gradient_along_8 : forall (n : nat) (z v off : vec) (g1 g2 g3 g4 y0 r0 q : R) (t : nat), (t < n)%nat ->
+  g1 * (y0 * (mean n z v * sum n (fun k => delta k t) - sum n (fun k => delta k t * v k))
+    + r0 * (mean n z v * sum n (fun k => off k) - sum n (fun k => off k * v k)) + q * lse n z * mean n z v) + g2 * mean n z v
+    + g3 * (v t - mean n z v) + g4 * eta n z v
+    = g1 * (y0 * (mean n z v * 1 - v t) + r0 * (mean n z v * sum n (fun k => off k) - sum n (fun k => off k * v k))
+    + q * lse n z * mean n z v) + g2 * mean n z v + g3 * (v t - mean n z v) + g4 * eta n z v.
+Proof. intros. now rewrite one_hot_sum, (one_hot_picks n t v). Qed.
+Theorem gradient_along_9 : forall (n : nat) (z v off : vec) (g1 g2 g3 g4 y0 r0 q : R) (t : nat), (t < n)%nat ->
+  g1 * (y0 * (mean n z v * 1 - v t) + r0 * (mean n z v * sum n (fun k => off k) - sum n (fun k => off k * v k)) + q * lse n z * mean n z v)
+    + g2 * mean n z v + g3 * (v t - mean n z v) + g4 * eta n z v
+    = g1 * (y0 * (mean n z v - v t) + r0 * sum n (fun k => off k * (mean n z v - v k)) + q * lse n z * mean n z v) + g2 * mean n z v
+    + g3 * (v t - mean n z v) + g4 * eta n z v.
+Proof.
+  intros. rewrite (sum_ext n (fun k => off k * (mean n z v - v k)) (fun k => mean n z v * off k - off k * v k)) by (intros; ring).
+  rewrite sum_sub, sum_scal. change (sum n (fun k => off k)) with (sum n off). ring.
+Qed.
+
+(** the gradient of all outputs times v, linear in every upstream gradient and in the truth *)
+Theorem gradient_along : forall (n : nat) (z v off : vec) (g1 g2 g3 g4 y0 r0 q : R) (t : nat), (t < n)%nat ->
+  sum n (fun k => (softmax n z k * (alpha n (truth y0 r0 off t) z g1 g2 g3 g4 q + g4 * (lse n z - z k))
+    - g1 * (y0 * delta k t + r0 * off k) + g3 * delta t k) * v k)
+    = g1 * (y0 * (mean n z v - v t) + r0 * sum n (fun k => off k * (mean n z v - v k)) + q * lse n z * mean n z v) + g2 * mean n z v
+    + g3 * (v t - mean n z v) + g4 * eta n z v.
+Proof.
+  intros. line gradient_along_1. line (gradient_along_2 n z v off). line gradient_along_3. line gradient_along_4. line gradient_along_5.
+  line gradient_along_6. line gradient_along_7. line gradient_along_8. now apply gradient_along_9.
+Qed.
+
+(** its derivatives, all at a point: by the upstream gradients g1 to g4, and by y0, r0, q and off_k *)
+Definition along (n : nat) (z v off : vec) (g1 g2 g3 g4 y0 r0 q : R) (t : nat) : R :=
+  sum n (fun k => dz n (truth y0 r0 off t) z g1 g2 g3 g4 q t k * v k).
+
+Theorem along_derivatives n z v off g1 g2 g3 g4 y0 r0 q t k : (t < n)%nat -> (k < n)%nat ->
+  derivable_pt_lim (fun g1 => along n z v off g1 g2 g3 g4 y0 r0 q t) g1
+    ((sum n (truth y0 r0 off t) + q * lse n z) * mean n z v - (y0 * v t + r0 * sum n (fun j => off j * v j))) /\
+  derivable_pt_lim (fun g2 => along n z v off g1 g2 g3 g4 y0 r0 q t) g2 (mean n z v) /\
+  derivable_pt_lim (fun g3 => along n z v off g1 g2 g3 g4 y0 r0 q t) g3 (v t - mean n z v) /\
+  derivable_pt_lim (fun g4 => along n z v off g1 g2 g3 g4 y0 r0 q t) g4 (eta n z v) /\
+  derivable_pt_lim (fun y0 => along n z v off g1 g2 g3 g4 y0 r0 q t) y0 (g1 * (mean n z v - v t)) /\
+  derivable_pt_lim (fun r0 => along n z v off g1 g2 g3 g4 y0 r0 q t) r0
+    (g1 * (sum n off * mean n z v - sum n (fun j => off j * v j))) /\
+  derivable_pt_lim (fun q => along n z v off g1 g2 g3 g4 y0 r0 q t) q (g1 * lse n z * mean n z v) /\
+  partial (fun off => along n z v off g1 g2 g3 g4 y0 r0 q t) k off (g1 * r0 * (mean n z v - v k)).
+Proof.
+  intros T K. assert (E : sum n (truth y0 r0 off t) = y0 + r0 * sum n off).
+  { unfold truth. rewrite (sum_add n (fun k => y0 * delta k t)), !sum_scal, one_hot_sum by easy.
+    change (sum n (fun j => off j)) with (sum n off). ring. }
+  assert (F : forall o, sum n (fun k => o k * (mean n z v - v k)) = sum n o * mean n z v - sum n (fun j => o j * v j)).
+  { intros. rewrite <- sum_scal_r, <- sum_sub. apply sum_ext; intros; ring. }
+  assert (A : forall g1 g2 g3 g4 y0 r0 q o, along n z v o g1 g2 g3 g4 y0 r0 q t =
+    g1 * (y0 * (mean n z v - v t) + r0 * sum n (fun k => o k * (mean n z v - v k)) + q * lse n z * mean n z v)
+    + g2 * mean n z v + g3 * (v t - mean n z v) + g4 * eta n z v) by (intros; now apply gradient_along).
+  assert (L : forall (f : R -> R) x d, (forall s, f s = d * s + f 0) -> derivable_pt_lim f x d).
+  { intros f x d E'. apply (d_eq (fun s => d * s + f 0) f x (d * 1 + 0)); [now symmetry|ring|].
+    apply d_add; [apply d_scal, d_id; easy|now apply (d_const _ (f 0))]. }
+  rewrite E. repeat split; try (apply L; intros; rewrite !A, ?F; ring). apply L; intros s.
+  assert (O : forall s, sum n (fun j => set off k s j * (mean n z v - v j)) = s * (mean n z v - v k)
+    + sum_but k n (fun j => off j * (mean n z v - v j))).
+  { intros. rewrite (sum_split n k) by easy. f_equal; [by_index|]. apply sum_but_ext; intros; by_index. }
+  rewrite !A, !O. ring.
+Qed.
 
 (** ** A linear head *)
 
@@ -1765,31 +2708,44 @@ Proof. intros. apply linear_rows_1; auto. intros r L. now apply (linear_w n nd).
 
 (** ** Streaming: log-sum-exp and softmax from pieces, in one pass *)
 
-(** A piece of the scores is summed up by (m, s): m is the largest, s the sum of e^(z - m). It stands for the sum of e^z. *)
-Definition state : Type := R * R.
-Definition one (x : R) : state := (x, 1).
-Definition stands_for (a : state) : R := exp (fst a) * snd a.
-Definition read (a : state) : R := fst a + ln (snd a).
+(** A piece of the scores is summed up by (m, s, u): m is the largest, s the sum of e^(z - m), and u that of e^(z - m) (m - z). It stands
+    for the sum of e^z, and of e^z z. *)
+Definition state : Type := R * R * R.
+Definition m_of (a : state) : R := fst (fst a).
+Definition s_of (a : state) : R := snd (fst a).
+Definition u_of (a : state) : R := snd a.
+Definition one (x : R) : state := (x, 1, 0).
+Definition stands_for (a : state) : R := exp (m_of a) * s_of a.
+Definition weighs (a : state) : R := exp (m_of a) * (m_of a * s_of a - u_of a).
+Definition read (a : state) : R := m_of a + ln (s_of a).
 Definition merge (a b : state) : state :=
-  let m := Rmax (fst a) (fst b) in (m, exp (fst a - m) * snd a + exp (fst b - m) * snd b).
+  let m := Rmax (m_of a) (m_of b) in
+  (m, exp (m_of a - m) * s_of a + exp (m_of b - m) * s_of b,
+   exp (m_of a - m) * (u_of a + s_of a * (m - m_of a)) + exp (m_of b - m) * (u_of b + s_of b * (m - m_of b))).
 
 (** merging loses nothing *)
-Theorem merge_correct a b : stands_for (merge a b) = stands_for a + stands_for b.
+Lemma merge_stands a b : stands_for (merge a b) = stands_for a + stands_for b.
 Proof. apply merge_parts. Qed.
+
+Lemma merge_weighs a b : weighs (merge a b) = weighs a + weighs b.
+Proof. apply merge_u. Qed.
+
+Theorem merge_correct a b : stands_for (merge a b) = stands_for a + stands_for b /\ weighs (merge a b) = weighs a + weighs b.
+Proof. split; [apply merge_stands|apply merge_weighs]. Qed.
 
 (** the order of two pieces does not matter *)
 Theorem merge_commutative a b : merge a b = merge b a.
-Proof. unfold merge. rewrite Rmax_comm. f_equal. apply Rplus_comm. Qed.
+Proof. unfold merge. rewrite Rmax_comm. f_equal; [f_equal|]; apply Rplus_comm. Qed.
 
-Lemma state_eq (a b : state) : fst a = fst b -> stands_for a = stands_for b -> a = b.
+Lemma state_eq (a b : state) : m_of a = m_of b -> stands_for a = stands_for b -> weighs a = weighs b -> a = b.
 Proof.
-  destruct a as [m s], b as [m' s']; unfold stands_for; simpl. intros <- E.
-  f_equal. apply Rmult_eq_reg_l in E; auto. apply Rgt_not_eq, exp_pos.
+  destruct a as [[m s] u], b as [[m' s'] u']; unfold stands_for, weighs, m_of, s_of, u_of; simpl. intros <- E W.
+  pose proof (Rgt_not_eq _ _ (exp_pos m)). apply Rmult_eq_reg_l in E; auto. subst. apply Rmult_eq_reg_l in W; auto. repeat f_equal. lra.
 Qed.
 
 (** nor does the bracketing of three *)
 Theorem merge_associative a b c : merge a (merge b c) = merge (merge a b) c.
-Proof. apply state_eq; [apply Rmax_assoc|]. rewrite !merge_correct. ring. Qed.
+Proof. apply state_eq; [apply Rmax_assoc|rewrite !merge_stands; ring|rewrite !merge_weighs; ring]. Qed.
 
 (** with the empty piece, None, as unit: that of no score at all *)
 Definition merge_any (a b : option state) : option state :=
@@ -1800,7 +2756,7 @@ Theorem merge_identity a : merge_any None a = a /\ merge_any a None = a.
 Proof. now destruct a. Qed.
 
 Theorem merge_any_correct a b : stands_for_any (merge_any a b) = stands_for_any a + stands_for_any b.
-Proof. destruct a, b; simpl; rewrite ?merge_correct; ring. Qed.
+Proof. destruct a, b; simpl; rewrite ?merge_stands; ring. Qed.
 
 Theorem merge_any_commutative a b : merge_any a b = merge_any b a.
 Proof. destruct a, b; simpl; auto. f_equal. apply merge_commutative. Qed.
@@ -1813,9 +2769,13 @@ Inductive plan := Score (x : R) | Merge (a b : plan).
 Fixpoint run (t : plan) : state := match t with Score x => one x | Merge a b => merge (run a) (run b) end.
 Fixpoint scores (t : plan) : list R := match t with Score x => [x] | Merge a b => scores a ++ scores b end.
 Definition total (l : list R) : R := fold_right (fun x a => exp x + a) 0 l.
+Definition weight (l : list R) : R := fold_right (fun x a => exp x * x + a) 0 l.
 Definition count (l : list R) : R := fold_right (fun _ a => 1 + a) 0 l.
 
 Lemma total_app l l' : total (l ++ l') = total l + total l'.
+Proof. induction l; simpl; [|rewrite IHl]; ring. Qed.
+
+Lemma weight_app l l' : weight (l ++ l') = weight l + weight l'.
 Proof. induction l; simpl; [|rewrite IHl]; ring. Qed.
 
 Lemma count_app l l' : count (l ++ l') = count l + count l'.
@@ -1827,37 +2787,56 @@ Proof. induction l; [easy|]. simpl length. rewrite S_INR, <- IHl. simpl. ring. Q
 Lemma total_permutation l l' : Permutation l l' -> total l = total l'.
 Proof. induction 1; simpl; lra. Qed.
 
-(** the state of a plan stands for the sum of e^z over its scores ... *)
+Lemma weight_permutation l l' : Permutation l l' -> weight l = weight l'.
+Proof. induction 1; simpl; lra. Qed.
+
+(** the state of a plan stands for the sums of e^z and e^z z over its scores ... *)
 Theorem run_total t : stands_for (run t) = total (scores t).
-Proof. induction t; simpl; [unfold stands_for; simpl; ring|]. rewrite merge_correct, total_app. congruence. Qed.
+Proof. induction t; simpl; [unfold stands_for, m_of, s_of; simpl; ring|]. rewrite merge_stands, total_app. congruence. Qed.
+
+Theorem run_weight t : weighs (run t) = weight (scores t).
+Proof. induction t; simpl; [unfold weighs, m_of, s_of, u_of; simpl; ring|]. rewrite merge_weighs, weight_app. congruence. Qed.
 
 (** ... and its m is the largest of them *)
-Theorem run_max t : In (fst (run t)) (scores t) /\ Forall (fun x => x <= fst (run t)) (scores t).
+Theorem run_max t : In (m_of (run t)) (scores t) /\ Forall (fun x => x <= m_of (run t)) (scores t).
 Proof.
-  induction t as [x|a [Ia Fa] b [Ib Fb]]; simpl; [split; [now left|repeat constructor; lra]|]. rewrite Forall_forall in *. split.
+  induction t as [x|a [Ia Fa] b [Ib Fb]]; simpl; [split; [now left|repeat constructor; unfold m_of; simpl; lra]|].
+  change (m_of (merge (run a) (run b))) with (Rmax (m_of (run a)) (m_of (run b))). rewrite Forall_forall in *. split.
   - apply in_or_app, Rmax_case; auto.
   - intros x [I|I]%in_app_or; [apply Fa in I|apply Fb in I]; eapply Rle_trans; eauto; [apply Rmax_l|apply Rmax_r].
 Qed.
 
-(** s stays between 1 and the number of scores: nothing overflows, and no logarithm of 0 is taken *)
-Theorem run_safe t : 1 <= snd (run t) <= INR (length (scores t)).
+(** s stays between 1 and the number of scores, and u between 0 and it: nothing overflows, and no logarithm of 0 is taken *)
+Lemma run_s t : 1 <= s_of (run t) <= INR (length (scores t)).
 Proof.
   assert (G : forall x m, x <= m -> 0 < exp (x - m) <= 1).
   { intros x m L. split; [apply exp_pos|]. rewrite <- exp_0.
     destruct L; [left; apply exp_increasing; lra|subst; right; f_equal; lra]. }
-  rewrite <- count_length. induction t as [x|a Ha b Hb]; simpl; [lra|].
-  rewrite count_app. set (p := fst (run a)). set (q := fst (run b)).
+  rewrite <- count_length. induction t as [x|a Ha b Hb]; simpl; [unfold s_of; simpl; lra|].
+  rewrite count_app. unfold s_of, merge; simpl. fold (s_of (run a)) (s_of (run b)). set (p := m_of (run a)). set (q := m_of (run b)).
   pose proof (G p (Rmax p q) (Rmax_l p q)). pose proof (G q (Rmax p q) (Rmax_r p q)).
   assert (exp (p - Rmax p q) = 1 \/ exp (q - Rmax p q) = 1)
     by (rewrite <- exp_0; apply Rmax_case; [left|right]; f_equal; ring).
   nra.
 Qed.
 
+Lemma u_terms l m : Forall (fun x => x <= m) l -> 0 <= m * total l - weight l <= exp m * count l.
+Proof.
+  induction 1 as [|x l L F IH]; simpl; [lra|]. pose proof (exp_pos x). pose proof (exp_above_tangent (m - x)).
+  assert (exp x * exp (m - x) = exp m) by (rewrite <- exp_plus; f_equal; ring). nra.
+Qed.
+
+Theorem run_safe t : 1 <= s_of (run t) <= INR (length (scores t)) /\ 0 <= u_of (run t) <= INR (length (scores t)).
+Proof.
+  split; [apply run_s|]. destruct (run_max t) as [_ F]. pose proof (u_terms _ _ F) as B. rewrite count_length in B.
+  rewrite <- run_total, <- run_weight in B. unfold stands_for, weighs in B. pose proof (exp_pos (m_of (run t))). nra.
+Qed.
+
 (** any chunks, any order, any tree: the very same (m, s) *)
 Theorem any_plan_same_state t t' : Permutation (scores t) (scores t') -> run t = run t'.
 Proof.
   intros P. destruct (run_max t) as [I F], (run_max t') as [I' F']. rewrite Forall_forall in F, F'.
-  apply state_eq; [|rewrite !run_total; now apply total_permutation].
+  apply state_eq; [|rewrite !run_total; now apply total_permutation|rewrite !run_weight; now apply weight_permutation].
   apply Rle_antisym; [apply F', (Permutation_in _ P I)|apply F, (Permutation_in _ (Permutation_sym P) I')].
 Qed.
 
@@ -1886,19 +2865,34 @@ Qed.
 Lemma total_vector n z : total (map z (seq 0 n)) = sum n (fun i => exp (z i)).
 Proof. induction n; [easy|]. rewrite seq_S, map_app, total_app, IHn. simpl. ring. Qed.
 
+Lemma weight_vector n z : weight (map z (seq 0 n)) = sum n (fun i => exp (z i) * z i).
+Proof. induction n; [easy|]. rewrite seq_S, map_app, weight_app, IHn. simpl. ring. Qed.
+
 (** the final state of any plan over the whole vector gives lse, m + log s ... *)
 Theorem streaming_lse t n z : Permutation (scores t) (map z (seq 0 n)) -> read (run t) = lse n z.
 Proof.
-  intros P. unfold read, lse. pose proof (run_safe t) as [S _].
+  intros P. unfold read, lse. pose proof (run_s t) as [S _].
   rewrite <- total_vector, <- (total_permutation _ _ P), <- run_total. unfold stands_for.
   rewrite ln_mult, ln_exp; [easy|apply exp_pos|lra].
 Qed.
 
 (** ... and every prediction, e^(z_k - m) / s *)
 Theorem streaming_softmax t n z k : Permutation (scores t) (map z (seq 0 n)) ->
-  exp (z k - fst (run t)) / snd (run t) = softmax n z k.
+  exp (z k - m_of (run t)) / s_of (run t) = softmax n z k.
 Proof.
-  intros P. unfold softmax. pose proof (run_safe t) as [S _].
+  intros P. unfold softmax. pose proof (run_s t) as [S _].
   rewrite <- total_vector, <- (total_permutation _ _ P), <- run_total. unfold stands_for.
-  rewrite <- (unshift (fst (run t)) (z k)). pose proof (exp_pos (fst (run t))). field. lra.
+  rewrite <- (unshift (m_of (run t)) (z k)). pose proof (exp_pos (m_of (run t))). field. lra.
+Qed.
+
+(** ... and the entropy, log s + u / s *)
+Theorem streaming_entropy t n z : (0 < n)%nat -> Permutation (scores t) (map z (seq 0 n)) ->
+  ln (s_of (run t)) + u_of (run t) / s_of (run t) = entropy n z.
+Proof.
+  intros N P. pose proof (run_s t) as [S _]. rewrite entropy_by_lse by easy.
+  rewrite (sum_ext n _ (fun j => lse n z * softmax n z j - / sum n (fun i => exp (z i)) * (exp (z j) * z j)))
+    by (intros; unfold softmax, Rdiv; ring).
+  rewrite sum_sub, !sum_scal. change (sum n (softmax n z)) with (sum n (fun j => softmax n z j)). rewrite softmax_sums_to_1 by easy.
+  rewrite <- weight_vector, <- (streaming_lse t n z P), <- total_vector, <- (weight_permutation _ _ P), <- (total_permutation _ _ P),
+    <- run_total, <- run_weight. unfold read, stands_for, weighs. pose proof (exp_pos (m_of (run t))). field. split; lra.
 Qed.

@@ -1,4 +1,6 @@
-"""Bounds for the rounding errors of the loss and the gradient, derived from the steps of the kernels. The tests use them as tolerances.
+"""Bounds for the rounding errors of the loss, the entropy, their gradients and the Hessian product, derived from the steps of the kernels.
+
+The tests use them as tolerances. The log-probability of a label is minus its loss with y = 1, so that `row_bounds` is its bound.
 
 u is the unit roundoff of the type of the computation (2^-24 for float32 and 16-bit types, 2^-53 for float64), v = 2^-53 that of the float64
 numbers of a row, and C the number of classes. The relative error of an operation is one unit, that of exp and log two units (one ulp), and
@@ -165,3 +167,93 @@ def row_bounds(
         value = np.abs(formula.gradient(z64, sums, label, formula.coefficients(sums, formula.Numbers(*truth)), o64))
         floor = TINY[dtype.name] + 2 * least + (g * (2 * least * mass + classes * tiny * (1 + mass)))[:, None]
         return loss, g[:, None] * dz * (1 + store) * _PRODUCTS + store * value + floor
+
+
+def entropy_bounds(z: Array, label: Array) -> tuple[Array, Array]:  # [R, C] in its dtype, [R] -> [R], [R, C]
+    """Return bounds of the absolute errors of the entropy H of each row and of its gradient; NaN or inf if the exact value is not finite.
+
+    `label` is the class that is kept apart. If it has the largest logit, the bound of H is a relative one: the other classes have yhat_k <=
+    1/2, so lse - z_k >= ln 2 and H >= miss ln 2. Below, x_k = |lse - z_k|, and e is loss_bound.
+
+    H:  (1 - miss) nll + e^(m - lse) (u + s over). Each e_k (m - z_k) in u has the 2u of exp, u each for the difference and the product, and
+        2u for the tree: 6u. nll, miss, e^(m - lse) and s have relative errors of e, and over has an absolute one of e, which e^(m - lse) s
+        <= miss multiplies, as the error of 1 - miss multiplies nll. Hence (6u + 3e) H + 2 e miss. The errors of e_k at a distance add 2v
+        yhat_k x_k^2, since x_k weights them. A prediction may be rounded to the compute type before it is weighted: that is one unit of the
+        6u, in place of one unit of the tree.
+    dH: yhat_k (lse - z_k - H). The error of yhat_k is that of grad_bound, 5u + 2e + 2v x_k. lse - z_k is a sum of two numbers that are not
+        negative, with 3u and the absolute error e of lse, H has its bound, and its rounding and the sum have u each: 5u more. All multiply
+        yhat_k (x_k + H), except the two absolute errors, which multiply yhat_k.
+
+    The last terms are for numbers below the smallest of a type, as in `row_bounds`: each e_k may be lost, and x_k multiplies it.
+    """
+    dtype = z.dtype
+    u, store = unit(dtype), UNIT[dtype.name]
+    least = TINY["float64" if dtype == np.float64 else "float32"]
+    with np.errstate(invalid="ignore", over="ignore", under="ignore"):
+        z64, nll, miss, e, x, yhat = _row(z, label)
+        hot = formula.at_label(z64, label)
+        others = times(np.where(hot, 0, yhat), x)
+        h = times(np.exp(-nll), nll) + others.sum(axis=1)
+        far = np.where(np.isfinite(x), x, 0)
+        lost = 2 * least * (1 + far)
+        entropy = (6 * u + 3 * e) * h + 2 * e * miss + 2 * _V * times(others, x).sum(axis=1) + lost.sum(axis=1)
+        relative = (10 * u + 2 * e)[:, None] + 2 * _V * x
+        dh = times(yhat, relative * (x + h[:, None]) + (entropy + e)[:, None]) + lost * (1 + h[:, None])
+        value = times(yhat, np.abs(np.where(hot, nll[:, None], x) - h[:, None]))
+        return entropy * _PRODUCTS, dh * (1 + store) * _PRODUCTS + store * value + TINY[dtype.name]
+
+
+def hessian_bounds(
+    z: Array, label: Array, truth: Array, off: Array | None, v: Array
+) -> Array:  # z [R, C] in its dtype, label, truth, off: as the kernels take them, v [R, C] in the compute type -> [R, C]
+    """Return bounds of the absolute errors of the entries of H v, the product of the Hessian of the loss and a vector.
+
+    (H v)_k = g yhat_k (M (v_k - mean) + q mean), where M = mass + q lse and mean = <yhat, v> = v_j - sum_{i != j} yhat_i (v_j - v_i). The
+    class j has the largest logit, and `lead` is the sum. With e = loss_bound and x_k = |lse - z_k|:
+
+    lead   Each term has 6u + 2e + 2v x_i for the prediction, which may be rounded to the compute type, u each for the difference and the
+           product, and 2u for the tree. v_j - v_i may be a sum of two differences, from the largest v. Both are at most the range of v, the
+           largest v less the smallest. Hence the range times sum_{i != j} yhat_i (10u + 2e + e + 2v x_i), where one e is for the additions.
+    mean   the error of lead, and v |v_j| for the rounding
+    v_k - mean    the error of lead, and u times the range, because v_k - v_j and lead are at most the range
+    H v    yhat_k has 6u + 2e + 2v x_k, and each product and the sum one unit: 10u + 2e + 2v x_k for the products. M has the magnitude of
+           its parts as in `row_bounds`, with 1 + |lse| for lse.
+
+    v must be of the compute type: the error of its rounding is not part of the bound.
+    """
+    dtype, classes = z.dtype, z.shape[1]
+    u, store = unit(dtype), UNIT[dtype.name]
+    least = TINY["float64" if dtype == np.float64 else "float32"]
+    y, r, q, g = np.abs(truth)
+    with np.errstate(invalid="ignore", over="ignore", under="ignore"):
+        top = z.argmax(axis=1)
+        z64, _, _, e, x, yhat = _row(z, top)
+        v64 = np.asarray(v, np.float64)
+        hot = formula.at_label(z64, top)
+        spread = v64.max(axis=1) - v64.min(axis=1)
+        others = np.where(hot, 0, yhat)
+        own = np.where(hot, v64, 0).sum(axis=1)
+        lead = spread * (times(others, (10 * u + 3 * e)[:, None] + 2 * _V * x).sum(axis=1) + least * classes)
+        mean = own - times(others, np.where(others == 0, 0, own[:, None] - v64)).sum(axis=1)
+        o64 = np.zeros((1, 1)) if off is None else np.abs(np.asarray(off, np.float64))
+        level = np.abs(lse(formula.partials(z64, top))) + e
+        mass = y + r * np.broadcast_to(o64, z64.shape if off is not None else (len(z64), 1)).sum(axis=1) + times(q, 1 + level)
+        apart = np.where(hot, times(others, own[:, None] - v64).sum(axis=1)[:, None], v64 - mean[:, None])
+        relative = (10 * u + 2 * e)[:, None] + 2 * _V * x
+        centred = times(yhat, relative * np.abs(apart) + (lead + u * spread * others.sum(axis=1) + _V * np.abs(own))[:, None])
+        level_of = times(yhat, relative * np.abs(mean)[:, None] + (lead + _V * np.abs(own))[:, None])
+        hv = mass[:, None] * centred + times(q, 1.0)[:, None] * level_of
+        value = mass[:, None] * times(yhat, np.abs(apart)) + q[:, None] * times(yhat, np.abs(mean)[:, None])
+        floor = TINY[dtype.name] + 2 * least * (1 + g * (1 + mass) * (1 + spread + np.abs(own)))[:, None]
+        bound: Array = g[:, None] * hv * (1 + store) * _PRODUCTS + store * g[:, None] * value + floor
+        return bound
+
+
+def _row(z: Array, label: Array) -> tuple[Array, Array, Array, Array, Array, Array]:
+    """Return z in float64, nll, miss, loss_bound, |lse - z| and softmax of the rows."""
+    z64 = np.asarray(z, np.float64)
+    x = formula.partials(z64, label)
+    nll, miss, _ = finish(x)
+    gap = np.abs(x.m - x.zt)
+    e = np.asarray(loss_bound(z.dtype, z.shape[1], np.where(np.isfinite(gap), gap, 0.0)))
+    return z64, nll, miss, e, np.abs(z64 - lse(x)[:, None]), formula.softmax(z64, x)

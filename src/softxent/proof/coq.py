@@ -14,8 +14,8 @@ from .expr import RANGES, E, Fact, children, in_row, letters, reindex, same, wal
 from .wellformed import ill_formed
 
 SIZES = {"N": "n", "D": "nd", "R": "nr"}
-VECTORS = ("z", "y", "yhat", "v", "w", "u", "x", "b")
-SCALARS = ("eps", "lam", "T", "c", "m", "m1", "m2", "s1", "s2", "a")
+VECTORS = ("z", "y", "yhat", "v", "w", "u", "x", "b", "off")
+SCALARS = ("eps", "lam", "T", "c", "m", "m1", "m2", "s1", "s2", "u1", "u2", "a", "g1", "g2", "g3", "g4", "y0", "r0", "q")
 BEYOND = {  # theorems of Softmax.v that are not lines of a derivation: in words, and the statement that they must have
     "softmax_positive": (
         "Every prediction is positive.",
@@ -24,11 +24,6 @@ BEYOND = {  # theorems of Softmax.v that are not lines of a derivation: in words
     "softmax_le_1": (
         "No prediction is above 1.",
         "forall (n : nat) (z : vec) (j : nat), (j < n)%nat -> softmax n z j <= 1",
-    ),
-    "softmax_jacobian": (
-        "Results 1 and 2 in one: the derivative of yhat_j by z_k is yhat_j (delta_jk - yhat_k).",
-        "forall (n : nat) (z : vec) (j k : nat), (j < n)%nat -> (k < n)%nat -> partial (fun z => softmax n z j) k z (softmax n "
-        "z j * (delta j k - softmax n z k))",
     ),
     "chain_rule": (
         "The chain rule of Part 3, for any two factors that are the derivatives.",
@@ -83,6 +78,29 @@ BEYOND = {  # theorems of Softmax.v that are not lines of a derivation: in words
         "forall (n : nat) (y z : vec) (H : nat -> vec) (v : vec), (0 < n)%nat -> 0 <= sum n y -> is_hessian n y z H -> 0 <= sum "
         "n (fun k => sum n (fun j => v k * H k j * v j))",
     ),
+    "entropy_nonneg": (
+        "The entropy is not negative.",
+        "forall (n : nat) (z : vec), 0 <= entropy n z",
+    ),
+    "along_derivatives": (
+        "The derivatives of <dz, v>, for the gradient dz of all outputs, by the upstream gradients and by the numbers of the truth.",
+        "forall (n : nat) (z v off : vec) (g1 g2 g3 g4 y0 r0 q : R) (t k : nat), (t < n)%nat -> (k < n)%nat -> "
+        "derivable_pt_lim (fun g1 => along n z v off g1 g2 g3 g4 y0 r0 q t) g1 ((sum n (truth y0 r0 off t) + q * lse n z) * mean n z v "
+        "- (y0 * v t + r0 * sum n (fun j => off j * v j))) /\\ "
+        "derivable_pt_lim (fun g2 => along n z v off g1 g2 g3 g4 y0 r0 q t) g2 (mean n z v) /\\ "
+        "derivable_pt_lim (fun g3 => along n z v off g1 g2 g3 g4 y0 r0 q t) g3 (v t - mean n z v) /\\ "
+        "derivable_pt_lim (fun g4 => along n z v off g1 g2 g3 g4 y0 r0 q t) g4 (eta n z v) /\\ "
+        "derivable_pt_lim (fun y0 => along n z v off g1 g2 g3 g4 y0 r0 q t) y0 (g1 * (mean n z v - v t)) /\\ "
+        "derivable_pt_lim (fun r0 => along n z v off g1 g2 g3 g4 y0 r0 q t) r0 "
+        "(g1 * (sum n off * mean n z v - sum n (fun j => off j * v j))) /\\ "
+        "derivable_pt_lim (fun q => along n z v off g1 g2 g3 g4 y0 r0 q t) q (g1 * lse n z * mean n z v) /\\ "
+        "partial (fun off => along n z v off g1 g2 g3 g4 y0 r0 q t) k off (g1 * r0 * (mean n z v - v k))",
+    ),
+    "softcap_by_abs": (
+        "With w = e^(-2|x|/c), which is at most 1, tanh |x/c| is (1 - w) / (1 + w), and the slope of the softcap is 4 w / (1 + w)^2 / T.",
+        "forall x c T : R, 0 < c -> T <> 0 -> let w := exp (- (2 * (Rabs x / c))) in 0 < w <= 1 /\\ "
+        "tanh (Rabs x / c) = (1 - w) / (1 + w) /\\ (1 - (tanh (x / c)) ^ 2) / T = 4 * w / (1 + w) ^ 2 / T",
+    ),
     "lse_above_tangent": (
         "Log-sum-exp lies above each of its tangent planes.",
         "forall (n : nat) (z : vec) (w : vec), (0 < n)%nat -> lse n z + sum n (fun j => softmax n z j * (w j - z j)) <= lse n w",
@@ -106,8 +124,8 @@ BEYOND = {  # theorems of Softmax.v that are not lines of a derivation: in words
         "forall (n t : nat) (f : vec), (t < n)%nat -> sum n (fun j => delta j t * f j) = f t",
     ),
     "merge_correct": (
-        "Merging the partial sums (m, s) of two parts adds up e^m s.",
-        "forall a b : state, stands_for (merge a b) = stands_for a + stands_for b",
+        "Merging the partial sums (m, s, u) of two parts adds up e^m s, the sum of e^z, and e^m (m s - u), the sum of e^z z.",
+        "forall a b : state, stands_for (merge a b) = stands_for a + stands_for b /\\ weighs (merge a b) = weighs a + weighs b",
     ),
     "merge_commutative": (
         "Merging is commutative.",
@@ -122,16 +140,17 @@ BEYOND = {  # theorems of Softmax.v that are not lines of a derivation: in words
         "forall a : option state, merge_any None a = a /\\ merge_any a None = a",
     ),
     "any_plan_same_state": (
-        "Any tree of merges, over the scores in any order, gives the same (m, s).",
+        "Any tree of merges, over the scores in any order, gives the same (m, s, u).",
         "forall t t' : plan, Permutation (scores t) (scores t') -> run t = run t'",
     ),
     "run_max": (
         "The m of a tree of merges is the largest score.",
-        "forall t : plan, In (fst (run t)) (scores t) /\\ Forall (fun x => x <= fst (run t)) (scores t)",
+        "forall t : plan, In (m_of (run t)) (scores t) /\\ Forall (fun x => x <= m_of (run t)) (scores t)",
     ),
     "run_safe": (
-        "The s of a tree of merges is at least 1 and at most the number of scores, so nothing overflows and log s is defined.",
-        "forall t : plan, 1 <= snd (run t) <= INR (length (scores t))",
+        "The s of a tree of merges is at least 1, u is at least 0, and both are at most the number of scores. So nothing overflows and "
+        "log s is defined.",
+        "forall t : plan, 1 <= s_of (run t) <= INR (length (scores t)) /\\ 0 <= u_of (run t) <= INR (length (scores t))",
     ),
     "online_chunks": (
         "Merging the results of two chunks gives the result of the whole row.",
@@ -147,8 +166,13 @@ BEYOND = {  # theorems of Softmax.v that are not lines of a derivation: in words
     ),
     "streaming_softmax": (
         "e^(z_k - m) / s, with m and s of a tree of merges, is the softmax of the row.",
-        "forall (t : plan) (n : nat) (z : vec) (k : nat), Permutation (scores t) (map z (seq 0 n)) -> exp (z k - fst (run t)) / "
-        "snd (run t) = softmax n z k",
+        "forall (t : plan) (n : nat) (z : vec) (k : nat), Permutation (scores t) (map z (seq 0 n)) -> exp (z k - m_of (run t)) / "
+        "s_of (run t) = softmax n z k",
+    ),
+    "streaming_entropy": (
+        "log s + u / s, with s and u of a tree of merges, is the entropy of the row.",
+        "forall (t : plan) (n : nat) (z : vec), (0 < n)%nat -> Permutation (scores t) (map z (seq 0 n)) -> ln (s_of (run t)) + "
+        "u_of (run t) / s_of (run t) = entropy n z",
     ),
 }
 MEANINGS = {  # the definitions of the names in the statements, which Softmax.v must contain literally
@@ -170,19 +194,39 @@ MEANINGS = {  # the definitions of the names in the statements, which Softmax.v 
     "loss": ("Definition loss (n : nat) (y z : vec) : R := cross_entropy n y (softmax n z)."),
     "lse": ("Definition lse (n : nat) (z : vec) : R := ln (sum n (fun i => exp (z i)))."),
     "gradient": ("Definition gradient (n : nat) (y z : vec) : vec := fun k => sum n y * softmax n z k - y k."),
+    "entropy": ("Definition entropy (n : nat) (z : vec) : R := - sum n (fun j => softmax n z j * ln (softmax n z j))."),
     "mean": ("Definition mean (n : nat) (z v : vec) : R := sum n (fun j => softmax n z j * v j)."),
     "is_hessian": (
         "Definition is_hessian (n : nat) (y z : vec) (H : nat -> vec) : Prop :=\n"
         "  exists G : vec -> vec, (forall k z, (k < n)%nat -> partial (fun z => loss n y z) k z (G z k)) /\\\n"
         "    forall k j, (k < n)%nat -> (j < n)%nat -> partial (fun z => G z k) j z (H k j)."
     ),
-    "state": ("Definition state : Type := R * R."),
-    "one": ("Definition one (x : R) : state := (x, 1)."),
-    "stands_for": ("Definition stands_for (a : state) : R := exp (fst a) * snd a."),
-    "read": ("Definition read (a : state) : R := fst a + ln (snd a)."),
+    "eta": ("Definition eta (n : nat) (z v : vec) : R := sum n (fun j => softmax n z j * (lse n z - z j) * (v j - mean n z v))."),
+    "truth": ("Definition truth (y0 r0 : R) (off : vec) (t : nat) : vec := fun k => y0 * delta k t + r0 * off k."),
+    "alpha": (
+        "Definition alpha (n : nat) (y z : vec) (g1 g2 g3 g4 q : R) : R := g1 * (sum n y + q * lse n z) + g2 - g3 - g4 * entropy n z."
+    ),
+    "dz": (
+        "Definition dz (n : nat) (y z : vec) (g1 g2 g3 g4 q : R) (t k : nat) : R :=\n"
+        "  softmax n z k * (alpha n y z g1 g2 g3 g4 q + g4 * (lse n z - z k)) - g1 * y k + g3 * delta t k."
+    ),
+    "along": (
+        "Definition along (n : nat) (z v off : vec) (g1 g2 g3 g4 y0 r0 q : R) (t : nat) : R :=\n"
+        "  sum n (fun k => dz n (truth y0 r0 off t) z g1 g2 g3 g4 q t k * v k)."
+    ),
+    "state": ("Definition state : Type := R * R * R."),
+    "m_of": ("Definition m_of (a : state) : R := fst (fst a)."),
+    "s_of": ("Definition s_of (a : state) : R := snd (fst a)."),
+    "u_of": ("Definition u_of (a : state) : R := snd a."),
+    "one": ("Definition one (x : R) : state := (x, 1, 0)."),
+    "stands_for": ("Definition stands_for (a : state) : R := exp (m_of a) * s_of a."),
+    "weighs": ("Definition weighs (a : state) : R := exp (m_of a) * (m_of a * s_of a - u_of a)."),
+    "read": ("Definition read (a : state) : R := m_of a + ln (s_of a)."),
     "merge": (
         "Definition merge (a b : state) : state :=\n"
-        "  let m := Rmax (fst a) (fst b) in (m, exp (fst a - m) * snd a + exp (fst b - m) * snd b)."
+        "  let m := Rmax (m_of a) (m_of b) in\n"
+        "  (m, exp (m_of a - m) * s_of a + exp (m_of b - m) * s_of b,\n"
+        "   exp (m_of a - m) * (u_of a + s_of a * (m - m_of a)) + exp (m_of b - m) * (u_of b + s_of b * (m - m_of b)))."
     ),
     "merge_any": (
         "Definition merge_any (a b : option state) : option state :=\n"
@@ -194,7 +238,7 @@ MEANINGS = {  # the definitions of the names in the statements, which Softmax.v 
     "scores": ("Fixpoint scores (t : plan) : list R := match t with Score x => [x] | Merge a b => scores a ++ scores b end."),
     "online": ("Definition online (x : R) (l : list R) : state := fold_left (fun a x => merge a (one x)) l (one x)."),
 }
-_DEFINED = {"yhat": "softmax z", "L": "loss y z", "lse": "lse z", "p": "sum y", "g": "gradient y z", "mu": "mean z v"}
+_DEFINED = {"yhat": "softmax z", "L": "loss y z", "lse": "lse z", "p": "sum y", "g": "gradient y z", "mu": "mean z v", "H": "entropy z"}
 _OPERATORS = {"+": 1, "-": 1, "*": 3, "@": 3, "/": 3}
 
 
@@ -282,7 +326,7 @@ class Statement:
         row, index = (index[0], index[1:]) if index and RANGES[index[0]] == "R" else (None, index)
         if name == "N":
             return f"INR {self._size('i')}", 8
-        if name in bound or name in ("v", "w", "u", "b", "W") or (name in SCALARS and name not in self.bodies):
+        if name in bound or name in ("v", "w", "u", "b", "off", "W") or (name in SCALARS and name not in self.bodies):
             if name in self.bound or name not in bound:
                 self.used.add(name)
             return " ".join((name, *index)), 8 if index else 9

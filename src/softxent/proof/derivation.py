@@ -5,8 +5,10 @@ line before, the reason in a sentence, and the facts that it is given. No formul
 readers take it from here: text and LaTeX (reading.py), SymPy and a checker for each rule (symbolic.py, rules.py), numbers (replay.py), Coq
 (coq.py), and the page of `softxent explain --html`.
 
-Vectors over the classes: z scores, y truth, yhat prediction, v a direction, w class weights, u probabilities, x raw scores. In a
-linear head, x [D] is the input, W [N, D] and b [N] the weights. Different letters are different indices only where `distinct` says so.
+Vectors over the classes: z scores, y truth, yhat prediction, v a direction, w class weights, u probabilities, x raw scores, dz the gradient
+of all outputs. The truth of a kernel is y_0 at the label plus r_0 off_k; q is twice the coefficient of its z-loss, and g_1 to g_4 are the
+upstream gradients of the loss, of lse, of the label's log-probability and of the entropy. In a linear head, x [D] is the input, W [N, D]
+and b [N] the weights. Different letters are different indices only where `distinct` says so.
 """
 
 from __future__ import annotations
@@ -17,9 +19,11 @@ from typing import NamedTuple
 from .expr import D, Definition, E, Fact, Name, P, Sum, delta, exp, lift, log, matches, reindex, tanh, walk
 
 z, y, yhat, g, v, w, u, x, W, b = map(Name, ("z", "y", "yhat", "g", "v", "w", "u", "x", "W", "b"))
-L, lse, p, mu, N = (Name(name)[()] for name in ("L", "lse", "p", "mu", "N"))
+L, lse, p, mu, H, N = (Name(name)[()] for name in ("L", "lse", "p", "mu", "H", "N"))
 eps, lam, T, c = (Name(name)[()] for name in ("eps", "lam", "T", "c"))
-m, m1, m2, s1, s2, a = (Name(name)[()] for name in ("m", "m1", "m2", "s1", "s2", "a"))
+m, m1, m2, s1, s2, u1, u2, a = (Name(name)[()] for name in ("m", "m1", "m2", "s1", "s2", "u1", "u2", "a"))
+g1, g2, g3, g4, y0, r0, q, alpha, eta = (Name(name)[()] for name in ("g1", "g2", "g3", "g4", "y0", "r0", "q", "alpha", "eta"))
+off, dz = Name("off"), Name("dz")
 i, j, k, t, d, e, r = "ijktder"
 ZERO, ONE = lift(0), lift(1)
 
@@ -30,6 +34,7 @@ DEFINITIONS = (
     Definition(p, Sum(j, y[j])),
     Definition(g[k], p @ yhat[k] - y[k]),
     Definition(mu, Sum(j, yhat[j] @ v[j])),
+    Definition(H, -Sum(j, yhat[j] * log(yhat[j]))),
 )
 
 SUM_IS_1 = Fact(Sum(j, y[j]), "=", ONE)
@@ -313,6 +318,73 @@ CURVATURE = Derivation("hessian_psd", "The curvature is a variance", Sum(k, v[k]
          ("p",), (TRUTH,), ">="),
 ))  # fmt: skip
 
+# ---------------------------------------------------------------- log-probability and entropy
+
+LOG_PROBABILITY = Derivation("log_probability", "The logarithm of a prediction", log(yhat[j]), (
+    Step(log(U / V), "definition", "yhat_j is written out.", ("yhat",)),
+    Step(z[j] - log(V), "logarithm", "The logarithm of a quotient is a difference, and log e^x is x."),
+    Step(z[j] - lse, "definition", "The logarithm of the sum of exponentials is lse. For the label, this is the loss with a minus sign.",
+         ("lse",)),
+))  # fmt: skip
+
+LOG_PROBABILITY_GRADIENT = Derivation("log_probability_gradient", "The derivative of a log-probability", D(log(yhat[j]), z[k]), (
+    Step(D(z[j] - lse, z[k]), "result", "The log-probability is written by log-sum-exp.", ("log_probability",)),
+    Step(D(z[j], z[k]) - D(lse, z[k]), "linearity", "The derivative of a difference is the difference of the derivatives."),
+    Step(delta(j, k) - D(lse, z[k]), "coordinate", "The derivative of z_j by z_k is 1 if j is k, and 0 otherwise. This is delta_jk."),
+    Step(delta(j, k) - yhat[k], "result", "The derivative of log-sum-exp is softmax.", ("lse_gradient",)),
+))  # fmt: skip
+
+SOFTMAX_BY_LSE = Derivation("softmax_by_lse", "Softmax by log-sum-exp", exp(z[j] - lse), (
+    Step(exp(z[j] - log(V)), "definition", "lse is written out.", ("lse",)),
+    Step(U / V, "exponential", "The exponential of a difference is a quotient, and e^log v is v."),
+    Step(yhat[j], "definition", "The fraction is softmax.", ("yhat",)),
+))  # fmt: skip
+
+JACOBIAN = Derivation("softmax_gradient", "Results 1 and 2 in one formula", D(yhat[j], z[k]), (
+    Step(D(exp(z[j] - lse), z[k]), "result", "Softmax is written by log-sum-exp.", ("softmax_by_lse",)),
+    Step(exp(z[j] - lse) * D(z[j] - lse, z[k]), "derivative of exp", "The derivative of e^f is e^f f'."),
+    Step(yhat[j] * D(z[j] - lse, z[k]), "result", "The first factor is softmax.", ("softmax_by_lse",)),
+    Step(yhat[j] * D(log(yhat[j]), z[k]), "result", "z_j - lse is the log-probability.", ("log_probability",)),
+    Step(yhat[j] @ P(delta(j, k) - yhat[k]), "result", "Its derivative was calculated before.", ("log_probability_gradient",)),
+))  # fmt: skip
+
+SURPRISE = Sum(j, yhat[j] @ P(lse - z[j]))
+ENTROPY = Derivation("entropy_by_lse", "The entropy of the prediction", H, (
+    Step(-Sum(j, yhat[j] * log(yhat[j])), "definition", "The entropy is written out.", ("H",)),
+    Step(-Sum(j, yhat[j] * P(z[j] - lse)), "result", "The log-probability is z_j - lse.", ("log_probability",)),
+    Step(SURPRISE, "distribute", "No term is negative, because no score is above lse."),
+))  # fmt: skip
+
+HOTJK = delta(j, k)
+ENTROPY_GRADIENT = Derivation("entropy_gradient", "The derivative of the entropy", D(H, z[k]), (
+    Step(D(-Sum(j, yhat[j] * log(yhat[j])), z[k]), "definition", "The entropy is written out.", ("H",)),
+    Step(-Sum(j, D(yhat[j] * log(yhat[j]), z[k])), "linearity", "The derivative moves inside the sum."),
+    Step(-Sum(j, D(yhat[j], z[k]) * log(yhat[j]) + yhat[j] * D(log(yhat[j]), z[k])), "product rule", "Both factors contain z_k."),
+    Step(-Sum(j, yhat[j] @ P(HOTJK - yhat[k]) * log(yhat[j]) + yhat[j] * P(HOTJK - yhat[k])), "result",
+         "Both derivatives were calculated before.", ("softmax_gradient", "log_probability_gradient")),
+    Step(-Sum(j, yhat[j] @ P(HOTJK - yhat[k]) * P(z[j] - lse) + yhat[j] * P(HOTJK - yhat[k])), "result",
+         "The log-probability is z_j - lse.", ("log_probability",)),
+    Step(Sum(j, yhat[j] @ P(lse - z[j]) @ HOTJK) - yhat[k] @ P(SURPRISE) - Sum(j, yhat[j] @ HOTJK) + yhat[k] @ P(Sum(j, yhat[j])),
+         "distribute", "The brackets are multiplied out, and each part is summed."),
+    Step(yhat[k] @ P(lse - z[k]) - yhat[k] @ P(SURPRISE) - yhat[k] + yhat[k] @ P(Sum(j, yhat[j])), "one term",
+         "delta_jk picks the term j = k of two sums."),
+    Step(yhat[k] @ P(lse - z[k]) - yhat[k] @ P(SURPRISE) - yhat[k] + yhat[k] @ P(1), "result", "The predictions sum to 1.",
+         ("softmax_sums_to_1",)),
+    Step(yhat[k] @ P(lse - z[k]) - yhat[k] @ P(H) - yhat[k] + yhat[k] @ P(1), "result", "The other sum is the entropy.",
+         ("entropy_by_lse",)),
+    Step(yhat[k] @ P(lse - z[k] - H), "distribute", "yhat_k is a factor of the terms that remain."),
+))  # fmt: skip
+
+ALONG = Definition(eta, Sum(j, yhat[j] @ P(lse - z[j]) @ P(v[j] - mu)))
+ENTROPY_ALONG = Derivation("entropy_along", "The gradient of the entropy times a vector", Sum(j, yhat[j] @ P(lse - z[j] - H) @ v[j]), (
+    Step(Sum(j, yhat[j] @ P(lse - z[j]) @ v[j]) - H @ P(Sum(j, yhat[j] @ v[j])), "distribute", "H does not depend on j."),
+    Step(Sum(j, yhat[j] @ P(lse - z[j]) @ v[j]) - H @ mu, "definition", "The second sum is the mean of v.", ("mu",)),
+    Step(Sum(j, yhat[j] @ P(lse - z[j]) @ v[j]) - P(SURPRISE) @ mu, "result", "The entropy is written by log-sum-exp.",
+         ("entropy_by_lse",)),
+    Step(Sum(j, yhat[j] @ P(lse - z[j]) @ P(v[j] - mu)), "distribute", "Both sums have the factor yhat_j (lse - z_j)."),
+    Step(eta, "definition", "The sum is called eta.", ("eta",)),
+), where=(ALONG,))  # fmt: skip
+
 # ---------------------------------------------------------------- every option is a choice of truth
 
 HOT, HOTJ = delta(k, t), delta(j, t)
@@ -416,15 +488,56 @@ TEMPERATURE = _elementwise("temperature", "Temperature", Definition(z[k], x[k] /
     Step(1 / T, "coordinate", "The derivative of x_k by x_k is 1."),
 ))  # fmt: skip
 CAPPED = tanh(x[k] / c)
-SOFTCAP = _elementwise("softcap", "Softcap", Definition(z[k], c @ CAPPED), 1 - CAPPED**2, (
-    Step(c @ D(CAPPED, x[k]), "linearity", "c is a constant."),
-    Step(c @ P((1 - CAPPED**2) * D(x[k] / c, x[k])), "derivative of tanh", "The derivative of tanh f is (1 - tanh^2 f) f'."),
-    Step(c @ P((1 - CAPPED**2) * (1 / c)), "coordinate", "The derivative of x/c by x is 1/c."),
-    Step(1 - CAPPED**2, "cancel", "c is not zero."),
+SLOPE, SLOPEJ = ((1 - tanh(x[n] / c) ** 2) / T for n in (k, j))
+SOFTCAP = _elementwise("softcap", "Softcap and temperature", Definition(z[k], c / T @ CAPPED), SLOPE, (
+    Step(c / T @ D(CAPPED, x[k]), "linearity", "c and T are constants."),
+    Step(c / T @ P((1 - CAPPED**2) * D(x[k] / c, x[k])), "derivative of tanh", "The derivative of tanh f is (1 - tanh^2 f) f'."),
+    Step(c / T @ P((1 - CAPPED**2) * (1 / c)), "coordinate", "The derivative of x/c by x is 1/c."),
+    Step(SLOPE, "cancel", "c is not zero."),
 ))  # fmt: skip
-TEMPERATURE_IS_NOT_0, CAP_IS_NOT_0 = (Fact(q, "!=", ZERO) for q in (T, c))
+TEMPERATURE_IS_NOT_0, CAP_IS_NOT_0 = (Fact(number, "!=", ZERO) for number in (T, c))
+CAP = (TEMPERATURE_IS_NOT_0, CAP_IS_NOT_0)
 TEMPERATURE = tuple(one._replace(given=(TEMPERATURE_IS_NOT_0,)) for one in TEMPERATURE)
-SOFTCAP = tuple(one._replace(given=(CAP_IS_NOT_0,)) for one in SOFTCAP)
+SOFTCAP = tuple(one._replace(given=CAP) for one in SOFTCAP)
+
+SMALL = exp(-(2 * (x[k] / c)))
+SOFTCAP_SLOPE = Derivation("softcap_slope", "The slope of the softcap without cancellation", SLOPE, (
+    Step((1 - ((1 - SMALL) / (1 + SMALL)) ** 2) / T, "tanh", "tanh f is (1 - w) / (1 + w), where w = e^(-2f)."),
+    Step(4 @ SMALL / (1 + SMALL) ** 2 / T, "fractions",
+         "Far from 0, 1 - tanh^2 would lose its digits. tanh^2 is even, so that the sign of x may be chosen for which w is at most 1."),
+), given=CAP)  # fmt: skip
+
+SOFTCAP_SECOND = Derivation("softcap_second", "The second derivative of the softcap", D(SLOPE, x[k]), (
+    Step(-D(CAPPED**2, x[k]) / T, "linearity", "T is a constant."),
+    Step(-(2 @ CAPPED * D(CAPPED, x[k])) / T, "derivative of a square", "The derivative of f^2 is 2 f f'."),
+    Step(-(2 @ CAPPED * P((1 - CAPPED**2) * D(x[k] / c, x[k]))) / T, "derivative of tanh",
+         "The derivative of tanh f is (1 - tanh^2 f) f'."),
+    Step(-(2 @ CAPPED * P((1 - CAPPED**2) * (1 / c))) / T, "coordinate", "The derivative of x/c by x is 1/c."),
+    Step(-(2 / c @ CAPPED @ P(SLOPE)), "regroup", "The slope is a factor."),
+), given=CAP)  # fmt: skip
+
+BY_SCORES = D(g[k], z[i]) * D(z[i], x[j])
+SOFTCAP_CHAIN = Derivation("softcap_chain", "The derivative of the gradient by a raw score", D(g[k], x[j]), (
+    Step(Sum(i, BY_SCORES), "chain rule", "The raw score x_j changes the gradient through the scores z_i."),
+    Step(D(g[k], z[j]) * D(z[j], x[j]) + Sum(i, BY_SCORES, but=j), "split the sum", "Only z_j contains x_j."),
+    Step(D(g[k], z[j]) * P(SLOPEJ) + Sum(i, D(g[k], z[i]) * 0, but=j), "result", "The slope is substituted.",
+         ("softcap_same", "softcap_other")),
+    Step(D(g[k], z[j]) * P(SLOPEJ), "zero and one", "One term remains."),
+), where=SOFTCAP[0].where, given=CAP)  # fmt: skip
+
+OWN = P(D(SLOPE, x[k]) * v[k] + Sum(j, D(SLOPE, x[j]) * v[j], but=k))
+SOFTCAP_HESSIAN = Derivation("softcap_hessian", "The Hessian by the raw scores times a vector", Sum(j, D(g[k] * P(SLOPE), x[j]) * v[j]), (
+    Step(Sum(j, P(D(g[k], x[j]) * P(SLOPE) + g[k] * D(SLOPE, x[j])) * v[j]), "product rule",
+         "The gradient by x_k is the gradient by z_k times the slope, and both contain x_k."),
+    Step(P(SLOPE) * P(Sum(j, D(g[k], x[j]) * v[j])) + g[k] * P(Sum(j, D(SLOPE, x[j]) * v[j])), "distribute", "Each part is summed."),
+    Step(P(SLOPE) * P(Sum(j, D(g[k], x[j]) * v[j])) + g[k] * OWN, "split the sum", "The slope at k contains x_k only."),
+    Step(P(SLOPE) * P(Sum(j, D(g[k], x[j]) * v[j])) + g[k] * P(D(SLOPE, x[k]) * v[k] + Sum(j, 0 * v[j], but=k)), "constant",
+         "The other derivatives are 0."),
+    Step(P(SLOPE) * P(Sum(j, D(g[k], x[j]) * v[j])) + g[k] * P(D(SLOPE, x[k]) * v[k]), "zero and one", "One term remains."),
+    Step(P(SLOPE) * P(Sum(j, D(g[k], z[j]) * P(SLOPEJ) * v[j])) + g[k] * P(P(-(2 / c @ CAPPED @ P(SLOPE))) * v[k]), "result",
+         "The Hessian by the scores is multiplied by v times the slope, and the product by the slope at k. "
+         "The second derivative of the score multiplies the gradient.", ("softcap_chain", "softcap_second")),
+), where=SOFTCAP[0].where, given=CAP)  # fmt: skip
 
 # ---------------------------------------------------------------- sums in parts: the online merge
 
@@ -433,6 +546,21 @@ MERGE = Derivation("merge_parts", "Merging the sums of two parts", exp(m) * P(ex
     Step(exp(m1) @ s1 + exp(m2) @ s2, "exponential",
          "A product of exponentials is the exponential of the sum. m cancels, so any m gives the same sum. "
          "With the larger of m1 and m2, nothing overflows."),
+))  # fmt: skip
+
+SHIFTED = Sum(i, exp(z[i] - m) @ P(m - z[i]))
+SUM_OF_U = Derivation("sum_of_u", "What the sum u of a part stands for", exp(m) * P(m @ Sum(i, exp(z[i] - m)) - SHIFTED), (
+    Step(Sum(i, exp(m) @ exp(z[i] - m) @ z[i]), "distribute", "u is the sum of e^(z_i - m) (m - z_i), whose terms are not negative. "
+         "In m s - u, the terms with m cancel."),
+    Step(Sum(i, exp(z[i]) @ z[i]), "exponential", "m cancels, so any m gives the same sum."),
+))  # fmt: skip
+
+MERGED_S, MERGED_U = exp(m1 - m) @ s1 + exp(m2 - m) @ s2, exp(m1 - m) @ P(u1 + s1 @ P(m - m1)) + exp(m2 - m) @ P(u2 + s2 @ P(m - m2))
+MERGE_U = Derivation("merge_u", "Merging the sums u of two parts", exp(m) * P(m @ P(MERGED_S) - P(MERGED_U)), (
+    Step(exp(m) @ exp(m1 - m) @ P(m1 @ s1 - u1) + exp(m) @ exp(m2 - m) @ P(m2 @ s2 - u2), "distribute",
+         "The terms with m s_1 and m s_2 cancel."),
+    Step(exp(m1) @ P(m1 @ s1 - u1) + exp(m2) @ P(m2 @ s2 - u2), "exponential",
+         "m cancels. The result is the sum of what the two parts stand for."),
 ))  # fmt: skip
 
 READ_LSE = Derivation("read_lse", "Log-sum-exp of a shifted sum", m + log(Sum(i, exp(z[i] - m))), (
@@ -471,6 +599,152 @@ MISS = Derivation("miss", "The probability of a miss", 1 - yhat[t], (
     Step(Sum(i, exp(z[i]), but=t) / Sum(i, exp(z[i])), "opposites",
          "Only positive terms remain, so that no digits are lost where yhat_t is near 1."),
 ))  # fmt: skip
+
+ENTROPY_APART = Derivation("entropy_apart", "The entropy from the sums apart from the label", H, (
+    Step(SURPRISE, "result", "The entropy is written by log-sum-exp.", ("entropy_by_lse",)),
+    Step(yhat[t] @ P(lse - z[t]) + Sum(j, yhat[j] @ P(lse - z[j]), but=t), "split the sum",
+         "The term of the label is written apart from the others. It is yhat_t times the loss of the label."),
+    Step(yhat[t] @ P(lse - z[t]) + Sum(j, exp(z[j] - lse) @ P(lse - z[j]), but=t), "result", "The other predictions are written by lse.",
+         ("softmax_by_lse",)),
+    Step(yhat[t] @ P(lse - z[t]) + Sum(j, exp(m - lse) @ exp(z[j] - m) @ P(lse - z[j]), but=t), "exponential",
+         "The exponential of a sum is a product."),
+    Step(yhat[t] @ P(lse - z[t])
+         + exp(m - lse) @ P(Sum(j, exp(z[j] - m) @ P(m - z[j]), but=t) + P(lse - m) @ P(Sum(j, exp(z[j] - m), but=t))),
+         "distribute", "lse - z_j is m - z_j plus lse - m. The two sums are u and s over the other classes, and no term is negative."),
+))  # fmt: skip
+
+# ---------------------------------------------------------------- all outputs together: what a kernel computes
+
+AT = delta(t, k)
+OUTPUTS = g1 @ P(L + q / 2 @ lse**2) + g2 @ lse + g3 @ log(yhat[t]) + g4 @ H
+GIVEN_TRUTH = Definition(y[k], y0 @ HOT + r0 @ off[k])
+COEFFICIENT = Definition(alpha, g1 @ P(p + q @ lse) + g2 - g3 - g4 @ H)
+WHOLE = Definition(dz[k], yhat[k] @ P(alpha + g4 @ P(lse - z[k])) - g1 @ y[k] + g3 @ AT)
+ALPHA = P(g1 @ P(p + q @ lse) + g2 - g3 - g4 @ H)
+
+BACKWARD = Derivation("backward", "The gradient of all outputs", D(OUTPUTS, z[k]), (
+    Step(g1 @ P(D(L, z[k]) + q / 2 @ D(lse**2, z[k])) + g2 @ D(lse, z[k]) + g3 @ D(log(yhat[t]), z[k]) + g4 @ D(H, z[k]), "linearity",
+         "The upstream gradients are constants."),
+    Step(g1 @ P(D(L, z[k]) + q / 2 @ P(2 @ lse @ D(lse, z[k]))) + g2 @ D(lse, z[k]) + g3 @ D(log(yhat[t]), z[k]) + g4 @ D(H, z[k]),
+         "derivative of a square", "The derivative of f^2 is 2 f f'."),
+    Step(g1 @ P(P(p @ yhat[k] - y[k]) + q / 2 @ P(2 @ lse @ yhat[k])) + g2 @ yhat[k] + g3 @ P(delta(t, k) - yhat[k])
+         + g4 @ P(yhat[k] @ P(lse - z[k] - H)), "result", "All four derivatives were calculated before.",
+         ("general_gradient", "lse_gradient", "log_probability_gradient", "entropy_gradient")),
+    Step(yhat[k] @ P(ALPHA + g4 @ P(lse - z[k])) - g1 @ y[k] + g3 @ AT, "cancel", "The terms with yhat_k are grouped."),
+    Step(yhat[k] @ P(alpha + g4 @ P(lse - z[k])) - g1 @ y[k] + g3 @ AT, "definition", "The first coefficient is called alpha.", ("alpha",)),
+    Step(dz[k], "definition", "This is the gradient from two coefficients, alpha and g_4, and the truth.", ("dz",)),
+), where=(COEFFICIENT, WHOLE))  # fmt: skip
+
+BACKWARD_TRUTH = Derivation("backward_truth", "The gradient of all outputs for the truth of a kernel", D(OUTPUTS, z[k]), (
+    Step(dz[k], "result", "The gradient of all outputs.", ("backward",)),
+    Step(yhat[k] @ P(alpha + g4 @ P(lse - z[k])) - g1 @ P(y0 @ HOT + r0 @ off[k]) + g3 @ AT, "definition",
+         "The truth is y_0 at the label, plus r_0 off_k at every class.", ("dz", "y")),
+    Step(alpha @ yhat[k] + g4 @ yhat[k] @ P(lse - z[k]) - g1 @ r0 @ off[k] + P(g3 - g1 @ y0) @ HOT, "distribute",
+         "The last term is 0 at every class but the label."),
+), where=(GIVEN_TRUTH, COEFFICIENT, WHOLE))  # fmt: skip
+
+TRUTH_APART = Derivation("truth_apart", "The mass of the truth apart from the label", p - y[t], (
+    Step(Sum(j, y[j]) - y[t], "definition", "p is the sum of the truth.", ("p",)),
+    Step(y[t] + Sum(j, y[j], but=t) - y[t], "split the sum", "The term of the label is written apart from the others."),
+    Step(Sum(j, y[j], but=t), "opposites", "y_t is added and subtracted."),
+    Step(Sum(j, y0 @ HOTJ + r0 @ off[j], but=t), "definition", "The truth is y_0 at the label, plus r_0 off_k at every class.", ("y",)),
+    Step(Sum(j, y0 @ 0 + r0 @ off[j], but=t), "one-hot", "j is not the label."),
+    Step(r0 @ Sum(j, off[j], but=t), "distribute", "r_0 does not depend on j."),
+), where=(GIVEN_TRUTH,), lemma=True)  # fmt: skip
+
+BACKWARD_LABEL = Derivation("backward_label", "The gradient at the label", D(OUTPUTS, z[t]), (
+    Step(dz[t], "result", "The gradient of all outputs.", ("backward",)),
+    Step(yhat[t] @ P(ALPHA + g4 @ P(lse - z[t])) - g1 @ y[t] + g3 @ delta(t, t), "definition", "dz_t and alpha are written out.",
+         ("dz", "alpha")),
+    Step(yhat[t] @ P(ALPHA + g4 @ P(lse - z[t])) - g1 @ y[t] + g3 @ 1, "one-hot", "delta_tt is 1."),
+    Step(g1 @ P(P(p - y[t]) + q @ lse - P(p + q @ lse) @ P(1 - yhat[t])) + g2 @ yhat[t] + g3 @ P(1 - yhat[t]) - g4 @ H @ yhat[t]
+         + g4 @ yhat[t] @ P(lse - z[t]), "distribute", "1 - yhat_t, the probability of a miss, is written apart."),
+    Step(g1 @ P(P(r0 @ Sum(j, off[j], but=t)) + q @ lse - P(p + q @ lse) @ P(1 - yhat[t])) + g2 @ yhat[t] + g3 @ P(1 - yhat[t])
+         - g4 @ H @ yhat[t] + g4 @ yhat[t] @ P(lse - z[t]), "result",
+         "Where the label has nearly all of the probability, every term is small, so that no digits are lost.", ("truth_apart",)),
+), where=(GIVEN_TRUTH, COEFFICIENT, WHOLE))  # fmt: skip
+
+OF_ALPHA = P(g1 @ P(q @ yhat[j]) - g4 @ P(yhat[j] @ P(lse - z[j] - H)))
+SECOND = Derivation("second_entry", "The second derivatives of all outputs", D(dz[k], z[j]), (
+    Step(D(yhat[k] @ P(alpha + g4 @ P(lse - z[k])) - g1 @ y[k] + g3 @ AT, z[j]), "definition", "The gradient is written out.", ("dz",)),
+    Step(D(yhat[k] @ P(alpha + g4 @ P(lse - z[k])), z[j]), "linearity", "The truth does not depend on the scores."),
+    Step(D(yhat[k], z[j]) * P(alpha + g4 @ P(lse - z[k])) + yhat[k] * D(alpha + g4 @ P(lse - z[k]), z[j]), "product rule",
+         "Both factors contain z_j."),
+    Step(D(yhat[k], z[j]) * P(alpha + g4 @ P(lse - z[k])) + yhat[k] * D(ALPHA + g4 @ P(lse - z[k]), z[j]), "definition",
+         "Inside the derivative, alpha is written out.", ("alpha",)),
+    Step(D(yhat[k], z[j]) * P(alpha + g4 @ P(lse - z[k]))
+         + yhat[k] * P(g1 @ P(q @ D(lse, z[j])) - g4 @ D(H, z[j]) + g4 @ P(D(lse, z[j]) - D(z[k], z[j]))), "linearity",
+         "p and the upstream gradients are constants."),
+    Step(yhat[k] @ P(delta(k, j) - yhat[j]) * P(alpha + g4 @ P(lse - z[k]))
+         + yhat[k] * P(OF_ALPHA + g4 @ P(yhat[j] - D(z[k], z[j]))), "result",
+         "The first derivatives are substituted.", ("softmax_gradient", "lse_gradient", "entropy_gradient")),
+    Step(yhat[k] @ P(delta(k, j) - yhat[j]) * P(alpha + g4 @ P(lse - z[k])) + yhat[k] * P(OF_ALPHA + g4 @ P(yhat[j] - delta(k, j))),
+         "coordinate", "The derivative of z_k by z_j is delta_kj."),
+), where=(COEFFICIENT, WHOLE))  # fmt: skip
+
+MEAN = Sum(j, yhat[j] @ v[j])
+SECOND_PRODUCT = Derivation("second_product", "The Hessian of all outputs times a vector", Sum(j, D(dz[k], z[j]) * v[j]), (
+    Step(Sum(j, P(SECOND.lines[-1]) * v[j]), "result", "The second derivatives are substituted.", ("second_entry",)),
+    Step(yhat[k] @ P(Sum(j, delta(k, j) @ v[j]) - MEAN) @ P(alpha + g4 @ P(lse - z[k]))
+         + yhat[k] @ P(g1 @ q @ P(MEAN) - g4 @ P(ENTROPY_ALONG.start) + g4 @ P(MEAN - Sum(j, delta(k, j) @ v[j]))), "distribute",
+         "Each part is summed."),
+    Step(yhat[k] @ P(v[k] - MEAN) @ P(alpha + g4 @ P(lse - z[k]))
+         + yhat[k] @ P(g1 @ q @ P(MEAN) - g4 @ P(ENTROPY_ALONG.start) + g4 @ P(MEAN - v[k])), "one term", "delta_kj picks the term j = k."),
+    Step(yhat[k] @ P(v[k] - MEAN) @ P(alpha + g4 @ P(lse - z[k])) + yhat[k] @ P(g1 @ q @ P(MEAN) - g4 @ eta + g4 @ P(MEAN - v[k])),
+         "result",
+         "The gradient of the entropy times v is eta.", ("entropy_along",)),
+    Step(yhat[k] @ P(v[k] - mu) @ P(alpha + g4 @ P(lse - z[k])) + yhat[k] @ P(g1 @ q @ mu - g4 @ eta + g4 @ P(mu - v[k])), "definition",
+         "The sum is the mean of v under the prediction.", ("mu",)),
+    Step(yhat[k] @ P(P(alpha - g4) @ P(v[k] - mu) + g4 @ P(v[k] - mu) @ P(lse - z[k]) + P(g1 @ q @ mu - g4 @ eta)), "distribute",
+         "yhat_k is a factor of every term."),
+), where=(ALONG, COEFFICIENT, WHOLE))  # fmt: skip
+
+APART = Sum(k, yhat[k] @ P(v[j] - v[k]), but=j)
+MEAN_APART = Derivation("mean_apart", "The mean of a vector without cancellation", v[j] - APART, (
+    Step(v[j] - P(yhat[j] @ P(v[j] - v[j]) + APART), "opposites", "The term k = j is 0, so that it may be added."),
+    Step(v[j] - Sum(k, yhat[k] @ P(v[j] - v[k])), "join the sum", "The term and the others are the whole sum."),
+    Step(v[j] - v[j] @ P(Sum(k, yhat[k])) + Sum(k, yhat[k] @ v[k]), "distribute", "v_j does not depend on k."),
+    Step(v[j] - v[j] @ P(1) + Sum(k, yhat[k] @ v[k]), "result", "The predictions sum to 1.", ("softmax_sums_to_1",)),
+    Step(Sum(k, yhat[k] @ v[k]), "opposites", "v_j is added and subtracted."),
+    Step(mu, "definition", "The sum is the mean of v under the prediction. Where j has nearly all of the probability, "
+         "the first line is v_j less a small number.", ("mu",)),
+))  # fmt: skip
+
+LOSS_BY_TRUTH = Derivation("loss_by_truth", "The derivative of the loss by the truth", D(L, y[k]), (
+    Step(D(p @ lse - Sum(j, y[j] @ z[j]), y[k]), "result", "The loss is written by log-sum-exp.", ("loss_by_lse",)),
+    Step(D(P(Sum(j, y[j])) @ lse - Sum(j, y[j] @ z[j]), y[k]), "definition", "p is the sum of the truth.", ("p",)),
+    Step(P(Sum(j, D(y[j], y[k]))) @ lse - Sum(j, D(y[j], y[k]) @ z[j]), "linearity", "The scores do not depend on the truth."),
+    Step(P(Sum(j, HOTJK)) @ lse - Sum(j, HOTJK @ z[j]), "coordinate", "The derivative of y_j by y_k is delta_jk."),
+    Step(P(1) @ lse - z[k], "one term", "delta_jk picks one term of each sum."),
+    Step(lse - z[k], "zero and one", "1 times lse is lse."),
+))  # fmt: skip
+
+MEANK, TRUTHV = Sum(k, yhat[k] @ v[k]), Sum(k, y[k] @ v[k])
+
+
+def _and_other_outputs(of_loss: E) -> E:
+    return g1 @ P(of_loss) + g2 @ mu + g3 @ P(v[t] - mu) + g4 @ eta
+
+
+GRADIENT_ALONG = Derivation("gradient_along", "The gradient of all outputs times a vector", Sum(k, dz[k] @ v[k]), (
+    Step(Sum(k, P(yhat[k] @ P(ALPHA + g4 @ P(lse - z[k])) - g1 @ y[k] + g3 @ AT) @ v[k]), "definition", "dz_k and alpha are written out.",
+         ("dz", "alpha")),
+    Step(g1 @ P(P(p + q @ lse) @ MEANK - TRUTHV) + g2 @ MEANK + g3 @ P(Sum(k, AT @ v[k]) - MEANK) + g4 @ ENTROPY_ALONG.start,
+         "distribute", "Each part is summed, and the terms with each upstream gradient are grouped."),
+    Step(g1 @ P(P(p + q @ lse) @ MEANK - TRUTHV) + g2 @ MEANK + g3 @ P(v[t] - MEANK) + g4 @ ENTROPY_ALONG.start, "one term",
+         "The label picks v_t."),
+    Step(g1 @ P(P(p + q @ lse) @ MEANK - TRUTHV) + g2 @ MEANK + g3 @ P(v[t] - MEANK) + g4 @ eta, "result",
+         "The gradient of the entropy times v is eta.", ("entropy_along",)),
+    Step(_and_other_outputs(P(p + q @ lse) @ mu - TRUTHV), "definition", "The sum is the mean of v under the prediction.", ("mu",)),
+    Step(_and_other_outputs(P(Sum(k, y0 @ HOT + r0 @ off[k]) + q @ lse) @ mu - Sum(k, P(y0 @ HOT + r0 @ off[k]) @ v[k])), "definition",
+         "The mass and the truth are written out.", ("p", "y")),
+    Step(_and_other_outputs(y0 @ P(mu @ Sum(k, HOT) - Sum(k, HOT @ v[k])) + r0 @ P(mu @ Sum(k, off[k]) - Sum(k, off[k] @ v[k]))
+         + q @ lse @ mu), "distribute", "The terms with y_0, r_0 and q are grouped."),
+    Step(_and_other_outputs(y0 @ P(mu @ 1 - v[t]) + r0 @ P(mu @ Sum(k, off[k]) - Sum(k, off[k] @ v[k])) + q @ lse @ mu), "one term",
+         "The label picks one term of two sums."),
+    Step(_and_other_outputs(y0 @ P(mu - v[t]) + r0 @ Sum(k, off[k] @ P(mu - v[k])) + q @ lse @ mu), "distribute",
+         "This is linear in each upstream gradient, in y_0, in r_0, in q and in each off_k, so that their factors are its derivatives."),
+), where=(GIVEN_TRUTH, ALONG, COEFFICIENT, WHOLE))  # fmt: skip
 
 # ---------------------------------------------------------------- a linear head: z = W x + b
 
@@ -611,14 +885,20 @@ PARTS = (
          (SOFTMAX_SHIFT, LSE_SHIFT, LOSS_SHIFT)),
     Part("The second derivative", (Remark("Results 1 and 2 also give the Hessian of the loss, and show that the loss is convex."),),
          (HESSIAN_SAME, HESSIAN_OTHER, HESSIAN_PRODUCT, CENTRED, CURVATURE)),
+    Part("Log-probability and entropy", (Remark("A row has further outputs besides the loss: log-probabilities, and the entropy H."),),
+         (LOG_PROBABILITY, LOG_PROBABILITY_GRADIENT, SOFTMAX_BY_LSE, JACOBIAN, ENTROPY, ENTROPY_GRADIENT, ENTROPY_ALONG)),
     Part("Options", (
         Remark("Class weights, label smoothing, probabilities and ignored rows are choices of y. z-loss, temperature and softcap are not: "
                "z-loss adds to the loss, and the other two transform the scores."),),
          (ONE_HOT, ONE_HOT_LOSS, WEIGHTED, SMOOTHED, SMOOTHED_WEIGHTS, PROBABILITIES, IGNORED, IGNORED_LOSS, Z_LOSS,
-          *TEMPERATURE, *SOFTCAP)),
+          *TEMPERATURE, *SOFTCAP, SOFTCAP_SLOPE, SOFTCAP_SECOND, SOFTCAP_CHAIN, SOFTCAP_HESSIAN)),
     Part("Sums in parts", (
         Remark("A row can be summed in parts, and apart from its label, so that nothing overflows and small losses keep their digits."),),
-         (MERGE, READ_LSE, LABEL_APART, TINY_LOSS, MISS)),
+         (MERGE, SUM_OF_U, MERGE_U, READ_LSE, LABEL_APART, TINY_LOSS, MISS, ENTROPY_APART)),
+    Part("All outputs together", (
+        Remark("One backward pass computes the gradient of the loss with z-loss, of lse, of the label's log-probability and of the "
+               "entropy, for any upstream gradients g_1 to g_4.", (OUTPUTS,)),),
+         (BACKWARD, BACKWARD_TRUTH, TRUTH_APART, BACKWARD_LABEL, SECOND, SECOND_PRODUCT, MEAN_APART, LOSS_BY_TRUTH, GRADIENT_ALONG)),
     Part("A linear head", (Remark("The scores are computed from an input x by a matrix and a bias: z = W x + b."),),
          (SCORE_BY_X, SCORE_BY_W, SCORE_BY_OTHER_W, SCORE_BY_B, SCORE_BY_OTHER_B, LINEAR_X, LINEAR_W, LINEAR_B, LINEAR_ROWS)),
 )  # fmt: skip

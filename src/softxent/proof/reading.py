@@ -6,8 +6,11 @@ import re
 
 from .expr import E, children
 
-LATEX = {"yhat": r"\hat{y}", "lam": r"\lambda", "mu": r"\mu", "eps": r"\varepsilon", "lse": r"\operatorname{lse}"}
-TEXT = {"yhat": "ŷ", "lam": "λ", "mu": "μ", "eps": "ε"}
+LATEX = {
+    "yhat": r"\hat{y}", "lam": r"\lambda", "mu": r"\mu", "eps": r"\varepsilon", "alpha": r"\alpha", "eta": r"\eta",
+    "lse": r"\operatorname{lse}", "off": r"\operatorname{off}",
+}  # fmt: skip
+TEXT = {"yhat": "ŷ", "lam": "λ", "mu": "μ", "eps": "ε", "alpha": "α", "eta": "η"}  # noqa: RUF001
 SIGNS = {"=": "=", "!=": "≠", ">": ">", ">=": "≥"}
 _RANK = {"+": 1, "-": 1, "neg": 1, "sum": 1, "*": 2, "@": 2, "/": 2, "exp": 4, "^": 4}  # precedence; other operations never need brackets
 
@@ -125,7 +128,18 @@ def mathml_of(formula: str) -> str:
 
 def prose(reason: str) -> str:
     """Return a reason with its names in the notation of the lines."""
-    words = {r"\byhat": "ŷ", r"\blambda\b": "λ", r"\beps\b": "ε", r"\bmu\b": "μ", r"\bdelta_": "δ_", "!=": "≠", r"\^2": "²", " - ": " − "}
+    words = {
+        r"\byhat": "ŷ",
+        r"\blambda\b": "λ",
+        r"\beps\b": "ε",
+        r"\balpha\b": "α",  # noqa: RUF001
+        r"\beta\b": "η",
+        r"\bmu\b": "μ",
+        r"\bdelta_": "δ_",
+        "!=": "≠",
+        r"\^2": "²",
+        " - ": " − ",
+    }
     for pattern, sign in words.items():
         reason = re.sub(pattern, sign, reason)
     return reason

@@ -8,6 +8,7 @@ rounding.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal, localcontext
 from functools import lru_cache
@@ -25,8 +26,12 @@ ZERO, ONE, TWO = Decimal(0), Decimal(1), Decimal(2)
 DIGITS = 50
 CONTEXT = Context(prec=DIGITS, Emax=MAX_EMAX, Emin=MIN_EMIN)
 MORE = 150  # at most so many further digits if the scores differ much, because 1 - yhat_t may be 1e-150 and still needs 50 digits
+PRECISION_STEP = 16  # as in numbers.js, so that a difference of nearly equal numbers is 0 in both or in neither
 TOLERANCE, FLOOR = Decimal("1e-30"), Decimal("1e-45")
-EXAMPLE = {"eps": "0.1", "lam": "0.01", "T": "2", "c": "1.5"}  # values of further numbers that some derivations need
+EXAMPLE = {  # values of further numbers that some derivations need
+    "eps": "0.1", "lam": "0.01", "T": "2", "c": "1.5", "y0": "0.8", "r0": "0.6", "q": "0.02",
+    "g1": "0.7", "g2": "-0.3", "g3": "0.4", "g4": "1.1",
+}  # fmt: skip
 FEATURES, ROWS = 2, 2
 
 _letters = lru_cache(maxsize=None)(letters)
@@ -38,7 +43,7 @@ class Numbers:
     def __init__(self, derivation: Derivation, scores: Sequence[float | Decimal], truth: Sequence[float | Decimal], label: int):
         gap = (float(max(scores)) - float(min(scores))) / 2.302
         self.context = CONTEXT.copy()
-        self.context.prec += int(gap) if gap < MORE else 0
+        self.context.prec += PRECISION_STEP * math.ceil(gap / PRECISION_STEP) if gap < MORE else 0
         with localcontext(CONTEXT):
             self.derivation, self.label, self.classes = derivation, label, len(scores)
             self.sizes = {"N": self.classes, "D": FEATURES, "R": ROWS}
@@ -146,7 +151,7 @@ def arithmetic(o: str, u: Dual, v: Dual = (ZERO, ZERO)) -> Dual:
     if o == "tanh":
         q = (-TWO * abs(a)).exp()
         t = ((ONE - q) / (ONE + q)).copy_sign(a)
-        return t, (ONE - t * t) * da
+        return t, 4 * q / ((ONE + q) * (ONE + q)) * da  # 1 - t^2 would lose its digits far from 0
     raise ValueError(o)
 
 
@@ -168,10 +173,12 @@ def _given(derivation: Derivation, z: list[Decimal], y: list[Decimal]) -> dict[s
     n, half = len(z), len(z) // 2
     given: dict[str, Any] = {name: Decimal(value) for name, value in EXAMPLE.items()}
     given |= {"z": z, "y": y, "v": [Decimal(k % 3) - Decimal(k) / 7 for k in range(n)], "w": [ONE + Decimal(k % 4) / 4 for k in range(n)]}
+    given["off"] = [ONE / 8 + Decimal(k % 3) / 8 for k in range(n)]
     given["u"] = [Decimal(k + 1) * 2 / (n * (n + 1)) for k in range(n)]
     for name, part in (("1", z[:half] or z), ("2", z[half:])):
         given[f"m{name}"] = max(part)
         given[f"s{name}"] = sum(((s - max(part)).exp() for s in part), ZERO)
+        given[f"u{name}"] = sum(((s - max(part)).exp() * (max(part) - s) for s in part), ZERO)
     given["m"] = max(z)
     given["x"] = z
     if any("W" in {x.args[0] for x in _at_nodes(one.body)} for one in derivation.where):

@@ -24,6 +24,7 @@ from .expr import (
     Sum,
     bare,
     children,
+    delta,
     exp,
     in_row,
     inside,
@@ -174,8 +175,11 @@ def coordinate(line: Line) -> bool:
         f, x = e.args
         if same(f, x):
             yield ONE
-        elif f.op == "at" and f.args[0] == x.args[0] and _free_of(line, f, x, apart):
-            yield ZERO
+        elif f.op == "at" and f.args[0] == x.args[0]:
+            if _free_of(line, f, x, apart):
+                yield ZERO
+            elif len(x.args) == 2:
+                yield from (delta(*at) for at in ((f.args[1], x.args[1]), (x.args[1], f.args[1])))
         elif f.op == "/" and same(f.args[0], x) and _free_of(line, f.args[1], x, apart):
             yield 1 / f.args[1]
 
@@ -226,6 +230,24 @@ def linearity(line: Line) -> bool:
 
     before, after = line.before, line.after
     return _alike(pushed(before), pushed(after), 1) and not _alike(before, after, 1)
+
+
+def product_rule(line: Line) -> bool:
+    def rewrite(e: E, _: E, __: Pairs) -> Iterator[E]:
+        if e.op == "D" and inside(e.args[0]).op == "*":
+            (f, h), x = inside(e.args[0]).args, e.args[1]
+            yield D(f, x) * h + f * D(h, x)
+
+    return line.rewrites(rewrite)
+
+
+def tanh_by_exp(line: Line) -> bool:
+    def rewrite(e: E, _: E, __: Pairs) -> Iterator[E]:
+        if e.op == "tanh":
+            w = exp(-(2 * e.args[0]))
+            yield (1 - w) / (1 + w)
+
+    return line.rewrites(rewrite)
 
 
 def chain_rule(line: Line) -> bool:
@@ -510,16 +532,18 @@ RULES = {
     "definition": Rule("A name and what it stands for may change places.", "", definition),
     "recognise": Rule("A fraction v/v is 1, and the rest is the definition of a name.", "", recognise),
     "quotient rule": Rule("(u/v)' = (u' v - u v') / v^2, where v is not 0.", "d_div", quotient_rule),
+    "product rule": Rule("(u v)' = u' v + u v'.", "d_mul", product_rule),
     "linearity": Rule("(f + g)' = f' + g', and (c f)' = c f' for a constant c; so a derivative moves inside a sum.", "d_sum", linearity),
     "constant": Rule("The derivative of an expression that does not contain x is 0.", "d_const", constant),
     "coordinate": Rule(
-        "With respect to x_k, the derivative of x_k is 1, that of x_k/c is 1/c, and that of any other x is 0.",
+        "With respect to x_k, the derivative of x_k is 1, that of x_k/c is 1/c, and that of any other x is 0. So that of x_j is delta_jk.",
         "coordinate_other",
         coordinate,
     ),
     "derivative of exp": Rule("(e^f)' = e^f f'.", "d_exp", _derivative_of("exp", exp)),
     "derivative of log": Rule("(log f)' = f'/f, where f > 0.", "d_ln", _derivative_of("log", lambda f: 1 / f)),
     "derivative of tanh": Rule("(tanh f)' = (1 - tanh^2 f) f'.", "d_tanh", _derivative_of("tanh", lambda f: 1 - tanh(f) ** 2)),
+    "tanh": Rule("tanh f = (1 - w) / (1 + w), where w = e^(-2f).", "tanh_by_exp", tanh_by_exp),
     "derivative of a square": Rule("(f^2)' = 2 f f'.", "d_square", _derivative_of("^", lambda f: 2 * f)),
     "chain rule": Rule("If F contains x only through w_1, w_2, ..., then dF/dx = sum_j (dF/dw_j) (dw_j/dx).", "chain_rule", chain_rule),
     "split the sum": Rule("A sum is one of its terms, plus the sum of the others.", "sum_split", split),
@@ -573,6 +597,6 @@ def refusal(derivation: Derivation, n: int) -> str | None:
         return str(error)
     if not holds:
         return f"it does not follow by {step.rule!r}" + (f" of {', '.join(step.uses)}" if step.uses else "")
-    if step.rel == "=" and line.meaning().residual(line.before, line.after) != 0:
+    if step.rel == "=" and line.meaning(tanhs=step.rule == "tanh").residual(line.before, line.after) != 0:
         return "its normal form differs from that of the line before"
     return None

@@ -40,7 +40,8 @@ class Meaning:
     divide: bool = True  # x/x = 1
     exps: bool = True  # e^(a + b) = e^a e^b
     logs: bool = True  # log (a b) = log a + log b
-    pick: bool = True  # a sum is a term plus the others; a delta selects its term; N equal terms are N times one of them
+    tanhs: bool = False  # tanh f is (1 - w) / (1 + w), where w = e^(-2f)
+    pick: bool = True  # a sum is a term plus the others; a delta is 1 or 0, or selects its term; N equal terms are N times one of them
     memo: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @cached_property
@@ -68,7 +69,8 @@ class Meaning:
         for fact in self.given if self.unfold else ():
             if fact.rel == "=":
                 difference = difference.subs(self(fact.left), self(fact.right))
-        return reduced(difference) if self.divide else sp.expand(difference)
+        difference = reduced(difference) if self.divide else sp.expand(difference)
+        return reduced(settled(difference)) if self.pick and difference.has(delta) else difference
 
     # ---- the normal form; ix: the value of each index; kept: the names that stay atoms, because of a derivative with respect to them
 
@@ -94,16 +96,17 @@ class Meaning:
         if o == "log":
             return self._log(x) if self.logs else LOG(sp.expand(x))
         if o == "tanh":
-            return TANH(reduced(x))
+            w = self._exp(sp.expand(-2 * x)) if self.tanhs else None
+            return TANH(reduced(x)) if w is None else (1 - w) / (1 + w)
         return {"neg": lambda: -x, "+": lambda: x + y[0], "-": lambda: x - y[0], "^": lambda: x ** y[0]}.get(o, lambda: x * y[0])()
 
     def _letter(self, i: str, ix: Index) -> Any:
         return ix.get(i, sp.Symbol(i))
 
     def _delta(self, a: Any, b: Any) -> Any:
-        if a == b:
+        if self.pick and a == b:
             return sp.Integer(1)
-        if frozenset((str(a), str(b))) in self.apart:
+        if self.pick and frozenset((str(a), str(b))) in self.apart:
             return sp.Integer(0)
         return delta(*sorted((a, b), key=sp.default_sort_key))
 
@@ -149,8 +152,9 @@ class Meaning:
 
     def _exp(self, x: Any) -> Any:
         """Apply e^(a + b) = e^a e^b and e^log a = a."""
-        logs = [term for term in sp.Add.make_args(x) if term.func == LOG]
-        return sp.expand(sp.exp(x - sum(logs)), power_exp=True) * sp.Mul(*(term.args[0] for term in logs))
+        logs = [(sign, sign * term) for term in sp.Add.make_args(x) for sign in (1, -1) if (sign * term).func == LOG]
+        rest = x - sp.Add(*(sign * log for sign, log in logs))
+        return sp.expand(sp.exp(rest), power_exp=True) * sp.Mul(*(log.args[0] ** sign for sign, log in logs))
 
     def _log(self, x: Any) -> Any:
         """Return the sum of the logarithms of the factors, all of which must be positive; NaN if one is not."""
@@ -238,6 +242,18 @@ def _term(total: Any, i: Any) -> Any:
     """Return the term at i of a sum. A sum inside it keeps its own index."""
     inner = {t: sp.Dummy() for t in total.args[0].atoms(total.func)}
     return total.args[0].xreplace(inner).subs(BOUND[_RANGE_OF[total.func]], i).xreplace({d: t for t, d in inner.items()})
+
+
+def settled(f: Any) -> Any:
+    """Return `f` with delta(a, b) f(b) written as delta(a, b) f(a)."""
+    total = sp.Integer(0)
+    for term in sp.Add.make_args(sp.expand(f)):
+        for d in term.atoms(delta):
+            a, b = d.args
+            if d in sp.Mul.make_args(term):
+                term = d * (term / d).subs(b, a)
+        total += term
+    return total
 
 
 def reduced(f: Any) -> Any:

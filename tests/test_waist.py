@@ -1,0 +1,316 @@
+"""The kernels with all that they take: upstream gradients of every output, temperature and softcap, curvature, log-softmax, special labels."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from cases import BACKENDS, DTYPES, OFFS, Problem, computed, exact, fused, problem, python, two_calls, within
+
+from test_bits import isas
+
+import softxent
+from softxent import formula, kernels
+from softxent.proof import bounds
+
+SHAPES = [(5, 1), (9, 2), (33, 10), (17, 64), (9, 65), (10, 300), (9, 1000), (5, 4097), (3, 9001)]
+TRANSFORMS = {"none": (1.0, np.inf), "temperature": (0.7, np.inf), "softcap": (1.0, 5.0), "both": (2.5, 30.0)}
+each_dtype = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+each_off = pytest.mark.parametrize("off", OFFS)
+each_transform = pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
+
+
+@pytest.fixture(params=BACKENDS, autouse=True)
+def backend(request):
+    with softxent.use_backend(request.param):
+        yield request.param
+
+
+def with_all_numbers(p: Problem, seed: int = 0) -> Problem:
+    """Return the problem with upstream gradients of lse, the log-probability and the entropy too, 0 in some rows.
+
+    A row without a label has a log-probability of -inf, and no upstream gradient of it.
+    """
+    rng = np.random.default_rng([seed, len(p.z)])
+    more = rng.standard_normal((3, len(p.z))) * rng.choice([0, 1], (3, len(p.z)), p=[0.3, 0.7])
+    more[1] *= (p.label >= 0) & (p.label < p.z.shape[1])
+    return p._replace(truth=np.concatenate([p.truth, more]))
+
+
+def cases(dtype, off, transform):
+    for shape in SHAPES:
+        yield with_all_numbers(problem(*shape, dtype, off))._replace(transform=transform)
+
+
+def allowed(p: Problem) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return bounds of the errors of the loss, of the entropy and of the gradient.
+
+    They are the sums of the bounds for each upstream gradient, and of what an error of the transformed logits changes: 6 units of them.
+    """
+    with np.errstate(invalid="ignore", over="ignore"):
+        z, slope, _ = formula.transformed(p.z.astype(np.float64), *p.transform)
+    z = z.astype(computed(p.z.dtype))
+    one, zero = np.ones(len(z)), np.zeros(len(z))
+    g, lse, logprob, entropy = p.truth[3:]
+    loss, by_loss = bounds.row_bounds(z, p.label, p.truth[:4], p.off)
+    of_entropy, by_entropy = bounds.entropy_bounds(z, p.label)
+    total = by_loss + np.abs(entropy)[:, None] * by_entropy
+    total = total + bounds.row_bounds(z, p.label, np.array([one, zero, zero, logprob]), None)[1]
+    total = total + bounds.row_bounds(z, np.full_like(p.label, -1), np.array([one, zero, zero, lse]), None)[1]
+    unit = bounds.UNIT[computed(p.z.dtype).name]
+    size = np.where(np.isfinite(z), np.abs(z), 0).max(axis=1, initial=0)
+    moved = 6 * unit * size if p.transform != TRANSFORMS["none"] else zero
+    x = formula.partials(z.astype(np.float64), p.label, None if p.off is None else np.abs(p.off.astype(np.float64)))
+    y, r, q, _ = np.abs(p.truth[:4])
+    mass = y + r * (x.o + x.wt) + q * (1 + np.where(np.isfinite(x.m), np.abs(x.m), 0) + 10)
+    amount = np.abs(g) * mass + np.abs(lse) + np.abs(logprob) + np.abs(entropy) * (1 + size) ** 2
+    yhat = formula.softmax(z.astype(np.float64), x)
+    hot = formula.at_label(z, p.label)
+    share = np.where(hot, 1, yhat) + (0 if p.off is None else np.abs(p.off))
+    total = (2 * total + 4 * (moved + 4 * unit)[:, None] * amount[:, None] * share) * np.abs(slope)
+    total = total + 2 * bounds.UNIT[p.z.dtype.name] * np.abs(exact(p).dz).astype(np.float64) + 2 * bounds.TINY[p.z.dtype.name] + 1e-37
+    return loss + 3 * moved * (mass + 1), of_entropy + 4 * moved * (1 + size), total
+
+
+@each_transform
+@each_off
+@each_dtype
+def test_all_outputs_and_the_gradient_by_all_of_them(backend, dtype, off, transform):
+    for p in cases(dtype, off, transform):
+        got, want, (loss, entropy, dz) = fused(p, outputs=5), exact(p, outputs=5), allowed(p)
+        labelled = (p.label >= 0) & (p.label < p.z.shape[1])
+        where = f"{p.z.shape}"
+        within(got.result[0], want.result[0], 2 * loss, f"{where} loss")
+        size = np.where(np.isfinite(want.result[1]), np.abs(want.result[1]), 0).astype(float)
+        within(got.result[1], want.result[1], 8 * bounds.UNIT[computed(dtype).name] * (1 + size) * (transform[0] != 1 or 1), f"{where} lse")
+        nll = -want.result[2][labelled]
+        unit = bounds.loss_bound(dtype, p.z.shape[1], 200) * np.where(np.isfinite(nll), nll, 0) + 2 * loss[labelled]
+        within(-got.result[2][labelled], nll, unit, f"{where} log-probability")
+        within(got.result[3], want.result[3], entropy, f"{where} entropy")
+        within(got.dz, want.dz, dz, f"{where} gradient")
+        tied = np.abs(want.parts[0] - want.parts[4]) < 1e-5 * (1 + np.abs(np.where(np.isfinite(want.parts[0]), want.parts[0], 0)))
+        np.testing.assert_array_equal(got.result[4][~tied], want.result[4][~tied])
+
+
+@each_transform
+@each_off
+@each_dtype
+def test_fused_is_forward_and_backward_to_the_last_bit(dtype, off, transform):
+    for p in cases(dtype, off, transform):
+        assert fused(p, outputs=5).bits() == two_calls(p, outputs=5).bits(), p.z.shape
+
+
+@each_transform
+@each_dtype
+def test_a_row_has_the_same_bits_in_any_batch_and_on_any_threads_and_in_place(dtype, transform):
+    for p in cases(dtype, "dense", transform):
+        whole = fused(p, outputs=5)
+        assert fused(p, threads=3, outputs=5).bits() == whole.bits()
+        for i in (0, len(p.z) // 2, len(p.z) - 1):
+            one = fused(p.rows(slice(i, i + 1)), outputs=5)
+            assert one.result.tobytes() == whole.result[:, i : i + 1].tobytes()
+            assert one.dz.tobytes() == whole.dz[i : i + 1].tobytes()
+        z = p.z.copy()
+        assert fused(p._replace(z=z), out=z, outputs=5).dz.tobytes() == whole.dz.tobytes()
+
+
+@each_dtype
+def test_four_numbers_and_two_results_give_the_same_bits_as_all(dtype):
+    for off in OFFS:
+        for shape in SHAPES:
+            p = problem(*shape, dtype, off)
+            few, many = fused(p), fused(p._replace(truth=np.concatenate([p.truth, np.zeros((3, len(p.z)))])), outputs=5)
+            assert few.result.tobytes() == many.result[:2].tobytes()
+            np.testing.assert_array_equal(few.parts[:6], many.parts[:6])
+
+
+@each_dtype
+def test_a_very_large_softcap_is_none(dtype):
+    p = problem(9, 300, dtype, "shared")
+    got, want = fused(p._replace(transform=(1.0, 1e280))), fused(p)
+    np.testing.assert_allclose(got.result, want.result, rtol=1e-11)
+    np.testing.assert_allclose(got.dz.astype(float), want.dz.astype(float), rtol=1e-11, atol=1e-100)
+
+
+def curved(p: Problem, v: np.ndarray, gauss_newton: bool = False, threads: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    out, products = np.empty_like(p.z), np.full((4, len(p.z)), -7.0)
+    kernels.active().curvature(p.z, v, p.label, p.truth, p.off, p.transform, gauss_newton, out, products, threads)
+    return out, products
+
+
+def curvature_of_formula(p: Problem, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Differentiate formula.py along v in long double, by a central difference whose error is below the digits that are compared."""
+    wide, h = np.longdouble, np.longdouble(2) ** -13
+    x, v = p.z.astype(wide), np.where(np.isfinite(p.z.astype(float)), v.astype(wide), 0)
+    numbers, off = formula.Numbers(*p.truth.astype(wide)), None if p.off is None else p.off.astype(wide)
+
+    def gradient(x):
+        with np.errstate(invalid="ignore", over="ignore"):
+            z, slope, _ = formula.transformed(x, *p.transform)
+            sums = formula.partials(z, p.label, off)
+            return slope * formula.gradient(z, sums, p.label, formula.coefficients(sums, numbers), off), formula.outputs(sums, *numbers[:3]).entropy
+
+    (a, ha), (b, hb), (c, hc), (d, hd) = (gradient(x + k * h * v) for k in (-2, -1, 1, 2))
+    return (8 * (c - b) - (d - a)) / (12 * h), (8 * (hc - hb) - (hd - ha)) / (12 * h)
+
+
+@each_transform
+@each_off
+@each_dtype
+def test_curvature_is_the_derivative_of_the_gradient(dtype, off, transform):
+    for rows, classes in [(5, 1), (9, 2), (9, 10), (9, 100), (4, 1000), (2, 5000)]:
+        p = with_all_numbers(problem(rows, classes, dtype, off))._replace(transform=transform)
+        near = np.abs(np.where(np.isfinite(p.z.astype(float)), p.z.astype(float), 0)).max(axis=1) < 60
+        if classes > 1:
+            p = p.rows(near)
+        v = np.random.default_rng(classes).standard_normal(p.z.shape).astype(computed(dtype))
+        got, (mean, at_label, by_off, by_entropy) = curved(p, v)
+        want, dentropy = curvature_of_formula(p, v)
+        with np.errstate(invalid="ignore", over="ignore"):
+            z, slope, _ = formula.transformed(p.z.astype(np.float64), *p.transform)
+        size = 1 + np.abs(np.where(np.isfinite(z), z, 0)).max(axis=1, initial=0) + np.log(classes)
+        unit = bounds.UNIT[computed(dtype).name]
+        o = np.zeros((1, 1)) if p.off is None else np.abs(p.off.astype(float))
+        amount = np.abs(p.truth).sum(axis=0) * (1 + np.abs(p.truth[3])) * (1 + np.broadcast_to(o, (1 if o.ndim == 1 else len(o), o.shape[-1])).sum(axis=-1))
+        steep = np.max(np.abs(slope))
+        bound = 100 * unit * (amount * size**3 * (1 + steep) ** 2)[:, None] + 4 * bounds.UNIT[dtype.name] * np.abs(want).astype(float) + bounds.TINY[dtype.name]
+        within(got, np.where(np.isfinite(z), want, 0), bound, f"{p.z.shape} product")
+        sums = formula.partials(z, p.label)
+        yhat, along = formula.softmax(z, sums), np.where(np.isfinite(z), v * slope, 0)
+        exactly = (yhat * along).sum(axis=1)
+        small = 50 * unit * size * (1 + steep)
+        within(mean, exactly, small, "mean")
+        hot = formula.at_label(z, p.label)
+        within(at_label, np.where(hot, v * slope - exactly[:, None], 0).sum(axis=1), small * (1 + np.abs(np.where(hot, v * slope, 0)).max(axis=1)), "v_t - mean")
+        if p.off is not None:
+            share = (p.off.astype(float) * (v * slope - exactly[:, None])).sum(axis=1)
+            within(by_off, share, small * (1 + np.abs(p.off.astype(float) * (1 + np.abs(v))).sum(axis=-1)), "off")
+        within(by_entropy, dentropy, 50 * unit * size**2 * (1 + steep), "entropy")
+
+
+def test_curvature_without_the_second_derivative_of_the_softcap_is_positive():
+    p = problem(40, 33, np.dtype("f8"), "dense")._replace(transform=(0.9, 3.0))
+    p = p._replace(truth=np.abs(p.truth), z=np.clip(p.z, -20, 20))
+    v = np.random.default_rng(1).standard_normal(p.z.shape)
+    gauss_newton, whole = curved(p, v, True)[0], curved(p, v)[0]
+    assert ((v * gauss_newton).sum(axis=1) > -1e-15).all()
+    assert not np.allclose(gauss_newton, whole)
+    flat = p._replace(transform=(0.9, np.inf))
+    assert curved(flat, v, True)[0].tobytes() == curved(flat, v)[0].tobytes()
+
+
+@each_dtype
+def test_curvature_has_the_same_bits_in_any_batch_and_its_result_may_be_in_place_of_v(dtype):
+    for classes in (3, 100, 5000):
+        p = with_all_numbers(problem(9, classes, dtype, "dense"))._replace(transform=(0.7, 9.0))
+        v = np.random.default_rng(2).standard_normal(p.z.shape).astype(computed(dtype))
+        (hv, products), three = curved(p, v), curved(p, v, threads=3)
+        assert (hv.tobytes(), products.tobytes()) == (three[0].tobytes(), three[1].tobytes())
+        one = curved(p.rows(slice(4, 5)), v[4:5])
+        assert (one[0].tobytes(), one[1].tobytes()) == (hv[4:5].tobytes(), products[:, 4:5].tobytes())
+        if dtype == computed(dtype):
+            kernels.active().curvature(p.z, v, p.label, p.truth, p.off, p.transform, False, v, products, 1)
+            assert v.tobytes() == hv.tobytes()
+
+
+@each_transform
+@each_dtype
+def test_log_softmax_keeps_its_digits(dtype, transform):
+    for shape in SHAPES:
+        p = problem(*shape, dtype)
+        out, scale = np.empty_like(p.z), np.linspace(-2, 3, shape[0])
+        kernels.active().log_softmax(p.z, scale, transform, out, 2)
+        wide = np.longdouble if dtype == np.float64 else np.float64
+        with np.errstate(invalid="ignore", over="ignore"):
+            z = formula.transformed(p.z.astype(wide), *transform)[0]
+            want = formula.times(scale[:, None], -formula.surprisal(z, formula.partials(z, z.argmax(axis=1))))
+        unit = bounds.UNIT[computed(dtype).name]
+        moved = 0 if transform == TRANSFORMS["none"] else 12 * unit * np.where(np.isfinite(z), np.abs(z), 0).max(axis=1, keepdims=True)
+        log_of = bounds.loss_bound(dtype, shape[1], 100) + bounds.UNIT[dtype.name] + 3 * unit
+        bound = log_of * np.abs(np.where(np.isfinite(want), want, 0)) + moved * np.abs(scale)[:, None] * 2 + bounds.TINY[dtype.name]
+        within(out, want, bound.astype(float), f"{shape}")
+
+
+@each_dtype
+def test_an_ignored_row_is_not_read_and_gives_0(dtype):
+    for shape in SHAPES:
+        p = with_all_numbers(problem(*shape, dtype, "dense"))
+        p = p._replace(z=p.z.copy(), label=np.where(np.arange(shape[0]) % 3 == 0, kernels.IGNORED, p.label))
+        none = p.label == kernels.IGNORED
+        p.z[none] = np.nan
+        got = fused(p, outputs=5)
+        assert (got.result[:, none] == 0).all() and (got.dz[none] == 0).all()
+        hv, products = curved(p, np.ones(p.z.shape, computed(dtype)))
+        assert (hv[none] == 0).all() and (products[:, none] == 0).all()
+        if not none.all():
+            assert fused(p.rows(~none), outputs=5).result.tobytes() == got.result[:, ~none].tobytes()
+
+
+@each_dtype
+def test_the_label_largest_is_the_column_of_the_largest_truth_or_logit(dtype):
+    for shape in SHAPES:
+        for off in ("dense", "shared", "label"):
+            p = problem(*shape, dtype, off)
+            of = p.off if off == "dense" else np.where(np.isnan(p.z.astype(float)), -np.inf, p.z.astype(float))
+            largest = p._replace(label=np.full(shape[0], kernels.LARGEST))
+            assert fused(largest).bits() == fused(p._replace(label=of.argmax(axis=1))).bits()
+
+
+@each_dtype
+def test_a_row_whose_numbers_are_all_0_has_gradient_0_even_if_its_logits_are_not_finite(dtype):
+    for shape in SHAPES:
+        p = problem(*shape, dtype)
+        p.z[0, 0], p.truth[:3, 0] = np.nan, 0
+        p.z[1, -1], p.truth[3, 1] = np.inf, 0
+        got = fused(p)
+        assert (got.dz[:2] == 0).all() and got.result[0, 0] == 0
+
+
+def test_softcap_and_temperature_far_out(backend):
+    """The softcaps and temperatures that NumPy's tanh has digits for, with logits of all sizes."""
+    rng = np.random.default_rng(0)
+    for cap in (1e-30, 1e-3, 1e3, 1e10, 1e20, 1e30, 1e39, 1e45):
+        for temperature in (1.0, 1e-3, 1e3):
+            size = min(1e30, cap * 3, temperature * 50)
+            z = (rng.standard_normal((9, 33)) * size).astype(np.float32)
+            p = Problem(z, rng.integers(0, 33, 9), np.array([[1.0], [0], [0], [1.0]]), None, (temperature, cap))
+            got, want = fused(p), exact(p)
+            np.testing.assert_allclose(got.result[0], want.result[0], rtol=1e-4, atol=1e-5 * 50, err_msg=f"{cap} {temperature}")
+            largest = np.abs(want.dz).max(initial=0)
+            np.testing.assert_allclose(got.dz, want.dz, rtol=1e-4, atol=1e-4 * largest + 1e-37, err_msg=f"{cap} {temperature}")
+
+
+def test_tanh_has_a_few_units_of_error():
+    """tanh and its slope are read off a row of one class: m is c tanh(z/c), and the gradient of lse the slope."""
+    x = np.concatenate([np.linspace(-12, 12, 4001), np.geomspace(1e-30, 40, 2000), [0.0, 1e30]])
+    for dtype in (np.float32, np.float64):
+        only = np.array([[0.0], [0], [0], [0], [1], [0], [0]])
+        for cap in (1.0, 3.0):
+            p = Problem(x[:, None].astype(dtype) * dtype(cap), np.full(len(x), -1), only, None, (1.0, cap))
+            got = fused(p, outputs=5)
+            wide = p.z[:, 0].astype(np.longdouble) / cap
+            unit = bounds.UNIT[np.dtype(dtype).name]
+            within(got.parts[0], cap * np.tanh(wide), 8 * unit * np.abs(cap * np.tanh(wide)).astype(float) + 1e-44, "tanh")
+            slope = np.cosh(wide[:-1].astype(np.longdouble)) ** -2
+            relative = 4 * np.abs(wide[:-1]).astype(float) * unit + 10 * unit
+            within(got.dz[:-1, 0], slope, relative * slope.astype(float) + (2e-37 if dtype == np.float32 else 1e-306), "slope")
+
+
+@pytest.mark.skipif("cpu" not in BACKENDS, reason="the instruction sets are those of the compiled kernel")
+def test_every_instruction_set_has_the_same_bits_with_all_that_the_kernel_takes():
+    code = "import hashlib, test_waist; print(hashlib.sha256(test_waist.everything()).hexdigest())"
+    found = {isa: python(code, SOFTXENT_ISA=isa).strip() for isa in isas()}
+    assert len(set(found.values())) == 1, found
+
+
+def everything() -> bytes:
+    """Return all results of the kernels, for cases of each kind."""
+    found = []
+    for dtype in DTYPES.values():
+        for transform in TRANSFORMS.values():
+            for off in OFFS:
+                for p in cases(dtype, off, transform):
+                    v = np.random.default_rng(0).standard_normal(p.z.shape).astype(computed(dtype))
+                    out = np.empty_like(p.z)
+                    kernels.active().log_softmax(p.z, np.ones(1), transform, out, 1)
+                    found += [fused(p, outputs=5).bits(), *(a.tobytes() for a in curved(p, v)), out.tobytes()]
+    return b"".join(found)
