@@ -295,14 +295,11 @@ def test_an_ignored_row_is_not_looked_at(kernel, transform):
 @each_off
 def test_the_label_may_be_the_class_with_the_largest_truth_or_logit(kernel, transform, off):
     """Of equal ones, it is the first."""
-    for classes in (33, 5000):
+    for classes in [33] + [5000] * (transform == TRANSFORMS["as_given"]):
         p = wider(problem(9, classes, DTYPES["f32"], off), transform)
-        of = p.off if off.startswith("dense") else p.z
-        of[2, [3, 7]] = 1000
-        largest = of.argmax(1)
-        assert largest[2] == 3
-        rows = [2, 3, 5]
-        p.label[rows] = largest[rows]
+        of, rows, largest = p.off if off.startswith("dense") else p.z, [0, 2, 3], [classes - 1, 3, 0]
+        of[2, [3, 7]] = of[rows, largest] = 1000
+        p.label[rows] = largest
         want = [*fused(kernel, p, outputs=5), *curvature(kernel, p)]
         p.label[rows] = LARGEST
         same([*fused(kernel, p, outputs=5), *curvature(kernel, p)], want)
@@ -401,7 +398,7 @@ def test_a_product_may_be_written_over_the_direction(kernel):
     same([z], [log_softmax(kernel, p.z, np.ones(1), p.transform)])
 
 
-@pytest.mark.parametrize("shape", [(70, 10), (65, 100), (7, 9001)], ids=str)
+@pytest.mark.parametrize("shape", [(70, 10), (65, 100), (7, 5000)], ids=str)
 def test_a_row_has_the_same_bits_in_every_batch(shape):
     p = wider(problem(*shape, DTYPES["f32"], "dense"), TRANSFORMS["softcap"])
     scale, v = np.random.default_rng(0).standard_normal(len(p.z)), direction(p)

@@ -112,17 +112,23 @@ def _tanh(x, cap):
 
 
 @triton.jit
+def _scaled(x, factor):
+    """x times a float64 number."""
+    high, low = _two_numbers(factor, x.dtype)
+    return tl.where(tl.abs(x) == float("inf"), x, tl.fma(x, high, x * low))
+
+
+@triton.jit
 def _transformed(x, temperature, cap, TRANSFORM: tl.constexpr):
     """Return the logits z = x / T, or (cap / T) tanh(x / cap)."""
     if TRANSFORM == AS_GIVEN:
         return x
-    factor = 1.0 / temperature
-    z = x
+    z = _scaled(x, 1.0 / temperature)
     if TRANSFORM == SOFTCAP:
-        factor = cap / temperature
-        z = _tanh(x, cap)
-    high, low = _two_numbers(factor, x.dtype)
-    return tl.where(tl.abs(z) == float("inf"), z, tl.fma(z, high, z * low))
+        p, _ = _saturation(x, cap)
+        least = 7.450580596923828e-09 if x.dtype == tl.float64 else 2.44140625e-04  # 2^-27 and 2^-12: below, tanh a is a, rounded
+        z = tl.where(p > least, _scaled(_tanh(x, cap), cap / temperature), z)
+    return z
 
 
 @triton.jit
