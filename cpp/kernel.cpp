@@ -787,7 +787,8 @@ template <class T, class O> ALONE void curvature(const Job& j, Scratch<typename 
   const double lead = p, mean = v0 - lead, sum_s = f.x.part[Part::S][0];
   const double below = x.unit * (f.x.part[Part::U][0] + times(sum_s, x.gap));  // sum yhat (z_j0 - z)
   const double by_entropy = times(lead, below) - q;
-  const double hit_t = !labelled ? 0 : t == j0 ? x.hit : exp(splat((double)y_t * (double)scale - x.lse))[0];
+  const double nll_t = !labelled ? 0 : t == j0 ? x.nll : (x.z0 - (double)y_t * (double)scale) + x.nll;
+  const double hit_t = !labelled ? 0 : t == j0 ? x.hit : exp(splat(-nll_t))[0];
   product[MEAN] = mean;
   product[AT_LABEL] = labelled ? (v_t - v0) + lead : 0;
   product[BY_OFF] = w ? off_v + all_off * lead : 0;
@@ -802,7 +803,7 @@ template <class T, class O> ALONE void curvature(const Job& j, Scratch<typename 
   const double entropy = times(x.hit, x.nll) + times(x.unit, f.x.part[Part::U][0] + times(sum_s, x.gap + x.nll));
   const double a = times(g, mass) + number_of[GRAD_LSE] - number_of[GRAD_LOGPROB] - times(e, entropy);
   const double da = times(times(g, number_of[Q]), mean) - times(e, by_entropy);
-  const double miss_t = t == j0 ? x.unit * sum_s : 1 - hit_t, nll_t = labelled ? x.lse - (double)y_t * (double)scale : 0;
+  const double miss_t = t == j0 ? x.unit * sum_s : 1 - hit_t;
   const double hot = times(g, rest - times(mass, miss_t)) + times(number_of[GRAD_LSE], hit_t) + times(number_of[GRAD_LOGPROB], miss_t) + times(hit_t, times(e, nll_t) - times(e, entropy));
   const bool bent = j.inverse_cap && !j.gauss_newton;
   const A first = a - e, linear = e, start = x.nll + z0_rest, shift = da, leading = lead, drop = times(g, r), ends = a;

@@ -76,7 +76,7 @@ def varied(rng: np.random.Generator, p: Problem) -> Problem:
 
 
 def together(*some: Problem) -> Problem:
-    z, label, truth, off = zip(*some, strict=True)
+    z, label, truth, off, _ = zip(*some, strict=True)
     return Problem(np.concatenate(z), np.concatenate(label), np.concatenate(truth, axis=1), np.concatenate(off))
 
 

@@ -125,7 +125,7 @@ def test_four_numbers_and_two_results_give_the_same_bits_as_all(dtype):
 
 @each_dtype
 def test_a_very_large_softcap_is_none(dtype):
-    p = problem(9, 300, dtype, "shared")
+    p = problem(9, 300, dtype, "shared").rows([0, 1, 2, 4, 5, 7])  # a softcap makes -inf finite
     got, want = fused(p._replace(transform=(1.0, 1e280))), fused(p)
     np.testing.assert_allclose(got.result, want.result, rtol=1e-11)
     np.testing.assert_allclose(got.dz.astype(float), want.dz.astype(float), rtol=1e-11, atol=1e-100)

@@ -106,13 +106,14 @@ def coefficients(x: Partials, of: Numbers) -> Coefficients:
     """Return the coefficients of the gradient. At the label, g (mass + q lse - truth_t) is computed as g (rest - (mass + q lse) miss)."""
     y, r, q, g, l, b, n = of  # noqa: E741
     xp = library(x.s)
-    _, miss, _ = finish(x)
-    l, b, n = (upstream + xp.zeros_like(miss) for upstream in (l, b, n))  # noqa: E741
+    nll, miss, _ = finish(x)
+    hit = xp.exp(-nll)  # yhat_t; 1 - miss would lose its digits if the label is improbable
+    l, b, n = (number + xp.zeros_like(miss) for number in (l, b, n))  # noqa: E741
     rest = r * x.o + times(q, lse(x))
     total = y + r * x.wt + rest  # mass + q lse
     down = times(n, entropy(x))
     a = times(g, total) + l - b - down
-    h = times(g, rest - times(total, miss)) + times(l, 1 - miss) + times(b, miss) - times(down, 1 - miss)
+    h = times(g, rest - times(total, miss)) + times(l, hit) + times(b, miss) - times(down, hit)
     return Coefficients(a, n, g * r, h)
 
 
@@ -120,11 +121,11 @@ def gradient(z: Array, x: Partials, label: Array, k: Coefficients, off: Array | 
     """Return the gradient with respect to z. It is 0 in a row whose coefficients are 0, whatever its logits."""
     xp = library(z)
     a, e, c, h = (column[:, None] for column in k)
-    nll, miss, _ = finish(x)
+    nll, _, _ = finish(x)
     with np.errstate(invalid="ignore"):
         yhat = softmax(z, x)
         dz: Array = a * yhat + times(e * yhat, surprisal(z, x)) - (0 if off is None else times(c, off))
-        dz = xp.where(at_label(z, label), h + times(e[:, 0] * (1 - miss), nll)[:, None], dz)
+        dz = xp.where(at_label(z, label), h + times(e[:, 0] * xp.exp(-nll), nll)[:, None], dz)
         return xp.where((a != 0) | (e != 0) | (c != 0) | (h != 0), dz, 0.0)
 
 

@@ -88,10 +88,10 @@ def lse(x: Partials) -> Array:
 
 
 def entropy(x: Partials) -> Array:
-    """Return the entropy of the prediction, (1 - miss) nll + e^(m - lse) (u + s over). No term is negative."""
+    """Return the entropy of the prediction, yhat_t nll + e^(m - lse) (u + s over). No term is negative."""
     xp = library(x.s)
-    nll, miss, over = finish(x)
-    return times(1 - miss, nll) + times(xp.exp(-over), x.u + times(x.s, over))
+    nll, _, over = finish(x)
+    return times(xp.exp(-nll), nll) + times(xp.exp(-over), x.u + times(x.s, over))
 
 
 def times(weight: Array, value: Array | float) -> Array:

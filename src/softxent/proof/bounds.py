@@ -204,8 +204,8 @@ def entropy_bounds(z: Array, label: Array) -> tuple[Array, Array]:  # [R, C] in 
 
 
 def hessian_bounds(
-    z: Array, label: Array, truth: Array, off: Array | None, v: Array
-) -> Array:  # z [R, C] in its dtype, label, truth, off: as the kernels take them, v [R, C] in the compute type -> [R, C]
+    z: Array, truth: Array, off: Array | None, v: Array
+) -> Array:  # z [R, C] in its dtype, truth, off: as the kernels take them, v [R, C] in the compute type -> [R, C]
     """Return bounds of the absolute errors of the entries of H v, the product of the Hessian of the loss and a vector.
 
     (H v)_k = g yhat_k (M (v_k - mean) + q mean), where M = mass + q lse and mean = <yhat, v> = v_j - sum_{i != j} yhat_i (v_j - v_i). The
@@ -215,8 +215,8 @@ def hessian_bounds(
            product, and 2u for the tree. v_j - v_i may be a sum of two differences, from the largest v. Both are at most the range of v, the
            largest v less the smallest. Hence the range times sum_{i != j} yhat_i (10u + 2e + e + 2v x_i), where one e is for the additions.
     mean   the error of lead, and v |v_j| for the rounding
-    v_k - mean    the error of lead, and u times the range, because v_k - v_j and lead are at most the range
-    H v    yhat_k has 6u + 2e + 2v x_k, and each product and the sum one unit: 10u + 2e + 2v x_k for the products. M has the magnitude of
+    v_k - mean    the errors of lead and of mean, and u |v_k - v_j|, where |v_k - v_j| <= |v_k - mean| + range miss
+    H v    yhat_k has 6u + 2e + 2v x_k, and the difference, two products and a sum one unit each: 10u + 2e + 2v x_k. M has the magnitude of
            its parts as in `row_bounds`, with 1 + |lse| for lse.
 
     v must be of the compute type: the error of its rounding is not part of the bound.

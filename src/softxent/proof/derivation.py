@@ -610,7 +610,8 @@ ENTROPY_APART = Derivation("entropy_apart", "The entropy from the sums apart fro
          "The exponential of a sum is a product."),
     Step(yhat[t] @ P(lse - z[t])
          + exp(m - lse) @ P(Sum(j, exp(z[j] - m) @ P(m - z[j]), but=t) + P(lse - m) @ P(Sum(j, exp(z[j] - m), but=t))),
-         "distribute", "lse - z_j is m - z_j plus lse - m. The two sums are u and s over the other classes, and no term is negative."),
+         "distribute", "lse - z_j is m - z_j plus lse - m. The two sums are u and s over the other classes. If m is their largest score, "
+         "no term is negative."),
 ))  # fmt: skip
 
 # ---------------------------------------------------------------- all outputs together: what a kernel computes
@@ -630,7 +631,7 @@ BACKWARD = Derivation("backward", "The gradient of all outputs", D(OUTPUTS, z[k]
     Step(g1 @ P(P(p @ yhat[k] - y[k]) + q / 2 @ P(2 @ lse @ yhat[k])) + g2 @ yhat[k] + g3 @ P(delta(t, k) - yhat[k])
          + g4 @ P(yhat[k] @ P(lse - z[k] - H)), "result", "All four derivatives were calculated before.",
          ("general_gradient", "lse_gradient", "log_probability_gradient", "entropy_gradient")),
-    Step(yhat[k] @ P(ALPHA + g4 @ P(lse - z[k])) - g1 @ y[k] + g3 @ AT, "cancel", "The terms with yhat_k are grouped."),
+    Step(yhat[k] @ P(ALPHA + g4 @ P(lse - z[k])) - g1 @ y[k] + g3 @ AT, "cancel", "2 cancels, and the terms with yhat_k are grouped."),
     Step(yhat[k] @ P(alpha + g4 @ P(lse - z[k])) - g1 @ y[k] + g3 @ AT, "definition", "The first coefficient is called alpha.", ("alpha",)),
     Step(dz[k], "definition", "This is the gradient from two coefficients, alpha and g_4, and the truth.", ("dz",)),
 ), where=(COEFFICIENT, WHOLE))  # fmt: skip
@@ -648,7 +649,7 @@ TRUTH_APART = Derivation("truth_apart", "The mass of the truth apart from the la
     Step(y[t] + Sum(j, y[j], but=t) - y[t], "split the sum", "The term of the label is written apart from the others."),
     Step(Sum(j, y[j], but=t), "opposites", "y_t is added and subtracted."),
     Step(Sum(j, y0 @ HOTJ + r0 @ off[j], but=t), "definition", "The truth is y_0 at the label, plus r_0 off_k at every class.", ("y",)),
-    Step(Sum(j, y0 @ 0 + r0 @ off[j], but=t), "one-hot", "j is not the label."),
+    Step(Sum(j, y0 * 0 + r0 @ off[j], but=t), "one-hot", "j is not the label."),
     Step(r0 @ Sum(j, off[j], but=t), "distribute", "r_0 does not depend on j."),
 ), where=(GIVEN_TRUTH,), lemma=True)  # fmt: skip
 
@@ -656,12 +657,12 @@ BACKWARD_LABEL = Derivation("backward_label", "The gradient at the label", D(OUT
     Step(dz[t], "result", "The gradient of all outputs.", ("backward",)),
     Step(yhat[t] @ P(ALPHA + g4 @ P(lse - z[t])) - g1 @ y[t] + g3 @ delta(t, t), "definition", "dz_t and alpha are written out.",
          ("dz", "alpha")),
-    Step(yhat[t] @ P(ALPHA + g4 @ P(lse - z[t])) - g1 @ y[t] + g3 @ 1, "one-hot", "delta_tt is 1."),
+    Step(yhat[t] @ P(ALPHA + g4 @ P(lse - z[t])) - g1 @ y[t] + g3 * 1, "one-hot", "delta_tt is 1."),
     Step(g1 @ P(P(p - y[t]) + q @ lse - P(p + q @ lse) @ P(1 - yhat[t])) + g2 @ yhat[t] + g3 @ P(1 - yhat[t]) - g4 @ H @ yhat[t]
          + g4 @ yhat[t] @ P(lse - z[t]), "distribute", "1 - yhat_t, the probability of a miss, is written apart."),
     Step(g1 @ P(P(r0 @ Sum(j, off[j], but=t)) + q @ lse - P(p + q @ lse) @ P(1 - yhat[t])) + g2 @ yhat[t] + g3 @ P(1 - yhat[t])
          - g4 @ H @ yhat[t] + g4 @ yhat[t] @ P(lse - z[t]), "result",
-         "Where the label has nearly all of the probability, every term is small, so that no digits are lost.", ("truth_apart",)),
+         "yhat_t and 1 - yhat_t are both computed from the odds, so that no digits are lost where one of them is small.", ("truth_apart",)),
 ), where=(GIVEN_TRUTH, COEFFICIENT, WHOLE))  # fmt: skip
 
 OF_ALPHA = P(g1 @ P(q @ yhat[j]) - g4 @ P(yhat[j] @ P(lse - z[j] - H)))
@@ -740,7 +741,7 @@ GRADIENT_ALONG = Derivation("gradient_along", "The gradient of all outputs times
          "The mass and the truth are written out.", ("p", "y")),
     Step(_and_other_outputs(y0 @ P(mu @ Sum(k, HOT) - Sum(k, HOT @ v[k])) + r0 @ P(mu @ Sum(k, off[k]) - Sum(k, off[k] @ v[k]))
          + q @ lse @ mu), "distribute", "The terms with y_0, r_0 and q are grouped."),
-    Step(_and_other_outputs(y0 @ P(mu @ 1 - v[t]) + r0 @ P(mu @ Sum(k, off[k]) - Sum(k, off[k] @ v[k])) + q @ lse @ mu), "one term",
+    Step(_and_other_outputs(y0 @ P(mu * 1 - v[t]) + r0 @ P(mu @ Sum(k, off[k]) - Sum(k, off[k] @ v[k])) + q @ lse @ mu), "one term",
          "The label picks one term of two sums."),
     Step(_and_other_outputs(y0 @ P(mu - v[t]) + r0 @ Sum(k, off[k] @ P(mu - v[k])) + q @ lse @ mu), "distribute",
          "This is linear in each upstream gradient, in y_0, in r_0, in q and in each off_k, so that their factors are its derivatives."),
