@@ -43,9 +43,15 @@ def direction(p: Problem) -> np.ndarray:
     return v.astype(computed(p.z.dtype))
 
 
-def shapes(kernel, off: str) -> list[tuple[int, int]]:
-    """The formula in torch is the formula, and the interpreter takes its time."""
-    return [(17, 16)] + [(9, 1), (8, 129)] * (kernel is triton) + [(8, 4097)] * (kernel is triton and off == "dense")
+def cases_of(kernel, dtype, off: str, transform):
+    """Return problems, one of them with several tiles of columns, where the largest logits of some rows are in the last one."""
+    few, many = [(17, 16)], [(17, 16), (9, 1), (8, 129)]
+    cases = [wider(problem(*shape, dtype, off), transform) for shape in (many if kernel is triton else few)]
+    if kernel is triton and off == "dense":  # the interpreter takes its time
+        p = wider(problem(8, 4200, dtype, off), transform)
+        p.z[::2, -50:] += 3
+        cases.append(p)
+    return cases
 
 
 def tensor(a):
@@ -226,8 +232,8 @@ def test_loss_and_gradient_are_the_formula(kernel, dtype, off):
 @each_dtype
 @each_kernel
 def test_all_outputs_and_all_upstream_gradients_are_the_formula(kernel, dtype, off, transform):
-    for shape in shapes(kernel, off):
-        p = wider(problem(*shape, dtype, off), transform)
+    for p in cases_of(kernel, dtype, off, transform):
+        shape = p.z.shape
         got, want, bound = fused(kernel, p, outputs=5), exact(p, 5), bounds_of(p, np.ones(len(p.z)))
         for name, i in zip(formula.Outputs._fields[:4], range(4), strict=True):
             within(array(got[0][i]), want.result[i], bound.result[i], f"{name} {shape}")
@@ -243,8 +249,8 @@ def test_all_outputs_and_all_upstream_gradients_are_the_formula(kernel, dtype, o
 @each_dtype
 @each_kernel
 def test_curvature_and_log_softmax_are_the_formula(kernel, dtype, off, transform):
-    for shape in shapes(kernel, off):
-        p = wider(problem(*shape, dtype, off), transform)
+    for p in cases_of(kernel, dtype, off, transform):
+        shape = p.z.shape
         scale = np.random.default_rng(0).standard_normal(len(p.z))
         want, bound = exact_derivatives(p, scale), bounds_of(p, scale)
         along, hv = curvature(kernel, p)
@@ -267,9 +273,25 @@ def test_a_softcap_and_its_slope_are_accurate_for_logits_of_any_size(dtype, cap)
     result, _, slope = fused(triton, p)
     want, want_slope, _ = formula.transformed(z.astype(np.longdouble), *p.transform)
     u, tiny = bounds.unit(dtype), 2.0**-120 if dtype == np.float32 else 2.0**-1000
-    within(array(result[1]), want[:, 0], 6 * u * np.abs(want[:, 0]), "the logit")
-    away = 0 if dtype == np.float32 else np.abs(z.astype(float)) / cap  # in float64, the rounding of z / cap counts
-    within(array(slope), want_slope, (8 + 4 * np.where(np.isfinite(away), away, 0)) * u * want_slope + tiny, "the slope")
+    exactly = DEVICE == "cpu" and not version("triton").startswith("3.2")  # a GPU's quotient has 4 units; Triton 3.2 interprets without fma
+    within(array(result[1]), want[:, 0], (4 if exactly else 8) * u * np.abs(want[:, 0]), "the logit")
+    away = (
+        np.abs(np.where(np.isfinite(z), z, 0).astype(float)) / cap * (dtype == np.float64 or not exactly)
+    )  # the rounding of z / cap counts
+    within(array(slope), want_slope, ((6 if exactly else 12) + 4 * away) * u * want_slope + tiny, "the slope")
+
+
+@pytest.mark.parametrize("cap", [1e-30, 1e-3, 1e10, 1e20, 1e30, 1e39, 1e45, 1e280])
+@pytest.mark.parametrize("dtype", [DTYPES["f32"], DTYPES["f64"]], ids=["f32", "f64"])
+def test_a_softcap_may_be_far_larger_or_smaller_than_the_logits(dtype, cap):
+    rng = np.random.default_rng(0)
+    for temperature in (1.0, 1e-3, 1e3):
+        z = (rng.standard_normal((9, 33)) * min(1e30, cap * 3, temperature * 50)).astype(dtype)
+        p = Problem(z, rng.integers(0, 33, 9), np.array([[1.0], [0], [0], [1.0]]), None, (temperature, cap))
+        (result, _, dz), want = fused(triton, p), exact(p)
+        near = 2.0**10 * bounds.unit(dtype)
+        within(array(result[0]), want.result[0], near * (1 + want.result[0]), f"loss {temperature}")
+        within(array(dz), want.dz, near * np.abs(want.dz).max() + 1e-37, f"gradient {temperature}")
 
 
 @each_kernel
@@ -298,7 +320,7 @@ def test_the_label_may_be_the_class_with_the_largest_truth_or_logit(kernel, tran
     for classes in [33] + [5000] * (transform == TRANSFORMS["as_given"]):
         p = wider(problem(9, classes, DTYPES["f32"], off), transform)
         of, rows, largest = p.off if off.startswith("dense") else p.z, [0, 2, 3], [classes - 1, 3, 0]
-        of[2, [3, 7]] = of[rows, largest] = 1000
+        of[2, [3, 7, classes - 1]] = of[rows, largest] = 1000
         p.label[rows] = largest
         want = [*fused(kernel, p, outputs=5), *curvature(kernel, p)]
         p.label[rows] = LARGEST
