@@ -80,7 +80,7 @@ template <class T> ALWAYS typename T::A softcapped(const Job& j, const typename 
 // copy in which these columns are `fill`.
 template <class S> ALWAYS const S* columns_without_label(const S* z, int64_t k, int64_t n, int64_t t, int size, S fill, S* copy) {
   if (__builtin_expect(k + size <= n && !within(from(t, k), size), 1)) return z + k;
-  for (int64_t i = 0; i < size; i++) copy[i] = k + i < n && k + i != t ? z[k + i] : fill;
+  for (int64_t i = 0; i < size; i++) copy[i] = k + i < n && k + i != t ? z[k + i] : fill;  // compiled to masked vectors
   return copy;
 }
 
@@ -158,7 +158,7 @@ ALWAYS double times(double w, double v) { return w == 0 ? 0 : w * v; }
 
 // Computes e := lift e^(scale z - shift) and returns the sum of e^(scale z - shift); with_u also the sum of e^(scale z - shift) (m - scale z).
 // Prefetches the next block of z.
-template <class T, Op op, bool with_u> ALWAYS double exponentials(const typename T::S* z, int64_t n, int64_t t, const Shift<typename T::A>& shift, typename T::A scale, typename T::A m, typename T::A* e, double& sum_u) {
+template <class T, Op op, bool scaled, bool with_u> ALWAYS double exponentials(const typename T::S* z, int64_t n, int64_t t, const Shift<typename T::A>& shift, typename T::A scale, typename T::A m, typename T::A* e, double& sum_u) {
   SHAPE
   Sum<A> s, su;
   for (int64_t k = 0; k < n; k += G) {
@@ -169,7 +169,7 @@ template <class T, Op op, bool with_u> ALWAYS double exponentials(const typename
       V<A> v[4], below[4];
       load<T>(q, u, v);
       if (with_u) FOUR(c) below[c] = fma<A>(splat(-scale), v[c], splat(m));
-      FOUR(c) v[c] = fma<A>(v[c], splat(scale), -shift.sub);
+      FOUR(c) v[c] = scaled ? fma<A>(v[c], splat(scale), -shift.sub) : v[c] - shift.sub;
       exps<A, 4>(v, shift.magic, shift.low);
       if (op != FORWARD && op != LOG_SOFTMAX) FOUR(c) store(e + k + c * L + u * W, v[c]);
       if (op != BACKWARD) s.add(u, v);
@@ -181,6 +181,12 @@ template <class T, Op op, bool with_u> ALWAYS double exponentials(const typename
   }
   if (with_u) sum_u = su.total() * (1 / Exp<A>::lift);
   return op == BACKWARD ? 0 : s.total() * (1 / Exp<A>::lift);
+}
+
+template <class T, Op op> ALWAYS double sums(const typename T::S* z, int64_t n, int64_t t, const Shift<typename T::A> shift, typename T::A scale, typename T::A m, typename T::A* e, double& sum_u, bool with_u) {
+  if (with_u) return exponentials<T, op, true, true>(z, n, t, shift, scale, m, e, sum_u);
+  if (scale != 1) return exponentials<T, op, true, false>(z, n, t, shift, scale, m, e, sum_u);
+  return exponentials<T, op, false, false>(z, n, t, shift, scale, m, e, sum_u);
 }
 
 // Computes o := sum off and d := sum off (m - scale z), over the columns except the label's; z may be given as y.
@@ -376,51 +382,55 @@ ALWAYS V<double> entropy_of(const Finished& f, V<double> s, V<double> u) {
 // Computes what the rows give and the coefficients of dz, for `some` rows from `first` on, as formula.outputs and formula.coefficients do.
 template <Op op> ALONE void finish(const Job& j, Tile& x, int64_t first, int some) {
   double number_of[NUMBERS][TILE], output[OUTPUTS][TILE];
-  for (int g = 0; g < some; g++) {
-    const bool none = ignored(j, first + g);
-    for (int k = 0; k < j.number_count; k++) number_of[k][g] = none ? 0 : number(j, (Number)k, first + g);
-    for (int k = 0; k < PARTS; k++) {
-      double& part = x.part[k][g];
-      if (op == BACKWARD) part = j.parts[k * j.parts_step + first + g];
-      else if (none) part = k == M || k == ZT ? -INF : 0;
-      if (op != BACKWARD && j.parts) j.parts[k * j.parts_step + first + g] = part;
-    }
+  const V<double> zero = {}, one = splat(1.0);
+  for (int k = 0; k < j.number_count; k++) {
+    const double* p = j.numbers + k * j.number_step + first * j.number_row;
+    if (j.number_row) for (int g = 0; g < some; g++) number_of[k][g] = p[g * j.number_row];
+    else for (int g = 0; g < some; g += Lanes<double>::W) store(number_of[k] + g, splat(*p));
   }
-  const V<double> zero = {};
+  for (int g = 0; g < some; g++) {
+    if (!__builtin_expect(ignored(j, first + g), 0)) continue;
+    for (int k = 0; k < j.number_count; k++) number_of[k][g] = 0;
+    for (int k = 0; k < PARTS && op != BACKWARD; k++) x.part[k][g] = k == M || k == ZT ? -INF : 0;
+  }
+  if (j.parts) for (int k = 0; k < PARTS; k++) {
+    double* p = j.parts + k * j.parts_step + first;
+    for (int g = 0; g < some; g++) op == BACKWARD ? (void)(x.part[k][g] = p[g]) : (void)(p[g] = x.part[k][g]);
+  }
   for (int g = 0; g < some; g += Lanes<double>::W) {
     const V<double> m = read(x.part[M] + g), s = read(x.part[S] + g), o = read(x.part[O] + g), d = read(x.part[D] + g), zt = read(x.part[ZT] + g);
     const V<double> y = read(number_of[Y] + g), r = read(number_of[R] + g), q = read(number_of[Q] + g), up = read(number_of[G] + g);
     const Finished f = finished(m, s, zt);
-    const V<double> at = y + r * read(x.part[WT] + g), lift = q == 0 ? zero : q * f.lse, rest = r * o + lift, mass = at + rest;
+    const V<double> at = y + r * read(x.part[WT] + g), lift = q == 0 ? zero : q * f.lse, rest = r * o + lift, mass = at + rest, drop = up * r;
     V<double> a = times<double>(up, mass), hot = times<double>(up, rest - times<double>(mass, f.miss)), e = zero, entropy = zero;
     if (j.entropy) entropy = entropy_of(f, s, read(x.part[U] + g));
     if (j.number_count > 4) {
       const V<double> l = read(number_of[GRAD_LSE] + g), b = read(number_of[GRAD_LOGPROB] + g);
       e = read(number_of[GRAD_ENTROPY] + g);
-      const V<double> down = times<double>(e, entropy);
+      const V<double> down = times<double>(e, entropy), by_entropy = times<double>(e, f.nll) - down;
       a = ((a + l) - b) - down;
-      const V<double> by_entropy = times<double>(e, f.nll) - down;
       hot = hot + times<double>(l, f.hit) + times<double>(b, f.miss) + (by_entropy == 0 ? zero : times<double>(f.hit, by_entropy));
     }
-    store(output[LOSS] + g, times<double>(at, f.nll) + times<double>(r, d + times<double>(o, f.over)) + 0.5 * times<double>(lift, f.lse));
-    store(output[LSE] + g, f.lse);
-    store(output[LOGPROB] + g, -f.nll);
-    store(output[ENTROPY] + g, entropy);
+    if (op != BACKWARD) {
+      store(output[LOSS] + g, times<double>(at, f.nll) + times<double>(r, d + times<double>(o, f.over)) + 0.5 * times<double>(lift, f.lse));
+      store(output[LSE] + g, f.lse);
+      store(output[LOGPROB] + g, -f.nll);
+      store(output[ENTROPY] + g, entropy);
+      store(output[CORRECT] + g, zt >= m ? (zt > -INF ? one : zero) : zero);
+    }
+    if (op == FORWARD) continue;
     store(x.scale + g, a * f.unit * j.inverse_temperature);
     store(x.unit + g, f.unit * j.inverse_temperature);
     store(x.a + g, a);
     store(x.e + g, e);
     store(x.over + g, f.over);
-    store(x.drop + g, up * r * j.inverse_temperature);
+    store(x.drop + g, drop * j.inverse_temperature);
     store(x.hot + g, hot * j.inverse_temperature);
+    store(x.live + g, a == 0 ? (e == 0 ? (drop == 0 ? (hot == 0 ? zero : one) : one) : one) : one);
   }
-  for (int g = 0; g < some; g++) {
-    x.live[g] = x.a[g] != 0 || x.e[g] != 0 || x.drop[g] != 0 || x.hot[g] != 0;
-    if (op == BACKWARD) continue;
-    const bool none = ignored(j, first + g);
-    output[CORRECT][g] = x.part[ZT][g] >= x.part[M][g] && x.part[ZT][g] > -INF;
-    for (int k = 0; k < j.result_count; k++) j.result[k * j.result_step + first + g] = none ? 0 : output[k][g];
-  }
+  if (op == BACKWARD) return;
+  for (int g = 0; g < some; g++) if (__builtin_expect(ignored(j, first + g), 0)) for (int k = 0; k < OUTPUTS; k++) output[k][g] = 0;
+  for (int k = 0; k < j.result_count; k++) for (int g = 0; g < some; g++) j.result[k * j.result_step + first + g] = output[k][g];
 }
 
 // ---- the phases of a row; vector lanes are columns ----
@@ -453,8 +463,8 @@ template <class T, class O, Op op> ALONE void sum_block(const Job& j, Scratch<ty
   const A finite = rounded == -(A)INF ? 0 : rounded;
   double u = 0, s;
   const bool with_u = op != BACKWARD && j.entropy;
-  if (y) s = with_u ? exponentials<plain<A>, op, true>(y, padded, -1, shift, scale, finite, e, u) : exponentials<plain<A>, op, false>(y, padded, -1, shift, scale, finite, e, u);
-  else s = with_u ? exponentials<T, op, true>(z, n, t, shift, scale, finite, e, u) : exponentials<T, op, false>(z, n, t, shift, scale, finite, e, u);
+  if (y) s = sums<plain<A>, op>(y, padded, -1, shift, scale, finite, e, u, with_u);
+  else s = sums<T, op>(z, n, t, shift, scale, finite, e, u, with_u);
   f.b.s[at] = s;
   const bool inexact = rounded != -(A)INF && (double)rounded != m;  // m is a rounded product, if scale is not 1
   f.b.u[at] = inexact ? u + s * (m - rounded) : u;

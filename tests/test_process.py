@@ -14,7 +14,7 @@ from cases import BACKENDS, python
 
 import softxent
 from softxent import kernels
-from softxent.truth import plain
+from softxent.truth import IDENTITY, constant
 
 FORK = """
 import os, signal, sys, threading, numpy as np
@@ -60,7 +60,7 @@ class Watched:
         return int(np.count_nonzero(~np.isnan(self.result[0])))
 
     def call(self, threads: int) -> None:
-        kernels.active().forward(self.z, self.label, plain(1.0), None, self.result, None, threads)
+        kernels.active().forward(self.z, self.label, constant(1.0, 0.0, 0.0, 1.0), None, IDENTITY, self.result, None, threads)
 
 
 CTRL_C = """
@@ -97,7 +97,7 @@ def test_ctrl_c_ends_a_long_call(backend, threads):
 LONG_ROWS = """
 import signal, numpy as np, softxent
 from softxent import kernels
-from softxent.truth import plain
+from softxent.truth import IDENTITY, constant
 def stop(*_):
     raise KeyboardInterrupt
 signal.signal(signal.SIGALRM, stop)
@@ -105,7 +105,7 @@ z = np.broadcast_to(np.zeros(1 << 29, np.float32), (7, 1 << 29))  # 2 GiB that a
 result = np.full((2, 7), np.nan)
 try:
     signal.setitimer(signal.ITIMER_REAL, 0.01)
-    kernels.cpu.forward(z, np.zeros(7, np.int64), plain(1.0), None, result, None, {threads})
+    kernels.cpu.forward(z, np.zeros(7, np.int64), constant(1.0, 0.0, 0.0, 1.0), None, IDENTITY, result, None, {threads})
     print("ended")
 except KeyboardInterrupt:
     print("interrupted", np.isnan(result[0]).any())

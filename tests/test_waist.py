@@ -1,11 +1,10 @@
-"""The kernels with all that they take: upstream gradients of every output, temperature and softcap, curvature, log-softmax, special labels."""
+"""The kernels with all that they take: upstream gradients of every output, temperature, softcap, curvature, log-softmax, special labels."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 from cases import BACKENDS, DTYPES, OFFS, Problem, computed, exact, fused, problem, python, two_calls, within
-
 from test_bits import isas
 
 import softxent
@@ -147,7 +146,8 @@ def curvature_of_formula(p: Problem, v: np.ndarray) -> tuple[np.ndarray, np.ndar
         with np.errstate(invalid="ignore", over="ignore"):
             z, slope, _ = formula.transformed(x, *p.transform)
             sums = formula.partials(z, p.label, off)
-            return slope * formula.gradient(z, sums, p.label, formula.coefficients(sums, numbers), off), formula.outputs(sums, *numbers[:3]).entropy
+            dz = formula.gradient(z, sums, p.label, formula.coefficients(sums, numbers), off)
+            return slope * dz, formula.outputs(sums, *numbers[:3]).entropy
 
     (a, ha), (b, hb), (c, hc), (d, hd) = (gradient(x + k * h * v) for k in (-2, -1, 1, 2))
     return (8 * (c - b) - (d - a)) / (12 * h), (8 * (hc - hb) - (hd - ha)) / (12 * h)
@@ -169,10 +169,11 @@ def test_curvature_is_the_derivative_of_the_gradient(dtype, off, transform):
             z, slope, _ = formula.transformed(p.z.astype(np.float64), *p.transform)
         size = 1 + np.abs(np.where(np.isfinite(z), z, 0)).max(axis=1, initial=0) + np.log(classes)
         unit = bounds.UNIT[computed(dtype).name]
-        o = np.zeros((1, 1)) if p.off is None else np.abs(p.off.astype(float))
-        amount = np.abs(p.truth).sum(axis=0) * (1 + np.abs(p.truth[3])) * (1 + np.broadcast_to(o, (1 if o.ndim == 1 else len(o), o.shape[-1])).sum(axis=-1))
+        o = np.zeros(1) if p.off is None else np.abs(p.off.astype(float))
+        amount = np.abs(p.truth).sum(axis=0) * (1 + np.abs(p.truth[3])) * (1 + o.sum(axis=-1))
         steep = np.max(np.abs(slope))
-        bound = 100 * unit * (amount * size**3 * (1 + steep) ** 2)[:, None] + 4 * bounds.UNIT[dtype.name] * np.abs(want).astype(float) + bounds.TINY[dtype.name]
+        stored = 4 * bounds.UNIT[dtype.name] * np.abs(want).astype(float) + bounds.TINY[dtype.name]
+        bound = 100 * unit * (amount * size**3 * (1 + steep) ** 2)[:, None] + stored
         within(got, np.where(np.isfinite(z), want, 0), bound, f"{p.z.shape} product")
         sums = formula.partials(z, p.label)
         yhat, along = formula.softmax(z, sums), np.where(np.isfinite(z), v * slope, 0)
@@ -180,7 +181,8 @@ def test_curvature_is_the_derivative_of_the_gradient(dtype, off, transform):
         small = 50 * unit * size * (1 + steep)
         within(mean, exactly, small, "mean")
         hot = formula.at_label(z, p.label)
-        within(at_label, np.where(hot, v * slope - exactly[:, None], 0).sum(axis=1), small * (1 + np.abs(np.where(hot, v * slope, 0)).max(axis=1)), "v_t - mean")
+        own = np.where(hot, v * slope - exactly[:, None], 0).sum(axis=1)
+        within(at_label, own, small * (1 + np.abs(np.where(hot, v * slope, 0)).max(axis=1)), "v_t - mean")
         if p.off is not None:
             share = (p.off.astype(float) * (v * slope - exactly[:, None])).sum(axis=1)
             within(by_off, share, small * (1 + np.abs(p.off.astype(float) * (1 + np.abs(v))).sum(axis=-1)), "off")

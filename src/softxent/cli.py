@@ -63,6 +63,9 @@ def bench(
     linear: Annotated[
         bool, typer.Option("--linear", help="Measure linear cross-entropy, beside the matrix products alone and all logits at once.")
     ] = False,
+    options: Annotated[
+        bool, typer.Option("--options", help="Measure every option, output and derivative, in multiples of the plain loss.")
+    ] = False,
     gpu: Annotated[bool, typer.Option("--gpu", help="Measure on the GPU, beside PyTorch and Liger.")] = False,
     output: Annotated[Path | None, typer.Option(file_okay=False, help="Folder of tables and plot.", show_default="bench/results")] = None,
 ) -> None:
@@ -75,6 +78,10 @@ def bench(
             from .bench.linear import run as of_heads
 
             of_heads(repeats, output or Path("bench/results"), quick)
+        elif options:
+            from .bench.options import run as of_options
+
+            of_options(repeats, output or Path("bench/results"), quick)
         elif gpu:
             from .bench.gpu import run as on_gpu
 

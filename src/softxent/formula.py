@@ -19,7 +19,7 @@ float64, in arrays of NumPy or of another library (`xp`).
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -33,9 +33,9 @@ class Numbers(NamedTuple):
     r: Array  # weight of off
     q: Array  # twice the coefficient of the z-loss
     g: Array  # upstream gradient of the loss
-    l: Array | float = 0.0  # noqa: E741  of lse
-    b: Array | float = 0.0  # of the log-probability of the label
-    n: Array | float = 0.0  # of the entropy
+    l: Any = 0.0  # noqa: E741  of lse
+    b: Any = 0.0  # of the log-probability of the label
+    n: Any = 0.0  # of the entropy
 
 
 class Outputs(NamedTuple):
@@ -52,7 +52,7 @@ class Coefficients(NamedTuple):
     """dz_k = a yhat_k + e yhat_k (lse - z_k) - c off_k, and h + e yhat_t nll at the label, where that may cancel. Each [R]."""
 
     a: Array
-    e: Array | float
+    e: Array
     c: Array
     h: Array
 
@@ -95,8 +95,7 @@ def partials(z: Array, label: Array, off: Array | None = None) -> Partials:
 
 
 def outputs(x: Partials, y: Array, r: Array, q: Array) -> Outputs:
-    """Return what the rows give. The loss is truth_t nll + r sum_{k != t} off_k (lse - z_k) + q/2 lse^2. No term is negative if the truth is
-    not."""
+    """Return what the rows give. The loss is truth_t nll + r sum_{k != t} off_k (lse - z_k) + q/2 lse^2, without negative terms."""
     nll, _, over = finish(x)
     loss = times(y + r * x.wt, nll) + times(r, x.d + times(x.o, over)) + times(q, lse(x) ** 2 / 2)
     return Outputs(loss, lse(x), -nll, entropy(x), (x.zt >= x.m) & (x.zt > -np.inf))
@@ -126,7 +125,8 @@ def gradient(z: Array, x: Partials, label: Array, k: Coefficients, off: Array | 
         yhat = softmax(z, x)
         dz: Array = a * yhat + times(e * yhat, surprisal(z, x)) - (0 if off is None else times(c, off))
         dz = xp.where(at_label(z, label), h + times(e[:, 0] * xp.exp(-nll), nll)[:, None], dz)
-        return xp.where((a != 0) | (e != 0) | (c != 0) | (h != 0), dz, 0.0)
+        dz = xp.where((a != 0) | (e != 0) | (c != 0) | (h != 0), dz, 0.0)
+        return dz
 
 
 def curvature(z: Array, v: Array, x: Partials, of: Numbers) -> tuple[Array, Array, Array]:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from . import contract, kernels
 from .partials import Array
 from .sweep import curvature, forward, fused, output, reduce, shaped
-from .truth import IDENTITY, LogitTransform, Truth, adjacent, logit_transform, plain, truth
+from .truth import LogitTransform, Truth, adjacent, frequent, logit_transform, truth
 
 
 def cross_entropy(
@@ -69,16 +69,16 @@ def cross_entropy(
 
     Source: Parts 1 to 3 of the derivation; for the options, the table in truth.py.
     """
-    try:
-        without_options = axis == -1 and reduction == "mean" and label_smoothing == z_loss == 0 and temperature == 1
-        without_options = without_options and class_weight is None and sample_weight is None and softcap is None and weight is None
-    except ValueError:  # an array is no number: `_problem` says which argument it is
-        without_options = False
-    if without_options and _simple(logits, labels, ignore_index, None):
-        assert isinstance(logits, np.ndarray) and isinstance(labels, np.ndarray)
-        result = np.empty((2, len(logits)))
-        kernels.active().forward(logits, labels, plain(1.0), None, IDENTITY, result, None, kernels.get_num_threads())
-        return result[0].sum() / len(logits)
+    quick = None
+    if weight is None and type(empty_value) is float:
+        quick = frequent(
+            logits, labels, axis, class_weight, label_smoothing, ignore_index, sample_weight, reduction, z_loss, temperature, softcap
+        )
+    if quick is not None:
+        z, t, s = quick
+        result = np.empty((2, len(t.label)))
+        kernels.active().forward(z, t.label, t.rows, t.shared, s, result, None, kernels.get_num_threads())
+        return _reduced(result[0], reduction, t.total)
     z, lead, t, s = _problem(
         "cross_entropy", logits, labels, axis, temperature, softcap, weight, class_weight=class_weight, label_smoothing=label_smoothing,
         ignore_index=ignore_index, sample_weight=sample_weight, reduction=reduction, z_loss=z_loss, empty_value=empty_value,
@@ -129,20 +129,17 @@ def cross_entropy_and_grad(
     it keeps its digits when yhat is close to 1 (`partials.finish`).
     """
     fn = "cross_entropy_and_grad"
-    try:
-        without_options = axis == -1 and reduction == "mean" and label_smoothing == z_loss == 0 and temperature == 1
-        without_options = (
-            without_options and class_weight is None and sample_weight is None and upstream is None and softcap is None and weight is None
+    quick = None
+    if weight is None and upstream is None and type(empty_value) is float and (out is None or type(out) is np.ndarray):
+        quick = frequent(
+            logits, labels, axis, class_weight, label_smoothing, ignore_index, sample_weight, reduction, z_loss, temperature, softcap
         )
-    except ValueError:  # as in `cross_entropy`
-        without_options = False
-    if without_options and _simple(logits, labels, ignore_index, out):
-        assert isinstance(logits, np.ndarray) and isinstance(labels, np.ndarray)
-        n = len(logits)  # the most frequent call needs no preparation and takes a few microseconds
-        dz = kernels.empty(logits.shape, logits.dtype) if out is None else contract.out(fn, out, logits, -1)
-        result = np.empty((2, n))
-        kernels.active().fused(logits, labels, plain(1 / n), None, IDENTITY, dz, result, None, kernels.get_num_threads())
-        return result[0].sum() / n, dz
+    if quick is not None and (out is None or adjacent(out)):
+        z, t, s = quick
+        result = np.empty((2, len(t.label)))
+        dz = kernels.empty(z.shape, z.dtype) if out is None else contract.out(fn, out, z, -1)
+        kernels.active().fused(z, t.label, t.rows, t.shared, s, dz, result, None, kernels.get_num_threads())
+        return _reduced(result[0], reduction, t.total), dz
     z, lead, t, s = _problem(
         fn, logits, labels, axis, temperature, softcap, weight, class_weight=class_weight, label_smoothing=label_smoothing,
         ignore_index=ignore_index, sample_weight=sample_weight, reduction=reduction, z_loss=z_loss, empty_value=empty_value,
@@ -255,22 +252,6 @@ def _problem(
     return z, z.shape[:-1], truth(fn, labels, z, axis, **options), s
 
 
-def _simple(z: Any, labels: Any, ignore_index: int, out: Any) -> bool:
-    """Whether a kernel can take these logits, labels and output without any preparation, with no row ignored."""
-    return (
-        type(z) is np.ndarray
-        and type(labels) is np.ndarray
-        and z.ndim == 2
-        and (z.dtype.char in "fde" or z.dtype.name == "bfloat16")
-        and z.dtype.isnative
-        and z.strides[1] == z.itemsize
-        and z.strides[0] % z.itemsize == 0
-        and labels.dtype == np.int64
-        and labels.shape == z.shape[:1]
-        and labels.flags.contiguous
-        and z.size > 0
-        and (out is None or (type(out) is np.ndarray and out.shape == z.shape and adjacent(out)))
-        and type(ignore_index) is int
-        and not 0 <= ignore_index < z.shape[1]
-        and kernels.active().first_outside(labels, z.shape[1], 0) < 0
-    )
+def _reduced(losses: Array, reduction: str, total: float) -> Any:
+    """Return the losses, their sum, or their sum divided by `total`, which is not 0."""
+    return losses if reduction == "none" else losses.sum() if reduction == "sum" else losses.sum() / total

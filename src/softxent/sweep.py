@@ -15,11 +15,11 @@ from numpy.lib.stride_tricks import as_strided
 
 from . import contract, kernels
 from .partials import Array
-from .truth import IDENTITY, NO_LABEL, LogitTransform, Truth, adjacent, computed_in, plain
+from .truth import IDENTITY, NO_LABEL, LogitTransform, Truth, adjacent, computed_in, constant
 
 SCRATCH = 1 << 18  # bytes of logits in a chunk, where they cannot be used in place
 
-_UNIT = plain(1.0)  # y = 1; with a label that matches no column, the gradient is softmax
+_UNIT = constant(1.0, 0.0, 0.0, 1.0)  # y = 1; with a label that matches no column, the gradient is softmax
 
 
 def forward(z: Array, t: Truth, s: LogitTransform, outputs: int = 2) -> Array:
@@ -36,7 +36,7 @@ def fused(z: Array, t: Truth, s: LogitTransform, dz: Array, outputs: int = 2) ->
     result = np.empty((outputs, count(z)))
     for i, (zi, o) in row_chunks(t.usable(z.dtype) and adjacent(z) and adjacent(dz), z, dz):
         place = zi if adjacent(zi) else np.ascontiguousarray(zi)
-        out = o if adjacent(o) else np.empty_like(place)
+        out = o if adjacent(o) else np.empty(place.shape, place.dtype)
         kernels.active().fused(place, *t.piece(i, zi.dtype), s, out, result[:, i], None, kernels.get_num_threads())
         if out is not o:
             o[...] = out
@@ -52,7 +52,7 @@ def curvature(z: Array, v: Array, t: Truth, s: LogitTransform, hv: Array, gauss_
     direct = t.usable(z.dtype) and v.dtype == wide and adjacent(z) and adjacent(v) and adjacent(hv)
     for i, (zi, vi, o) in row_chunks(direct, z, v, hv):
         place = zi if adjacent(zi) else np.ascontiguousarray(zi)
-        out = o if adjacent(o) else np.empty_like(place)
+        out = o if adjacent(o) else np.empty(place.shape, place.dtype)
         along = vi if direct else np.ascontiguousarray(vi, dtype=wide)
         products = np.empty((4, len(zi)))
         kernels.active().curvature(place, along, *t.piece(i, zi.dtype), s, gauss_newton, out, products, kernels.get_num_threads())
@@ -64,7 +64,7 @@ def log_softmax(z: Array, out: Array) -> None:
     """Write the logarithm of softmax into out."""
     for _, (zi, o) in row_chunks(adjacent(z) and adjacent(out), z, out):
         place = zi if adjacent(zi) else np.ascontiguousarray(zi)
-        to = o if adjacent(o) else np.empty_like(place)
+        to = o if adjacent(o) else np.empty(place.shape, place.dtype)
         kernels.active().log_softmax(place, np.ones(1), IDENTITY, to, kernels.get_num_threads())
         if to is not o:
             o[...] = to

@@ -113,38 +113,48 @@ def truth(
     if w is not None and w.shape != (classes,):
         contract.fail(fn, "class_weight", f"have shape ({classes},), one number a class", w.shape)
     n = math.prod(lead)
-    sample: Any = 1.0 if sample_weight is None else contract.broadcast(fn, "sample_weight", sample_weight, lead).reshape(n)
+    sample: Any = None if sample_weight is None else contract.broadcast(fn, "sample_weight", sample_weight, lead).reshape(n)
     up: Any = 1.0
     if upstream is not None:
         up = contract.broadcast(fn, "upstream", upstream, lead if reduction == "none" else ()).reshape(-1)
     penalty = contract.number(fn, "z_loss", z_loss, low=0)
     if type(empty_value) is not float:
         contract.broadcast(fn, "empty_value", empty_value, ())
-    if probable:
-        # The class with the largest probability serves as a label of weight 0. A kernel keeps it apart from the sums over the other classes,
-        # so that the loss keeps its digits if that class has nearly all of the probability.
-        label, live = np.broadcast_to(np.int64(kernels.LARGEST), n), None
-    else:
+    if not probable:
         signed = np.minimum(a, np.iinfo(np.int64).max) if a.dtype == np.uint64 else a
         label = np.ascontiguousarray(signed, dtype=np.int64).reshape(n)
         contract.inside(fn, names.labels, a, kernels.active().first_outside(label, classes, ignore_index), classes, ignore_index)
         live = label != ignore_index
-        if live.all():
-            live = None
-        else:
-            label = np.where(live, label, kernels.IGNORED)
-    if probable:
-        numbers = row_numbers(None, 0.0, None, sample, 0.0, penalty, classes)
-    else:
-        numbers = row_numbers(label, None, w, sample, e, penalty, classes)
-    weight = numbers.weight if live is None else numbers.weight * live
+        every = bool(live.all())
+        label = label if every else np.where(live, label, kernels.IGNORED)
+        return _of_indices(label, every, w, sample, e, penalty, classes, reduction, up, z.dtype)
+    # The class with the largest probability serves as a label of weight 0. A kernel keeps it apart from the sums over the other classes, so
+    # that the loss keeps its digits if that class has nearly all of the probability.
+    label, numbers = np.broadcast_to(np.int64(kernels.LARGEST), n), row_numbers(None, 0.0, None, sample, 0.0, penalty, classes)
+    rows, total = _rows(n, numbers, numbers.weight, reduction, up)
+    return Truth(label, rows, None, a.reshape(n, classes), w, e, total)
+
+
+def _of_indices(
+    label: Array, every: bool, w: Any, sample: Any, smoothing: float, z_loss: float, classes: int, reduction: str, up: Any,
+    dtype: np.dtype[Any],
+) -> Truth:  # fmt: skip
+    """Return the truth of class indices; `every` tells that no row is ignored."""
+    numbers = row_numbers(label, None, w, sample, smoothing, z_loss, classes)
+    rows, total = _rows(len(label), numbers, numbers.weight if every else numbers.weight * (label >= 0), reduction, up)
+    if smoothing == 0:
+        return Truth(label, rows, total=total)
+    wide = computed_in(dtype)
+    off = _smoothed(smoothing, classes, wide.char) if w is None else numbers.off.astype(wide)
+    return Truth(label, rows, off, total=total)
+
+
+def _rows(n: int, numbers: RowNumbers, weight: Any, reduction: str, up: Any) -> tuple[Array, float]:
+    """Return y, r, q and g of the rows, and the sum of their weights."""
     total = float(weight.sum() if isinstance(weight, np.ndarray) else weight * n)
     scale = 1.0 if reduction != "mean" else (1 / total if total else 0.0)
-    rows = _stack(n, numbers.y, numbers.r, numbers.q, scale * up)
-    if probable:
-        return Truth(label, rows, None, a.reshape(n, classes), w, e, total)
-    off = None if numbers.off is None else np.broadcast_to(numbers.off, classes).astype(computed_in(z.dtype))
-    return Truth(label, rows, off, total=total)
+    given = (numbers.y, numbers.r, numbers.q, scale * up)
+    return constant(*given) if all(type(x) is float for x in given) else _stack(n, *given), total
 
 
 # The functions below take the arrays of any library, with the classes on the last axis.
@@ -204,12 +214,67 @@ def adjacent(a: Array) -> bool:
     return (a.shape[-1] == 1 or a.strides[-1] == a.itemsize) and not any(stride % a.itemsize for stride in a.strides)
 
 
+def frequent(
+    z: Any, labels: Any, axis: Any, class_weight: Any, smoothing: Any, ignore_index: Any, sample_weight: Any, reduction: Any, z_loss: Any,
+    temperature: Any, softcap: Any,
+) -> tuple[Array, Truth, LogitTransform] | None:  # fmt: skip
+    """Return the logits and what `truth` and `logit_transform` return, in a few microseconds, for the arguments of frequent calls.
+
+    Returns None for others. Frequent are a matrix and its labels, as the kernels take them, and options of the types that the guide uses.
+    """
+    if not (
+        type(z) is np.ndarray
+        and type(labels) is np.ndarray
+        and z.ndim == 2
+        and axis in (-1, 1)
+        and (z.dtype.char in "fde" or z.dtype.name == "bfloat16")
+        and z.dtype.isnative
+        and z.strides[1] == z.itemsize
+        and z.strides[0] % z.itemsize == 0
+        and labels.dtype == np.int64
+        and labels.shape == z.shape[:1]
+        and labels.flags.contiguous
+        and z.size > 0
+        and type(ignore_index) is int
+        and not 0 <= ignore_index < z.shape[1]
+        and type(smoothing) in (float, int)
+        and 0 <= smoothing <= 1
+        and type(z_loss) in (float, int)
+        and 0 <= z_loss < math.inf
+        and type(temperature) in (float, int)
+        and SMALLEST <= temperature < math.inf
+        and (softcap is None or (type(softcap) in (float, int) and SMALLEST <= softcap < math.inf))
+        and type(reduction) is str
+        and reduction in contract.REDUCTIONS
+    ):
+        return None
+    (n, classes), label, first_outside = z.shape, labels, kernels.active().first_outside
+    if first_outside(labels, classes, 0) >= 0:
+        if first_outside(labels, classes, ignore_index) >= 0:
+            return None
+        label = np.where(labels == ignore_index, kernels.IGNORED, labels)
+    for weights, length in ((class_weight, classes), (sample_weight, n)):
+        if weights is not None and not (type(weights) is np.ndarray and weights.dtype == np.float64 and weights.shape == (length,)):
+            return None
+    transform = IDENTITY if temperature == 1 and softcap is None else LogitTransform(temperature, math.inf if softcap is None else softcap)
+    found = _of_indices(label, label is labels, class_weight, sample_weight, smoothing, z_loss, classes, reduction, 1.0, z.dtype)
+    return (z, found, transform) if 0 < found.total < math.inf else None
+
+
 @lru_cache(maxsize=64)
-def plain(g: float) -> Array:
-    """Return (y, r, q, g) for class indices without options: y = 1, and g, the factor of the reduction."""
-    numbers = np.array([[1.0], [0.0], [0.0], [g]])
-    numbers.flags.writeable = False
-    return numbers
+def constant(*numbers: float) -> Array:
+    """Return the numbers of a row, such as (y, r, q, g), that are the same for all rows: an array [4, 1] that cannot be written to."""
+    column = np.array([[number] for number in numbers])
+    column.flags.writeable = False
+    return column
+
+
+@lru_cache(maxsize=16)
+def _smoothed(smoothing: float, classes: int, dtype: str) -> Array:
+    """Return off for label smoothing without class weights, as an array that cannot be written to."""
+    off = np.broadcast_to(everywhere(1.0, smoothing, classes), classes).astype(dtype)
+    off.flags.writeable = False
+    return off
 
 
 def computed_in(dtype: np.dtype[Any]) -> np.dtype[Any]:

@@ -20,35 +20,84 @@ static void store(void* p, int type, double d) {
   memcpy(p, type == F64 ? (void*)&d : type == F32 ? (void*)&f : (void*)&h, type == F64 ? 8 : type == F32 ? 4 : 2);
 }
 
-int main() {
-  const int R = 19;                    // more than a tile
-  for (int C : {1, 2, 10, 17, 64, 65, 200, 1000, 4097, 9000}) for (int type = 0; type < TYPES; type++) for (int offs = 0; offs < 3; offs++) {
-    const size_t size = type == F64 ? 8 : type == F32 ? 4 : 2, math = type == F64 ? 8 : 4;
-    char *z = (char*)malloc(size * R * C), *dz = (char*)malloc(size * R * C), *off = (char*)malloc(math * R * C);
-    void* scratch = aligned_alloc(64, (scratch_bytes(C) + 63) / 64 * 64);
-    for (int i = 0; i < R; i++) {
-      const double spread = next() % 4 ? 500 : 100, shift = next() % 3 ? 0 : 300;
-      for (int k = 0; k < C; k++) store(z + size * (i * C + k), type, (next() % 20001 - 10000.) / spread + shift);
-    }
-    for (int i = 0; i < R * C; i++) { double d = (next() % 1000) / 1e6; float f = d; memcpy(off + math * i, type == F64 ? (void*)&d : (void*)&f, math); }
-    int64_t label[R]; double truth[TRUTHS][R], loss[R], lse[R], parts[PARTS][R];
-    for (int i = 0; i < R; i++) {
-      label[i] = (int64_t)(next() % (C + 2)) - 1;
-      for (int k = 0; k < TRUTHS; k++) truth[k][i] = i == 3 && k != G ? 0 : (next() % 1000) / 1000.;
-    }
-    Job j = {R, C, z, C, dz, C, label, 1, truth[0], R, 1, offs ? off : nullptr, offs == 2 ? C : 0, loss, lse, parts[0], R, false, false};
-    uint64_t backward = 0;
-    for (int op : {FORWARD, BACKWARD, FUSED}) {
-      JOIN(isa_, SOFTXENT_NAME).run[type][WIDE][op](j, 0, R, scratch, ALL, 0);
-      for (double* a : {loss, lse, parts[0]}) for (int i = 0; i < (a == parts[0] ? PARTS * R : R); i++) if (a[i] != a[i]) a[i] = 0;   // the sign of a NaN depends on the processor
-      add(loss, sizeof loss); add(lse, sizeof lse); add(parts, sizeof parts);
-      if (op == FORWARD) continue;
-      const uint64_t before = hash; hash = 1; add(dz, size * R * C);
-      if (op == BACKWARD) backward = hash;
-      else if (backward != hash) { printf("fused and backward differ: C %d type %d\n", C, type); return 1; }
-      hash ^= before;
-    }
-    free(z); free(dz); free(off); free(scratch);
+struct Case {
+  int cols, type, off;
+  double temperature, cap;
+};
+
+static void run(const Case& c) {
+  const int R = 19, C = c.cols;  // more than a tile of rows
+  const size_t size = c.type == F64 ? 8 : c.type == F32 ? 4 : 2, math = c.type == F64 ? 8 : 4;
+  char *z = (char*)malloc(size * R * C), *dz = (char*)malloc(size * R * C), *off = (char*)malloc(math * R * C), *v = (char*)malloc(math * R * C);
+  void* scratch = aligned_alloc(64, (scratch_bytes(C, c.cap > 0) + 63) / 64 * 64);
+  for (int i = 0; i < R; i++) {
+    const double spread = next() % 4 ? 500 : 100, shift = next() % 3 ? 0 : 300;
+    for (int k = 0; k < C; k++) store(z + size * (i * C + k), c.type, (next() % 20001 - 10000.) / spread + shift);
   }
+  for (int i = 0; i < R * C; i++) {
+    store(off + math * i, c.type == F64 ? F64 : F32, (next() % 1000) / 1e6);
+    store(v + math * i, c.type == F64 ? F64 : F32, (next() % 1000) / 1e3 - 0.5);
+  }
+  int64_t label[R];
+  double numbers[NUMBERS][R], result[OUTPUTS][R], parts[PARTS][R];
+  for (int i = 0; i < R; i++) {
+    label[i] = i == 3 ? IGNORED : i == 5 ? LARGEST : (int64_t)(next() % (C + 2)) - 1;
+    for (int k = 0; k < NUMBERS; k++) numbers[k][i] = (next() % 1000) / 1000.;
+  }
+  Job j = {};
+  j.rows = R;
+  j.cols = C;
+  j.z = z;
+  j.v = v;
+  j.dz = dz;
+  j.z_step = j.v_step = j.dz_step = C;
+  j.label = label;
+  j.label_step = 1;
+  j.numbers = numbers[0];
+  j.number_count = NUMBERS;
+  j.number_step = R;
+  j.number_row = 1;
+  j.off = c.off ? off : nullptr;
+  j.off_by_row = c.off == 2;
+  j.off_step = c.off == 2 ? C : 0;
+  j.result = result[0];
+  j.result_count = OUTPUTS;
+  j.result_step = R;
+  j.parts = parts[0];
+  j.parts_step = R;
+  j.inverse_temperature = 1 / c.temperature;
+  j.inverse_cap = c.cap > 0 ? 1 / c.cap : 0;
+  j.lift = 1;
+  j.scale = (float)((c.cap > 0 ? c.cap : 1) / c.temperature);
+  j.entropy = true;
+  uint64_t backward = 0;
+  for (int op : {FORWARD, BACKWARD, FUSED, CURVATURE, LOG_SOFTMAX}) {
+    JOIN(isa_, SOFTXENT_NAME).run[c.type][WIDE][op](j, 0, R, scratch, ALL, 0);
+    for (double* a : {result[0], parts[0]}) for (int i = 0; i < (a == parts[0] ? PARTS : OUTPUTS) * R; i++) if (a[i] != a[i]) a[i] = 0;  // the sign of a NaN depends on the processor
+    add(result, sizeof result);
+    add(parts, sizeof parts);
+    if (op == FORWARD) continue;
+    const uint64_t before = hash;
+    hash = 1;
+    add(dz, size * R * C);
+    if (op == BACKWARD) backward = hash;
+    if (op == FUSED && backward != hash) {
+      printf("fused and backward differ: C %d type %d\n", C, c.type);
+      exit(1);
+    }
+    hash ^= before;
+  }
+  free(z);
+  free(dz);
+  free(off);
+  free(v);
+  free(scratch);
+}
+
+int main() {
+  for (int cols : {1, 2, 10, 17, 64, 65, 200, 1000, 4097, 9000})
+    for (int type = 0; type < TYPES; type++)
+      for (int off = 0; off < 3; off++)
+        for (int transform = 0; transform < 3; transform++) run({cols, type, off, transform == 1 ? 0.7 : 1, transform == 2 ? 30. : 0});
   printf("%016llx\n", (unsigned long long)hash);
 }

@@ -1,5 +1,5 @@
-"""`python -m softxent.bench` runs the benchmark. The subcommands are `linear` and `filter`, two further benchmarks; `readme`, which writes
-the table of README.md; and `worker` and `linear-worker`, which the benchmark runs for its processes."""
+"""`python -m softxent.bench` runs the benchmark. The subcommands are `linear`, `options` and `filter`, further benchmarks; `readme`, which
+writes the table of README.md; and `worker`, `linear-worker` and `options-worker`, which the benchmark runs for its processes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import json
 import sys
 from pathlib import Path
 
-from . import Job, filtering, linear, measure, report, run
+from . import Job, filtering, linear, measure, options, report, run
 
 
 def main() -> None:
@@ -35,6 +35,11 @@ def main() -> None:
     of_head = commands.add_parser("linear-worker")
     of_head.add_argument("job", type=json.loads)
     of_head.set_defaults(todo=lambda a: linear.work(*a.job))
+    every = commands.add_parser("options", help="every option, output and derivative instead")
+    every.set_defaults(todo=lambda a: options.run(a.repeats, a.output, a.quick))
+    of_options = commands.add_parser("options-worker")
+    of_options.add_argument("job", type=json.loads)
+    of_options.set_defaults(todo=lambda a: options.work(*a.job))
     arguments = parser.parse_args()
     try:
         arguments.todo(arguments)

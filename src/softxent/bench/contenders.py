@@ -17,7 +17,7 @@ import softxent
 
 from .. import kernels
 from ..partials import Array
-from ..truth import plain
+from ..truth import IDENTITY, constant
 
 Call = Callable[[], Any]
 MEMCPY, FUSED, NEW, ONE = "memcpy", "fused", "fused, new dz", "fused, 1 thread"
@@ -53,13 +53,13 @@ def fused(c: Case) -> Call:
 
 
 def ours(c: Case) -> dict[str, Call]:
-    kernel, rows, parts = kernels.active(), plain(1 / len(c.z)), np.empty((6, len(c.z)))
-    kernel.forward(c.z, c.labels, rows, None, np.empty((2, len(c.z))), parts, c.threads)
+    kernel, rows, parts = kernels.active(), constant(1.0, 0.0, 0.0, 1 / len(c.z)), np.empty((7, len(c.z)))
+    kernel.forward(c.z, c.labels, rows, None, IDENTITY, np.empty((2, len(c.z))), parts, c.threads)
     calls: dict[str, Call] = {
         FUSED: fused(c),
         NEW: lambda: softxent.cross_entropy_and_grad(c.z, c.labels),
         "forward": lambda: softxent.cross_entropy(c.z, c.labels),
-        "backward": lambda: kernel.backward(c.z, c.labels, rows, None, parts, c.dz, c.threads),
+        "backward": lambda: kernel.backward(c.z, c.labels, rows, None, IDENTITY, parts, c.dz, c.threads),
     }
     if find_spec("torch"):
         calls[FRONT] = _torch(c, import_module("softxent.torch").cross_entropy)

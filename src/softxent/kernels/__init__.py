@@ -2,10 +2,10 @@
 
 A backend is a module with the functions of `Kernel`. They compute the equations of formula.py; their arguments are:
 
-    z         [R, C] logits as the caller gave them, float32, float64, float16 or bfloat16, with adjacent columns and any stride of rows
+    z         [R, C] logits as the caller gave them, float32, float64, float16 or bfloat16, with adjacent columns
     label     [R] int64; one outside 0..C-1 matches no column. A row with the label IGNORED is not read, and all that it gives is 0.
               LARGEST stands for the column with the largest off of the row, if off is [R, C], or else for that with the largest logit
-    numbers   [4, R], [7, R], [4, 1] or [7, 1] float64, formula.Numbers: y (truth at the label), r (weight of off), q (twice the z-loss), and
+    numbers   [4, R], [7, R], [4, 1] or [7, 1] float64, formula.Numbers: y (truth at the label), r (weight of off), q (twice z-loss), and
               the upstream gradients g (of the loss), l (lse), b (log-probability of the label) and n (entropy)
     off       [C], [R, C] or None: the truth at every class, in z's dtype or in the one in which is computed
     transform (T, cap): softmax is applied to (cap / T) tanh(z / cap), or to z / T if cap is inf

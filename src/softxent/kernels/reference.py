@@ -77,7 +77,8 @@ def curvature(
             apart, _ = formula.centred(formula.softmax(zi, x), along)
             at_label = where(formula.at_label(zi, t), apart, 0.0).sum(axis=1)
             by_off = 0 * mean if offi is None else times(offi, apart).sum(axis=1)
-            live = ~ignored & (sum(abs(number) for number in of) != 0)  # the product is 0 if all numbers are, whatever the logits
+            size: Any = sum(abs(number) for number in of)  # the product is 0 if all numbers are, whatever the logits
+            live = ~ignored & (size != 0)
             for row, found in zip(result, (mean, at_label, by_off, dentropy), strict=True):
                 row[i] = where(ignored, 0.0, found)
             out[i] = _narrow(where(live[:, None], hv, 0.0), out.dtype)
