@@ -58,7 +58,8 @@ static const Isa& isa() {
     if (fits(isa_avx512, has.avx512)) return isa_avx512;
     if (fits(isa_avx2, has.avx2)) return isa_avx2;
 #endif
-    if (!fits(SOFTXENT_BASE, true)) throw nb::value_error(("softxent: SOFTXENT_ISA must be among " + choices + ", which this machine has; got '" + want + "'").c_str());
+    if (!fits(SOFTXENT_BASE, true))
+      throw nb::value_error(("softxent: SOFTXENT_ISA must be among " + choices + ", which this machine has; got '" + want + "'").c_str());
     return SOFTXENT_BASE;
   }();
   return chosen;
@@ -71,7 +72,9 @@ typedef nb::ndarray<int64_t, nb::ndim<1>, nb::device::cpu, nb::ro> Labels;
 typedef nb::ndarray<double, nb::ndim<2>, nb::device::cpu, nb::ro> Numbers;
 typedef nb::ndarray<double, nb::ndim<2>, nb::device::cpu> Results;
 
-static void need(bool ok, const char* what) { if (!ok) throw nb::value_error(what); }
+static void need(bool ok, const char* what) {
+  if (!ok) throw nb::value_error(what);
+}
 static Type type_of(nb::dlpack::dtype d) {
   const auto code = (nb::dlpack::dtype_code)d.code;
   if (code == nb::dlpack::dtype_code::Float && d.bits == 32) return F32;
@@ -97,9 +100,13 @@ static void set_transform(Job& j, Type type, Transform transform) {
   }
   if (type != F64) j.scale = (float)j.scale;
 }
-template <class M> static bool adjacent(const M& a) { const size_t last = a.ndim() - 1; return a.stride(last) == 1 || a.shape(last) <= 1; }
+template <class M> static bool adjacent(const M& a) {
+  const size_t last = a.ndim() - 1;
+  return a.stride(last) == 1 || a.shape(last) <= 1;
+}
 
-static Job job(const Logits& z, const std::optional<Labels>& label, const Numbers& numbers, const std::optional<Dense>& off, Transform transform) {
+static Job job(const Logits& z, const std::optional<Labels>& label, const Numbers& numbers, const std::optional<Dense>& off,
+               Transform transform) {
   Job j = {};
   j.rows = z.shape(0);
   j.cols = z.shape(1);
@@ -112,13 +119,15 @@ static Job job(const Logits& z, const std::optional<Labels>& label, const Number
     j.label_step = label->stride(0);
   }
   j.number_count = numbers.shape(0);
-  need((j.number_count == 4 || j.number_count == NUMBERS || !label) && (numbers.shape(1) == 1 || (int64_t)numbers.shape(1) == j.rows), "numbers must be [4, R], [7, R], [4, 1] or [7, 1]");
+  need((j.number_count == 4 || j.number_count == NUMBERS || !label) && (numbers.shape(1) == 1 || (int64_t)numbers.shape(1) == j.rows),
+       "numbers must be [4, R], [7, R], [4, 1] or [7, 1]");
   j.numbers = numbers.data();
   j.number_step = numbers.stride(0);
   j.number_row = numbers.shape(1) == 1 ? 0 : numbers.stride(1);
   j.entropy = j.number_count == NUMBERS;
   if (off) {
-    need(off->ndim() >= 1 && off->ndim() <= 2 && (int64_t)off->shape(off->ndim() - 1) == j.cols && adjacent(*off), "off must be [C] or [R, C]");
+    need(off->ndim() >= 1 && off->ndim() <= 2 && (int64_t)off->shape(off->ndim() - 1) == j.cols && adjacent(*off),
+         "off must be [C] or [R, C]");
     need(off->ndim() == 1 || (int64_t)off->shape(0) == j.rows, "off must have one row, or as many as z");
     j.off = off->data();
     j.off_by_row = off->ndim() == 2;
@@ -128,7 +137,8 @@ static Job job(const Logits& z, const std::optional<Labels>& label, const Number
   return j;
 }
 static void set_result(Job& j, const Results& a, int64_t least, int64_t most) {
-  need(((int64_t)a.shape(0) == least || (int64_t)a.shape(0) == most) && (int64_t)a.shape(1) == j.rows && (j.rows <= 1 || a.stride(1) == 1), "result has a wrong shape");
+  need(((int64_t)a.shape(0) == least || (int64_t)a.shape(0) == most) && (int64_t)a.shape(1) == j.rows && (j.rows <= 1 || a.stride(1) == 1),
+       "result has a wrong shape");
   j.result = a.data();
   j.result_count = a.shape(0);
   j.result_step = a.stride(0);
@@ -140,19 +150,25 @@ static void set_parts(Job& j, const Results& a) {
   j.parts_step = a.stride(0);
 }
 static void set_out(Job& j, const Matrix& a, const Logits& z) {
-  need((int64_t)a.shape(0) == j.rows && (int64_t)a.shape(1) == j.cols && (adjacent(a) || !j.rows) && a.dtype() == z.dtype(), "out must be like z");
-  j.dz = a.data(); j.dz_step = a.stride(0);
+  need((int64_t)a.shape(0) == j.rows && (int64_t)a.shape(1) == j.cols && (adjacent(a) || !j.rows) && a.dtype() == z.dtype(),
+       "out must be like z");
+  j.dz = a.data();
+  j.dz_step = a.stride(0);
 }
 
 // Memory for a large gradient, in huge pages if there are any. The last block that was freed is kept for the next gradient, because new
 // pages take longer than the kernel needs to fill them (125 MiB: 90 ms and 20 ms). If the slot is busy, nothing is kept; in a child that was
 // forked at such a moment it stays busy.
-struct Kept { void* data; size_t bytes; };
+struct Kept {
+  void* data;
+  size_t bytes;
+};
 static Kept kept = {nullptr, 0};
 static std::atomic_flag busy = ATOMIC_FLAG_INIT;
 static constexpr size_t PAGE = 2 << 20;
 
-static Kept swap_kept(Kept wanted, bool (*fits)(const Kept&, size_t), size_t bytes) {     // returns the block that was kept, if it fits, else `wanted`
+static Kept swap_kept(Kept wanted, bool (*fits)(const Kept&, size_t),
+                      size_t bytes) {  // returns the block that was kept, if it fits, else `wanted`
   if (busy.test_and_set(std::memory_order_acquire)) return wanted;
   const Kept was = kept;
   const bool go = fits(was, bytes);
@@ -180,27 +196,46 @@ static nb::ndarray<nb::numpy, uint8_t> buffer(size_t bytes) {
   const Kept mine = large_block(bytes);
   return nb::ndarray<nb::numpy, uint8_t>(mine.data, {bytes}, nb::capsule(new Kept(mine), give_back));
 }
-static void trim() { ::free(swap_kept({nullptr, 0}, [](const Kept&, size_t) { return true; }, 0).data); }
+static void trim() {
+  ::free(swap_kept({nullptr, 0}, [](const Kept&, size_t) { return true; }, 0).data);
+}
 
 // The scratch memory of a thread during a call. Up to SMALL bytes stay with the thread for its next call, and a larger block goes to the slot
 // of large_block. A signal handler may call the library within a call: the inner call finds the thread's block taken, and allocates another.
 class Memory {
   static constexpr size_t SMALL = 8 << 20;
-  struct Spare { Kept block = {nullptr, 0}; ~Spare() { ::free(block.data); } };
-  static Spare& spare() { static thread_local Spare mine; return mine; }
+  struct Spare {
+    Kept block = {nullptr, 0};
+    ~Spare() { ::free(block.data); }
+  };
+  static Spare& spare() {
+    static thread_local Spare mine;
+    return mine;
+  }
   Kept block;
-public:
+
+ public:
   explicit Memory(size_t bytes) : block{nullptr, 0} {
-    if (bytes > SMALL) { block = large_block(bytes); return; }
+    if (bytes > SMALL) {
+      block = large_block(bytes);
+      return;
+    }
     std::swap(block, spare().block);
     if (block.bytes >= bytes) return;
     ::free(block.data);
     block = {aligned_alloc(64, (bytes + 63) / 64 * 64), bytes};
-    if (!block.data) { block.bytes = 0; throw std::bad_alloc(); }
+    if (!block.data) {
+      block.bytes = 0;
+      throw std::bad_alloc();
+    }
   }
   ~Memory() {
-    if (block.bytes > SMALL) give_back(new Kept(block));
-    else { if (block.bytes > spare().block.bytes) std::swap(block, spare().block); ::free(block.data); }
+    if (block.bytes > SMALL)
+      give_back(new Kept(block));
+    else {
+      if (block.bytes > spare().block.bytes) std::swap(block, spare().block);
+      ::free(block.data);
+    }
   }
   Memory(const Memory&) = delete;
   void* data() const { return block.data; }
@@ -211,7 +246,8 @@ class Signals {
   const std::thread::id caller = std::this_thread::get_id();
   Clock::time_point checked = Clock::now();
   std::atomic<bool> raised{false};
-public:
+
+ public:
   bool on_caller() const { return std::this_thread::get_id() == caller; }
   bool stop() {
     if (!raised && on_caller() && Clock::now() - checked >= std::chrono::milliseconds(50)) {
@@ -225,17 +261,21 @@ public:
 
 // Runs the kernel on all rows, each thread on `grain` rows at a time. Returns false if a signal handler raised an exception.
 static bool by_rows(const Job& j, Kernel run, int threads) {
-  const int64_t tile = j.cols <= SHORT_ROW ? TILE : tile_of(j.cols), fair = j.rows / threads / tile, much = (1 << 16) / whole(j.cols) / tile;
+  const int64_t tile = j.cols <= SHORT_ROW ? TILE : tile_of(j.cols), fair = j.rows / threads / tile,
+                much = (1 << 16) / whole(j.cols) / tile;
   const int64_t grain = (fair < much ? fair : much) * tile + (fair && much ? 0 : tile);
   const int64_t grains = (j.rows + grain - 1) / grain;
-  std::atomic<int64_t> next{0}; std::atomic<bool> failed{false};
+  std::atomic<int64_t> next{0};
+  std::atomic<bool> failed{false};
   Signals signals;
   together((int)(threads < grains ? threads : grains), [&] {
     try {
       const Memory mine(scratch_bytes(j.cols, j.inverse_cap != 0));
-      for (int64_t i; (grains == 1 || !signals.stop()) && (i = next.fetch_add(grain)) < j.rows; )
+      for (int64_t i; (grains == 1 || !signals.stop()) && (i = next.fetch_add(grain)) < j.rows;)
         run(j, i, i + grain < j.rows ? i + grain : j.rows, mine.data(), ALL, 0);
-    } catch (std::bad_alloc&) { failed = true; }
+    } catch (std::bad_alloc&) {
+      failed = true;
+    }
   });
   if (next < j.rows && failed) throw std::bad_alloc();
   return grains == 1 || !signals.stop();
@@ -245,8 +285,11 @@ static bool by_rows(const Job& j, Kernel run, int threads) {
 // calling thread takes runs from the front and the others from the back. Each writes the gradient of the blocks whose exponentials it
 // computed, because they are still in its cache. Returns false if a signal handler raised an exception.
 static bool by_blocks(Job j, Kernel run, int threads, bool gradient) {
-  struct alignas(64) Counts { std::atomic<int64_t> taken{0}, front{0}, back{0}, had{0}, turn{0}, turned{0}, written{0}; };
-  const int64_t blocks = blocks_of(j.cols), fair = blocks / (3 * threads) + 1, step = fair < 256 ? fair : 256, runs = (blocks + step - 1) / step;
+  struct alignas(64) Counts {
+    std::atomic<int64_t> taken{0}, front{0}, back{0}, had{0}, turn{0}, turned{0}, written{0};
+  };
+  const int64_t blocks = blocks_of(j.cols), fair = blocks / (3 * threads) + 1, step = fair < 256 ? fair : 256,
+                runs = (blocks + step - 1) / step;
   std::unique_ptr<Counts[]> counts(new Counts[j.rows]);
   const Memory shared(scratch_bytes(j.cols, j.inverse_cap != 0));
   std::vector<int64_t> labels(j.rows);
@@ -255,8 +298,15 @@ static bool by_blocks(Job j, Kernel run, int threads, bool gradient) {
   j.label = labels.data();
   j.label_step = 1;
   Signals signals;
-  auto wait = [&](std::atomic<int64_t>& a, int64_t n) { while (!spin([&] { return a >= n; })) { if (signals.stop()) return; sched_yield(); } };
-  auto each = [&](int64_t i, int64_t r, Phase phase) { for (int64_t b = r * step; b < blocks && b < (r + 1) * step; b++) run(j, i, i + 1, shared.data(), phase, b); };
+  auto wait = [&](std::atomic<int64_t>& a, int64_t n) {
+    while (!spin([&] { return a >= n; })) {
+      if (signals.stop()) return;
+      sched_yield();
+    }
+  };
+  auto each = [&](int64_t i, int64_t r, Phase phase) {
+    for (int64_t b = r * step; b < blocks && b < (r + 1) * step; b++) run(j, i, i + 1, shared.data(), phase, b);
+  };
   together(threads, [&] {
     for (int64_t i = 0; i < j.rows; i++) {
       Counts& c = counts[i];
@@ -267,10 +317,17 @@ static bool by_blocks(Job j, Kernel run, int threads, bool gradient) {
       }
       wait(c.had, runs);
       if (signals.stop()) return;
-      if (c.turn++ == 0) { run(j, i, i + 1, shared.data(), FINISH_ROW, 0); c.turned = 1; }
+      if (c.turn++ == 0) {
+        run(j, i, i + 1, shared.data(), FINISH_ROW, 0);
+        c.turned = 1;
+      }
       wait(c.turned, 1);
       if (!gradient) continue;
-      for (int64_t r : mine) { if (signals.stop()) return; each(i, r, WRITE_BLOCK); c.written++; }
+      for (int64_t r : mine) {
+        if (signals.stop()) return;
+        each(i, r, WRITE_BLOCK);
+        c.written++;
+      }
       wait(c.written, runs);
     }
   });
@@ -283,16 +340,18 @@ static void call(Op op, Job j, Type type, Off kind, int threads) {
   if (!j.rows || !j.cols) return;
   if (j.rows * j.cols < 1 << 12) threads = 1;  // to wake a thread takes as long as 1500 entries
   const int64_t size = size_of(type);
-  const bool aligned = (uintptr_t)j.dz % size == 0;          // stores past the caches need whole elements
+  const bool aligned = (uintptr_t)j.dz % size == 0;  // stores past the caches need whole elements
   j.stream = op != FORWARD && aligned && j.z != j.dz && j.rows * j.cols * size >= 48 << 20;
-  j.ahead = threads == 1;              // 10 % less time on one thread, but 8 % more on two, which use all of the memory's bandwidth
+  j.ahead = threads == 1;  // 10 % less time on one thread, but 8 % more on two, which use all of the memory's bandwidth
   const Kernel run = isa().run[type][kind][op];
   const int64_t blocks = blocks_of(j.cols);
   const bool by_row = op == CURVATURE || op == LOG_SOFTMAX;
   const bool few_long_rows = !by_row && blocks > 6 && threads > 1 && j.rows < 4 * threads && j.rows % threads;
   bool complete;
-  { nb::gil_scoped_release free;
-    complete = few_long_rows || (!by_row && blocks > 4096) ? by_blocks(j, run, threads, op != FORWARD) : by_rows(j, run, threads); }
+  {
+    nb::gil_scoped_release free;
+    complete = few_long_rows || (!by_row && blocks > 4096) ? by_blocks(j, run, threads, op != FORWARD) : by_rows(j, run, threads);
+  }
   if (!complete) throw nb::python_error();
 }
 
@@ -328,10 +387,18 @@ static double sum_as_numpy(const double* a, int64_t n) {
 
 // The frequent calls from PyTorch: a contiguous matrix, a label for each row, numbers that are the same for all rows (y times the class weight of
 // the label), and a reduction. It takes addresses and returns one number, because each array would cost a microsecond. Addresses that may be
+<<<<<<< HEAD
 // 0: dz, the gradient of the sum or mean; losses, those of the rows; factors and off [cols]; upstream, the upstream gradient of each row's
 // loss. Losses and upstream are float32 for float32 logits, and else float64. Returns none if a label is neither ignored nor a class.
 static std::optional<double> quick(uintptr_t z, uintptr_t label, uintptr_t dz, uintptr_t losses, int64_t rows, int64_t cols, int type, int64_t ignore, double y, double r, double q,
                                    uintptr_t factors, uintptr_t off, bool mean, uintptr_t upstream, double temperature, double cap, int threads) {
+=======
+// 0: dz, the gradient of the sum or mean; losses, those of the rows; class_weight and off [cols]; upstream, the upstream gradient of each row's
+// loss. Returns none if a label is neither ignored nor a class.
+static std::optional<double> quick(uintptr_t z, uintptr_t label, uintptr_t dz, uintptr_t losses, int64_t rows, int64_t cols, int type,
+                                   int64_t ignore, double y, double r, double q, uintptr_t class_weight, uintptr_t off, bool mean,
+                                   uintptr_t upstream, double temperature, double cap, int threads) {
+>>>>>>> symbols
   const int64_t* t = (const int64_t*)label;
   const double* weight = (const double*)factors;
   const bool single = type == F32;
@@ -416,48 +483,71 @@ NB_MODULE(_kernel, m) {
   typedef std::optional<Dense> Off_;
   typedef std::optional<Results> Parts_;
   m.def("isa", [] { return isa().name; });
-  m.def("forward", [](Logits z, Labels label, Numbers numbers, Off_ off, Transform transform, Results result, Parts_ parts, int threads) {
-    Job j = job(z, label, numbers, off, transform);
-    set_result(j, result, 2, OUTPUTS);
-    if (parts) set_parts(j, *parts);
-    call(FORWARD, j, z, off, threads);
-  }, "z"_a.noconvert(), "label"_a.noconvert(), "numbers"_a.noconvert(), "off"_a.noconvert().none(), "transform"_a, "result"_a.noconvert(), "parts"_a.noconvert().none(), "threads"_a = 1);
-  m.def("backward", [](Logits z, Labels label, Numbers numbers, Off_ off, Transform transform, Results parts, Matrix out, int threads) {
-    Job j = job(z, label, numbers, off, transform);
-    set_parts(j, parts);
-    set_out(j, out, z);
-    call(BACKWARD, j, z, off, threads);
-  }, "z"_a.noconvert(), "label"_a.noconvert(), "numbers"_a.noconvert(), "off"_a.noconvert().none(), "transform"_a, "parts"_a.noconvert(), "out"_a.noconvert(), "threads"_a = 1);
-  m.def("fused", [](Logits z, Labels label, Numbers numbers, Off_ off, Transform transform, Matrix out, Results result, Parts_ parts, int threads) {
-    Job j = job(z, label, numbers, off, transform);
-    set_out(j, out, z);
-    set_result(j, result, 2, OUTPUTS);
-    if (parts) set_parts(j, *parts);
-    call(FUSED, j, z, off, threads);
-  }, "z"_a.noconvert(), "label"_a.noconvert(), "numbers"_a.noconvert(), "off"_a.noconvert().none(), "transform"_a, "out"_a.noconvert(), "result"_a.noconvert(), "parts"_a.noconvert().none(), "threads"_a = 1);
-  m.def("curvature", [](Logits z, Logits v, Labels label, Numbers numbers, Off_ off, Transform transform, bool gauss_newton, Matrix out, Results result, int threads) {
-    Job j = job(z, label, numbers, off, transform);
-    set_out(j, out, z);
-    set_result(j, result, PRODUCTS, PRODUCTS);
-    need((int64_t)v.shape(0) == j.rows && (int64_t)v.shape(1) == j.cols && (adjacent(v) || !j.rows) && type_of(v.dtype()) == (type_of(z.dtype()) == F64 ? F64 : F32), "v must have the shape of z and the type of the computation");
-    j.v = v.data();
-    j.v_step = v.stride(0);
-    j.gauss_newton = gauss_newton;
-    call(CURVATURE, j, z, off, threads);
-  }, "z"_a.noconvert(), "v"_a.noconvert(), "label"_a.noconvert(), "numbers"_a.noconvert(), "off"_a.noconvert().none(), "transform"_a, "gauss_newton"_a, "out"_a.noconvert(), "result"_a.noconvert(), "threads"_a = 1);
-  m.def("log_softmax", [](Logits z, Numbers scale, Transform transform, Matrix out, int threads) {
-    need(scale.shape(0) == 1, "scale must be [1, R] or [1, 1]");
-    Job j = job(z, std::nullopt, scale, std::nullopt, transform);
-    set_out(j, out, z);
-    call(LOG_SOFTMAX, j, z, std::nullopt, threads);
-  }, "z"_a.noconvert(), "scale"_a.noconvert(), "transform"_a, "out"_a.noconvert(), "threads"_a = 1);
+  m.def(
+      "forward",
+      [](Logits z, Labels label, Numbers numbers, Off_ off, Transform transform, Results result, Parts_ parts, int threads) {
+        Job j = job(z, label, numbers, off, transform);
+        set_result(j, result, 2, OUTPUTS);
+        if (parts) set_parts(j, *parts);
+        call(FORWARD, j, z, off, threads);
+      },
+      "z"_a.noconvert(), "label"_a.noconvert(), "numbers"_a.noconvert(), "off"_a.noconvert().none(), "transform"_a, "result"_a.noconvert(),
+      "parts"_a.noconvert().none(), "threads"_a = 1);
+  m.def(
+      "backward",
+      [](Logits z, Labels label, Numbers numbers, Off_ off, Transform transform, Results parts, Matrix out, int threads) {
+        Job j = job(z, label, numbers, off, transform);
+        set_parts(j, parts);
+        set_out(j, out, z);
+        call(BACKWARD, j, z, off, threads);
+      },
+      "z"_a.noconvert(), "label"_a.noconvert(), "numbers"_a.noconvert(), "off"_a.noconvert().none(), "transform"_a, "parts"_a.noconvert(),
+      "out"_a.noconvert(), "threads"_a = 1);
+  m.def(
+      "fused",
+      [](Logits z, Labels label, Numbers numbers, Off_ off, Transform transform, Matrix out, Results result, Parts_ parts, int threads) {
+        Job j = job(z, label, numbers, off, transform);
+        set_out(j, out, z);
+        set_result(j, result, 2, OUTPUTS);
+        if (parts) set_parts(j, *parts);
+        call(FUSED, j, z, off, threads);
+      },
+      "z"_a.noconvert(), "label"_a.noconvert(), "numbers"_a.noconvert(), "off"_a.noconvert().none(), "transform"_a, "out"_a.noconvert(),
+      "result"_a.noconvert(), "parts"_a.noconvert().none(), "threads"_a = 1);
+  m.def(
+      "curvature",
+      [](Logits z, Logits v, Labels label, Numbers numbers, Off_ off, Transform transform, bool gauss_newton, Matrix out, Results result,
+         int threads) {
+        Job j = job(z, label, numbers, off, transform);
+        set_out(j, out, z);
+        set_result(j, result, PRODUCTS, PRODUCTS);
+        need((int64_t)v.shape(0) == j.rows && (int64_t)v.shape(1) == j.cols && (adjacent(v) || !j.rows) &&
+                 type_of(v.dtype()) == (type_of(z.dtype()) == F64 ? F64 : F32),
+             "v must have the shape of z and the type of the computation");
+        j.v = v.data();
+        j.v_step = v.stride(0);
+        j.gauss_newton = gauss_newton;
+        call(CURVATURE, j, z, off, threads);
+      },
+      "z"_a.noconvert(), "v"_a.noconvert(), "label"_a.noconvert(), "numbers"_a.noconvert(), "off"_a.noconvert().none(), "transform"_a,
+      "gauss_newton"_a, "out"_a.noconvert(), "result"_a.noconvert(), "threads"_a = 1);
+  m.def(
+      "log_softmax",
+      [](Logits z, Numbers scale, Transform transform, Matrix out, int threads) {
+        need(scale.shape(0) == 1, "scale must be [1, R] or [1, 1]");
+        Job j = job(z, std::nullopt, scale, std::nullopt, transform);
+        set_out(j, out, z);
+        call(LOG_SOFTMAX, j, z, std::nullopt, threads);
+      },
+      "z"_a.noconvert(), "scale"_a.noconvert(), "transform"_a, "out"_a.noconvert(), "threads"_a = 1);
   m.def("quick", quick);
   m.def("buffer", buffer, "bytes"_a);
   m.def("trim", trim);
   m.def("first_outside", first_outside, "label"_a.noconvert(), "classes"_a, "ignore_index"_a);
-  m.def("bits16", [](nb::ndarray<nb::device::cpu, nb::ro> x) {          // a 16-bit DLPack tensor as a NumPy array of uint16 with the same memory
+  m.def("bits16", [](nb::ndarray<nb::device::cpu, nb::ro> x) {  // a 16-bit DLPack tensor as a NumPy array of uint16 with the same memory
     need(x.dtype().bits == 16, "x must have 16-bit entries");
-    size_t shape[8]; int64_t strides[8];
+    size_t shape[8];
+    int64_t strides[8];
     need(x.ndim() <= 8, "x must have at most 8 axes");
     for (size_t i = 0; i < x.ndim(); i++) shape[i] = x.shape(i), strides[i] = x.stride(i);
     return nb::ndarray<nb::numpy, const uint16_t>((const uint16_t*)x.data(), x.ndim(), shape, nb::cast(x), strides);

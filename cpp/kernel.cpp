@@ -15,20 +15,24 @@
 #include <arm_neon.h>
 #endif
 
-namespace softxent { namespace {
+namespace softxent {
+namespace {
 #include "vec.h"
 
-#define SHAPE typedef typename T::A A; typedef typename T::S S; constexpr int W = Lanes<A>::W, L = Lanes<A>::L, G = 4 * L;
+#define SHAPE              \
+  typedef typename T::A A; \
+  typedef typename T::S S; \
+  constexpr int W = Lanes<A>::W, L = Lanes<A>::L, G = 4 * L;
 constexpr double INF = __builtin_inf();
 
-struct Tile {                   // up to TILE rows, between the pass that sums and the pass that writes dz; one double for each row
-  double part[PARTS][TILE];     // the sums of the row (partials.py)
-  double scale[TILE];           // a e^(m - lse): the factor of e^(z - m) in dz, if the entropy has no gradient
-  double unit[TILE];            // e^(m - lse)
-  double a[TILE], e[TILE];      // the coefficients of dz, and
-  double over[TILE];            // lse - m
-  double drop[TILE], hot[TILE]; // c, and dz at the label
-  double live[TILE];            // whether a coefficient is not 0
+struct Tile {                    // up to TILE rows, between the pass that sums and the pass that writes dz; one double for each row
+  double part[PARTS][TILE];      // the sums of the row (partials.py)
+  double scale[TILE];            // a e^(m - lse): the factor of e^(z - m) in dz, if the entropy has no gradient
+  double unit[TILE];             // e^(m - lse)
+  double a[TILE], e[TILE];       // the coefficients of dz, and
+  double over[TILE];             // lse - m
+  double drop[TILE], hot[TILE];  // c, and dz at the label
+  double live[TILE];             // whether a coefficient is not 0
   int64_t label[TILE];
 };
 struct Blocks {  // the blocks of a long row, or the only block of each row of the tile; one double for each block
@@ -37,7 +41,7 @@ struct Blocks {  // the blocks of a long row, or the only block of each row of t
 template <class A> struct Scratch {
   Tile& x;
   Blocks b;
-  A* e;  // the exponentials; if lanes are rows, a panel of them
+  A* e;          // the exponentials; if lanes are rows, a panel of them
   A *y, *slope;  // with a softcap: lift tanh(inverse_cap z / lift) and its slope
   Scratch(void* p, const Job& j) : x(*(Tile*)p) {
     const int64_t some = (TILE + blocks_of(j.cols) + 7) / 8 * 8;
@@ -92,8 +96,10 @@ template <class T> ALWAYS void load(const typename T::S* p, int u, V<typename T:
 }
 template <class T, class O> ALWAYS void load_off(const typename O::S* p, int u, V<typename T::A>* v) {
   SHAPE
-  if constexpr (T::PER == O::PER) O::load(p + T::PER * u * W, v);
-  else for (int w = 0; w < W; w++) v[0][w] = p[2 * (u * W + w)], v[1][w] = p[2 * (u * W + w) + 1];
+  if constexpr (T::PER == O::PER)
+    O::load(p + T::PER * u * W, v);
+  else
+    for (int w = 0; w < W; w++) v[0][w] = p[2 * (u * W + w)], v[1][w] = p[2 * (u * W + w) + 1];
 }
 template <class T> ALWAYS int64_t place(int64_t k) {
   constexpr int64_t L = Lanes<typename T::A>::L, unit = T::PER * L;
@@ -136,7 +142,8 @@ template <class T> ALWAYS typename T::A top(const typename T::S* z, int64_t n, i
   m[0] = m[0] > m[1] ? m[0] : m[1];
   m[2] = m[2] > m[3] ? m[2] : m[3];
   store(a, m[0] > m[2] ? m[0] : m[2]);
-  for (int w = W / 2; w; w /= 2) for (int i = 0; i < w; i++) a[i] = a[i] > a[i + w] ? a[i] : a[i + w];
+  for (int w = W / 2; w; w /= 2)
+    for (int i = 0; i < w; i++) a[i] = a[i] > a[i + w] ? a[i] : a[i + w];
   return a[0] + 0;  // turns -0 into 0, so that the order of the comparisons does not matter
 }
 
@@ -149,7 +156,8 @@ template <class T> ALONE int64_t largest(const typename T::S* z, int64_t n) {
     const typename T::A m = top<T>(z + k, least(n - k, STEP), -1);
     if (m > most) most = m, block = k;
   }
-  for (int64_t k = block; k < least(n, block + STEP); k++) if (get<T>(z + k) == most) return k;
+  for (int64_t k = block; k < least(n, block + STEP); k++)
+    if (get<T>(z + k) == most) return k;
   return 0;
 }
 
@@ -158,20 +166,25 @@ ALWAYS double times(double w, double v) { return w == 0 ? 0 : w * v; }
 
 // Computes e := lift e^(scale z - shift) and returns the sum of e^(scale z - shift); with_u also the sum of e^(scale z - shift) (m - scale z).
 // Prefetches the next block of z.
-template <class T, Op op, bool scaled, bool with_u> ALWAYS double exponentials(const typename T::S* z, int64_t n, int64_t t, const Shift<typename T::A>& shift, typename T::A scale, typename T::A m, typename T::A* e, double& sum_u) {
+template <class T, Op op, bool scaled, bool with_u>
+ALWAYS double exponentials(const typename T::S* z, int64_t n, int64_t t, const Shift<typename T::A>& shift, typename T::A scale,
+                           typename T::A m, typename T::A* e, double& sum_u) {
   SHAPE
   Sum<A> s, su;
   for (int64_t k = 0; k < n; k += G) {
     S copy[G];
     const S* q = columns_without_label(z, k, n, t, G, T::low, copy);
-    for (int i = 0; i < G * (int)sizeof(S); i += 64) __builtin_prefetch((const char*)(z + k + n) + i, 0, op == FORWARD || T::PER > 1 ? 2 : 3);  // into L2 or L1, whichever was faster
+    for (int i = 0; i < G * (int)sizeof(S); i += 64)
+      __builtin_prefetch((const char*)(z + k + n) + i, 0, op == FORWARD || T::PER > 1 ? 2 : 3);  // into L2 or L1, whichever was faster
     EACH(u) {
       V<A> v[4], below[4];
       load<T>(q, u, v);
-      if (with_u) FOUR(c) below[c] = fma<A>(splat(-scale), v[c], splat(m));
+      if (with_u)
+        FOUR(c) below[c] = fma<A>(splat(-scale), v[c], splat(m));
       FOUR(c) v[c] = scaled ? fma<A>(v[c], splat(scale), -shift.sub) : v[c] - shift.sub;
       exps<A, 4>(v, shift.magic, shift.low);
-      if (op != FORWARD && op != LOG_SOFTMAX) FOUR(c) store(e + k + c * L + u * W, v[c]);
+      if (op != FORWARD && op != LOG_SOFTMAX)
+        FOUR(c) store(e + k + c * L + u * W, v[c]);
       if (op != BACKWARD) s.add(u, v);
       if (with_u) {
         FOUR(c) below[c] = times<A>(v[c], below[c]);
@@ -183,14 +196,18 @@ template <class T, Op op, bool scaled, bool with_u> ALWAYS double exponentials(c
   return op == BACKWARD ? 0 : s.total() * (1 / Exp<A>::lift);
 }
 
-template <class T, Op op> ALWAYS double sums(const typename T::S* z, int64_t n, int64_t t, const Shift<typename T::A> shift, typename T::A scale, typename T::A m, typename T::A* e, double& sum_u, bool with_u) {
+template <class T, Op op>
+ALWAYS double sums(const typename T::S* z, int64_t n, int64_t t, const Shift<typename T::A> shift, typename T::A scale, typename T::A m,
+                   typename T::A* e, double& sum_u, bool with_u) {
   if (with_u) return exponentials<T, op, true, true>(z, n, t, shift, scale, m, e, sum_u);
   if (scale != 1) return exponentials<T, op, true, false>(z, n, t, shift, scale, m, e, sum_u);
   return exponentials<T, op, false, false>(z, n, t, shift, scale, m, e, sum_u);
 }
 
 // Computes o := sum off and d := sum off (m - scale z), over the columns except the label's; z may be given as y.
-template <class T, class O> ALWAYS void dot(const typename T::S* z, const typename T::A* y, const typename O::S* w, int64_t n, int64_t t, typename T::A scale, typename T::A m, double& o, double& d) {
+template <class T, class O>
+ALWAYS void dot(const typename T::S* z, const typename T::A* y, const typename O::S* w, int64_t n, int64_t t, typename T::A scale,
+                typename T::A m, double& o, double& d) {
   SHAPE
   Sum<A> so, sd;
   for (int64_t k = 0; k < n; k += G) {
@@ -201,8 +218,10 @@ template <class T, class O> ALWAYS void dot(const typename T::S* z, const typena
     EACH(u) {
       V<A> a[4], b[4];
       for (int i = 0; i < 4; i += T::PER) load_off<T, O>(p + i * L, u, a + i);
-      if (y) FOUR(c) b[c] = read(y + k + c * L + u * W);
-      else load<T>(q, u, b);
+      if (y)
+        FOUR(c) b[c] = read(y + k + c * L + u * W);
+      else
+        load<T>(q, u, b);
       FOUR(c) b[c] = times<A>(a[c], fma<A>(splat((A)-0.5 * scale), b[c], splat(m * (A)0.5)));  // halves, because m - z may overflow
       so.add(u, a);
       sd.add(u, b);
@@ -231,7 +250,9 @@ template <class A> struct Scale {
 
 // Computes dz := slope (scale e - drop off). Stores past the caches must be aligned. If a 16-bit dz is not, it is first written into the memory
 // of e.
-template <class T, class O, bool with_off, bool with_slope> ALWAYS void write(typename T::A* e, double scale, double drop, const typename O::S* w, const typename T::A* slope, typename T::S* dz, int64_t n, bool stream, const typename T::S* next) {
+template <class T, class O, bool with_off, bool with_slope>
+ALWAYS void write(typename T::A* e, double scale, double drop, const typename O::S* w, const typename T::A* slope, typename T::S* dz,
+                  int64_t n, bool stream, const typename T::S* next) {
   SHAPE
   constexpr int64_t per = T::PER * W, unit = T::PER * L;  // entries of dz: a vector, a unit
   const Scale<A> by(scale, drop);
@@ -246,7 +267,8 @@ template <class T, class O, bool with_off, bool with_slope> ALWAYS void write(ty
       load_off<T, O>(p, u, away);
       for (int i = 0; i < T::PER; i++) v[i] = fma<A>(splat(by.minus), away[i], v[i]) * by.end;
     }
-    if (with_slope) for (int i = 0; i < T::PER; i++) v[i] = v[i] * read(slope + k + i * L + u * W);
+    if (with_slope)
+      for (int i = 0; i < T::PER; i++) v[i] = v[i] * read(slope + k + i * L + u * W);
     return T::pack(v);
   };
   auto part = [&](int64_t stop) {  // the columns up to `stop`, less than a unit
@@ -260,14 +282,17 @@ template <class T, class O, bool with_off, bool with_slope> ALWAYS void write(ty
     for (int64_t i = 0; k < stop;) to[k++] = copy[i++];
   };
   if (head && !detour) part(least(head, n));
-  if (stream && !detour) for (; k + unit <= n; k += unit) EACH(u) {
-    if (T::PER == 1 && next) __builtin_prefetch(next + k + u * per, 0, 2);  // prefetches the next row (no gain for 16-bit types)
-    past_caches(dz + k + u * per, value(w + k, u));
-  }
-  for (; k + unit <= n; k += unit) EACH(u) {
-    const auto v = value(w + k, u);
-    __builtin_memcpy(to + k + u * per, &v, sizeof v);
-  }
+  if (stream && !detour)
+    for (; k + unit <= n; k += unit)
+      EACH(u) {
+        if (T::PER == 1 && next) __builtin_prefetch(next + k + u * per, 0, 2);  // prefetches the next row (no gain for 16-bit types)
+        past_caches(dz + k + u * per, value(w + k, u));
+      }
+  for (; k + unit <= n; k += unit)
+    EACH(u) {
+      const auto v = value(w + k, u);
+      __builtin_memcpy(to + k + u * per, &v, sizeof v);
+    }
   part(n);
   if (!detour) return;
   for (k = 0; k < least(head, n); k++) dz[k] = to[k];
@@ -286,7 +311,9 @@ template <class A, class Z, class O> struct Unit {
   const O* off;
   const A* v;
 };
-template <class T, class O, class F> ALWAYS void each_unit(const typename T::S* z, const typename O::S* w, const typename T::A* v, typename T::S* dz, int64_t n, bool stream, F f) {
+template <class T, class O, class F>
+ALWAYS void each_unit(const typename T::S* z, const typename O::S* w, const typename T::A* v, typename T::S* dz, int64_t n, bool stream,
+                      F f) {
   SHAPE
   constexpr int64_t per = T::PER * W, unit = T::PER * L;
   int64_t k = 0;
@@ -294,23 +321,29 @@ template <class T, class O, class F> ALWAYS void each_unit(const typename T::S* 
     S copy[unit], result[unit];
     typename O::S other[unit];
     A more[unit];
-    const Unit<A, S, typename O::S> p = {columns_without_label<S>(z, k, n, -1, unit, 0, copy), w ? columns_without_label<typename O::S>(w, k, n, -1, unit, 0, other) : w,
+    const Unit<A, S, typename O::S> p = {columns_without_label<S>(z, k, n, -1, unit, 0, copy),
+                                         w ? columns_without_label<typename O::S>(w, k, n, -1, unit, 0, other) : w,
                                          v ? columns_without_label<A>(v, k, n, -1, unit, 0, more) : v};
     EACH(u) {
       const auto packed = f(k, u, p);
       __builtin_memcpy(result + u * per, &packed, sizeof packed);
     }
-    for (int64_t i = 0; k < stop; k++, i++) if (dz) dz[k] = result[i];
+    for (int64_t i = 0; k < stop; k++, i++)
+      if (dz) dz[k] = result[i];
   };
   const int64_t head = stream ? -((uintptr_t)dz / sizeof(S)) % per : 0;
-  if (T::PER > 1 && head) stream = false;  // two elements share a slot, so a unit cannot begin anywhere
-  else if (head) part(least(head, n));
+  if (T::PER > 1 && head)
+    stream = false;  // two elements share a slot, so a unit cannot begin anywhere
+  else if (head)
+    part(least(head, n));
   for (; k + unit <= n; k += unit) {
     const Unit<A, S, typename O::S> p = {z + k, w ? w + k : w, v ? v + k : v};
     decltype(f(k, 0, p)) packed[Lanes<A>::U];
     EACH(u) packed[u] = f(k, u, p);
-    if (stream) EACH(u) past_caches(dz + k + u * per, packed[u]);
-    else if (dz) __builtin_memcpy(dz + k, packed, sizeof packed);
+    if (stream)
+      EACH(u) past_caches(dz + k + u * per, packed[u]);
+    else if (dz)
+      __builtin_memcpy(dz + k, packed, sizeof packed);
   }
   if (k < n) part(n);
 }
@@ -318,12 +351,17 @@ template <class T, class O, class F> ALWAYS void each_unit(const typename T::S* 
 // Reads the values of a unit that are multiplied by scale: y, if there is a softcap, or z.
 template <class T> ALWAYS void load_unit(const typename T::S* z, const typename T::A* y, int64_t k, int u, V<typename T::A>* v) {
   SHAPE
-  if (y) for (int i = 0; i < T::PER; i++) v[i] = read(y + k + i * L + u * W);
-  else T::load(z + T::PER * u * W, v);
+  if (y)
+    for (int i = 0; i < T::PER; i++) v[i] = read(y + k + i * L + u * W);
+  else
+    T::load(z + T::PER * u * W, v);
 }
 
 // As `write`, with a gradient of the entropy: dz := slope (unit e (a + entropy (m - scale z)) - drop off).
-template <class T, class O> ALONE void write_general(const Job& j, const typename T::S* z, const typename T::A* y, const typename T::A* slope, const typename T::A* e, double unit, double a, double entropy, double m, double drop, const typename O::S* w, typename T::S* dz, int64_t n) {
+template <class T, class O>
+ALONE void write_general(const Job& j, const typename T::S* z, const typename T::A* y, const typename T::A* slope, const typename T::A* e,
+                         double unit, double a, double entropy, double m, double drop, const typename O::S* w, typename T::S* dz,
+                         int64_t n) {
   SHAPE
   const double size = a < 0 ? -a : a, other = entropy < 0 ? -entropy : entropy, amplitude = size > other ? size : other;
   const double by = amplitude > 0 ? amplitude : 1;  // the larger of the two, so that the scale of e has the size of the result
@@ -387,23 +425,28 @@ template <Op op> ALONE void finish(const Job& j, Tile& x, int64_t first, int som
   const V<double> zero = {}, one = splat(1.0);
   for (int k = 0; k < j.number_count; k++) {
     const double* p = j.numbers + k * j.number_step + first * j.number_row;
-    if (j.number_row) for (int g = 0; g < some; g++) number_of[k][g] = p[g * j.number_row];
-    else for (int g = 0; g < some; g += Lanes<double>::W) store(number_of[k] + g, splat(*p));
+    if (j.number_row)
+      for (int g = 0; g < some; g++) number_of[k][g] = p[g * j.number_row];
+    else
+      for (int g = 0; g < some; g += Lanes<double>::W) store(number_of[k] + g, splat(*p));
   }
   for (int g = 0; g < some; g++) {
     if (!__builtin_expect(ignored(j, first + g), 0)) continue;
     for (int k = 0; k < j.number_count; k++) number_of[k][g] = 0;
     for (int k = 0; k < PARTS && op != BACKWARD; k++) x.part[k][g] = k == M || k == ZT ? -INF : 0;
   }
-  if (j.parts) for (int k = 0; k < PARTS; k++) {
-    double* p = j.parts + k * j.parts_step + first;
-    for (int g = 0; g < some; g++) op == BACKWARD ? (void)(x.part[k][g] = p[g]) : (void)(p[g] = x.part[k][g]);
-  }
+  if (j.parts)
+    for (int k = 0; k < PARTS; k++) {
+      double* p = j.parts + k * j.parts_step + first;
+      for (int g = 0; g < some; g++) op == BACKWARD ? (void)(x.part[k][g] = p[g]) : (void)(p[g] = x.part[k][g]);
+    }
   for (int g = 0; g < some; g += Lanes<double>::W) {
-    const V<double> m = read(x.part[M] + g), s = read(x.part[S] + g), o = read(x.part[O] + g), d = read(x.part[D] + g), zt = read(x.part[ZT] + g);
+    const V<double> m = read(x.part[M] + g), s = read(x.part[S] + g), o = read(x.part[O] + g), d = read(x.part[D] + g),
+                    zt = read(x.part[ZT] + g);
     const V<double> y = read(number_of[Y] + g), r = read(number_of[R] + g), q = read(number_of[Q] + g), up = read(number_of[G] + g);
     const Finished f = finished(m, s, zt);
-    const V<double> at = y + r * read(x.part[WT] + g), lift = q == 0 ? zero : q * f.lse, rest = r * o + lift, mass = at + rest, drop = up * r;
+    const V<double> at = y + r * read(x.part[WT] + g), lift = q == 0 ? zero : q * f.lse, rest = r * o + lift, mass = at + rest,
+                    drop = up * r;
     V<double> a = times<double>(up, mass), hot = times<double>(up, rest - times<double>(mass, f.miss)), e = zero, entropy = zero;
     if (j.entropy) entropy = entropy_of(f, s, read(x.part[U] + g));
     if (j.number_count > 4) {
@@ -436,8 +479,16 @@ template <Op op> ALONE void finish(const Job& j, Tile& x, int64_t first, int som
     store(x.live + g, a == 0 ? (e == 0 ? (drop == 0 ? (hot == 0 ? zero : one) : one) : one) : one);
   }
   if (op == BACKWARD) return;
+<<<<<<< HEAD
   for (int g = 0; g < some; g++) if (__builtin_expect(ignored(j, first + g), 0)) for (int k = 0; k < j.result_count; k++) output[k][g] = 0;
   for (int k = 0; k < j.result_count; k++) for (int g = 0; g < some; g++) j.result[k * j.result_step + first + g] = output[k][g];
+=======
+  for (int g = 0; g < some; g++)
+    if (__builtin_expect(ignored(j, first + g), 0))
+      for (int k = 0; k < OUTPUTS; k++) output[k][g] = 0;
+  for (int k = 0; k < j.result_count; k++)
+    for (int g = 0; g < some; g++) j.result[k * j.result_step + first + g] = output[k][g];
+>>>>>>> symbols
 }
 
 // ---- the phases of a row; vector lanes are columns ----
@@ -470,8 +521,10 @@ template <class T, class O, Op op> ALONE void sum_block(const Job& j, Scratch<ty
   const A finite = rounded == -(A)INF ? 0 : rounded;
   double u = 0, s;
   const bool with_u = op != BACKWARD && j.entropy;
-  if (y) s = sums<plain<A>, op>(y, padded, -1, shift, scale, finite, e, u, with_u);
-  else s = sums<T, op>(z, n, t, shift, scale, finite, e, u, with_u);
+  if (y)
+    s = sums<plain<A>, op>(y, padded, -1, shift, scale, finite, e, u, with_u);
+  else
+    s = sums<T, op>(z, n, t, shift, scale, finite, e, u, with_u);
   f.b.s[at] = s;
   const bool inexact = rounded != -(A)INF && (double)rounded != m;  // m is a rounded product, if scale is not 1
   f.b.u[at] = inexact ? u + s * (m - rounded) : u;
@@ -500,17 +553,21 @@ template <class T, class O> ALWAYS void merge_blocks(const Job& j, Scratch<typen
 }
 
 // Merges the sums of the blocks of each row and computes its results.
-template <class T, class O, Op op> ALONE void finish_rows(const Job& j, Scratch<typename T::A>& f, int64_t first, const int64_t* labels, int some) {
+template <class T, class O, Op op>
+ALONE void finish_rows(const Job& j, Scratch<typename T::A>& f, int64_t first, const int64_t* labels, int some) {
   const int64_t blocks = blocks_of(j.cols);
   const Blocks& b = f.b;
   for (int g = 0; g < some; g++) {
     double m = -INF;
-    if (op == BACKWARD) m = j.parts[M * j.parts_step + first + g];
-    else for (int64_t k = g; k < g + blocks; k++) m = b.m[k] > m ? b.m[k] : m;
+    if (op == BACKWARD)
+      m = j.parts[M * j.parts_step + first + g];
+    else
+      for (int64_t k = g; k < g + blocks; k++) m = b.m[k] > m ? b.m[k] : m;
     for (int64_t k = g; k < g + blocks; k++) b.top[k] = m;
   }
   lower(b, some - 1 + blocks);
-  if (op != BACKWARD) for (int g = 0; g < some; g++) merge_blocks<T, O>(j, f, first + g, labels[g], g);
+  if (op != BACKWARD)
+    for (int g = 0; g < some; g++) merge_blocks<T, O>(j, f, first + g, labels[g], g);
   finish<op>(j, f.x, first, some);
 }
 
@@ -533,12 +590,16 @@ template <class T, class O, Op op> ALONE void write_block(const Job& j, Scratch<
   if (f.x.e[g] != 0) {
     const double m = f.b.m[g + b], away = m == -INF ? 0 : (f.b.top[g + b] - (double)(A)m) + f.x.over[g];  // lse - m
     const double a = f.x.a[g] + times(f.x.e[g], away);
-    write_general<T, O>(j, z, f.y ? f.y + place : nullptr, f.y ? f.slope + place : nullptr, e, f.x.unit[g] * down, a, f.x.e[g], m, f.x.drop[g], w ? w + k : w, dz, n);
-  }
-  else if (f.y && w) write<T, O, true, true>(e, f.x.scale[g] * down, f.x.drop[g], w + k, f.slope + place, dz, n, j.stream, next);
-  else if (f.y) write<T, O, false, true>(e, f.x.scale[g] * down, 0, w, f.slope + place, dz, n, j.stream, next);
-  else if (w) write<T, O, true, false>(e, f.x.scale[g] * down, f.x.drop[g], w + k, nullptr, dz, n, j.stream, next);
-  else write<T, O, false, false>(e, f.x.scale[g] * down, 0, w, nullptr, dz, n, j.stream, next);
+    write_general<T, O>(j, z, f.y ? f.y + place : nullptr, f.y ? f.slope + place : nullptr, e, f.x.unit[g] * down, a, f.x.e[g], m,
+                        f.x.drop[g], w ? w + k : w, dz, n);
+  } else if (f.y && w)
+    write<T, O, true, true>(e, f.x.scale[g] * down, f.x.drop[g], w + k, f.slope + place, dz, n, j.stream, next);
+  else if (f.y)
+    write<T, O, false, true>(e, f.x.scale[g] * down, 0, w, f.slope + place, dz, n, j.stream, next);
+  else if (w)
+    write<T, O, true, false>(e, f.x.scale[g] * down, f.x.drop[g], w + k, nullptr, dz, n, j.stream, next);
+  else
+    write<T, O, false, false>(e, f.x.scale[g] * down, 0, w, nullptr, dz, n, j.stream, next);
   if (within(t, n)) put<T>(dz + t, (A)f.x.hot[g] * slope);
 }
 
@@ -558,11 +619,12 @@ template <class T> ALWAYS void lane_to_row(const typename T::A* lane, int64_t n,
 }
 template <class T> ALWAYS void widen(typename T::A* panel, int64_t n) {  // converts slots to values
   typedef typename T::A A;
-  if (sizeof(typename T::S) < sizeof(A)) for (int64_t k = 0; k < n; k += Lanes<A>::W) {
-    decltype(T::narrow(V<A>{})) slots;
-    __builtin_memcpy(&slots, panel + k, sizeof slots);
-    store(panel + k, T::widen(slots));
-  }
+  if (sizeof(typename T::S) < sizeof(A))
+    for (int64_t k = 0; k < n; k += Lanes<A>::W) {
+      decltype(T::narrow(V<A>{})) slots;
+      __builtin_memcpy(&slots, panel + k, sizeof slots);
+      store(panel + k, T::widen(slots));
+    }
 }
 
 // Computes up to L short rows from `first` on, in all phases.
@@ -582,12 +644,13 @@ template <class T, class O, Op op> ALONE void short_rows(const Job& j, Scratch<t
   }
   widen<T>(e, C * L);
   if (j.off) widen<O>(w, C * L);
-  if (capped) for (int64_t k = 0; k < C * L; k += W) {
-    V<A> y, by;
-    tanh_and_slope<A>(read(e + k) * (A)j.inverse_cap, (A)j.lift, y, by);
-    store(e + k, y);
-    store(slope + k, by);
-  }
+  if (capped)
+    for (int64_t k = 0; k < C * L; k += W) {
+      V<A> y, by;
+      tanh_and_slope<A>(read(e + k) * (A)j.inverse_cap, (A)j.lift, y, by);
+      store(e + k, y);
+      store(slope + k, by);
+    }
   for (int64_t k = C * L; k < C4 * L; k++) e[k] = -INF, w[k] = 0;
   for (int g = 0; g < L; g++) {
     int64_t t = labels[g] = find_label<T, O>(j, lane_of(g));
@@ -620,7 +683,8 @@ template <class T, class O, Op op> ALONE void short_rows(const Job& j, Scratch<t
         so.add(u, a);
         sd.add(u, b);
       }
-      if (with_u) FOUR(k) b[k] = fma<A>(splat(-scale), v[k], finite);
+      if (with_u)
+        FOUR(k) b[k] = fma<A>(splat(-scale), v[k], finite);
       FOUR(k) v[k] = fma<A>(v[k], splat(scale), -shift.sub);
       exps<A, 4>(v, shift.magic, shift.low);
       FOUR(k) store(eu + (c + k) * L, v[k]);
@@ -645,6 +709,7 @@ template <class T, class O, Op op> ALONE void short_rows(const Job& j, Scratch<t
   }
   lower(f.b, L);
   for (int g = 0; g < L && op != BACKWARD; g++) {
+<<<<<<< HEAD
     const double down = f.b.down[g], sum = s[g] * (1 / Exp<A>::lift), gap = scale == 1 || f.b.m[g] == -INF ? 0 : f.b.m[g] - (double)(A)f.b.m[g];
     f.x.part[M][g] = f.b.m[g];
     f.x.part[Part::S][g] = sum * down;
@@ -653,11 +718,25 @@ template <class T, class O, Op op> ALONE void short_rows(const Job& j, Scratch<t
     f.x.part[ZT][g] = zt[g];
     f.x.part[WT][g] = wt[g];
     f.x.part[U][g] = with_u ? times(down, u_of[g] * (1 / Exp<A>::lift) + times(sum, gap)) : 0;
+=======
+    const A rounded = f.b.m[g];
+    const double gap = rounded == -(A)INF || (double)rounded == f.b.m[g] ? 0 : f.b.m[g] - rounded, down = f.b.down[g];
+    const double sum = s[g] * (1 / Exp<A>::lift), below = u_of[g] * (1 / Exp<A>::lift);
+    const double part[PARTS] = {f.b.m[g],
+                                sum * down,
+                                o[g],
+                                gap == 0 ? 2 * d[g] : 2 * d[g] + o[g] * gap,
+                                zt[g],
+                                wt[g],
+                                with_u ? times(down, below + times(sum, gap)) : 0};
+    for (int k = 0; k < PARTS; k++) f.x.part[k][g] = part[k];
+>>>>>>> symbols
   }
   finish<op>(j, f.x, first, some);
   if (op == FORWARD) return;
   EACH(u) {
-    A first[W], last[W], minus[W], end[W], constant[W], linear[W], top[W], *eu = e + u * W, *wu = w + u * W, *zu = z + u * W, *su = slope + u * W;
+    A first[W], last[W], minus[W], end[W], constant[W], linear[W], top[W], *eu = e + u * W, *wu = w + u * W, *zu = z + u * W,
+                                                                           *su = slope + u * W;
     for (int g = 0; g < W; g++) {
       const int at = u * W + g;
       double by = 1;
@@ -703,7 +782,7 @@ template <class T, class O, Op op> ALONE void short_rows(const Job& j, Scratch<t
 
 // ---- one row at a time, with its most probable class j0 kept apart: log-softmax and the curvature ----
 
-struct Row {  // what follows from the sums of the row without j0
+struct Row {                               // what follows from the sums of the row without j0
   double z0, nll, lse, unit, hit, m, gap;  // z_j0, -log yhat_j0, lse, e^(m - lse), yhat_j0, the largest of the other logits, z_j0 - m
 };
 
@@ -818,13 +897,15 @@ template <class T, class O> ALONE void curvature(const Job& j, Scratch<typename 
     for (int64_t c = 0; c < j.cols; c++) dz[c] = 0;
     return;
   }
-  const double g = number_of[Number::G], r = number_of[R], lift = times(number_of[Q], x.lse), off_t = labelled && w ? (double)get<O>(w + t) : 0;
+  const double g = number_of[Number::G], r = number_of[R], lift = times(number_of[Q], x.lse),
+               off_t = labelled && w ? (double)get<O>(w + t) : 0;
   const double rest = r * (all_off - off_t) + lift, mass = number_of[Y] + r * off_t + rest;
   const double entropy = times(x.hit, x.nll) + times(x.unit, f.x.part[Part::U][0] + times(sum_s, x.gap + x.nll));
   const double a = times(g, mass) + number_of[GRAD_LSE] - number_of[GRAD_LOGPROB] - times(e, entropy);
   const double da = times(times(g, number_of[Q]), mean) - times(e, by_entropy);
   const double miss_t = t == j0 ? x.unit * sum_s : 1 - hit_t;
-  const double hot = times(g, rest - times(mass, miss_t)) + times(number_of[GRAD_LSE], hit_t) + times(number_of[GRAD_LOGPROB], miss_t) + times(hit_t, times(e, nll_t) - times(e, entropy));
+  const double hot = times(g, rest - times(mass, miss_t)) + times(number_of[GRAD_LSE], hit_t) + times(number_of[GRAD_LOGPROB], miss_t) +
+                     times(hit_t, times(e, nll_t) - times(e, entropy));
   const bool bent = j.inverse_cap && !j.gauss_newton;
   const A first = a - e, linear = e, start = x.nll + z0_rest, shift = da, leading = lead, drop = times(g, r), ends = a;
   const A bend = -2 * j.inverse_cap / (j.lift * j.lift);  // the second derivative is bend y slope
@@ -876,11 +957,12 @@ template <class T, class O, Op op> void run(const Job& j, int64_t first, int64_t
   Scratch<typename T::A> f(scratch, j);
   if constexpr (op == CURVATURE || op == LOG_SOFTMAX) {
     for (int64_t i = first; i < last; i++) {
-      if constexpr (op == CURVATURE) curvature<T, O>(j, f, i);
-      else log_softmax<T, O>(j, f, i);
+      if constexpr (op == CURVATURE)
+        curvature<T, O>(j, f, i);
+      else
+        log_softmax<T, O>(j, f, i);
     }
-  }
-  else {
+  } else {
     const int64_t t = label(j, first);
     if (phase == FIND_LABEL) j.found[first] = find_label<T, O>(j, first);
     if (phase == SUM_BLOCK && !ignored(j, first)) sum_block<T, O, op>(j, f, first, t, 0, block);
@@ -898,10 +980,12 @@ template <class T, class O, Op op> void run(const Job& j, int64_t first, int64_t
         int64_t* labels = f.x.label;
         for (int g = 0; g < some; g++) {
           labels[g] = find_label<T, O>(j, i + g);
-          if (!ignored(j, i + g)) for (int64_t b = 0; b < blocks; b++) sum_block<T, O, op>(j, f, i + g, labels[g], g, b);
+          if (!ignored(j, i + g))
+            for (int64_t b = 0; b < blocks; b++) sum_block<T, O, op>(j, f, i + g, labels[g], g, b);
         }
         finish_rows<T, O, op>(j, f, i, labels, some);
-        for (int g = 0; g < some && op != FORWARD; g++) for (int64_t b = 0; b < blocks; b++) write_block<T, O, op>(j, f, i + g, labels[g], g, b);
+        for (int g = 0; g < some && op != FORWARD; g++)
+          for (int64_t b = 0; b < blocks; b++) write_block<T, O, op>(j, f, i + g, labels[g], g, b);
       }
     }
   }
@@ -909,13 +993,15 @@ template <class T, class O, Op op> void run(const Job& j, int64_t first, int64_t
 }
 }
 
-#define OPS_OF(T, O) { run<T, O, FORWARD>, run<T, O, BACKWARD>, run<T, O, FUSED>, run<T, O, CURVATURE>, run<T, O, LOG_SOFTMAX> }
+#define OPS_OF(T, O) {run<T, O, FORWARD>, run<T, O, BACKWARD>, run<T, O, FUSED>, run<T, O, CURVATURE>, run<T, O, LOG_SOFTMAX>}
 #define STRING_(a) #a
 #define STRING(a) STRING_(a)
 #define JOIN_(a, b) a##b
 #define JOIN(a, b) JOIN_(a, b)
 extern const Isa JOIN(isa_, SOFTXENT_NAME);
-const Isa JOIN(isa_, SOFTXENT_NAME) = { STRING(SOFTXENT_NAME), {
-  { OPS_OF(f32, f32), OPS_OF(f32, f32) }, { OPS_OF(f64, f64), OPS_OF(f64, f64) },
-  { OPS_OF(bf16, bf16), OPS_OF(bf16, f32) }, { OPS_OF(f16, f16), OPS_OF(f16, f32) } } };
+const Isa JOIN(isa_, SOFTXENT_NAME) = {STRING(SOFTXENT_NAME),
+                                       {{OPS_OF(f32, f32), OPS_OF(f32, f32)},
+                                        {OPS_OF(f64, f64), OPS_OF(f64, f64)},
+                                        {OPS_OF(bf16, bf16), OPS_OF(bf16, f32)},
+                                        {OPS_OF(f16, f16), OPS_OF(f16, f32)}}};
 }

@@ -10,7 +10,13 @@ namespace softxent {
 enum Type { F32, F64, BF16, F16, TYPES };
 enum Off { SAME, WIDE, OFFS };  // the type of `off`: that of z, or the type of the computation (float32 for 16-bit z)
 enum Op { FORWARD, BACKWARD, FUSED, CURVATURE, LOG_SOFTMAX, OPS };
-enum Phase { ALL, FIND_LABEL, SUM_BLOCK, FINISH_ROW, WRITE_BLOCK };  // of a long row: its label; a block's exponentials and sums; the row's results; a block of dz
+enum Phase {
+  ALL,
+  FIND_LABEL,
+  SUM_BLOCK,
+  FINISH_ROW,
+  WRITE_BLOCK
+};  // of a long row: its label; a block's exponentials and sums; the row's results; a block of dz
 enum Number { Y, R, Q, G, GRAD_LSE, GRAD_LOGPROB, GRAD_ENTROPY, NUMBERS };  // numbers of a row, formula.Numbers
 enum Output { LOSS, LSE, LOGPROB, ENTROPY, CORRECT, OUTPUTS };              // what a row gives, formula.Outputs
 enum Part { M, S, O, D, ZT, WT, U, PARTS };                                 // the fields of Partials in partials.py
@@ -29,8 +35,8 @@ struct Job {
   int64_t dz_step;
   const int64_t* label;  // a label outside [0, cols) matches no column
   int64_t label_step;
-  int64_t* found;         // [rows], written in phase FIND_LABEL
-  const double* numbers;  // [number_count, rows or 1]
+  int64_t* found;                                 // [rows], written in phase FIND_LABEL
+  const double* numbers;                          // [number_count, rows or 1]
   int64_t number_count, number_step, number_row;  // steps between the numbers, and between rows (0: the same for all rows)
   const void* off;
   int64_t off_step;  // 0: one vector for all rows
@@ -39,7 +45,8 @@ struct Job {
   int64_t result_count, result_step;
   double* parts;  // [7, rows] or null
   int64_t parts_step;
-  double inverse_temperature, inverse_cap, lift, scale;  // softmax is applied to scale z, or if inverse_cap is not 0 to scale lift tanh(inverse_cap z / lift)
+  double inverse_temperature, inverse_cap, lift,
+      scale;           // softmax is applied to scale z, or if inverse_cap is not 0 to scale lift tanh(inverse_cap z / lift)
   bool entropy;        // whether the sums u are needed
   bool gauss_newton;   // of CURVATURE: without the second derivative of the softcap
   bool stream, ahead;  // whether to write dz past the caches, and to prefetch the next row while writing
@@ -56,9 +63,7 @@ struct Isa {
 };
 
 constexpr int64_t blocks_of(int64_t cols) { return (cols + BLOCK - 1) / BLOCK; }
-constexpr int64_t tile_of(int64_t cols) {
-  return blocks_of(cols) > 1 ? 1 : cols <= 256 ? TILE : cols <= 1024 ? 8 : cols <= 2048 ? 4 : 2;
-}
+constexpr int64_t tile_of(int64_t cols) { return blocks_of(cols) > 1 ? 1 : cols <= 256 ? TILE : cols <= 1024 ? 8 : cols <= 2048 ? 4 : 2; }
 constexpr int64_t whole(int64_t cols) { return (cols + 63) / 64 * 64; }  // columns, rounded up to whole groups
 // The scratch memory of a thread: an exponential needs at most 8 bytes, and with a softcap the transformed logit and its slope as many.
 constexpr int64_t scratch_bytes(int64_t cols, bool capped) {

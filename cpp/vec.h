@@ -8,10 +8,10 @@
 #define WIDTH 16
 #endif
 #define ALWAYS inline __attribute__((always_inline))
-#define ALONE __attribute__((noinline))               // one copy in the code instead of one for each caller
+#define ALONE __attribute__((noinline))  // one copy in the code instead of one for each caller
 
 // Virtual vectors have 64 bytes for every instruction set and consist of U native vectors, so that sums have the same order everywhere.
-template <class A> struct Lanes {                    // W lanes in a native vector, L in a virtual one
+template <class A> struct Lanes {  // W lanes in a native vector, L in a virtual one
   typedef A V __attribute__((vector_size(WIDTH)));
   static constexpr int W = WIDTH / sizeof(A), L = 64 / sizeof(A), U = L / W;
 };
@@ -20,40 +20,62 @@ typedef uint32_t V32 __attribute__((vector_size(WIDTH)));
 typedef uint64_t V64 __attribute__((vector_size(WIDTH)));
 typedef float VHalf __attribute__((vector_size(WIDTH / 2)));
 #define EACH(u) for (int u = 0; u < Lanes<A>::U; u++)
-#define FOUR(c) for (int c = 0; c < 4; c++)          // four vectors are computed together, to hide the latency of the instructions
+#define FOUR(c) for (int c = 0; c < 4; c++)  // four vectors are computed together, to hide the latency of the instructions
 
 template <class To, class From> ALWAYS To bits(From v) {
   static_assert(sizeof(To) == sizeof(From), "");
-  To t; __builtin_memcpy(&t, &v, sizeof t); return t;
+  To t;
+  __builtin_memcpy(&t, &v, sizeof t);
+  return t;
 }
 template <class A> ALWAYS V<A> splat(A a) { return a - V<A>{}; }
-template <class A> ALWAYS V<A> read(const A* p) { V<A> v; __builtin_memcpy(&v, p, sizeof v); return v; }
+template <class A> ALWAYS V<A> read(const A* p) {
+  V<A> v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
 template <class A> ALWAYS void store(A* p, V<A> v) { __builtin_memcpy(p, &v, sizeof v); }
 template <class X> ALWAYS X least(X a, X b) { return a < b ? a : b; }
 
-template <class A> ALWAYS V<A> fma(V<A> a, V<A> b, V<A> c);    // a b + c, rounded once on every processor, so that the bits agree
+template <class A> ALWAYS V<A> fma(V<A> a, V<A> b, V<A> c);  // a b + c, rounded once on every processor, so that the bits agree
 #if defined(__AVX512F__)
-template <> ALWAYS V<float> fma<float>(V<float> a, V<float> b, V<float> c) { return (V<float>)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c); }
-template <> ALWAYS V<double> fma<double>(V<double> a, V<double> b, V<double> c) { return (V<double>)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c); }
+template <> ALWAYS V<float> fma<float>(V<float> a, V<float> b, V<float> c) {
+  return (V<float>)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
+}
+template <> ALWAYS V<double> fma<double>(V<double> a, V<double> b, V<double> c) {
+  return (V<double>)_mm512_fmadd_pd((__m512d)a, (__m512d)b, (__m512d)c);
+}
 #elif defined(__FMA__)
-template <> ALWAYS V<float> fma<float>(V<float> a, V<float> b, V<float> c) { return (V<float>)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c); }
-template <> ALWAYS V<double> fma<double>(V<double> a, V<double> b, V<double> c) { return (V<double>)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c); }
+template <> ALWAYS V<float> fma<float>(V<float> a, V<float> b, V<float> c) {
+  return (V<float>)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)c);
+}
+template <> ALWAYS V<double> fma<double>(V<double> a, V<double> b, V<double> c) {
+  return (V<double>)_mm256_fmadd_pd((__m256d)a, (__m256d)b, (__m256d)c);
+}
 #elif defined(__aarch64__)
-template <> ALWAYS V<float> fma<float>(V<float> a, V<float> b, V<float> c) { return (V<float>)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b); }
-template <> ALWAYS V<double> fma<double>(V<double> a, V<double> b, V<double> c) { return (V<double>)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b); }
-#else                                                // without such an instruction: the slow function of libm
-template <> ALWAYS V<double> fma<double>(V<double> a, V<double> b, V<double> c) { for (int i = 0; i < 2; i++) a[i] = __builtin_fma(a[i], b[i], c[i]); return a; }
+template <> ALWAYS V<float> fma<float>(V<float> a, V<float> b, V<float> c) {
+  return (V<float>)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b);
+}
+template <> ALWAYS V<double> fma<double>(V<double> a, V<double> b, V<double> c) {
+  return (V<double>)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b);
+}
+#else  // without such an instruction: the slow function of libm
+template <> ALWAYS V<double> fma<double>(V<double> a, V<double> b, V<double> c) {
+  for (int i = 0; i < 2; i++) a[i] = __builtin_fma(a[i], b[i], c[i]);
+  return a;
+}
 template <> ALWAYS V<float> fma<float>(V<float> a, V<float> b, V<float> c) {
   // In double the product is exact. The sum is rounded to odd, so that the rounding to float gives the correctly rounded result.
-  typedef double D __attribute__((vector_size(32))); typedef int64_t I __attribute__((vector_size(32)));
+  typedef double D __attribute__((vector_size(32)));
+  typedef int64_t I __attribute__((vector_size(32)));
   D p = __builtin_convertvector(a, D) * __builtin_convertvector(b, D), q = __builtin_convertvector(c, D), s = p + q, v = s - p;
-  D e = (p - (s - v)) + (q - v);                                                       // s + e = p + q, exactly
+  D e = (p - (s - v)) + (q - v);  // s + e = p + q, exactly
   I i = (I)s, even = (i & 1) - 1, inexact = (I)(e < 0) | (I)(e > 0), away = (I)(e > 0) ^ (I)(s > 0);
   return __builtin_convertvector((D)(i + (even & inexact & (away | 1))), V<float>);
 }
 #endif
 
-template <class X> ALWAYS void past_caches(void* p, X v) {     // p aligned to the vector
+template <class X> ALWAYS void past_caches(void* p, X v) {  // p aligned to the vector
 #if defined(__AVX512F__)
   if constexpr (sizeof v == 64) return _mm512_stream_si512((__m512i*)p, bits<__m512i>(v));
 #endif
@@ -75,56 +97,86 @@ ALWAYS void fence() {
 // widen and narrow convert between slots and values, rounding to nearest even. A vector of memory holds PER vectors of values. Of 16-bit
 // types, two elements share a slot; they are read as a vector of the even and one of the odd elements, which needs half the instructions of
 // a widening load. The order of the elements inside a group (four virtual vectors) is arbitrary, but the same for every instruction set.
-template <class X> struct plain { typedef X A; typedef X S; typedef X Slot; static constexpr int PER = 1;
+template <class X> struct plain {
+  typedef X A;
+  typedef X S;
+  typedef X Slot;
+  static constexpr int PER = 1;
   static ALWAYS V<A> widen(V<A> v) { return v; }
   static ALWAYS V<A> narrow(V<A> v) { return v; }
   static ALWAYS void load(const S* p, V<A>* v) { *v = read(p); }
   static ALWAYS V<A> pack(const V<A>* v) { return *v; }
-  static constexpr S low = -(X)__builtin_inff(); };
-typedef plain<float> f32; typedef plain<double> f64;
-template <class Half> struct half { typedef float A; typedef uint16_t S; typedef uint32_t Slot; static constexpr int PER = 2;
-  static ALWAYS void load(const S* p, V<A>* v) { V32 b; __builtin_memcpy(&b, p, sizeof b); v[0] = Half::widen(b & 0xffff); v[1] = Half::widen(b >> 16); }
-  static ALWAYS V32 pack(const V<A>* v) { return Half::narrow(v[0]) | Half::narrow(v[1]) << 16; } };
+  static constexpr S low = -(X)__builtin_inff();
+};
+typedef plain<float> f32;
+typedef plain<double> f64;
+template <class Half> struct half {
+  typedef float A;
+  typedef uint16_t S;
+  typedef uint32_t Slot;
+  static constexpr int PER = 2;
+  static ALWAYS void load(const S* p, V<A>* v) {
+    V32 b;
+    __builtin_memcpy(&b, p, sizeof b);
+    v[0] = Half::widen(b & 0xffff);
+    v[1] = Half::widen(b >> 16);
+  }
+  static ALWAYS V32 pack(const V<A>* v) { return Half::narrow(v[0]) | Half::narrow(v[1]) << 16; }
+};
 struct bf16 : half<bf16> {
   static ALWAYS V<float> widen(V32 b) { return bits<V<float>>(b << 16); }
   static ALWAYS V32 narrow(V<float> v) {
     V32 b = bits<V32>(v), round = b + 0x7fff + (b >> 16 & 1);
     return (v == v ? round : b | 0x400000) >> 16;
   }
-  static constexpr S low = 0xff80; };
+  static constexpr S low = 0xff80;
+};
 struct f16 : half<f16> {
   static ALWAYS V<float> widen(V32 b) {
     V32 sign = (b & 0x8000) << 16, mag = (b & 0x7fff) << 13;
-    V<float> f = bits<V<float>>(mag) * 0x1p112f;                                         // corrects the exponent; exact, also for subnormals
+    V<float> f = bits<V<float>>(mag) * 0x1p112f;  // corrects the exponent; exact, also for subnormals
     return bits<V<float>>(sign | (mag >= 0x7c00u << 13 ? mag | 0x7f800000 : bits<V32>(f)));
   }
   static ALWAYS V32 narrow(V<float> v) {
     V32 b = bits<V32>(v), sign = b & 0x80000000, mag = b ^ sign;
     V32 normal = (mag + 0xfff + (mag >> 13 & 1) - (112u << 23)) >> 13;
-    V32 tiny = bits<V32>(bits<V<float>>(mag) + 0.5f) - bits<uint32_t>(0.5f);             // the addition rounds to multiples of 2^-24
+    V32 tiny = bits<V32>(bits<V<float>>(mag) + 0.5f) - bits<uint32_t>(0.5f);  // the addition rounds to multiples of 2^-24
     V32 h = mag < 113u << 23 ? tiny : normal;
     h = mag >= 0x477ff000 ? 0x7c00 - V32{} : h;
     h = mag > 0x7f800000 ? mag >> 13 | 0x7e00 : h;
     return (h & 0x7fff) | sign >> 16;
   }
-  static constexpr S low = 0xfc00; };
+  static constexpr S low = 0xfc00;
+};
 
 // Constants of e^x = 2^n e^r, where x = n ln 2 + r. Exponentials are computed multiplied by `lift`, a power of two, so that none is
 // subnormal, which would be slow and inexact. e^-reach is 0 in the type. If |max| >= big = 2 reach, then z - max is exact wherever it is at
 // least -reach (Sterbenz's lemma).
 template <class A> struct Exp;
 template <> struct Exp<float> {
-  typedef V32 I; static constexpr int mantissa = 23, degree = 6;
+  typedef V32 I;
+  static constexpr int mantissa = 23, degree = 6;
   static constexpr float log2e = 0x1.715476p0f, ln2_hi = 0x1.62e4p-1f, ln2_lo = 0x1.7f7d1cp-20f, reach = 104, big = 208;
   static constexpr float magic = 0x1.8p23f + 127 + 64, lift = 0x1p64f, bias = 0x1.8p23f + 127, tiny = 0x1p-13f, far = 43.6f;
   static constexpr float c[] = {0x1.6a2434p-10f, 0x1.1239e2p-7f, 0x1.5558f2p-5f, 0x1.555492p-3f, 0x1.fffffcp-2f, 1, 1};
 };
 template <> struct Exp<double> {
-  typedef V64 I; static constexpr int mantissa = 52, degree = 11;
+  typedef V64 I;
+  static constexpr int mantissa = 52, degree = 11;
   static constexpr double log2e = 0x1.71547652b82fep0, ln2_hi = 0x1.62e42fefp-1, ln2_lo = 0x1.473de6af278edp-34, reach = 746, big = 1492;
   static constexpr double magic = 0x1.8p52 + 1023 + 128, lift = 0x1p128, bias = 0x1.8p52 + 1023, tiny = 0x1p-28, far = 354;
-  static constexpr double c[] = {0x1.ad7f6f0799ee2p-26, 0x1.28ad72cc30daap-22, 0x1.71df2552390c2p-19, 0x1.a0199a0c677acp-16,
-    0x1.a01a012a57b51p-13, 0x1.6c16c1842a11dp-10, 0x1.1111111127be5p-7, 0x1.555555555087cp-5, 0x1.55555555554fap-3, 0x1.000000000000ap-1, 1, 1};
+  static constexpr double c[] = {0x1.ad7f6f0799ee2p-26,
+                                 0x1.28ad72cc30daap-22,
+                                 0x1.71df2552390c2p-19,
+                                 0x1.a0199a0c677acp-16,
+                                 0x1.a01a012a57b51p-13,
+                                 0x1.6c16c1842a11dp-10,
+                                 0x1.1111111127be5p-7,
+                                 0x1.555555555087cp-5,
+                                 0x1.55555555554fap-3,
+                                 0x1.000000000000ap-1,
+                                 1,
+                                 1};
 };
 
 // The shift of the exponentials of a row or block with the largest logit m: e^(z - sub - n ln 2). If |m| is small, nothing is subtracted
@@ -147,12 +199,13 @@ template <class A> struct Shift {
 template <class A, int N> ALWAYS void exps(V<A>* x, V<A> magic, V<A> low) {
   typedef Exp<A> K;
   V<A> t[N], r[N], q[N];
-  for (int i = 0; i < N; i++) t[i] = fma<A>(x[i], splat<A>(K::log2e), magic);            // round(x / ln 2) - n, in the low bits
+  for (int i = 0; i < N; i++) t[i] = fma<A>(x[i], splat<A>(K::log2e), magic);  // round(x / ln 2) - n, in the low bits
   for (int i = 0; i < N; i++) q[i] = t[i] - magic;
   for (int i = 0; i < N; i++) r[i] = fma<A>(q[i], splat<A>(-K::ln2_hi), x[i]);
   for (int i = 0; i < N; i++) r[i] = fma<A>(q[i], splat<A>(-K::ln2_lo), r[i]);
   for (int i = 0; i < N; i++) q[i] = splat<A>(K::c[0]);
-  for (int c = 1; c <= K::degree; c++) for (int i = 0; i < N; i++) q[i] = fma<A>(q[i], r[i], splat<A>(K::c[c]));
+  for (int c = 1; c <= K::degree; c++)
+    for (int i = 0; i < N; i++) q[i] = fma<A>(q[i], r[i], splat<A>(K::c[c]));
   for (int i = 0; i < N; i++) q[i] = q[i] * bits<V<A>>(bits<typename K::I>(t[i]) << K::mantissa);
   for (int i = 0; i < N; i++) x[i] = x[i] < low ? V<A>{} : q[i];
 }
@@ -161,23 +214,25 @@ template <class A, int N> ALWAYS void exps(V<A>* x, V<A> magic, V<A> low) {
 // addition, so that nothing cancels.
 template <class A> ALWAYS void tanh_and_slope(V<A> x, A lift, V<A>& y, V<A>& slope) {
   typedef Exp<A> K;
-  const V<A> one = splat<A>(1), narrow = x * (1 / lift), size = narrow < 0 ? -narrow : narrow, a = -2 * (size > K::far ? splat<A>(K::far) : size);
+  const V<A> one = splat<A>(1), narrow = x * (1 / lift), size = narrow < 0 ? -narrow : narrow,
+             a = -2 * (size > K::far ? splat<A>(K::far) : size);
   const V<A> t = fma<A>(a, splat<A>(K::log2e), splat<A>(K::bias)), n = t - K::bias;
   const V<A> r = fma<A>(n, splat<A>(-K::ln2_lo), fma<A>(n, splat<A>(-K::ln2_hi), a));
   V<A> q = splat<A>(K::c[0]);
   for (int c = 1; c < K::degree; c++) q = fma<A>(q, r, splat<A>(K::c[c]));
   const V<A> power = bits<V<A>>(bits<typename K::I>(t) << K::mantissa), p = q * r;
-  const V<A> minus = fma<A>(power, p, power - one), w = fma<A>(power, p, power), inverse = 1 / (2 + minus);       // w - 1, w, 1 / (w + 1)
+  const V<A> minus = fma<A>(power, p, power - one), w = fma<A>(power, p, power), inverse = 1 / (2 + minus);  // w - 1, w, 1 / (w + 1)
   const V<A> tanh = size > K::far ? one : -minus * inverse;
   y = size < K::tiny ? x : (narrow < 0 ? -tanh : tanh) * lift;
   slope = size > K::far ? V<A>{} : 4 * w * (inverse * inverse);
 }
 
-ALWAYS V<double> exp(V<double> x) {                              // for x <= 40
-  exps<double, 1>(&x, splat(Exp<double>::magic), splat(-Exp<double>::reach)); return x * (1 / Exp<double>::lift);
+ALWAYS V<double> exp(V<double> x) {  // for x <= 40
+  exps<double, 1>(&x, splat(Exp<double>::magic), splat(-Exp<double>::reach));
+  return x * (1 / Exp<double>::lift);
 }
-ALWAYS V<double> log(V<double> x) {                              // the algorithm of fdlibm; x is normal, or 0, which gives -inf
-  V64 k = (bits<V64>(x) + 0x00195f619980c433) >> 52;             // the exponent, such that the mantissa is in [sqrt 1/2, sqrt 2)
+ALWAYS V<double> log(V<double> x) {                   // the algorithm of fdlibm; x is normal, or 0, which gives -inf
+  V64 k = (bits<V64>(x) + 0x00195f619980c433) >> 52;  // the exponent, such that the mantissa is in [sqrt 1/2, sqrt 2)
   V<double> n = bits<V<double>>(k + 0x4330000000000000) - (0x1p52 + 1024);
   V<double> u = bits<V<double>>(bits<V64>(x) - (k << 52) + (1024ull << 52)) - 1;
   V<double> s = u / (u + 2), z = s * s, h = 0.5 * u * u;
@@ -188,9 +243,12 @@ ALWAYS V<double> log(V<double> x) {                              // the algorith
   V<double> y = n * 0x1.62e42fee00000p-1 - ((h - (s * (h + z * q) + n * 0x1.a39ef35793c76p-33)) - u);
   return x == 0 ? splat(-__builtin_inf()) : x < __builtin_inf() ? y : x;
 }
-ALWAYS V<double> log1p(V<double> x) { V<double> u = x + 1, y = log(u) * x / (u - 1); return u == 1 ? x : y; }
+ALWAYS V<double> log1p(V<double> x) {
+  V<double> u = x + 1, y = log(u) * x / (u - 1);
+  return u == 1 ? x : y;
+}
 
-#if defined(__AVX512F__)                             // gcc 12 compiles the general form to eight instructions
+#if defined(__AVX512F__)  // gcc 12 compiles the general form to eight instructions
 ALWAYS V<double> widen(VHalf v) { return (V<double>)_mm512_cvtps_pd((__m256)v); }
 #elif defined(__AVX2__)
 ALWAYS V<double> widen(VHalf v) { return (V<double>)_mm256_cvtps_pd((__m128)v); }
@@ -203,17 +261,25 @@ template <class A> struct Sum {
   static constexpr int K = sizeof(A) == 8 ? 1 : 2;
   V<double> at[Lanes<A>::U * K] = {};
   ALWAYS void add(int u, V<A> v) {
-    if constexpr (K == 1) at[u] += v;
+    if constexpr (K == 1)
+      at[u] += v;
     else {
-      struct Two { VHalf low, high; } h = bits<Two>(v);
-      at[2 * u] += widen(h.low); at[2 * u + 1] += widen(h.high);
+      struct Two {
+        VHalf low, high;
+      } h = bits<Two>(v);
+      at[2 * u] += widen(h.low);
+      at[2 * u + 1] += widen(h.high);
     }
   }
   ALWAYS void add(int u, const V<A>* v) { add(u, (v[0] + v[1]) + (v[2] + v[3])); }
-  ALWAYS void lanes(double* out) const { for (int i = 0; i < Lanes<A>::U * K; i++) store(out + i * Lanes<double>::W, at[i]); }
-  ALWAYS double total() const {                                  // adds up the lanes in a fixed order, as a tree
-    double a[Lanes<A>::L]; lanes(a);
-    for (int w = Lanes<A>::L / 2; w; w /= 2) for (int i = 0; i < w; i++) a[i] += a[i + w];
+  ALWAYS void lanes(double* out) const {
+    for (int i = 0; i < Lanes<A>::U * K; i++) store(out + i * Lanes<double>::W, at[i]);
+  }
+  ALWAYS double total() const {  // adds up the lanes in a fixed order, as a tree
+    double a[Lanes<A>::L];
+    lanes(a);
+    for (int w = Lanes<A>::L / 2; w; w /= 2)
+      for (int i = 0; i < w; i++) a[i] += a[i + w];
     return a[0];
   }
 };

@@ -17,7 +17,7 @@ from cases import DTYPES, fused, problem
 
 import softxent
 import softxent.torch as st
-from softxent import contract
+from softxent import contract, kernels
 from softxent.proof.bounds import TINY, UNIT, loss_bound
 
 INF, NAN = np.inf, np.nan
@@ -129,7 +129,7 @@ def test_an_ignored_row_is_0_whatever_its_logits(backend, dtype, classes, option
         z[4] = value
         loss, dz = softxent.cross_entropy_and_grad(z, t, reduction="none", **options)
         assert loss[4] == 0 and (dz[4] == 0).all()
-        if "softcap" in options:  # NumPy's tanh uses other code for a vector with a NaN, so its other elements may change by a rounding
+        if "softcap" in options and backend == "formula":  # NumPy's tanh uses other code for a vector with a NaN
             np.testing.assert_allclose(loss, good[0], rtol=1e-6)
             np.testing.assert_allclose(
                 dz.astype(float), good[1].astype(float), rtol=4 * max(2.0**-24, UNIT[dtype.name]), atol=TINY[dtype.name]
@@ -192,14 +192,14 @@ def test_one_class(backend, dtype):
     assert (softxent.cross_entropy_hvp(z, z, t) == 0).all() and (softxent.entropy(z) == 0).all()
 
 
-def test_a_dead_row_is_nothing_to_the_kernel(backend):
-    """With y = r = q = 0 the loss and the gradient are 0, even if the logits and off are NaN."""
+def test_a_kernel_does_not_read_ignored_rows(backend):
+    """With the label IGNORED, all results and the gradient are 0, even if logits and off are NaN. With y = r = q = 0, the gradient is 0."""
     for classes in (3, 40, 130, 5000):
         p = problem(9, classes, np.dtype("f4"), "dense")
-        p.truth[:3, [2, 5]] = 0
-        p.z[2], p.off[2] = NAN, NAN
-        got = fused(p)
-        assert (got.result[0, [2, 5]] == 0).all() and (got.dz[[2, 5]] == 0).all() and np.isfinite(got.dz[[0, 1, 3, 4]]).all()
+        p.label[2], p.truth[:3, 5] = kernels.IGNORED, 0
+        p.z[[2, 5]], p.off[2] = NAN, NAN
+        got = fused(p, outputs=5)
+        assert (got.result[:, 2] == 0).all() and (got.dz[[2, 5]] == 0).all() and np.isfinite(got.dz[[0, 1, 3, 4]]).all()
 
 
 # ---- labels out of range ----

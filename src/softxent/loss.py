@@ -62,7 +62,8 @@ def cross_entropy(
     Raises:
         ValueError, TypeError: if a shape, label, dtype or option does not fit. Nothing has been written then.
 
-    Cost: one read of the logits and O(rows) bytes, plus a few MiB if the classes are not adjacent in memory.
+    Cost: one read of the logits and O(rows + threads x C) bytes. If the classes are not adjacent in memory, 256 KiB of the logits, or one
+    row, are copied at a time.
 
     A loss near 0 keeps its digits: if the label's logit is larger than the others by 20, the loss is 2e-9 in float32, and not 0. The result
     of a row is the same to the last bit for any batch, number of threads and instruction set.

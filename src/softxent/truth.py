@@ -226,6 +226,7 @@ def frequent(
         type(z) is np.ndarray
         and type(labels) is np.ndarray
         and z.ndim == 2
+        and type(axis) is int
         and axis in (-1, 1)
         and (z.dtype.char in "fde" or z.dtype.name == "bfloat16")
         and z.dtype.isnative
