@@ -387,18 +387,10 @@ static double sum_as_numpy(const double* a, int64_t n) {
 
 // The frequent calls from PyTorch: a contiguous matrix, a label for each row, numbers that are the same for all rows (y times the class weight of
 // the label), and a reduction. It takes addresses and returns one number, because each array would cost a microsecond. Addresses that may be
-<<<<<<< HEAD
 // 0: dz, the gradient of the sum or mean; losses, those of the rows; factors and off [cols]; upstream, the upstream gradient of each row's
 // loss. Losses and upstream are float32 for float32 logits, and else float64. Returns none if a label is neither ignored nor a class.
 static std::optional<double> quick(uintptr_t z, uintptr_t label, uintptr_t dz, uintptr_t losses, int64_t rows, int64_t cols, int type, int64_t ignore, double y, double r, double q,
                                    uintptr_t factors, uintptr_t off, bool mean, uintptr_t upstream, double temperature, double cap, int threads) {
-=======
-// 0: dz, the gradient of the sum or mean; losses, those of the rows; class_weight and off [cols]; upstream, the upstream gradient of each row's
-// loss. Returns none if a label is neither ignored nor a class.
-static std::optional<double> quick(uintptr_t z, uintptr_t label, uintptr_t dz, uintptr_t losses, int64_t rows, int64_t cols, int type,
-                                   int64_t ignore, double y, double r, double q, uintptr_t class_weight, uintptr_t off, bool mean,
-                                   uintptr_t upstream, double temperature, double cap, int threads) {
->>>>>>> symbols
   const int64_t* t = (const int64_t*)label;
   const double* weight = (const double*)factors;
   const bool single = type == F32;

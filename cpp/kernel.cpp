@@ -479,16 +479,8 @@ template <Op op> ALONE void finish(const Job& j, Tile& x, int64_t first, int som
     store(x.live + g, a == 0 ? (e == 0 ? (drop == 0 ? (hot == 0 ? zero : one) : one) : one) : one);
   }
   if (op == BACKWARD) return;
-<<<<<<< HEAD
   for (int g = 0; g < some; g++) if (__builtin_expect(ignored(j, first + g), 0)) for (int k = 0; k < j.result_count; k++) output[k][g] = 0;
   for (int k = 0; k < j.result_count; k++) for (int g = 0; g < some; g++) j.result[k * j.result_step + first + g] = output[k][g];
-=======
-  for (int g = 0; g < some; g++)
-    if (__builtin_expect(ignored(j, first + g), 0))
-      for (int k = 0; k < OUTPUTS; k++) output[k][g] = 0;
-  for (int k = 0; k < j.result_count; k++)
-    for (int g = 0; g < some; g++) j.result[k * j.result_step + first + g] = output[k][g];
->>>>>>> symbols
 }
 
 // ---- the phases of a row; vector lanes are columns ----
@@ -709,7 +701,6 @@ template <class T, class O, Op op> ALONE void short_rows(const Job& j, Scratch<t
   }
   lower(f.b, L);
   for (int g = 0; g < L && op != BACKWARD; g++) {
-<<<<<<< HEAD
     const double down = f.b.down[g], sum = s[g] * (1 / Exp<A>::lift), gap = scale == 1 || f.b.m[g] == -INF ? 0 : f.b.m[g] - (double)(A)f.b.m[g];
     f.x.part[M][g] = f.b.m[g];
     f.x.part[Part::S][g] = sum * down;
@@ -718,19 +709,6 @@ template <class T, class O, Op op> ALONE void short_rows(const Job& j, Scratch<t
     f.x.part[ZT][g] = zt[g];
     f.x.part[WT][g] = wt[g];
     f.x.part[U][g] = with_u ? times(down, u_of[g] * (1 / Exp<A>::lift) + times(sum, gap)) : 0;
-=======
-    const A rounded = f.b.m[g];
-    const double gap = rounded == -(A)INF || (double)rounded == f.b.m[g] ? 0 : f.b.m[g] - rounded, down = f.b.down[g];
-    const double sum = s[g] * (1 / Exp<A>::lift), below = u_of[g] * (1 / Exp<A>::lift);
-    const double part[PARTS] = {f.b.m[g],
-                                sum * down,
-                                o[g],
-                                gap == 0 ? 2 * d[g] : 2 * d[g] + o[g] * gap,
-                                zt[g],
-                                wt[g],
-                                with_u ? times(down, below + times(sum, gap)) : 0};
-    for (int k = 0; k < PARTS; k++) f.x.part[k][g] = part[k];
->>>>>>> symbols
   }
   finish<op>(j, f.x, first, some);
   if (op == FORWARD) return;
