@@ -343,6 +343,7 @@ static int64_t size_of(Type type) { return type == F64 ? 8 : type == F32 ? 4 : 2
 
 static void call(Op op, Job j, Type type, Off kind, int threads) {
   if (!j.rows || !j.cols) return;
+  if (j.rows * j.cols < 1 << 12) threads = 1;  // to wake a thread takes as long as 1500 entries
   const int64_t size = size_of(type);
   const bool aligned = (uintptr_t)j.dz % size == 0;  // stores past the caches need whole elements
   j.stream = op != FORWARD && aligned && j.z != j.dz && j.rows * j.cols * size >= 48 << 20;
@@ -370,15 +371,36 @@ static void call(Op op, const Job& j, const Logits& z, const std::optional<Dense
   call(op, j, type, kind, threads);
 }
 
+// The sum in NumPy's order, so that a loss has the same bits however it is called: halves, down to 128 numbers, and eight sums of those.
+static double sum_as_numpy(const double* a, int64_t n) {
+  if (n > 128) {
+    const int64_t half = n / 2 - n / 2 % 8;
+    return sum_as_numpy(a, half) + sum_as_numpy(a + half, n - half);
+  }
+  int64_t i = 0;
+  double sum = 0;
+  if (n >= 8) {
+    double s[8];
+    for (; i < 8; i++) s[i] = a[i];
+    for (; i + 8 <= n; i += 8)
+      for (int k = 0; k < 8; k++) s[k] += a[i + k];
+    sum = ((s[0] + s[1]) + (s[2] + s[3])) + ((s[4] + s[5]) + (s[6] + s[7]));
+  }
+  for (; i < n; i++) sum += a[i];
+  return sum;
+}
+
 // The frequent calls from PyTorch: a contiguous matrix, a label for each row, numbers that are the same for all rows (y times the class
 // weight of the label), and a reduction. It takes addresses and returns one number, because each array would cost a microsecond. Addresses
-// that may be 0: dz, the gradient of the sum or mean; losses, those of the rows; class_weight and off [cols]; upstream, the upstream
-// gradient of each row's loss. Returns none if a label is neither ignored nor a class.
+// that may be 0: dz, the gradient of the sum or mean; losses, those of the rows; factors and off [cols]; upstream, the upstream gradient of
+// each row's loss. Losses and upstream are float32 for float32 logits, and else float64. Returns none if a label is neither ignored nor a
+// class.
 static std::optional<double> quick(uintptr_t z, uintptr_t label, uintptr_t dz, uintptr_t losses, int64_t rows, int64_t cols, int type,
-                                   int64_t ignore, double y, double r, double q, uintptr_t class_weight, uintptr_t off, bool mean,
+                                   int64_t ignore, double y, double r, double q, uintptr_t factors, uintptr_t off, bool mean,
                                    uintptr_t upstream, double temperature, double cap, int threads) {
   const int64_t* t = (const int64_t*)label;
-  const double *weight = (const double*)class_weight, *up = (const double*)upstream;
+  const double* weight = (const double*)factors;
+  const bool single = type == F32;
   int64_t counted = 0;
   for (int64_t i = 0; i < rows; i++) {
     if (t[i] == ignore) continue;
@@ -388,8 +410,8 @@ static std::optional<double> quick(uintptr_t z, uintptr_t label, uintptr_t dz, u
   static thread_local std::vector<double> spare;
   std::vector<double> memory;
   memory.swap(spare);  // a signal handler may call this function within the call
-  const bool same = !weight && !up, all = counted == rows;
-  const int64_t needed = rows * ((losses ? 1 : 2) + (same ? 0 : 4) + (all ? 0 : 1));
+  const bool same = !weight && !upstream, all = counted == rows;
+  const int64_t needed = rows * (2 + (same ? 0 : 4) + (all ? 0 : 1) + (mean && weight ? 1 : 0));
   if ((int64_t)memory.size() < needed) memory.resize(needed);
   double* free = memory.data();
   auto take = [&](int64_t n) {
@@ -399,8 +421,9 @@ static std::optional<double> quick(uintptr_t z, uintptr_t label, uintptr_t dz, u
   };
   double total = mean ? counted : 1;
   if (mean && weight) {
-    total = 0;
-    for (int64_t i = 0; i < rows; i++) total += t[i] == ignore ? 0 : weight[t[i]];
+    double* weights = take(rows);
+    for (int64_t i = 0; i < rows; i++) weights[i] = t[i] == ignore ? 0 : weight[t[i]];
+    total = sum_as_numpy(weights, rows);
   }
   const double scale = mean ? (total != 0 ? 1 / total : 0) : 1, constant[4] = {y, r, q, scale};
   Job j = {};
@@ -421,7 +444,7 @@ static std::optional<double> quick(uintptr_t z, uintptr_t label, uintptr_t dz, u
       numbers[i] = y * (weight && t[i] != ignore ? weight[t[i]] : 1);
       numbers[rows + i] = r;
       numbers[2 * rows + i] = q;
-      numbers[3 * rows + i] = up ? up[i] : scale;
+      numbers[3 * rows + i] = !upstream ? scale : single ? ((const float*)upstream)[i] : ((const double*)upstream)[i];
     }
     j.numbers = numbers;
     j.number_step = rows;
@@ -433,16 +456,16 @@ static std::optional<double> quick(uintptr_t z, uintptr_t label, uintptr_t dz, u
     j.label = labels;
   }
   j.off = (const void*)off;
-  j.result = losses ? (double*)losses : take(2 * rows);
-  double* const lse = losses ? take(rows) : j.result + rows;
+  j.result = take(2 * rows);
   j.result_count = 2;
-  j.result_step = lse - j.result;
+  j.result_step = rows;
   set_transform(j, (Type)type, {temperature, cap});
   call(dz ? FUSED : FORWARD, j, (Type)type, WIDE, threads);
-  double sum = 0;
-  for (int64_t i = 0; i < rows; i++) sum += j.result[i];
+  if (losses)
+    for (int64_t i = 0; i < rows; i++) single ? ((float*)losses)[i] = (float)j.result[i] : ((double*)losses)[i] = j.result[i];
+  const double sum = sum_as_numpy(j.result, rows);
   if (memory.size() <= 1 << 20) spare.swap(memory);
-  return mean ? (total != 0 ? (same && all ? sum * scale : sum / total) : __builtin_nan("")) : sum;
+  return mean ? (total != 0 ? sum / total : __builtin_nan("")) : sum;
 }
 
 static int64_t first_outside(const Labels& label, int64_t classes, int64_t ignore) {

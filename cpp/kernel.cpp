@@ -416,7 +416,8 @@ ALWAYS void lower(const Blocks& b, int64_t n) {
 // e^-|a|:
 //   nll = log(1 + e^a), miss = 1 - yhat_t = 1 / (1 + e^-a), over = lse - m = log s + log(1 + e^-a), unit = e^(m - lse)
 struct Finished {
-  V<double> nll, miss, hit, over, lse, unit;
+  V<double> nll, miss, over, lse, unit, a, odds;
+  ALWAYS V<double> hit() const { return (a < 0 ? splat(1.0) : odds) / (1 + odds); }  // yhat_t
 };
 ALWAYS Finished finished(V<double> m, V<double> s, V<double> zt) {
   const V<double> zero = {}, one = splat(1.0), log_s = log(s);
@@ -427,14 +428,15 @@ ALWAYS Finished finished(V<double> m, V<double> s, V<double> zt) {
   Finished f;
   f.nll = (a < 0 ? zero : a) + soft;
   f.miss = (a < 0 ? odds : one) / (1 + odds);
-  f.hit = (a < 0 ? one : odds) / (1 + odds);
+  f.a = a;
+  f.odds = odds;
   f.over = a < 0 ? soft - gap : log_s + soft;
   f.lse = zt > m ? zt + f.nll : m + f.over;
   f.unit = s == 0 ? f.miss : f.miss / s;
   return f;
 }
 ALWAYS V<double> entropy_of(const Finished& f, V<double> s, V<double> u) {
-  return times<double>(f.hit, f.nll) + times<double>(f.unit, u + times<double>(s, f.over));
+  return times<double>(f.hit(), f.nll) + times<double>(f.unit, u + times<double>(s, f.over));
 }
 
 // Computes what the rows give and the coefficients of dz, for `some` rows from `first` on, as formula.outputs and formula.coefficients do.
@@ -472,21 +474,26 @@ template <Op op> ALONE void finish(const Job& j, Tile& x, int64_t first, int som
       e = read(number_of[GRAD_ENTROPY] + g);
       const V<double> down = times<double>(e, entropy), by_entropy = times<double>(e, f.nll) - down;
       a = ((a + l) - b) - down;
-      hot = hot + times<double>(l, f.hit) + times<double>(b, f.miss) + (by_entropy == 0 ? zero : times<double>(f.hit, by_entropy));
+      const V<double> hit = f.hit();
+      hot = hot + times<double>(l, hit) + times<double>(b, f.miss) + (by_entropy == 0 ? zero : times<double>(hit, by_entropy));
     }
     if (op != BACKWARD) {
       store(output[LOSS] + g, times<double>(at, f.nll) + times<double>(r, d + times<double>(o, f.over)) + 0.5 * times<double>(lift, f.lse));
       store(output[LSE] + g, f.lse);
-      store(output[LOGPROB] + g, -f.nll);
-      store(output[ENTROPY] + g, entropy);
-      store(output[CORRECT] + g, zt >= m ? (zt > -INF ? one : zero) : zero);
+      if (j.result_count > 2) {
+        store(output[LOGPROB] + g, -f.nll);
+        store(output[ENTROPY] + g, entropy);
+        store(output[CORRECT] + g, zt >= m ? (zt > -INF ? one : zero) : zero);
+      }
     }
     if (op == FORWARD) continue;
     store(x.scale + g, a * f.unit * j.inverse_temperature);
-    store(x.unit + g, f.unit * j.inverse_temperature);
-    store(x.a + g, a);
     store(x.e + g, e);
-    store(x.over + g, f.over);
+    if (j.number_count > 4) {
+      store(x.unit + g, f.unit * j.inverse_temperature);
+      store(x.a + g, a);
+      store(x.over + g, f.over);
+    }
     store(x.drop + g, drop * j.inverse_temperature);
     store(x.hot + g, hot * j.inverse_temperature);
     store(x.live + g, a == 0 ? (e == 0 ? (drop == 0 ? (hot == 0 ? zero : one) : one) : one) : one);
@@ -494,7 +501,7 @@ template <Op op> ALONE void finish(const Job& j, Tile& x, int64_t first, int som
   if (op == BACKWARD) return;
   for (int g = 0; g < some; g++)
     if (__builtin_expect(ignored(j, first + g), 0))
-      for (int k = 0; k < OUTPUTS; k++) output[k][g] = 0;
+      for (int k = 0; k < j.result_count; k++) output[k][g] = 0;
   for (int k = 0; k < j.result_count; k++)
     for (int g = 0; g < some; g++) j.result[k * j.result_step + first + g] = output[k][g];
 }
@@ -717,7 +724,7 @@ template <class T, class O, Op op> ALONE void short_rows(const Job& j, Scratch<t
   ss.lanes(s);
   so.lanes(o);
   sd.lanes(d);
-  su.lanes(u_of);
+  if (with_u) su.lanes(u_of);
   for (int g = 0; g < L; g++) {
     f.b.m[g] = (double)m[g] * (double)scale;
     f.b.sub[g] = sub[g];
@@ -726,17 +733,15 @@ template <class T, class O, Op op> ALONE void short_rows(const Job& j, Scratch<t
   }
   lower(f.b, L);
   for (int g = 0; g < L && op != BACKWARD; g++) {
-    const A rounded = f.b.m[g];
-    const double gap = rounded == -(A)INF || (double)rounded == f.b.m[g] ? 0 : f.b.m[g] - rounded, down = f.b.down[g];
-    const double sum = s[g] * (1 / Exp<A>::lift), below = u_of[g] * (1 / Exp<A>::lift);
-    const double part[PARTS] = {f.b.m[g],
-                                sum * down,
-                                o[g],
-                                gap == 0 ? 2 * d[g] : 2 * d[g] + o[g] * gap,
-                                zt[g],
-                                wt[g],
-                                with_u ? times(down, below + times(sum, gap)) : 0};
-    for (int k = 0; k < PARTS; k++) f.x.part[k][g] = part[k];
+    const double down = f.b.down[g], sum = s[g] * (1 / Exp<A>::lift),
+                 gap = scale == 1 || f.b.m[g] == -INF ? 0 : f.b.m[g] - (double)(A)f.b.m[g];
+    f.x.part[M][g] = f.b.m[g];
+    f.x.part[Part::S][g] = sum * down;
+    f.x.part[Part::O][g] = o[g];
+    f.x.part[D][g] = gap == 0 ? 2 * d[g] : 2 * d[g] + o[g] * gap;
+    f.x.part[ZT][g] = zt[g];
+    f.x.part[WT][g] = wt[g];
+    f.x.part[U][g] = with_u ? times(down, u_of[g] * (1 / Exp<A>::lift) + times(sum, gap)) : 0;
   }
   finish<op>(j, f.x, first, some);
   if (op == FORWARD) return;
@@ -803,7 +808,7 @@ template <class T, class O, Op op> ALONE Row most_probable_apart(const Job& j, S
   merge_blocks<T, O>(j, f, i, j0, 0);
   const double z0 = f.x.part[ZT][0], s = f.x.part[S][0];
   const Finished x = finished(splat(m), splat(s), splat(z0));
-  return {z0, x.nll[0], x.lse[0], s == 0 ? 0 : x.unit[0], x.hit[0], m, s == 0 ? 0 : z0 - m};
+  return {z0, x.nll[0], x.lse[0], s == 0 ? 0 : x.unit[0], x.hit()[0], m, s == 0 ? 0 : z0 - m};
 }
 
 // Computes dz := number log yhat, from (z_j0 - z_k) + nll, so that values near 0 keep their digits.

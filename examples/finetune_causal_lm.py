@@ -26,7 +26,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from softxent.demo.corpus import load
-from softxent.torch.patch import patch
+from softxent.torch import patch
 
 WIDTH, LAYERS = 64, 2
 

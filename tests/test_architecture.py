@@ -76,13 +76,13 @@ MAY = {  # the modules of softxent that each file of the core may import
     "truth.py": {"partials", "contract", "kernels"},
     "sweep.py": {"contract", "partials", "kernels", "truth"},
     "loss.py": {"partials", "contract", "kernels", "truth", "sweep"},
-    "probabilities.py": {"partials", "contract", "sweep"},
+    "probabilities.py": {"partials", "contract", "sweep", "truth"},
     "filtering.py": {"partials"},
     "linear.py": {"partials", "contract", "kernels", "truth", "sweep", "filtering"},
     "kernels/__init__.py": {"partials", "kernels"},
     "kernels/reference.py": {"partials", "formula", "kernels"},
     "kernels/cpu.py": {"partials", "kernels"},
-    "kernels/triton.py": set(),
+    "kernels/triton.py": {"kernels"},
 }
 
 
@@ -133,10 +133,10 @@ BELOW = sorted([*(PACKAGE / "kernels").glob("*.py"), PACKAGE / "formula.py", PAC
 def test_options_die_at_the_door(path):
     """No file below truth.py contains the name of an option; there the options are y, r, off, q and g.
 
-    Exceptions: `ignore_index` is an argument of first_outside, which searches for labels out of range, and `upstream` and `reduction` occur
-    in the description of g.
+    Exceptions: `ignore_index` is an argument of first_outside, which searches for labels out of range, `upstream` and `reduction` occur in
+    the description of g, and `temperature` and `softcap` are the transform of the logits, which the kernels compute.
     """
-    allowed = {"ignore_index", "upstream", "reduction"}
+    allowed = {"ignore_index", "upstream", "reduction", "temperature", "softcap"}
     found = {w: line for w, line in mentions(path, OPTIONS).items() if w not in allowed}
     assert not found, f"{path.name}: {found}"
     if "ignore_index" in mentions(path, OPTIONS) and path.suffix == ".py":
@@ -157,6 +157,50 @@ def test_what_an_option_means_is_in_truth_alone():
             if isinstance(n, (ast.BinOp, ast.AugAssign)) and names & {x.id for x in ast.walk(n) if isinstance(x, ast.Name)}
         ]
         assert not computed, computed
+
+
+# ---- the floors of softxent.torch ----
+
+FLOORS = {  # the lowest first; a file may import files of lower floors, and on its own floor those that are named before it
+    "compute": ("arrays", "cpu", "compute"),
+    "operators": ("operators", "by_chunks", "linear_operators"),
+    "arguments": ("arguments",),
+    "doors": ("loss", "linear", "lazy_logits", "huggingface", "__init__"),
+}
+IN_ORDER = [file for floor in FLOORS.values() for file in floor]
+NO_OPTION = ("label_smoothing", "smoothing", "class_weight", "weight", "ignore_index", "reduction", "sample_weight", "z_loss", "softcap")
+
+
+def late_imports(path: pathlib.Path) -> set[str]:
+    """Return the modules of the same folder that a file imports, within functions too."""
+    nodes = [n for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.ImportFrom) and n.level == 1]
+    return {name for n in nodes for name in ([n.module] if n.module else [a.name for a in n.names])}
+
+
+def test_every_file_of_torch_is_on_a_floor_and_imports_downwards():
+    folder = PACKAGE / "torch"
+    assert sorted(p.stem for p in folder.glob("*.py")) == sorted(IN_ORDER)
+    for place, file in enumerate(IN_ORDER):
+        upwards = late_imports(folder / f"{file}.py") & set(IN_ORDER[place:])
+        assert not upwards, f"{file}.py imports {upwards}"
+
+
+@pytest.mark.parametrize("file", [*FLOORS["compute"], *FLOORS["operators"]])
+def test_the_operators_know_no_option(file):
+    """Below arguments.py, the code names no option. Comments and texts may say what a number is for."""
+    tree = ast.parse((PACKAGE / "torch" / f"{file}.py").read_text())
+    names = {getattr(n, field, None) for n in ast.walk(tree) for field in ("id", "arg", "attr", "name")}
+    assert not names & set(NO_OPTION), f"{file}.py: {names & set(NO_OPTION)}"
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    modules = {".".join(p.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): p for p in PACKAGE.rglob("*.py")}
+    graph = {name: (imports(p) & set(modules)) - {name} for name, p in modules.items()}
+    for name in graph:  # a package imports its own files, and a file of it does not import the package
+        graph[name] -= {package for package in modules if name.startswith(f"{package}.")}
+    while leaves := [name for name, others in graph.items() if not others]:
+        graph = {name: others - set(leaves) for name, others in graph.items() if name not in leaves}
+    assert not graph, f"a circle among {sorted(graph)}"
 
 
 # ---- what an import loads ----

@@ -14,6 +14,7 @@ from cases import command
 import softxent.torch
 from softxent import bench
 from softxent.bench import contenders, gpu, linear, measure, report
+from softxent.bench import readme as write_readme
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench/results"
@@ -43,7 +44,7 @@ def test_a_run_writes_times_tables_and_a_plot(results):
 
 def test_readme_takes_its_table_from_the_results_and_stays(tmp_path):
     readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    readme.write_text(f"before\n{write_readme.BEGIN}\nold\n{write_readme.END}\nafter\n")
     pages = []
     for _ in range(2):
         command = [sys.executable, "-m", "softxent.bench", "--output", RESULTS, "readme", "--readme", readme]
@@ -59,9 +60,9 @@ def test_the_readme_has_the_table_of_the_recorded_results(tmp_path):
     """It has at most six rows, and at least one ratio to compiled PyTorch is below 1, so that an unfavorable result is shown too."""
     readme = tmp_path / "README.md"
     readme.write_text((ROOT / "README.md").read_text())
-    report.into_readme(RESULTS / "bench.json", readme)
+    write_readme.into_readme(RESULTS / "bench.json", readme)
     assert readme.read_text() == (ROOT / "README.md").read_text(), "run python -m softxent.bench readme"
-    table = readme.read_text().split(report.BEGIN)[1].split(report.END)[0]
+    table = readme.read_text().split(write_readme.BEGIN)[1].split(write_readme.END)[0]
     rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| `")]
     assert 0 < len(rows) <= 6
     assert any(float(x) < 1 for row in rows for x in row[5].split(" / ") if x != "-")
@@ -70,20 +71,20 @@ def test_the_readme_has_the_table_of_the_recorded_results(tmp_path):
 def test_a_cell_of_the_readme_is_a_peer_s_time_over_ours():
     seconds = {"fused": [1.0, 2.0], "torch": [4.0, 8.0], "memcpy": [0.5, 1.0]}
     record = {"kind": "times", "shape": [1024, 32000], "dtype": "f32", "threads": 1, "isa": "", "seconds": seconds, "failed": {}}
-    found = report.readme_table({"machine": report.machine(), "repeats": 2, "records": [record]}, None)
+    found = write_readme.readme_table({"machine": report.machine(), "repeats": 2, "records": [record]}, None)
     assert "| `cross_entropy_and_grad` | [1024, 32000] | f32 | 4 | - | - | - | 0.5 |" in found and "linear" not in found
 
 
 def test_results_without_a_row_of_the_readme_are_refused(results, tmp_path):
-    (tmp_path / "README.md").write_text(f"{report.BEGIN}\n{report.END}")
+    (tmp_path / "README.md").write_text(f"{write_readme.BEGIN}\n{write_readme.END}")
     with pytest.raises(ValueError, match=r"^bench: the results must hold a row of the README such as \[1024, 32000\] f32; got none"):
-        report.into_readme(results / "bench.json", tmp_path / "README.md")
+        write_readme.into_readme(results / "bench.json", tmp_path / "README.md")
 
 
 def test_readme_without_markers_is_left_alone(results, tmp_path):
     (tmp_path / "README.md").write_text("no markers")
     with pytest.raises(ValueError, match="once each; got 0 and 0"):
-        report.into_readme(results / "bench.json", tmp_path / "README.md")
+        write_readme.into_readme(results / "bench.json", tmp_path / "README.md")
     assert (tmp_path / "README.md").read_text() == "no markers"
 
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from cases import python
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
 
+from softxent import kernels
 from softxent import torch as st
 
 SHAPES = [(5,), (6, 5), (3, 5, 4), (3, 5, 2, 2)]
@@ -204,12 +205,16 @@ def test_it_compiles_in_one_piece_for_any_number_of_rows():
 
 
 def test_the_operators_are_what_torch_expects_of_operators():
-    z, t = torch.randn(4, 5, requires_grad=True), torch.randint(0, 5, (4,))
-    g = torch.rand(4, dtype=torch.float64, requires_grad=True)
-    p = (z, t, None, 1, -100, 0.1, 0.0)
-    torch.library.opcheck(torch.ops.softxent.rows.default, p)
-    torch.library.opcheck(torch.ops.softxent.gradient.default, (*p, g, None))
-    torch.library.opcheck(torch.ops.softxent.gradient.default, (*p, g, g))
+    z, label = torch.randn(4, 5, requires_grad=True), torch.tensor([0, 3, kernels.IGNORED, -1])
+    y, r, g, n = (torch.rand(4, dtype=torch.float64, requires_grad=True) for _ in range(4))
+    q, off = torch.tensor(0.2, dtype=torch.float64), torch.rand(4, 5)
+    ops = torch.ops.softxent
+    for more in (False, True):
+        torch.library.opcheck(ops.rows.default, (z, label, y, r, q, off, 1, 2.0, 3.0, more))
+    for upstream in ((g, None, None, None), (g, g, None, n)):
+        torch.library.opcheck(ops.gradient.default, (z, label, y, r, q, None, *upstream, 1, 1.0, torch.inf))
+    torch.library.opcheck(ops.log_softmax.default, (z, g, 1, 1.0, torch.inf))
+    torch.library.opcheck(ops.class_labels.default, ("cross_entropy", torch.tensor([3, 1, -100]), 5, -100))
 
 
 @pytest.mark.parametrize(

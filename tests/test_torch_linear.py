@@ -17,7 +17,7 @@ from cases import python
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
 from softxent import torch as st
-from softxent.torch import chunked
+from softxent.torch import linear_operators
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 N, D, C = 9, 4, 7
@@ -109,7 +109,7 @@ def test_other_devices_go_the_same_way(backend, soft):
 
 @pytest.mark.parametrize("bias", [True, False])
 def test_more_classes_than_a_product_has_columns(bias):
-    classes = 2 * chunked.COLUMNS + 300
+    classes = 2 * linear_operators.COLUMNS + 300
     x, w, b = torch.randn(N, D, dtype=F64), torch.randn(classes, D, dtype=F64), torch.randn(classes, dtype=F64) if bias else None
     given = [t.requires_grad_() for t in (x, w, b) if t is not None]
     t = torch.randint(0, classes, (N,))
@@ -198,14 +198,131 @@ def test_the_hessian_product_of_the_square_is_whole():
     close(*found)
 
 
-def test_the_third_derivative():
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_the_third_derivative(rows):
     x, w, b = head()
     t, found = labels(), []
-    for f in (ours, whole):
+    for f in (lambda *a: ours(*a, rows), whole):
         g = torch.autograd.grad(f(x, w, b, t) ** 2, w, create_graph=True)[0]
         h = torch.autograd.grad((g * g).sum(), x, create_graph=True)[0]
         found.append(torch.autograd.grad((h * h).sum(), [x, w, b]))
     close(*found, tol=1e-9)
+
+
+TRUTHS = {
+    "class weights": {"weight": torch.linspace(0.2, 1.4, C, dtype=F64), "label_smoothing": 0.1, "z_loss": 0.1},
+    "sample weights": {"sample_weight": torch.linspace(0.1, 2, N, dtype=F64), "label_smoothing": 0.1, "z_loss": 0.1, "softcap": 2.0},
+    "probabilities": {"target": torch.softmax(torch.linspace(-3, 3, N * C, dtype=F64).reshape(N, C).sin(), 1)},
+    "weighted probabilities": {
+        "target": torch.softmax(torch.linspace(-3, 3, N * C, dtype=F64).reshape(N, C).sin(), 1),
+        "weight": torch.linspace(0.2, 1.4, C, dtype=F64), "label_smoothing": 0.1, "temperature": 0.7,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3])
+@pytest.mark.parametrize("options", TRUTHS.values(), ids=TRUTHS)
+def test_derivatives_by_the_truth_are_those_of_the_whole_logits_to_third_order(options, rows):
+    x, w, b = head()
+    given = {name: v.clone().requires_grad_() if isinstance(v, torch.Tensor) else v for name, v in options.items()}
+    target = given.pop("target", labels())
+    by = [x, w, b, *(v for v in (target, *given.values()) if isinstance(v, torch.Tensor) and v.requires_grad)]
+    assert len(by) > 3
+    found = []
+    for f in (lambda *a, **o: ours(*a, rows, **o), whole):
+        result = f(x, w, b, target, return_lse=True, return_entropy=True, **given)
+        value, orders = result.loss**2 + (result.lse * result.entropy).sum(), []
+        for _ in range(3):
+            orders.append(torch.autograd.grad(value, by, create_graph=True))
+            value = sum((g.sin() * g).sum() for g in orders[-1])
+        found.append([g for order in orders for g in order])
+    close(*found, tol=1e-8)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_gradgradcheck_by_every_argument(rows):
+    few = 3
+    x, w, b = head(rows=(few,))
+    c, s, u = torch.rand(C, dtype=F64) + 0.2, torch.rand(few, dtype=F64) + 0.2, probabilities((few,))
+
+    def f(x, w, b, c, s, u):
+        r = ours(x, w, b, u, rows, weight=c, sample_weight=s, label_smoothing=0.1, z_loss=0.1, return_lse=True, return_entropy=True)
+        return r.loss, r.lse, r.entropy
+
+    given = (x, w, b, *(t.requires_grad_() for t in (c, s, u)))
+    torch.autograd.gradcheck(f, given, check_forward_ad=True, check_batched_grad=True, check_undefined_grad=True)
+    torch.autograd.gradgradcheck(f, given, check_fwd_over_rev=True, check_undefined_grad=True, check_batched_grad=True, fast_mode=True)
+
+
+def test_forward_mode_and_transforms_by_every_argument_with_every_output():
+    x, w, b = (t.detach() for t in head())
+    c, s, t = torch.rand(C, dtype=F64) + 0.2, torch.rand(N, dtype=F64) + 0.2, labels()
+    given = (x, w, b, c, s)
+    along = tuple(map(torch.randn_like, given))
+
+    def of(f):
+        def outputs(x, w, b, c, s):
+            r = f(x, w, b, t, weight=c, sample_weight=s, label_smoothing=0.1, z_loss=0.1, return_lse=True, return_entropy=True,
+                  return_logprobs=True)  # fmt: skip
+            return r.loss, r.lse, r.entropy, r.logprobs
+
+        return outputs
+
+    def total(f):
+        return lambda *a: sum((r**2).sum() for r in of(f)(*a))
+
+    every = (0, 1, 2, 3, 4)
+
+    def composed(x, w, b, t, *, weight, sample_weight, **_):
+        """The same from the definition, in torch's operations."""
+        z, live = F.linear(x, w, b), (t != -100).to(F64)
+        hot, minus = F.one_hot(t.clamp(0), C).to(F64), torch.log_softmax(z, 1)
+        lse = torch.logsumexp(z, 1)
+        y = weight * (0.9 * hot + 0.1 / C) * (live * sample_weight)[:, None]
+        loss = (0.1 * live * sample_weight * lse**2 - (y * minus).sum(1)).sum() / (sample_weight * live * (hot @ weight)).sum()
+        return st.Result(loss, lse * live, -(minus.exp() * minus).sum(1) * live, (hot * minus).sum(1) * live)
+
+    for transform in (
+        lambda f: jvp(of(f), given, along)[1],
+        lambda f: jvp(grad(total(f), argnums=every), given, along)[1],
+        lambda f: vjp(lambda *a: jvp(of(f), a, along)[1], *given)[1](of(composed)(*given)),
+        lambda f: jvp(lambda *a: jvp(total(f), a, along)[1], given, along)[1],
+        lambda f: vmap(grad(total(f), argnums=every), in_dims=(None, 0, None, 0, None))(
+            x, torch.stack([w, 2 * w]), b, torch.stack([c, c + 1]), s
+        ),
+        lambda f: vmap(vmap(grad(total(f), argnums=every), in_dims=(0, None, None, None, 0)), in_dims=(None, 0, 0, None, None))(
+            torch.stack([x, -x]), torch.stack([w, 2 * w, w + 1]), torch.stack([b, -b, b]), c, torch.stack([s, s + 1])
+        ),
+    ):  # fmt: skip
+        close(*(torch.utils._pytree.tree_leaves(transform(f)) for f in (ours, composed)), tol=1e-9)
+
+
+@pytest.mark.parametrize("options", [{"reduction": "none"}, {"reduction": "sum"}, {"return_lse": True, "return_logprobs": True}], ids=str)
+def test_a_batch_of_upstream_gradients_is_one_after_the_other(options):
+    x, w, b = head()
+    c = torch.rand(C, dtype=F64, requires_grad=True)
+    for by, weight in (((x, w, b), None), ((x, c), c)):
+        result = ours(x, w, b, labels(), weight=weight, **options)
+        outputs = [t for t in (result if isinstance(result, st.Result) else [result]) if t is not None]
+        ups = [torch.randn(4, *t.shape, dtype=F64) for t in outputs]
+        together = torch.autograd.grad(outputs, by, ups, is_grads_batched=True, retain_graph=True)
+        each = [torch.autograd.grad(outputs, by, [up[k] for up in ups], retain_graph=True) for k in range(4)]
+        close(together, [torch.stack(g) for g in zip(*each, strict=True)])
+
+
+def test_outputs_of_a_row_do_not_depend_on_its_weight():
+    """A class weight or sample weight of 0 takes a row out of the loss, also with a z-loss; its lse and entropy stay."""
+    x, w, b = head()
+    t = labels(ignored=False)
+    c, s = torch.ones(C, dtype=F64), torch.ones(N, dtype=F64)
+    c[t[0]] = s[4] = 0
+    plain = ours(x, w, b, t, return_lse=True, return_entropy=True)
+    for options in ({"weight": c}, {"sample_weight": s}, {"weight": c, "z_loss": 0.1}):
+        got, want = (f(x, w, b, t, return_lse=True, return_entropy=True, reduction="none", **options) for f in (ours, whole))
+        close(got[:3], want[:3])
+        close(got[1:3], plain[1:3])
+        close(grads(got.loss, x, w, b), grads(want.loss, x, w, b))
+        close(grads(got.lse, x, w, b), grads(plain.lse, x, w, b))
 
 
 def test_torch_func():
@@ -283,7 +400,7 @@ def products(monkeypatch):
     """Return the shapes of the matrix products."""
     seen = []
 
-    class Counted(chunked._Tensors):
+    class Counted(linear_operators._Tensors):
         def logits(self, x, w, b, out):
             seen.append(("logits", *out.shape))
             super().logits(x, w, b, out)
@@ -292,7 +409,7 @@ def products(monkeypatch):
             seen.append(("dx" if out.shape[0] == a.shape[0] and a.shape[1] == C else "dw", *a.shape))
             super().product(a, b, out, add)
 
-    monkeypatch.setattr(chunked, "PRODUCTS", Counted())
+    monkeypatch.setattr(linear_operators, "PRODUCTS", Counted())
     return seen
 
 
@@ -397,13 +514,22 @@ def test_it_compiles_in_one_piece_for_any_number_of_rows():
     assert len(frames) == 1
 
 
-def test_the_operator_is_what_torch_expects_of_operators():
+def test_the_operators_are_what_torch_expects_of_operators():
     x, w, b = head()
-    p = (x, w, b, labels(ignored=False), None, None, None, None, -100, 0.1, 0.0, None, 1.0, "loss lse correct", 200)
+    y, r, q = torch.rand(N, dtype=F64, requires_grad=True), torch.ones((), dtype=F64), torch.zeros((), dtype=F64)
+    off = torch.rand(C, dtype=F64, requires_grad=True)
+    p = (x, w, b, labels(ignored=False), y, r, q, off, None, None, None, None, None, 1.0, math.inf, "loss lse correct", 200)
     torch.library.opcheck(torch.ops.softxent.linear_rows.default, p)
-    p = (*p[:-2], "loss", 200)
-    g = torch.rand(N, dtype=F64)
-    torch.library.opcheck(torch.ops.softxent.linear_gradient.default, (*p, 7, [g]), test_utils=("test_schema", "test_faketensor"))
+    p = (*p, [0, 1, 2, 4], [torch.rand(N, dtype=F64), torch.rand(N, dtype=F64)])
+    torch.library.opcheck(torch.ops.softxent.linear_gradient.default, p, test_utils=("test_schema", "test_faketensor"))
+
+
+def test_derivatives_by_the_truth_compile_too():
+    x, w, b = head()
+    c, t = torch.rand(C, dtype=F64, requires_grad=True), labels()
+    f = torch.compile(lambda *a: ours(*a[:4], weight=a[4], label_smoothing=0.1, z_loss=0.1), fullgraph=True, backend="aot_eager")
+    found = torch.autograd.grad(f(x, w, b, t, c), [x, w, b, c])
+    close(found, torch.autograd.grad(ours(x, w, b, t, weight=c, label_smoothing=0.1, z_loss=0.1), [x, w, b, c]))
 
 
 PEAK = """
@@ -435,6 +561,75 @@ def test_memory_is_the_budget_and_flat_in_the_rows(options):
     limit = 16 if "budget" in options else 64
     for rows, extra in zip((1000, 4000, 16_000, 64_000), found, strict=True):
         assert extra < limit + 6 + rows * 200 / 2**20, found  # 6 MiB for the buffers of the matrix product
+
+
+COUNTED = """
+import json, sys, torch, softxent.torch as st
+from torch.func import grad, vmap
+torch.manual_seed(0)
+N, D, C, BUDGET = 2048, 16, 5000, 8 << 20
+x, w, t = torch.randn(N, D).requires_grad_(), torch.randn(C, D).requires_grad_(), torch.randint(0, C, (N,))
+c, u = torch.rand(C).requires_grad_(), torch.full((N, C), 1 / C).requires_grad_()
+st.linear_cross_entropy(x[:64], w, t[:64], budget=BUDGET).backward()
+loss = lambda *a, **o: st.linear_cross_entropy(*a, budget=BUDGET, **o)
+
+def higher(order):
+    value = loss(x, w, t, reduction="none").sum()
+    for _ in range(order):
+        found = torch.autograd.grad(value, (x, w), create_graph=True)
+        value = sum((g * g).sum() for g in found)
+    return torch.autograd.grad(value, (x, w))
+
+def outputs():
+    r = loss(x, w, t, return_lse=True, return_entropy=True, return_logprobs=True, return_correct=True, softcap=30.0, temperature=2.0)
+    return torch.autograd.grad(r.loss + (r.lse * r.entropy).sum() + r.logprobs.sum(), (x, w))
+
+def batched():
+    each = loss(x, w, t, reduction="none")
+    return torch.autograd.grad(each, (x, w), torch.rand(8, N), is_grads_batched=True)
+
+calls = {
+    "outputs": outputs,
+    "temperature": lambda: torch.autograd.grad(loss(x, w, t, temperature=2.0, softcap=30.0), (x, w)),
+    "teacher": lambda: torch.autograd.grad(loss(x, w, (x, w), label_smoothing=0.1), (x, w)),
+    "probabilities": lambda: torch.autograd.grad(loss(x, w, u.detach(), label_smoothing=0.1, weight=c.detach()), (x, w)),
+    "second derivative": lambda: higher(1),
+    "third derivative": lambda: higher(2),
+    "by class weight": lambda: torch.autograd.grad(loss(x, w, t, weight=c, label_smoothing=0.1), (x, w, c)),
+    "by target": lambda: torch.autograd.grad(loss(x, w, u), (x, w, u)),
+    "forward mode": lambda: [torch.func.jvp(lambda w: loss(x, w, t), (w.detach(),), (w.detach(),))[1]],
+    "batched gradients": batched,
+    "vmap of gradients": lambda: vmap(grad(lambda x, t: loss(x, w.detach(), t)))(x.detach().reshape(8, N // 8, D), t.reshape(8, N // 8)),
+    "vmap of gradients by W": lambda: vmap(grad(lambda w, x, t: loss(x, w, t)), in_dims=(None, 0, 0))(
+        w.detach(), x.detach().reshape(8, N // 8, D), t.reshape(8, N // 8)),
+}
+
+def seen(name):
+    text = next(l for l in open("/proc/self/status") if l.startswith(name))
+    return int(text.split()[1]) << 10
+
+call = calls["KIND"]
+call()  # imports, buffers of the products
+st.empty_cache()
+open("/proc/self/clear_refs", "w").write("5")
+before = seen("VmRSS")
+found = call()
+found = [found] if isinstance(found, torch.Tensor) else found
+print((seen("VmHWM") - before - sum(g.nbytes for g in found)) / 2**20)
+"""
+KINDS = (
+    "outputs", "temperature", "teacher", "probabilities", "second derivative", "third derivative", "by class weight", "by target",
+    "forward mode", "batched gradients", "vmap of gradients", "vmap of gradients by W",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_derivative_is_within_the_budget(kind):
+    """All logits would be 39 MiB, and eight batches of them 312. The budget is 8; 6 are for the buffers of the matrix product, and
+    the rest is for sums of the size of W, and for each row."""
+    w, rows, batches = 5000 * 16 * 4 / 2**20, 2048 * 400 / 2**20, 8 if "gradients" in kind else 1
+    extra = float(python(COUNTED.replace("KIND", kind), MALLOC_MMAP_THRESHOLD_="131072", MALLOC_TRIM_THRESHOLD_="131072"))
+    assert extra < 8 + 6 + 6 * w * batches + rows * batches, extra
 
 
 SHARDED = """

@@ -19,9 +19,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import transformers as hf
 
 from softxent.torch import linear_cross_entropy
-from softxent.torch.chunked import PRODUCTS
-from softxent.torch.lazy import Logits
-from softxent.torch.patch import patch, unpatch
+from softxent.torch.huggingface import patch, unpatch
+from softxent.torch.lazy_logits import Logits
+from softxent.torch.linear_operators import PRODUCTS
 
 V, D = 97, 32
 SMALL = dict(

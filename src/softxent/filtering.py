@@ -1,8 +1,8 @@
 """The gradient filter of linear cross-entropy: it leaves blocks of classes out of the products dX = G W and dW = G^T X, and bounds the
 error.
 
-linear.py and torch/filtered.py use it. G is the gradient with respect to the logits, of which most entries are close to 0 in a trained
-model. A block K is BLOCK adjacent classes. By the triangle inequality, the error of leaving blocks out is at most
+linear.py and torch/linear_operators.py use it. G is the gradient with respect to the logits, of which most entries are close to 0 in a
+trained model. A block K is BLOCK adjacent classes. By the triangle inequality, the error of leaving blocks out is at most
 
     in row i of dX:  the sum over the blocks left out of  a_iK = (sum_{k in K} |G_ik|) max_{k in K} ||W_k||
     in row k of dW:  the sum over the chunks that left it out of  c_k = sum_i |G_ik| ||X_i||

@@ -1,7 +1,7 @@
 """Linear cross-entropy: the loss of logits = x W^T + b, which are computed a chunk of rows at a time in one buffer.
 
-The first part, up to `filtered`, serves NumPy arrays and, through torch/chunked.py, tensors: it cuts the rows into chunks and adds up the
-gradients, with the library's own matrix products (`Products`). The second part has the public functions for NumPy.
+The first part, up to `filtered`, serves NumPy arrays and, through torch/linear_operators.py, tensors: it cuts the rows into chunks and adds
+up the gradients, with the library's own matrix products (`Products`). The second part has the public functions for NumPy.
 """
 
 from __future__ import annotations

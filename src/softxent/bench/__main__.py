@@ -8,7 +8,7 @@ import json
 import sys
 from pathlib import Path
 
-from . import Job, filtering, linear, measure, options, report, run
+from . import Job, filtering, linear, measure, options, readme, run
 
 
 def main() -> None:
@@ -21,9 +21,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="small shapes, no torch.compile")
     parser.set_defaults(todo=lambda a: run(a.shapes, a.dtypes, a.threads, a.repeats, a.output, a.quick))
     commands = parser.add_subparsers()
-    readme = commands.add_parser("readme", help="write the table of the last run between README.md's markers")
-    readme.add_argument("--readme", type=Path, default=Path("README.md"))
-    readme.set_defaults(todo=lambda a: report.into_readme(a.output / "bench.json", a.readme))
+    page = commands.add_parser("readme", help="write the table of the last run between README.md's markers")
+    page.add_argument("--readme", type=Path, default=Path("README.md"))
+    page.set_defaults(todo=lambda a: readme.into_readme(a.output / "bench.json", a.readme))
     curve = commands.add_parser("filter", help="what the gradient filter is worth: tolerance, share left out, time and error")
     curve.add_argument("--steps", type=int, default=200, help="of training of the demo's model")
     curve.set_defaults(todo=lambda a: filtering.run(a.steps, a.repeats, a.output))

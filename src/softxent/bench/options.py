@@ -258,7 +258,7 @@ def _small(c: Case) -> dict[str, Call]:
 def _sizes(c: Case) -> dict[str, Call]:
     """Return the plain loss and backward in PyTorch on matrices of other shapes, with cold caches: each call uses another matrix."""
     torch, front = import_module("torch"), import_module("softxent.torch")
-    calls = {}
+    calls: dict[str, Call] = {}
     for rows, classes in ((1024, 32000), (8192, 1000), (65536, 100)):
         many = [torch.randn(rows, classes).requires_grad_() for _ in range(max(2, (256 << 20) // (4 * rows * classes)))]
         target = torch.randint(0, classes, (rows,))

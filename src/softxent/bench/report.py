@@ -1,4 +1,4 @@
-"""The tables of the benchmark, for the terminal, Markdown and the README, and its plot. They are made from the results in bench.json."""
+"""The tables of the benchmark, for the terminal and Markdown, and its plot. They are made from the results in bench.json."""
 
 from __future__ import annotations
 
@@ -17,25 +17,10 @@ from .. import kernels
 from .contenders import HUGE_PAGES
 
 Results = dict[str, Any]
-BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 OURS = ["fused", "fused, new dz", "forward", "backward"]
 PEERS = ["numpy", "scipy", "sklearn", "torch", "torch compiled"]
 FRONT = "softxent.torch"
 SMALL = [[1, 10], [32, 10]]  # here the cost of the call itself dominates
-README_ROWS = [  # function, contender, logits, dtype; the rows with ten classes are the least favourable ones
-    ("`cross_entropy_and_grad`", "fused", [1024, 32000], "f32"),
-    ("`cross_entropy_and_grad`", "fused", [1024, 32000], "bf16"),
-    ("`cross_entropy_and_grad`", "fused", [65536, 10], "f32"),
-    (f"`{FRONT}.cross_entropy`", FRONT, [1024, 32000], "f32"),
-    (f"`{FRONT}.cross_entropy`", FRONT, [65536, 10], "f32"),
-]
-README_PEERS = [  # column, contender, the setting it ran under
-    ("PyTorch", "torch", ""),
-    ("PyTorch with huge pages", "torch", HUGE_PAGES),
-    ("PyTorch compiled", "torch compiled", ""),
-    ("NumPy", "numpy", ""),
-    ("memcpy", "memcpy", ""),
-]
 PACKAGES = ["numpy", "torch", "scipy", "scikit-learn"]
 
 
@@ -91,10 +76,10 @@ def summary(results: Results) -> str:
     rows = []
     for here in _matrices(results):
         auto, avx2, huge = ([r for r in here if r["isa"] == isa] for isa in ("", "avx2", HUGE_PAGES))
-        cells = [_ratios(auto, "fused", "memcpy"), _ratios(avx2, "fused", "memcpy"), *(_ratios(auto, p, "fused") for p in peers)]
-        cells.insert(3, _ratios(huge, "torch", "fused"))
-        rows.append([_size(here[0]), here[0]["dtype"], *cells, _ratios([r for r in auto if r["threads"] > 1], "fused, 1 thread", "fused")])
-    threads = " / ".join(str(n) for n in sorted({r["threads"] for r in _times(results)}))
+        cells = [ratios(auto, "fused", "memcpy"), ratios(avx2, "fused", "memcpy"), *(ratios(auto, p, "fused") for p in peers)]
+        cells.insert(3, ratios(huge, "torch", "fused"))
+        rows.append([_size(here[0]), here[0]["dtype"], *cells, ratios([r for r in auto if r["threads"] > 1], "fused, 1 thread", "fused")])
+    threads = " / ".join(str(n) for n in sorted({r["threads"] for r in times(results)}))
     names = [peers[0], f"{peers[0]}, {HUGE_PAGES}", *peers[1:]]
     columns = ["logits", "dtype", "fused : memcpy", "on AVX2", *(f"{p} : fused" for p in names), "fused, 1 thread : fused"]
     return table(f"Ratios of times, {threads} thread(s): median of the rounds", columns, rows)
@@ -116,8 +101,8 @@ def pytorch(results: Results) -> str:
     rows = []
     for here in _matrices(results):
         auto, huge = ([r for r in here if r["isa"] == isa] for isa in ("", HUGE_PAGES))
-        cells = [_ratios(auto, p, FRONT) for p in ("torch", "torch compiled")]
-        rows.append([_size(here[0]), here[0]["dtype"], cells[0], _ratios(huge, "torch", FRONT), cells[1], _ratios(auto, FRONT, "memcpy")])
+        cells = [ratios(auto, p, FRONT) for p in ("torch", "torch compiled")]
+        rows.append([_size(here[0]), here[0]["dtype"], cells[0], ratios(huge, "torch", FRONT), cells[1], ratios(auto, FRONT, "memcpy")])
     columns = ["logits", "dtype", f"torch : {FRONT}", f"torch : {FRONT}, {HUGE_PAGES}", f"torch compiled : {FRONT}", f"{FRONT} : memcpy"]
     return table("In PyTorch: cross_entropy and backward()", columns, rows)
 
@@ -136,25 +121,27 @@ def memory(results: Results) -> str:
 def calls(results: Results) -> str:
     """Return the table of the times of calls with very small matrices."""
     who = [OURS[1], *PEERS, FRONT]
-    small = [r for r in _times(results) if r["shape"] in SMALL]
+    small = [r for r in times(results) if r["shape"] in SMALL]
     rows = [[_size(r), str(r["threads"]), *(_time(r["seconds"].get(c), 1e6) for c in who)] for r in small]
     return table("Microseconds a call on small matrices, f32: median (shortest)", ["logits", "threads", *who], rows)
 
 
-def _times(results: Results) -> list[Results]:
+def times(results: Results) -> list[Results]:
+    """Return the records of times."""
     return [r for r in results["records"] if r["kind"] == "times"]
 
 
 def _matrices(results: Results) -> list[list[Results]]:
     """Group the times by dtype and shape, without the very small matrices."""
     groups: dict[str, list[Results]] = {}
-    for r in sorted(_times(results), key=lambda r: (r["dtype"] != "f32", r["isa"], r["threads"])):
+    for r in sorted(times(results), key=lambda r: (r["dtype"] != "f32", r["isa"], r["threads"])):
         if r["shape"] not in SMALL:
             groups.setdefault(f"{r['dtype']} {r['shape']}", []).append(r)
     return list(groups.values())
 
 
-def _ratios(records: list[Results], a: str, b: str) -> str:
+def ratios(records: list[Results], a: str, b: str) -> str:
+    """Return the ratios of the times of a to those of b, one for each record, as `1.2 / 3.4`."""
     if any(a in r["failed"] for r in records):
         return "fails"
     return " / ".join(_number(x[0]) for x in (ratio(r, a, b) for r in records) if x) or "-"
@@ -216,37 +203,6 @@ def write(results: Results, folder: Path) -> None:
     if find_spec("matplotlib"):
         plot(results, folder / "bench.png")
     print("written:", *sorted(folder.glob("bench.*")), file=sys.stderr)
-
-
-def readme_table(results: Results, of_heads: Results | None) -> str:
-    """The table of the README: at most six rows, from the results of `softxent bench` and, if given, of `softxent bench --linear`."""
-    rows, notes = [], [header(results)]
-    for function, ours, shape, dtype in README_ROWS:
-        here = sorted((r for r in _times(results) if r["shape"] == shape and r["dtype"] == dtype), key=lambda r: r["threads"])
-        cells = [_ratios([r for r in here if r["isa"] == isa], peer, ours) for _, peer, isa in README_PEERS]
-        rows += [[function, str(shape), dtype, *cells]] if here else []
-    if of_heads:
-        from .linear import header as linear_header
-        from .linear import readme_row
-
-        rows.append([*readme_row(of_heads), *["-"] * (len(README_PEERS) - 1)])
-        notes.append(f"The last row, beside `F.linear` and `F.cross_entropy`: {linear_header(of_heads)}")
-    if not rows:
-        raise ValueError(f"bench: the results must hold a row of the README such as {README_ROWS[0][2]} f32; got none of its rows")
-    threads = " / ".join(str(n) for n in sorted({r["threads"] for r in _times(results)}))
-    heading = f"Time of each divided by the time of softxent, on {threads} thread(s): above 1, softxent is faster"
-    return "\n".join([table(heading, ["function", "logits", "dtype", *(column for column, *_ in README_PEERS)], rows), *notes])
-
-
-def into_readme(source: Path, readme: Path) -> None:
-    """Write `readme_table` between the markers of the README, from `source`, a bench.json, and from the linear.json beside it, if any."""
-    results, page = json.loads(source.read_text()), readme.read_text()
-    if page.count(BEGIN) != 1 or page.count(END) != 1:
-        raise ValueError(f"bench: {readme} must have {BEGIN} and {END} once each; got {page.count(BEGIN)} and {page.count(END)}")
-    before, after = page.split(BEGIN)[0], page.split(END)[1]
-    of_heads = source.with_name("linear.json")
-    shown = readme_table(results, json.loads(of_heads.read_text()) if of_heads.exists() else None)
-    readme.write_text(f"{before}{BEGIN}\n\n{shown}\n{END}{after}")
 
 
 def plot(results: Results, path: Path) -> None:

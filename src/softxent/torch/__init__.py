@@ -1,4 +1,4 @@
-"""Softmax cross-entropy for PyTorch tensors.
+"""Softmax cross-entropy for PyTorch compute.
 
 `cross_entropy` replaces `torch.nn.functional.cross_entropy`, with its arguments and derivatives of any order. `linear_cross_entropy`
 computes a linear head and its loss together, a chunk of rows at a time, so that the logits are never all in memory. `patch` makes a model
@@ -19,11 +19,11 @@ except ModuleNotFoundError as error:
 
 from .. import kernels
 from ..kernels import Backend, empty_cache
-from . import tensors
+from . import compute
+from .compute import use_backend
+from .huggingface import patch, unpatch
 from .linear import LinearCrossEntropyLoss, linear_cross_entropy
 from .loss import CrossEntropyLoss, Result, cross_entropy, log_softmax, logsumexp
-from .patch import patch, unpatch
-from .tensors import use_backend
 
 __all__ = [
     "CrossEntropyLoss", "LinearCrossEntropyLoss", "Result", "backends", "cross_entropy", "empty_cache", "linear_cross_entropy",
@@ -34,14 +34,14 @@ __all__ = [
 def backends() -> list[Backend]:
     """List the backends, whether each is available here, and whether calls use it.
 
-    "cpu", the compiled kernel, is for CPU tensors, and "triton" for CUDA tensors. "formula", the equations in torch's operations and
+    "cpu", the compiled kernel, is for CPU tensors, and "triton" for CUDA compute. "formula", the equations in torch's operations and
     float64, is for all others.
     """
-    forced, gpu = tensors.forced(), torch.cuda.is_available()
+    forced, gpu = compute.forced(), torch.cuda.is_available()
     native = next(b for b in kernels.backends() if b.name == "cpu")
     device = torch.cuda.get_device_name() if gpu else "no CUDA device here"
-    detail = tensors.missing or f"Triton {tensors.triton.version}, for CUDA tensors: {device}"
-    for_cuda = tensors.triton is not None and gpu
+    detail = compute.missing or f"Triton {compute.triton.version}, for CUDA tensors: {device}"
+    for_cuda = compute.triton is not None and gpu
     return [
         Backend("cpu", native.available, forced is None and native.active, f"{native.detail}, for CPU tensors"),
         Backend("triton", for_cuda, forced == "triton" or (forced is None and for_cuda), detail),

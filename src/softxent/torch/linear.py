@@ -1,7 +1,7 @@
 """The public functions for a linear head and its loss: `linear_cross_entropy` and `LinearCrossEntropyLoss`.
 
-They check their arguments and choose how the loss is computed. chunked.py computes the rows and their derivatives, a chunk of logits at a
-time, with the chunks of softxent/linear.py.
+They check their arguments, turn the options into the truth of the rows, and choose how the loss is computed. linear_operators.py computes
+the rows and their derivatives, a chunk of logits at a time.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from torch.nn import Module
 from .. import contract
 from ..contract import fail
 from ..filtering import FilterStats
+from ..kernels import IGNORED
 from ..linear import BUDGET, filtered
-from . import cpu, ops, tensors
-from .autograd import batched_by_autograd, devices, first_backward
-from .chunked import B, Problem, W, X, gradient_of, gradients, narrowed, required_gradients, rows_of, wants
-from .filtered import filtered_gradients, filters
-from .loss import cross_entropy, reduced
-from .rows import PLAIN, RETURNS, checked, differentiable, eagerly, labels, plain, tensor, total, transformed_logits
+from . import arguments, operators
+from .arguments import differentiable, labels, plain, tensor
+from .linear_operators import Head, Settings, reduced_loss, rows
+from .loss import Result, cross_entropy
+from .operators import PLAIN
 
 FN = "linear_cross_entropy"
 
@@ -73,8 +73,8 @@ def linear_cross_entropy(
             then have one position less.
         budget: the bytes of logits that are held at once; 64 MiB by default. Larger chunks are faster, because each adds to all of dW.
         filter_tol, filter_stats: the gradient filter, as in `softxent.linear_cross_entropy_and_grad`. It works if the gradients are
-            computed in the forward pass, in float32 or float64 on the CPU, without temperature and softcap. In other cases, and in a second
-            backward pass, nothing is left out.
+            computed in the forward pass, in float32 or float64 on the CPU. In other cases, and in a second backward pass, nothing is left
+            out.
         class_weight: the name of weight in softxent's functions for NumPy, which is refused.
 
     Returns:
@@ -83,54 +83,53 @@ def linear_cross_entropy(
     Raises:
         ValueError, TypeError: if a shape, label, dtype or option does not fit.
 
-    Derivatives of any order with respect to input, W and b are available, in reverse and forward mode and by torch.func. If a gradient is
-    not required, its matrix product is skipped. If W is bfloat16 or float16, its gradient is accumulated in float32.
+    Derivatives of any order with respect to input, W, b, weight, sample_weight and probabilities are available, in reverse and forward mode
+    and by torch.func. If a gradient is not required, its matrix product is skipped. If W is bfloat16 or float16, its gradient is added up
+    in float32.
 
     Cost: for a scalar loss, the gradients are computed in the forward pass, with three matrix products and `budget` bytes beyond the
     gradients. With a `return_` option, reduction="none" or float16, and under a transform or compiler, they are computed in the backward
-    pass, with a fourth product. Third derivatives, derivatives with respect to `target` or `weight`, and a W of more than two axes need all
-    logits in memory.
+    pass, with a fourth product. Every derivative, in every mode, is computed by chunks; only a W of more than two axes needs all logits in
+    memory.
 
     Source: Part 3 of the derivation, and its part on linear heads.
     """
     if class_weight is not None:
         contract.renamed(FN, "class_weight", class_weight, "weight")
     tol, stats = filtered(FN, filter_tol, filter_stats)
-    flags = zip(RETURNS, (return_lse, return_entropy, return_logprobs, return_correct), strict=True)
-    wanted = ("loss", *(name for name, flag in flags if flag))
     ignore_index = -100 if ignore_index is None else ignore_index
+    flags = {"lse": return_lse, "entropy": return_entropy, "logprobs": return_logprobs, "correct": return_correct}
     if isinstance(linear_weight, Tensor) and linear_weight.ndim > 2:
-        more: dict[str, Any] = {f"return_{name}": True for name in wanted[1:]}
-        logits = _of_many_axes(*_cast(input, linear_weight, linear_bias))
         return cross_entropy(
-            logits, target, weight, None, ignore_index, None, reduction, label_smoothing, z_loss=z_loss, softcap=softcap,
-            temperature=temperature, sample_weight=sample_weight, check=check, **more,
+            _of_many_axes(*_cast(input, linear_weight, linear_bias)), target, weight, None, ignore_index, None, reduction, label_smoothing,
+            z_loss=z_loss, softcap=softcap, temperature=temperature, sample_weight=sample_weight, check=check,
+            return_lse=return_lse, return_entropy=return_entropy, return_logprobs=return_logprobs, return_correct=return_correct,
         )  # fmt: skip
-    h = _head(input, linear_weight, target, linear_bias, sample_weight, shift)
+    h = _rows(input, linear_weight, target, linear_bias, sample_weight, shift)
     like = h.x.new_zeros(()).expand(len(h.x), len(h.w))  # has the shape and type of the logits, and needs no memory
-    seen = like.float() if h.y is None else h.y  # the labels, or what has the shape of a teacher's probabilities
-    _, (ignore_index, e, penalty) = checked(FN, like, seen, weight, h.sample, ignore_index, reduction, label_smoothing, z_loss)
-    transformed_logits(FN, like[:0], softcap, temperature)
+    seen = like.float() if h.target is None else h.target  # the labels, or what has the shape of a teacher's probabilities
+    arguments.class_axis(FN, like, seen, weight, h.sample, ignore_index)
+    o = arguments.options(FN, ignore_index, reduction, label_smoothing, z_loss, temperature, softcap)
     if return_logprobs and seen.is_floating_point():
         fail(FN, "return_logprobs", "be False where the target is not class indices", True)
-    divide: Any = total(like, seen, weight, h.sample, 1, ignore_index) if reduction == "mean" else 1.0
+    if check and not h.x.is_cpu and not seen.is_floating_point():
+        operators.check_labels(FN, seen, len(h.w), ignore_index)
+    outputs = ("loss", *(name for name, flag in flags.items() if flag))
+    settings = Settings(o.temperature, o.cap, outputs, _budget(options, budget, len(h.w) * h.x.element_size()))
     eager = plain(h.x, seen) and type(linear_weight) in PLAIN
-    lead, dtype, n = h.lead, cpu.result_dtype(input), len(h.x)
-    x, y, sample, at = _without_ignored(h, like, ignore_index, eager, check)
-    budget = _budget(options, budget, len(h.w) * x.element_size())
-    p = Problem(x, h.w, h.b, y, *h.teacher, weight, ignore_index, e, penalty, softcap, temperature, " ".join(wanted), budget)
-    if differentiable(y, weight):
-        rows = p.rows(slice(0, len(x)), differentiable=False)(F.linear(x, h.w, h.b))
-    elif eager and wanted == ("loss",) and reduction != "none" and x.dtype != torch.float16 and _needs(p) and not differentiable(sample):
-        return _gradient_in_forward(p, sample, divide, tol, stats).to(dtype)
-    else:
-        rows = (rows_of if eagerly(x) else ops.linear_rows)(*p)
-    found = dict(zip(wanted, rows, strict=True))
-    if sample is not None:
-        found["loss"] = found["loss"] * sample.double()
+    head, total = _head(h, like, seen, weight, o)
+    head, at = _without_ignored(head, eager)
+    dtype = arguments.result_dtype(input)
+    gradient = eager and torch.is_grad_enabled() and differentiable(*head[:3]) and not differentiable(*head[3:])
+    if gradient and outputs == ("loss",) and reduction != "none" and h.x.dtype != torch.float16:
+        return reduced_loss(head, settings, total, tol, stats).to(dtype)
+    found = rows(head, settings)
     if at is not None:
-        found = {name: some.new_zeros(n).index_put((at,), some) for name, some in found.items()}
-    return reduced({name: some.reshape(lead) for name, some in found.items()}, None, reduction, divide, dtype, len(wanted) > 1)
+        found = tuple(t.new_zeros(len(h.x)).index_put((at,), t) for t in found)
+    losses, *others = (t.reshape(h.lead) for t in found)
+    loss = arguments.reduced(losses, reduction, total, dtype)
+    more = {name: t.sum() if name == "correct" else t.to(dtype) for name, t in zip(outputs[1:], others, strict=True)}
+    return Result(loss, **more) if more else loss
 
 
 _OPTIONS = (linear_cross_entropy.__kwdefaults__ or {}).keys() - {"linear_bias", "class_weight"}
@@ -171,19 +170,19 @@ class LinearCrossEntropyLoss(Module):
         return ", ".join([f"{features}, {classes}", f"bias={self.bias is not None}", *(f"{k}={v!r}" for k, v in self.options.items())])
 
 
-class _Head(NamedTuple):
+class _Rows(NamedTuple):
     """The checked arguments, with the axes of rows merged into one."""
 
     x: Tensor  # [N, D]
     w: Tensor  # [C, D]
     b: Tensor | None
-    y: Tensor | None  # [N] labels or [N, C] probabilities
+    target: Tensor | None  # [N] labels or [N, C] probabilities
     teacher: tuple[Tensor | None, Tensor | None, Tensor | None]  # x' [N, D'], W', b'
     sample: Tensor | None  # [N]
     lead: torch.Size
 
 
-def _head(input: Any, weight: Any, target: Any, bias: Any, sample: Any, shift: bool) -> _Head:
+def _rows(input: Any, weight: Any, target: Any, bias: Any, sample: Any, shift: bool) -> _Rows:
     """Check the arguments and merge the axes of rows."""
     teacher = target if isinstance(target, tuple) else None
     if teacher is not None and len(teacher) not in (2, 3):
@@ -212,7 +211,8 @@ def _head(input: Any, weight: Any, target: Any, bias: Any, sample: Any, shift: b
     n = math.prod(lead)
     y = None if y is None else y.reshape((n, len(w)) if wide else (n,))
     tx = None if tx is None else tx.reshape(n, tx.shape[-1])
-    return _Head(x.reshape(n, x.shape[-1]), w, b, y, (tx, tw, tb), None if each is None else each.reshape(n), lead)
+    tx, tw, tb = (None if t is None else t.detach() for t in (tx, tw, tb))
+    return _Rows(x.reshape(n, x.shape[-1]), w, b, y, (tx, tw, tb), None if each is None else each.reshape(n), lead)
 
 
 def _rows_of(sample: Any, x: Tensor, lead: torch.Size) -> Tensor:
@@ -255,68 +255,29 @@ def _budget(options: Any, budget: int, row: int) -> int:
     return rows * row if isinstance(rows, int) and rows > 0 else budget
 
 
-def _without_ignored(
-    h: _Head, like: Tensor, ignore_index: int, eager: bool, check: bool
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """Return x, y and sample without the ignored rows, and the indices of the rows that remain (None if no row was left out).
+def _head(h: _Rows, like: Tensor, seen: Tensor, weight: Tensor | None, o: arguments.Options) -> tuple[Head, Tensor | None]:
+    """Return the head with the truth of its rows, and for a mean the sum of their weights.
+
+    Probabilities are not copied: class weights and label smoothing are applied to a chunk of them at a time.
+    """
+    scale = shift = None
+    if not seen.is_floating_point():
+        t, total = arguments.truth_of(FN, like, seen, weight, h.sample, 1, o)
+    else:
+        t, total = arguments.truth_of(FN, like, seen, None, h.sample, 1, o._replace(label_smoothing=0.0))
+        scale, shift = arguments.scale_and_shift(weight, o.label_smoothing, len(h.w), like.device)
+    return Head(h.x, h.w, h.b, *t[:4], None if h.target is None else t.off, scale, shift, *h.teacher), total
+
+
+def _without_ignored(head: Head, eager: bool) -> tuple[Head, Tensor | None]:
+    """Return the head without the ignored rows, and the indices of the rows that remain (None if no row was left out).
 
     Rows are left out of ordinary CPU tensors only. For other tensors x is set to 0 in the ignored rows.
     """
-    x, y, sample = h.x, h.y, h.sample
-    if y is None or y.is_floating_point():
-        return x, y, sample, None
-    if check and not x.is_cpu:
-        tensors.check(like, y, 1, ignore_index, FN)
-    live = y != ignore_index
-    if not eager or not x.is_cpu:
-        return x.masked_fill(~live[:, None], 0), y, sample, None
-    tensors.check(like, y, 1, ignore_index, FN)  # raises before anything is computed
+    live = head.label != IGNORED
+    if not eager or not head.x.is_cpu:
+        return head._replace(x=head.x.masked_fill(~live[:, None], 0)), None
     if bool(live.all()):
-        return x, y, sample, None
+        return head, None
     at = live.nonzero()[:, 0]
-    return x[at], y[at], None if sample is None else sample[at], at
-
-
-def _needs(p: Problem) -> int:
-    """Return which of x, W and b require a gradient, as bits."""
-    wants = [bit for bit, t in zip((X, W, B), p[:3], strict=True) if t is not None and t.requires_grad]
-    return sum(wants) if torch.is_grad_enabled() else 0
-
-
-class _GradientInForward(torch.autograd.Function):
-    """A reduced loss with gradients from the forward pass. The first backward pass returns them; another one computes them again."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, w: Tensor, b: Tensor | None, computed: tuple[Tensor, tuple[Any, ...]], up: Tensor, rest: tuple[Any, ...]
-    ) -> Tensor:
-        loss, grads = computed
-        ctx.save_for_backward(x, w, b, *rest[:5], up, *grads)
-        ctx.options, ctx.unused = rest[5:], [True]
-        return loss
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        (x, w, b, *rest), (g,) = ctx.saved_tensors, grads
-        tensors_, up, gradients_ = rest[:5], rest[5], rest[6:]
-        if batched_by_autograd(g):
-            return *(None if t is None else t * g.to(t.dtype) for t in gradients_), None, None, None
-        p = Problem(x, w, b, *tensors_, *ctx.options)
-        if not torch.is_grad_enabled():
-            if not first_backward(ctx):
-                gradients_ = narrowed(p, gradients(p, (up,), wants(ctx))[1])
-            return *(None if t is None else devices(t).scaled(t.data, g) for t in gradients_), None, None, None
-        return required_gradients(gradient_of(*p, wants(ctx), up * g.double()), wants(ctx), 6)
-
-
-def _gradient_in_forward(p: Problem, sample: Tensor | None, divide: Any, tol: float | None, stats: FilterStats) -> Tensor:
-    """Return a reduced loss, with its gradients computed in the same pass, with or without the gradient filter."""
-    one = torch.ones((), dtype=torch.float64, device=p.x.device)
-    up = ((one if sample is None else sample.double()) / divide).expand(len(p.x))
-    up = torch.where(up.isfinite(), up, 0.0)  # a mean over no rows divides by 0
-    needs = _needs(p)
-    losses, sums = gradients(p, (up,), needs) if tol is None or not filters(p) else filtered_gradients(p, up, needs, tol, stats)
-    loss = (losses if sample is None else losses * sample.double()).sum() / divide
-    apply: Any = _GradientInForward.apply  # untyped
-    found: Tensor = apply(*p[:3], (loss, narrowed(p, sums)), up, p[3:])
-    return found
+    return head.rows(at), at

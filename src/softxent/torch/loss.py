@@ -1,22 +1,23 @@
 """The public functions for logits that are given as a tensor: `cross_entropy`, `CrossEntropyLoss`, `log_softmax` and `logsumexp`.
 
-They check their arguments (rows.py) and choose how the loss is computed. autograd.py has the derivatives, and cpu.py and tensors.py call
-the kernels.
+arguments.py checks their arguments and turns the options into numbers; operators.py has what is computed from them, with its derivatives. A
+loss alone, in eager mode, has a function of autograd of its own here, `CrossEntropy`: its gradient is computed in the forward pass.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
 from torch.nn import Module
 
 from ..contract import fail, renamed
-from . import cpu, tensors
-from .autograd import batched_by_autograd, devices, first_backward, gradient_of, in_compute_dtype, linear
-from .rows import FLOATS, RETURNS, checked, differentiable, outputs, plain, rows, tensor, total, transformed_logits
+from . import arguments, compute, cpu, operators
+from .arguments import FLOATS, plain, tensor
 
 FN = "cross_entropy"
 
@@ -90,41 +91,36 @@ def cross_entropy(
         reduction = torch.nn._reduction.legacy_get_string(size_average, reduce)
     more = return_lse or return_entropy or return_logprobs or return_correct
     eager = plain(input, target)
-    try:
-        without_options = label_smoothing == z_loss == 0 and temperature == 1 and tensors.forced() is None and not more
-        without_options = without_options and weight is None and sample_weight is None and softcap is None and class_weight is None
-    except (RuntimeError, ValueError):  # a tensor or an array is no number: `checked` says which argument it is
-        without_options = False
-    if eager and without_options and input.is_cpu and target.is_cpu:
-        quick = cpu.quick(input, target, ignore_index, reduction)
-        if quick is not None:
-            return _scalar(input, quick, (target, None, None, reduction, 1, ignore_index, 0.0, 0.0))
+    gradient = eager and input.requires_grad and torch.is_grad_enabled()
+    if eager and not more and sample_weight is None and class_weight is None:
+        given: Given = (target, weight, None, 1, (ignore_index, reduction, label_smoothing, z_loss, temperature, softcap or math.inf))
+        found = _quick(input, *given, gradient and reduction != "none" and input.dtype != torch.float16)
+        if found is not None:
+            return _loss(input, found, given) if gradient else found[0]
     if class_weight is not None:
         renamed(FN, "class_weight", class_weight, "weight")
-    axis, options = checked(FN, input, target, weight, sample_weight, ignore_index, reduction, label_smoothing, z_loss)
+    axis = arguments.class_axis(FN, input, target, weight, sample_weight, ignore_index)
+    options = arguments.options(FN, ignore_index, reduction, label_smoothing, z_loss, temperature, softcap)
     if check and not input.is_cpu and not target.is_floating_point():
-        tensors.check(input, target, axis, ignore_index)
-    z = transformed_logits(FN, input, softcap, temperature)
-    if eager and not more and reduction != "none" and not differentiable(target, weight, sample_weight):
-        computed = devices(z).scalar(
-            z, target, weight, axis, *options, sample=sample_weight, reduction=reduction, gradient_in_forward=cpu.gradient_in_forward(z)
-        )
-        return _scalar(z, computed, (target, weight, sample_weight, reduction, axis, *options)).to(cpu.result_dtype(input))
+        operators.check_labels(FN, target, input.shape[axis], options.ignore_index)
+    others = [t for t in (weight, sample_weight) if t is not None]
+    if eager and not more and plain(*others) and not operators.differentiated(target, *others):
+        given = (target, weight, sample_weight, axis, options)
+        found = _computed(input, *given, gradient and reduction != "none" and input.dtype != torch.float16)
+        return _loss(input, found, given) if gradient else found[0]
     if return_logprobs and target.is_floating_point():
         fail(FN, "return_logprobs", "be False where the target is probabilities", True)
-    wanted = [name for name, flag in zip(RETURNS, (return_lse, return_entropy, return_logprobs, return_correct), strict=True) if flag]
-    found = outputs(z, target, weight, axis, options, ("loss", *wanted), eager)
-    scale = 1.0 if reduction != "mean" else total(z, target, weight, sample_weight, axis, ignore_index)
-    return reduced(found, sample_weight, reduction, scale, cpu.result_dtype(input), bool(wanted))
-
-
-def reduced(found: dict[str, Tensor], sample: Tensor | None, reduction: str, total: Any, dtype: torch.dtype, more: bool) -> Any:
-    """Return the reduced loss, or a `Result` if `more` is set. A mean is divided by `total`."""
-    loss = found.pop("loss") if sample is None else found.pop("loss") * sample.double()
-    loss = (loss if reduction == "none" else loss.sum() if reduction == "sum" else loss.sum() / total).to(dtype)
+    truth, total = arguments.truth_of(FN, input, target, weight, sample_weight, axis, options)
+    losses, lse, logprobs, entropy, correct = operators.rows(
+        input, *truth, axis, options.temperature, options.cap, return_entropy or return_logprobs or return_correct
+    )
+    dtype = arguments.result_dtype(input)
+    loss = arguments.reduced(losses, reduction, total, dtype)
     if not more:
         return loss
-    return Result(loss, **{name: rows.sum() if name == "correct" else rows.to(dtype) for name, rows in found.items()})
+    flags = (return_lse, return_entropy, return_logprobs)
+    rows = [t.to(dtype) if flag else None for t, flag in zip((lse, entropy, logprobs), flags, strict=True)]
+    return Result(loss, rows[0], rows[1], rows[2], correct.sum() if return_correct else None)
 
 
 class CrossEntropyLoss(Module):
@@ -161,36 +157,85 @@ class CrossEntropyLoss(Module):
         )  # fmt: skip
 
 
-class _Scalar(torch.autograd.Function):
-    """A reduced loss with its gradient dz from the forward pass, or None. The first backward pass returns dz; another computes it again."""
+Found = tuple[Tensor, Tensor | None]  # a loss, and its gradient if that was computed with it
+Given = tuple[Tensor, Tensor | None, Tensor | None, int, Any]  # target, weight, sample weight, class axis, options
+
+
+def _quick(
+    input: Tensor, target: Tensor, weight: Tensor | None, sample: Tensor | None, axis: int, options: Any, gradient: bool,
+    upstream: Tensor | None = None,
+) -> Found | None:  # fmt: skip
+    """As `_computed`, for the most frequent calls; None for others. With `upstream`, the gradient is of the losses of the rows."""
+    if not (input.is_cpu and target.is_cpu and sample is None and input.dim() == 2 and input.shape[1]) or compute.forced() is not None:
+        return None
+    numbers = arguments.quick_numbers(input, weight, options)
+    if numbers is None:
+        return None
+    each = options[1] == "none" and upstream is None
+    found = cpu.quick(input, target, options[0], *numbers, options[1] == "mean", gradient, each, upstream)
+    if found is None:
+        return None
+    loss, dz, losses = found
+    dtype = arguments.result_dtype(input)
+    return input.new_full((), loss, dtype=dtype) if losses is None else losses.to(dtype), dz
+
+
+def _computed(
+    input: Tensor, target: Tensor, weight: Tensor | None, sample: Tensor | None, axis: int, options: arguments.Options, gradient: bool
+) -> Found:
+    """Return the loss and, if `gradient` is set, that of the sum or mean, computed in the same pass."""
+    found = _quick(input, target, weight, sample, axis, options, gradient)
+    if found is not None:
+        return found
+    truth, total = arguments.truth_of(FN, input, target, weight, sample, axis, options)
+    transform = (options.temperature, options.cap)
+    if gradient:
+        one = truth.y.new_ones(())
+        losses, dz = compute.fused(input, *truth, one if total is None else _inverse(total), None, None, None, axis, *transform)
+    else:
+        losses, dz = compute.rows(input, *truth, axis, *transform, False)[0], None
+    return arguments.reduced(losses, options.reduction, total, arguments.result_dtype(input)), dz
+
+
+class CrossEntropy(Function):
+    """A loss with its gradient dz from the forward pass, or None. The first backward pass returns dz; another computes it again."""
 
     @staticmethod
-    def forward(ctx: Any, input: Tensor, found: tuple[Tensor, Tensor | None], problem: tuple[Any, ...]) -> Tensor:
+    def forward(ctx: Any, input: Tensor, found: Found, given: Given) -> Tensor:
         loss, dz = found
-        if ctx.needs_input_grad[0]:
-            ctx.save_for_backward(input, *problem[:3], dz)
-            ctx.options, ctx.unused = problem[3:], [True]
+        ctx.save_for_backward(input, *given[:3], dz)
+        ctx.axis, ctx.options, ctx.unused = given[3], given[4], [True]
         return loss
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         (input, target, weight, sample, dz), (g,) = ctx.saved_tensors, grads
-        batched = batched_by_autograd(g)
-        reduction, axis, ignore_index, *_ = ctx.options
-        if dz is not None and not batched and not torch.is_grad_enabled():
-            if first_backward(ctx):
-                dz = dz.data  # an in-place change of the result is not one of the saved dz
-            else:
-                _, dz = devices(dz).scalar(
-                    input, target, weight, *ctx.options[1:], sample=sample, reduction=reduction, gradient_in_forward=True
-                )
-            return devices(dz).scaled(dz, g), None, None
-        up = g.double() / (1 if reduction == "sum" else total(input, target, weight, sample, axis, ignore_index))
-        up = (up if sample is None else up * sample.double()).expand([n for i, n in enumerate(input.shape) if i != axis])
-        return (linear if batched else gradient_of)(input, target, weight, *ctx.options[1:], up, None), None, None
+        given = (target, weight, sample, ctx.axis, ctx.options)
+        batched = torch._C._functorch.is_legacy_batchedtensor(g)
+        if not batched and not torch.is_grad_enabled():
+            if dz is not None:
+                # an in-place change of the result is not one of the saved dz
+                dz = dz.data if operators.first_backward(ctx) else _computed(input, *given, True)[1]
+                assert dz is not None
+                return compute.scaled(dz, g), None, None
+            if g.ndim:
+                found = _quick(input, *given, True, g)
+                if found is not None:
+                    return found[1], None, None
+        options = arguments.Options(*ctx.options)
+        truth, total = arguments.truth_of(FN, input, *given[:4], options)
+        up = g.double() if total is None else g.double() * _inverse(total)
+        gradient = operators.multiplied_gradient if batched else operators.gradient
+        return gradient(input, *truth, up, None, None, None, ctx.axis, options.temperature, options.cap), None, None
 
 
-_scalar: Callable[..., Tensor] = _Scalar.apply
+_loss: Callable[..., Tensor] = super(
+    Function, CrossEntropy
+).apply  # of the tensors of torch.func, which Function.apply looks for, there are none
+
+
+def _inverse(total: Tensor) -> Tensor:
+    return torch.where(total == 0, 0.0, 1 / total)
 
 
 def logsumexp(input: Tensor, dim: int = -1, keepdim: bool = False) -> Tensor:
@@ -211,7 +256,9 @@ def logsumexp(input: Tensor, dim: int = -1, keepdim: bool = False) -> Tensor:
     """
     if _on_axis("logsumexp", input, dim):
         return torch.logsumexp(input, dim, keepdim)
-    lse = rows(input, _first(input, dim), None, dim % input.ndim, -100, 0.0, 0.0)[1].to(input.dtype)
+    zero = torch.zeros((), dtype=torch.float64, device=input.device)
+    label = torch.full_like(input.select(dim, 0), operators.NO_LABEL, dtype=torch.int64)
+    lse = operators.rows(input, label, zero, zero, zero, None, dim)[1].to(input.dtype)
     return lse.unsqueeze(dim) if keepdim else lse
 
 
@@ -230,13 +277,11 @@ def log_softmax(input: Tensor, dim: int = -1) -> Tensor:
     Raises:
         ValueError, TypeError: if the dtype or the axis does not fit.
 
-    Cost: three reads and one write; derivatives of any order, as in `cross_entropy`.
+    Cost: two reads and one write; derivatives of any order, as in `cross_entropy`.
     """
     if _on_axis("log_softmax", input, dim):
         return torch.log_softmax(input, dim)
-    top = input.argmax(dim)
-    nll = rows(input, top, None, dim % input.ndim, -100, 0.0, 0.0)[0].unsqueeze(dim)
-    return ((in_compute_dtype(input) - in_compute_dtype(input.gather(dim, top.unsqueeze(dim)))) - nll).to(input.dtype)
+    return operators.log_softmax(input, torch.ones((), dtype=torch.float64, device=input.device), dim)
 
 
 def _on_axis(fn: str, input: Tensor, dim: int) -> bool:
@@ -249,8 +294,3 @@ def _on_axis(fn: str, input: Tensor, dim: int) -> bool:
     if not isinstance(dim, int) or not -input.ndim <= dim < input.ndim:
         fail(fn, "dim", f"be an int between {-input.ndim} and {input.ndim - 1} for input of shape {tuple(input.shape)}", repr(dim))
     return not input.shape[dim]
-
-
-def _first(input: Tensor, dim: int) -> Tensor:
-    """Return the first class as the label of every row."""
-    return torch.zeros_like(input.select(dim, 0), dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""`Logits`: the logits of a head as a tensor whose values are computed only when they are read. patch.py uses it.
+"""`Logits`: the logits of a head as a tensor whose values are computed only when they are read. huggingface.py uses it.
 
 A `Source` holds what the logits are computed from: the hidden states, the head, and the operations applied to the logits since (casts,
 scaling, a softcap). Any other operation computes the values, once, as the head would have, and continues with an ordinary tensor. This
@@ -19,7 +19,7 @@ from torch.autograd import forward_ad
 from torch.utils._pytree import tree_map_only
 
 from ..contract import fail
-from .rows import PLAIN
+from .operators import PLAIN
 
 
 class Source(NamedTuple):

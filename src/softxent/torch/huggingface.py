@@ -1,8 +1,8 @@
 """`patch` makes a causal language model of Hugging Face's transformers compute its loss by `linear_cross_entropy`.
 
 If labels are given, such a model calls its head and then `self.loss_function` on the logits. In a patched model, the head returns lazy
-logits (lazy.py). The loss function uses what they are computed from; any other code that reads the logits, in the model or after it, gets
-their values. Only the one model is changed: its class is replaced by a subclass.
+logits (lazy_logits.py). The loss function uses what they are computed from; any other code that reads the logits, in the model or after
+it, gets their values. Only the one model is changed: its class is replaced by a subclass.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import Linear
 
 from ..contract import fail
-from . import lazy
+from . import lazy_logits
 from .linear import linear_cross_entropy
 
 FN = "patch"
@@ -162,7 +162,7 @@ def _lazily(head: Any, call: Any) -> Any:
 
 
 def _head(head: Any, x: Tensor) -> Any:
-    return lazy.logits(x, head.weight, head.bias)
+    return lazy_logits.logits(x, head.weight, head.bias)
 
 
 def _loss(
@@ -189,10 +189,10 @@ def _loss(
     return loss if items is None else loss / (items.to(loss.device) if isinstance(items, Tensor) else items)
 
 
-def _recognised(logits: Any, labels: Any, vocab_size: int, shift_labels: Any) -> tuple[lazy.Source | None, Any, Any]:
+def _recognised(logits: Any, labels: Any, vocab_size: int, shift_labels: Any) -> tuple[lazy_logits.Source | None, Any, Any]:
     """Return the source of lazy logits, their softcap and temperature, and the labels [*rows], or None if they are of another kind."""
     none = None, None, None
-    if not isinstance(logits, lazy.Logits) or logits.computed is not None or vocab_size != logits.shape[-1]:
+    if not isinstance(logits, lazy_logits.Logits) or logits.computed is not None or vocab_size != logits.shape[-1]:
         return none
     rows, target = logits.shape[:-1], labels if shift_labels is None else shift_labels
     if target.dtype != torch.int64 or target.numel() != rows.numel() or (shift_labels is None and target.shape != rows):

@@ -1,0 +1,247 @@
+"""The arguments of the public functions: their checks, and how options become the numbers of rows that the operators take.
+
+This is the lowest file of softxent.torch that knows the options. truth.py says what they mean; here they become operations of torch on
+arrays that are small beside the logits, so that autograd has the derivatives by weights and probabilities.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from .. import contract, truth
+from ..contract import fail
+from ..kernels import IGNORED, LARGEST
+from . import compute, operators
+from .operators import PLAIN, differentiated, has_tangent
+
+BIGGEST = 1.7976931348623157e308
+RANGES = ((0, 1), (0, BIGGEST), (truth.SMALLEST, BIGGEST), (truth.SMALLEST, math.inf))  # label_smoothing, z_loss, temperature, cap
+NUMBERS = (float, int)
+FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+class Options(NamedTuple):
+    """The options of a loss, checked."""
+
+    ignore_index: int
+    reduction: str
+    label_smoothing: float
+    z_loss: float
+    temperature: float
+    cap: float  # the softcap, or inf
+
+
+class Truth(NamedTuple):
+    """What the operators take beside the logits."""
+
+    label: Tensor  # [*lead]
+    y: Tensor  # float64, [*lead] or 0-dim
+    r: Tensor
+    q: Tensor
+    off: Tensor | None  # with the shape of the logits, or [C]
+
+
+# ---- options become numbers ----
+
+
+def truth_of(
+    fn: str, z: Tensor, target: Tensor, weight: Tensor | None, sample: Tensor | None, axis: int, options: Options
+) -> tuple[Truth, Tensor | None]:
+    """Return the truth of the rows of logits z, and for a mean the sum of their weights. Only shape, dtype and device of z are read."""
+    shape, wide = z.shape, compute.compute_dtype(z)
+    lead, classes = shape[:axis] + shape[axis + 1 :], shape[axis]
+    each = None if sample is None else sample.double().expand(lead)
+    w = None if weight is None else weight.double()
+    e, device = options.label_smoothing, target.device
+    if target.is_floating_point():
+        label = torch.full((), LARGEST, device=device).expand(lead)
+        found = truth.row_numbers(None, 0.0, None, each, 0.0, options.z_loss, classes)
+        off: Tensor | None = target if w is None and not e else _soft(target, w, e, axis, wide)
+    else:
+        label = operators.class_labels(fn, target, classes, options.ignore_index)
+        found = truth.row_numbers(label, None, w, each, e, options.z_loss, classes)
+        if (
+            not target.is_cpu or compute.forced()
+        ):  # a label out of range is an error on the CPU; here, it would take time to wait for the labels
+            outside = (label != IGNORED) & ((label < 0) | (label >= classes))
+            found = found._replace(y=torch.where(outside, math.nan, _number(found.y, device)))
+        off = found.off if found.off is None else _number(found.off, device).to(wide).expand(classes)
+    total = None
+    if options.reduction == "mean":
+        live = label != IGNORED
+        total = compute.summed(live if isinstance(found.weight, float) else torch.where(live, found.weight, 0.0))
+    return Truth(label, _number(found.y, device), _number(found.r, device), _number(found.q, device), off), total
+
+
+def quick_numbers(z: Tensor, weight: Tensor | None, options: Any) -> tuple[tuple[float, ...], Tensor | None, Tensor | None] | None:
+    """Return (y, r, q, temperature, cap), the factors of y by class, and off, if they are the same for all rows of class indices.
+
+    Returns None if an option is no number, or not one that is allowed.
+    """
+    ignore_index, reduction, e, z_loss, temperature, cap = options
+    if type(ignore_index) is not int or type(reduction) is not str or not all(type(x) in NUMBERS for x in (e, z_loss, temperature, cap)):
+        return None
+    found = _same_for_all_rows(reduction, e, z_loss, temperature, cap, z.shape[1])
+    if found is None or (weight is None and found[1] is None):
+        return None if found is None else (found[0], None, None)
+    numbers, shared = found
+    wide = compute.compute_dtype(z)
+    if weight is None:
+        return numbers, None, _everywhere(shared, z.shape[1], wide)
+    if not plain(weight) or weight.shape != z.shape[1:] or not weight.is_cpu or weight.is_complex() or differentiated(weight):
+        return None
+    factors = weight.detach().double().contiguous().resolve_neg()
+    return numbers, factors, None if shared is None else truth.everywhere(factors, e, z.shape[1]).to(wide)
+
+
+@lru_cache(maxsize=256)
+def _same_for_all_rows(
+    reduction: str, e: float, z_loss: float, temperature: float, cap: float, classes: int
+) -> tuple[tuple[float, ...], float | None] | None:
+    allowed = all(low <= x <= high for x, (low, high) in zip((e, z_loss, temperature, cap), RANGES, strict=True))
+    if not allowed or reduction not in contract.REDUCTIONS:
+        return None
+    y, r, q, off, _ = truth.row_numbers((), None, None, None, e, z_loss, classes)
+    return (float(y), float(r), float(q), float(temperature), float(cap)), off
+
+
+@lru_cache(maxsize=4)
+def _everywhere(x: float, classes: int, dtype: torch.dtype) -> Tensor:
+    return torch.full((classes,), x, dtype=dtype, device="cpu")
+
+
+def _number(x: Tensor | float, device: torch.device) -> Tensor:
+    return x if isinstance(x, Tensor) else torch.full((), x, dtype=torch.float64, device=device)
+
+
+def _soft(u: Tensor, w: Tensor | None, e: float, axis: int, wide: torch.dtype) -> Tensor:
+    """Return probabilities after label smoothing and class weights, which are computed in float64."""
+    classes, last = u.shape[axis], u.movedim(axis, -1)
+    if u.ndim == 1 or not plain(u) or differentiated(u, w):
+        soft: Tensor = truth.soft(last.double(), w, e, classes)
+        return soft.to(wide).movedim(-1, axis)
+    found = torch.empty_like(last, dtype=wide)
+    step = max(1, (1 << 18) // max(1, last[:1].numel()))
+    for i in range(0, len(last), step):
+        found[i : i + step] = truth.soft(last[i : i + step].double(), w, e, classes)
+    return found.movedim(-1, axis)
+
+
+def scale_and_shift(weight: Tensor | None, e: float, classes: int, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
+    """Return two factors, 0-dim or [C] float64 or None, by which probabilities u become their truth, scale u + shift (`truth.soft`)."""
+    if weight is None and not e:
+        return None, None
+    w = _number(1.0 if weight is None else weight.double(), device)
+    return w * (1 - e), truth.everywhere(w, e, classes) if e else None
+
+
+def reduced(losses: Tensor, reduction: str, total: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Return the losses of the rows, their sum, or their sum divided by `total`."""
+    if reduction == "none":
+        return losses.to(dtype)
+    loss = compute.summed(losses)
+    return (loss if total is None else loss / total).to(dtype)
+
+
+def result_dtype(input: Tensor) -> torch.dtype:
+    """Return the dtype of a loss: that of the logits, or float32 under autocast."""
+    dtype = input.dtype
+    if dtype == torch.float32 or dtype == torch.float64 or not torch.is_autocast_enabled(input.device.type):
+        return dtype
+    return torch.float32
+
+
+# ---- kinds of tensors ----
+
+
+def plain(*tensors: Tensor) -> bool:
+    """Whether these are ordinary tensors: no transform of torch.func, no compiler, no forward-mode tangent and no subclass is involved."""
+    for t in tensors:
+        if type(t) not in PLAIN or t.is_meta:
+            return False
+    return (
+        not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
+        and not torch._C._len_torch_dispatch_stack() and forward_ad._current_level < 0
+    )  # fmt: skip
+
+
+def differentiable(*tensors: Tensor | None) -> bool:
+    """Whether a derivative with respect to one of these tensors may be wanted, in reverse or in forward mode."""
+    return any(t is not None and (t.requires_grad or has_tangent(t)) for t in tensors)
+
+
+# ---- checks ----
+
+
+def tensor(fn: str, name: str, t: Any, input: Tensor) -> None:
+    """Refuse what is no dense tensor on the device of `input`."""
+    if not isinstance(t, Tensor):
+        instead = " (softxent's own functions take NumPy arrays)" if isinstance(t, np.ndarray) else ""
+        fail(fn, name, f"be a torch.Tensor{instead}", type(t).__name__, TypeError)
+    if t.layout != torch.strided:
+        fail(fn, name, f"be a dense tensor ({name}.to_dense() is one)", t.layout, TypeError)
+    if t.device != input.device:
+        fail(fn, name, f"be on {input.device} as input is", t.device)
+
+
+def labels(fn: str, names: contract.Names, target: Tensor, shape: tuple[int, ...], axis: int) -> None:
+    """Refuse a target that is neither class indices nor probabilities for logits of this shape."""
+    kind = "float" if target.is_floating_point() else "bool" if target.dtype == torch.bool else "int"
+    if kind == "bool" or tuple(target.shape) != (shape if kind == "float" else shape[:axis] + shape[axis + 1 :]):
+        contract.wrong_labels(fn, names, kind, target.dtype, tuple(target.shape), shape, axis)
+
+
+def class_axis(fn: str, input: Tensor, target: Tensor, weight: Tensor | None, sample: Tensor | None, ignore_index: int) -> int:
+    """Check the tensors. Returns the class axis."""
+    given: dict[str, Any] = {"input": input, "target": target, "weight": weight, "sample_weight": sample}
+    for name, t in given.items():
+        if t is None and name in ("weight", "sample_weight"):
+            continue
+        tensor(fn, name, t, input)
+        if t.is_complex() and name != "input":
+            fail(fn, name, "hold real numbers", t.dtype, TypeError)
+    if input.dtype not in FLOATS:
+        contract.in_order(fn, contract.TORCH, tuple(input.shape), tuple(target.shape))
+        fail(fn, "input", "be float32, float64, bfloat16 or float16", input.dtype, TypeError)
+    if input.ndim == 0:
+        fail(fn, "input", "have a class axis", f"shape {tuple(input.shape)}")
+    axis = min(1, input.ndim - 1)
+    if not input.shape[axis]:
+        fail(fn, "input", "have at least one class", f"shape {tuple(input.shape)}")
+    labels(fn, contract.TORCH, target, tuple(input.shape), axis)
+    if target.is_floating_point() and isinstance(ignore_index, int) and ignore_index >= 0:
+        fail(fn, "ignore_index", "be left alone where the target is probabilities", ignore_index)
+    weights(fn, weight, sample, input.shape[axis], tuple(n for i, n in enumerate(input.shape) if i != axis))
+    return axis
+
+
+def weights(fn: str, weight: Tensor | None, sample: Tensor | None, classes: int, lead: tuple[int, ...]) -> None:
+    """Refuse class weights and sample weights of another shape."""
+    if weight is not None and tuple(weight.shape) != (classes,):
+        fail(fn, "weight", f"have shape ({classes},), one number a class", tuple(weight.shape))
+    if sample is not None and (
+        sample.ndim > len(lead) or any(n not in (1, m) for n, m in zip(sample.shape[::-1], lead[::-1], strict=False))
+    ):
+        fail(fn, "sample_weight", f"broadcast to shape {lead}", tuple(sample.shape))
+
+
+def options(
+    fn: str, ignore_index: int, reduction: str, label_smoothing: float, z_loss: float, temperature: float, softcap: float | None
+) -> Options:
+    """Check the options."""
+    number = contract.number
+    return Options(
+        contract.integer(fn, "ignore_index", ignore_index),
+        contract.choice(fn, "reduction", reduction, contract.REDUCTIONS),
+        number(fn, "label_smoothing", label_smoothing, low=0, high=1),
+        number(fn, "z_loss", z_loss, low=0),
+        number(fn, "temperature", temperature, low=truth.SMALLEST),
+        math.inf if softcap is None else number(fn, "softcap", softcap, low=truth.SMALLEST),
+    )

@@ -1,0 +1,272 @@
+"""Calls of the kernels for tensors on any device. operators.py and linear_operators.py call these functions, which know no derivative.
+
+CPU tensors are passed to the kernels as NumPy views (cpu.py), others as tensors. The arguments are those of the kernels
+(kernels/__init__.py), with two differences: the logits have their classes on any `axis`, and label, y, r, q and the upstream gradients g,
+l, b and n have the shape of the other axes, `lead`, or no axes if they are the same for all rows. No function waits for a GPU.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from .. import contract, kernels
+from ..kernels import reference
+from . import arrays as arrays  # registers the functions with which formula.py computes on tensors
+from . import cpu
+
+try:
+    from ..kernels import triton as triton
+except ImportError as error:
+    triton = None  # type: ignore[assignment]
+    missing = f"Triton is missing ({error})"
+else:
+    missing = ""
+
+NAMES: dict[str, Any] = {"formula": reference, **({"triton": triton} if triton else {})}
+SCRATCH, SCRATCH_ON_A_GPU = 1 << 18, 1 << 27  # bytes of logits in a chunk, where the strides or types are none that a kernel takes
+_forced: str | None = None  # not a ContextVar, because the threads of autograd must see it
+_warned = False
+
+
+def forced() -> str | None:
+    """Return the name of the backend that use_backend selected, or None."""
+    return _forced
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Select a backend for the tensors of all devices, CPU included, within a `with` block: "triton" or "formula".
+
+    The selection holds for the whole process, because autograd has its own threads. Triton runs on a CPU only in its interpreter, which the
+    environment variable TRITON_INTERPRET=1 enables if it is set before Triton is imported.
+
+    Raises:
+        ValueError: if the backend does not exist or is not available.
+    """
+    global _forced
+    if not isinstance(name, str) or name not in NAMES:
+        contract.fail(
+            "use_backend", "name", "be " + " or ".join(map(repr, sorted(NAMES))), repr(name) + (f" ({missing})" if missing else "")
+        )
+    before, _forced = _forced, name
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+def backend(t: Tensor) -> Any:
+    """Return the backend for this tensor. Warns once if Triton is missing on a GPU."""
+    global _warned
+    if _forced is not None:
+        return NAMES[_forced]
+    if t.is_cpu:
+        return kernels.active()
+    if triton and t.is_cuda:
+        return triton
+    if t.device.type == "mps":
+        contract.fail("softxent", "input", "be on a device that has float64", t.device)
+    if t.is_cuda and not _warned:
+        _warned = True
+        warnings.warn(f"softxent runs on torch's operations, slowly: {missing}; pip install triton", RuntimeWarning, stacklevel=2)
+    return reference
+
+
+def call(function: str, *arguments: Any) -> None:
+    """Call a function of the backend; the first argument is a tensor. The number of threads is added."""
+    z = arguments[0]
+    if z.is_cpu and _forced is None:
+        arguments = tuple(cpu.array(a) if isinstance(a, Tensor) else a for a in arguments)
+    getattr(backend(z), function)(*arguments, cpu.threads())
+
+
+# ---- what the operators compute ----
+
+
+def rows(
+    z: Tensor, label: Tensor, y: Tensor, r: Tensor, q: Tensor, off: Tensor | None, axis: int, temperature: float, cap: float, more: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return loss, lse and, if `more`, the log-probability of the label, the entropy, and whether the label is a most probable class."""
+    lead, n = shape_of_rows(z, axis)
+    result = new((5 if more else 2, n), z)
+    label, given = label.reshape(n), numbers(n, y, r, q, None)
+    for i, zi, offi in row_chunks(axis, z, off):
+        call("forward", zi, label[i], cut(given, i), offi, (temperature, cap), result[:, i], None)
+    found = [row.view(lead).clone() for row in result]  # not views of one tensor, which forward mode restricts
+    loss, lse, logprob, entropy, correct = found if more else (*found, *(new((0,), z) for _ in range(3)))
+    return loss, lse, logprob, entropy, correct != 0
+
+
+def gradient(
+    z: Tensor, label: Tensor, y: Tensor, r: Tensor, q: Tensor, off: Tensor | None,
+    g: Tensor | None, l: Tensor | None, b: Tensor | None, n: Tensor | None,  # noqa: E741
+    axis: int, temperature: float, cap: float,
+) -> Tensor:  # fmt: skip
+    """Return the gradient of the logits, for the upstream gradients of loss, lse, log-probability and entropy. None stands for 0."""
+    return fused(z, label, y, r, q, off, g, l, b, n, axis, temperature, cap)[1]
+
+
+def fused(
+    z: Tensor, label: Tensor, y: Tensor, r: Tensor, q: Tensor, off: Tensor | None,
+    g: Tensor | None, l: Tensor | None, b: Tensor | None, n: Tensor | None,  # noqa: E741
+    axis: int, temperature: float, cap: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Return the loss of each row, [R], and the gradient of the logits."""
+    _, rows = shape_of_rows(z, axis)
+    dz, result = cpu.like(z), new((2, rows), z)
+    label, given = label.reshape(rows), numbers(rows, y, r, q, g, l, b, n)
+    for i, zi, offi, out in row_chunks(axis, z, off, out=dz):
+        call("fused", zi, label[i], cut(given, i), offi, (temperature, cap), out, result[:, i], None)
+    return result[0], dz
+
+
+def curvature(
+    z: Tensor, v: Tensor, label: Tensor, y: Tensor, r: Tensor, q: Tensor, off: Tensor | None,
+    g: Tensor | None, l: Tensor | None, b: Tensor | None, n: Tensor | None,  # noqa: E741
+    axis: int, temperature: float, cap: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Return the derivative of `gradient` along v, and of each row mean, v_t - mean, sum_k off_k (v_k - mean) and that of the entropy."""
+    lead, rows = shape_of_rows(z, axis)
+    hv, result = cpu.like(z), new((4, rows), z)
+    n = torch.zeros_like(q) if n is None else n  # the kernel computes the derivative of the entropy only if it is given this number
+    label, given = label.reshape(rows), numbers(rows, y, r, q, g, l, b, n)
+    for i, zi, offi, vi, out in row_chunks(axis, z, off, v, out=hv):
+        call("curvature", zi, vi, label[i], cut(given, i), offi, (temperature, cap), False, out, result[:, i])
+    mean, at_label, by_off, dentropy = (row.view(lead) for row in result)
+    return hv, mean, at_label, by_off, dentropy
+
+
+def log_softmax(z: Tensor, scale: Tensor, axis: int, temperature: float, cap: float) -> Tensor:
+    """Return scale log softmax(z), for a scale of each row."""
+    out, by = cpu.like(z), numbers(shape_of_rows(z, axis)[1], scale)
+    for i, zi, _, oi in row_chunks(axis, z, None, out=out):
+        call("log_softmax", zi, cut(by, i)[0], (temperature, cap), oi)
+    return out
+
+
+def scaled(dz: Tensor, g: Tensor) -> Tensor:
+    """Multiply dz by the number g, in place if possible. An entry of 0 stays 0 even if g is not finite, as ignored rows require."""
+    if dz.is_cpu and _forced is None:
+        by = g.item()
+        if by == 1:
+            return dz
+        return dz.mul_(by) if math.isfinite(by) else torch.where(dz == 0, dz, dz * by)
+    kernel = backend(dz)
+    return torch.where(dz == 0, dz, dz * g) if kernel is reference else kernel.scale(dz, cpu.in_memory(g))  # does nothing if g is 1
+
+
+# ---- rows and their numbers ----
+
+
+def compute_dtype(t: Tensor) -> torch.dtype:
+    """Return the type in which the kernels compute for logits t: float64 for float64, float32 for the others."""
+    return torch.float64 if t.dtype == torch.float64 else torch.float32
+
+
+def shape_of_rows(z: Tensor, axis: int) -> tuple[list[int], int]:
+    """Return the shape without the class axis, and the number of rows."""
+    lead = [n for i, n in enumerate(z.shape) if i != axis]
+    return lead, math.prod(lead)
+
+
+def new(shape: tuple[int, ...], like: Tensor) -> Tensor:
+    return torch.empty(shape, dtype=torch.float64, device=like.device)
+
+
+def summed(t: Tensor) -> Tensor:
+    """Return the sum in float64, on the CPU with the bits of NumPy's sum, if there are values to sum and nothing to differentiate."""
+    plain = type(t) is Tensor and t.is_cpu and not t.requires_grad and not torch.compiler.is_compiling()
+    if (
+        plain
+        and not torch._C._are_functorch_transforms_active()
+        and not torch._C._len_torch_dispatch_stack()
+        and forward_ad._current_level < 0
+    ):
+        return torch.scalar_tensor(t.numpy().sum(), dtype=torch.float64, device="cpu")
+    return t.sum(dtype=torch.float64)
+
+
+def numbers(rows: int, *given: Tensor | None) -> Tensor:
+    """Return numbers of the rows, (y, r, q, g) or (y, r, q, g, l, b, n), as the kernels take them: [K, R], or [K, 1] if none differs."""
+    given = given if any(x is not None for x in given[4:]) else given[:4]
+    same = all(x is None or x.numel() == 1 for x in given)
+    like = next(x for x in given if x is not None)
+    found = torch.zeros((len(given), 1 if same else rows), dtype=torch.float64, device=like.device)
+    for row, x in zip(found, given, strict=True):
+        if x is not None:
+            row.copy_(x.detach().reshape(-1))
+    return found
+
+
+def cut(given: Tensor, i: slice) -> Tensor:
+    """Return the numbers of the rows i."""
+    return given if given.shape[1] == 1 else given[:, i]
+
+
+def row_chunks(
+    axis: int, z: Tensor, off: Tensor | None, v: Tensor | None = None, *, out: Tensor | None = None
+) -> Iterator[tuple[Any, ...]]:
+    """Yield the rows as a kernel takes them: a slice i, and z, off, v and out (those that were given, and always off) as matrices [n, C].
+
+    They are all rows and the tensors' own memory if strides and types allow it, and otherwise chunks that are copied; those of `out` are
+    copied back.
+    """
+    wide, shared = compute_dtype(z), off is not None and off.shape != z.shape
+    if shared:
+        off = off.detach().to(wide).contiguous()  # type: ignore[union-attr]
+    given = [t for t in (z, None if shared else off, v, out) if t is not None]
+    types = [t.dtype if t is z or t is out or (t is not v and t.dtype in (z.dtype, wide)) else wide for t in given]
+    last = [_classes_last(t, axis) for t in given]
+    step = last[0].shape[:-1].numel()
+    if not all(t.dtype == dtype and _viewed(t) is not None for t, dtype in zip(last, types, strict=True)):
+        step = max(1, (SCRATCH if z.is_cpu else SCRATCH_ON_A_GPU) // (z.element_size() * max(1, last[0].shape[-1])))
+    first = 0
+    for parts in _blocks(step, last):
+        matrices = [_matrix(part, dtype) for part, dtype in zip(parts, types, strict=True)]
+        n = len(matrices[0])
+        if n:
+            head = matrices[:1] + ([off] if shared or off is None else [])
+            yield (slice(first, first + n), *head, *matrices[1:])
+        if out is not None and matrices[-1].data_ptr() != parts[-1].data_ptr():
+            parts[-1].copy_(matrices[-1].view(parts[-1].shape))
+        first += n
+
+
+def _classes_last(t: Tensor, axis: int) -> Tensor:
+    last = cpu.in_memory(t.detach()).movedim(axis, -1)
+    return last if last.ndim > 1 else last[None]
+
+
+def _blocks(step: int, tensors: list[Tensor]) -> Iterator[list[Tensor]]:
+    """Yield parts of the tensors [*lead, C], of at most `step` rows but at least one, in order."""
+    first, *others = tensors[0].shape[:-1]
+    rows = max(1, math.prod(others))
+    if rows > step:
+        for i in range(first):
+            yield from _blocks(step, [t[i] for t in tensors])
+    else:
+        for at in range(0, first, max(1, step // rows)):
+            yield [t[at : at + max(1, step // rows)] for t in tensors]
+
+
+def _viewed(t: Tensor) -> Tensor | None:
+    """Return a view [n, C] with adjacent columns of a tensor [*lead, C], or None if the strides do not allow it."""
+    if t.stride(-1) != 1 and t.shape[-1] != 1:
+        return None
+    try:
+        return t.view(t.shape[:-1].numel(), t.shape[-1])
+    except RuntimeError:
+        return None
+
+
+def _matrix(t: Tensor, dtype: torch.dtype) -> Tensor:
+    found = _viewed(t) if t.dtype == dtype else None
+    return t.to(dtype).reshape(t.shape[:-1].numel(), t.shape[-1]).contiguous() if found is None else found

@@ -1,0 +1,425 @@
+"""What the rows of logits = x W^T + b give, and its derivatives, a chunk of logits at a time.
+
+linear.py uses this file. `HeadRows` computes the outputs of every row, and `HeadGradient` their gradients with respect to x, W and b, by
+calls of the kernel on a buffer of logits, which it overwrites. Higher derivatives, those with respect to the truth, forward mode and vmap
+come from by_chunks.py, which applies torch.func to the operators of operators.py on one chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, List, NamedTuple  # noqa: UP035 - torch 2.6 accepts no other name in the signature of an operator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..filtering import Filter, FilterStats
+from ..linear import FOLD, Sums, budget_beside_filter, chunk_rows, chunks
+from . import compute, cpu, operators
+from .by_chunks import RowFunction, Tensors, by_chunks, computed, summed_in
+
+COLUMNS = 1024  # columns of logits in a product: 128 and 320 rows of float32 take 20 and 25 % less time than with all columns at once (CPU)
+COPIES = 4  # arrays of the size of the logits that the function of a chunk holds at once
+OUTPUTS = ("loss", "lse", "logprobs", "entropy", "correct")
+
+
+class Head(NamedTuple):
+    """A linear head and the truth of its rows. The truth is y at the label, plus r times `off` at every class."""
+
+    x: Tensor  # [N, D]
+    w: Tensor  # [C, D]
+    b: Tensor | None  # [C]
+    label: Tensor  # [N]
+    y: Tensor  # [] or [N]
+    r: Tensor  # [] or [N]
+    q: Tensor  # [] or [N]
+    off: Tensor | None  # [C] or [N, C]
+    scale: Tensor | None  # [] or [C]; off, or the teacher's prediction, becomes scale off + shift
+    shift: Tensor | None  # [] or [C]
+    teacher_x: Tensor | None  # [N, D']; the prediction of this head is off, if there is one
+    teacher_w: Tensor | None  # [C, D']
+    teacher_b: Tensor | None  # [C]
+
+    def rows(self, i: slice | Tensor) -> Head:
+        """Return the head with the rows `i` alone."""
+        picked: list[Any] = [t[i] if t is not None and by_row else t for t, by_row in zip(self, self.by_row(), strict=True)]
+        return Head(*picked)
+
+    def by_row(self) -> tuple[bool, ...]:
+        """Return which of the fields have an entry for each row."""
+        axes = {"x": 2, "label": 1, "y": 1, "r": 1, "q": 1, "off": 2, "teacher_x": 2}  # of those that have
+        return tuple(t is not None and t.ndim == axes.get(name) for name, t in zip(self._fields, self, strict=True))
+
+
+class Settings(NamedTuple):
+    """How the rows of a head are computed."""
+
+    temperature: float
+    cap: float  # inf without a softcap
+    outputs: tuple[str, ...]  # of OUTPUTS
+    budget: int  # bytes of logits held at once
+
+
+class _Tensors:
+    """The products of torch. If the result has a wider type, which torch does not support everywhere, it is computed a block at a time."""
+
+    def size(self, x: Tensor) -> int:
+        return x.element_size()
+
+    def empty(self, like: Tensor, rows: int, classes: int) -> Tensor:
+        return cpu.empty((rows, classes), like.dtype) if like.is_cpu else like.new_empty((rows, classes))
+
+    def logits(self, x: Tensor, w: Tensor, b: Tensor | None, out: Tensor) -> None:
+        step = COLUMNS if out.is_cpu else max(1, len(w))
+        for c in range(0, len(w), step):
+            k = slice(c, c + step)
+            torch.mm(x, w[k].t(), out=out[:, k]) if b is None else torch.addmm(b[k], x, w[k].t(), out=out[:, k])
+
+    def product(self, a: Tensor, b: Tensor, out: Tensor, add: bool) -> None:
+        if out.dtype == a.dtype:
+            out.addmm_(a, b) if add else torch.mm(a, b, out=out)
+            return
+        block = max(1, FOLD // max(1, out.shape[1] * out.element_size()))
+        for c in range(0, len(out), block):
+            part = a[c : c + block] @ b
+            out[c : c + block].add_(part) if add else out[c : c + block].copy_(part)
+
+    def columns(self, g: Tensor) -> Tensor:
+        return g.sum(0, dtype=torch.float64)
+
+
+PRODUCTS = _Tensors()
+
+
+class HeadRows(RowFunction):
+    """The function of a `Head` whose outputs are those of its rows, each [N] float64; `correct` is bool."""
+
+    def __init__(self, head: Head, settings: Settings) -> None:
+        self.settings = settings
+        row = len(head.w) * head.w.element_size()
+        differentiable = [k for k, name in enumerate(settings.outputs) if name != "correct"]
+        step = chunk_rows(len(head.x), row, settings.budget // COPIES)
+        super().__init__(self._of_a_chunk, head.by_row(), [True] * len(settings.outputs), step, differentiable)
+
+    def _of_a_chunk(self, *head: Any) -> Tensors:
+        h, s = Head(*head), self.settings
+        z = F.linear(h.x, h.w, h.b)
+        found = operators.rows(z, h.label, h.y, h.r, h.q, _off(h, s), 1, s.temperature, s.cap, not {*s.outputs} <= {"loss", "lse"})
+        return tuple(found[OUTPUTS.index(name)] for name in s.outputs)
+
+    def compute(self, *head: Any) -> Tensors:
+        h, s = Head(*head), self.settings
+        result = _result(h, s.outputs)
+        numbers = _numbers(h, {})
+        for i, z, truth in _chunks(h, s, numbers):
+            compute.call("forward", z, *truth, result[:, i], None)
+        found = dict(zip(OUTPUTS, result, strict=False))
+        return tuple(found[name] != 0 if name == "correct" else found[name].clone() for name in s.outputs)
+
+    def gradient(self, needed: Sequence[int], given: Sequence[int]) -> RowFunction:
+        general = super().gradient(needed, given)
+        fields = [Head._fields[k] for k in needed]
+        return HeadGradient(self, general, fields, given) if {*fields} <= {"x", "w", "b", "y", "q"} else general
+
+    def tangent(self, moving: Sequence[int]) -> RowFunction:
+        general = super().tangent(moving)
+        along, fields = [Head._fields[k] for k in moving], [self.settings.outputs[k] for k in self.differentiable]
+        return HeadHessian(self.settings, general, (), along, fields) if {*along} <= {"x", "w", "b"} else general
+
+
+class HeadGradient(RowFunction):
+    """The function of a `Head` and upstream gradients of some outputs that computes the gradients of some of x, w, b, y and q."""
+
+    def __init__(self, rows: HeadRows, general: RowFunction, fields: Sequence[str], given: Sequence[int]) -> None:
+        super().__init__(general.of_a_chunk, general.by_row, general.per_row, general.step)
+        self.settings, self.fields, self.given = rows.settings, fields, [rows.settings.outputs[k] for k in given]
+
+    def compute(self, *arguments: Any) -> Tensors:
+        head, upstream = Head(*arguments[: len(Head._fields)]), arguments[len(Head._fields) :]
+        return gradients(head, self.settings, dict(zip(self.given, upstream, strict=True)), self.fields)[1]
+
+    def gradient(self, needed: Sequence[int], given: Sequence[int]) -> RowFunction:
+        general = super().gradient(needed, given)
+        fields, along = [(*Head._fields, *self.given)[k] for k in needed], [self.fields[k] for k in given]
+        return HeadHessian(self.settings, general, self.given, along, fields) if {*fields, *along} <= {"x", "w", "b", *OUTPUTS} else general
+
+
+class HeadHessian(RowFunction):
+    """The function of a `Head`, upstream gradients of the outputs `given`, and a vector with the shapes of `along`, some of x, w and b.
+
+    It computes `fields`: for x, w and b the product of the Hessian and the vector, and for an output its derivative along the vector.
+
+    The formulas are those of `softxent.linear_cross_entropy_hvp`.
+    """
+
+    def __init__(self, settings: Settings, general: RowFunction, given: Sequence[str], along: Sequence[str], fields: Sequence[str]) -> None:
+        super().__init__(general.of_a_chunk, general.by_row, general.per_row, general.step)
+        self.settings, self.given, self.along, self.fields = settings, given, along, fields
+
+    def compute(self, *arguments: Any) -> Tensors:
+        h, rest = Head(*arguments[: len(Head._fields)]), arguments[len(Head._fields) :]
+        upstream = dict(zip(self.given, rest, strict=False))
+        v = dict(zip(self.along, rest[len(self.given) :], strict=True))
+        vx, vw, vb = (v.get(name) for name in ("x", "w", "b"))
+        if "entropy" in self.fields:
+            upstream.setdefault("entropy", h.q.new_zeros(()))  # the kernel computes its derivative only if it is given this number
+        sums, numbers = _sums(h, self.fields), _numbers(h, upstream)
+        result, found = _result(h, ()), h.x.new_empty((4, len(h.x)), dtype=torch.float64)
+        for i, z, truth in _chunks(h, self.settings, numbers, 2 * compute.compute_dtype(h.x).itemsize // h.x.element_size()):
+            tangent = _logit_tangent(h.x[i], h.w, None if vx is None else vx[i], vw, vb).to(compute.compute_dtype(z))
+            product = torch.empty_like(z)
+            compute.call("curvature", z, tangent, *truth, False, product, found[:, i])
+            del tangent
+            sums.add(i, product, h.x[i], h.w)
+            compute.call("fused", z, *truth, z, result[:, i], None)
+            sums.add(i, z, None if vx is None else vx[i], vw, first=False, bias=False)
+        mean, at_label, by_off, dentropy = found
+        by_upstream = {"lse": mean, "logprobs": at_label, "entropy": dentropy}
+        by_upstream["loss"] = operators.times(h.q, result[1]) * mean - h.y * at_label - h.r * by_off
+        by_head = {"x": sums.dx, "w": sums.dw, "b": sums.db}
+        return tuple(by_head[name].to(h.x.dtype) if name in by_head else by_upstream[name].clone() for name in self.fields)
+
+
+def _logit_tangent(x: Tensor, w: Tensor, vx: Tensor | None, vw: Tensor | None, vb: Tensor | None) -> Tensor:
+    """Return the derivative of the logits of the rows x along (vx, vw, vb)."""
+    total = x.new_zeros((len(x), len(w))) if vx is None else vx @ w.t()
+    total = total if vw is None else total.addmm_(x, vw.t())
+    return total if vb is None else total.add_(vb)
+
+
+@torch.no_grad()
+def gradients(
+    head: Head,
+    settings: Settings,
+    upstream: dict[str, Tensor],  # of the outputs; [] or [N]
+    fields: Sequence[str],  # of x, w, b, y and q
+    filter_tol: float | None = None,
+    filter_stats: FilterStats | None = None,
+) -> tuple[Tensor, Tensors]:
+    """Return the loss of every row, and the gradients of sum_i g_i output_i with respect to the `fields`, with three products."""
+    detached: list[Any] = [None if t is None else t.detach() for t in head]
+    h = Head(*detached)
+    result, numbers = _result(h, ("logprobs",) if "y" in fields else ()), _numbers(h, upstream)
+    sums = _sums(h, fields)
+
+    def overwritten(s: Settings) -> Iterator[tuple[slice, Tensor]]:
+        for i, z, truth in _chunks(h, s, numbers):
+            compute.call("fused", z, *truth, z, result[:, i], None)
+            yield i, z
+
+    with torch.autocast(h.x.device.type, enabled=False):
+        if filter_tol is not None and filter_stats is not None and h.x.is_cpu and h.x.dtype in (torch.float32, torch.float64):
+            _filtered(h, sums, settings, overwritten, filter_tol, filter_stats)
+        else:
+            for i, g in overwritten(settings):
+                _add(sums, h, i, g)
+    found = {"x": sums.dx, "w": sums.dw, "b": sums.db}
+    g = upstream.get("loss", numbers.new_zeros(()))
+    for name, number in (("y", h.y), ("q", h.q)):
+        if name in fields:
+            value = g * (-result[2] if name == "y" else result[1] ** 2 / 2)
+            found[name] = value if number.ndim else value.sum()
+    return result[0].clone(), tuple(found[name].to(getattr(h, name).dtype) for name in fields)
+
+
+def _filtered(
+    h: Head, sums: Sums, s: Settings, overwritten: Callable[[Settings], Iterator[tuple[slice, Tensor]]], tol: float, stats: FilterStats
+) -> None:
+    """Add up the gradients with blocks of classes left out within the tolerance (softxent/filtering.py)."""
+    s = s._replace(budget=budget_beside_filter(s.budget))
+    if sums.dw is not None:
+        sums.dw.zero_()
+    filter = Filter(tol, stats, sums, h.x, h.w, cpu.array)
+    label = None if _dense(h) else cpu.array(h.label)
+    for i, g in overwritten(s):
+        filter.add(i, g, label)
+    if filter.failed:
+        filter.anew()
+        for i, g in overwritten(s):
+            sums._replace(dx=None, db=None).add(i, g, h.x[i], None)
+
+
+def _sums(h: Head, fields: Sequence[str]) -> Sums:
+    begun = torch.empty if len(h.x) else torch.zeros  # the products of the first chunk are written, not added
+    return Sums(
+        torch.empty_like(h.x, memory_format=torch.contiguous_format) if "x" in fields else None,
+        begun(h.w.shape, dtype=summed_in(h.w.dtype), device=h.w.device) if "w" in fields else None,
+        torch.zeros_like(h.b, dtype=torch.float64) if "b" in fields and h.b is not None else None,
+        PRODUCTS,
+    )
+
+
+def _add(sums: Sums, h: Head, i: slice, g: Tensor) -> None:
+    """Add the products of a chunk's gradient g. If g has 16 bits, it is overwritten.
+
+    A product of 16-bit matrices is rounded to 16 bits before it is added. Most of dW is in the rows of the labels, which are few. With
+    these in float32, the error for any number of chunks is that of one chunk, 7 to 20 % less than with all logits at once (measured).
+    """
+    x = h.x[i]
+    if sums.dw is None or sums.dw.dtype == g.dtype or _dense(h):
+        sums.add(i, g, x, h.w)
+        return
+    sums._replace(dw=None).add(i, g, x, h.w)
+    held = torch.zeros(g.shape[1] + 1, dtype=torch.bool, device=g.device)
+    held[h.label[i].clamp(-1, g.shape[1])] = True  # labels out of range set the last element, which is not used
+    at = held[:-1].nonzero()[:, 0]
+    part = g[:, at].float().t() @ x.float()
+    g[:, at] = 0
+    sums._replace(dx=None, db=None).add(i, g, x, h.w)
+    sums.dw.index_add_(0, at, part)
+
+
+# ---- chunks ----
+
+
+def _chunks(h: Head, s: Settings, numbers: Tensor, beside: int = 0) -> Iterator[tuple[slice, Tensor, tuple[Any, ...]]]:
+    """Yield the slices of the rows, their logits in a buffer, and their label, numbers, off and transform, as the kernels take them.
+
+    The budget has room for `beside` more arrays of their size.
+    """
+    wide = compute.compute_dtype(h.x)
+    made = _dense(h) and (h.off is None or h.scale is not None or h.off.dtype not in (h.x.dtype, wide))
+    copies = 1 + beside + (3 * wide.itemsize // h.x.element_size() if made else 0)
+    for i, z in chunks(h.x, h.w, h.b, PRODUCTS, s.budget // copies):
+        off = _off(h.rows(i), s)
+        off = off if off is None or off.stride(-1) == 1 else off.contiguous()
+        yield i, z, (h.label[i], compute.cut(numbers, i), off, (s.temperature, s.cap))
+
+
+def _dense(h: Head) -> bool:
+    """Whether the truth is at every class of every row: probabilities, or a teacher's prediction."""
+    return h.teacher_x is not None or (h.off is not None and h.off.ndim == 2)
+
+
+def _off(h: Head, s: Settings) -> Tensor | None:
+    """Return the truth at every class, [C] or [N, C], in the type of the logits or the one in which is computed."""
+    off, wide = h.off, compute.compute_dtype(h.x)
+    if h.teacher_x is not None and h.teacher_w is not None:
+        z = F.linear(h.teacher_x, h.teacher_w, h.teacher_b).to(wide)
+        off = operators.log_softmax(z, torch.ones((), dtype=torch.float64, device=z.device), 1, s.temperature, s.cap).exp()
+    if off is None:
+        return None
+    off = off if off.dtype in (h.x.dtype, wide) and h.scale is None else off.to(wide)
+    off = off if h.scale is None else off * h.scale.to(wide)
+    return off if h.shift is None else off + h.shift.to(wide)
+
+
+def _result(h: Head, outputs: Sequence[str]) -> Tensor:
+    return h.x.new_empty((2 if {*outputs} <= {"loss", "lse"} else 5, len(h.x)), dtype=torch.float64)
+
+
+def _numbers(h: Head, upstream: dict[str, Tensor]) -> Tensor:
+    """Return the numbers of the rows, as the kernels take them."""
+    return compute.numbers(len(h.x), h.y, h.r, h.q, *(upstream.get(name) for name in OUTPUTS[:4]))
+
+
+# ---- a reduced loss ----
+
+
+def reduced_loss(
+    head: Head, settings: Settings, total: Tensor | None, filter_tol: float | None, filter_stats: FilterStats | None
+) -> Tensor:
+    """Return sum_i loss_i / total, float64, whose gradients with respect to x, W and b are computed in the same pass.
+
+    The truth is constant.
+    """
+    one = torch.ones((), dtype=torch.float64, device=head.x.device)
+    up = one if total is None else torch.where(total == 0, 0.0, 1 / total)
+    fields = [name for name in ("x", "w", "b") if _requires_grad(getattr(head, name))]
+    losses, found = gradients(head, settings, {"loss": up}, fields, filter_tol, filter_stats)
+    loss = compute.summed(losses)
+    result: Tensor = _reduced(loss if total is None else loss / total, found, up, HeadRows(head, settings), *head)
+    return result
+
+
+def _requires_grad(t: Tensor | None) -> bool:
+    return t is not None and t.requires_grad
+
+
+class _Reduced(torch.autograd.Function):
+    """A reduced loss with its gradients from the forward pass. The first backward pass returns them; another one computes them again."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, found: Tensors, up: Tensor, rows: HeadRows, *head: Any) -> Tensor:
+        ctx.save_for_backward(up, *head, *found)
+        ctx.rows, ctx.unused = rows, [True]
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        (up, *saved), (g,) = ctx.saved_tensors, grads
+        head, found = Head(*saved[: len(Head._fields)]), saved[len(Head._fields) :]
+        needed = [k for k, need in enumerate(ctx.needs_input_grad[4:]) if need]
+        if operators.batched_by_autograd(g):
+            found = [t * g.to(t.dtype) for t in found]
+        elif torch.is_grad_enabled():
+            found = by_chunks(ctx.rows.gradient(needed, [0]), *head, (up * g.double()).expand(len(head.x)))
+        else:
+            if not operators.first_backward(ctx):
+                found = gradients(head, ctx.rows.settings, {"loss": up}, [Head._fields[k] for k in needed])[1]
+            found = [compute.scaled(t.data, g) for t in found]  # an in-place change of the result is not one of the saved gradient
+        gradient = dict(zip(needed, found, strict=True))
+        return None, None, None, None, *(gradient.get(k) for k in range(len(head)))
+
+
+_reduced: Callable[..., Tensor] = _Reduced.apply
+
+
+# ---- operators of torch.library, for torch.compile, torch.export and subclasses of Tensor ----
+
+
+def rows(head: Head, settings: Settings) -> Tensors:
+    """Return the outputs of every row, by the function of autograd or, while a compiler or tracer looks on, by the operator."""
+    if operators.eagerly(head.x):
+        return by_chunks(HeadRows(head, settings), *head)
+    temperature, cap, outputs, budget = settings
+    return tuple(linear_rows(*head, temperature, cap, " ".join(outputs), budget))
+
+
+@torch.library.custom_op("softxent::linear_rows", mutates_args=())
+def linear_rows(
+    x: Tensor, w: Tensor, b: Tensor | None, label: Tensor, y: Tensor, r: Tensor, q: Tensor, off: Tensor | None, scale: Tensor | None,
+    shift: Tensor | None, teacher_x: Tensor | None, teacher_w: Tensor | None, teacher_b: Tensor | None, temperature: float, cap: float,
+    outputs: str, budget: int,
+) -> List[Tensor]:  # noqa: UP006 # fmt: skip
+    head = Head(x, w, b, label, y, r, q, off, scale, shift, teacher_x, teacher_w, teacher_b)
+    return list(computed(HeadRows(head, Settings(temperature, cap, tuple(outputs.split()), budget)), *head))
+
+
+@linear_rows.register_fake
+def _(x: Tensor, *rest: Any) -> list[Tensor]:
+    return [x.new_empty(x.shape[0], dtype=torch.bool if name == "correct" else torch.float64) for name in rest[-2].split()]
+
+
+@torch.library.custom_op("softxent::linear_gradient", mutates_args=())
+def linear_gradient(
+    x: Tensor, w: Tensor, b: Tensor | None, label: Tensor, y: Tensor, r: Tensor, q: Tensor, off: Tensor | None, scale: Tensor | None,
+    shift: Tensor | None, teacher_x: Tensor | None, teacher_w: Tensor | None, teacher_b: Tensor | None, temperature: float, cap: float,
+    outputs: str, budget: int, needed: List[int], upstream: List[Tensor],  # noqa: UP006
+) -> List[Tensor]:  # noqa: UP006 # fmt: skip
+    head = Head(x, w, b, label, y, r, q, off, scale, shift, teacher_x, teacher_w, teacher_b)
+    rows = HeadRows(head, Settings(temperature, cap, tuple(outputs.split()), budget))
+    return list(computed(rows.gradient(needed, rows.differentiable), *head, *upstream))
+
+
+@linear_gradient.register_fake
+def _(*arguments: Any) -> list[Tensor]:
+    return [torch.empty_like(arguments[k], memory_format=torch.contiguous_format) for k in arguments[-2]]
+
+
+def _backward(ctx: Any, upstream: list[Tensor | None]) -> Any:
+    head, settings = Head(*ctx.saved_tensors), ctx.settings
+    needed = [k for k, need in enumerate(ctx.needs_input_grad[: len(head)]) if need]
+    zero = head.x.new_zeros(head.x.shape[0], dtype=torch.float64)
+    given = [zero if g is None else g for g, name in zip(upstream, settings[2].split(), strict=True) if name != "correct"]
+    gradient = dict(zip(needed, linear_gradient(*head, *settings, needed, given), strict=True))
+    return tuple(gradient.get(k) for k in range(len(head) + len(settings)))
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.save_for_backward(*inputs[: len(Head._fields)])
+    ctx.settings = inputs[len(Head._fields) :]
+
+
+linear_rows.register_autograd(_backward, setup_context=_keep)

@@ -1,0 +1,204 @@
+"""The operators of softxent.torch: derivatives of every order and in every mode, by every argument, compared with the definitions."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch.autograd import gradcheck, gradgradcheck
+
+from softxent import torch as st
+from softxent.kernels import IGNORED, LARGEST
+from softxent.torch import operators
+from softxent.torch.operators import NO_LABEL
+
+F64 = torch.float64
+ROWS, CLASSES = 3, 3
+CASES = {
+    "labels": (torch.tensor([2, IGNORED, NO_LABEL]), None, 1.0, math.inf),
+    "a shared truth": (torch.tensor([0, IGNORED, 1]), (CLASSES,), 0.7, math.inf),
+    "a truth of each row": (torch.tensor([LARGEST, IGNORED, LARGEST]), (ROWS, CLASSES), 1.0, 1.3),
+    "all": (torch.tensor([1, 1, LARGEST]), (ROWS, CLASSES), 0.7, 1.3),
+}
+each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+
+
+def tensors(case):
+    """Return z, y, r, q and off (or None), which require a gradient."""
+    torch.manual_seed(0)
+    _, shape, _, _ = case
+    numbers = [torch.rand(ROWS, dtype=F64).requires_grad_() for _ in range(3)]
+    off = None if shape is None else torch.rand(shape, dtype=F64).requires_grad_()
+    return torch.randn(ROWS, CLASSES, dtype=F64).requires_grad_(), *numbers, off
+
+
+def upstream():
+    return [torch.randn(ROWS, dtype=F64).requires_grad_() for _ in range(4)]
+
+
+def given(*arguments):
+    return tuple(t for t in arguments if t is not None)
+
+
+def definition(z, label, y, r, q, off, temperature, cap):
+    """Return loss, lse, log-probability of the label and entropy from torch's operations."""
+    z = (z if cap == math.inf else cap * torch.tanh(z / cap)) / temperature
+    logp, lse = z.log_softmax(1), z.logsumexp(1)
+    off = torch.zeros_like(z) if off is None else off.expand_as(z)
+    t = torch.where(label == LARGEST, off.argmax(1), label)
+    hot = (t[:, None] == torch.arange(CLASSES)).to(F64)
+    live = (label != IGNORED).to(F64)
+    logprob = (hot * logp).sum(1)
+    logprob = torch.where(hot.sum(1) == 0, torch.zeros_like(lse), logprob)  # of no label; not compared
+    loss = -y * logprob - r * (off * logp).sum(1) + q / 2 * lse**2
+    return tuple(live * x for x in (loss, lse, logprob, -(logp.exp() * logp).sum(1)))
+
+
+@each_case
+def test_what_a_row_gives_is_the_definitions(case):
+    label, _, *transform = case
+    z, y, r, q, off = tensors(case)
+    if (label == NO_LABEL).any():
+        y = y.detach() * (label != NO_LABEL)
+    found = operators.rows(z, label, y, r, q, off, 1, *transform, True)
+    want = definition(z, label, y, r, q, off, *transform)
+    wanted = [
+        (a, b) if i != 2 else (a[label != NO_LABEL], b[label != NO_LABEL]) for i, (a, b) in enumerate(zip(found[:4], want, strict=True))
+    ]
+    for a, b in wanted:
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+    short = operators.rows(z, label, y, r, q, off, 1, *transform)
+    assert torch.equal(short[0], found[0]) and torch.equal(short[1], found[1]) and not sum(t.numel() for t in short[2:])
+    ups = [torch.randn(ROWS, dtype=F64) * (label != NO_LABEL) for _ in range(4)]
+    arguments = given(z, *(t for t in (y, r, q, off) if t is not None and t.requires_grad))
+    mine, theirs = (torch.autograd.grad(f[:4], arguments, ups, create_graph=True) for f in (found, want))
+    for a, b in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-13)
+    seconds = [torch.autograd.grad(sum((t**2).sum() for t in first), arguments, create_graph=True) for first in (mine, theirs)]
+    thirds = [torch.autograd.grad(sum((t**2).sum() for t in second), arguments) for second in seconds]
+    for a, b in (*zip(*seconds, strict=True), *zip(*thirds, strict=True)):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
+
+
+@each_case
+def test_rows_have_derivatives_in_every_mode(case):
+    label, _, *transform = case
+    arguments = tensors(case)
+
+    def f(z, y, r, q, off=None):
+        return operators.rows(z, label, y, r, q, off, 1, *transform, True)[:4]
+
+    if case[1] is None:
+        arguments = arguments[:-1]
+        label = label.where(label != NO_LABEL, 1)  # the loss of a row whose label is no class is infinite
+    assert gradcheck(
+        f, arguments, check_forward_ad=True, check_undefined_grad=True, check_batched_grad=True, check_batched_forward_grad=True
+    )
+    assert gradgradcheck(f, arguments, check_fwd_over_rev=True, check_rev_over_rev=True, check_batched_grad=True)
+
+
+@each_case
+def test_the_gradient_has_second_derivatives_by_every_argument(case):
+    label, _, *transform = case
+    z, y, r, q, off = tensors(case)
+    arguments, label = given(z, y, r, q, *upstream(), off), label.where(label != NO_LABEL, 1)
+
+    def f(z, y, r, q, g, l, b, n, off=None):  # noqa: E741
+        return operators.gradient(z, label, y, r, q, off, g, l, b, n, 1, *transform)
+
+    assert gradcheck(f, arguments, check_forward_ad=True, check_batched_grad=True)
+    assert gradgradcheck(f, arguments)
+
+
+@pytest.mark.parametrize("transform", [(1.0, math.inf), (0.7, 1.3)], ids=str)
+def test_log_softmax_has_derivatives_in_every_mode(transform):
+    z, scale = torch.randn(3, 4, dtype=F64).requires_grad_(), torch.tensor([0.5, -2.0, 1.0], dtype=F64).requires_grad_()
+
+    def f(z, scale):
+        return operators.log_softmax(z, scale, 1, *transform)
+
+    assert gradcheck(f, (z, scale), check_forward_ad=True, check_undefined_grad=True, check_batched_grad=True)
+    assert gradgradcheck(f, (z, scale), check_fwd_over_rev=True, check_rev_over_rev=True)
+
+
+@each_case
+def test_the_curvature_is_the_same_by_the_kernel_and_composed(case):
+    label, _, *transform = case
+    z, y, r, q, off = (t if t is None else t.detach() for t in tensors(case))
+    z[0, 1] = -math.inf
+    v, ups = torch.randn(ROWS, CLASSES, dtype=F64), [t.detach() for t in upstream()]
+    arguments = (z, v, label, y, r, q, off, *ups, 1, *transform)
+    for a, b in zip(operators.compute.curvature(*arguments), operators._composed_curvature(*arguments), strict=True):
+        torch.testing.assert_close(a, b.to(a.dtype), rtol=1e-12, atol=1e-13)
+
+
+@each_case
+def test_vmap_over_any_argument_is_a_loop(case):
+    label, _, *transform = case
+    z, y, r, q, off = (t if t is None else t.detach() for t in tensors(case))
+    ups = [t.detach() for t in upstream()]
+    arguments = [z, label, y, r, q, off, *ups]
+
+    def gradient(*arguments):
+        return operators.gradient(*arguments, 1, *transform)
+
+    def rows(*arguments):
+        return operators.rows(*arguments[:6], 1, *transform, True)
+
+    for moving in range(len(arguments)):
+        if arguments[moving] is None:
+            continue
+        many = torch.stack([arguments[moving], arguments[moving].flip(0)])
+        in_dims = tuple(0 if i == moving else None for i in range(len(arguments)))
+        for f in (gradient, rows):
+            found = torch.func.vmap(f, in_dims)(*arguments[:moving], many, *arguments[moving + 1 :])
+            want = [f(*arguments[:moving], one, *arguments[moving + 1 :]) for one in many]
+            want = torch.stack(want) if f is gradient else tuple(map(torch.stack, zip(*want, strict=True)))
+            torch.testing.assert_close(found, want, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("shape", [(CLASSES,), (2, CLASSES, 2)], ids=str)
+def test_vmap_over_a_number_that_is_the_same_for_all_rows_is_a_loop(shape):
+    axis = min(1, len(shape) - 1)
+    lead = shape[:axis] + shape[axis + 1 :]
+    z, label, off = torch.randn(shape, dtype=F64), torch.ones(lead, dtype=torch.int64), torch.rand(CLASSES, dtype=F64)
+    numbers = list(torch.rand(7, dtype=F64))  # y, r, q, g, l, b, n
+    for moving in range(7):
+
+        def f(x, moving=moving):
+            y, r, q, *ups = [x if i == moving else number for i, number in enumerate(numbers)]
+            return operators.gradient(z, label, y, r, q, off, *ups, axis)
+
+        many = torch.tensor([0.5, -2.0], dtype=F64)
+        torch.testing.assert_close(torch.func.vmap(f)(many), torch.stack([f(x) for x in many]), rtol=1e-12, atol=1e-13)
+
+
+# ---- what the outputs are, with the options of the public function ----
+
+
+def test_outputs_do_not_depend_on_weights():
+    """A class weight or a sample weight of 0 leaves lse, entropy and log-probability those of the row, and their gradients."""
+    z, t = torch.randn(4, 3, dtype=F64).requires_grad_(), torch.tensor([0, 1, 2, -100])
+    weight, sample = torch.tensor([0.0, 1.0, 2.0], dtype=F64), torch.tensor([1.0, 0.0, 1.0, 1.0], dtype=F64)
+    flags = dict.fromkeys(("return_lse", "return_entropy", "return_logprobs", "return_correct"), True)
+    found = []
+    for options in ({}, {"weight": weight}, {"sample_weight": sample}, {"weight": weight, "sample_weight": sample, "z_loss": 0.1}):
+        outputs = st.cross_entropy(z, t, **options, **flags)[1:]
+        found.append((*outputs, *(torch.autograd.grad(a.sum(), z, retain_graph=True)[0] for a in outputs[:3])))
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+    assert all((a[3] == 0).all() for a in found[0] if a.ndim)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_a_row_without_upstream_gradients_is_not_read(dtype):
+    """Its gradient is 0 even if its logits are NaN, for every output."""
+    z, t = torch.randn(3, 4, dtype=dtype), torch.tensor([0, 1, 2])
+    z[1] = math.nan
+    z.requires_grad_()
+    up = torch.tensor([1.0, 0.0, 2.0], dtype=dtype)
+    result = st.cross_entropy(z, t, reduction="none", return_lse=True, return_entropy=True, return_logprobs=True)
+    for output in result[:4]:
+        (dz,) = torch.autograd.grad(output, z, up, retain_graph=True)
+        assert (dz[1] == 0).all() and dz[0].isfinite().all() and (dz[2] != 0).any()
