@@ -149,3 +149,12 @@ def test_a_second_backward_gives_the_same_bits(function, reduction, options, dty
     second = torch.autograd.grad(value, given, upstream, retain_graph=True)
     third = torch.autograd.grad(value, given, upstream)
     assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(first, second, third, strict=True))
+
+
+def test_nested_forward_mode_is_refused_and_not_0():
+    """torch gives 0 for functions of autograd in nested forward mode, without an error."""
+    z, t, v = torch.randn(4, 5, dtype=torch.float64), torch.tensor([0, 1, 2, 3]), torch.ones(4, 5, dtype=torch.float64)
+    inner = lambda z: torch.func.jvp(lambda z: st.cross_entropy(z, t), (z,), (v,))[1]  # noqa: E731
+    with pytest.raises(RuntimeError, match="softxent.torch: forward mode must not be nested"):
+        torch.func.jvp(inner, (z,), (v,))
+    torch.func.grad(lambda z: torch.func.jvp(lambda z: st.cross_entropy(z, t), (z,), (v,))[1])(z)  # forward mode once

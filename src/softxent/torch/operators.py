@@ -19,6 +19,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import TransformType
+from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
 from torch.autograd import Function, forward_ad
 from torch.nn import Parameter
 from torch.nn.functional import logsigmoid
@@ -113,7 +115,22 @@ def _chosen(z: Tensor, function: type[Function], operator: Any) -> Callable[...,
         beside: Any = torch.compiler.disable  # untyped
         found: Callable[..., Any] = beside(function.apply)
         return found
-    return function.apply if eagerly(z) else operator
+    if not eagerly(z):
+        return operator
+    if torch._C._are_functorch_transforms_active() and forward_levels() > 1:
+        contract.fail(
+            "softxent.torch",
+            "forward mode",
+            "not be nested, for torch would return 0; use torch.func.grad inside",
+            "jvp of jvp",
+            RuntimeError,
+        )
+    return function.apply
+
+
+def forward_levels() -> int:
+    """Return how many transforms of torch.func that are active now are in forward mode."""
+    return sum(level.key() == TransformType.Jvp for level in retrieve_all_functorch_interpreters())
 
 
 def _recorded(function: Callable[..., Any], operator: Any) -> Callable[..., Any]:
