@@ -25,6 +25,7 @@ test: $(INSTALLED) ## all rules (make check) and all tests
 check: $(INSTALLED) ## format, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/clang-format --dry-run --Werror cpp/*
 	$(BIN)/mypy
 
 test-newest: $(UV) ## the tests with the newest versions of everything, in .venv-newest
