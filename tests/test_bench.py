@@ -13,7 +13,7 @@ from cases import command
 
 import softxent.torch
 from softxent import bench
-from softxent.bench import contenders, gpu, linear, measure, report
+from softxent.bench import contenders, gpu, linear, measure, options, report
 from softxent.bench import readme as write_readme
 
 ROOT = Path(__file__).parent.parent
@@ -189,6 +189,16 @@ def test_the_gpu_bench_runs_on_what_there_is(tmp_path):
 def test_without_a_gpu_its_bench_says_so(capsys):
     code, _, error = command(["bench", "--gpu", "--quick"], capsys)
     assert code == 2 and "softxent bench: --gpu must be given where PyTorch finds a CUDA device; got torch" in error
+
+
+def test_the_bench_of_options_runs(tmp_path):
+    options.run(2, tmp_path, quick=True)
+    records = json.loads((tmp_path / "options.json").read_text())["records"]
+    assert [r["case"][0] for r in records] == ["numpy", "torch", "head", "small"]
+    for r in records:
+        assert {options.PLAIN, "softcap", "temperature"} <= set(r["seconds"]) and all(any(s) for s in r["seconds"].values())
+    text = (tmp_path / "options.md").read_text()
+    assert text.count("multiples of the plain loss and gradient") == 3 and "| with entropy |" in text and "microseconds a call" in text
 
 
 def test_the_bench_of_linear_cross_entropy_runs(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 
 import numpy as np
 import pytest
@@ -325,3 +326,10 @@ def test_the_last_large_gradient_is_kept_for_the_next_and_can_be_given_back():
     assert z.grad.data_ptr() == first
     z.grad = None
     st.empty_cache()
+
+
+@pytest.mark.parametrize("softcap", [0, 0.0, -1.0, math.inf, math.nan, 1e-40])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_a_softcap_that_is_no_positive_finite_number_is_refused(softcap, reduction):
+    with pytest.raises(ValueError, match="softcap must be a finite number of at least"):
+        st.cross_entropy(torch.randn(4, 5), torch.tensor([0, 1, 2, 3]), softcap=softcap, reduction=reduction)

@@ -92,8 +92,15 @@ def cross_entropy(
     more = return_lse or return_entropy or return_logprobs or return_correct
     eager = plain(input, target)
     gradient = eager and input.requires_grad and torch.is_grad_enabled()
-    if eager and not more and sample_weight is None and class_weight is None:
-        given: Given = (target, weight, None, 1, (ignore_index, reduction, label_smoothing, z_loss, temperature, softcap or math.inf))
+    endless = type(softcap) is float and math.isinf(softcap)  # is refused, although the kernels take inf for no softcap
+    if eager and not more and sample_weight is None and class_weight is None and not endless:
+        given: Given = (
+            target,
+            weight,
+            None,
+            1,
+            (ignore_index, reduction, label_smoothing, z_loss, temperature, math.inf if softcap is None else softcap),
+        )
         found = _quick(input, *given, gradient and reduction != "none" and input.dtype != torch.float16)
         if found is not None:
             return _loss(input, found, given) if gradient else found[0]
