@@ -115,17 +115,11 @@ def _chosen(z: Tensor, function: type[Function], operator: Any) -> Callable[...,
         beside: Any = torch.compiler.disable  # untyped
         found: Callable[..., Any] = beside(function.apply)
         return found
-    if not eagerly(z):
-        return operator
-    if torch._C._are_functorch_transforms_active() and forward_levels() > 1:
-        contract.fail(
-            "softxent.torch",
-            "forward mode",
-            "not be nested, for torch would return 0; use torch.func.grad inside",
-            "jvp of jvp",
-            RuntimeError,
-        )
-    return function.apply
+    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active() and forward_levels() > 1:
+        expected = "not be nested, for torch would return 0; use torch.func.grad for one of the two"
+        contract.fail("softxent.torch", "forward mode", expected, "jvp of jvp", RuntimeError)
+    chosen: Callable[..., Any] = function.apply if eagerly(z) else operator
+    return chosen
 
 
 def forward_levels() -> int:
