@@ -246,7 +246,8 @@ def test_the_statistics_tell_the_truth(front, dtype, rng, monkeypatch):
         product[to] = product.get(to, 0) + -(-columns // filtering.BLOCK)
         return inner(self, a, b, out, add)
 
-    for budget, chunks in ((64 << 20, 1), (14 * CLASSES * DTYPES[dtype].itemsize, 4)):
+    rows = 16 if front == "numpy" else 14  # of the budget; NumPy keeps an eighth of it for products that are added
+    for budget, chunks in ((64 << 20, 1), (rows * CLASSES * DTYPES[dtype].itemsize, 4)):
         product.clear()
         stats = FilterStats()
         with monkeypatch.context() as patch:
