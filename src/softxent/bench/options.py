@@ -266,8 +266,8 @@ def _sizes(c: Case) -> dict[str, Call]:
         def call(many: list[Any] = many, target: Any = target, at: list[int] = [0]) -> None:  # noqa: B006 - it counts the calls
             z = many[at[0] % len(many)]
             at[0] += 1
-            z.grad = None
             front.cross_entropy(z, target).backward()
+            z.grad = None  # gives its memory to the next call
 
         calls[f"[{rows}, {classes}]"] = call
     return calls

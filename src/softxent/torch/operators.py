@@ -391,17 +391,18 @@ def _loss_by_numbers(
 
 
 def _log_softmax_vjp(z: Tensor, v: Tensor, scale: Tensor, axis: int, *transform: float) -> Tensor:
-    """Return scale v - yhat sum_k scale v_k, times the slope of the transform: the gradient of a truth that is -scale v.
+    """Return scale v - yhat sum_k scale v_k, times the slope of the transform: less the gradient of the truth scale v.
 
     The most probable class is the label, of weight 0, so that its entry keeps its digits. Rows with scale 0 are ignored.
     """
     zero = torch.zeros((), dtype=torch.float64, device=z.device)
     top = torch.where(scale == 0, IGNORED, z.detach().argmax(axis))
-    by = -(_columns(scale, top, axis) * v).to(compute.compute_dtype(z))
     if batched_by_autograd(v):
+        by = -(_columns(scale, top, axis) * v).to(compute.compute_dtype(z))
         yhat = gradient_of(z, top, zero, zero, zero, None, None, zero + 1, None, None, axis, *transform)
         return yhat * by.sum(axis, keepdim=True) - transformed(z, *transform)[1] * by
-    return gradient_of(z, top, zero, zero + 1, zero, by, zero + 1, None, None, None, axis, *transform)
+    wide = v if v.dtype in (z.dtype, compute.compute_dtype(z)) else v.to(compute.compute_dtype(z))
+    return gradient_of(z, top, zero, scale, zero, wide, zero - 1, None, None, None, axis, *transform)
 
 
 def _composed_curvature(
