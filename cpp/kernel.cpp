@@ -793,8 +793,8 @@ template <class T, class O, Op op> ALONE void short_rows(const Job& j, Scratch<t
 
 // ---- one row at a time, with its most probable class j0 kept apart: log-softmax and the curvature ----
 
-struct Row {                               // what follows from the sums of the row without j0
-  double z0, nll, lse, unit, hit, m, gap;  // z_j0, -log yhat_j0, lse, e^(m - lse), yhat_j0, the largest of the other logits, z_j0 - m
+struct Row {                            // what follows from the sums of the row without j0
+  double z0, nll, lse, unit, hit, gap;  // z_j0, -log yhat_j0, lse, e^(m - lse), yhat_j0, and z_j0 - m, where m is the largest other logit
 };
 
 // Computes the exponentials of the row and its sums, in f.b and f.x.part.
@@ -808,7 +808,7 @@ template <class T, class O, Op op> ALONE Row most_probable_apart(const Job& j, S
   merge_blocks<T, O>(j, f, i, j0, 0);
   const double z0 = f.x.part[ZT][0], s = f.x.part[S][0];
   const Finished x = finished(splat(m), splat(s), splat(z0));
-  return {z0, x.nll[0], x.lse[0], s == 0 ? 0 : x.unit[0], x.hit()[0], m, s == 0 ? 0 : z0 - m};
+  return {z0, x.nll[0], x.lse[0], s == 0 ? 0 : x.unit[0], x.hit()[0], s == 0 ? 0 : z0 - m};
 }
 
 // Computes dz := number log yhat, from (z_j0 - z_k) + nll, so that values near 0 keep their digits.

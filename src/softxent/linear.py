@@ -205,8 +205,7 @@ def _head(
     live = None if t.dense is not None else (t.label != kernels.IGNORED) & (t.rows[:3] != 0).any(axis=0)
     if live is None or live.all():
         return _Head(flat, w, b, t, s, None, x.shape[:-1], budget)
-    rows = t.rows if t.rows.shape[1] == 1 else t.rows[:, live]
-    return _Head(flat[live], w, b, t._replace(label=t.label[live], rows=rows), s, live, x.shape[:-1], budget)
+    return _Head(flat[live], w, b, t.rows_of(live), s, live, x.shape[:-1], budget)
 
 
 def _with_one_weight(f: Function) -> Function:

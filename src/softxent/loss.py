@@ -79,7 +79,7 @@ def cross_entropy(
         z, t, s = quick
         result = np.empty((2, len(t.label)))
         kernels.active().forward(z, t.label, t.rows, t.shared, s, result, None, kernels.get_num_threads())
-        return _reduced(result[0], reduction, t.total)
+        return reduce(result[0], reduction, t.total, empty_value, z.shape[:-1])
     z, lead, t, s = _problem(
         "cross_entropy", logits, labels, axis, temperature, softcap, weight, class_weight=class_weight, label_smoothing=label_smoothing,
         ignore_index=ignore_index, sample_weight=sample_weight, reduction=reduction, z_loss=z_loss, empty_value=empty_value,
@@ -140,7 +140,7 @@ def cross_entropy_and_grad(
         result = np.empty((2, len(t.label)))
         dz = kernels.empty(z.shape, z.dtype) if out is None else contract.out(fn, out, z, -1)
         kernels.active().fused(z, t.label, t.rows, t.shared, s, dz, result, None, kernels.get_num_threads())
-        return _reduced(result[0], reduction, t.total), dz
+        return reduce(result[0], reduction, t.total, empty_value, z.shape[:-1]), dz
     z, lead, t, s = _problem(
         fn, logits, labels, axis, temperature, softcap, weight, class_weight=class_weight, label_smoothing=label_smoothing,
         ignore_index=ignore_index, sample_weight=sample_weight, reduction=reduction, z_loss=z_loss, empty_value=empty_value,
@@ -251,8 +251,3 @@ def _problem(
     z = contract.logits(fn, logits, axis)
     s = logit_transform(fn, temperature, softcap)
     return z, z.shape[:-1], truth(fn, labels, z, axis, **options), s
-
-
-def _reduced(losses: Array, reduction: str, total: float) -> Any:
-    """Return the losses, their sum, or their sum divided by `total`, which is not 0."""
-    return losses if reduction == "none" else losses.sum() if reduction == "sum" else losses.sum() / total

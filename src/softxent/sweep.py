@@ -15,7 +15,7 @@ from numpy.lib.stride_tricks import as_strided
 
 from . import contract, kernels
 from .partials import Array
-from .truth import IDENTITY, NO_LABEL, LogitTransform, Truth, adjacent, computed_in, constant
+from .truth import IDENTITY, LogitTransform, Truth, adjacent, computed_in, constant
 
 SCRATCH = 1 << 18  # bytes of logits in a chunk, where they cannot be used in place
 
@@ -34,12 +34,8 @@ def forward(z: Array, t: Truth, s: LogitTransform, outputs: int = 2) -> Array:
 def fused(z: Array, t: Truth, s: LogitTransform, dz: Array, outputs: int = 2) -> Array:
     """Write the gradient into dz, which may be z. Returns what every row gives, as `forward`."""
     result = np.empty((outputs, count(z)))
-    for i, (zi, o) in row_chunks(t.usable(z.dtype) and adjacent(z) and adjacent(dz), z, dz):
-        place = zi if adjacent(zi) else np.ascontiguousarray(zi)
-        out = o if adjacent(o) else np.empty(place.shape, place.dtype)
-        kernels.active().fused(place, *t.piece(i, zi.dtype), s, out, result[:, i], None, kernels.get_num_threads())
-        if out is not o:
-            o[...] = out
+    for i, (zi,), out in _written(t.usable(z.dtype), dz, z):
+        kernels.active().fused(zi, *t.piece(i, zi.dtype), s, out, result[:, i], None, kernels.get_num_threads())
     return result
 
 
@@ -49,25 +45,27 @@ def curvature(z: Array, v: Array, t: Truth, s: LogitTransform, hv: Array, gauss_
     With `gauss_newton`, the second derivative of the softcap is taken as 0, which gives the Gauss-Newton matrix in place of the Hessian.
     """
     wide = computed_in(z.dtype)
-    direct = t.usable(z.dtype) and v.dtype == wide and adjacent(z) and adjacent(v) and adjacent(hv)
-    for i, (zi, vi, o) in row_chunks(direct, z, v, hv):
-        place = zi if adjacent(zi) else np.ascontiguousarray(zi)
-        out = o if adjacent(o) else np.empty(place.shape, place.dtype)
-        along = vi if direct else np.ascontiguousarray(vi, dtype=wide)
-        products = np.empty((4, len(zi)))
-        kernels.active().curvature(place, along, *t.piece(i, zi.dtype), s, gauss_newton, out, products, kernels.get_num_threads())
-        if out is not o:
-            o[...] = out
+    for i, (zi, vi), out in _written(t.usable(z.dtype) and v.dtype == wide, hv, z, v):
+        along, products = vi.astype(wide, copy=False), np.empty((4, len(zi)))
+        kernels.active().curvature(zi, along, *t.piece(i, zi.dtype), s, gauss_newton, out, products, kernels.get_num_threads())
 
 
 def log_softmax(z: Array, out: Array) -> None:
     """Write the logarithm of softmax into out."""
-    for _, (zi, o) in row_chunks(adjacent(z) and adjacent(out), z, out):
-        place = zi if adjacent(zi) else np.ascontiguousarray(zi)
-        to = o if adjacent(o) else np.empty(place.shape, place.dtype)
-        kernels.active().log_softmax(place, np.ones(1), IDENTITY, to, kernels.get_num_threads())
-        if to is not o:
-            o[...] = to
+    for _, (zi,), place in _written(True, out, z):
+        kernels.active().log_softmax(zi, np.ones(1), IDENTITY, place, kernels.get_num_threads())
+
+
+def _written(usable: bool, out: Array, *read: Array) -> Iterator[tuple[slice, list[Array], Array]]:
+    """Yield slices of rows, the arrays that a kernel reads for them, and the array that it writes, which is then copied to `out`.
+
+    They are the caller's memory if all of it is `usable` and the strides allow it, and copies of chunks otherwise.
+    """
+    for i, (*given, o) in row_chunks(usable and all(adjacent(a) for a in (out, *read)), *read, out):
+        place = o if adjacent(o) else np.empty(o.shape, o.dtype)
+        yield i, [a if adjacent(a) else np.ascontiguousarray(a) for a in given], place
+        if place is not o:
+            o[...] = place
 
 
 def output(fn: str, out: Any, z: Array, axis: int) -> Array:
@@ -81,7 +79,7 @@ def output(fn: str, out: Any, z: Array, axis: int) -> Array:
 
 def softmax_truth(z: Array) -> Truth:
     """Return a truth with mass 1 whose label matches no class, so that the gradient is softmax, and lse that of every row."""
-    return Truth(np.broadcast_to(np.int64(NO_LABEL), count(z)), _UNIT)
+    return Truth(np.broadcast_to(np.int64(kernels.NO_LABEL), count(z)), _UNIT)
 
 
 def entropy_truth(z: Array, upstream: Array) -> Truth:

@@ -27,7 +27,6 @@ import numpy as np
 from . import contract, kernels
 from .partials import Array
 
-NO_LABEL = -1  # a label that matches no class
 SMALLEST = 2.0**-126  # the smallest normal number of float32; the inverse of a smaller one overflows
 
 
@@ -44,10 +43,10 @@ class Truth(NamedTuple):
 
     def piece(self, i: slice, dtype: np.dtype[Any]) -> tuple[Array, Array, Array | None]:
         """Return label, (y, r, q, g) and off of the rows `i`, for logits of this dtype."""
-        rows = self.rows if self.rows.shape[1] == 1 else self.rows[:, i]
-        return self.label[i], rows, self.shared if self.dense is None else self._off(i, dtype)
+        t = self.rows_of(i)
+        return t.label, t.rows, self.shared if self.dense is None else t._off(dtype)
 
-    def rows_of(self, i: slice) -> Truth:
+    def rows_of(self, i: Any) -> Truth:
         """Return the truth of the rows `i`."""
         rows = self.rows if self.rows.shape[1] == 1 else self.rows[:, i]
         return self._replace(label=self.label[i], rows=rows, dense=None if self.dense is None else self.dense[i])
@@ -60,9 +59,9 @@ class Truth(NamedTuple):
         plain = self.smoothing == 0 and self.class_weight is None and u.dtype in (dtype, computed_in(dtype))
         return plain and adjacent(u)
 
-    def _off(self, i: slice, dtype: np.dtype[Any]) -> Array:
-        assert self.dense is not None
-        u = self.dense[i]
+    def _off(self, dtype: np.dtype[Any]) -> Array:
+        u = self.dense
+        assert u is not None
         if self.usable(dtype):
             return u
         off = soft(u.astype(np.float64), self.class_weight, self.smoothing, u.shape[1])
@@ -130,7 +129,7 @@ def truth(
         return _of_indices(label, every, w, sample, e, penalty, classes, reduction, up, z.dtype)
     # The class with the largest probability serves as a label of weight 0. A kernel keeps it apart from the sums over the other classes, so
     # that the loss keeps its digits if that class has nearly all of the probability.
-    label, numbers = np.broadcast_to(np.int64(kernels.LARGEST), n), row_numbers(None, 0.0, None, sample, 0.0, penalty, classes)
+    label, numbers = np.broadcast_to(np.int64(kernels.LARGEST), n), row_numbers(None, None, sample, 0.0, penalty, classes)
     rows, total = _rows(n, numbers, numbers.weight, reduction, up)
     return Truth(label, rows, None, a.reshape(n, classes), w, e, total)
 
@@ -140,7 +139,7 @@ def _of_indices(
     dtype: np.dtype[Any],
 ) -> Truth:  # fmt: skip
     """Return the truth of class indices; `every` tells that no row is ignored."""
-    numbers = row_numbers(label, None, w, sample, smoothing, z_loss, classes)
+    numbers = row_numbers(label, w, sample, smoothing, z_loss, classes)
     rows, total = _rows(len(label), numbers, numbers.weight if every else numbers.weight * (label >= 0), reduction, up)
     if smoothing == 0:
         return Truth(label, rows, total=total)
@@ -166,22 +165,20 @@ class RowNumbers(NamedTuple):
     y: Any  # [*rows] or a float
     r: Any
     q: Any
-    off: Any  # [*rows, C], [C] or None
+    off: Any  # [C], a float if it is the same for all classes, or None
     weight: Any  # by the sum of which, over the rows that are not ignored, a mean is divided
 
 
-def row_numbers(
-    label: Any, probabilities: Any, class_weight: Any, sample_weight: Any, smoothing: float, z_loss: float, classes: int
-) -> RowNumbers:
+def row_numbers(label: Any, class_weight: Any, sample_weight: Any, smoothing: float, z_loss: float, classes: int) -> RowNumbers:
     """Return the numbers of rows whose truth is class indices or probabilities, in the arrays of any library, classes last.
 
-    label: [*rows] int64, IGNORED for ignored rows, or None where the truth is probabilities [*rows, C]. class_weight: [C], or None, which
-    stands for ones. sample_weight: [*rows] or None. With class indices, `off` is a float if it is the same for all classes.
+    label: [*rows] int64, IGNORED for ignored rows, or None where the truth is probabilities, whose off is what `soft` returns.
+    class_weight: [C], or None, which stands for ones. sample_weight: [*rows] or None.
     """
     sample = 1.0 if sample_weight is None else sample_weight
     q = 2 * z_loss * sample
     if label is None:
-        return RowNumbers(0.0, sample, q, soft(probabilities, class_weight, smoothing, classes), sample)
+        return RowNumbers(0.0, sample, q, None, sample)
     weight = sample if class_weight is None else sample * class_weight[label.clip(0, classes - 1)]
     if not smoothing:
         return RowNumbers(weight, 0.0, q, None, weight)

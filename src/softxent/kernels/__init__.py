@@ -35,6 +35,7 @@ from ..partials import Array
 from . import reference
 from .reference import IGNORED as IGNORED
 from .reference import LARGEST as LARGEST
+from .reference import NO_LABEL as NO_LABEL
 
 try:
     from . import cpu

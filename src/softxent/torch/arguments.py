@@ -19,7 +19,7 @@ from .. import contract, truth
 from ..contract import fail
 from ..kernels import IGNORED, LARGEST
 from . import compute, operators
-from .operators import PLAIN, differentiated, has_tangent
+from .operators import PLAIN, differentiated
 
 BIGGEST = 1.7976931348623157e308
 RANGES = ((0, 1), (0, BIGGEST), (truth.SMALLEST, BIGGEST), (truth.SMALLEST, math.inf))  # label_smoothing, z_loss, temperature, cap
@@ -62,11 +62,11 @@ def truth_of(
     e, device = options.label_smoothing, target.device
     if target.is_floating_point():
         label = torch.full((), LARGEST, device=device).expand(lead)
-        found = truth.row_numbers(None, 0.0, None, each, 0.0, options.z_loss, classes)
+        found = truth.row_numbers(None, None, each, 0.0, options.z_loss, classes)
         off: Tensor | None = target if w is None and not e else _soft(target, w, e, axis, wide)
     else:
         label = operators.class_labels(fn, target, classes, options.ignore_index)
-        found = truth.row_numbers(label, None, w, each, e, options.z_loss, classes)
+        found = truth.row_numbers(label, w, each, e, options.z_loss, classes)
         if (
             not target.is_cpu or compute.forced()
         ):  # a label out of range is an error on the CPU; here, it would take time to wait for the labels
@@ -108,7 +108,7 @@ def _same_for_all_rows(
     allowed = all(low <= x <= high for x, (low, high) in zip((e, z_loss, temperature, cap), RANGES, strict=True))
     if not allowed or reduction not in contract.REDUCTIONS:
         return None
-    y, r, q, off, _ = truth.row_numbers((), None, None, None, e, z_loss, classes)
+    y, r, q, off, _ = truth.row_numbers((), None, None, e, z_loss, classes)
     return (float(y), float(r), float(q), float(temperature), float(cap)), off
 
 
@@ -170,11 +170,6 @@ def plain(*tensors: Tensor) -> bool:
         not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
         and not torch._C._len_torch_dispatch_stack() and forward_ad._current_level < 0
     )  # fmt: skip
-
-
-def differentiable(*tensors: Tensor | None) -> bool:
-    """Whether a derivative with respect to one of these tensors may be wanted, in reverse or in forward mode."""
-    return any(t is not None and (t.requires_grad or has_tangent(t)) for t in tensors)
 
 
 # ---- checks ----

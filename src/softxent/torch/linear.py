@@ -20,10 +20,10 @@ from ..filtering import FilterStats
 from ..kernels import IGNORED
 from ..linear import BUDGET, filtered
 from . import arguments, operators
-from .arguments import differentiable, labels, plain, tensor
+from .arguments import labels, plain, tensor
 from .linear_operators import Head, Settings, reduced_loss, rows
 from .loss import Result, cross_entropy
-from .operators import PLAIN
+from .operators import PLAIN, differentiated
 
 FN = "linear_cross_entropy"
 
@@ -120,7 +120,7 @@ def linear_cross_entropy(
     head, total = _head(h, like, seen, weight, o)
     head, at = _without_ignored(head, eager)
     dtype = arguments.result_dtype(input)
-    gradient = eager and torch.is_grad_enabled() and differentiable(*head[:3]) and not differentiable(*head[3:])
+    gradient = eager and torch.is_grad_enabled() and differentiated(*head[:3]) and not differentiated(*head[3:])
     if gradient and outputs == ("loss",) and reduction != "none" and h.x.dtype != torch.float16:
         return reduced_loss(head, settings, total, tol, stats).to(dtype)
     found = rows(head, settings)

@@ -16,6 +16,7 @@ from torch.autograd import Function
 from torch.nn import Module
 
 from ..contract import fail, renamed
+from ..kernels import NO_LABEL
 from . import arguments, compute, cpu, operators
 from .arguments import FLOATS, plain, tensor
 
@@ -264,7 +265,7 @@ def logsumexp(input: Tensor, dim: int = -1, keepdim: bool = False) -> Tensor:
     if _on_axis("logsumexp", input, dim):
         return torch.logsumexp(input, dim, keepdim)
     zero = torch.zeros((), dtype=torch.float64, device=input.device)
-    label = torch.full_like(input.select(dim, 0), operators.NO_LABEL, dtype=torch.int64)
+    label = torch.full_like(input.select(dim, 0), NO_LABEL, dtype=torch.int64)
     lse = operators.rows(input, label, zero, zero, zero, None, dim)[1].to(input.dtype)
     return lse.unsqueeze(dim) if keepdim else lse
 

@@ -26,10 +26,9 @@ from torch.nn import Parameter
 from torch.nn.functional import logsigmoid
 
 from .. import contract
-from ..kernels import IGNORED, LARGEST, reference
+from ..kernels import IGNORED, LARGEST, NO_LABEL, reference
 from . import compute, cpu
 
-NO_LABEL = -1  # a label that matches no class
 PLAIN = (Tensor, Parameter)
 Optional = Tensor | None
 
@@ -79,16 +78,14 @@ def curvature(
     of their products.
     """
     given = (z, v, label, y, r, q, off, g, l, b, n)
-    plain = eagerly(z) and not torch._C._are_functorch_transforms_active() and not torch._C._len_torch_dispatch_stack()
-    if plain and not batched_by_autograd(v) and not differentiated(*given):
+    if _directly(z) and not batched_by_autograd(v) and not differentiated(*given):
         return compute.curvature(*given, axis % z.ndim, temperature, cap)
     return _composed_curvature(*given, axis % z.ndim, temperature, cap)
 
 
 def class_labels(fn: str, target: Tensor, classes: int, ignored: int) -> Tensor:
     """Return class indices as labels: int64, and IGNORED where the target is `ignored`. On a CPU, raise an error if one is out of range."""
-    plain = eagerly(target) and not torch._C._are_functorch_transforms_active() and not torch._C._len_torch_dispatch_stack()
-    found: Tensor = (_labels if plain else labels_operator)(fn, target, classes, ignored)
+    found: Tensor = (_labels if _directly(target) else labels_operator)(fn, target, classes, ignored)
     return found
 
 
@@ -107,6 +104,11 @@ def eagerly(t: Tensor) -> bool:
     compiling = torch.compiler.is_compiling()
     plain = type(t) in PLAIN and not t.is_meta and not compiling
     return plain or (not compiling and torch._C._are_functorch_transforms_active())
+
+
+def _directly(t: Tensor) -> bool:
+    """Whether the values of this tensor can be computed with now: no transform of torch.func and no tracer is active."""
+    return eagerly(t) and not torch._C._are_functorch_transforms_active() and not torch._C._len_torch_dispatch_stack()
 
 
 def _chosen(z: Tensor, function: type[Function], operator: Any) -> Callable[..., Any]:
