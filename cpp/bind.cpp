@@ -5,9 +5,11 @@
 // It checks shapes, types and strides itself, because a wrong one would be an access outside the arrays.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/array.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/tuple.h>
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
@@ -160,36 +162,44 @@ static void set_out(Job& j, const Matrix& a, const Logits& z) {
   j.dz_step = a.stride(0);
 }
 
-// Memory for a large gradient, in huge pages if there are any. The last block that was freed is kept for the next gradient, because new
-// pages take longer than the kernel needs to fill them (125 MiB: 90 ms and 20 ms). If the slot is busy, nothing is kept; in a child that
-// was forked at such a moment it stays busy.
+// Memory for large gradients, in huge pages if there are any. Blocks that are freed are kept for the next gradients, because new pages take
+// longer than the kernel needs to fill them (125 MiB: 90 ms and 20 ms): one block for each power of two of their sizes. If the slots are
+// busy, nothing is kept; in a child that was forked at such a moment they stay busy.
 struct Kept {
   void* data;
   size_t bytes;
 };
-static Kept kept = {nullptr, 0};
+static Kept slots[64] = {};
 static std::atomic_flag busy = ATOMIC_FLAG_INIT;
 static constexpr size_t PAGE = 2 << 20;
 
-// Keeps `wanted` in place of the block that was kept, if that fits, and returns it; else returns `wanted`.
-static Kept swap_kept(Kept wanted, bool (*fits)(const Kept&, size_t), size_t bytes) {
+static int slot_of(size_t bytes) {
+  int slot = 0;
+  for (size_t pages = bytes / PAGE; pages > 1; pages /= 2) slot++;
+  return slot;
+}
+// Puts `wanted` into a slot if `fits` allows it for the block that is there, and returns that block; else returns `wanted`.
+template <class Fits> static Kept swap_kept(int slot, Kept wanted, Fits fits) {
   if (busy.test_and_set(std::memory_order_acquire)) return wanted;
-  const Kept was = kept;
-  const bool go = fits(was, bytes);
-  if (go) kept = wanted;
+  const Kept was = slots[slot];
+  const bool go = fits(was);
+  if (go) slots[slot] = wanted;
   busy.clear(std::memory_order_release);
   return go ? was : wanted;
 }
 static void give_back(void* block) noexcept {
   Kept* k = (Kept*)block;
-  ::free(swap_kept(*k, [](const Kept& was, size_t bytes) { return was.bytes <= bytes; }, k->bytes).data);
+  ::free(swap_kept(slot_of(k->bytes), *k, [&](const Kept& was) { return was.bytes <= k->bytes; }).data);
   delete k;
 }
 static Kept large_block(size_t bytes) {
   const size_t whole = (bytes + PAGE - 1) / PAGE * PAGE;
-  Kept mine = swap_kept({nullptr, 0}, [](const Kept& was, size_t n) { return was.data && was.bytes >= n && was.bytes <= 2 * n; }, whole);
-  if (mine.data) return mine;
-  mine = {aligned_alloc(PAGE, whole), whole};
+  const int slot = slot_of(whole);
+  for (int k = slot; k <= slot + 1; k++) {
+    const Kept mine = swap_kept(k, {nullptr, 0}, [&](const Kept& was) { return was.bytes >= whole && was.bytes <= 2 * whole; });
+    if (mine.data) return mine;
+  }
+  const Kept mine = {aligned_alloc(PAGE, whole), whole};
   if (!mine.data) throw std::bad_alloc();
 #if defined(__linux__)
   madvise(mine.data, whole, MADV_HUGEPAGE);
@@ -201,7 +211,7 @@ static nb::ndarray<nb::numpy, uint8_t> buffer(size_t bytes) {
   return nb::ndarray<nb::numpy, uint8_t>(mine.data, {bytes}, nb::capsule(new Kept(mine), give_back));
 }
 static void trim() {
-  ::free(swap_kept({nullptr, 0}, [](const Kept&, size_t) { return true; }, 0).data);
+  for (int k = 0; k < 64; k++) ::free(swap_kept(k, {nullptr, 0}, [](const Kept&) { return true; }).data);
 }
 
 // The scratch memory of a thread during a call. Up to SMALL bytes stay with the thread for its next call, and a larger block goes to the
@@ -390,28 +400,42 @@ static double sum_as_numpy(const double* a, int64_t n) {
   return sum;
 }
 
-// The frequent calls from PyTorch: a contiguous matrix, a label for each row, numbers that are the same for all rows (y times the class
-// weight of the label), and a reduction. It takes addresses and returns one number, because each array would cost a microsecond. Addresses
-// that may be 0: dz, the gradient of the sum or mean; losses, those of the rows; factors and off [cols]; upstream, the upstream gradient of
-// each row's loss. Losses and upstream are float32 for float32 logits, and else float64. Returns none if a label is neither ignored nor a
-// class.
-static std::optional<double> quick(uintptr_t z, uintptr_t label, uintptr_t dz, uintptr_t losses, int64_t rows, int64_t cols, int type,
-                                   int64_t ignore, double y, double r, double q, uintptr_t factors, uintptr_t off, bool mean,
-                                   uintptr_t upstream, double temperature, double cap, int threads) {
+// Numbers of the rows in the memory of a caller: an address, or 0 if there are none, and the step between rows (0: the same for all).
+typedef std::tuple<uintptr_t, int64_t> Column;
+
+// The frequent calls from PyTorch: a contiguous matrix, numbers that are the same for all rows (y times the class weight of the label, and
+// all of them times the row's sample weight), and a reduction. It takes addresses, because each array would cost a microsecond. Those that
+// may be 0, of arrays that are not there:
+//   label [rows], else the truth is `off`    dz [rows, cols], the gradient      parts [7, rows], written, or read if there are upstreams
+//   outputs [rows] each, the first four of Output                             factors [cols], class weights
+//   off [cols], or [rows, cols] if off_by_row, in the type of z or, if `wide`, in that of the computation
+//   samples, sample weights                 upstreams, the gradients of the outputs (not of the sum or mean)
+// Outputs and upstreams are float32 for float32 logits, and else float64; the other numbers are float64. Returns the sum or mean of the
+// losses and the number of correct rows (if count_correct), or none if a label is neither ignored nor a class.
+static std::optional<std::tuple<double, int64_t>> quick(uintptr_t z, uintptr_t label, uintptr_t dz, uintptr_t parts,
+                                                        std::array<uintptr_t, 4> outputs, bool count_correct, int64_t rows, int64_t cols,
+                                                        int type, int64_t ignore, double y, double r, double q, uintptr_t factors,
+                                                        Column samples, uintptr_t off, bool off_by_row, bool wide, bool mean,
+                                                        std::optional<std::array<Column, 4>> upstreams, double temperature, double cap,
+                                                        int threads) {
   const int64_t* t = (const int64_t*)label;
-  const double* weight = (const double*)factors;
-  const bool single = type == F32;
-  int64_t counted = 0;
-  for (int64_t i = 0; i < rows; i++) {
+  const double *weight = (const double*)factors, *sample = (const double*)std::get<0>(samples);
+  const int64_t sample_step = std::get<1>(samples);
+  const bool single = type == F32, more = count_correct || outputs[LOGPROB] || outputs[ENTROPY], same = !weight && !sample && !upstreams;
+  int64_t counted = t ? 0 : rows;
+  for (int64_t i = 0; t && i < rows; i++) {
     if (t[i] == ignore) continue;
     if ((uint64_t)t[i] >= (uint64_t)cols) return std::nullopt;
     counted++;
   }
+  const bool all = counted == rows, weighted = mean && (weight || sample);
+  auto upstream = [&](int k) { return upstreams ? (*upstreams)[k] : Column{0, 0}; };
+  auto given = [&](int k) { return std::get<0>(upstream(k)) != 0; };
+  const int64_t results = more ? OUTPUTS : LSE + 1, numbers = given(LSE) || given(LOGPROB) || given(ENTROPY) ? NUMBERS : GRAD_LSE;
   static thread_local std::vector<double> spare;
   std::vector<double> memory;
   memory.swap(spare);  // a signal handler may call this function within the call
-  const bool same = !weight && !upstream, all = counted == rows;
-  const int64_t needed = rows * (2 + (same ? 0 : 4) + (all ? 0 : 1) + (mean && weight ? 1 : 0));
+  const int64_t needed = rows * (results + (same ? 0 : numbers) + (all ? 0 : 1) + (weighted ? 1 : 0));
   if ((int64_t)memory.size() < needed) memory.resize(needed);
   double* free = memory.data();
   auto take = [&](int64_t n) {
@@ -419,10 +443,15 @@ static std::optional<double> quick(uintptr_t z, uintptr_t label, uintptr_t dz, u
     free += n;
     return begin;
   };
+  auto skipped = [&](int64_t i) { return t && t[i] == ignore; };
+  auto weight_of = [&](int64_t i) {
+    const double by_sample = sample ? sample[i * sample_step] : 1;
+    return weight && t && !skipped(i) ? by_sample * weight[t[i]] : by_sample;
+  };
   double total = mean ? counted : 1;
-  if (mean && weight) {
+  if (weighted) {
     double* weights = take(rows);
-    for (int64_t i = 0; i < rows; i++) weights[i] = t[i] == ignore ? 0 : weight[t[i]];
+    for (int64_t i = 0; i < rows; i++) weights[i] = skipped(i) ? 0 : weight_of(i);
     total = sum_as_numpy(weights, rows);
   }
   const double scale = mean ? (total != 0 ? 1 / total : 0) : 1, constant[4] = {y, r, q, scale};
@@ -433,20 +462,29 @@ static std::optional<double> quick(uintptr_t z, uintptr_t label, uintptr_t dz, u
   j.z_step = cols;
   j.dz = (void*)dz;
   j.dz_step = cols;
-  j.label = t;
-  j.label_step = 1;
-  j.number_count = 4;
+  j.label = t ? t : &LARGEST;
+  j.label_step = t ? 1 : 0;
+  j.number_count = numbers;
   j.numbers = constant;
   j.number_step = 1;
   if (!same) {
-    double* numbers = take(4 * rows);
+    double* of_rows = take(numbers * rows);
     for (int64_t i = 0; i < rows; i++) {
-      numbers[i] = y * (weight && t[i] != ignore ? weight[t[i]] : 1);
-      numbers[rows + i] = r;
-      numbers[2 * rows + i] = q;
-      numbers[3 * rows + i] = !upstream ? scale : single ? ((const float*)upstream)[i] : ((const double*)upstream)[i];
+      const double by_sample = sample ? sample[i * sample_step] : 1;
+      of_rows[Y * rows + i] = y * weight_of(i);
+      of_rows[R * rows + i] = r * by_sample;
+      of_rows[Q * rows + i] = q * by_sample;
+      of_rows[G * rows + i] = scale;
     }
-    j.numbers = numbers;
+    for (int64_t k = 0; upstreams && k < numbers - G; k++) {
+      const auto [address, step] = upstream(k);
+      double* column = of_rows + (G + k) * rows;
+      for (int64_t i = 0; i < rows; i++) {
+        const double up = !address ? 0 : single ? ((const float*)address)[i * step] : ((const double*)address)[i * step];
+        column[i] = k != LOSS || !mean ? up : total != 0 ? up / total : 0;
+      }
+    }
+    j.numbers = of_rows;
     j.number_step = rows;
     j.number_row = 1;
   }
@@ -456,16 +494,26 @@ static std::optional<double> quick(uintptr_t z, uintptr_t label, uintptr_t dz, u
     j.label = labels;
   }
   j.off = (const void*)off;
-  j.result = take(2 * rows);
-  j.result_count = 2;
+  j.off_by_row = off_by_row;
+  j.off_step = off_by_row ? cols : 0;
+  j.result = take(results * rows);
+  j.result_count = results;
   j.result_step = rows;
+  j.parts = (double*)parts;
+  j.parts_step = rows;
+  j.entropy = outputs[ENTROPY] || given(ENTROPY);
   set_transform(j, (Type)type, {temperature, cap});
-  call(dz ? FUSED : FORWARD, j, (Type)type, WIDE, threads);
-  if (losses)
-    for (int64_t i = 0; i < rows; i++) single ? ((float*)losses)[i] = (float)j.result[i] : ((double*)losses)[i] = j.result[i];
-  const double sum = sum_as_numpy(j.result, rows);
+  call(!dz ? FORWARD : upstreams && parts ? BACKWARD : FUSED, j, (Type)type, wide ? WIDE : SAME, threads);
+  for (int k = 0; k < 4; k++) {
+    const double* found = j.result + k * rows;
+    for (int64_t i = 0; outputs[k] && i < rows; i++)
+      single ? ((float*)outputs[k])[i] = (float)found[i] : ((double*)outputs[k])[i] = found[i];
+  }
+  const double sum = upstreams ? 0 : sum_as_numpy(j.result, rows);
+  int64_t correct = 0;
+  for (int64_t i = 0; count_correct && i < rows; i++) correct += j.result[CORRECT * rows + i] != 0;
   if (memory.size() <= 1 << 20) spare.swap(memory);
-  return mean ? (total != 0 ? sum / total : __builtin_nan("")) : sum;
+  return std::tuple(mean ? (total != 0 ? sum / total : __builtin_nan("")) : sum, correct);
 }
 
 static int64_t first_outside(const Labels& label, int64_t classes, int64_t ignore) {

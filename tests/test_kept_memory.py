@@ -59,6 +59,13 @@ def test_the_memory_of_the_last_gradient_is_used_again(call):
     assert CALLS[call](z, t).ctypes.data == address
 
 
+def test_a_block_is_kept_for_each_size():
+    """A gradient that is much larger does not take the place of a smaller one, nor a smaller one that of a larger one."""
+    sizes = [np.zeros((rows, CLASSES)) for rows in (ROWS, 6 * ROWS, 30 * ROWS)]
+    addresses = [softxent.softmax(z).ctypes.data for z in sizes]
+    assert [softxent.softmax(z).ctypes.data for z in sizes[::-1]] == addresses[::-1]
+
+
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("view", VIEWS)
 def test_it_is_not_used_again_while_anything_refers_to_it(view, call):

@@ -333,3 +333,47 @@ def test_the_last_large_gradient_is_kept_for_the_next_and_can_be_given_back():
 def test_a_softcap_that_is_no_positive_finite_number_is_refused(softcap, reduction):
     with pytest.raises(ValueError, match="softcap must be a finite number of at least"):
         st.cross_entropy(torch.randn(4, 5), torch.tensor([0, 1, 2, 3]), softcap=softcap, reduction=reduction)
+
+
+def bits(t):
+    return t.detach().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+EVERY_OUTPUT = ("lse", "entropy", "logprobs", "correct")
+TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+@pytest.mark.parametrize("shape", [(7, 10), (64, 130)], ids=str)  # fewer and more elements than `cpu.SMALL_CALL`
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+def test_contiguous_logits_which_one_call_of_the_kernel_computes_give_the_bits_of_others(dtype, shape):
+    """Logits whose rows are not adjacent in memory go through the general functions."""
+    n, classes = shape
+    wider = (torch.randn(n, classes + 3) * 3).to(dtype).requires_grad_()
+    labels = torch.randint(0, classes, (n,))
+    labels[1] = -100
+    u = torch.rand(n, classes).softmax(1)
+    weight, sample = torch.linspace(0.5, 2, classes), torch.linspace(0, 2, n)
+    options = [{}, {"label_smoothing": 0.1, "z_loss": 0.01}, {"weight": weight, "label_smoothing": 0.2}, {"sample_weight": sample}]
+    options += [{"sample_weight": sample.double(), "weight": weight}, {"temperature": 0.7, "softcap": 5.0}]
+
+    def found(z, target, wanted, **given):
+        result = st.cross_entropy(z, target, **given, **{f"return_{name}": True for name in wanted})
+        every = [t for t in (result if wanted else (result,)) if t is not None]
+        upstream = [torch.linspace(0.3, 1.7, t.numel()).reshape(t.shape).to(t.dtype) for t in every if t.is_floating_point()]
+        (dz,) = torch.autograd.grad([t for t in every if t.is_floating_point()], wider, upstream)
+        assert not any(name in str(t.grad_fn) for t in every for name in ("Rows", "Gradient")) or not z.is_contiguous()
+        if given["reduction"] != "none":
+            every = every[1:]  # torch's sum has another order than the kernel's
+        return result if not wanted else result[0], [bits(t) for t in (*every, dz)]
+
+    for target in (labels, u.to(dtype), u.double()):
+        for wanted in ((), ("lse",), ("entropy",), EVERY_OUTPUT):
+            wanted = [name for name in wanted if name != "logprobs" or target is labels]
+            for given in options:
+                for reduction in REDUCTIONS:
+                    (loss, one), (same, other) = (
+                        found(z, target, wanted, reduction=reduction, **given)
+                        for z in (wider[:, :classes].contiguous(), wider[:, :classes])
+                    )
+                    torch.testing.assert_close(loss, same, rtol=4 * torch.finfo(dtype).eps, atol=0)
+                    assert one == other, (target.dtype, wanted, given, reduction)

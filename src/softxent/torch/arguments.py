@@ -18,7 +18,7 @@ from torch.autograd import forward_ad
 from .. import contract, truth
 from ..contract import fail
 from ..kernels import IGNORED, LARGEST
-from . import compute, operators
+from . import compute, cpu, operators
 from .operators import PLAIN, differentiated
 
 BIGGEST = 1.7976931348623157e308
@@ -80,41 +80,61 @@ def truth_of(
     return Truth(label, _number(found.y, device), _number(found.r, device), _number(found.q, device), off), total
 
 
-def quick_numbers(z: Tensor, weight: Tensor | None, options: Any) -> tuple[tuple[float, ...], Tensor | None, Tensor | None] | None:
-    """Return (y, r, q, temperature, cap), the factors of y by class, and off, if they are the same for all rows of class indices.
+class QuickNumbers(NamedTuple):
+    """What `cpu.quick` takes, if the numbers y, r and q are the same for all rows except for factors."""
 
-    Returns None if an option is no number, or not one that is allowed.
+    numbers: tuple[float, ...]  # y, r, q, temperature and cap
+    factors: Tensor | None  # of y by class
+    sample: Tensor | None  # factors of y, r and q by row
+    off: Tensor | None
+
+
+def quick_numbers(z: Tensor, target: Tensor, weight: Tensor | None, sample: Tensor | None, options: Any) -> QuickNumbers | None:
+    """Return the truth of logits [N, C] as `cpu.quick` takes it.
+
+    Returns None if a tensor or an option is none that the most frequent calls have, or if one is not allowed.
     """
     ignore_index, reduction, e, z_loss, temperature, cap = options
     if type(ignore_index) is not int or type(reduction) is not str or not all(type(x) in NUMBERS for x in (e, z_loss, temperature, cap)):
         return None
-    found = _same_for_all_rows(reduction, e, z_loss, temperature, cap, z.shape[1])
-    if found is None or (weight is None and found[1] is None):
-        return None if found is None else (found[0], None, None)
-    numbers, shared = found
-    wide = compute.compute_dtype(z)
-    if weight is None:
-        return numbers, None, _everywhere(shared, z.shape[1], wide)
-    if not plain(weight) or weight.shape != z.shape[1:] or not weight.is_cpu or weight.is_complex() or differentiated(weight):
+    probable, classes, wide = target.is_floating_point(), z.shape[1], compute.compute_dtype(z)
+    found = _same_for_all_rows(reduction, e, z_loss, temperature, cap, classes, probable, wide)
+    if found is None or (weight is None and sample is None and not probable):
+        return found
+    if probable and (ignore_index >= 0 or target.shape != z.shape or differentiated(target)):
         return None
-    factors = weight.detach().double().contiguous().resolve_neg()
-    return numbers, factors, None if shared is None else truth.everywhere(factors, e, z.shape[1]).to(wide)
+    off, factors = found.off, None
+    if sample is not None:
+        if not _constant(sample, z.shape[:1]):
+            return None
+        sample = cpu.in_memory(sample).double()
+    if weight is not None:
+        if not _constant(weight, z.shape[1:]):
+            return None
+        factors = cpu.in_memory(weight).double().contiguous()
+        off = None if off is None else truth.everywhere(factors, e, classes).to(wide)
+    if probable:
+        off = target if target.dtype == z.dtype and weight is None and not e else _soft(target, factors, e, 1, wide)
+        factors = None
+    return QuickNumbers(found.numbers, factors, sample, off)
+
+
+def _constant(t: Tensor, shape: tuple[int, ...]) -> bool:
+    """Whether this is an ordinary tensor of real numbers of this shape on the CPU, by which nothing is differentiated."""
+    return plain(t) and t.shape == shape and t.is_cpu and not t.is_complex() and not differentiated(t)
 
 
 @lru_cache(maxsize=256)
 def _same_for_all_rows(
-    reduction: str, e: float, z_loss: float, temperature: float, cap: float, classes: int
-) -> tuple[tuple[float, ...], float | None] | None:
+    reduction: str, e: float, z_loss: float, temperature: float, cap: float, classes: int, probable: bool, wide: torch.dtype
+) -> QuickNumbers | None:
+    """Return the truth without weights of classes and rows."""
     allowed = all(low <= x <= high for x, (low, high) in zip((e, z_loss, temperature, cap), RANGES, strict=True))
     if not allowed or reduction not in contract.REDUCTIONS:
         return None
-    y, r, q, off, _ = truth.row_numbers((), None, None, e, z_loss, classes)
-    return (float(y), float(r), float(q), float(temperature), float(cap)), off
-
-
-@lru_cache(maxsize=4)
-def _everywhere(x: float, classes: int, dtype: torch.dtype) -> Tensor:
-    return torch.full((classes,), x, dtype=dtype, device="cpu")
+    y, r, q, off, _ = truth.row_numbers(None if probable else (), None, None, e, z_loss, classes)
+    everywhere = None if off is None else torch.full((classes,), off, dtype=wide, device="cpu")
+    return QuickNumbers((float(y), float(r), float(q), float(temperature), float(cap)), None, None, everywhere)
 
 
 def _number(x: Tensor | float, device: torch.device) -> Tensor:

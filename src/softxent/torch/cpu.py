@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor
 from .. import kernels
 from ..partials import Array
 
+SMALL_CALL = 4096  # elements, below which one thread computes, and the backward pass sums anew
 SMALL = kernels.LARGE // 8  # elements, below which a gradient takes new memory
 TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}  # as in cpp/kernel.h
 
@@ -51,33 +54,67 @@ def threads() -> int:
     return min(kernels.get_num_threads(), torch.get_num_threads())
 
 
-def quick(
-    z: Tensor, label: Tensor, ignored: int, numbers: tuple[float, ...], factors: Tensor | None, off: Tensor | None, mean: bool,
-    gradient: bool, losses: bool, upstream: Tensor | None = None,
-) -> tuple[float, Tensor | None, Tensor | None] | None:  # fmt: skip
-    """Return a reduced loss, its gradient and the losses of the rows, of contiguous tensors, in one call that takes no arrays.
+NOTHING = (False,) * 5  # `wanted` where no output is
+NO_OUTPUTS = (None,) * 4
+NO_ADDRESSES: tuple[int, ...] = (0,) * 4
 
-    z: [N, C], with C > 0; label: [N] int64, where `ignored` stands for ignored rows. numbers: y, r, q, temperature and cap, of all rows;
-    factors [C], float64, multiply y; off is [C], in the type in which is computed. upstream: [N], upstream gradients of the losses,
-    whose gradient is then returned. Losses are float32 for float32 logits, else float64. Returns None if something does not fit, or if a
-    label is out of range; the general functions say what is wrong.
+
+def quick(
+    z: Tensor, target: Tensor, ignored: int, numbers: tuple[float, ...], factors: Tensor | None, sample: Tensor | None, off: Tensor | None,
+    mean: bool, wanted: tuple[bool, ...], gradient: bool, keep_parts: bool, parts: Tensor | None = None,
+    upstream: Sequence[Tensor | None] | None = None,
+) -> tuple[float, int, Sequence[Tensor | None], Tensor | None, Tensor | None] | None:  # fmt: skip
+    """Return a reduced loss, the number of correct rows, outputs of the rows, the gradient and the partial sums, in one call of the kernel.
+
+    The tensors are contiguous. The kernel gets their addresses, because arrays would cost microseconds.
+
+    z: [N, C], with C > 0; target: [N] int64, where `ignored` stands for ignored rows, or probabilities with the shape of z.
+    numbers: y, r, q, temperature and cap, of all rows; factors [C], float64, multiply y; sample [N], float64, multiplies y, r and q.
+    off: [C] or [N, C], in the type in which is computed or, if it is the target, in that of z.
+    wanted: loss, lse, log-probability and entropy of each row, and the number of correct rows.
+    gradient: whether to return that of the sum or mean or, if `upstream` is given, that for these gradients of the four outputs, each
+    [N], 0-dim or None.
+    parts: [7, N], the partial sums of the forward pass, or None. With `keep_parts` they are returned, unless there are few elements.
+
+    Outputs are float32 for float32 logits, else float64. Returns None if something does not fit, or if a label is out of range; the general
+    functions say what is wrong.
     """
-    native, type_ = kernels.cpu, TYPES.get(z.dtype)
+    native = kernels.cpu
+    type_ = TYPES.get(z.dtype)
     n, classes = z.shape
-    if native is None or kernels.active() is not native or type_ is None or label.dtype != torch.int64 or label.shape != (n,) or not n:
+    if native is None or kernels.active() is not native or type_ is None or not n:
         return None
-    if not (z.is_contiguous() and label.is_contiguous()) or lazy(z) or lazy(label):
+    indices = target.dtype == torch.int64 and target.shape == (n,)
+    if not (indices or (off is not None and off.shape == z.shape and off.is_contiguous() and not lazy(off))):
         return None
-    small = n * classes < SMALL
-    dz = None if not gradient else torch.empty_like(z) if small else empty(z.shape, z.dtype)
+    if not (z.is_contiguous() and target.is_contiguous()) or lazy(z) or lazy(target):
+        return None
+    dz = None if not gradient else torch.empty_like(z) if n * classes < SMALL else empty(z.shape, z.dtype)
     wide = z.dtype if type_ == 0 else torch.float64
-    each = z.new_empty(n, dtype=wide) if losses else None
+    outputs: Any = NO_OUTPUTS
+    addresses = NO_ADDRESSES
+    if wanted is not NOTHING:
+        outputs = [z.new_empty(n, dtype=wide) if want else None for want in wanted[:4]]
+        addresses = tuple(map(_address, outputs))
+    if keep_parts and n * classes >= SMALL_CALL:
+        parts = z.new_empty((7, n), dtype=torch.float64)
+    columns = None
     if upstream is not None:
-        upstream = in_memory(upstream).to(wide).contiguous()
+        given = [None if g is None else in_memory(g).to(wide) for g in upstream] + [None] * (4 - len(upstream))
+        columns = tuple(map(_column, given))
     y, r, q, temperature, cap = numbers
-    loss = native.quick(
-        z.data_ptr(), label.data_ptr(), 0 if dz is None else dz.data_ptr(), 0 if each is None else each.data_ptr(), n, classes,
-        type_, ignored, y, r, q, 0 if factors is None else factors.data_ptr(), 0 if off is None else off.data_ptr(), mean,
-        0 if upstream is None else upstream.data_ptr(), temperature, cap, 1 if n * classes < 4096 else threads(),
+    found = native.quick(
+        z.data_ptr(), target.data_ptr() if indices else 0, _address(dz), _address(parts), addresses, wanted[4],
+        n, classes, type_, ignored, y, r, q, _address(factors), _column(sample), _address(off), off is not None and off.ndim == 2,
+        off is not None and off.dtype != z.dtype, mean, columns, temperature, cap, 1 if n * classes < SMALL_CALL else threads(),
     )  # fmt: skip
-    return None if loss is None else (loss, dz, each)
+    return None if found is None else (found[0], found[1], outputs, dz, parts)
+
+
+def _address(t: Tensor | None) -> int:
+    return 0 if t is None else t.data_ptr()
+
+
+def _column(t: Tensor | None) -> tuple[int, int]:
+    """Return the address of numbers of the rows, [N] or 0-dim, and the step between them."""
+    return (0, 0) if t is None else (t.data_ptr(), t.stride(0) if t.ndim else 0)

@@ -7,7 +7,7 @@ loss alone, in eager mode, has a function of autograd of its own here, `CrossEnt
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -19,8 +19,10 @@ from ..contract import fail, renamed
 from ..kernels import NO_LABEL
 from . import arguments, compute, cpu, operators
 from .arguments import FLOATS, plain, tensor
+from .cpu import NOTHING
 
 FN = "cross_entropy"
+ONLY_LOSS = (False,) * 4  # the outputs that are wanted: lse, log-probability, entropy, correct
 
 
 class Result(NamedTuple):
@@ -90,21 +92,18 @@ def cross_entropy(
     """
     if size_average is not None or reduce is not None:
         reduction = torch.nn._reduction.legacy_get_string(size_average, reduce)
-    more = return_lse or return_entropy or return_logprobs or return_correct
+    wanted = ONLY_LOSS
+    if return_lse or return_logprobs or return_entropy or return_correct:
+        wanted = (return_lse, return_logprobs, return_entropy, return_correct)
     eager = plain(input, target)
-    gradient = eager and input.requires_grad and torch.is_grad_enabled()
     endless = type(softcap) is float and math.isinf(softcap)  # is refused, although the kernels take inf for no softcap
-    if eager and not more and sample_weight is None and class_weight is None and not endless:
-        given: Given = (
-            target,
-            weight,
-            None,
-            1,
-            (ignore_index, reduction, label_smoothing, z_loss, temperature, math.inf if softcap is None else softcap),
-        )
-        found = _quick(input, *given, gradient and reduction != "none" and input.dtype != torch.float16)
-        if found is not None:
-            return _loss(input, found, given) if gradient else found[0]
+    if eager and class_weight is None and not endless:
+        cap = math.inf if softcap is None else softcap
+        given = _quickly(input, target, weight, sample_weight, (ignore_index, reduction, label_smoothing, z_loss, temperature, cap), wanted)
+        if given is not None:
+            found = _quick(input, given)
+            if found is not None:
+                return _result(input, found, given)
     if class_weight is not None:
         renamed(FN, "class_weight", class_weight, "weight")
     axis = arguments.class_axis(FN, input, target, weight, sample_weight, ignore_index)
@@ -112,23 +111,19 @@ def cross_entropy(
     if check and not input.is_cpu and not target.is_floating_point():
         operators.check_labels(FN, target, input.shape[axis], options.ignore_index)
     others = [t for t in (weight, sample_weight) if t is not None]
-    if eager and not more and plain(*others) and not operators.differentiated(target, *others):
-        given = (target, weight, sample_weight, axis, options)
-        found = _computed(input, *given, gradient and reduction != "none" and input.dtype != torch.float16)
-        return _loss(input, found, given) if gradient else found[0]
+    if eager and wanted is ONLY_LOSS and plain(*others) and not operators.differentiated(target, *others):
+        given = Given(target, weight, sample_weight, axis, options, wanted, None)
+        return _result(input, _computed(input, given), given)
     if return_logprobs and target.is_floating_point():
         fail(FN, "return_logprobs", "be False where the target is probabilities", True)
     truth, total = arguments.truth_of(FN, input, target, weight, sample_weight, axis, options)
-    losses, lse, logprobs, entropy, correct = operators.rows(
-        input, *truth, axis, options.temperature, options.cap, return_entropy or return_logprobs or return_correct
-    )
+    losses, *rows, correct = operators.rows(input, *truth, axis, options.temperature, options.cap, any(wanted[1:]))
     dtype = arguments.result_dtype(input)
     loss = arguments.reduced(losses, reduction, total, dtype)
-    if not more:
+    if wanted is ONLY_LOSS:
         return loss
-    flags = (return_lse, return_entropy, return_logprobs)
-    rows = [t.to(dtype) if flag else None for t, flag in zip((lse, entropy, logprobs), flags, strict=True)]
-    return Result(loss, rows[0], rows[1], rows[2], correct.sum() if return_correct else None)
+    lse, logprobs, entropy = (t.to(dtype) if want else None for t, want in zip(rows, wanted, strict=False))
+    return Result(loss, lse, entropy, logprobs, correct.sum() if return_correct else None)
 
 
 class CrossEntropyLoss(Module):
@@ -165,79 +160,143 @@ class CrossEntropyLoss(Module):
         )  # fmt: skip
 
 
-Found = tuple[Tensor, Tensor | None]  # a loss, and its gradient if that was computed with it
-Given = tuple[Tensor, Tensor | None, Tensor | None, int, Any]  # target, weight, sample weight, class axis, options
+class Given(NamedTuple):
+    """The arguments of `cross_entropy`, except for the logits."""
+
+    target: Tensor
+    weight: Tensor | None
+    sample: Tensor | None
+    axis: int  # of the classes
+    options: Any  # Options, or a tuple of the same, not checked
+    wanted: tuple[bool, ...]  # lse, log-probability, entropy, correct
+    quick: arguments.QuickNumbers | None  # the truth, if `cpu.quick` can be called
 
 
-def _quick(
-    input: Tensor, target: Tensor, weight: Tensor | None, sample: Tensor | None, axis: int, options: Any, gradient: bool,
-    upstream: Tensor | None = None,
-) -> Found | None:  # fmt: skip
-    """As `_computed`, for the most frequent calls; None for others. With `upstream`, the gradient is of the losses of the rows."""
-    if not (input.is_cpu and target.is_cpu and sample is None and input.dim() == 2 and input.shape[1]) or compute.forced() is not None:
+# What is computed in the forward pass: the loss and, if they are wanted, lse, log-probability and entropy; the number of correct rows; the
+# gradient of a reduced loss; and the partial sums of the rows [7, N], if the gradient is computed in the backward pass.
+Found = tuple[Sequence[Tensor | None], int, Tensor | None, Tensor | None]
+
+
+def _result(input: Tensor, found: Found, given: Given) -> Any:
+    """Return what `cross_entropy` returns, with the function of autograd if there is something to differentiate."""
+    outputs: Any = found[0]
+    if input.requires_grad and torch.is_grad_enabled():
+        outputs = _differentiable(input, found, given)
+        if given.wanted is ONLY_LOSS:
+            return outputs
+    if given.wanted is ONLY_LOSS:
+        return outputs[0]
+    loss, lse, logprobs, entropy = outputs
+    correct = torch.scalar_tensor(found[1], dtype=torch.int64, device="cpu") if given.wanted[3] else None
+    return Result(loss, lse, entropy, logprobs, correct)
+
+
+def _quickly(
+    input: Tensor, target: Tensor, weight: Tensor | None, sample: Tensor | None, options: tuple[Any, ...], wanted: tuple[bool, ...]
+) -> Given | None:
+    """Return the arguments of the most frequent calls, for `_quick`; None for others."""
+    if not (input.is_cpu and target.is_cpu and input.dim() == 2 and input.shape[1]) or compute.forced() is not None:
         return None
-    numbers = arguments.quick_numbers(input, weight, options)
+    if wanted[1] and target.is_floating_point():
+        return None
+    quick = arguments.quick_numbers(input, target, weight, sample, options)
+    return None if quick is None else Given(target, weight, sample, 1, options, wanted, quick)
+
+
+def _quick(input: Tensor, given: Given, parts: Tensor | None = None, upstream: Sequence[Tensor | None] | None = None) -> Found | None:
+    """As `_computed`, with one call of `cpu.quick`, or None. With `upstream`, the gradient is that for these gradients of the outputs."""
+    target, _, _, _, options, wanted, numbers = given
     if numbers is None:
         return None
-    each = options[1] == "none" and upstream is None
-    found = cpu.quick(input, target, options[0], *numbers, options[1] == "mean", gradient, each, upstream)
-    if found is None:
-        return None
-    loss, dz, losses = found
+    ignored, mean = options[0], options[1] == "mean"
+    if upstream is not None:
+        found = cpu.quick(input, target, ignored, *numbers, mean, NOTHING, True, False, parts, upstream)
+        return None if found is None else ((), 0, found[3], None)
+    losses = options[1] == "none"
     dtype = arguments.result_dtype(input)
-    return input.new_full((), loss, dtype=dtype) if losses is None else losses.to(dtype), dz
+    if losses or wanted is not ONLY_LOSS:
+        later = input.requires_grad and torch.is_grad_enabled()
+        found = cpu.quick(input, target, ignored, *numbers, mean, (losses, *wanted), False, later)
+        if found is None:
+            return None
+        loss, correct, rows, _, parts = found
+        outputs = [None if t is None else t.to(dtype) for t in rows]
+        if not losses:
+            outputs[0] = torch.scalar_tensor(loss, dtype=dtype, device="cpu")
+        return outputs, correct, None, parts
+    found = cpu.quick(input, target, ignored, *numbers, mean, NOTHING, _with_gradient(input, given), False)
+    return None if found is None else ((torch.scalar_tensor(found[0], dtype=dtype, device="cpu"),), 0, found[3], None)
 
 
-def _computed(
-    input: Tensor, target: Tensor, weight: Tensor | None, sample: Tensor | None, axis: int, options: arguments.Options, gradient: bool
-) -> Found:
-    """Return the loss and, if `gradient` is set, that of the sum or mean, computed in the same pass."""
-    found = _quick(input, target, weight, sample, axis, options, gradient)
+def _computed(input: Tensor, given: Given) -> Found:
+    """Return the loss and its gradient, if `_with_gradient`, computed in the same pass."""
+    found = _quick(input, given)
     if found is not None:
         return found
+    target, weight, sample, axis, options, *_ = given
     truth, total = arguments.truth_of(FN, input, target, weight, sample, axis, options)
     transform = (options.temperature, options.cap)
-    if gradient:
+    if _with_gradient(input, given):
         one = truth.y.new_ones(())
         losses, dz = compute.fused(input, *truth, one if total is None else _inverse(total), None, None, None, axis, *transform)
     else:
         losses, dz = compute.rows(input, *truth, axis, *transform, False)[0], None
-    return arguments.reduced(losses, options.reduction, total, arguments.result_dtype(input)), dz
+    loss = arguments.reduced(losses, options.reduction, total, arguments.result_dtype(input))
+    return (loss,), 0, dz, None
+
+
+def _with_gradient(input: Tensor, given: Given) -> bool:
+    """Whether the gradient is computed in the forward pass.
+
+    That of float16 is not, because an upstream gradient, which a loss scaler makes large, could not bring back what is rounded to 0.
+    """
+    return input.requires_grad and torch.is_grad_enabled() and given.options[1] != "none" and input.dtype != torch.float16
 
 
 class CrossEntropy(Function):
-    """A loss with its gradient dz from the forward pass, or None. The first backward pass returns dz; another computes it again."""
+    """(logits, what was computed of them, the other arguments) -> loss, lse, log-probability, entropy; None if one was not wanted.
+
+    The first backward pass returns the gradient of the forward pass, if there is one; another computes it again.
+    """
 
     @staticmethod
-    def forward(ctx: Any, input: Tensor, found: Found, given: Given) -> Tensor:
-        loss, dz = found
-        ctx.save_for_backward(input, *given[:3], dz)
-        ctx.axis, ctx.options, ctx.unused = given[3], given[4], [True]
-        return loss
+    def forward(ctx: Any, input: Tensor, found: Found, given: Given) -> Any:
+        ctx.save_for_backward(input, given[0], given[1], given[2], found[2], found[3])
+        ctx.given, ctx.unused = given[3:], [True]
+        ctx.set_materialize_grads(False)
+        return found[0][0] if given.wanted is ONLY_LOSS else tuple(found[0])
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        (input, target, weight, sample, dz), (g,) = ctx.saved_tensors, grads
-        given = (target, weight, sample, ctx.axis, ctx.options)
-        batched = torch._C._functorch.is_legacy_batchedtensor(g)
-        if not batched and not torch.is_grad_enabled():
-            if dz is not None:
-                # an in-place change of the result is not one of the saved dz
-                dz = dz.data if operators.first_backward(ctx) else _computed(input, *given, True)[1]
-                assert dz is not None
-                return compute.scaled(dz, g), None, None
-            if g.ndim:
-                found = _quick(input, *given, True, g)
-                if found is not None:
-                    return found[1], None, None
-        options = arguments.Options(*ctx.options)
-        truth, total = arguments.truth_of(FN, input, *given[:4], options)
-        up = g.double() if total is None else g.double() * _inverse(total)
-        gradient = operators.multiplied_gradient if batched else operators.gradient
-        return gradient(input, *truth, up, None, None, None, ctx.axis, options.temperature, options.cap), None, None
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        input, target, weight, sample, dz, parts = ctx.saved_tensors
+        g, batched, once = grads[0], operators.batched_by_autograd(*grads), not torch.is_grad_enabled()
+        if dz is not None and g is not None and once and not batched and operators.first_backward(ctx):
+            return compute.scaled(dz.data, g), None, None  # an in-place change of the result is not one of the saved dz
+        given = Given(target, weight, sample, *ctx.given)
+        if once and not batched:
+            if dz is not None and g is not None:
+                return compute.scaled(_again(input, given), g), None, None
+            found = _quick(input, given, parts, grads)
+            if found is not None:
+                return found[2], None, None
+        options = arguments.Options(*given.options)
+        truth, total = arguments.truth_of(FN, input, target, weight, sample, given.axis, options)
+        up = [None if t is None else t.double() for t in grads] + [None] * (4 - len(grads))
+        if g is not None and total is not None:
+            up[0] = torch.where(total == 0, 0.0, g.double() / total)
+        gradient = operators.multiplied_gradient if batched else operators.gradient_of
+        return gradient(input, *truth, *up, given.axis, options.temperature, options.cap), None, None
 
 
-_loss: Callable[..., Tensor] = super(
+def _again(input: Tensor, given: Given) -> Tensor:
+    """Compute the gradient of the forward pass again."""
+    with torch.enable_grad():
+        dz = _computed(input, given)[2]
+    assert dz is not None
+    return dz
+
+
+_differentiable: Callable[..., tuple[Tensor | None, ...]] = super(
     Function, CrossEntropy
 ).apply  # of the tensors of torch.func, which Function.apply looks for, there are none
 

@@ -137,7 +137,10 @@ def _recorded(function: Callable[..., Any], operator: Any) -> Callable[..., Any]
 def differentiated(*tensors: Optional) -> bool:
     """Whether a derivative with respect to one of these tensors may be wanted, in reverse or in forward mode."""
     reverse = torch.is_grad_enabled()
-    return any(t is not None and ((reverse and t.requires_grad) or has_tangent(t)) for t in tensors)
+    for t in tensors:
+        if t is not None and ((reverse and t.requires_grad) or has_tangent(t)):
+            return True
+    return False
 
 
 def has_tangent(t: Tensor) -> bool:
@@ -150,8 +153,10 @@ def has_tangent(t: Tensor) -> bool:
 
 def batched_by_autograd(*grads: Optional) -> bool:
     """Whether these are upstream gradients of is_grads_batched, which cannot call a function of autograd."""
-    legacy = torch._C._functorch.is_legacy_batchedtensor
-    return any(g is not None and legacy(g) for g in grads)
+    for g in grads:
+        if g is not None and torch._C._functorch.is_legacy_batchedtensor(g):
+            return True
+    return False
 
 
 def first_backward(ctx: Any) -> bool:
