@@ -270,12 +270,13 @@ class CrossEntropy(Function):
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
         input, target, weight, sample, dz, parts = ctx.saved_tensors
         g, batched, once = grads[0], operators.batched_by_autograd(*grads), not torch.is_grad_enabled()
-        if dz is not None and g is not None and once and not batched and operators.first_backward(ctx):
-            return compute.scaled(dz.data, g), None, None  # an in-place change of the result is not one of the saved dz
-        given = Given(target, weight, sample, *ctx.given)
+        known, given = None, Given(target, weight, sample, *ctx.given)
+        if dz is not None and g is not None and not batched:
+            # an in-place change of the result is not one of the saved dz
+            known = compute.scaled(dz.data if operators.first_backward(ctx) else _again(input, given), g.detach())
+            if once:
+                return known, None, None
         if once and not batched:
-            if dz is not None and g is not None:
-                return compute.scaled(_again(input, given), g), None, None
             found = _quick(input, given, parts, grads)
             if found is not None:
                 return found[2], None, None
@@ -284,8 +285,10 @@ class CrossEntropy(Function):
         up = [None if t is None else t.double() for t in grads] + [None] * (4 - len(grads))
         if g is not None and total is not None:
             up[0] = torch.where(total == 0, 0.0, g.double() / total)
-        gradient = operators.multiplied_gradient if batched else operators.gradient_of
-        return gradient(input, *truth, *up, given.axis, options.temperature, options.cap), None, None
+        of_gradient = (input, *truth, *up, given.axis, options.temperature, options.cap)
+        if known is not None:
+            return operators.known_gradient(*of_gradient, (known,)), None, None
+        return (operators.multiplied_gradient if batched else operators.gradient_of)(*of_gradient), None, None
 
 
 def _again(input: Tensor, given: Given) -> Tensor:
