@@ -7,6 +7,7 @@ All contenders of a table run in one process, in rounds of random order (measure
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -35,10 +36,12 @@ class Case(NamedTuple):
     dtype: str  # "f32" or "bf16"
     threads: int
     width: int = 0  # of the hidden states of a linear head
+    isa: str = ""  # the instruction set of the kernel, if it is not the widest
 
     def title(self) -> str:
         head = f", D = {self.width}" if self.width else ""
-        return f"{KINDS[self.kind][0]}, [{self.rows}, {self.classes}]{head} {self.dtype}, {self.threads} thread(s)"
+        isa = f", {self.isa}" if self.isa else ""
+        return f"{KINDS[self.kind][0]}, [{self.rows}, {self.classes}]{head} {self.dtype}, {self.threads} thread(s){isa}"
 
 
 def cases(quick: bool) -> list[Case]:
@@ -47,11 +50,14 @@ def cases(quick: bool) -> list[Case]:
             Case("numpy", 64, 1000, "f32", 1),
             Case("torch", 64, 1000, "f32", 1),
             Case("head", 64, 1000, "f32", 1, 16),
+            Case("numpy head", 64, 1000, "f32", 1, 16),
             Case("small", 32, 10, "f32", 1),
         ]
     large = [Case(kind, 1024, 32000, dtype, n) for n in (1, 2) for kind in ("numpy", "torch") for dtype in ("f32", "bf16")]
     sizes = [Case("sizes", 1024, 32000, "f32", n) for n in (1, 2)]
-    return [*large, *(Case("head", 1024, 32000, "f32", n, 256) for n in (1, 2)), Case("small", 32, 10, "f32", 1), *sizes]
+    heads = [Case(kind, 1024, 32000, "f32", n, 256) for n in (1, 2) for kind in ("head", "numpy head")]
+    narrower = [Case("numpy", 1024, 32000, "f32", 1, isa="avx2")] if softxent.kernels.isa() == "avx512" else []
+    return [*large, *narrower, *heads, Case("small", 32, 10, "f32", 1), *sizes]
 
 
 def run(repeats: int, output: Path, quick: bool) -> None:
@@ -69,9 +75,10 @@ def run(repeats: int, output: Path, quick: bool) -> None:
     with progress(len(every)) as step:
         for case in every:
             command = [sys.executable, "-m", "softxent.bench", "options-worker", json.dumps([repeats, *case])]
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+            environment = os.environ | ({"SOFTXENT_ISA": case.isa} if case.isa else {})
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
             records.append(json.loads(done.stdout.splitlines()[-1]))
-            step({"kind": "options", "shape": case.title(), "dtype": case.dtype, "threads": case.threads, "isa": ""})
+            step({"kind": "options", "shape": case.title(), "dtype": case.dtype, "threads": case.threads, "isa": case.isa})
     results = {"machine": machine(), "repeats": repeats, "records": records}
     (output / "options.json").write_text(json.dumps(results) + "\n")
     (output / "options.md").write_text(text(results))
@@ -200,6 +207,13 @@ def _torch(c: Case) -> dict[str, Call]:
         partial(twice, front.cross_entropy),
         partial(twice, functional.cross_entropy),
     )
+    dual: Any = import_module("torch.autograd.forward_ad")
+
+    def along(loss: Callable[..., Any]) -> None:
+        with dual.dual_level():
+            dual.unpack_dual(loss(dual.make_dual(z.detach(), v), target))
+
+    calls["forward mode"], calls[TORCH + "forward mode"] = partial(along, front.cross_entropy), partial(along, functional.cross_entropy)
     calls["log_softmax, backward"] = partial(backward, lambda: (front.log_softmax(z, 1) * v).sum())
     calls[TORCH + "log_softmax, backward"] = partial(backward, lambda: (torch.log_softmax(z, 1) * v).sum())
     return calls
@@ -243,6 +257,25 @@ def _head(c: Case) -> dict[str, Call]:
     return calls | {TORCH + name: partial(backward, partial(stock, name)) for name in list(calls)}
 
 
+def _numpy_head(c: Case) -> dict[str, Call]:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((c.rows, c.width), np.float32)
+    w = (3 * rng.standard_normal((c.classes, c.width), np.float32) * np.float32(c.width**-0.5)).astype(np.float32)
+    labels = rng.integers(0, c.classes, c.rows)
+    both = partial(softxent.linear_cross_entropy_and_grad, x, w, labels)
+    vx, vw = rng.standard_normal(x.shape, np.float32), rng.standard_normal(w.shape, np.float32)
+    return {
+        PLAIN: both,
+        "loss alone": partial(softxent.linear_cross_entropy, x, w, labels),
+        "label smoothing": partial(both, label_smoothing=0.1),
+        "z-loss": partial(both, z_loss=1e-4),
+        "temperature": partial(both, temperature=0.7),
+        "softcap": partial(both, softcap=30.0),
+        "linear_cross_entropy_hvp": partial(softxent.linear_cross_entropy_hvp, x, w, labels, vx, vw),
+        "linear_cross_entropy_ggn": partial(softxent.linear_cross_entropy_ggn, x, w, labels, vx, vw),
+    }
+
+
 def _small(c: Case) -> dict[str, Call]:
     """Return calls on a small matrix: those of `_torch`, those of `_numpy`, and the loss alone."""
     torch, front = import_module("torch"), import_module("softxent.torch")
@@ -277,6 +310,7 @@ KINDS: dict[str, tuple[str, Callable[[Case], dict[str, Call]]]] = {
     "numpy": ("NumPy", _numpy),
     "torch": ("PyTorch, loss and backward", _torch),
     "head": ("PyTorch, linear head, loss and backward", _head),
+    "numpy head": ("NumPy, linear head", _numpy_head),
     "small": ("Small calls", _small),
     "sizes": ("PyTorch, plain loss and backward, cold caches", _sizes),
 }

@@ -31,7 +31,7 @@ else:
     missing = ""
 
 NAMES: dict[str, Any] = {"formula": reference, **({"triton": triton} if triton else {})}
-SCRATCH, SCRATCH_ON_A_GPU = 1 << 18, 1 << 27  # bytes of logits in a chunk, where the strides or types are none that a kernel takes
+SCRATCH, SCRATCH_ON_A_GPU = 1 << 21, 1 << 27  # bytes of logits in a chunk, where the strides or types are none that a kernel takes
 _forced: str | None = None  # not a ContextVar, because the threads of autograd must see it
 _warned = False
 
