@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from .. import contract, truth
 from ..contract import fail
 from ..kernels import IGNORED, LARGEST
 from . import compute, cpu, operators
-from .operators import PLAIN, differentiated
+from .compute import plain as plain
+from .operators import differentiated
 
 BIGGEST = 1.7976931348623157e308
 RANGES = ((0, 1), (0, BIGGEST), (truth.SMALLEST, BIGGEST), (truth.SMALLEST, math.inf))  # label_smoothing, z_loss, temperature, cap
@@ -67,9 +67,8 @@ def truth_of(
     else:
         label = operators.class_labels(fn, target, classes, options.ignore_index)
         found = truth.row_numbers(label, w, each, e, options.z_loss, classes)
-        if (
-            not target.is_cpu or compute.forced()
-        ):  # a label out of range is an error on the CPU; here, it would take time to wait for the labels
+        # A label out of range is an error on the CPU. On other devices, it would take time to wait for the labels.
+        if not target.is_cpu or compute.forced():
             outside = (label != IGNORED) & ((label < 0) | (label >= classes))
             found = found._replace(y=torch.where(outside, math.nan, _number(found.y, device)))
         off = found.off if found.off is None else _number(found.off, device).to(wide).expand(classes)
@@ -176,20 +175,6 @@ def result_dtype(input: Tensor) -> torch.dtype:
     if dtype == torch.float32 or dtype == torch.float64 or not torch.is_autocast_enabled(input.device.type):
         return dtype
     return torch.float32
-
-
-# ---- kinds of tensors ----
-
-
-def plain(*tensors: Tensor) -> bool:
-    """Whether these are ordinary tensors: no transform of torch.func, no compiler, no forward-mode tangent and no subclass is involved."""
-    for t in tensors:
-        if type(t) not in PLAIN or t.is_meta:
-            return False
-    return (
-        not torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active()
-        and not torch._C._len_torch_dispatch_stack() and forward_ad._current_level < 0
-    )  # fmt: skip
 
 
 # ---- checks ----

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.nn import Parameter
 
 from .. import contract, kernels
 from ..kernels import reference
@@ -32,6 +33,7 @@ else:
 
 NAMES: dict[str, Any] = {"formula": reference, **({"triton": triton} if triton else {})}
 SCRATCH, SCRATCH_ON_A_GPU = 1 << 21, 1 << 27  # bytes of logits in a chunk, where the strides or types are none that a kernel takes
+PLAIN = (Tensor, Parameter)
 _forced: str | None = None  # not a ContextVar, because the threads of autograd must see it
 _warned = False
 
@@ -53,9 +55,8 @@ def use_backend(name: str) -> Iterator[None]:
     """
     global _forced
     if not isinstance(name, str) or name not in NAMES:
-        contract.fail(
-            "use_backend", "name", "be " + " or ".join(map(repr, sorted(NAMES))), repr(name) + (f" ({missing})" if missing else "")
-        )
+        why = f" ({missing})" if missing else ""
+        contract.fail("use_backend", "name", "be " + " or ".join(map(repr, sorted(NAMES))), repr(name) + why)
     before, _forced = _forced, name
     try:
         yield
@@ -100,18 +101,9 @@ def rows(
     label, given = label.reshape(n), numbers(n, y, r, q, None)
     for i, zi, offi in row_chunks(axis, z, off):
         call("forward", zi, label[i], cut(given, i), offi, (temperature, cap), result[:, i], None)
-    found = [row.view(lead).clone() for row in result]  # not views of one tensor, which forward mode restricts
+    found = [t.clone() for t in result.view(-1, *lead)]  # not views of one tensor, which forward mode restricts
     loss, lse, logprob, entropy, correct = found if more else (*found, *(new((0,), z) for _ in range(3)))
     return loss, lse, logprob, entropy, correct != 0
-
-
-def gradient(
-    z: Tensor, label: Tensor, y: Tensor, r: Tensor, q: Tensor, off: Tensor | None,
-    g: Tensor | None, l: Tensor | None, b: Tensor | None, n: Tensor | None,  # noqa: E741
-    axis: int, temperature: float, cap: float,
-) -> Tensor:  # fmt: skip
-    """Return the gradient of the logits, for the upstream gradients of loss, lse, log-probability and entropy. None stands for 0."""
-    return fused(z, label, y, r, q, off, g, l, b, n, axis, temperature, cap)[1]
 
 
 def fused(
@@ -119,7 +111,8 @@ def fused(
     g: Tensor | None, l: Tensor | None, b: Tensor | None, n: Tensor | None,  # noqa: E741
     axis: int, temperature: float, cap: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Return the loss of each row, [R], and the gradient of the logits."""
+    """Return the loss of each row, [R], and the gradient of the logits, for the upstream gradients of loss, lse, log-probability and
+    entropy. None stands for 0."""
     _, rows = shape_of_rows(z, axis)
     dz, result = cpu.like(z), new((2, rows), z)
     label, given = label.reshape(rows), numbers(rows, y, r, q, g, l, b, n)
@@ -128,19 +121,24 @@ def fused(
     return result[0], dz
 
 
-def curvature(
-    z: Tensor, v: Tensor, label: Tensor, y: Tensor, r: Tensor, q: Tensor, off: Tensor | None,
-    g: Tensor | None, l: Tensor | None, b: Tensor | None, n: Tensor | None,  # noqa: E741
-    axis: int, temperature: float, cap: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Return the derivative of `gradient` along v, and of each row mean, v_t - mean, sum_k off_k (v_k - mean) and that of the entropy."""
+def gradient(*arguments: Any) -> Tensor:
+    """Return the gradient alone. The arguments are those of `fused`."""
+    return fused(*arguments)[1]
+
+
+def curvature(z: Tensor, v: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return the derivative of `gradient` along v, and of each row mean, v_t - mean, sum_k off_k (v_k - mean) and that of the entropy.
+
+    The other arguments are those of `fused`, label to cap.
+    """
+    label, y, r, q, off, g, l, b, n, axis, *transform = others  # noqa: E741
     lead, rows = shape_of_rows(z, axis)
     hv, result = cpu.like(z), new((4, rows), z)
     n = torch.zeros_like(q) if n is None else n  # the kernel computes the derivative of the entropy only if it is given this number
     label, given = label.reshape(rows), numbers(rows, y, r, q, g, l, b, n)
     for i, zi, offi, vi, out in row_chunks(axis, z, off, v, out=hv):
-        call("curvature", zi, vi, label[i], cut(given, i), offi, (temperature, cap), False, out, result[:, i])
-    mean, at_label, by_off, dentropy = (row.view(lead) for row in result)
+        call("curvature", zi, vi, label[i], cut(given, i), offi, tuple(transform), False, out, result[:, i])
+    mean, at_label, by_off, dentropy = result.view(-1, *lead)
     return hv, mean, at_label, by_off, dentropy
 
 
@@ -163,6 +161,24 @@ def scaled(dz: Tensor, g: Tensor) -> Tensor:
     return torch.where(dz == 0, dz, dz * g) if kernel is reference else kernel.scale(dz, cpu.in_memory(g))  # does nothing if g is 1
 
 
+# ---- kinds of tensors ----
+
+
+def readable(*tensors: Tensor) -> bool:
+    """Whether these are ordinary tensors with values: no transform of torch.func, no compiler, no tracer and no subclass is involved."""
+    for t in tensors:
+        if type(t) not in PLAIN or t.is_meta:
+            return False
+    if torch.compiler.is_compiling():  # first, for the compiler cannot trace the others
+        return False
+    return not torch._C._are_functorch_transforms_active() and not torch._C._len_torch_dispatch_stack()
+
+
+def plain(*tensors: Tensor) -> bool:
+    """Whether these are ordinary tensors with values, and no forward-mode tangent is involved either."""
+    return forward_ad._current_level < 0 and readable(*tensors)
+
+
 # ---- rows and their numbers ----
 
 
@@ -183,27 +199,18 @@ def new(shape: tuple[int, ...], like: Tensor) -> Tensor:
 
 def summed(t: Tensor) -> Tensor:
     """Return the sum in float64, on the CPU with the bits of NumPy's sum, if there are values to sum and nothing to differentiate."""
-    plain = type(t) is Tensor and t.is_cpu and not t.requires_grad and not torch.compiler.is_compiling()
-    if (
-        plain
-        and not torch._C._are_functorch_transforms_active()
-        and not torch._C._len_torch_dispatch_stack()
-        and forward_ad._current_level < 0
-    ):
+    if plain(t) and t.is_cpu and not t.requires_grad:
         return torch.scalar_tensor(t.numpy().sum(), dtype=torch.float64, device="cpu")
     return t.sum(dtype=torch.float64)
 
 
 def numbers(rows: int, *given: Tensor | None) -> Tensor:
     """Return numbers of the rows, (y, r, q, g) or (y, r, q, g, l, b, n), as the kernels take them: [K, R], or [K, 1] if none differs."""
-    given = given if any(x is not None for x in given[4:]) else given[:4]
-    same = all(x is None or x.numel() == 1 for x in given)
-    like = next(x for x in given if x is not None)
-    found = torch.zeros((len(given), 1 if same else rows), dtype=torch.float64, device=like.device)
-    for row, x in zip(found, given, strict=True):
-        if x is not None:
-            row.copy_(x.detach().reshape(-1))
-    return found
+    there = [x.detach() for x in given if x is not None]
+    n = 1 if all(x.numel() == 1 for x in there) else rows
+    zero = there[0].new_zeros((), dtype=torch.float64)
+    needed = given if any(x is not None for x in given[4:]) else given[:4]
+    return torch.stack([(zero if x is None else x.detach().reshape(-1)).expand(n) for x in needed]).double()
 
 
 def cut(given: Tensor, i: slice) -> Tensor:
@@ -225,11 +232,10 @@ def row_chunks(
     given = [t for t in (z, None if shared else off, v, out) if t is not None]
     types = [t.dtype if t is z or t is out or (t is not v and t.dtype in (z.dtype, wide)) else wide for t in given]
     last = [_classes_last(t, axis) for t in given]
-    step = last[0].shape[:-1].numel()
-    if not all(t.dtype == dtype and _viewed(t) is not None for t, dtype in zip(last, types, strict=True)):
-        step = max(1, (SCRATCH if z.is_cpu else SCRATCH_ON_A_GPU) // (z.element_size() * max(1, last[0].shape[-1])))
+    whole = all(t.dtype == dtype and _viewed(t) is not None for t, dtype in zip(last, types, strict=True))
+    step = max(1, (SCRATCH if z.is_cpu else SCRATCH_ON_A_GPU) // (z.element_size() * max(1, last[0].shape[-1])))
     first = 0
-    for parts in _blocks(step, last):
+    for parts in [last] if whole else _blocks(step, last):
         matrices = [_matrix(part, dtype) for part, dtype in zip(parts, types, strict=True)]
         n = len(matrices[0])
         if n:
@@ -241,11 +247,12 @@ def row_chunks(
 
 
 def _classes_last(t: Tensor, axis: int) -> Tensor:
-    last = cpu.in_memory(t.detach()).movedim(axis, -1)
+    t = cpu.in_memory(t.detach())
+    last = t if axis == t.ndim - 1 else t.movedim(axis, -1)
     return last if last.ndim > 1 else last[None]
 
 
-def _blocks(step: int, tensors: list[Tensor]) -> Iterator[list[Tensor]]:
+def _blocks(step: int, tensors: list[Any]) -> Iterator[Any]:
     """Yield parts of the tensors [*lead, C], of at most `step` rows but at least one, in order."""
     first, *others = tensors[0].shape[:-1]
     rows = max(1, math.prod(others))
@@ -253,14 +260,15 @@ def _blocks(step: int, tensors: list[Tensor]) -> Iterator[list[Tensor]]:
         for i in range(first):
             yield from _blocks(step, [t[i] for t in tensors])
     else:
-        for at in range(0, first, max(1, step // rows)):
-            yield [t[at : at + max(1, step // rows)] for t in tensors]
+        yield from zip(*(t.split(max(1, step // rows)) for t in tensors), strict=True)
 
 
 def _viewed(t: Tensor) -> Tensor | None:
     """Return a view [n, C] with adjacent columns of a tensor [*lead, C], or None if the strides do not allow it."""
     if t.stride(-1) != 1 and t.shape[-1] != 1:
         return None
+    if t.ndim == 2:
+        return t
     try:
         return t.view(t.shape[:-1].numel(), t.shape[-1])
     except RuntimeError:

@@ -19,7 +19,7 @@ from torch.autograd import forward_ad
 from torch.utils._pytree import tree_map_only
 
 from ..contract import fail
-from .operators import PLAIN
+from .compute import PLAIN
 
 
 class Source(NamedTuple):
@@ -55,9 +55,8 @@ class Source(NamedTuple):
     def current(self) -> Source:
         """Return itself. Raises an error if the tensors have changed since the head was called."""
         if self.versions != _versions(self.x, self.w, self.b):
-            fail(
-                "patch", "output.logits", "be read before the weights change, for they are computed when read", "new weights", RuntimeError
-            )
+            expected = "be read before the weights change, for they are computed when read"
+            fail("patch", "output.logits", expected, "new weights", RuntimeError)
         return self
 
     def squash(self) -> tuple[float | None, float] | None:

@@ -21,9 +21,10 @@ from ..kernels import IGNORED
 from ..linear import BUDGET, filtered
 from . import arguments, operators
 from .arguments import labels, plain, tensor
+from .compute import PLAIN
 from .linear_operators import Head, Settings, reduced_loss, rows
 from .loss import Result, cross_entropy
-from .operators import PLAIN, differentiated
+from .operators import differentiated
 
 FN = "linear_cross_entropy"
 
@@ -115,7 +116,7 @@ def linear_cross_entropy(
     if check and not h.x.is_cpu and not seen.is_floating_point():
         operators.check_labels(FN, seen, len(h.w), ignore_index)
     outputs = ("loss", *(name for name, flag in flags.items() if flag))
-    settings = Settings(o.temperature, o.cap, outputs, _budget(options, budget, len(h.w) * h.x.element_size()))
+    settings = Settings(o.temperature, o.cap, " ".join(outputs), _budget(options, budget, len(h.w) * h.x.element_size()))
     eager = plain(h.x, seen) and type(linear_weight) in PLAIN
     head, total = _head(h, like, seen, weight, o)
     head, at = _without_ignored(head, eager)

@@ -8,7 +8,7 @@ come from by_chunks.py, which applies torch.func to the operators of operators.p
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, List, NamedTuple  # noqa: UP035 - torch 2.6 accepts no other name in the signature of an operator
+from typing import Any, NamedTuple, get_type_hints
 
 import torch
 import torch.nn.functional as F
@@ -52,12 +52,15 @@ class Head(NamedTuple):
         return tuple(t is not None and t.ndim == axes.get(name) for name, t in zip(self._fields, self, strict=True))
 
 
+FIELDS = len(Head._fields)
+
+
 class Settings(NamedTuple):
     """How the rows of a head are computed."""
 
     temperature: float
     cap: float  # inf without a softcap
-    outputs: tuple[str, ...]  # of OUTPUTS
+    outputs: str  # some of OUTPUTS, with spaces between
     budget: int  # bytes of logits held at once
 
 
@@ -96,26 +99,26 @@ class HeadRows(RowFunction):
     """The function of a `Head` whose outputs are those of its rows, each [N] float64; `correct` is bool."""
 
     def __init__(self, head: Head, settings: Settings) -> None:
-        self.settings = settings
+        self.settings, self.outputs = settings, settings.outputs.split()
         row = len(head.w) * head.w.element_size()
-        differentiable = [k for k, name in enumerate(settings.outputs) if name != "correct"]
+        differentiable = [k for k, name in enumerate(self.outputs) if name != "correct"]
         step = chunk_rows(len(head.x), row, settings.budget // COPIES)
-        super().__init__(self._of_a_chunk, head.by_row(), [True] * len(settings.outputs), step, differentiable)
+        super().__init__(self._of_a_chunk, head.by_row(), [True] * len(self.outputs), step, differentiable)
 
     def _of_a_chunk(self, *head: Any) -> Tensors:
         h, s = Head(*head), self.settings
         z = F.linear(h.x, h.w, h.b)
-        found = operators.rows(z, h.label, h.y, h.r, h.q, _off(h, s), 1, s.temperature, s.cap, not {*s.outputs} <= {"loss", "lse"})
-        return tuple(found[OUTPUTS.index(name)] for name in s.outputs)
+        found = operators.rows(z, h.label, h.y, h.r, h.q, _off(h, s), 1, s.temperature, s.cap, not {*self.outputs} <= {"loss", "lse"})
+        return tuple(found[OUTPUTS.index(name)] for name in self.outputs)
 
     def compute(self, *head: Any) -> Tensors:
         h, s = Head(*head), self.settings
-        result = _result(h, s.outputs)
+        result = _result(h, self.outputs)
         numbers = _numbers(h, {})
         for i, z, truth in _chunks(h, s, numbers):
             compute.call("forward", z, *truth, result[:, i], None)
         found = dict(zip(OUTPUTS, result, strict=False))
-        return tuple(found[name] != 0 if name == "correct" else found[name].clone() for name in s.outputs)
+        return tuple(found[name] != 0 if name == "correct" else found[name].clone() for name in self.outputs)
 
     def gradient(self, needed: Sequence[int], given: Sequence[int]) -> RowFunction:
         general = super().gradient(needed, given)
@@ -124,7 +127,7 @@ class HeadRows(RowFunction):
 
     def tangent(self, moving: Sequence[int]) -> RowFunction:
         general = super().tangent(moving)
-        along, fields = [Head._fields[k] for k in moving], [self.settings.outputs[k] for k in self.differentiable]
+        along, fields = [Head._fields[k] for k in moving], [self.outputs[k] for k in self.differentiable]
         return HeadHessian(self.settings, general, (), along, fields) if {*along} <= {"x", "w", "b"} else general
 
 
@@ -133,10 +136,10 @@ class HeadGradient(RowFunction):
 
     def __init__(self, rows: HeadRows, general: RowFunction, fields: Sequence[str], given: Sequence[int]) -> None:
         super().__init__(general.of_a_chunk, general.by_row, general.per_row, general.step)
-        self.settings, self.fields, self.given = rows.settings, fields, [rows.settings.outputs[k] for k in given]
+        self.settings, self.fields, self.given = rows.settings, fields, [rows.outputs[k] for k in given]
 
     def compute(self, *arguments: Any) -> Tensors:
-        head, upstream = Head(*arguments[: len(Head._fields)]), arguments[len(Head._fields) :]
+        head, upstream = Head(*arguments[:FIELDS]), arguments[FIELDS:]
         return gradients(head, self.settings, dict(zip(self.given, upstream, strict=True)), self.fields)[1]
 
     def gradient(self, needed: Sequence[int], given: Sequence[int]) -> RowFunction:
@@ -158,7 +161,7 @@ class HeadHessian(RowFunction):
         self.settings, self.given, self.along, self.fields = settings, given, along, fields
 
     def compute(self, *arguments: Any) -> Tensors:
-        h, rest = Head(*arguments[: len(Head._fields)]), arguments[len(Head._fields) :]
+        h, rest = Head(*arguments[:FIELDS]), arguments[FIELDS:]
         upstream = dict(zip(self.given, rest, strict=False))
         v = dict(zip(self.along, rest[len(self.given) :], strict=True))
         vx, vw, vb = (v.get(name) for name in ("x", "w", "b"))
@@ -176,7 +179,7 @@ class HeadHessian(RowFunction):
             sums.add(i, z, None if vx is None else vx[i], vw, first=False, bias=False)
         mean, at_label, by_off, dentropy = found
         by_upstream = {"lse": mean, "logprobs": at_label, "entropy": dentropy}
-        by_upstream["loss"] = operators.times(h.q, result[1]) * mean - h.y * at_label - h.r * by_off
+        by_upstream["loss"] = operators.loss_along(h.y, h.r, h.q, result[1], mean, at_label, by_off)
         by_head = {"x": sums.dx, "w": sums.dw, "b": sums.db}
         return tuple(by_head[name].to(h.x.dtype) if name in by_head else by_upstream[name].clone() for name in self.fields)
 
@@ -349,7 +352,7 @@ class _Reduced(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         (up, *saved), (g,) = ctx.saved_tensors, grads
-        head, found = Head(*saved[: len(Head._fields)]), saved[len(Head._fields) :]
+        head, found = Head(*saved[:FIELDS]), saved[FIELDS:]
         needed = [k for k, need in enumerate(ctx.needs_input_grad[4:]) if need]
         if operators.batched_by_autograd(g):
             found = [t * g.to(t.dtype) for t in found]
@@ -373,34 +376,31 @@ def rows(head: Head, settings: Settings) -> Tensors:
     """Return the outputs of every row, by the function of autograd or, while a compiler or tracer looks on, by the operator."""
     if operators.eagerly(head.x):
         return by_chunks(HeadRows(head, settings), *head)
-    temperature, cap, outputs, budget = settings
-    return tuple(linear_rows(*head, temperature, cap, " ".join(outputs), budget))
+    return tuple(linear_rows(*head, *settings))
 
 
-@torch.library.custom_op("softxent::linear_rows", mutates_args=())
-def linear_rows(
-    x: Tensor, w: Tensor, b: Tensor | None, label: Tensor, y: Tensor, r: Tensor, q: Tensor, off: Tensor | None, scale: Tensor | None,
-    shift: Tensor | None, teacher_x: Tensor | None, teacher_w: Tensor | None, teacher_b: Tensor | None, temperature: float, cap: float,
-    outputs: str, budget: int,
-) -> List[Tensor]:  # noqa: UP006 # fmt: skip
-    head = Head(x, w, b, label, y, r, q, off, scale, shift, teacher_x, teacher_w, teacher_b)
-    return list(computed(HeadRows(head, Settings(temperature, cap, tuple(outputs.split()), budget)), *head))
+def _rows(*arguments: Any) -> list[Tensor]:
+    head, settings = Head(*arguments[:FIELDS]), Settings(*arguments[FIELDS:])
+    return list(computed(HeadRows(head, settings), *head))
+
+
+def _gradient(*arguments: Any) -> list[Tensor]:
+    head, (*settings, needed, upstream) = Head(*arguments[:FIELDS]), arguments[FIELDS:]
+    function = HeadRows(head, Settings(*settings))
+    return list(computed(function.gradient(needed, function.differentiable), *head, *upstream))
+
+
+HEAD = ", ".join(f"{'Tensor' if kind is Tensor else 'Tensor?'} {name}" for name, kind in get_type_hints(Head).items())
+SETTINGS = "float temperature, float cap, str outputs, int budget"
+linear_rows = torch.library.custom_op("softxent::linear_rows", _rows, mutates_args=(), schema=f"({HEAD}, {SETTINGS}) -> Tensor[]")
+linear_gradient = torch.library.custom_op(
+    "softxent::linear_gradient", _gradient, mutates_args=(), schema=f"({HEAD}, {SETTINGS}, int[] needed, Tensor[] upstream) -> Tensor[]"
+)
 
 
 @linear_rows.register_fake
 def _(x: Tensor, *rest: Any) -> list[Tensor]:
     return [x.new_empty(x.shape[0], dtype=torch.bool if name == "correct" else torch.float64) for name in rest[-2].split()]
-
-
-@torch.library.custom_op("softxent::linear_gradient", mutates_args=())
-def linear_gradient(
-    x: Tensor, w: Tensor, b: Tensor | None, label: Tensor, y: Tensor, r: Tensor, q: Tensor, off: Tensor | None, scale: Tensor | None,
-    shift: Tensor | None, teacher_x: Tensor | None, teacher_w: Tensor | None, teacher_b: Tensor | None, temperature: float, cap: float,
-    outputs: str, budget: int, needed: List[int], upstream: List[Tensor],  # noqa: UP006
-) -> List[Tensor]:  # noqa: UP006 # fmt: skip
-    head = Head(x, w, b, label, y, r, q, off, scale, shift, teacher_x, teacher_w, teacher_b)
-    rows = HeadRows(head, Settings(temperature, cap, tuple(outputs.split()), budget))
-    return list(computed(rows.gradient(needed, rows.differentiable), *head, *upstream))
 
 
 @linear_gradient.register_fake
@@ -410,16 +410,16 @@ def _(*arguments: Any) -> list[Tensor]:
 
 def _backward(ctx: Any, upstream: list[Tensor | None]) -> Any:
     head, settings = Head(*ctx.saved_tensors), ctx.settings
-    needed = [k for k, need in enumerate(ctx.needs_input_grad[: len(head)]) if need]
+    needed = [k for k, need in enumerate(ctx.needs_input_grad[:FIELDS]) if need]
     zero = head.x.new_zeros(head.x.shape[0], dtype=torch.float64)
     given = [zero if g is None else g for g, name in zip(upstream, settings[2].split(), strict=True) if name != "correct"]
     gradient = dict(zip(needed, linear_gradient(*head, *settings, needed, given), strict=True))
-    return tuple(gradient.get(k) for k in range(len(head) + len(settings)))
+    return tuple(gradient.get(k) for k in range(FIELDS + len(settings)))
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    ctx.save_for_backward(*inputs[: len(Head._fields)])
-    ctx.settings = inputs[len(Head._fields) :]
+    ctx.save_for_backward(*inputs[:FIELDS])
+    ctx.settings = inputs[FIELDS:]
 
 
 linear_rows.register_autograd(_backward, setup_context=_keep)

@@ -288,7 +288,7 @@ class CrossEntropy(Function):
         of_gradient = (input, *truth, *up, given.axis, options.temperature, options.cap)
         if known is not None:
             return operators.known_gradient(*of_gradient, (known,)), None, None
-        return (operators.multiplied_gradient if batched else operators.gradient_of)(*of_gradient), None, None
+        return (operators.multiplied_gradient if batched else operators.gradient)(*of_gradient), None, None
 
 
 def _again(input: Tensor, given: Given) -> Tensor:

@@ -21,16 +21,17 @@ import torch
 from torch import Tensor
 from torch._C._functorch import TransformType
 from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
+from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import Function, forward_ad
-from torch.nn import Parameter
 from torch.nn.functional import logsigmoid
 
 from .. import contract
 from ..kernels import IGNORED, LARGEST, NO_LABEL, reference
 from . import compute, cpu
+from .compute import PLAIN, readable
 
-PLAIN = (Tensor, Parameter)
 Optional = Tensor | None
+Five = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 # ---- the operators ----
@@ -39,14 +40,12 @@ Optional = Tensor | None
 def rows(
     z: Tensor, label: Tensor, y: Tensor, r: Tensor, q: Tensor, off: Optional,
     axis: int = -1, temperature: float = 1.0, cap: float = math.inf, more: bool = False,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+) -> Five:  # fmt: skip
     """Return loss, lse, log-probability of the label, entropy and correct of each row, float64 (correct: bool).
 
     The last three are empty unless `more` is set. All are 0 in rows with the label IGNORED.
     """
-    found: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] = _chosen(z, Rows, rows_operator)(
-        z, label, y, r, q, off, axis % z.ndim, temperature, cap, more
-    )
+    found: Five = _called(Rows, rows_operator, z, label, y, r, q, off, axis % z.ndim, temperature, cap, more)
     return found
 
 
@@ -56,37 +55,39 @@ def gradient(
     axis: int = -1, temperature: float = 1.0, cap: float = math.inf,
 ) -> Tensor:  # fmt: skip
     """Return the gradient of sum g loss + l lse + b logprob + n entropy by the logits; g, l, b and n are None, [*lead] or 0-dim."""
-    found: Tensor = _chosen(z, Gradient, gradient_operator)(z, label, y, r, q, off, g, l, b, n, axis % z.ndim, temperature, cap)
+    found: Tensor = _called(Gradient, gradient_operator, z, label, y, r, q, off, g, l, b, n, axis % z.ndim, temperature, cap)
     return found
 
 
 def log_softmax(z: Tensor, scale: Tensor, axis: int = -1, temperature: float = 1.0, cap: float = math.inf) -> Tensor:
     """Return scale log softmax(z), in the dtype of z, for a float64 scale [*lead] or 0-dim. It is 0 where scale is 0."""
-    found: Tensor = _chosen(z, LogSoftmax, log_softmax_operator)(z, scale, axis % z.ndim, temperature, cap)
+    found: Tensor = _called(LogSoftmax, log_softmax_operator, z, scale, axis % z.ndim, temperature, cap)
     return found
 
 
-def curvature(
-    z: Tensor, v: Tensor, label: Tensor, y: Tensor, r: Tensor, q: Tensor, off: Optional,
-    g: Optional, l: Optional, b: Optional, n: Optional,  # noqa: E741
-    axis: int = -1, temperature: float = 1.0, cap: float = math.inf,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+def curvature(z: Tensor, v: Tensor, *others: Any) -> Five:
     """Return the derivative of `gradient` along v (of the shape of z), and four numbers of each row, in float64 or as z is computed:
 
     mean = <yhat, v'>, v'_t - mean, sum_k off_k (v'_k - mean) and the derivative of the entropy along v, where v' is v times the slope
     of the transform of the logits. They are the derivatives of <gradient, v> by l, b and n; those by g, y, r and q are sums
-    of their products.
+    of their products. The other arguments are those of `gradient`, label to cap.
     """
-    given = (z, v, label, y, r, q, off, g, l, b, n)
-    if _directly(z) and not batched_by_autograd(v) and not differentiated(*given):
-        return compute.curvature(*given, axis % z.ndim, temperature, cap)
-    return _composed_curvature(*given, axis % z.ndim, temperature, cap)
+    directly = readable(z) and not batched_by_autograd(v) and not differentiated(z, v, *others[:9])
+    return (compute.curvature if directly else _composed_curvature)(z, v, *others)
 
 
 def class_labels(fn: str, target: Tensor, classes: int, ignored: int) -> Tensor:
     """Return class indices as labels: int64, and IGNORED where the target is `ignored`. On a CPU, raise an error if one is out of range."""
-    found: Tensor = (_labels if _directly(target) else labels_operator)(fn, target, classes, ignored)
+    found: Tensor = (_labels if readable(target) else labels_operator)(fn, target, classes, ignored)
     return found
+
+
+def _labels(fn: str, target: Tensor, classes: int, ignored: int) -> Tensor:
+    target = cpu.in_memory(target)
+    if target.is_cpu:
+        check_labels(fn, target, classes, ignored)
+    label = target.long()
+    return torch.where(label == ignored, IGNORED, label)
 
 
 def check_labels(fn: str, target: Tensor, classes: int, ignored: int) -> None:
@@ -101,27 +102,26 @@ def check_labels(fn: str, target: Tensor, classes: int, ignored: int) -> None:
 
 def eagerly(t: Tensor) -> bool:
     """Whether the function of autograd is used for this tensor, and not the operator of torch.library."""
-    compiling = torch.compiler.is_compiling()
-    plain = type(t) in PLAIN and not t.is_meta and not compiling
-    return plain or (not compiling and torch._C._are_functorch_transforms_active())
+    if torch.compiler.is_compiling():
+        return False
+    return (type(t) in PLAIN and not t.is_meta) or torch._C._are_functorch_transforms_active()
 
 
-def _directly(t: Tensor) -> bool:
-    """Whether the values of this tensor can be computed with now: no transform of torch.func and no tracer is active."""
-    return eagerly(t) and not torch._C._are_functorch_transforms_active() and not torch._C._len_torch_dispatch_stack()
-
-
-def _chosen(z: Tensor, function: type[Function], operator: Any) -> Callable[..., Any]:
+def _called(function: Any, operator: Any, z: Tensor, *others: Any) -> Any:
+    """Call the function of autograd or the operator of torch.library."""
     if torch.compiler.is_compiling() and forward_ad._current_level >= 0:
         # operators of torch.library have no forward mode, and drop a tangent without an error
         beside: Any = torch.compiler.disable  # untyped
-        found: Callable[..., Any] = beside(function.apply)
-        return found
-    if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active() and forward_levels() > 1:
-        expected = "not be nested, for torch would return 0; use torch.func.grad for one of the two"
-        contract.fail("softxent.torch", "forward mode", expected, "jvp of jvp", RuntimeError)
-    chosen: Callable[..., Any] = function.apply if eagerly(z) else operator
-    return chosen
+        return beside(function.apply)(z, *others)
+    if not eagerly(z):
+        return operator(z, *others)
+    if torch._C._are_functorch_transforms_active():
+        if forward_levels() > 1:
+            expected = "not be nested, for torch would return 0; use torch.func.grad for one of the two"
+            contract.fail("softxent.torch", "forward mode", expected, "jvp of jvp", RuntimeError)
+        return function.apply(z, *others)
+    quick: Any = super(Function, function)  # Function.apply first binds the arguments to a signature, which takes 25 us
+    return quick.apply(*unwrap_dead_wrappers((z, *others)))
 
 
 def forward_levels() -> int:
@@ -171,129 +171,126 @@ def first_backward(ctx: Any) -> bool:
     return True
 
 
-# the same for arguments that are unpacked, whose types are not known
-rows_of: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor, Tensor]] = rows
-gradient_of: Callable[..., Tensor] = gradient
-curvature_of: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor, Tensor]] = curvature
-
-
 # ---- the functions of autograd ----
+
+
+def _saving(tensors: int) -> Callable[..., None]:
+    """Return a `setup_context` that saves the first arguments, which are `tensors` or None, and the others as `ctx.options`."""
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.save_for_backward(*inputs[:tensors])
+        ctx.options = inputs[tensors:]
+        if hasattr(ctx, "save_for_forward"):  # that of an operator may have none
+            ctx.save_for_forward(*inputs[:tensors])
+            ctx.set_materialize_grads(False)
+
+    return setup_context
 
 
 class Rows(Function):
     """(z, label, y, r, q, off, axis, temperature, cap, more) -> loss, lse, logprob, entropy, correct."""
 
     @staticmethod
-    def forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        found: tuple[Tensor, Tensor, Tensor, Tensor, Tensor] = _recorded(compute.rows, rows_operator)(*arguments)
-        return found
-
-    @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        _keep(ctx, inputs[:6], inputs[6:])
+        _saving(6)(ctx, inputs, output)
         if hasattr(ctx, "mark_non_differentiable"):
             ctx.mark_non_differentiable(*output[4 if inputs[-1] else 2 :])
 
     @staticmethod
+    def forward(*arguments: Any) -> Any:
+        return _recorded(compute.rows, rows_operator)(*arguments)
+
+    @staticmethod
     def backward(ctx: Any, *grads: Optional) -> Any:
-        given: Any = ctx.saved_tensors
+        z, label, _, r, _, off = given = ctx.saved_tensors
         *options, more = ctx.options
-        up, needs = grads[: 4 if more else 2], ctx.needs_input_grad
-        up = (*up, *(None,) * (4 - len(up)))
-        dz: Optional = None
-        if needs[0] and any(g is not None for g in up):
-            dz = (multiplied_gradient if batched_by_autograd(*up) else gradient_of)(*given, *up, *options)
-        by_numbers: Any = (None,) * 4 if up[0] is None else _loss_by_numbers(needs[2:6], *given, up[0], *options)  # type: ignore[arg-type]
-        return dz, None, *by_numbers, None, None, None, None
+        up: Any = grads[:4] if more else (*grads[:2], None, None)
+        needs, g = ctx.needs_input_grad, up[0]
+        found: list[Optional] = [None] * len(needs)
+        if needs[0] and any(t is not None for t in up):
+            found[0] = (multiplied_gradient if batched_by_autograd(*up) else gradient)(*given, *up, *options)
+        if g is not None:
+            by_numbers = _loss_by_numbers(needs[2:5], z, label, off, *options)
+            found[2:5] = (None if by is None else _shaped(g * by, t, options[0]) for by, t in zip(by_numbers, given[2:5], strict=True))
+        if g is not None and needs[5]:
+            found[5] = _shaped(_loss_by_off(z, label, g * r, off, *options), off, options[0])
+        return tuple(found)
 
     @staticmethod
     def jvp(ctx: Any, dz: Optional, _: None, dy: Optional, dr: Optional, dq: Optional, doff: Optional, *__: Any) -> Any:
         z, label, y, r, q, off = given = ctx.saved_tensors
         axis, *transform, more = ctx.options
-        dloss: Any = torch.zeros(label.shape, dtype=torch.float64, device=z.device)
+        dloss: Any = z.new_zeros(label.shape, dtype=torch.float64)
         dlse = dlogprob = dentropy = dloss
-        zero = dloss.new_zeros(())
         if dz is not None:
-            found = curvature_of(z, dz, *given[1:], None, None, None, zero if more else None, axis, *transform)
-            dlse, dlogprob, by_off, dentropy = (t.double() for t in found[1:])
-            lse = rows_of(z, label, zero, zero, zero, None, axis, *transform)[1]
-            dloss = times(q, lse) * dlse - y * dlogprob - r * by_off
-        if dy is not None or dq is not None:
-            nll, lse = rows_of(z, label, zero + 1, zero, zero, off, axis, *transform)[:2]
-            dloss = dloss + (0 if dy is None else dy * nll) + (0 if dq is None else dq * lse**2 / 2)
-        if dr is not None:
-            dloss = dloss + dr * rows_of(z, label, zero, zero + 1, zero, off, axis, *transform)[0]
+            along = curvature(z, dz, *given[1:], None, None, None, None, axis, *transform)[1:]
+            dlse, dlogprob, by_off, dentropy = (t.double() for t in along)
+            zero = dloss.new_zeros(())
+            lse = rows(z, label, zero, zero, zero, None, axis, *transform)[1]
+            dloss = loss_along(y, r, q, lse, dlse, dlogprob, by_off)
+        numbers = (dy, dr, dq)  # may be batches of torch.autograd.functional.jacobian, which no function of autograd takes
+        for d, by in zip(numbers, _loss_by_numbers([d is not None for d in numbers], z, label, off, axis, *transform), strict=True):
+            dloss = dloss if d is None else dloss + d * by
         if doff is not None:
-            by = -log_softmax(_compute(z), r * _live(label), axis, *transform)
-            each = _along(doff, z, axis)
-            dloss = dloss + (by.masked_fill((by == math.inf) & (each == 0), 0) * each).sum(axis)  # a masked class adds 0, not NaN
+            by_classes, each = _loss_by_off(z, label, r, off, axis, *transform), _along(doff, z, axis)
+            dloss = dloss + (by_classes.masked_fill((by_classes == math.inf) & (each == 0), 0) * each).sum(axis)  # a masked class adds 0
         return (dloss, dlse, dlogprob, dentropy, None) if more else (dloss, dlse, None, None, None)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> Any:
-        more = arguments[-1]
-        found = rows_of(*_folded(info.batch_size, in_dims, 6, arguments))
-        return found, (0, 0, 0, 0, 0) if more else (0, 0, None, None, None)
+        found = rows(*_folded(info.batch_size, in_dims, 6, arguments))
+        return found, (0, 0, 0, 0, 0) if arguments[-1] else (0, 0, None, None, None)
 
 
 class Gradient(Function):
     """(z, label, y, r, q, off, g, l, b, n, axis, temperature, cap) -> the gradient of the logits."""
 
-    @staticmethod
-    def forward(*arguments: Any) -> Tensor:
-        dz: Tensor = _recorded(compute.gradient, gradient_operator)(*arguments)
-        return dz
+    setup_context = _saving(10)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _keep(ctx, inputs[:10], inputs[10:])
+    def forward(*arguments: Any) -> Any:
+        return _recorded(compute.gradient, gradient_operator)(*arguments)
 
     @staticmethod
     def backward(ctx: Any, *grads: Optional) -> Any:
         (v,), none = grads, (None,) * 13
         if v is None:
             return none
-        z, label, y, r, q, off, g, *_ = given = ctx.saved_tensors
+        z, label, y, r, q, _, g, *_ = given = ctx.saved_tensors
         axis, *transform = ctx.options
         needs = ctx.needs_input_grad
-        hv, mean, at_label, by_off, dentropy = curvature_of(z, v, *given[1:], axis, *transform)
-        found: list[Optional] = [hv if needs[0] else None, *none[1:]]
-        for place, value in ((7, mean), (8, at_label), (9, dentropy)):
-            if needs[place]:
-                found[place] = _as(value, given[place])
-        if g is not None and any(needs[i] for i in (2, 3, 4, 5, 6)):
-            zero = torch.zeros((), dtype=torch.float64, device=z.device)
-            lse = rows_of(z, label, zero, zero, zero, None, axis, *transform)[1] if needs[4] or needs[6] else zero
-            values = {2: -g * at_label, 3: -g * by_off, 4: g * lse * mean, 6: times(q, lse) * mean - y * at_label - r * by_off}
-            for place, value in values.items():
-                if needs[place]:
-                    found[place] = _as(value, given[place])
-            if needs[5]:
-                apart = mean.unsqueeze(axis) - transformed(z, *transform)[1] * v.to(mean.dtype)
-                found[5] = _off_like(_columns(g * r * _live(label), label, axis) * apart, off, axis)
-        return tuple(found)
+        hv, mean, at_label, by_off, dentropy = curvature(z, v, *given[1:], axis, *transform)
+        found = {0: hv, 7: mean, 8: at_label, 9: dentropy}
+        if g is not None:
+            zero = z.new_zeros((), dtype=torch.float64)
+            lse = rows(z, label, zero, zero, zero, None, axis, *transform)[1] if needs[4] or needs[6] else zero
+            found |= {2: -g * at_label, 3: -g * by_off, 4: g * lse * mean, 6: loss_along(y, r, q, lse, mean, at_label, by_off)}
+        if g is not None and needs[5]:
+            apart = mean.unsqueeze(axis) - transformed(z, *transform)[1] * v.to(mean.dtype)
+            found[5] = _columns(g * r * (label != IGNORED), label, axis) * apart
+        return tuple(_shaped(found[k], given[k], axis) if k in found and needs[k] else None for k in range(len(none)))
 
     @staticmethod
-    def jvp(ctx: Any, dz: Optional, _: None, dy: Optional, dr: Optional, dq: Optional, doff: Optional, *rest: Any) -> Any:
+    def jvp(ctx: Any, dz: Optional, _: None, dy: Optional, dr: Optional, dq: Optional, doff: Optional, *others: Any) -> Any:
         given = ctx.saved_tensors
         z, label, r, off, g = (given[i] for i in (0, 1, 3, 5, 6))
-        axis, *transform = ctx.options
-        dup, zero = rest[:4], torch.zeros((), dtype=torch.float64, device=z.device)
-        total = torch.zeros_like(z)
+        up, options = others[:4], ctx.options
+        total, zero = torch.zeros_like(z), z.new_zeros((), dtype=torch.float64)
         if dz is not None:
-            total = total + curvature_of(z, dz, *given[1:], axis, *transform)[0]
-        if any(d is not None for d in dup):
-            total = total + gradient_of(*given[:6], *dup, axis, *transform)
+            total = total + curvature(z, dz, *given[1:], *options)[0]
+        if any(d is not None for d in up):
+            total = total + gradient(*given[:6], *up, *options)
+        of_loss: Any = (g, None, None, None)
         if g is not None and not (dy is None and dr is None and dq is None):
-            changed = (zero if d is None else d for d in (dy, dr, dq))
-            total = total + gradient_of(z, label, *changed, off, g, None, None, None, axis, *transform)
+            changed: Any = (*(zero if d is None else d for d in (dy, dr, dq)), off)
+            total = total + gradient(z, label, *changed, *of_loss, *options)
         if g is not None and doff is not None:
-            total = total + gradient_of(z, label, zero, r, zero, doff, g, None, None, None, axis, *transform)
+            total = total + gradient(z, label, zero, r, zero, doff, *of_loss, *options)
         return total
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> Any:
-        return gradient_of(*_folded(info.batch_size, in_dims, 10, arguments)), 0
+        return gradient(*_folded(info.batch_size, in_dims, 10, arguments)), 0
 
 
 class KnownGradient(Gradient):
@@ -316,14 +313,11 @@ class KnownGradient(Gradient):
 class LogSoftmax(Function):
     """(z, scale, axis, temperature, cap) -> scale log softmax(z)."""
 
-    @staticmethod
-    def forward(*arguments: Any) -> Tensor:
-        found: Tensor = _recorded(compute.log_softmax, log_softmax_operator)(*arguments)
-        return found
+    setup_context = _saving(2)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _keep(ctx, inputs[:2], inputs[2:])
+    def forward(*arguments: Any) -> Any:
+        return _recorded(compute.log_softmax, log_softmax_operator)(*arguments)
 
     @staticmethod
     def backward(ctx: Any, *grads: Optional) -> Any:
@@ -335,19 +329,18 @@ class LogSoftmax(Function):
         if ctx.needs_input_grad[0]:
             dz = _log_softmax_vjp(z, v, scale, axis, *transform)
         if ctx.needs_input_grad[1]:
-            one = torch.ones((), dtype=torch.float64, device=z.device)
-            dscale = _as(times(v, log_softmax(z, one, axis, *transform)).sum(axis), scale)
+            one = z.new_ones((), dtype=torch.float64)
+            dscale = _shaped(times(v, log_softmax(z, one, axis, *transform)).sum(axis), scale, axis)
         return dz, dscale, None, None, None
 
     @staticmethod
     def jvp(ctx: Any, dz: Optional, dscale: Optional, *_: Any) -> Tensor:
         z, scale = ctx.saved_tensors
         axis, *transform = ctx.options
-        zero = torch.zeros((), dtype=torch.float64, device=z.device)
         total = torch.zeros_like(z)
         if dz is not None:
-            label = torch.full(_lead(z, axis), NO_LABEL, device=z.device)
-            mean = curvature_of(z, dz, label, zero, zero, zero, None, None, None, None, None, axis, *transform)[1]
+            label, zero = torch.full_like(z.select(axis, 0), NO_LABEL, dtype=torch.int64), z.new_zeros((), dtype=torch.float64)
+            mean = curvature(z, dz, label, zero, zero, zero, None, None, None, None, None, axis, *transform)[1]
             slope = transformed(z, *transform)[1]
             total = total + _columns(scale, label, axis) * (slope * dz - mean.unsqueeze(axis))
         if dscale is not None:
@@ -357,19 +350,9 @@ class LogSoftmax(Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> Any:
         z, scale, axis, *transform = arguments
-        lead = _lead(_front(z, in_dims[0], info.batch_size), axis + 1)
         z = _front(z, in_dims[0], info.batch_size)
-        return log_softmax(z, _row_numbers(scale, in_dims[1], lead), axis + 1, *transform), 0
-
-
-def _keep(ctx: Any, tensors: tuple[Any, ...], options: tuple[Any, ...]) -> None:
-    """Save what the derivatives need, of a function of autograd or of an operator."""
-    ctx.save_for_backward(*tensors)
-    if hasattr(ctx, "save_for_forward"):
-        ctx.save_for_forward(*tensors)
-    ctx.options = options
-    if hasattr(ctx, "set_materialize_grads"):
-        ctx.set_materialize_grads(False)
+        scale = _row_numbers(scale, in_dims[1], compute.shape_of_rows(z, axis + 1)[0])
+        return log_softmax(z, scale, axis + 1, *transform), 0
 
 
 known_gradient: Callable[..., Tensor] = KnownGradient.apply
@@ -378,79 +361,79 @@ known_gradient: Callable[..., Tensor] = KnownGradient.apply
 # ---- derivatives ----
 
 
+def loss_along(y: Tensor, r: Tensor, q: Tensor, lse: Tensor, mean: Tensor, at_label: Tensor, by_off: Tensor) -> Tensor:
+    """Return the derivative of the loss along a vector, from the numbers of `curvature`."""
+    return times(q, lse) * mean - y * at_label - r * by_off
+
+
 def multiplied_gradient(*arguments: Any) -> Tensor:
     """Compute `gradient` for upstream gradients of 1 and multiply it by the given ones, in which it is linear.
 
     This calls no function of autograd with them, so it works for a batch of upstream gradients.
     """
-    z, label, y, r, q, off, *upstream, axis, temperature, cap = arguments
-    total = None
+    z, label, y, *_ = arguments
+    upstream, options = arguments[6:10], arguments[10:]
+    one, parts = y.new_ones(()), []
     for k, up in enumerate(upstream):
         if up is not None:
-            one = [torch.ones((), dtype=torch.float64, device=z.device) if i == k else None for i in range(4)]
-            part = gradient_of(z, label, y, r, q, off, *one, axis, temperature, cap) * _columns(up, label, axis).to(z.dtype)
-            total = part if total is None else total + part
-    assert total is not None
-    return total
+            dz = gradient(*arguments[:6], *(one if i == k else None for i in range(4)), *options)
+            parts.append(dz * _columns(up, label, options[0]).to(z.dtype))
+    return sum(parts[1:], parts[0])
 
 
-def _loss_by_numbers(
-    needs: Sequence[bool], z: Tensor, label: Tensor, y: Tensor, r: Tensor, q: Tensor, off: Optional, g: Tensor, axis: int, *transform: float
-) -> list[Optional]:
-    """Return the gradients of sum g loss by y, r, q and off."""
-    zero = torch.zeros((), dtype=torch.float64, device=z.device)
-    found: list[Optional] = [None] * 4
+def _loss_by_numbers(needs: Sequence[bool], z: Tensor, label: Tensor, off: Optional, axis: int, *transform: Any) -> list[Any]:
+    """Return the derivatives of the loss by y, r and q, in which it is linear, and None for those that are not needed."""
+    zero, one = z.new_zeros((), dtype=torch.float64), z.new_ones((), dtype=torch.float64)
+    nll = loss = lse = None
     if needs[0] or needs[2]:
-        nll, lse, *_ = rows_of(z, label, zero + 1, zero, zero, off, axis, *transform)
-        found[0] = _as(g * nll, y) if needs[0] else None
-        found[2] = _as(g * lse**2 / 2, q) if needs[2] else None
+        nll, lse, *_ = rows(z, label, one, zero, zero, off, axis, *transform[:2])
     if needs[1]:
-        found[1] = _as(g * rows_of(z, label, zero, zero + 1, zero, off, axis, *transform)[0], r)
-    if needs[3]:
-        assert off is not None
-        wide = z.to(torch.promote_types(z.dtype, off.dtype))
-        if batched_by_autograd(g):
-            by = _columns(g * r, label, axis) * -log_softmax(wide, _live(label), axis, *transform)
-        else:
-            by = -log_softmax(wide, g * r * _live(label), axis, *transform)
-        found[3] = _off_like(by, off, axis)
-    return found
+        loss = rows(z, label, zero, one, zero, off, axis, *transform[:2])[0]
+    return [nll if needs[0] else None, loss, lse**2 / 2 if lse is not None and needs[2] else None]
 
 
-def _log_softmax_vjp(z: Tensor, v: Tensor, scale: Tensor, axis: int, *transform: float) -> Tensor:
+def _loss_by_off(z: Tensor, label: Tensor, r: Tensor, off: Tensor, axis: int, *transform: Any) -> Tensor:
+    """Return - r log yhat, the derivative of the loss by off, with the shape of z. r may be a batch of is_grads_batched."""
+    live = label != IGNORED
+    wide = z.to(torch.promote_types(compute.compute_dtype(z), off.dtype))
+    if batched_by_autograd(r):
+        return _columns(r, label, axis) * -log_softmax(wide, live, axis, *transform[:2])
+    return -log_softmax(wide, r * live, axis, *transform[:2])
+
+
+def _log_softmax_vjp(z: Tensor, v: Tensor, scale: Tensor, axis: int, *transform: Any) -> Tensor:
     """Return scale v - yhat sum_k scale v_k, times the slope of the transform: less the gradient of the truth scale v.
 
     The most probable class is the label, of weight 0, so that its entry keeps its digits. Rows with scale 0 are ignored.
     """
-    zero = torch.zeros((), dtype=torch.float64, device=z.device)
+    zero, one = z.new_zeros((), dtype=torch.float64), z.new_ones((), dtype=torch.float64)
     top = torch.where(scale == 0, IGNORED, z.detach().argmax(axis))
+    wide = compute.compute_dtype(z)
     if batched_by_autograd(v):
-        by = -(_columns(scale, top, axis) * v).to(compute.compute_dtype(z))
-        yhat = gradient_of(z, top, zero, zero, zero, None, None, zero + 1, None, None, axis, *transform)
+        by = -(_columns(scale, top, axis) * v).to(wide)
+        yhat = gradient(z, top, zero, zero, zero, None, None, one, None, None, axis, *transform)
         return yhat * by.sum(axis, keepdim=True) - transformed(z, *transform)[1] * by
-    wide = v if v.dtype in (z.dtype, compute.compute_dtype(z)) else v.to(compute.compute_dtype(z))
-    return gradient_of(z, top, zero, scale, zero, wide, zero - 1, None, None, None, axis, *transform)
+    v = v if v.dtype in (z.dtype, wide) else v.to(wide)
+    return gradient(z, top, zero, scale, zero, v, -one, None, None, None, axis, *transform)
 
 
-def _composed_curvature(
-    z: Tensor, v: Tensor, label: Tensor, y: Tensor, r: Tensor, q: Tensor, off: Optional,
-    g: Optional, l: Optional, b: Optional, n: Optional,  # noqa: E741
-    axis: int, temperature: float, cap: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+def _composed_curvature(z: Tensor, v: Tensor, *others: Any) -> Five:
     """Return `curvature`, written with `gradient`, `log_softmax` and torch's operations, which can be differentiated again.
 
     This is formula.curvature, for any axis. v is used in torch's operations only, so it may be a batch of is_grads_batched.
     """
-    zero = torch.zeros((), dtype=torch.float64, device=z.device)
-    x, slope, bend = transformed(_compute(z) if cap == math.inf else z.double(), temperature, cap)
+    label, y, r, q, off, *upstream, axis, temperature, cap = others
+    zero, one = z.new_zeros((), dtype=torch.float64), z.new_ones((), dtype=torch.float64)
+    wide = compute.compute_dtype(z) if cap == math.inf else torch.float64
+    x, slope, bend = transformed(z.to(wide), temperature, cap)
     v = v.to(x.dtype)
     along = v * slope
-    live = _live(label)
+    live = label != IGNORED
     hidden = torch.where(live, NO_LABEL, IGNORED)
-    yhat = gradient_of(x, hidden, zero, zero, zero, None, None, zero + 1, None, None, axis)
+    yhat = gradient(x, hidden, zero, zero, zero, None, None, one, None, None, axis)
     away = -log_softmax(x, live.double(), axis)
     away = away.masked_fill(away == math.inf, 0)  # where yhat is 0
-    _, lse, *_ = rows_of(x, hidden, zero, zero, zero, None, axis)
+    _, lse, *_ = rows(x, hidden, zero, zero, zero, None, axis)
 
     top = along.gather(axis, x.detach().argmax(axis, keepdim=True))
     lead = (yhat * (top - along)).sum(axis, keepdim=True)  # v - mean at the most probable class, where a subtraction may cancel
@@ -458,27 +441,21 @@ def _composed_curvature(
     entropy = (yhat * away).sum(axis, keepdim=True)
     dentropy = (yhat * apart * away).sum(axis, keepdim=True)
 
-    everywhere = None if off is None else _along(off, x, axis).to(x.dtype)
-    mass = zero if everywhere is None else _columns(r, label, axis) * everywhere.sum(axis, keepdim=True)
-    gs, ls, bs, ns = (_columns(zero if t is None else t, label, axis) for t in (g, l, b, n))
-    slack = _columns(times(q, lse), label, axis)
-    a = gs * (_columns(y, label, axis) + mass + slack) + ls - bs - ns * entropy
-    hv = yhat * ((a - ns + ns * away) * apart + gs * _columns(q, label, axis) * mean - ns * dentropy)
-    hv = hv * slope
+    everywhere = zero.to(x.dtype) if off is None else _along(off, z, axis).to(x.dtype)
+    mass = y + r * everywhere.expand(z.shape).sum(axis)
+    numbers = (mass + times(q, lse), q, *(zero if t is None else t for t in upstream))
+    total, qs, gs, ls, bs, ns = (_columns(t, label, axis) for t in numbers)
+    a = gs * total + ls - bs - ns * entropy
+    hv = slope * yhat * ((a - ns + ns * away) * apart + gs * qs * mean - ns * dentropy)
     if cap != math.inf:
-        hv = hv + bend * v * gradient_of(x, label, y, r, q, off, g, l, b, n, axis)
-    wanted = torch.zeros((), dtype=torch.bool, device=z.device)
-    for number in (y, r, q, g, l, b, n):
-        wanted = wanted if number is None else wanted | (number != 0)
-    hv = torch.where((live & wanted).unsqueeze(axis), hv, torch.zeros_like(hv)).to(z.dtype)
+        hv = hv + bend * v * gradient(x, *others[:10])
+    wanted = sum(t != 0 for t in (y, r, q, *upstream) if t is not None)
+    hv = hv.where((live & (wanted > 0)).unsqueeze(axis), 0).to(z.dtype)
 
-    classes = torch.arange(z.shape[axis], device=z.device).reshape([-1 if i == axis else 1 for i in range(z.ndim)])
     t = label if off is None or off.shape != z.shape else torch.where(label == LARGEST, off.detach().argmax(axis), label)
-    at_label = (apart * (classes == t.unsqueeze(axis))).sum(axis)
-    by_off = torch.zeros_like(at_label) if everywhere is None else (everywhere * apart).sum(axis)
-    mean, at_label, by_off, dentropy = (
-        torch.where(live, t, torch.zeros_like(t)) for t in (mean.squeeze(axis), at_label, by_off, dentropy.squeeze(axis))
-    )
+    hot = _along(torch.arange(z.shape[axis], device=z.device), z, axis) == t.unsqueeze(axis)
+    sums = (mean.squeeze(axis), (apart * hot).sum(axis), (everywhere * apart).sum(axis), dentropy.squeeze(axis))
+    mean, at_label, by_off, dentropy = (t.where(live, 0) for t in sums)
     return hv, mean, at_label, by_off, dentropy
 
 
@@ -501,38 +478,21 @@ def times(factor: Tensor, value: Tensor) -> Tensor:
     return torch.where(factor == 0, torch.zeros_like(value), factor * value)
 
 
-def _live(label: Tensor) -> Tensor:
-    return label != IGNORED
-
-
-def _compute(z: Tensor) -> Tensor:
-    return z.to(compute.compute_dtype(z))
-
-
-def _lead(z: Tensor, axis: int) -> list[int]:
-    return compute.shape_of_rows(z, axis)[0]
-
-
 def _columns(number: Tensor, label: Tensor, axis: int) -> Tensor:
     """Return numbers of the rows, [*lead] or 0-dim, with an axis of length 1 for the classes."""
     return number.expand(label.shape).unsqueeze(axis)
 
 
-def _along(off: Tensor, z: Tensor, axis: int) -> Tensor:
-    """Return off with axes of length 1 for the rows if it is [C]."""
-    return off if off.shape == z.shape else off.reshape([-1 if i == axis else 1 for i in range(z.ndim)])
+def _along(classes: Tensor, z: Tensor, axis: int) -> Tensor:
+    """Return a number of each class, with axes of length 1 for the rows if it is [C]."""
+    return classes if classes.shape == z.shape else classes.reshape([-1 if i == axis else 1 for i in range(z.ndim)])
 
 
-def _as(value: Tensor, number: Tensor) -> Tensor:
-    """Return a gradient of the rows as one of a number of each row, or of all rows."""
-    return (value if number.ndim or not value.ndim else value.sum()).to(number.dtype)
-
-
-def _off_like(value: Tensor, off: Tensor, axis: int) -> Tensor:
-    """Return a gradient of the shape of the logits as one of off."""
-    if off.ndim == 1 and value.ndim > 1:
-        value = value.sum([i for i in range(value.ndim) if i != axis])
-    return value.to(off.dtype)
+def _shaped(value: Tensor, argument: Tensor, axis: int) -> Tensor:
+    """Return a gradient as one of an argument that all rows may share: summed over the rows then, and in its dtype."""
+    if argument.ndim < value.ndim:
+        value = value.sum([i for i in range(value.ndim) if i != axis or not argument.ndim])
+    return value.to(argument.dtype)
 
 
 # ---- vmap ----
@@ -547,69 +507,48 @@ def _row_numbers(t: Any, dim: int | None, lead: Sequence[int]) -> Any:
     if t is None or (dim is None and not t.ndim):
         return t
     t = _front(t, dim, lead[0])
-    return t if t.ndim > 1 or len(lead) == 1 else t.reshape(-1, *[1] * (len(lead) - 1)).expand(lead)
+    return t.reshape(*t.shape, *[1] * (len(lead) - t.ndim)).expand(lead)
 
 
 def _folded(size: int, in_dims: tuple[Any, ...], tensors: int, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     """Return the arguments under vmap, with the batch as the first axis, which becomes one more axis of rows."""
     z, label, y, r, q, off, *upstream = arguments[:tensors]
     axis, *others = arguments[tensors:]
-    dense = off is not None and (
-        off.ndim - (in_dims[5] is not None) > 1 or in_dims[5] is not None or z.ndim - (in_dims[0] is not None) == 1
-    )
     z, label = _front(z, in_dims[0], size), _front(label, in_dims[1], size)
-    lead = _lead(z, axis + 1)
-    if dense:
+    lead = compute.shape_of_rows(z, axis + 1)[0]
+    y, r, q, *upstream = (
+        _row_numbers(t, dim, lead) for t, dim in zip((y, r, q, *upstream), (*in_dims[2:5], *in_dims[6:tensors]), strict=True)
+    )
+    if off is not None and (in_dims[5] is not None or off.ndim > 1 or z.ndim == 2):  # and not one [C] that all rows share
         off = _front(off, in_dims[5], size)
         off = off if off.ndim == z.ndim else off.reshape(size, *[-1 if i == axis else 1 for i in range(z.ndim - 1)]).expand(z.shape)
-    numbers = [_row_numbers(t, in_dims[i], lead) for i, t in ((2, y), (3, r), (4, q))]
-    upstream = [_row_numbers(t, in_dims[6 + i], lead) for i, t in enumerate(upstream)]
-    return (z, label, *numbers, off, *upstream, axis + 1, *others)
+    return (z, label, y, r, q, off, *upstream, axis + 1, *others)
 
 
 # ---- the operators of torch.library ----
 
+TRUTH = "Tensor z, Tensor label, Tensor y, Tensor r, Tensor q, Tensor? off"
+UPSTREAM = "Tensor? g, Tensor? l, Tensor? b, Tensor? n"
+HOW = "int axis, float temperature, float cap"
 
-@torch.library.custom_op("softxent::rows", mutates_args=())
-def rows_operator(
-    z: Tensor, label: Tensor, y: Tensor, r: Tensor, q: Tensor, off: Tensor | None, axis: int, temperature: float, cap: float, more: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return compute.rows(z, label, y, r, q, off, axis, temperature, cap, more)
+rows_operator = torch.library.custom_op(
+    "softxent::rows", compute.rows, mutates_args=(), schema=f"({TRUTH}, {HOW}, bool more) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+gradient_operator = torch.library.custom_op(
+    "softxent::gradient", compute.gradient, mutates_args=(), schema=f"({TRUTH}, {UPSTREAM}, {HOW}) -> Tensor"
+)
+log_softmax_operator = torch.library.custom_op("softxent::log_softmax", compute.log_softmax, mutates_args=())
+labels_operator = torch.library.custom_op("softxent::class_labels", _labels, mutates_args=())
 
-
-@torch.library.custom_op("softxent::gradient", mutates_args=())
-def gradient_operator(
-    z: Tensor, label: Tensor, y: Tensor, r: Tensor, q: Tensor, off: Tensor | None,
-    g: Tensor | None, l: Tensor | None, b: Tensor | None, n: Tensor | None,  # noqa: E741
-    axis: int, temperature: float, cap: float,
-) -> Tensor:  # fmt: skip
-    return compute.gradient(z, label, y, r, q, off, g, l, b, n, axis, temperature, cap)
-
-
-@torch.library.custom_op("softxent::log_softmax", mutates_args=())
-def log_softmax_operator(z: Tensor, scale: Tensor, axis: int, temperature: float, cap: float) -> Tensor:
-    return compute.log_softmax(z, scale, axis, temperature, cap)
-
-
-@torch.library.custom_op("softxent::class_labels", mutates_args=())
-def labels_operator(fn: str, target: Tensor, classes: int, ignored: int) -> Tensor:
-    return _labels(fn, target, classes, ignored).clone()
-
-
-def _labels(fn: str, target: Tensor, classes: int, ignored: int) -> Tensor:
-    target = cpu.in_memory(target)
-    if target.is_cpu:
-        check_labels(fn, target, classes, ignored)
-    label = target.long()
-    return torch.where(label == ignored, IGNORED, label)
+for _operator, _function in ((rows_operator, Rows), (gradient_operator, Gradient), (log_softmax_operator, LogSoftmax)):
+    _operator.register_autograd(_function.backward, setup_context=_function.setup_context)
 
 
 @rows_operator.register_fake
 def _(z: Tensor, label: Tensor, y: Any, r: Any, q: Any, off: Any, axis: int, t: float, cap: float, more: bool) -> tuple[Tensor, ...]:
-    lead = _lead(z, axis)
-    shapes = [lead, lead, *[lead if more else [0]] * 3]
-    loss, lse, logprob, entropy, correct = (z.new_empty(shape, dtype=torch.float64) for shape in shapes)
-    return loss, lse, logprob, entropy, correct != 0
+    lead = compute.shape_of_rows(z, axis)[0]
+    *found, correct = (z.new_empty(shape, dtype=torch.float64) for shape in (lead, lead, *[lead if more else [0]] * 3))
+    return *found, correct != 0
 
 
 @gradient_operator.register_fake
@@ -626,8 +565,3 @@ def _(fn: str, target: Tensor, classes: int, ignored: int) -> Tensor:
 @labels_operator.register_vmap
 def _(info: Any, in_dims: tuple[Any, ...], fn: str, target: Tensor, classes: int, ignored: int) -> tuple[Tensor, int]:
     return labels_operator(fn, target, classes, ignored), in_dims[1]
-
-
-rows_operator.register_autograd(Rows.backward, setup_context=Rows.setup_context)
-gradient_operator.register_autograd(Gradient.backward, setup_context=Gradient.setup_context)
-log_softmax_operator.register_autograd(LogSoftmax.backward, setup_context=LogSoftmax.setup_context)
