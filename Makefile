@@ -20,7 +20,7 @@ test: $(INSTALLED) ## all rules (make check) and all tests
 	@command -v coqc >/dev/null || tools/system.sh "for the tests of the proof, Coq" coq || true
 	@{ command -v chromium || command -v google-chrome; } >/dev/null || tools/system.sh "for the tests of the page, a browser" chromium || true
 	@$(MAKE) --no-print-directory check
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(INSTALLED) ## format, lint and types
 	$(BIN)/ruff format --check .

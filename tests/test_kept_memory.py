@@ -15,7 +15,7 @@ import softxent
 from softxent import kernels
 
 pytestmark = pytest.mark.skipif("cpu" not in BACKENDS, reason="the compiled kernel keeps the memory; test_architecture.py requires it")
-ROWS, CLASSES = 300, 2000
+ROWS, CLASSES = 140, 2000  # 1.07 MiB in float32
 
 
 @pytest.fixture(autouse=True)

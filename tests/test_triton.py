@@ -25,6 +25,8 @@ HAS_FMA = DEVICE == "cuda" or not version("triton").startswith("3.2")  # the int
 KERNELS = {"triton": triton, "formula": reference}
 TRANSFORMS = {"as_given": (1.0, np.inf), "temperature": (0.7, np.inf), "softcap": (1.3, 5.0)}
 each_dtype = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+CASES = [(dtype, off) for off in OFFS for dtype in DTYPES if off != "dense_narrow" or dtype in ("bf16", "f16")]  # else it is dense
+each_case = pytest.mark.parametrize(("dtype", "off"), [(DTYPES[dtype], off) for dtype, off in CASES], ids=map("-".join, CASES))
 each_off = pytest.mark.parametrize("off", OFFS)
 each_kernel = pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
 each_transform = pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
@@ -48,7 +50,7 @@ def cases_of(kernel, dtype, off: str, transform):
     """Return problems, one of them with several tiles of columns, where the largest logits of some rows are in the last one."""
     few, many = [(17, 16)], [(17, 16), (9, 1), (8, 129)]
     cases = [wider(problem(*shape, dtype, off), transform) for shape in (many if kernel is triton else few)]
-    if kernel is triton and off == "dense":  # the interpreter takes its time
+    if kernel is triton and off == "dense" and (transform[1] != np.inf or dtype == np.float32):  # the interpreter takes its time
         p = wider(problem(8, 4200, dtype, off), transform)
         p.z[::2, -50:] += 3
         p.z[6, -7] += 40  # the product with the Hessian is small, if nothing cancels
@@ -210,8 +212,7 @@ def bounds_of(p: Problem, scale: np.ndarray) -> Sizes:
         )  # fmt: skip
 
 
-@each_off
-@each_dtype
+@each_case
 @each_kernel
 def test_loss_and_gradient_are_the_formula(kernel, dtype, off):
     """The results are within the bounds of the compiled kernel, with allowances: the interpreter truncates to bfloat16, and a GPU flushes
@@ -233,8 +234,7 @@ def test_loss_and_gradient_are_the_formula(kernel, dtype, off):
 
 
 @each_transform
-@each_off
-@each_dtype
+@each_case
 @each_kernel
 def test_all_outputs_and_all_upstream_gradients_are_the_formula(kernel, dtype, off, transform):
     for p in cases_of(kernel, dtype, off, transform):
@@ -250,8 +250,7 @@ def test_all_outputs_and_all_upstream_gradients_are_the_formula(kernel, dtype, o
 
 
 @each_transform
-@each_off
-@each_dtype
+@each_case
 @each_kernel
 def test_curvature_and_log_softmax_are_the_formula(kernel, dtype, off, transform):
     for p in cases_of(kernel, dtype, off, transform):
@@ -546,8 +545,8 @@ def of(functions, shapes, dtypes):
 
 print(json.dumps([
     of([plain], [(48, 4096)], [torch.float32, torch.bfloat16, torch.float16]),
-    of([plain], [(304, 16)], [torch.float32, torch.bfloat16, torch.float16, torch.float64]),
-    of([more], [(48, 4096), (304, 16)], [torch.float32, torch.bfloat16, torch.float64]),
+    of([plain], [(304, 16)], [torch.float32, torch.bfloat16, torch.float64]),
+    of([more], [(48, 4096)], [torch.float32, torch.bfloat16, torch.float64]) + of([more], [(304, 16)], [torch.bfloat16]),
     of([plain, more], [(1, 1)], [torch.float32]),
 ]))
 """
@@ -556,13 +555,15 @@ print(json.dumps([
 def test_it_compiles_for_a_gpu_without_spilling(tmp_path, monkeypatch):
     """All calls are compiled for sm_90 by Triton's compiler. The logits are read 16 bytes at a time, and the registers suffice.
 
-    On the stack are only a few words of the largest kernels, where the assembler prefers that more programs run at the same time.
+    On the stack are only a few words: of the largest kernels, and of those that compute on many rows in each program, where the assembler
+    prefers that more programs run at the same time.
     """
     monkeypatch.chdir(tmp_path)
     wide, narrow, more, one = json.loads(python(COMPILE, TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path)).splitlines()[-1])
-    assert [len(x) for x in (wide, narrow, more, one)] == [9, 12, 18, 6]
+    assert [len(x) for x in (wide, narrow, more, one)] == [9, 9, 12, 6]
     assert all(vector for _, _, vector in wide)
-    assert all(stack == 0 for _, stack, _ in wide + narrow + one)
+    assert all(stack == 0 for _, stack, _ in wide + one)
+    assert all(stack <= 32 for _, stack, _ in narrow), narrow
     assert all(stack <= 128 for _, stack, _ in more), more
     assert all(registers <= 64 for registers, _, _ in wide), wide  # four programs of 256 threads run at the same time
 

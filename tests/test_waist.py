@@ -298,7 +298,8 @@ def test_tanh_has_a_few_units_of_error():
 
 
 @pytest.mark.skipif("cpu" not in BACKENDS, reason="the instruction sets are those of the compiled kernel")
-def test_every_instruction_set_has_the_same_bits_with_all_that_the_kernel_takes():
+@pytest.mark.parametrize("backend", ["cpu"], indirect=True)
+def test_every_instruction_set_has_the_same_bits_with_all_that_the_kernel_takes(backend):
     code = "import hashlib, test_waist; print(hashlib.sha256(test_waist.everything()).hexdigest())"
     found = {isa: python(code, SOFTXENT_ISA=isa).strip() for isa in isas()}
     assert len(set(found.values())) == 1, found
