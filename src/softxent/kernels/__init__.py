@@ -181,7 +181,7 @@ def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
 
 
 def empty_cache() -> None:
-    """Release the memory of the last large gradient, which is otherwise kept for the next one."""
+    """Release the memory of large gradients that are not referenced any more, which is otherwise kept for the next ones."""
     if cpu is not None:
         cpu.trim()
 
