@@ -123,7 +123,7 @@ def cross_entropy_and_grad(
         ValueError, TypeError: as in `cross_entropy`, before anything is written.
 
     Cost: one read of the logits, one write of the gradient and one exponential for each element; with `out`, O(rows + threads x C) bytes.
-    A large gradient uses the memory of an earlier one of about its size that is not referenced any more; `softxent.empty_cache` releases it.
+    A large gradient uses the memory of an earlier one of its size that is not referenced any more; `softxent.empty_cache` releases it.
     Such an array cannot be resized in place.
 
     Source: Part 3 of the derivation. At the label, the gradient is computed from 1 - yhat, which is a sum over the other classes, so that
