@@ -81,8 +81,8 @@ template <class T> ALWAYS typename T::A softcapped(const Job& j, const typename 
   typedef typename T::A A;
   slope = 1;
   if (!j.inverse_cap) return get<T>(p);
-  V<A> y, s;
-  tanh_and_slope<A>(splat(get<T>(p)) * (A)j.inverse_cap, (A)j.lift, y, s);
+  V<A> y = splat(get<T>(p)) * (A)j.inverse_cap, s;
+  tanh_and_slope<A, 1>(&y, (A)j.lift, &s);
   slope = s[0];
   return y[0];
 }
@@ -127,7 +127,8 @@ template <class T> ALONE void softcap(const Job& j, const typename T::S* z, int6
     EACH(u) {
       V<A> v[4], s[4];
       load<T>(q, u, v);
-      FOUR(c) tanh_and_slope<A>(v[c] * (A)j.inverse_cap, (A)j.lift, v[c], s[c]);
+      FOUR(c) v[c] = v[c] * (A)j.inverse_cap;
+      tanh_and_slope<A, 4>(v, (A)j.lift, s);
       FOUR(c) {
         store(y + k + c * L + u * W, v[c]);
         store(slope + k + c * L + u * W, s[c]);
@@ -138,20 +139,9 @@ template <class T> ALONE void softcap(const Job& j, const typename T::S* z, int6
   if (within(t, n)) y[place<T>(t)] = -INF;
 }
 
-template <class T> ALWAYS typename T::A top(const typename T::S* z, int64_t n, int64_t t) {  // the largest logit except the label's
-  SHAPE
-  V<A> m[4];
-  A a[L];
-  FOUR(c) m[c] = splat<A>(-INF);
-  for (int64_t k = 0; k < n; k += G) {
-    S copy[G];
-    const S* q = columns_without_label(z, k, n, t, G, T::low, copy);
-    EACH(u) {
-      V<A> v[4];
-      load<T>(q, u, v);
-      FOUR(c) m[c] = v[c] > m[c] ? v[c] : m[c];
-    }
-  }
+template <class A> ALWAYS A largest_of(V<A>* m) {  // the largest entry of four vectors
+  constexpr int W = Lanes<A>::W;
+  A a[W];
   m[0] = m[0] > m[1] ? m[0] : m[1];
   m[2] = m[2] > m[3] ? m[2] : m[3];
   store(a, m[0] > m[2] ? m[0] : m[2]);
@@ -160,64 +150,156 @@ template <class T> ALWAYS typename T::A top(const typename T::S* z, int64_t n, i
   return a[0] + 0;  // turns -0 into 0, so that the order of the comparisons does not matter
 }
 
-// Returns the first column with the largest value; 0 if all are -inf or NaN.
-template <class T> ALONE int64_t largest(const typename T::S* z, int64_t n) {
-  constexpr int64_t STEP = 512;
-  typename T::A most = -INF;
-  int64_t block = 0;
-  for (int64_t k = 0; k < n; k += STEP) {
-    const typename T::A m = top<T>(z + k, least(n - k, STEP), -1);
-    if (m > most) {
-      most = m;
-      block = k;
+// Returns the largest logit except the label's. With `copy_to`, copies the logits, in the order of `load`, with -inf at the label and after
+// the end of the row.
+template <class T, bool with_copy = false>
+ALWAYS typename T::A top(const typename T::S* z, int64_t n, int64_t t, typename T::A* copy_to = nullptr) {
+  SHAPE
+  V<A> m[4];
+  FOUR(c) m[c] = splat<A>(-INF);
+  for (int64_t k = 0; k < n; k += G) {
+    S copy[G];
+    const S* q = columns_without_label(z, k, n, t, G, T::low, copy);
+    if (with_copy)
+      for (int i = 0; i < G * (int)sizeof(S); i += 64) __builtin_prefetch((const char*)(z + k + 2 * n) + i, 0, 3);
+    EACH(u) {
+      V<A> v[4];
+      load<T>(q, u, v);
+      if (with_copy)
+        FOUR(c) store(copy_to + k + c * L + u * W, v[c]);
+      FOUR(c) m[c] = v[c] > m[c] ? v[c] : m[c];
     }
   }
-  for (int64_t k = block; k < least(n, block + STEP); k++)
-    if (get<T>(z + k) == most) return k;
-  return 0;
+  return largest_of<A>(m);
+}
+
+// Returns the first column with the largest value; 0 if all are -inf or NaN. Stores the largest value of each block, unless `tops` is null.
+template <class T> ALONE int64_t largest(const typename T::S* z, int64_t n, double* tops) {
+  constexpr int64_t STEP = 512, FINE = 64;
+  typename T::A most = -INF;
+  int64_t at = 0;
+  for (int64_t k = 0; k < n; k += STEP) {
+    const typename T::A m = top<T>(z + k, least(n - k, STEP), -1);
+    if (tops) tops[k / BLOCK] = k % BLOCK && tops[k / BLOCK] > m ? tops[k / BLOCK] : m;
+    if (m > most) {
+      most = m;
+      at = k;
+    }
+  }
+  if (most == -INF) return 0;
+  while (top<T>(z + at, least(n - at, FINE), -1) != most) at += FINE;
+  while (get<T>(z + at) != most) at++;
+  return at;
+}
+
+// A softcap bounds the logits: |scale y| <= scale. Up to MODEST, their exponentials need no shift, so that y, slope and exponential of a
+// logit are computed in one pass. They are multiplied by 2^LIFT: then all of them, and their products with a slope, are normal numbers, and
+// sums of four, times 2 MODEST, are finite.
+constexpr double MODEST = 40;
+constexpr int LIFT = 58;
+ALWAYS bool one_pass(const Job& j) { return j.inverse_cap && j.lift == 1 && j.scale <= MODEST && !j.off; }
+enum Keep { NOTHING, PRODUCT, EACH_OF_THEM };  // what is stored: nothing; the exponential times the slope; both, and y
+
+template <class T, Keep keep, bool hide>
+ALWAYS void softcapped_group(const typename T::S* q, typename T::A inverse_cap, typename T::A scale, const typename T::S* hidden,
+                             V<typename T::A>* most, Sum<typename T::A>& s, typename T::A* y, typename T::A* slope, typename T::A* e) {
+  SHAPE
+  const V<A> magic = splat<A>(Exp<A>::bias + LIFT);
+  EACH(u) {
+    V<A> v[4], by[4];
+    load<T>(q, u, v);
+    FOUR(c) v[c] = v[c] * inverse_cap;
+    tanh_and_slope<A, 4>(v, 1, by);
+    if (hide) {
+      V<A> none[4];
+      load<T>(hidden, u, none);
+      FOUR(c) v[c] = v[c] + none[c];
+    }
+    FOUR(c) most[c] = v[c] > most[c] ? v[c] : most[c];
+    if (keep == EACH_OF_THEM)
+      FOUR(c) {
+        store(y + c * L + u * W, v[c]);
+        store(slope + c * L + u * W, by[c]);
+      }
+    FOUR(c) v[c] = v[c] * scale;
+    exps<A, 4, hide>(v, magic, splat<A>(-2 * MODEST));
+    s.add(u, v);
+    if (keep == EACH_OF_THEM)
+      FOUR(c) store(e + c * L + u * W, v[c]);
+    if (keep == PRODUCT)
+      FOUR(c) store(e + c * L + u * W, v[c] * by[c]);
+  }
+}
+
+// Computes 2^LIFT e^(scale y) of a block and stores what `keep` says. Returns the sum of the former and, as `top`, the largest y.
+template <class T, Op op, Keep keep>
+ALONE double softcapped_exponentials(const Job& j, const typename T::S* z, int64_t n, int64_t t, typename T::A* y, typename T::A* slope,
+                                     typename T::A* e, typename T::A& top, const char* out) {
+  SHAPE
+  const A inverse_cap = j.inverse_cap, scale = j.scale;
+  Sum<A> s;
+  V<A> m[4];
+  FOUR(c) m[c] = splat<A>(-INF);
+  for (int64_t k = 0; k < n; k += G) {
+    for (int i = 0; i < G * (int)sizeof(S); i += 64) __builtin_prefetch((const char*)(z + k + n) + i, 0, 2);
+    if (out)
+      for (int i = 0; i < G * (int)sizeof(S); i += 64) __builtin_prefetch(out + k * sizeof(S) + i, 1, 2);
+    if (__builtin_expect(k + G <= n && !within(from(t, k), G), 1)) {
+      softcapped_group<T, keep, false>(z + k, inverse_cap, scale, nullptr, m, s, y + k, slope + k, e + k);
+      continue;
+    }
+    S copy[G], hidden[G];  // 0, or -inf at the label and after the end of the row
+    const S* q = columns_without_label<S>(z, k, n, -1, G, 0, copy);
+    for (int64_t i = 0; i < G; i++) hidden[i] = k + i < n && k + i != t ? (S)0 : T::low;
+    softcapped_group<T, keep, true>(q, inverse_cap, scale, hidden, m, s, y + k, slope + k, e + k);
+  }
+  top = largest_of<A>(m);
+  return s.total();
 }
 
 template <class A> ALWAYS V<A> times(V<A> w, V<A> v) { return w == 0 ? V<A>{} : w * v; }  // 0 where w is 0, even if v is not finite
 ALWAYS double times(double w, double v) { return w == 0 ? 0 : w * v; }
 
 // Computes e := lift e^(scale z - shift) and returns the sum of e^(scale z - shift); with_u also the sum of e^(scale z - shift) (m - scale
-// z). Prefetches the next block of z.
-template <class T, Op op, bool scaled, bool with_u>
+// z). Prefetches `next`, which is read next, and unless it is null `out`, which is written later (without that, [8192, 1000] took 30 % more
+// time); both have elements of SIZE bytes.
+template <class T, Op op, int SIZE, bool scaled, bool with_u>
 ALWAYS double exponentials(const typename T::S* z, int64_t n, int64_t t, const Shift<typename T::A>& shift, typename T::A scale,
-                           typename T::A m, typename T::A* e, double& sum_u) {
+                           typename T::A m, typename T::A* e, double& sum_u, const char* next, const char* out) {
   SHAPE
   Sum<A> s, su;
   for (int64_t k = 0; k < n; k += G) {
     S copy[G];
     const S* q = columns_without_label(z, k, n, t, G, T::low, copy);
-    for (int i = 0; i < G * (int)sizeof(S); i += 64)
-      __builtin_prefetch((const char*)(z + k + n) + i, 0, op == FORWARD || T::PER > 1 ? 2 : 3);  // into L2 or L1, whichever was faster
+    for (int i = 0; i < G * SIZE; i += 64)
+      __builtin_prefetch(next + k * SIZE + i, 0, op == FORWARD || T::PER > 1 ? 2 : 3);  // into L2 or L1, whichever was faster
+    if (out)
+      for (int i = 0; i < G * SIZE; i += 64) __builtin_prefetch(out + k * SIZE + i, 1, 2);
     EACH(u) {
       V<A> v[4], below[4];
       load<T>(q, u, v);
       if (with_u)
         FOUR(c) below[c] = fma<A>(splat(-scale), v[c], splat(m));
       FOUR(c) v[c] = scaled ? fma<A>(v[c], splat(scale), -shift.sub) : v[c] - shift.sub;
+      if (with_u)
+        FOUR(c) below[c] = v[c] < shift.low ? V<A>{} : below[c];  // because 0 times infinity is not 0
       exps<A, 4>(v, shift.magic, shift.low);
       if (op != FORWARD && op != LOG_SOFTMAX)
         FOUR(c) store(e + k + c * L + u * W, v[c]);
       if (op != BACKWARD) s.add(u, v);
-      if (with_u) {
-        FOUR(c) below[c] = times<A>(v[c], below[c]);
-        su.add(u, below);
-      }
+      if (with_u) su.add_products(u, v, below);
     }
   }
   if (with_u) sum_u = su.total() * (1 / Exp<A>::lift);
   return op == BACKWARD ? 0 : s.total() * (1 / Exp<A>::lift);
 }
 
-template <class T, Op op>
+template <class T, Op op, int SIZE>
 ALWAYS double sums(const typename T::S* z, int64_t n, int64_t t, const Shift<typename T::A> shift, typename T::A scale, typename T::A m,
-                   typename T::A* e, double& sum_u, bool with_u) {
-  if (with_u) return exponentials<T, op, true, true>(z, n, t, shift, scale, m, e, sum_u);
-  if (scale != 1) return exponentials<T, op, true, false>(z, n, t, shift, scale, m, e, sum_u);
-  return exponentials<T, op, false, false>(z, n, t, shift, scale, m, e, sum_u);
+                   typename T::A* e, double& sum_u, bool with_u, const char* next, const char* out) {
+  if (with_u) return exponentials<T, op, SIZE, true, true>(z, n, t, shift, scale, m, e, sum_u, next, out);
+  if (scale != 1) return exponentials<T, op, SIZE, true, false>(z, n, t, shift, scale, m, e, sum_u, next, out);
+  return exponentials<T, op, SIZE, false, false>(z, n, t, shift, scale, m, e, sum_u, next, out);
 }
 
 // Computes o := sum off and d := sum off (m - scale z), over the columns except the label's; z may be given as y.
@@ -247,20 +329,21 @@ ALWAYS void dot(const typename T::S* z, const typename T::A* y, const typename O
   d = 2 * sd.total();
 }
 
-// The factors of dz = scale e - drop off. The scale is divided by the lift of e, as two factors, so that no intermediate result overflows
-// or is subnormal unless the result is. If drop may be subnormal, which off may be large enough to balance, everything is 2^100 times as
-// large until the end.
+// The factors of dz = scale e - drop off. The scale is divided by the lift of e and multiplied by `power`, a power of two, as two factors,
+// so that no intermediate result overflows or is subnormal unless the result is. If drop may be subnormal, which off may be large enough
+// to balance, everything is 2^100 times as large until the end.
 template <class A> struct Scale {
   A first, last, minus, end;
-  ALWAYS explicit Scale(double scale, double drop) {
+  ALWAYS explicit Scale(double scale, double drop, double power = 1) {
     const bool tiny = drop && drop < TINY && drop > -TINY && scale < 0x1p-20 && scale > -0x1p-20;
     if (tiny) {
       scale *= 0x1p100;
       drop *= 0x1p100;
     }
     const bool small = scale < 1 && scale > -1;
-    first = small ? scale : scale * (1 / Exp<A>::lift);
-    last = small ? 1 / Exp<A>::lift : 1;
+    const double by = power * (1 / (double)Exp<A>::lift);
+    first = small ? scale : scale * by;
+    last = small ? by : 1;
     minus = -drop;
     end = tiny ? 0x1p-100 : 1;
   }
@@ -270,11 +353,11 @@ template <class A> struct Scale {
 // Computes dz := slope (scale e - drop off). Stores past the caches must be aligned. If a 16-bit dz is not, it is first written into the
 // memory of e.
 template <class T, class O, bool with_off, bool with_slope>
-ALWAYS void write(typename T::A* e, double scale, double drop, const typename O::S* w, const typename T::A* slope, typename T::S* dz,
-                  int64_t n, bool stream, const typename T::S* next) {
+ALWAYS void write(typename T::A* e, double scale, double power, double drop, const typename O::S* w, const typename T::A* slope,
+                  typename T::S* dz, int64_t n, bool stream, const typename T::S* next) {
   SHAPE
   constexpr int64_t per = T::PER * W, unit = T::PER * L;  // entries of dz: a vector, a unit
-  const Scale<A> by(scale, drop);
+  const Scale<A> by(scale, drop, power);
   const int64_t head = stream ? -((uintptr_t)dz / sizeof(S)) % per : 0;
   const bool detour = T::PER > 1 && head;  // two elements share a slot, so a unit cannot begin anywhere
   S* to = detour ? (S*)e : dz;
@@ -379,12 +462,12 @@ template <class T> ALWAYS void load_unit(const typename T::S* z, const typename 
 // As `write`, with a gradient of the entropy: dz := slope (unit e (a + entropy (m - scale z)) - drop off).
 template <class T, class O>
 ALONE void write_general(const Job& j, const typename T::S* z, const typename T::A* y, const typename T::A* slope, const typename T::A* e,
-                         double unit, double a, double entropy, double m, double drop, const typename O::S* w, typename T::S* dz,
-                         int64_t n) {
+                         double unit, double power, double a, double entropy, double m, double drop, const typename O::S* w,
+                         typename T::S* dz, int64_t n) {
   SHAPE
   const double size = a < 0 ? -a : a, other = entropy < 0 ? -entropy : entropy, amplitude = size > other ? size : other;
   const double by = amplitude > 0 ? amplitude : 1;  // the larger of the two, so that the scale of e has the size of the result
-  const Scale<A> factor(unit * by, drop);
+  const Scale<A> factor(unit * by, drop, power);
   const A constant = a / by, linear = entropy / by, scale = j.scale, top = m;
   each_unit<T, O>(z, w, nullptr, dz, n, j.stream, [&](int64_t k, int u, const auto& p) {
     V<A> v[T::PER], x[T::PER], away[T::PER];
@@ -508,38 +591,85 @@ template <Op op> ALONE void finish(const Job& j, Tile& x, int64_t first, int som
 
 // ---- the phases of a row; vector lanes are columns ----
 
+// Rows with up to so many columns are copied by the pass that finds the largest logit. The next pass then has no label and no end to look
+// for: their copies and mispredicted branches cost more (12 % of the time of [16384, 300]).
+constexpr int64_t COPIED = 1024;
+
 // Returns the label of row i. LARGEST stands for the column with the largest off or, if off is not given for each row, the largest logit.
-template <class T, class O> ALWAYS int64_t find_label(const Job& j, int64_t i) {
+template <class T, class O> ALWAYS int64_t find_label(const Job& j, int64_t i, double* tops = nullptr) {
   const int64_t t = label(j, i);
   if (t != LARGEST) return t;
-  return j.off_by_row ? largest<O>(off<O>(j, i), j.cols) : largest<T>(row<T>(j, i), j.cols);
+  return j.off_by_row ? largest<O>(off<O>(j, i), j.cols, nullptr) : largest<T>(row<T>(j, i), j.cols, tops);
+}
+
+ALWAYS bool needs_all(const Job& j, Op op) { return j.number_count > 4 || (op != BACKWARD && j.entropy); }
+template <class T, Op op>
+ALWAYS double softcapped(const Job& j, const typename T::S* z, int64_t n, int64_t t, typename T::A* y, typename T::A* slope,
+                         typename T::A* e, typename T::A& top, const char* out) {
+  if (needs_all(j, op)) return softcapped_exponentials<T, op, EACH_OF_THEM>(j, z, n, t, y, slope, e, top, out);
+  return softcapped_exponentials<T, op, op == FORWARD ? NOTHING : PRODUCT>(j, z, n, t, y, slope, e, top, out);
+}
+
+ALWAYS double power_of_two(double k) { return bits<double>((1023 + (int64_t)k) << 52); }
+
+// Returns the sum of e (m - scale y).
+template <class A> ALONE double below_top(const A* y, const A* e, int64_t n, A scale, A m) {
+  constexpr int W = Lanes<A>::W, L = Lanes<A>::L;
+  Sum<A> su;
+  for (int64_t k = 0; k < n; k += 4 * L)
+    EACH(u) {
+      V<A> v[4], b[4];
+      FOUR(c) {
+        v[c] = read(e + k + c * L + u * W);
+        b[c] = fma<A>(splat(-scale), read(y + k + c * L + u * W), splat(m));
+        b[c] = b[c] < (A)(3 * MODEST) ? b[c] : V<A>{};  // it is infinite in a column that is hidden, where e is 0
+      }
+      su.add_products(u, v, b);
+    }
+  return su.total();
 }
 
 // Computes the exponentials and the sums of block b of row i, whose label is t; with_off: also of off.
-template <class T, class O, Op op> ALONE void sum_block(const Job& j, Scratch<typename T::A>& f, int64_t i, int64_t t, int g, int64_t b) {
+template <class T, class O, Op op>
+ALONE void sum_block(const Job& j, Scratch<typename T::A>& f, int64_t i, int64_t t, int g, int64_t b, bool top_is_known = false) {
   SHAPE
   const int64_t k = b * BLOCK, n = least(j.cols - k, BLOCK), at = g + b, place = g * whole(j.cols) + k;
   t = from(t, k);
   const S* z = row<T>(j, i) + k;
   const A scale = j.scale;
-  A* y = f.y ? f.y + place : nullptr;
-  if (y) softcap<T>(j, z, n, t, y, f.slope + place);
+  A *y = f.y ? f.y + place : nullptr, *e = f.e + place;
   const int64_t padded = (n + G - 1) / G * G;
-  const double m = (double)(y ? top<plain<A>>(y, padded, -1) : top<T>(z, n, t)) * (double)scale;
+  const bool with_u = op != BACKWARD && j.entropy, once = op != CURVATURE && op != LOG_SOFTMAX && one_pass(j),
+             copied = !y && j.cols <= COPIED;
+  const char *next = (const char*)(z + (top_is_known ? j.z_step : n)),
+             *out = op == FORWARD || j.stream ? nullptr : (const char*)((S*)j.dz + i * j.dz_step + k);
+  double u = 0, s;
+  A most;
+  if (once)
+    s = softcapped<T, op>(j, z, n, t, y, f.slope + place, e, most, out);
+  else if (y) {
+    softcap<T>(j, z, n, t, y, f.slope + place);
+    most = top<plain<A>>(y, padded, -1);
+  } else if (copied)
+    most = top<T, true>(z, n, t, e);
+  else
+    most = top_is_known && !within(t, n) ? (A)f.b.top[at] : top<T>(z, n, t);
+  const double m = (double)most * (double)scale;
   const A rounded = m;
   const Shift<A> shift(splat(rounded));
   f.b.m[at] = m;
   f.b.sub[at] = shift.sub[0];
   f.b.n[at] = shift.n[0];
   f.b.o[at] = f.b.d[at] = f.b.u[at] = 0;
-  A* e = f.e + place;
   const A finite = rounded == -(A)INF ? 0 : rounded;
-  double u = 0, s;
-  const bool with_u = op != BACKWARD && j.entropy;
-  if (y)
-    s = sums<plain<A>, op>(y, padded, -1, shift, scale, finite, e, u, with_u);
+  if (once) {
+    const double power = power_of_two(-shift.n[0] - LIFT);
+    s *= power;
+    if (with_u) u = below_top(y, e, padded, scale, finite) * power;
+  } else if (y || copied)
+    s = sums<plain<A>, op, sizeof(S)>(y ? y : e, padded, -1, shift, scale, finite, e, u, with_u, next, out);
   else
-    s = sums<T, op>(z, n, t, shift, scale, finite, e, u, with_u);
+    s = sums<T, op, sizeof(S)>(z, n, t, shift, scale, finite, e, u, with_u, next, out);
   f.b.s[at] = s;
   const bool inexact = rounded != -(A)INF && (double)rounded != m;  // m is a rounded product, if scale is not 1
   f.b.u[at] = inexact ? u + s * (m - rounded) : u;
@@ -589,6 +719,7 @@ ALONE void finish_rows(const Job& j, Scratch<typename T::A>& f, int64_t first, c
 // Writes block b of the gradient of row i, whose label is t.
 template <class T, class O, Op op> ALONE void write_block(const Job& j, Scratch<typename T::A>& f, int64_t i, int64_t t, int g, int64_t b) {
   typedef typename T::A A;
+  constexpr int W = Lanes<A>::W;
   const int64_t k = b * BLOCK, n = least(j.cols - k, BLOCK), place = g * whole(j.cols) + k;
   t = from(t, k);
   typename T::S* dz = (typename T::S*)j.dz + i * j.dz_step + k;
@@ -602,19 +733,24 @@ template <class T, class O, Op op> ALONE void write_block(const Job& j, Scratch<
   const double down = f.b.down[g + b];
   if (within(t, n)) softcapped<T>(j, z + t, slope);  // before dz, which may be z, is written
   const typename T::S* next = j.ahead ? row<T>(j, i + 1) + k : nullptr;
+  const bool once = one_pass(j);
+  const double power = once ? power_of_two(-f.b.n[g + b] - LIFT) * Exp<A>::lift : 1, scale = f.x.scale[g] * down;
   if (f.x.e[g] != 0) {
     const double m = f.b.m[g + b], away = m == -INF ? 0 : (f.b.top[g + b] - (double)(A)m) + f.x.over[g];  // lse - m
     const double a = f.x.a[g] + times(f.x.e[g], away);
-    write_general<T, O>(j, z, f.y ? f.y + place : nullptr, f.y ? f.slope + place : nullptr, e, f.x.unit[g] * down, a, f.x.e[g], m,
+    write_general<T, O>(j, z, f.y ? f.y + place : nullptr, f.y ? f.slope + place : nullptr, e, f.x.unit[g] * down, power, a, f.x.e[g], m,
                         f.x.drop[g], w ? w + k : w, dz, n);
-  } else if (f.y && w)
-    write<T, O, true, true>(e, f.x.scale[g] * down, f.x.drop[g], w + k, f.slope + place, dz, n, j.stream, next);
-  else if (f.y)
-    write<T, O, false, true>(e, f.x.scale[g] * down, 0, w, f.slope + place, dz, n, j.stream, next);
+  } else if (w && f.y)
+    write<T, O, true, true>(e, scale, power, f.x.drop[g], w + k, f.slope + place, dz, n, j.stream, next);
   else if (w)
-    write<T, O, true, false>(e, f.x.scale[g] * down, f.x.drop[g], w + k, nullptr, dz, n, j.stream, next);
-  else
-    write<T, O, false, false>(e, f.x.scale[g] * down, 0, w, nullptr, dz, n, j.stream, next);
+    write<T, O, true, false>(e, scale, power, f.x.drop[g], w + k, nullptr, dz, n, j.stream, next);
+  else if (f.y && !once)
+    write<T, O, false, true>(e, scale, power, 0, w, f.slope + place, dz, n, j.stream, next);
+  else {
+    if (once && needs_all(j, op))  // else e is the product already
+      for (int64_t c = 0; c < whole(n); c += W) store(e + c, read(e + c) * read(f.slope + place + c));
+    write<T, O, false, false>(e, scale, power, 0, w, nullptr, dz, n, j.stream, next);
+  }
   if (within(t, n)) put<T>(dz + t, (A)f.x.hot[g] * slope);
 }
 
@@ -642,27 +778,31 @@ template <class T> ALWAYS void widen(typename T::A* panel, int64_t n) {  // conv
     }
 }
 
+// Whether a call needs the loss and lse alone, of logits as they are, without off. Such calls are compiled separately for short rows.
+ALWAYS bool is_plain(const Job& j) { return !j.off && !j.inverse_cap && j.scale == 1 && !j.entropy && j.number_count == 4; }
+
 // Computes up to L short rows from `first` on, in all phases.
-template <class T, class O, Op op> ALONE void short_rows(const Job& j, Scratch<typename T::A>& f, int64_t first, int some) {
+template <class T, class O, Op op, bool plain> ALONE void short_rows(const Job& j, Scratch<typename T::A>& f, int64_t first, int some) {
   SHAPE
   const int64_t C = j.cols, C4 = (C + 3) / 4 * 4, panel = L * (SHORT_ROW + 4);
   A *e = f.e, *w = e + panel, *z = w + panel, *slope = z + panel, m[L], sub[L], n[L];
   double s[L], o[L], d[L], u_of[L], zt[L], wt[L] = {}, slope_of[L];
   int64_t labels[L];
   Sum<A> ss, so, sd, su;
-  const A scale = j.scale;
-  const bool capped = j.inverse_cap, keep_z = op != FORWARD && j.number_count > 4, with_u = op != BACKWARD && j.entropy;
+  const A scale = plain ? 1 : j.scale;
+  const bool capped = !plain && j.inverse_cap, keep_z = !plain && op != FORWARD && j.number_count > 4,
+             with_u = !plain && op != BACKWARD && j.entropy, with_off = !plain && j.off;
   auto lane_of = [&](int g) { return first + least(g, some - 1); };  // unused lanes repeat the last row
   for (int g = 0; g < L; g++) {
     row_to_lane<T>(row<T>(j, lane_of(g)), C, e + g);
-    if (j.off) row_to_lane<O>(off<O>(j, lane_of(g)), C, w + g);
+    if (with_off) row_to_lane<O>(off<O>(j, lane_of(g)), C, w + g);
   }
   widen<T>(e, C * L);
-  if (j.off) widen<O>(w, C * L);
+  if (with_off) widen<O>(w, C * L);
   if (capped)
     for (int64_t k = 0; k < C * L; k += W) {
-      V<A> y, by;
-      tanh_and_slope<A>(read(e + k) * (A)j.inverse_cap, (A)j.lift, y, by);
+      V<A> y = read(e + k) * (A)j.inverse_cap, by;
+      tanh_and_slope<A, 1>(&y, (A)j.lift, &by);
       store(e + k, y);
       store(slope + k, by);
     }
@@ -678,7 +818,7 @@ template <class T, class O, Op op> ALONE void short_rows(const Job& j, Scratch<t
     zt[g] = (double)e[t * L + g] * (double)scale;
     e[t * L + g] = -INF;
     if (capped) slope_of[g] = slope[t * L + g];
-    if (j.off) {
+    if (with_off) {
       wt[g] = w[t * L + g];
       w[t * L + g] = 0;
     }
@@ -699,7 +839,7 @@ template <class T, class O, Op op> ALONE void short_rows(const Job& j, Scratch<t
     for (int64_t c = 0; c < C4; c += 4) {
       V<A> v[4], a[4], b[4];
       FOUR(k) v[k] = read(eu + (c + k) * L);
-      if (op != BACKWARD && j.off) {
+      if (op != BACKWARD && with_off) {
         FOUR(k) {
           a[k] = read(wu + (c + k) * L);
           b[k] = times<A>(a[k], fma<A>(splat((A)-0.5 * scale), v[k], finite * (A)0.5));
@@ -761,7 +901,7 @@ template <class T, class O, Op op> ALONE void short_rows(const Job& j, Scratch<t
         linear[g] = f.x.e[at] / by;
         top[g] = rounded;
       }
-      const Scale<A> factor((keep_z ? f.x.unit[at] * by : f.x.scale[at]) * f.b.down[at], j.off ? f.x.drop[at] : 0);
+      const Scale<A> factor((keep_z ? f.x.unit[at] * by : f.x.scale[at]) * f.b.down[at], with_off ? f.x.drop[at] : 0);
       first[g] = factor.first;
       last[g] = factor.last;
       minus[g] = factor.minus;
@@ -773,7 +913,7 @@ template <class T, class O, Op op> ALONE void short_rows(const Job& j, Scratch<t
         const V<A> by = read(linear), below = times<A>(by, fma<A>(splat(-scale), read(zu + c * L), read(top)));
         v = times<A>(v, read(constant) + below);
       }
-      if (j.off) v = fma<A>(read(minus), read(wu + c * L), v) * read(end);
+      if (with_off) v = fma<A>(read(minus), read(wu + c * L), v) * read(end);
       if (capped) v = v * read(su + c * L);
       auto slots = T::narrow(v);
       __builtin_memcpy(eu + c * L, &slots, sizeof slots);
@@ -816,7 +956,7 @@ template <class T, class O> ALONE void log_softmax(const Job& j, Scratch<typenam
   SHAPE
   const S* z = row<T>(j, i);
   S* dz = (S*)j.dz + i * j.dz_step;
-  const Row x = most_probable_apart<T, O, LOG_SOFTMAX>(j, f, i, largest<T>(z, j.cols));
+  const Row x = most_probable_apart<T, O, LOG_SOFTMAX>(j, f, i, largest<T>(z, j.cols, nullptr));
   const A scale = j.scale, z0 = x.z0, by = number(j, (Number)0, i);
   const A lift = x.nll + (z0 - z0 == 0 ? x.z0 - z0 : 0);  // z0 is rounded, if scale is not 1
   A slope;
@@ -825,7 +965,10 @@ template <class T, class O> ALONE void log_softmax(const Job& j, Scratch<typenam
     load_unit<T>(p.z, (const A*)nullptr, k, u, v);
     for (int c = 0; c < T::PER; c++) {
       V<A> y = v[c], s;
-      if (j.inverse_cap) tanh_and_slope<A>(v[c] * (A)j.inverse_cap, (A)j.lift, y, s);
+      if (j.inverse_cap) {
+        y = y * (A)j.inverse_cap;
+        tanh_and_slope<A, 1>(&y, (A)j.lift, &s);
+      }
       v[c] = times<A>(splat(by), fma<A>(y, splat(scale), splat(-z0)) - lift);
     }
     return T::pack(v);
@@ -854,7 +997,7 @@ template <class T, class O> ALONE void curvature(const Job& j, Scratch<typename 
     for (int64_t c = 0; c < j.cols; c++) dz[c] = 0;
     return;
   }
-  const int64_t t = find_label<T, O>(j, i), j0 = largest<T>(z, j.cols), blocks = blocks_of(j.cols);
+  const int64_t t = find_label<T, O>(j, i), j0 = largest<T>(z, j.cols, nullptr), blocks = blocks_of(j.cols);
   const bool labelled = within(t, j.cols);
   const Row x = most_probable_apart<T, O, CURVATURE>(j, f, i, j0);
   const A scale = j.scale, cool = j.inverse_temperature, z0 = x.z0;
@@ -987,14 +1130,15 @@ template <class T, class O, Op op> void run(const Job& j, int64_t first, int64_t
       for (int64_t i = first; i < last; i += tile) {
         const int some = least(tile, last - i);
         if (lanes_are_rows) {
-          short_rows<T, O, op>(j, f, i, some);
+          is_plain(j) ? short_rows<T, O, op, true>(j, f, i, some) : short_rows<T, O, op, false>(j, f, i, some);
           continue;
         }
         int64_t* labels = f.x.label;
         for (int g = 0; g < some; g++) {
-          labels[g] = find_label<T, O>(j, i + g);
+          const bool known = label(j, i + g) == LARGEST && !j.off_by_row;
+          labels[g] = find_label<T, O>(j, i + g, f.b.top + g);
           if (!ignored(j, i + g))
-            for (int64_t b = 0; b < blocks; b++) sum_block<T, O, op>(j, f, i + g, labels[g], g, b);
+            for (int64_t b = 0; b < blocks; b++) sum_block<T, O, op>(j, f, i + g, labels[g], g, b, known);
         }
         finish_rows<T, O, op>(j, f, i, labels, some);
         for (int g = 0; g < some && op != FORWARD; g++)
