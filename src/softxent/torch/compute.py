@@ -101,7 +101,7 @@ def rows(
     label, given = label.reshape(n), numbers(n, y, r, q, None)
     for i, zi, offi in row_chunks(axis, z, off):
         call("forward", zi, label[i], cut(given, i), offi, (temperature, cap), result[:, i], None)
-    found = [t.clone() for t in result.view(-1, *lead)]  # not views of one tensor, which forward mode restricts
+    found = [t.clone() for t in result.view(len(result), *lead)]  # not views of one tensor, which forward mode restricts
     loss, lse, logprob, entropy, correct = found if more else (*found, *(new((0,), z) for _ in range(3)))
     return loss, lse, logprob, entropy, correct != 0
 
@@ -138,7 +138,7 @@ def curvature(z: Tensor, v: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tenso
     label, given = label.reshape(rows), numbers(rows, y, r, q, g, l, b, n)
     for i, zi, offi, vi, out in row_chunks(axis, z, off, v, out=hv):
         call("curvature", zi, vi, label[i], cut(given, i), offi, tuple(transform), False, out, result[:, i])
-    mean, at_label, by_off, dentropy = result.view(-1, *lead)
+    mean, at_label, by_off, dentropy = result.view(len(result), *lead)
     return hv, mean, at_label, by_off, dentropy
 
 
