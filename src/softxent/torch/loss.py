@@ -111,7 +111,7 @@ def cross_entropy(
     if check and not input.is_cpu and not target.is_floating_point():
         operators.check_labels(FN, target, input.shape[axis], options.ignore_index)
     others = [t for t in (weight, sample_weight) if t is not None]
-    if eager and wanted is ONLY_LOSS and plain(*others) and not operators.differentiated(target, *others):
+    if eager and not any(wanted) and plain(*others) and not operators.differentiated(target, *others):
         given = Given(target, weight, sample_weight, axis, options, wanted, None)
         return _result(input, _computed(input, given), given)
     if return_logprobs and target.is_floating_point():
@@ -120,7 +120,7 @@ def cross_entropy(
     losses, *rows, correct = operators.rows(input, *truth, axis, options.temperature, options.cap, any(wanted[1:]))
     dtype = arguments.result_dtype(input)
     loss = arguments.reduced(losses, reduction, total, dtype)
-    if wanted is ONLY_LOSS:
+    if not any(wanted):
         return loss
     lse, logprobs, entropy = (t.to(dtype) if want else None for t, want in zip(rows, wanted, strict=False))
     return Result(loss, lse, entropy, logprobs, correct.sum() if return_correct else None)
@@ -214,7 +214,7 @@ def _quick(input: Tensor, given: Given, parts: Tensor | None = None, upstream: S
         return None if found is None else ((), 0, found[3], None)
     losses = options[1] == "none"
     dtype = arguments.result_dtype(input)
-    if losses or wanted is not ONLY_LOSS:
+    if losses or (wanted is not ONLY_LOSS and any(wanted[:3])):
         later = input.requires_grad and torch.is_grad_enabled()
         found = cpu.quick(input, target, ignored, *numbers, mean, (losses, *wanted), False, later)
         if found is None:
@@ -224,8 +224,12 @@ def _quick(input: Tensor, given: Given, parts: Tensor | None = None, upstream: S
         if not losses:
             outputs[0] = torch.scalar_tensor(loss, dtype=dtype, device="cpu")
         return outputs, correct, None, parts
-    found = cpu.quick(input, target, ignored, *numbers, mean, NOTHING, _with_gradient(input, given), False)
-    return None if found is None else ((torch.scalar_tensor(found[0], dtype=dtype, device="cpu"),), 0, found[3], None)
+    counted = NOTHING if wanted is ONLY_LOSS else (*NOTHING[:4], True)
+    found = cpu.quick(input, target, ignored, *numbers, mean, counted, _with_gradient(input, given), False)
+    if found is None:
+        return None
+    loss, correct, _, dz, _ = found
+    return (torch.scalar_tensor(loss, dtype=dtype, device="cpu"), None, None, None), correct, dz, None
 
 
 def _computed(input: Tensor, given: Given) -> Found:
