@@ -173,7 +173,7 @@ class Given(NamedTuple):
 
 
 # What is computed in the forward pass: the loss and, if they are wanted, lse, log-probability and entropy; the number of correct rows; the
-# gradient of a reduced loss; and the partial sums of the rows [7, N], if the gradient is computed in the backward pass.
+# gradient of a reduced loss; and the partial sums of the rows [7, N], if there are such outputs, for the backward pass.
 Found = tuple[Sequence[Tensor | None], int, Tensor | None, Tensor | None]
 
 
@@ -214,9 +214,10 @@ def _quick(input: Tensor, given: Given, parts: Tensor | None = None, upstream: S
         return None if found is None else ((), 0, found[3], None)
     losses = options[1] == "none"
     dtype = arguments.result_dtype(input)
-    if losses or (wanted is not ONLY_LOSS and any(wanted[:3])):
-        later = input.requires_grad and torch.is_grad_enabled()
-        found = cpu.quick(input, target, ignored, *numbers, mean, (losses, *wanted), False, later)
+    more = wanted is not ONLY_LOSS and any(wanted[:3])
+    if losses or more:
+        keep_parts = more and input.requires_grad and torch.is_grad_enabled()
+        found = cpu.quick(input, target, ignored, *numbers, mean, (losses, *wanted), False, keep_parts)
         if found is None:
             return None
         loss, correct, rows, _, parts = found
