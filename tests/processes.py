@@ -1,4 +1,4 @@
-"""Four processes of torch.distributed (gloo), in which tests run functions: `processes(function, world, ...)` calls it in the first `world`.
+"""Four processes of torch.distributed (gloo), for tests: `processes(function, world, ...)` calls the function in the first `world`.
 
 The processes are started once for all tests. Each has the groups of the first 1, 2, 3 and 4 of them, and meshes of these.
 """

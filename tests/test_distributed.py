@@ -112,9 +112,7 @@ def _with_a_group(world, options, classes, probable, outputs):
     more = {k: v for k, v in OUTPUTS.items() if not (probable and k == "return_logprobs")} if outputs else {}
     leaves = {"z": z, "weight": weight, "sample": sample, **({"t": t} if probable else {})}
     whole = {name: leaf.clone().requires_grad_() for name, leaf in leaves.items()}
-    expected = st.cross_entropy(
-        whole["z"], whole.get("t", t), **filled(options, whole["weight"], whole["sample"]), **more
-    )
+    expected = st.cross_entropy(whole["z"], whole.get("t", t), **filled(options, whole["weight"], whole["sample"]), **more)
     here = {name: leaf.clone().requires_grad_() for name, leaf in leaves.items()}
     own = {name: here[name][:, mine.first : mine.end] for name in here if name in ("z", "t")}
     found = st.cross_entropy(

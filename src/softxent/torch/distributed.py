@@ -50,7 +50,9 @@ def shards_of_group(fn: str, group: Any, columns: int, first_class: int | None, 
     end = 0
     for rank, (first, last) in enumerate(every):
         if first != end:
-            fail(fn, "first_class", f"be {end} on rank {rank}, where the classes of rank {rank - 1} end" if rank else "be 0 on rank 0", first)
+            fail(
+                fn, "first_class", f"be {end} on rank {rank}, where the classes of rank {rank - 1} end" if rank else "be 0 on rank 0", first
+            )
         end = last
     return Shards(group, tuple(every))
 
@@ -110,9 +112,7 @@ class Layout(NamedTuple):
 
         whole = [Replicate()] * self.mesh.ndim
         t = t if isinstance(t, DTensor) else DTensor.from_local(t, self.mesh, whole, run_check=False)
-        return t.redistribute(self.mesh, whole).to_local(
-            grad_placements=[Partial() if where.is_shard() else where for where in self.rows]
-        )
+        return t.redistribute(self.mesh, whole).to_local(grad_placements=[Partial() if where.is_shard() else where for where in self.rows])
 
     def of_rows(self, t: Tensor) -> Any:
         """Return the DTensor [*lead] of what this process's rows give."""
@@ -133,7 +133,8 @@ def layout(input: Any, axis: int) -> tuple[Any, Layout]:
     """Return this process's logits and their layout. Partial sums, and classes that two axes of the mesh divide, are brought together."""
     from torch.distributed.tensor import Replicate, Shard
 
-    mesh, found, divided = input.device_mesh, [], None
+    mesh, divided = input.device_mesh, None
+    found: list[Any] = []
     for k, where in enumerate(input.placements):
         keep = type(where) is Shard and not (where.dim % input.ndim == axis and divided is not None)
         if keep and where.dim % input.ndim == axis:

@@ -119,7 +119,7 @@ class HeadRows(RowFunction):
         result = _result(h, self.outputs)
         numbers = _numbers(h, {})
         for i, z, truth in _chunks(h, s, numbers):
-            _forward(z, *truth, result[:, i], s.shards)
+            _forward(z, truth, result[:, i], s.shards)
         found = dict(zip(OUTPUTS, result, strict=False))
         return tuple(found[name] != 0 if name == "correct" else found[name].clone() for name in self.outputs)
 
@@ -223,7 +223,7 @@ def gradients(
 
     def overwritten(s: Settings) -> Iterator[tuple[slice, Tensor]]:
         for i, z, truth in _chunks(h, s, numbers):
-            _fused(z, *truth, result[:, i], s.shards)
+            _fused(z, truth, result[:, i], s.shards)
             yield i, z
 
     with torch.autocast(h.x.device.type, enabled=False):
@@ -292,29 +292,27 @@ def _add(sums: Sums, h: Head, i: slice, g: Tensor) -> None:
 # ---- chunks ----
 
 
-def _forward(
-    z: Tensor, label: Tensor, numbers: Tensor, off: Tensor | None, transform: tuple[float, float], result: Tensor, shards: Shards | None
-) -> Tensor | None:
+def _forward(z: Tensor, truth: tuple[Any, ...], result: Tensor, shards: Shards | None) -> Tensor | None:
     """Compute what the rows of a chunk give. With shards, returns the merged sums of the rows."""
     if shards is None:
-        compute.call("forward", z, label, numbers, off, transform, result, None)
+        compute.call("forward", z, *truth, result, None)
         return None
+    label, numbers, off, transform = truth
     more = len(result) > 2
-    found, parts = merged(sums_of(z, label, off, shards, 1, transform, more or len(numbers) > 4), shards, label, numbers, more)
+    own = sums_of(z, label, off, shards, 1, transform, more or len(numbers) > 4)
+    found, parts = merged(own, shards, label, numbers, more)
     result.copy_(found)
     return parts
 
 
-def _fused(
-    z: Tensor, label: Tensor, numbers: Tensor, off: Tensor | None, transform: tuple[float, float], result: Tensor, shards: Shards | None
-) -> None:
+def _fused(z: Tensor, truth: tuple[Any, ...], result: Tensor, shards: Shards | None) -> None:
     """Compute what the rows of a chunk give, and overwrite the logits with their gradient."""
     if shards is None:
-        compute.call("fused", z, label, numbers, off, transform, z, result, None)
+        compute.call("fused", z, *truth, z, result, None)
         return
-    parts = _forward(z, label, numbers, off, transform, result, shards)
+    parts, (label, *others) = _forward(z, truth, result, shards), truth
     if z.numel():
-        compute.call("backward", z, local_labels(label, shards.mine), numbers, off, transform, parts, z)
+        compute.call("backward", z, local_labels(label, shards.mine), *others, parts, z)
 
 
 def _chunks(h: Head, s: Settings, numbers: Tensor, beside: int = 0) -> Iterator[tuple[slice, Tensor, tuple[Any, ...]]]:

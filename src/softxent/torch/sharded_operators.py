@@ -22,10 +22,12 @@ from .. import contract, formula, partials
 from ..kernels import IGNORED
 from ..partials import Partials
 from ..shards import Columns, merge_order, nodes
-from . import compute, operators
+from . import compute, cpu, operators
 from .operators import times, transformed
 
 Optional = Tensor | None
+equations: Any = formula  # whose functions take tensors too (arrays.py)
+sums: Any = partials
 NO_COLUMNS = [float(x[0]) for x in partials.identity(1)]
 _all_gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # the name before torch 2.13
 
@@ -66,21 +68,19 @@ def local_labels(label: Tensor, mine: Columns) -> Tensor:
     return torch.where(label == IGNORED, IGNORED, label - mine.first)
 
 
-def merged(
-    own: Sequence[Tensor], shards: Shards, label: Tensor, given: Tensor, more: bool
-) -> tuple[Tensor, Tensor]:
+def merged(own: Sequence[Tensor], shards: Shards, label: Tensor, given: Tensor, more: bool) -> tuple[Tensor, Tensor]:
     """Gather and merge sums [7, R] over the nodes of this process. Returns what the rows give, [2, R] or [5, R], and their sums [7, R]."""
     each = nodes(shards.columns)
     most = max(1, *map(len, each))
     nothing = label.new_tensor(NO_COLUMNS, dtype=torch.float64)[:, None].expand(7, len(label))
-    sums = gathered(torch.stack([*own, *[nothing] * (most - len(own))]), shards).flatten(0, 1)
+    every = gathered(torch.stack([*own, *[nothing] * (most - len(own))]), shards).flatten(0, 1)
     at = [rank * most + k for rank, ranges in enumerate(each) for k in range(len(ranges))]
     pairs = [(at[i], at[j]) for i, j in merge_order([columns for ranges in each for columns in ranges])]
     if at[0]:
         pairs.append((0, at[0]))  # the first process has no column
     result, parts = compute.new((5 if more else 2, len(label)), given), compute.new((7, len(label)), given)
     order = torch.tensor(pairs, dtype=torch.int64, device="cpu").reshape(-1, 2)
-    compute.call("merge", sums, order, label, given, result, parts)
+    compute.call("merge", every, order, label, given, result, parts)
     return result, parts
 
 
@@ -115,7 +115,7 @@ def _gradient(of: _Rows, up: Sequence[Optional], parts: Tensor, shards: Shards, 
     """Return the gradient of this process's logits, from the merged sums."""
     z, label, y, r, q, off = of
     rows = label.numel()
-    dz = torch.empty_like(z, requires_grad=False)
+    dz = cpu.like(z)
     t, given = local_labels(label.reshape(rows), shards.mine), compute.numbers(rows, y, r, q, *up)
     if z.numel():
         for i, zi, offi, out in compute.row_chunks(axis, z, off, out=dz):
@@ -135,26 +135,29 @@ def _curvature(of: _Rows, v: Tensor, up: Sequence[Optional], parts: Tensor, shar
     """Return the derivative of `_gradient` along v, and that of what the rows give. Computed in float64, with one more gather, [4, R]."""
     z, label, y, r, q, off = of
     lead, rows = compute.shape_of_rows(z, axis)
-    x = Partials(*parts)
-    last = lambda t: t.movedim(axis, -1).reshape(rows, z.shape[axis]).double()  # noqa: E731
+    x = _sums(parts)
+
+    def last(t: Tensor) -> Tensor:
+        return t.movedim(axis, -1).reshape(rows, z.shape[axis]).double()
+
     zs, slope, bend = transformed(last(z), *transform)
     moved, offs = last(v), None if off is None else off.double() if off.ndim == 1 else last(off)
     along = moved * slope
     t = local_labels(label.reshape(rows), shards.mine)
     hot = t[:, None] == torch.arange(z.shape[axis], device=z.device)
-    yhat, away = formula.softmax(zs, x), formula.surprisal(zs, x)
+    yhat, away = equations.softmax(zs, x), equations.surprisal(zs, x)
     own = [times(yhat, along).sum(1), times(times(yhat, along), away).sum(1), (along * hot).sum(1)]
     own.append(own[0] * 0 if offs is None else times(offs.expand_as(along), along).sum(1))
     total = gathered(torch.stack(own), shards).sum(0)
     mean, with_away, at, with_off = total
-    numbers = formula.Numbers(*compute.numbers(rows, y, r, q, *up, *[None] * (4 - len(up))).expand(-1, rows))
-    k = formula.coefficients(x, numbers)
-    dentropy = with_away - mean * partials.entropy(x)
+    numbers = equations.Numbers(*compute.numbers(rows, y, r, q, *up, *[None] * (4 - len(up))).expand(-1, rows))
+    k = equations.coefficients(x, numbers)
+    dentropy = with_away - mean * sums.entropy(x)
     da = times(numbers.g * numbers.q, mean) - times(k.e, dentropy)
     apart = along - mean[:, None]
     hv = slope * times(yhat, (k.a - k.e)[:, None] * apart + times(k.e[:, None] * apart, away) + da[:, None])
     if transform[1] != math.inf:
-        hv = hv + bend * moved * formula.gradient(zs, x, t, k, offs)
+        hv = hv + bend * moved * equations.gradient(zs, x, t, k, offs)
     live = label.reshape(rows) != IGNORED
     hv = hv.where((live & (numbers.g.abs() + sum(abs(n) for n in numbers[4:]) != 0))[:, None], 0)
     has_label = x.zt > -math.inf
@@ -164,8 +167,13 @@ def _curvature(of: _Rows, v: Tensor, up: Sequence[Optional], parts: Tensor, shar
     return _Curvature(hv, mean, at_label, by_off, dentropy)
 
 
+def _sums(parts: Tensor) -> Any:
+    return Partials(*parts)
+
+
 def _lse(parts: Tensor, label: Tensor) -> Tensor:
-    return partials.lse(Partials(*parts)).reshape(label.shape).where(label != IGNORED, 0)
+    found: Tensor = sums.lse(_sums(parts)).reshape(label.shape).where(label != IGNORED, 0)
+    return found
 
 
 def _by_off(of: _Rows, g: Tensor, parts: Tensor, axis: int, *transform: float) -> Tensor:
@@ -173,9 +181,9 @@ def _by_off(of: _Rows, g: Tensor, parts: Tensor, axis: int, *transform: float) -
     z, label, _, r, _, off = of
     lead, rows = compute.shape_of_rows(z, axis)
     zs = transformed(z.movedim(axis, -1).reshape(rows, z.shape[axis]).double(), *transform)[0]
-    weight = (g * r).where(label != IGNORED, 0).expand(lead).reshape(rows, 1)
-    found = times(weight, formula.surprisal(zs, Partials(*parts))).reshape(*lead, z.shape[axis]).movedim(-1, axis)
-    return operators._shaped(found, off, axis)  # type: ignore[arg-type]
+    by = (g * r).where(label != IGNORED, 0).expand(lead).reshape(rows, 1)
+    found = times(by, equations.surprisal(zs, _sums(parts))).reshape(*lead, z.shape[axis]).movedim(-1, axis)
+    return operators.shaped(found, off, axis)  # type: ignore[arg-type]
 
 
 # ---- the functions of autograd ----
@@ -188,9 +196,8 @@ class ShardedRows(Function):
     def forward(ctx: Any, *arguments: Any) -> Any:
         z, label, y, r, q, off, shards, axis, *transform, more = arguments
         lead, rows = compute.shape_of_rows(z, axis)
-        of = _Rows(*(None if t is None else t.detach() for t in arguments[:6]))
         t, given = label.reshape(rows), compute.numbers(rows, y, r, q, None)
-        own = sums_of(of.z, t, of.off, shards, axis, tuple(transform), more)
+        own = sums_of(z.detach(), t, None if off is None else off.detach(), shards, axis, tuple(transform), more)
         result, parts = merged(own, shards, t, given, more)
         ctx.save_for_backward(z, label, y, r, q, off, parts)
         ctx.save_for_forward(z, label, y, r, q, off, parts)
@@ -206,10 +213,11 @@ class ShardedRows(Function):
     @staticmethod
     def backward(ctx: Any, *grads: Optional) -> Any:
         *of, parts = ctx.saved_tensors
-        shards, axis, *transform = ctx.options
-        z, label, y, r, q, off = of
+        _, axis, *transform = ctx.options
+        label = of[1]
         up = list(grads[:4]) if ctx.more else [*grads[:2], None, None]
-        needs, found, g = ctx.needs_input_grad, [None] * 11, up[0]
+        needs, g = ctx.needs_input_grad, up[0]
+        found: list[Optional] = [None] * 11
         if needs[0] and any(t is not None for t in up):
             found[0] = sharded_gradient(*of, *up, parts, *ctx.options)
         if g is not None and any(needs[2:6]):
@@ -217,7 +225,7 @@ class ShardedRows(Function):
                 expected = "be computed once: of sharded logits, only the logits have second derivatives"
                 contract.fail("softxent.torch", "the gradient by weights or probabilities", expected, "create_graph=True", RuntimeError)
             for k, by in zip((2, 3, 4), _by_numbers(label, parts, *needs[2:5]), strict=True):
-                found[k] = None if by is None else operators._shaped(g * by, of[k], axis)
+                found[k] = None if by is None else operators.shaped(g * by, of[k], axis)
             if needs[5]:
                 found[5] = _by_off(_Rows(*of), g, parts, axis, *transform)
         return tuple(found)
@@ -226,11 +234,11 @@ class ShardedRows(Function):
     def jvp(ctx: Any, dz: Optional, _: None, dy: Optional, dr: Optional, dq: Optional, doff: Optional, *__: Any) -> Any:
         *of, parts = ctx.saved_tensors
         shards, axis, *transform = ctx.options
-        z, label, y, r, q, off = of
+        z, label, y, r, q, _ = of
         if doff is not None:
             contract.fail("softxent.torch", "forward mode", "be by logits, or weights of rows", "by probabilities, sharded", RuntimeError)
-        dloss = z.new_zeros(label.shape, dtype=torch.float64)
-        dlse = dlogprob = dentropy = dloss
+        zero: Any = z.new_zeros(label.shape, dtype=torch.float64)
+        dloss = dlse = dlogprob = dentropy = zero
         if dz is not None:
             _, dlse, dlogprob, by_off, dentropy = _curvature(_Rows(*of), dz, [None] * 4, parts, shards, axis, *transform)
             lse = _lse(parts, label)
@@ -241,13 +249,14 @@ class ShardedRows(Function):
         return (dloss, dlse, dlogprob, dentropy, None) if ctx.more else (dloss, dlse, None, None, None)
 
 
-def _by_numbers(label: Tensor, parts: Tensor, *needs: bool) -> list[Optional]:
+def _by_numbers(label: Tensor, parts: Tensor, *needs: bool) -> list[Any]:
     """Return the derivatives of the loss by y, r and q."""
-    x, live = Partials(*parts), label != IGNORED
+    x, live = _sums(parts), label != IGNORED
     zero, one = torch.zeros_like(x.m), torch.ones_like(x.m)
     numbers = ((one, zero, zero), (zero, one, zero), (zero, zero, one))
     return [
-        formula.outputs(x, *of).loss.reshape(label.shape).where(live, 0) if need else None for need, of in zip(needs, numbers, strict=True)
+        equations.outputs(x, *of).loss.reshape(label.shape).where(live, 0) if need else None
+        for need, of in zip(needs, numbers, strict=True)
     ]
 
 
@@ -281,7 +290,7 @@ class ShardedGradient(Function):
             slope = transformed(of.z.double(), *transform)[1]
             apart = mean.unsqueeze(axis) - slope * v.double()
             found[5] = (g * of.r * (of.label != IGNORED)).expand(of.label.shape).unsqueeze(axis) * apart
-        return tuple(operators._shaped(found[k], saved[k], axis) if k in found and needs[k] else None for k in range(15))
+        return tuple(operators.shaped(found[k], saved[k], axis) if k in found and needs[k] else None for k in range(15))
 
 
 sharded_rows: Callable[..., tuple[Tensor, ...]] = ShardedRows.apply
