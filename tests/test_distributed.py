@@ -6,6 +6,8 @@ Each test runs in one to four processes (processes.py). The whole problem is mad
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 
 import numpy as np
 import processes as workers
@@ -465,3 +467,59 @@ def _nan_in_one_process(world):
 @pytest.mark.parametrize("world", [2, 4])
 def test_nan_of_one_process_stays_in_its_row(processes, world):
     processes(_nan_in_one_process, world)
+
+
+# ---- faults, and many processes ----
+
+DIES = """
+import datetime, sys, torch, torch.distributed as dist
+import softxent.torch as st
+rank = int(sys.argv[1])
+dist.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=rank, world_size=2, timeout=datetime.timedelta(seconds=10))
+dist.barrier()
+if rank:
+    import os
+    os._exit(3)
+try:
+    st.cross_entropy(torch.randn(4, 8), torch.arange(4), group=dist.group.WORLD)
+except RuntimeError as error:
+    print(error)
+"""
+
+
+def test_a_process_that_dies_is_an_error_in_the_others(tmp_path):
+    command = [sys.executable, "-c", DIES]
+    children = [subprocess.Popen([*command, str(rank), str(tmp_path / "store")], stdout=-1, stderr=-1, text=True) for rank in (0, 1)]
+    out, errors = children[0].communicate(timeout=60)
+    assert children[1].wait(60) == 3
+    assert out.startswith("softxent.torch: the other processes must take part in the call"), errors
+
+
+FAKE = """
+import torch, torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor.debug import CommDebugMode
+from torch.testing._internal.distributed.fake_pg import FakeStore
+import softxent.torch as st
+import softxent.torch.sharded_operators as operators
+dist.init_process_group("fake", store=FakeStore(), rank=5, world_size=64)
+mesh = init_device_mesh("cpu", (64,))
+local = torch.randn(16, 2048)
+z = DTensor.from_local(local, mesh, [Shard(1)], run_check=False).requires_grad_()
+with CommDebugMode() as counted:
+    st.cross_entropy(z, torch.randint(0, 64 * 2048, (16,)), label_smoothing=0.1).backward()
+w = DTensor.from_local(torch.randn(2048, 8), mesh, [Shard(0)], run_check=False).requires_grad_()
+x = torch.randn(16, 8, requires_grad=True)
+gather, gathers = operators._all_gather, []  # a mode that counts would change how the head is computed
+operators._all_gather = lambda *given, **options: gathers.append(given[1].numel()) or gather(*given, **options)
+st.linear_cross_entropy(x, w, torch.randint(0, 64 * 2048, (16,))).backward()
+print(z.grad.to_local().shape, w.grad.placements, x.grad.shape, counted.get_total_counts(), gathers)
+"""
+
+
+def test_64_processes_of_a_fake_group():
+    """The code runs as one of 64 processes. Logits and a head take one gather, of seven numbers a row."""
+    done = subprocess.run([sys.executable, "-c", FAKE], capture_output=True, text=True, timeout=120)
+    expected = "torch.Size([16, 2048]) (Shard(dim=0),) torch.Size([16, 8]) 1 [112]"
+    assert done.stdout.strip() == expected, done.stderr

@@ -240,7 +240,7 @@ class ShardedRows(Function):
         zero: Any = z.new_zeros(label.shape, dtype=torch.float64)
         dloss = dlse = dlogprob = dentropy = zero
         if dz is not None:
-            _, dlse, dlogprob, by_off, dentropy = _curvature(_Rows(*of), dz, [None] * 4, parts, shards, axis, *transform)
+            dlse, dlogprob, by_off, dentropy = _curvature(_Rows(*of), dz, [None] * 4, parts, shards, axis, *transform)[1:]
             lse = _lse(parts, label)
             dloss = operators.loss_along(y, r, q, lse, dlse, dlogprob, by_off)
         wanted = [d is not None for d in (dy, dr, dq)]
