@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
+from unittest import mock
 
 import numpy as np
 import processes as workers
@@ -20,6 +21,7 @@ from torch.distributed.tensor.debug import CommDebugMode  # noqa: E402
 
 import softxent.torch as st  # noqa: E402
 from softxent.shards import BLOCK, Columns, evenly, merge_order, nodes  # noqa: E402
+from softxent.torch import arguments, distributed, sharded_operators  # noqa: E402
 
 WORLDS = [1, 2, 3, 4]
 OPTIONS = [
@@ -109,6 +111,8 @@ def same_everywhere(t, world):
 
 def _with_a_group(world, options, classes, probable, outputs):
     z, t, weight, sample = problem(classes, probable=probable)
+    if probable or "label_smoothing" in options:
+        z[0, 0] = 1  # else the loss is infinite
     shards = uneven(classes, world)
     mine = shards[dist.get_rank(workers.groups[world])]
     more = {k: v for k, v in OUTPUTS.items() if not (probable and k == "return_logprobs")} if outputs else {}
@@ -209,6 +213,8 @@ def _of_dtensors(world, placed, options, targets, probable):
     mesh = workers.meshes["2x2" if " x " in placed or "twice" in placed else world]
     placements = PLACEMENTS[placed]()
     z, t, weight, sample = problem(37, rows=10, probable=probable)
+    if probable or "label_smoothing" in options:
+        z[0, 0] = 1
     more = {k: v for k, v in OUTPUTS.items() if not (probable and k == "return_logprobs")}
     whole = [x.clone().requires_grad_() for x in (z, weight, sample)]
     expected = st.cross_entropy(whole[0], t, **filled(options, *whole[1:]), **more)
@@ -255,6 +261,7 @@ def _bits_of_dtensors(world):
     classes = 4 * BLOCK * world if world != 3 else 3 * BLOCK
     for dtype in (torch.float32, torch.float64):
         z, t, *_ = problem(classes, dtype, rows=4)
+        z[0, 0] = 1
         whole = z.clone().requires_grad_()
         expected = st.cross_entropy(whole, t, label_smoothing=0.1)
         input = distribute_tensor(z, workers.meshes[world], [Shard(1)]).requires_grad_()
@@ -523,3 +530,78 @@ def test_64_processes_of_a_fake_group():
     done = subprocess.run([sys.executable, "-c", FAKE], capture_output=True, text=True, timeout=120)
     expected = "torch.Size([16, 2048]) (Shard(dim=0),) torch.Size([16, 8]) 1 [112]"
     assert done.stdout.strip() == expected, done.stderr
+
+
+# ---- the faults of other libraries ----
+
+
+def _smoothing_of_a_shard(world):
+    """Megatron: label smoothing is divided by the classes of the shard."""
+    right = arguments.truth_of
+
+    def wrong(*given):
+        found, total = right(*given)
+        return (found._replace(off=found.off * world) if given[-1] is not None and len(given) == 8 else found), total
+
+    return mock.patch.object(arguments, "truth_of", wrong)
+
+
+def _mean_of_means(world):
+    """F.cross_entropy of a DTensor: the mean of the means of the processes."""
+
+    def wrong(losses, reduction, total, dtype, layout):
+        return distributed.whole_sum(distributed.ordered_sum(losses) / total / world, layout).to(dtype)
+
+    return mock.patch.object(distributed, "reduced", wrong)
+
+
+def _upstream_of_one(world):
+    """torchtitan: the upstream gradient is taken as 1."""
+    right = sharded_operators.sharded_gradient
+    return mock.patch.object(sharded_operators, "sharded_gradient", lambda *given: right(*given[:6], torch.ones_like(given[6]), *given[7:]))
+
+
+def _ignored_rows_count(world):
+    """A mean is divided by all rows."""
+    right = arguments.truth_of
+
+    def wrong(fn, z, *others):
+        found, total = right(fn, z, *others)
+        return found, None if total is None else torch.tensor(float(z.shape[0]), dtype=torch.float64)
+
+    return mock.patch.object(arguments, "truth_of", wrong)
+
+
+def _labels_of_the_shard(world):
+    """Labels are taken as columns of the process."""
+    return mock.patch.object(sharded_operators, "local_labels", lambda label, mine: label)
+
+
+def _no_scatter(world):
+    """The gradient of the input of a head is that of the classes of one process."""
+    return mock.patch.object(distributed, "same_input", lambda x, shards: x)
+
+
+def _with_a_fault(world, fault, law, *given):
+    with fault(world):
+        try:
+            law(world, *given)
+        except AssertionError:
+            return True
+    return False
+
+
+@pytest.mark.parametrize(
+    ("fault", "law", "given"),
+    [
+        (_smoothing_of_a_shard, _with_a_group, ({"label_smoothing": 0.1}, 37, False, False)),
+        (_mean_of_means, _of_dtensors, ("rows", {}, "dtensors", False)),
+        (_upstream_of_one, _with_a_group, ({"reduction": "sum"}, 37, False, False)),
+        (_ignored_rows_count, _with_a_group, ({}, 37, False, False)),
+        (_labels_of_the_shard, _with_a_group, ({}, 37, False, False)),
+        (_no_scatter, _linear_with_a_group, ({}, False, "", False, 600)),
+    ],
+    ids=lambda x: getattr(x, "__name__", None),
+)
+def test_the_laws_see_the_faults_of_other_libraries(processes, fault, law, given):
+    assert any(processes(_with_a_fault, 2, fault, law, *given))

@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from .measure import growth
+from .measure import PAUSE, growth
 from .report import header, machine, ratio, table
 
 DIVIDED, ONE, FUSED, PARALLEL = "softxent, divided", "softxent, one process", "softxent, one process, in one pass", "torch loss_parallel"
@@ -78,24 +78,32 @@ def work(rank: int, store: str, repeats: int, *case: Any) -> None:
     c = Case(*case)
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=c.processes)
-    calls = (_logits if c.kind == "logits" else _heads)(c, rank)
-    for call in calls.values():
+    calls, leaves = (_logits if c.kind == "logits" else _heads)(c, rank)
+
+    def clear() -> None:  # not within a time: to release the memory of a gradient of torch takes long
+        for leaf in leaves:
+            leaf.grad = None
+
+    extra = {}
+    for name, call in calls.items():
+        dist.barrier()
+        if name in (DIVIDED, PARALLEL):
+            extra[name] = growth(call)
+        clear()
         call()
+        clear()
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     order, shuffle = list(calls), random.Random(0).shuffle
     for _ in range(repeats):
         shuffle(order)
         for name in order:
+            time.sleep(PAUSE)
             dist.barrier()
             begin = time.perf_counter()
             calls[name]()
             dist.barrier()
             seconds[name].append(time.perf_counter() - begin)
-    extra = {}
-    for name in (DIVIDED, PARALLEL):
-        if name in calls:
-            dist.barrier()
-            extra[name] = growth(calls[name])
+            clear()
     print(json.dumps({"seconds": seconds, "extra": extra}), flush=True)
     dist.destroy_process_group()
 
@@ -114,7 +122,7 @@ def _alone(c: Case, rank: int, call: Any) -> Any:
     return called
 
 
-def _logits(c: Case, rank: int) -> dict[str, Any]:
+def _logits(c: Case, rank: int) -> tuple[dict[str, Any], list[Any]]:
     import torch
     import torch.nn.functional as F
     from torch.distributed.device_mesh import init_device_mesh
@@ -134,26 +142,22 @@ def _logits(c: Case, rank: int) -> dict[str, Any]:
     whole = torch.randn(c.rows, c.classes).requires_grad_() if not rank else None
 
     def divided() -> None:
-        z.grad = None
         cross_entropy(z, labels).backward()
 
     def parallel() -> None:
-        z.grad = None
         with loss_parallel():
             loss: Any = F.cross_entropy(z, labels)
             loss.backward()
 
     def one(reduction: str) -> None:
         assert whole is not None
-        whole.grad = None
         cross_entropy(whole, labels, reduction=reduction).sum().backward()
 
-    return {
-        DIVIDED: divided, PARALLEL: parallel, ONE: _alone(c, rank, lambda: one("none")), FUSED: _alone(c, rank, lambda: one("mean")),
-    }  # fmt: skip
+    in_two, in_one = _alone(c, rank, lambda: one("none")), _alone(c, rank, lambda: one("mean"))
+    return {DIVIDED: divided, PARALLEL: parallel, ONE: in_two, FUSED: in_one}, [z, *([] if whole is None else [whole])]
 
 
-def _heads(c: Case, rank: int) -> dict[str, Any]:
+def _heads(c: Case, rank: int) -> tuple[dict[str, Any], list[Any]]:
     import torch
     import torch.distributed as dist
 
@@ -168,21 +172,19 @@ def _heads(c: Case, rank: int) -> dict[str, Any]:
     whole = torch.randn(c.classes, c.width).mul_(c.width**-0.5).requires_grad_() if not rank else None
 
     def divided() -> None:
-        x.grad = w.grad = None
         linear_cross_entropy(x, w, labels, group=dist.group.WORLD, first_class=mine.first).backward()
 
     def one() -> None:
         assert whole is not None
-        x.grad = whole.grad = None
         linear_cross_entropy(x, whole, labels).backward()
 
-    return {DIVIDED: divided, FUSED: _alone(c, rank, one)}
+    return {DIVIDED: divided, FUSED: _alone(c, rank, one)}, [x, w, *([] if whole is None else [whole])]
 
 
 def text(results: dict[str, Any]) -> str:
     """Return the tables as Markdown."""
     parts = [header(results), ""]
-    columns = ["", "ms", "multiples of softxent, divided", "most memory beyond logits and parameters, MiB a process"]
+    columns = ["", "ms", "multiples of softxent, divided", "most memory beyond logits and parameters (gradients included), MiB a process"]
     for record in results["records"]:
         rows = []
         for name, seconds in record["seconds"].items():
