@@ -111,6 +111,20 @@ template <class M> static bool adjacent(const M& a) {
   return a.stride(last) == 1 || a.shape(last) <= 1;
 }
 
+static void set_label(Job& j, const Labels& label) {
+  need((int64_t)label.shape(0) == j.rows, "label must have one label a row");
+  j.label = label.data();
+  j.label_step = label.stride(0);
+}
+static void set_numbers(Job& j, const Numbers& numbers) {
+  j.number_count = numbers.shape(0);
+  need((j.number_count == 4 || j.number_count == NUMBERS || !j.label) && (numbers.shape(1) == 1 || (int64_t)numbers.shape(1) == j.rows),
+       "numbers must be [4, R], [7, R], [4, 1] or [7, 1]");
+  j.numbers = numbers.data();
+  j.number_step = numbers.stride(0);
+  j.number_row = numbers.shape(1) == 1 ? 0 : numbers.stride(1);
+  j.entropy = j.number_count == NUMBERS;
+}
 static Job job(const Logits& z, const std::optional<Labels>& label, const Numbers& numbers, const std::optional<Dense>& off,
                Transform transform) {
   Job j = {};
@@ -119,18 +133,8 @@ static Job job(const Logits& z, const std::optional<Labels>& label, const Number
   j.z = z.data();
   j.z_step = z.stride(0);
   need(adjacent(z) || !j.rows, "z must have adjacent columns");
-  if (label) {
-    need((int64_t)label->shape(0) == j.rows, "label must have one label a row");
-    j.label = label->data();
-    j.label_step = label->stride(0);
-  }
-  j.number_count = numbers.shape(0);
-  need((j.number_count == 4 || j.number_count == NUMBERS || !label) && (numbers.shape(1) == 1 || (int64_t)numbers.shape(1) == j.rows),
-       "numbers must be [4, R], [7, R], [4, 1] or [7, 1]");
-  j.numbers = numbers.data();
-  j.number_step = numbers.stride(0);
-  j.number_row = numbers.shape(1) == 1 ? 0 : numbers.stride(1);
-  j.entropy = j.number_count == NUMBERS;
+  if (label) set_label(j, *label);
+  set_numbers(j, numbers);
   if (off) {
     need(off->ndim() >= 1 && off->ndim() <= 2 && (int64_t)off->shape(off->ndim() - 1) == j.cols && adjacent(*off),
          "off must be [C] or [R, C]");
@@ -588,6 +592,24 @@ NB_MODULE(_kernel, m) {
         call(LOG_SOFTMAX, j, z, std::nullopt, threads);
       },
       "z"_a.noconvert(), "scale"_a.noconvert(), "transform"_a, "out"_a.noconvert(), "threads"_a = 1);
+  m.def(
+      "merge",
+      [](nb::ndarray<double, nb::ndim<3>, nb::c_contig, nb::device::cpu> sums,
+         nb::ndarray<int64_t, nb::ndim<2>, nb::c_contig, nb::device::cpu, nb::ro> pairs, Labels label, Numbers numbers, Results result,
+         Results parts) {
+        Job j = {};
+        j.rows = sums.shape(2);
+        set_label(j, label);
+        set_numbers(j, numbers);
+        set_result(j, result, 2, OUTPUTS);
+        set_parts(j, parts);
+        const int64_t shards = sums.shape(0), count = pairs.shape(0);
+        need(sums.shape(1) == PARTS && pairs.shape(1) == 2 && shards > 0, "sums must be [K, 7, R], and pairs [K - 1, 2]");
+        for (int64_t k = 0; k < 2 * count; k++) need(pairs.data()[k] >= 0 && pairs.data()[k] < shards, "pairs must be indices of shards");
+        isa().merge(j, sums.data(), pairs.data(), count);
+      },
+      "sums"_a.noconvert(), "pairs"_a.noconvert(), "label"_a.noconvert(), "numbers"_a.noconvert(), "result"_a.noconvert(),
+      "parts"_a.noconvert());
   m.def("quick", quick);
   m.def("buffer", buffer, "bytes"_a);
   m.def("trim", trim);

@@ -40,7 +40,8 @@ struct Tile {                    // up to TILE rows, between the pass that sums 
   int64_t label[TILE];
 };
 struct Blocks {  // the blocks of a long row, or the only block of each row of the tile; one double for each block
-  double *top, *m, *sub, *n, *s, *o, *d, *u, *down;  // the row's m; the block's m, shift (sub + n ln 2) and sums; e^(shift - top)
+  // the row's m; the block's m, shift (sub + n ln 2) and sums; the m of the sums, while they are merged; e^(shift - top)
+  double *top, *m, *sub, *n, *s, *o, *d, *u, *merged_m, *down;
 };
 template <class A> struct Scratch {
   Tile& x;
@@ -50,7 +51,7 @@ template <class A> struct Scratch {
   Scratch(void* p, const Job& j) : x(*(Tile*)p) {
     const int64_t some = (TILE + blocks_of(j.cols) + 7) / 8 * 8;
     double* q = (double*)((char*)p + 4096);
-    double** field[] = {&b.top, &b.m, &b.sub, &b.n, &b.s, &b.o, &b.d, &b.u, &b.down};
+    double** field[] = {&b.top, &b.m, &b.sub, &b.n, &b.s, &b.o, &b.d, &b.u, &b.merged_m, &b.down};
     for (double** f : field) {
       *f = q;
       q += some;
@@ -679,41 +680,111 @@ ALONE void sum_block(const Job& j, Scratch<typename T::A>& f, int64_t i, int64_t
   }
 }
 
-// Merges the sums of the blocks of each row into its parts.
-template <class T, class O> ALWAYS void merge_blocks(const Job& j, Scratch<typename T::A>& f, int64_t i, int64_t t, int g) {
-  const int64_t blocks = blocks_of(j.cols);
-  const Blocks& b = f.b;
-  double s = 0, o = 0, d = 0, u = 0;
-  for (int64_t k = g; k < g + blocks; k++) {
-    s += b.s[k] * b.down[k];
-    o += b.o[k];
-    d += b.d[k] + (b.o[k] == 0 || b.m[k] == b.top[k] ? 0 : b.o[k] * (b.top[k] - b.m[k]));
-    if (j.entropy) u += times(b.down[k], b.u[k] + (b.m[k] == b.top[k] ? 0 : times(b.s[k], b.top[k] - b.m[k])));
+// Sums over some columns of rows, a row in each lane: partials.Partials without the label's column.
+struct Sums {
+  V<double> m, s, o, d, u;
+};
+// Merges the sums over other columns of the same rows, as partials.merge does.
+ALWAYS Sums merged(const Sums& a, const Sums& b) {
+  const V<double> zero = {}, one = splat(1.0), m = a.m > b.m ? a.m : b.m;
+  const V<double> below_a = a.m == m ? zero : m - a.m, below_b = b.m == m ? zero : m - b.m;
+  const V<double> by_a = a.m == m ? one : exp(-below_a), by_b = b.m == m ? one : exp(-below_b);
+  return {m, a.s * by_a + b.s * by_b, a.o + b.o, (a.d + times<double>(a.o, below_a)) + (b.d + times<double>(b.o, below_b)),
+          times<double>(by_a, a.u + times<double>(a.s, below_a)) + times<double>(by_b, b.u + times<double>(b.s, below_b))};
+}
+
+// Merges the sums of the blocks b[0..count) into b[0]: pairs of neighbours, then pairs of these, and so on. So blocks k to k + 2^n, where k
+// is a multiple of 2^n, give the same sums in another process (partials.merge_shards).
+ALONE void merge_pairs(const Blocks& f, int64_t count) {
+  constexpr int W = Lanes<double>::W;
+  double* const field[] = {f.merged_m, f.s, f.o, f.d, f.u};
+  for (int64_t width = 1; width < count; width *= 2)
+    for (int64_t k = 0; k + width < count; k += 2 * width * W) {
+      V<double> pair[2][5] = {};
+      auto at = [&](int lane) { return k + 2 * width * lane; };
+      auto there = [&](int lane) { return k + 2 * width * lane + width < count; };
+      for (int lane = 0; lane < W && there(lane); lane++)
+        for (int i = 0; i < 5; i++) {
+          pair[0][i][lane] = field[i][at(lane)];
+          pair[1][i][lane] = field[i][at(lane) + width];
+        }
+      auto sums = [](const V<double>* p) { return Sums{p[0], p[1], p[2], p[3], p[4]}; };
+      const Sums both = merged(sums(pair[0]), sums(pair[1]));
+      const V<double> found[] = {both.m, both.s, both.o, both.d, both.u};
+      for (int lane = 0; lane < W && there(lane); lane++)
+        for (int i = 0; i < 5; i++) field[i][at(lane)] = found[i][lane];
+    }
+}
+
+// Computes top, down and, unless op is BACKWARD, the merged sums of `rows` rows: the sums at index g are those of the g-th row.
+template <Op op> ALWAYS void merge_blocks(const Job& j, const Blocks& b, int64_t first, int64_t rows) {
+  const int64_t blocks = blocks_of(j.cols), count = rows - 1 + blocks;
+  for (int64_t k = 0; k < count; k++) b.top[k] = op == BACKWARD ? j.parts[M * j.parts_step + first + (blocks > 1 ? 0 : k)] : b.m[k];
+  lower(b, count);
+  if (op == BACKWARD) return;
+  for (int64_t k = 0; k < count; k++) {
+    b.s[k] *= b.down[k];
+    b.u[k] = j.entropy ? times(b.down[k], b.u[k]) : 0;
+    b.merged_m[k] = b.m[k];
   }
+  if (blocks == 1) return;
+  merge_pairs(b, blocks);
+  for (int64_t k = 0; k < blocks; k++) b.top[k] = b.merged_m[0];
+  lower(b, blocks);
+}
+
+// Puts the merged sums of row i, whose label is t, into its parts.
+template <class T, class O> ALWAYS void put_parts(const Job& j, Scratch<typename T::A>& f, int64_t i, int64_t t, int g) {
+  const Blocks& b = f.b;
   const bool hit = within(t, j.cols);
   typename T::A slope;
   const double zt = hit ? (double)softcapped<T>(j, row<T>(j, i) + t, slope) * (double)(typename T::A)j.scale : -INF;
-  const double part[PARTS] = {b.top[g], s, o, d, zt, hit && j.off ? (double)get<O>(off<O>(j, i) + t) : 0, u};
+  const double part[PARTS] = {b.top[g], b.s[g], b.o[g], b.d[g], zt, hit && j.off ? (double)get<O>(off<O>(j, i) + t) : 0, b.u[g]};
   for (int k = 0; k < PARTS; k++) f.x.part[k][g] = part[k];
 }
 
 // Merges the sums of the blocks of each row and computes its results.
 template <class T, class O, Op op>
 ALONE void finish_rows(const Job& j, Scratch<typename T::A>& f, int64_t first, const int64_t* labels, int some) {
-  const int64_t blocks = blocks_of(j.cols);
-  const Blocks& b = f.b;
-  for (int g = 0; g < some; g++) {
-    double m = -INF;
-    if (op == BACKWARD)
-      m = j.parts[M * j.parts_step + first + g];
-    else
-      for (int64_t k = g; k < g + blocks; k++) m = b.m[k] > m ? b.m[k] : m;
-    for (int64_t k = g; k < g + blocks; k++) b.top[k] = m;
-  }
-  lower(b, some - 1 + blocks);
-  if (op != BACKWARD)
-    for (int g = 0; g < some; g++) merge_blocks<T, O>(j, f, first + g, labels[g], g);
+  merge_blocks<op>(j, f.b, first, some);
+  for (int g = 0; g < some && op != BACKWARD; g++) put_parts<T, O>(j, f, first + g, labels[g], g);
   finish<op>(j, f.x, first, some);
+}
+
+// Merges sums over different columns of the same rows, [count, PARTS, rows], in the given order: for each pair of indices, those of the
+// second into those of the first. Writes the parts and results of the rows. The sums are overwritten.
+static void merge_shards(const Job& j, double* sums, const int64_t* pairs, int64_t count) {
+  constexpr int W = Lanes<double>::W;
+  Tile x = {};
+  auto at = [&](int64_t shard, int part) { return sums + (shard * PARTS + part) * j.rows; };
+  for (int64_t first = 0; first < j.rows; first += W) {
+    const int some = least<int64_t>(W, j.rows - first);
+    auto load = [&](int64_t shard, int part) {
+      V<double> lanes = {};
+      for (int g = 0; g < some; g++) lanes[g] = at(shard, part)[first + g];
+      return lanes;
+    };
+    auto keep = [&](int64_t shard, int part, V<double> lanes) {
+      for (int g = 0; g < some; g++) at(shard, part)[first + g] = lanes[g];
+    };
+    auto sums_of = [&](int64_t shard) {
+      return Sums{load(shard, M), load(shard, Part::S), load(shard, Part::O), load(shard, D), load(shard, U)};
+    };
+    for (int64_t k = 0; k < count; k++) {
+      const int64_t a = pairs[2 * k], b = pairs[2 * k + 1];
+      const Sums both = merged(sums_of(a), sums_of(b));
+      const V<double> za = load(a, ZT), zb = load(b, ZT);
+      keep(a, M, both.m);
+      keep(a, Part::S, both.s);
+      keep(a, Part::O, both.o);
+      keep(a, D, both.d);
+      keep(a, U, both.u);
+      keep(a, ZT, za == za && !(zb <= za) ? zb : za);
+      keep(a, WT, load(a, WT) + load(b, WT));
+    }
+    for (int part = 0; part < PARTS; part++) store(x.part[part], load(0, part));
+    finish<FORWARD>(j, x, first, some);
+  }
 }
 
 // Writes block b of the gradient of row i, whose label is t.
@@ -941,12 +1012,10 @@ struct Row {                            // what follows from the sums of the row
 template <class T, class O, Op op> ALONE Row most_probable_apart(const Job& j, Scratch<typename T::A>& f, int64_t i, int64_t j0) {
   const int64_t blocks = blocks_of(j.cols);
   for (int64_t b = 0; b < blocks; b++) sum_block<T, O, op>(j, f, i, j0, 0, b);
-  double m = -INF;
-  for (int64_t k = 0; k < blocks; k++) m = f.b.m[k] > m ? f.b.m[k] : m;
-  for (int64_t k = 0; k < blocks; k++) f.b.top[k] = m;
-  lower(f.b, blocks);
-  merge_blocks<T, O>(j, f, i, j0, 0);
+  merge_blocks<op>(j, f.b, i, 1);
+  put_parts<T, O>(j, f, i, j0, 0);
   const double z0 = f.x.part[ZT][0], s = f.x.part[S][0];
+  const double m = f.b.top[0];
   const Finished x = finished(splat(m), splat(s), splat(z0));
   return {z0, x.nll[0], x.lse[0], s == 0 ? 0 : x.unit[0], x.hit()[0], s == 0 ? 0 : z0 - m};
 }
@@ -1160,5 +1229,6 @@ const Isa JOIN(isa_, SOFTXENT_NAME) = {STRING(SOFTXENT_NAME),
                                        {{OPS_OF(f32, f32), OPS_OF(f32, f32)},
                                         {OPS_OF(f64, f64), OPS_OF(f64, f64)},
                                         {OPS_OF(bf16, bf16), OPS_OF(bf16, f32)},
-                                        {OPS_OF(f16, f16), OPS_OF(f16, f32)}}};
+                                        {OPS_OF(f16, f16), OPS_OF(f16, f32)}},
+                                       merge_shards};
 }

@@ -57,6 +57,7 @@ typedef void (*Kernel)(const Job&, int64_t first, int64_t last, void* scratch, P
 struct Isa {
   const char* name;
   Kernel run[TYPES][OFFS][OPS];
+  void (*merge)(const Job&, double* sums, const int64_t* pairs, int64_t count);
 };
 
 constexpr int64_t blocks_of(int64_t cols) { return (cols + BLOCK - 1) / BLOCK; }

@@ -71,6 +71,7 @@ def imports(path: pathlib.Path) -> set[str]:
 
 MAY = {  # the modules of softxent that each file of the core may import
     "partials.py": set(),
+    "shards.py": set(),
     "formula.py": {"partials"},
     "contract.py": {"partials"},
     "truth.py": {"partials", "contract", "kernels"},
@@ -163,9 +164,9 @@ def test_what_an_option_means_is_in_truth_alone():
 
 FLOORS = {  # the lowest first; a file may import files of lower floors, and on its own floor those that are named before it
     "compute": ("arrays", "cpu", "compute"),
-    "operators": ("operators", "by_chunks", "linear_operators"),
+    "operators": ("operators", "sharded_operators", "by_chunks", "linear_operators"),
     "arguments": ("arguments",),
-    "doors": ("loss", "linear", "lazy_logits", "huggingface", "__init__"),
+    "doors": ("distributed", "loss", "linear", "lazy_logits", "huggingface", "__init__"),
 }
 IN_ORDER = [file for floor in FLOORS.values() for file in floor]
 NO_OPTION = ("label_smoothing", "smoothing", "class_weight", "weight", "ignore_index", "reduction", "sample_weight", "z_loss", "softcap")

@@ -13,7 +13,7 @@ from cases import command
 
 import softxent.torch
 from softxent import bench
-from softxent.bench import contenders, gpu, linear, measure, options, report
+from softxent.bench import contenders, distributed, gpu, linear, measure, options, report
 from softxent.bench import readme as write_readme
 
 ROOT = Path(__file__).parent.parent
@@ -211,3 +211,11 @@ def test_the_bench_of_linear_cross_entropy_runs(tmp_path):
     assert len(errors) == 4 and all(0 <= loss < 0.01 and 0 < dw < 0.01 for loss, dw in errors.values())
     text = (tmp_path / "linear.md").read_text()
     assert text.count("\n| N=") == 5 and (tmp_path / "linear.png").stat().st_size > 5000
+
+
+def test_the_bench_of_processes_runs(tmp_path):
+    distributed.run(2, tmp_path, quick=True)
+    records = json.loads((tmp_path / "distributed.json").read_text())["records"]
+    assert [r["case"][0] for r in records] == ["logits", "head"]
+    assert all(len(s) == 2 and min(s) > 0 for r in records for s in r["seconds"].values())
+    assert distributed.PARALLEL in (text := (tmp_path / "distributed.md").read_text()) and "| - |" in text

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -25,3 +28,13 @@ def test_a_head_by_chunks_trains_the_same_model(capsys):
     whole, chunks = load("train_head").main(steps=12, batch=128, classes=2000)
     assert max(abs(a - b) for a, b in zip(whole, chunks, strict=True)) < 1e-4 and whole[-1] < whole[0] - 0.2
     assert "64 MiB for both" in capsys.readouterr().out
+
+
+def test_four_processes_train_the_model_of_one():
+    """FSDP2 on one axis of a mesh, classes divided on the other, with a checkpoint in between."""
+    command = [sys.executable, str(EXAMPLES / "tensor_parallel.py"), "--steps", "6"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert float(re.search(r"largest relative difference (\S+);", done.stdout)[1]) < 1e-5
+    first, last = map(float, re.search(r"fell from (\S+) to (\S+)", done.stdout).groups())
+    assert last < first - 0.3

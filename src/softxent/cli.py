@@ -66,6 +66,9 @@ def bench(
     options: Annotated[
         bool, typer.Option("--options", help="Measure every option, output and derivative, in multiples of the plain loss.")
     ] = False,
+    distributed: Annotated[
+        bool, typer.Option("--distributed", help="Measure classes that are divided among processes, beside one process and loss_parallel.")
+    ] = False,
     gpu: Annotated[bool, typer.Option("--gpu", help="Measure on the GPU, beside PyTorch and Liger.")] = False,
     output: Annotated[Path | None, typer.Option(file_okay=False, help="Folder of tables and plot.", show_default="bench/results")] = None,
 ) -> None:
@@ -82,6 +85,10 @@ def bench(
             from .bench.options import run as of_options
 
             of_options(repeats, output or Path("bench/results"), quick)
+        elif distributed:
+            from .bench.distributed import run as of_processes
+
+            of_processes(repeats, output or Path("bench/results"), quick)
         elif gpu:
             from .bench.gpu import run as on_gpu
 

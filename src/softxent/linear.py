@@ -55,12 +55,13 @@ def chunk_rows(rows: int, row_bytes: int, budget: int) -> int:
     return min(tiled, rows) if tiled and math.ceil(rows / tiled) == count else even
 
 
-def chunks(x: Any, w: Any, b: Any, products: Products, budget: int) -> Iterator[tuple[slice, Any]]:
+def chunks(x: Any, w: Any, b: Any, products: Products, budget: int, classes: int = 0) -> Iterator[tuple[slice, Any]]:
     """Yield the slices of the rows and their logits, in a buffer that the next chunk overwrites.
 
-    Chunks are as large as the budget allows, because each of them adds to all of dW.
+    Chunks are as large as the budget allows, because each of them adds to all of dW. Among processes that have different classes, `classes`
+    is the largest number that one has, so that all have the same chunks.
     """
-    step = max(1, chunk_rows(len(x), len(w) * products.size(x), budget))
+    step = max(1, chunk_rows(len(x), max(classes, len(w)) * products.size(x), budget))
     scratch = products.empty(x, min(step, len(x)), len(w))
     for at in range(0, len(x), step):
         i = slice(at, min(at + step, len(x)))

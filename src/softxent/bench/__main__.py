@@ -8,7 +8,7 @@ import json
 import sys
 from pathlib import Path
 
-from . import Job, filtering, linear, measure, options, readme, run
+from . import Job, distributed, filtering, linear, measure, options, readme, run
 
 
 def main() -> None:
@@ -40,6 +40,11 @@ def main() -> None:
     of_options = commands.add_parser("options-worker")
     of_options.add_argument("job", type=json.loads)
     of_options.set_defaults(todo=lambda a: options.work(*a.job))
+    divided = commands.add_parser("distributed", help="classes that are divided among processes instead")
+    divided.set_defaults(todo=lambda a: distributed.run(a.repeats, a.output, a.quick))
+    of_processes = commands.add_parser("distributed-worker")
+    of_processes.add_argument("job", type=json.loads)
+    of_processes.set_defaults(todo=lambda a: distributed.work(*a.job))
     arguments = parser.parse_args()
     try:
         arguments.todo(arguments)

@@ -62,6 +62,9 @@ class Kernel(Protocol):
     the transform: mean = <yhat, v>, v_t - mean, sum_k off_k (v_k - mean), and the derivative of the entropy along v (0 if four numbers are
     given). They are, or give, the derivatives of <dz, v> by the numbers.
 
+    `merge` merges the sums [K, 7, R] over different columns, which it overwrites, in the order of the `pairs` [K - 1, 2] of indices (see
+    shards.py), and writes what the rows give, and their parts.
+
     `log_softmax` computes scale log yhat_k, for a scale [R] or [1] float64. `first_outside` returns the index of the first label that is
     neither a class nor ignore_index, or -1.
     """
@@ -81,6 +84,7 @@ class Kernel(Protocol):
         self, z: Array, v: Array, label: Array, numbers: Array, off: Array | None, transform: Transform, gauss_newton: bool, out: Array,
         result: Array, threads: int,
     ) -> None: ...  # fmt: skip
+    def merge(self, sums: Array, pairs: Array, label: Array, numbers: Array, result: Array, parts: Array, threads: int) -> None: ...
     def log_softmax(self, z: Array, scale: Array, transform: Transform, out: Array, threads: int) -> None: ...
     def first_outside(self, label: Array, classes: int, ignore_index: int) -> int: ...
 

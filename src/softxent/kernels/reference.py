@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import formula
+from .. import formula, partials
 from ..formula import Numbers
 from ..partials import Array, Partials, identity, library, times
 
@@ -83,6 +83,19 @@ def curvature(
             for row, found in zip(result, (mean, at_label, by_off, dentropy), strict=True):
                 row[i] = where(ignored, 0.0, found)
             out[i] = _narrow(where(live[:, None], hv, 0.0), out.dtype)
+
+
+def merge(sums: Array, pairs: Array, label: Array, numbers: Array, result: Array, parts: Array, threads: int) -> None:
+    each = [Partials(*shard) for shard in sums]
+    for i, j in pairs.tolist():
+        each[i] = partials.merge(each[i], each[j])
+    where, ignored = library(sums).where, label == IGNORED
+    x = Partials(*(where(ignored, none, part) for none, part in zip(_NOTHING, each[0], strict=True)))
+    y, r, q, *_ = _numbers(numbers, slice(None), label)
+    for row, part in zip(parts, x, strict=True):
+        row[:] = part
+    for row, output in zip(result, formula.outputs(x, y, r, q), strict=False):
+        row[:] = where(ignored, 0.0, output)
 
 
 def log_softmax(z: Array, scale: Array, transform: Any, out: Array, threads: int) -> None:

@@ -20,6 +20,7 @@ from ..kernels import IGNORED, LARGEST
 from . import compute, cpu, operators
 from .compute import plain as plain
 from .operators import differentiated
+from .sharded_operators import Shards, most_probable, my_columns
 
 BIGGEST = 1.7976931348623157e308
 RANGES = ((0, 1), (0, BIGGEST), (truth.SMALLEST, BIGGEST), (truth.SMALLEST, math.inf))  # label_smoothing, z_loss, temperature, cap
@@ -52,18 +53,26 @@ class Truth(NamedTuple):
 
 
 def truth_of(
-    fn: str, z: Tensor, target: Tensor, weight: Tensor | None, sample: Tensor | None, axis: int, options: Options
-) -> tuple[Truth, Tensor | None]:
-    """Return the truth of the rows of logits z, and for a mean the sum of their weights. Only shape, dtype and device of z are read."""
+    fn: str, z: Tensor, target: Tensor, weight: Tensor | None, sample: Tensor | None, axis: int, options: Options,
+    shards: Shards | None = None,
+) -> tuple[Truth, Tensor | None]:  # fmt: skip
+    """Return the truth of the rows of logits z, and for a mean the sum of their weights. Only shape, dtype and device of z are read.
+
+    With `shards`, z has the classes of this process, as probabilities have; labels and class weights are those of all classes.
+    """
     shape, wide = z.shape, compute.compute_dtype(z)
-    lead, classes = shape[:axis] + shape[axis + 1 :], shape[axis]
+    lead, here = shape[:axis] + shape[axis + 1 :], shape[axis]
+    classes = here if shards is None else shards.classes
     each = None if sample is None else sample.double().expand(lead)
     w = None if weight is None else weight.double()
     e, device = options.label_smoothing, target.device
     if target.is_floating_point():
         label = torch.full((), LARGEST, device=device).expand(lead)
         found = truth.row_numbers(None, None, each, 0.0, options.z_loss, classes)
-        off: Tensor | None = target if w is None and not e else _soft(target, w, e, axis, wide)
+        w = w if w is None or shards is None else my_columns(w, shards)
+        off: Tensor | None = target if w is None and not e else _soft(target, w, e, axis, wide, classes)
+        if shards is not None and off is not None:
+            label = most_probable(off, shards, axis)
     else:
         label = operators.class_labels(fn, target, classes, options.ignore_index)
         found = truth.row_numbers(label, w, each, e, options.z_loss, classes)
@@ -71,7 +80,9 @@ def truth_of(
         if not target.is_cpu or compute.forced():
             outside = (label != IGNORED) & ((label < 0) | (label >= classes))
             found = found._replace(y=torch.where(outside, math.nan, _number(found.y, device)))
-        off = found.off if found.off is None else _number(found.off, device).to(wide).expand(classes)
+        off = found.off if found.off is None else _number(found.off, device)
+        off = my_columns(off, shards) if off is not None and off.ndim and shards is not None else off
+        off = off if off is None else off.to(wide).expand(here)
     total = None
     if options.reduction == "mean":
         live = label != IGNORED
@@ -113,7 +124,7 @@ def quick_numbers(z: Tensor, target: Tensor, weight: Tensor | None, sample: Tens
         factors = cpu.in_memory(weight).double().contiguous()
         off = None if off is None else truth.everywhere(factors, e, classes).to(wide)
     if probable:
-        off = target if target.dtype == z.dtype and weight is None and not e else _soft(target, factors, e, 1, wide)
+        off = target if target.dtype == z.dtype and weight is None and not e else _soft(target, factors, e, 1, wide, classes)
         factors = None
     return QuickNumbers(found.numbers, factors, sample, off)
 
@@ -140,9 +151,9 @@ def _number(x: Tensor | float, device: torch.device) -> Tensor:
     return x if isinstance(x, Tensor) else torch.full((), x, dtype=torch.float64, device=device)
 
 
-def _soft(u: Tensor, w: Tensor | None, e: float, axis: int, wide: torch.dtype) -> Tensor:
+def _soft(u: Tensor, w: Tensor | None, e: float, axis: int, wide: torch.dtype, classes: int) -> Tensor:
     """Return probabilities after label smoothing and class weights, which are computed in float64."""
-    classes, last = u.shape[axis], u.movedim(axis, -1)
+    last = u.movedim(axis, -1)
     if u.ndim == 1 or not plain(u) or differentiated(u, w):
         soft: Tensor = truth.soft(last.double(), w, e, classes)
         return soft.to(wide).movedim(-1, axis)
@@ -198,8 +209,10 @@ def labels(fn: str, names: contract.Names, target: Tensor, shape: tuple[int, ...
         contract.wrong_labels(fn, names, kind, target.dtype, tuple(target.shape), shape, axis)
 
 
-def class_axis(fn: str, input: Tensor, target: Tensor, weight: Tensor | None, sample: Tensor | None, ignore_index: int) -> int:
-    """Check the tensors. Returns the class axis."""
+def class_axis(
+    fn: str, input: Tensor, target: Tensor, weight: Tensor | None, sample: Tensor | None, ignore_index: int, shards: Shards | None = None
+) -> int:
+    """Check the tensors. Returns the class axis. With `shards`, `input` and probabilities have the classes of this process."""
     given: dict[str, Any] = {"input": input, "target": target, "weight": weight, "sample_weight": sample}
     for name, t in given.items():
         if t is None and name in ("weight", "sample_weight"):
@@ -213,12 +226,13 @@ def class_axis(fn: str, input: Tensor, target: Tensor, weight: Tensor | None, sa
     if input.ndim == 0:
         fail(fn, "input", "have a class axis", f"shape {tuple(input.shape)}")
     axis = min(1, input.ndim - 1)
-    if not input.shape[axis]:
+    classes = input.shape[axis] if shards is None else shards.classes
+    if not classes:
         fail(fn, "input", "have at least one class", f"shape {tuple(input.shape)}")
     labels(fn, contract.TORCH, target, tuple(input.shape), axis)
     if target.is_floating_point() and isinstance(ignore_index, int) and ignore_index >= 0:
         fail(fn, "ignore_index", "be left alone where the target is probabilities", ignore_index)
-    weights(fn, weight, sample, input.shape[axis], tuple(n for i, n in enumerate(input.shape) if i != axis))
+    weights(fn, weight, sample, classes, tuple(n for i, n in enumerate(input.shape) if i != axis))
     return axis
 
 

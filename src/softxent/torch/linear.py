@@ -19,12 +19,13 @@ from ..contract import fail
 from ..filtering import FilterStats
 from ..kernels import IGNORED
 from ..linear import BUDGET, filtered
-from . import arguments, operators
+from . import arguments, distributed, operators
 from .arguments import labels, plain, tensor
 from .compute import PLAIN
 from .linear_operators import Head, Settings, reduced_loss, rows
 from .loss import Result, cross_entropy
 from .operators import differentiated
+from .sharded_operators import Shards, my_columns
 
 FN = "linear_cross_entropy"
 
@@ -53,6 +54,8 @@ def linear_cross_entropy(
     budget: int = BUDGET,
     filter_tol: float | None = None,
     filter_stats: FilterStats | None = None,
+    group: Any = None,
+    first_class: int | None = None,
     class_weight: None = None,
 ) -> Any:
     """Compute the cross-entropy of `logits = input W^T + b` and labels, with the logits computed a chunk of rows at a time.
@@ -76,6 +79,8 @@ def linear_cross_entropy(
         filter_tol, filter_stats: the gradient filter, as in `softxent.linear_cross_entropy_and_grad`. It works if the gradients are
             computed in the forward pass, in float32 or float64 on the CPU. In other cases, and in a second backward pass, nothing is left
             out.
+        group, first_class: as in `cross_entropy`: W and b have the classes of this process, and input and labels are the same in all. The
+            gradient of input is added up over the processes. Or W is a DTensor, divided by classes, and input too, of any placements.
         class_weight: the name of weight in softxent's functions for NumPy, which is refused.
 
     Returns:
@@ -83,6 +88,7 @@ def linear_cross_entropy(
 
     Raises:
         ValueError, TypeError: if a shape, label, dtype or option does not fit.
+        RuntimeError: if a derivative of another order is wanted of a head whose classes are divided.
 
     Derivatives of any order with respect to input, W, b, weight, sample_weight and probabilities are available, in reverse and forward mode
     and by torch.func. If a gradient is not required, its matrix product is skipped. If W is bfloat16 or float16, its gradient is added up
@@ -106,30 +112,53 @@ def linear_cross_entropy(
             z_loss=z_loss, softcap=softcap, temperature=temperature, sample_weight=sample_weight, check=check,
             return_lse=return_lse, return_entropy=return_entropy, return_logprobs=return_logprobs, return_correct=return_correct,
         )  # fmt: skip
-    h = _rows(input, linear_weight, target, linear_bias, sample_weight, shift)
+    place = shards = None
+    if group is not None or distributed.is_dtensor(input, linear_weight):
+        if isinstance(target, tuple) or tol is not None:
+            fail(FN, "target" if tol is None else "filter_tol", "be a tensor" if tol is None else "be None", "a divided head")
+        if group is None:
+            divided = distributed.head_layout(FN, input, linear_weight, linear_bias, target, weight, sample_weight)
+            input, linear_weight, linear_bias, target, weight, sample_weight, place = divided
+            place, shards = place.shifted(shift), place.shards
+        else:
+            shards = distributed.shards_of_group(FN, group, len(linear_weight), first_class, linear_weight)
+            input = distributed.same_input(input, shards)
+        if check and shards is not None:
+            given = {"shape of input": tuple(input.shape), "dtype": input.dtype, "reduction": reduction, "label_smoothing": label_smoothing}
+            given |= {"z_loss": z_loss, "softcap": softcap, "temperature": temperature, "budget": budget, "outputs": flags}
+            distributed.check_agreement(FN, shards.group, input.device, **given)
+    h = _rows(input, linear_weight, target, linear_bias, sample_weight, shift, shards is not None)
     like = h.x.new_zeros(()).expand(len(h.x), len(h.w))  # has the shape and type of the logits, and needs no memory
     seen = like.float() if h.target is None else h.target  # the labels, or what has the shape of a teacher's probabilities
-    arguments.class_axis(FN, like, seen, weight, h.sample, ignore_index)
+    arguments.class_axis(FN, like, seen, weight, h.sample, ignore_index, shards)
     o = arguments.options(FN, ignore_index, reduction, label_smoothing, z_loss, temperature, softcap)
     if return_logprobs and seen.is_floating_point():
         fail(FN, "return_logprobs", "be False where the target is not class indices", True)
     if check and not h.x.is_cpu and not seen.is_floating_point():
-        operators.check_labels(FN, seen, len(h.w), ignore_index)
+        operators.check_labels(FN, seen, len(h.w) if shards is None else shards.classes, ignore_index)
     outputs = ("loss", *(name for name, flag in flags.items() if flag))
-    settings = Settings(o.temperature, o.cap, " ".join(outputs), _budget(options, budget, len(h.w) * h.x.element_size()))
+    settings = Settings(o.temperature, o.cap, " ".join(outputs), _budget(options, budget, len(h.w) * h.x.element_size()), shards)
     eager = plain(h.x, seen) and type(linear_weight) in PLAIN
-    head, total = _head(h, like, seen, weight, o)
+    head, total = _head(h, like, seen, weight, o, shards)
     head, at = _without_ignored(head, eager)
     dtype = arguments.result_dtype(input)
     gradient = eager and torch.is_grad_enabled() and differentiated(*head[:3]) and not differentiated(*head[3:])
     if gradient and outputs == ("loss",) and reduction != "none" and h.x.dtype != torch.float16:
-        return reduced_loss(head, settings, total, tol, stats).to(dtype)
+        weight_of_all = distributed.whole_sum(total, place)
+        total = weight_of_all if place is None or total is None else weight_of_all.to_local()
+        return distributed.whole_sum(reduced_loss(head, settings, total, tol, stats), place).to(dtype)
     found = rows(head, settings)
     if at is not None:
         found = tuple(t.new_zeros(len(h.x)).index_put((at,), t) for t in found)
     losses, *others = (t.reshape(h.lead) for t in found)
-    loss = arguments.reduced(losses, reduction, total, dtype)
-    more = {name: t.sum() if name == "correct" else t.to(dtype) for name, t in zip(outputs[1:], others, strict=True)}
+    if shards is None and place is None:
+        loss = arguments.reduced(losses, reduction, total, dtype)
+    else:
+        loss = distributed.reduced(losses, reduction, total, dtype, place)
+    more = {}
+    for name, t in zip(outputs[1:], others, strict=True):
+        counted = name == "correct"
+        more[name] = distributed.whole_sum(t.sum(), place) if counted else distributed.of_all_rows(t.to(dtype), place)
     return Result(loss, **more) if more else loss
 
 
@@ -183,12 +212,12 @@ class _Rows(NamedTuple):
     lead: torch.Size
 
 
-def _rows(input: Any, weight: Any, target: Any, bias: Any, sample: Any, shift: bool) -> _Rows:
-    """Check the arguments and merge the axes of rows."""
+def _rows(input: Any, weight: Any, target: Any, bias: Any, sample: Any, shift: bool, may_be_empty: bool) -> _Rows:
+    """Check the arguments and merge the axes of rows. W may have no class, if others have them."""
     teacher = target if isinstance(target, tuple) else None
     if teacher is not None and len(teacher) not in (2, 3):
         fail(FN, "target", "be a tensor, or (input, weight) or (input, weight, bias) of a teacher", f"a tuple of {len(teacher)}", TypeError)
-    x, w, b = _cast(input, weight, bias)
+    x, w, b = _cast(input, weight, bias, may_be_empty=may_be_empty)
     none: tuple[Any, Any, Any] = (None, None, None)
     tx, tw, tb = none if teacher is None else _cast(teacher[0], teacher[1], teacher[2] if len(teacher) > 2 else None, "teacher's ")
     y = None if teacher is not None else target
@@ -225,7 +254,7 @@ def _rows_of(sample: Any, x: Tensor, lead: torch.Size) -> Tensor:
         fail(FN, "sample_weight", f"broadcast to shape {tuple(lead)}", tuple(sample.shape))
 
 
-def _cast(input: Any, weight: Any, bias: Any, whose: str = "") -> tuple[Any, Any, Any]:
+def _cast(input: Any, weight: Any, bias: Any, whose: str = "", may_be_empty: bool = False) -> tuple[Any, Any, Any]:
     """Check a head's arguments and return them in one type: that of autocast, if it is enabled, as nn.Linear would."""
     for name, t in (("input", input), ("linear_weight", weight), ("linear_bias", bias)):
         if t is not None or name != "linear_bias":
@@ -234,7 +263,7 @@ def _cast(input: Any, weight: Any, bias: Any, whose: str = "") -> tuple[Any, Any
     if torch.is_autocast_enabled(device) and input.dtype != torch.float64:
         to = torch.get_autocast_dtype(device)
         input, weight, bias = (None if t is None else t.to(to) for t in (input, weight, bias))
-    if weight.ndim < 2 or input.ndim == 0 or input.shape[-1] != weight.shape[-1] or not weight.numel():
+    if weight.ndim < 2 or input.ndim == 0 or input.shape[-1] != weight.shape[-1] or not (weight.numel() or may_be_empty):
         contract.wrong_head(FN, f"{whose}linear_weight", tuple(weight.shape), "input", tuple(input.shape))
     if bias is not None and bias.shape != weight.shape[:-1]:
         fail(FN, f"{whose}linear_bias", f"have shape {tuple(weight.shape[:-1])} to match linear_weight", tuple(bias.shape))
@@ -256,17 +285,21 @@ def _budget(options: Any, budget: int, row: int) -> int:
     return rows * row if isinstance(rows, int) and rows > 0 else budget
 
 
-def _head(h: _Rows, like: Tensor, seen: Tensor, weight: Tensor | None, o: arguments.Options) -> tuple[Head, Tensor | None]:
+def _head(
+    h: _Rows, like: Tensor, seen: Tensor, weight: Tensor | None, o: arguments.Options, shards: Shards | None
+) -> tuple[Head, Tensor | None]:
     """Return the head with the truth of its rows, and for a mean the sum of their weights.
 
     Probabilities are not copied: class weights and label smoothing are applied to a chunk of them at a time.
     """
     scale = shift = None
     if not seen.is_floating_point():
-        t, total = arguments.truth_of(FN, like, seen, weight, h.sample, 1, o)
+        t, total = arguments.truth_of(FN, like, seen, weight, h.sample, 1, o, shards)
     else:
-        t, total = arguments.truth_of(FN, like, seen, None, h.sample, 1, o._replace(label_smoothing=0.0))
-        scale, shift = arguments.scale_and_shift(weight, o.label_smoothing, len(h.w), like.device)
+        t, total = arguments.truth_of(FN, like, seen, None, h.sample, 1, o._replace(label_smoothing=0.0), shards)
+        classes = len(h.w) if shards is None else shards.classes
+        weight = weight if weight is None or shards is None else my_columns(weight, shards)
+        scale, shift = arguments.scale_and_shift(weight, o.label_smoothing, classes, like.device)
     return Head(h.x, h.w, h.b, *t[:4], None if h.target is None else t.off, scale, shift, *h.teacher), total
 
 

@@ -14,10 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .. import contract
 from ..filtering import Filter, FilterStats
 from ..linear import FOLD, Sums, budget_beside_filter, chunk_rows, chunks
 from . import compute, cpu, operators
 from .by_chunks import RowFunction, Tensors, by_chunks, computed, summed_in
+from .sharded_operators import Shards, local_labels, merged, sums_of
 
 COLUMNS = 1024  # columns of logits in a product: 128 and 320 rows of float32 take 20 and 25 % less time than with all columns at once (CPU)
 COPIES = 4  # arrays of the size of the logits that the function of a chunk holds at once
@@ -62,6 +64,7 @@ class Settings(NamedTuple):
     cap: float  # inf without a softcap
     outputs: str  # some of OUTPUTS, with spaces between
     budget: int  # bytes of logits held at once
+    shards: Shards | None = None  # if W has the classes of this process alone
 
 
 class _Tensors:
@@ -100,7 +103,7 @@ class HeadRows(RowFunction):
 
     def __init__(self, head: Head, settings: Settings) -> None:
         self.settings, self.outputs = settings, settings.outputs.split()
-        row = len(head.w) * head.w.element_size()
+        row = max(1, len(head.w)) * head.w.element_size()
         differentiable = [k for k, name in enumerate(self.outputs) if name != "correct"]
         step = chunk_rows(len(head.x), row, settings.budget // COPIES)
         super().__init__(self._of_a_chunk, head.by_row(), [True] * len(self.outputs), step, differentiable)
@@ -116,16 +119,20 @@ class HeadRows(RowFunction):
         result = _result(h, self.outputs)
         numbers = _numbers(h, {})
         for i, z, truth in _chunks(h, s, numbers):
-            compute.call("forward", z, *truth, result[:, i], None)
+            _forward(z, truth, result[:, i], s.shards)
         found = dict(zip(OUTPUTS, result, strict=False))
         return tuple(found[name] != 0 if name == "correct" else found[name].clone() for name in self.outputs)
 
     def gradient(self, needed: Sequence[int], given: Sequence[int]) -> RowFunction:
         general = super().gradient(needed, given)
         fields = [Head._fields[k] for k in needed]
-        return HeadGradient(self, general, fields, given) if {*fields} <= {"x", "w", "b", "y", "q"} else general
+        if {*fields} <= {"x", "w", "b", "y", "q"}:
+            return HeadGradient(self, general, fields, given)
+        _whole(self.settings, "by weights of classes with label smoothing, or by probabilities")
+        return general
 
     def tangent(self, moving: Sequence[int]) -> RowFunction:
+        _whole(self.settings, "in forward mode")
         general = super().tangent(moving)
         along, fields = [Head._fields[k] for k in moving], [self.outputs[k] for k in self.differentiable]
         return HeadHessian(self.settings, general, (), along, fields) if {*along} <= {"x", "w", "b"} else general
@@ -143,6 +150,7 @@ class HeadGradient(RowFunction):
         return gradients(head, self.settings, dict(zip(self.given, upstream, strict=True)), self.fields)[1]
 
     def gradient(self, needed: Sequence[int], given: Sequence[int]) -> RowFunction:
+        _whole(self.settings, "of second order")
         general = super().gradient(needed, given)
         fields, along = [(*Head._fields, *self.given)[k] for k in needed], [self.fields[k] for k in given]
         return HeadHessian(self.settings, general, self.given, along, fields) if {*fields, *along} <= {"x", "w", "b", *OUTPUTS} else general
@@ -184,6 +192,13 @@ class HeadHessian(RowFunction):
         return tuple(by_head[name].to(h.x.dtype) if name in by_head else by_upstream[name].clone() for name in self.fields)
 
 
+def _whole(s: Settings, derivative: str) -> None:
+    """Refuse a derivative that is not available if the classes are divided among processes."""
+    if s.shards is not None:
+        expected = "be of first order, by input, W, b, or weights of rows"
+        contract.fail("linear_cross_entropy", "derivatives of a head whose classes are divided", expected, derivative, RuntimeError)
+
+
 def _logit_tangent(x: Tensor, w: Tensor, vx: Tensor | None, vw: Tensor | None, vb: Tensor | None) -> Tensor:
     """Return the derivative of the logits of the rows x along (vx, vw, vb)."""
     total = x.new_zeros((len(x), len(w))) if vx is None else vx @ w.t()
@@ -208,15 +223,16 @@ def gradients(
 
     def overwritten(s: Settings) -> Iterator[tuple[slice, Tensor]]:
         for i, z, truth in _chunks(h, s, numbers):
-            compute.call("fused", z, *truth, z, result[:, i], None)
+            _fused(z, truth, result[:, i], s.shards)
             yield i, z
 
     with torch.autocast(h.x.device.type, enabled=False):
         if filter_tol is not None and filter_stats is not None and h.x.is_cpu and h.x.dtype in (torch.float32, torch.float64):
             _filtered(h, sums, settings, overwritten, filter_tol, filter_stats)
         else:
+            mine = h if settings.shards is None else h._replace(label=local_labels(h.label, settings.shards.mine))
             for i, g in overwritten(settings):
-                _add(sums, h, i, g)
+                _add(sums, mine, i, g)
     found = {"x": sums.dx, "w": sums.dw, "b": sums.db}
     g = upstream.get("loss", numbers.new_zeros(()))
     for name, number in (("y", h.y), ("q", h.q)):
@@ -276,6 +292,29 @@ def _add(sums: Sums, h: Head, i: slice, g: Tensor) -> None:
 # ---- chunks ----
 
 
+def _forward(z: Tensor, truth: tuple[Any, ...], result: Tensor, shards: Shards | None) -> Tensor | None:
+    """Compute what the rows of a chunk give. With shards, returns the merged sums of the rows."""
+    if shards is None:
+        compute.call("forward", z, *truth, result, None)
+        return None
+    label, numbers, off, transform = truth
+    more = len(result) > 2
+    own = sums_of(z, label, off, shards, 1, transform, more or len(numbers) > 4)
+    found, parts = merged(own, shards, label, numbers, more)
+    result.copy_(found)
+    return parts
+
+
+def _fused(z: Tensor, truth: tuple[Any, ...], result: Tensor, shards: Shards | None) -> None:
+    """Compute what the rows of a chunk give, and overwrite the logits with their gradient."""
+    if shards is None:
+        compute.call("fused", z, *truth, z, result, None)
+        return
+    parts, (label, *others) = _forward(z, truth, result, shards), truth
+    if z.numel():
+        compute.call("backward", z, local_labels(label, shards.mine), *others, parts, z)
+
+
 def _chunks(h: Head, s: Settings, numbers: Tensor, beside: int = 0) -> Iterator[tuple[slice, Tensor, tuple[Any, ...]]]:
     """Yield the slices of the rows, their logits in a buffer, and their label, numbers, off and transform, as the kernels take them.
 
@@ -284,7 +323,8 @@ def _chunks(h: Head, s: Settings, numbers: Tensor, beside: int = 0) -> Iterator[
     wide = compute.compute_dtype(h.x)
     made = _dense(h) and (h.off is None or h.scale is not None or h.off.dtype not in (h.x.dtype, wide))
     copies = 1 + beside + (3 * wide.itemsize // h.x.element_size() if made else 0)
-    for i, z in chunks(h.x, h.w, h.b, PRODUCTS, s.budget // copies):
+    most = 0 if s.shards is None else max(columns.end - columns.first for columns in s.shards.columns)
+    for i, z in chunks(h.x, h.w, h.b, PRODUCTS, s.budget // copies, most):
         off = _off(h.rows(i), s)
         off = off if off is None or off.stride(-1) == 1 else off.contiguous()
         yield i, z, (h.label[i], compute.cut(numbers, i), off, (s.temperature, s.cap))
@@ -376,7 +416,8 @@ def rows(head: Head, settings: Settings) -> Tensors:
     """Return the outputs of every row, by the function of autograd or, while a compiler or tracer looks on, by the operator."""
     if operators.eagerly(head.x):
         return by_chunks(HeadRows(head, settings), *head)
-    return tuple(linear_rows(*head, *settings))
+    _whole(settings, "under torch.compile")
+    return tuple(linear_rows(*head, *settings[:-1]))
 
 
 def _rows(*arguments: Any) -> list[Tensor]:

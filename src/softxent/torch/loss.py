@@ -17,9 +17,10 @@ from torch.nn import Module
 
 from ..contract import fail, renamed
 from ..kernels import NO_LABEL
-from . import arguments, compute, cpu, operators
+from . import arguments, compute, cpu, distributed, operators
 from .arguments import FLOATS, plain, tensor
 from .cpu import NOTHING
+from .sharded_operators import sharded_rows
 
 FN = "cross_entropy"
 ONLY_LOSS = (False,) * 4  # the outputs that are wanted: lse, log-probability, entropy, correct
@@ -54,6 +55,8 @@ def cross_entropy(
     return_logprobs: bool = False,
     return_correct: bool = False,
     check: bool = False,
+    group: Any = None,
+    first_class: int | None = None,
     class_weight: None = None,
 ) -> Any:
     """Compute the softmax cross-entropy of logits and labels; replaces `torch.nn.functional.cross_entropy`.
@@ -62,7 +65,8 @@ def cross_entropy(
     probabilities), mass the sum of y, and lse(z) = log sum_k exp(z_k). Its gradient is `mass * softmax(z) - y`.
 
     Args:
-        input: logits [C], [N, C] or [N, C, d1, ...]; float32, float64, bfloat16 or float16, with any strides.
+        input: logits [C], [N, C] or [N, C, d1, ...]; float32, float64, bfloat16 or float16, with any strides. Or a DTensor of any
+            placements; the other tensors are then DTensors too, or the same in all processes.
         target: class indices, with the shape of `input` without the class axis, or probabilities with the shape of `input`.
         weight, ignore_index, reduction, label_smoothing, size_average, reduce: as in torch.
         z_loss: L >= 0; adds L lse(z)^2 to each row that is not ignored.
@@ -73,7 +77,11 @@ def cross_entropy(
             each row. They are differentiable, and 0 for ignored rows.
         return_correct: also return the number of rows whose most probable class is the label. A tie counts, an ignored row does not.
         check: on a GPU, wait for the labels and raise an error if one is out of range (not under torch.compile). Otherwise the loss and the
-            gradient of its row are NaN. On the CPU, labels are always checked.
+            gradient of its row are NaN. On the CPU, labels are always checked. Of classes in shards, also raise an error in all processes
+            if their arguments differ.
+        group: a process group among which the classes are divided: `input`, and probabilities, have the classes of this process. Labels and
+            weights are those of all classes, and the same in all processes. So is the result.
+        first_class: the index of the first class of this process; None if all processes have equally many, in the order of ranks.
         class_weight: the name of weight in softxent's functions for NumPy, which is refused.
 
     Returns:
@@ -95,6 +103,9 @@ def cross_entropy(
     wanted = ONLY_LOSS
     if return_lse or return_logprobs or return_entropy or return_correct:
         wanted = (return_lse, return_logprobs, return_entropy, return_correct)
+    if group is not None or distributed.is_dtensor(input, target):
+        options = (ignore_index, reduction, label_smoothing, z_loss, temperature, softcap)
+        return _distributed(input, target, weight, sample_weight, options, wanted, check, group, first_class)
     eager = plain(input, target)
     endless = type(softcap) is float and math.isinf(softcap)  # is refused, although the kernels take inf for no softcap
     if eager and class_weight is None and not endless:
@@ -124,6 +135,42 @@ def cross_entropy(
         return loss
     lse, logprobs, entropy = (t.to(dtype) if want else None for t, want in zip(rows, wanted, strict=False))
     return Result(loss, lse, entropy, logprobs, correct.sum() if return_correct else None)
+
+
+def _distributed(
+    input: Any, target: Any, weight: Any, sample: Any, given: tuple[Any, ...], wanted: tuple[bool, ...], check: bool, group: Any,
+    first_class: int | None,
+) -> Any:  # fmt: skip
+    """Compute the loss of logits that are divided among processes."""
+    options = arguments.options(FN, *given)
+    axis, place, shards, reduction = min(1, input.ndim - 1), None, None, options.reduction
+    if group is None:
+        if not distributed.is_dtensor(input):
+            fail(FN, "input", "be a DTensor as target is", type(input).__name__, TypeError)
+        input, place = distributed.layout(input, axis)
+        target = place.local(target, place.logits if target.is_floating_point() else place.rows)
+        weight, sample, shards = place.class_weight(weight), place.local_sample(sample), place.shards
+    else:
+        shards = distributed.shards_of_group(FN, group, input.shape[axis], first_class, input)
+    if check and shards is not None:
+        shapes = {"shape of input": tuple(n for i, n in enumerate(input.shape) if i != axis), "dtype": input.dtype}
+        distributed.check_agreement(FN, shards.group, input.device, **shapes, options=tuple(options), outputs=wanted)
+    arguments.class_axis(FN, input, target, weight, sample, options.ignore_index, shards)
+    if wanted[1] and target.is_floating_point():
+        fail(FN, "return_logprobs", "be False where the target is probabilities", True)
+    truth, total = arguments.truth_of(FN, input, target, weight, sample, axis, options, shards)
+    transform, more = (options.temperature, options.cap), any(wanted[1:])
+    if shards is None:
+        losses, *rows, correct = operators.rows(input, *truth, axis, *transform, more)
+    else:
+        losses, *rows, correct = sharded_rows(input, *truth, shards, axis, *transform, more)
+    dtype = arguments.result_dtype(input)
+    loss = distributed.reduced(losses, reduction, total, dtype, place)
+    if not any(wanted):
+        return loss
+    of_rows = [distributed.of_all_rows(t.to(dtype), place) if want else None for t, want in zip(rows, wanted, strict=False)]
+    lse, logprobs, entropy = of_rows
+    return Result(loss, lse, entropy, logprobs, distributed.whole_sum(correct.sum(), place) if wanted[3] else None)
 
 
 class CrossEntropyLoss(Module):

@@ -211,9 +211,9 @@ class Rows(Function):
             found[0] = (multiplied_gradient if batched_by_autograd(*up) else gradient)(*given, *up, *options)
         if g is not None:
             by_numbers = _loss_by_numbers(needs[2:5], z, label, off, *options)
-            found[2:5] = (None if by is None else _shaped(g * by, t, options[0]) for by, t in zip(by_numbers, given[2:5], strict=True))
+            found[2:5] = (None if by is None else shaped(g * by, t, options[0]) for by, t in zip(by_numbers, given[2:5], strict=True))
         if g is not None and needs[5]:
-            found[5] = _shaped(_loss_by_off(z, label, g * r, off, *options), off, options[0])
+            found[5] = shaped(_loss_by_off(z, label, g * r, off, *options), off, options[0])
         return tuple(found)
 
     @staticmethod
@@ -268,7 +268,7 @@ class Gradient(Function):
         if g is not None and needs[5]:
             apart = mean.unsqueeze(axis) - transformed(z, *transform)[1] * v.to(mean.dtype)
             found[5] = _columns(g * r * (label != IGNORED), label, axis) * apart
-        return tuple(_shaped(found[k], given[k], axis) if k in found and needs[k] else None for k in range(len(none)))
+        return tuple(shaped(found[k], given[k], axis) if k in found and needs[k] else None for k in range(len(none)))
 
     @staticmethod
     def jvp(ctx: Any, dz: Optional, _: None, dy: Optional, dr: Optional, dq: Optional, doff: Optional, *others: Any) -> Any:
@@ -330,7 +330,7 @@ class LogSoftmax(Function):
             dz = _log_softmax_vjp(z, v, scale, axis, *transform)
         if ctx.needs_input_grad[1]:
             one = z.new_ones((), dtype=torch.float64)
-            dscale = _shaped(times(v, log_softmax(z, one, axis, *transform)).sum(axis), scale, axis)
+            dscale = shaped(times(v, log_softmax(z, one, axis, *transform)).sum(axis), scale, axis)
         return dz, dscale, None, None, None
 
     @staticmethod
@@ -488,7 +488,7 @@ def _along(classes: Tensor, z: Tensor, axis: int) -> Tensor:
     return classes if classes.shape == z.shape else classes.reshape([-1 if i == axis else 1 for i in range(z.ndim)])
 
 
-def _shaped(value: Tensor, argument: Tensor, axis: int) -> Tensor:
+def shaped(value: Tensor, argument: Tensor, axis: int) -> Tensor:
     """Return a gradient as one of an argument that all rows may share: summed over the rows then, and in its dtype."""
     if argument.ndim < value.ndim:
         value = value.sum([i for i in range(value.ndim) if i != axis or not argument.ndim])

@@ -1,0 +1,258 @@
+"""Logits and heads that are divided among processes: DTensors, or the tensors of each process and a group.
+
+loss.py and linear.py call this file. It describes the shards (`Shards`), brings labels and weights to the process that has their rows, and
+wraps what is computed of a process's tensors into DTensors again. sharded_operators.py has what is computed if classes are divided.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd import Function
+
+from ..contract import fail
+from ..shards import Columns, evenly
+from . import compute
+from .sharded_operators import Shards, gathered
+
+Placements = Sequence[Any]  # one of each axis of a mesh
+
+
+def is_dtensor(*tensors: Any) -> bool:
+    """Whether one of these is a DTensor. torch.distributed.tensor is not imported for it."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and any(isinstance(t, module.DTensor) for t in tensors)
+
+
+# ---- tensors of each process, and a group ----
+
+
+def shards_of_group(fn: str, group: Any, columns: int, first_class: int | None, like: Tensor) -> Shards:
+    """Return the shards, of which this process has `columns` classes.
+
+    Without `first_class`, every process has as many classes, in the order of ranks. With it, the processes tell each other their classes.
+    """
+    if not dist.is_initialized():
+        fail(fn, "group", "be a process group; call torch.distributed.init_process_group first", repr(group), RuntimeError)
+    size = dist.get_world_size(group)
+    if dist.get_rank(group) < 0:
+        fail(fn, "group", "be a group that this process belongs to", repr(group))
+    if first_class is None:
+        return Shards(group, tuple(Columns(k * columns, (k + 1) * columns) for k in range(size)))
+    unknown = Shards(group, (Columns(0, 0),) * size)
+    mine = torch.tensor([first_class, columns], dtype=torch.int64, device=like.device)
+    every = [Columns(first, first + length) for first, length in gathered(mine, unknown).tolist()]
+    end = 0
+    for rank, (first, last) in enumerate(every):
+        if first != end:
+            fail(
+                fn, "first_class", f"be {end} on rank {rank}, where the classes of rank {rank - 1} end" if rank else "be 0 on rank 0", first
+            )
+        end = last
+    return Shards(group, tuple(every))
+
+
+def check_agreement(fn: str, group: Any, device: torch.device, **given: Any) -> None:
+    """Raise an error on all processes if the arguments of one differ from those of the first. It takes two small gathers."""
+    text = "; ".join(f"{name}={value}" for name, value in given.items()).encode()
+    size = dist.get_world_size(group)
+    group_of_any = Shards(group, (Columns(0, 0),) * size)
+    length = max(gathered(torch.tensor([len(text)], device=device), group_of_any).flatten().tolist())
+    mine = torch.tensor(list(text.ljust(length)), dtype=torch.uint8, device=device)
+    texts = [bytes(row).decode().rstrip() for row in gathered(mine, group_of_any).cpu().tolist()]
+    for rank, other in enumerate(texts):
+        if other != texts[0]:
+            fail(fn, f"the arguments of rank {rank}", f"be those of rank 0 ({texts[0]})", other)
+
+
+# ---- DTensors ----
+
+
+class Layout(NamedTuple):
+    """How the logits of a call are divided."""
+
+    mesh: Any
+    logits: Placements
+    rows: Placements  # of the numbers of rows
+    shards: Shards | None  # None if no axis of the mesh divides the classes
+    lead: torch.Size  # the shape of the rows of all processes
+
+    def shifted(self, shift: bool) -> Layout:
+        """Return the layout of rows whose last axis is one position shorter, if `shift`."""
+        if not shift:
+            return self
+        if any(where.is_shard() and where.dim % len(self.lead) == len(self.lead) - 1 for where in self.rows):
+            fail("linear_cross_entropy", "shift", "be False where the positions are divided among processes", True)
+        return self._replace(lead=torch.Size([*self.lead[:-1], max(0, self.lead[-1] - 1)]))
+
+    def local(self, t: Any, placements: Placements) -> Any:
+        """Return this process's part of a tensor or DTensor, or None. A plain tensor is taken to be the same in all processes."""
+        if t is None:
+            return None
+        from torch.distributed.tensor import DTensor, Replicate
+
+        if not isinstance(t, DTensor):
+            t = DTensor.from_local(t, self.mesh, [Replicate()] * self.mesh.ndim, run_check=False)
+        return t.redistribute(self.mesh, placements).to_local()
+
+    def local_sample(self, t: Any) -> Any:
+        """Return the sample weights of this process's rows, or None."""
+        return None if t is None else self.local(t if t.shape == self.lead else t.expand(self.lead), self.rows)
+
+    def class_weight(self, t: Any) -> Any:
+        """Return the weights of all classes. Their gradient is added up over the processes that have other rows."""
+        if t is None:
+            return None
+        from torch.distributed.tensor import DTensor, Partial, Replicate
+
+        whole = [Replicate()] * self.mesh.ndim
+        t = t if isinstance(t, DTensor) else DTensor.from_local(t, self.mesh, whole, run_check=False)
+        return t.redistribute(self.mesh, whole).to_local(grad_placements=[Partial() if where.is_shard() else where for where in self.rows])
+
+    def of_rows(self, t: Tensor) -> Any:
+        """Return the DTensor [*lead] of what this process's rows give."""
+        from torch.distributed.tensor import DTensor
+
+        stride = torch.empty(self.lead, device="meta").stride()
+        return DTensor.from_local(t.contiguous(), self.mesh, self.rows, run_check=False, shape=self.lead, stride=stride)
+
+    def total(self, t: Tensor) -> Any:
+        """Return the sum of a number of each process over those that have other rows, a replicated DTensor."""
+        from torch.distributed.tensor import DTensor, Partial, Replicate
+
+        partial = [Partial() if where.is_shard() else where for where in self.rows]
+        return DTensor.from_local(t, self.mesh, partial, run_check=False).redistribute(self.mesh, [Replicate()] * self.mesh.ndim)
+
+
+def layout(input: Any, axis: int) -> tuple[Any, Layout]:
+    """Return this process's logits and their layout. Partial sums, and classes that two axes of the mesh divide, are brought together."""
+    from torch.distributed.tensor import Replicate, Shard
+
+    mesh, divided = input.device_mesh, None
+    found: list[Any] = []
+    for k, where in enumerate(input.placements):
+        keep = type(where) is Shard and not (where.dim % input.ndim == axis and divided is not None)
+        if keep and where.dim % input.ndim == axis:
+            divided = k
+        found.append(where if keep else Replicate())
+    rows = [
+        where if not where.is_shard() else Replicate() if where.dim % input.ndim == axis else Shard(where.dim - (where.dim > axis))
+        for where in found
+    ]
+    classes, shards = input.shape[axis], None
+    if divided is not None:
+        shards = Shards(mesh.get_group(divided), tuple(evenly(classes, mesh.size(divided))))
+    lead = torch.Size(n for i, n in enumerate(input.shape) if i != axis)
+    return input.redistribute(mesh, found).to_local(), Layout(mesh, found, rows, shards, lead)
+
+
+class DividedHead(NamedTuple):
+    """A linear head and its labels, as a process has them."""
+
+    x: Tensor
+    w: Tensor
+    b: Tensor | None
+    target: Tensor
+    weight: Tensor | None
+    sample: Tensor | None
+    layout: Layout
+
+
+def head_layout(fn: str, x: Any, w: Any, b: Any, target: Any, weight: Any, sample: Any) -> DividedHead:
+    """Return this process's part of a head of DTensors.
+
+    An axis of the mesh that divides the classes of W has all rows of x: rows that it divides are gathered, and their gradient is scattered.
+    """
+    from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
+
+    if not isinstance(w, DTensor):
+        fail(fn, "linear_weight", "be a DTensor as input is; DTensor.from_local makes one", type(w).__name__, TypeError)
+    mesh = w.device_mesh
+    whole = [Replicate()] * mesh.ndim
+    x, b = (t if t is None or isinstance(t, DTensor) else DTensor.from_local(t, mesh, whole, run_check=False) for t in (x, b))
+    divides = [type(where) is Shard and where.dim % w.ndim == 0 for where in w.placements]
+    divides = [yes and not any(divides[:k]) for k, yes in enumerate(divides)]
+    shard_of_w = [Shard(0) if yes else Replicate() for yes in divides]
+    rows = [
+        where if type(where) is Shard and not yes and where.dim % x.ndim < x.ndim - 1 else Replicate()
+        for where, yes in zip(x.placements, divides, strict=True)
+    ]
+    lead, logits = x.shape[:-1], [Shard(x.ndim - 1) if yes else where for where, yes in zip(rows, divides, strict=True)]
+    of_parameters = [Partial() if where.is_shard() else mine for where, mine in zip(rows, shard_of_w, strict=True)]
+    shards = None
+    if any(divides):
+        axis = divides.index(True)
+        shards = Shards(mesh.get_group(axis), tuple(evenly(w.shape[0], mesh.size(axis))))
+    place = Layout(mesh, logits, rows, shards, lead)
+    target = place.local(target, logits if target.is_floating_point() else rows)
+    of_x = [Partial() if yes else where for where, yes in zip(rows, divides, strict=True)]
+    return DividedHead(
+        x.redistribute(mesh, rows).to_local(grad_placements=of_x),
+        w.redistribute(mesh, shard_of_w).to_local(grad_placements=of_parameters),
+        None if b is None else b.redistribute(mesh, shard_of_w).to_local(grad_placements=of_parameters),
+        target, place.class_weight(weight), place.local_sample(sample), place,
+    )  # fmt: skip
+
+
+class SameInput(Function):
+    """(a tensor that is the same in all processes of a group, shards) -> itself. Its backward adds up the gradients of all processes."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, shards: Shards) -> Tensor:
+        ctx.shards = shards
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        total = grads[0].clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total, group=ctx.shards.group)
+        return total, None
+
+
+same_input: Callable[[Tensor, Shards], Tensor] = SameInput.apply
+
+
+class OrderedSum(Function):
+    """The sum of the losses of the rows, in the order of `compute.summed`, in which the sum of one process is computed."""
+
+    @staticmethod
+    def forward(ctx: Any, losses: Tensor) -> Tensor:
+        ctx.shape = losses.shape
+        return compute.summed(losses.detach())
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return grads[0].expand(ctx.shape)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
+        return tangents[0].sum()
+
+
+ordered_sum: Callable[[Tensor], Tensor] = OrderedSum.apply
+
+
+# ---- results ----
+
+
+def whole_sum(t: Tensor | None, layout: Layout | None) -> Any:
+    """Return the sum of a number of each process over those that have other rows; the number itself where all have the same rows."""
+    return t if t is None or layout is None else layout.total(t)
+
+
+def of_all_rows(t: Tensor, layout: Layout | None) -> Any:
+    """Return what this process's rows give as a DTensor, if the logits are one."""
+    return t if layout is None else layout.of_rows(t)
+
+
+def reduced(losses: Tensor, reduction: str, total: Tensor | None, dtype: torch.dtype, layout: Layout | None) -> Any:
+    """Return the losses of the rows of all processes, their sum, or their sum divided by that of `total`."""
+    if reduction == "none":
+        return of_all_rows(losses.to(dtype), layout)
+    loss, weight = whole_sum(ordered_sum(losses), layout), whole_sum(total, layout)
+    return (loss if weight is None else loss / weight).to(dtype)

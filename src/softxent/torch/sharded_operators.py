@@ -1,0 +1,328 @@
+"""The operators for logits whose classes are divided among the processes of a group. arguments.py and distributed.py describe the shards.
+
+Each process has some columns of all rows. `rows` sums over them with the kernel, gathers the sums of all processes, [7, R] float64, and
+merges them in the same order everywhere, so that all processes get the same bits. The gradient of a process's columns needs the merged sums
+and no communication. Second derivatives and forward mode gather four more numbers of each row.
+
+Labels are those of the whole row; the upstream gradients, y, r and q must be the same in all processes, and their gradients are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd import Function
+
+from .. import contract, formula, partials
+from ..kernels import IGNORED
+from ..partials import Partials
+from ..shards import Columns, merge_order, nodes
+from . import compute, cpu, operators
+from .operators import times, transformed
+
+Optional = Tensor | None
+equations: Any = formula  # whose functions take tensors too (arrays.py)
+sums: Any = partials
+NO_COLUMNS = [float(x[0]) for x in partials.identity(1)]
+_all_gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # the name before torch 2.13
+
+
+class Shards(NamedTuple):
+    """The classes of each process of a group, in the order of its ranks."""
+
+    group: Any  # a ProcessGroup
+    columns: tuple[Columns, ...]
+
+    @property
+    def classes(self) -> int:
+        """The number of classes of a whole row."""
+        return self.columns[-1].end
+
+    @property
+    def mine(self) -> Columns:
+        """The classes of this process."""
+        return self.columns[dist.get_rank(self.group)]
+
+
+def gathered(mine: Tensor, shards: Shards) -> Tensor:
+    """Return the tensors of all processes, stacked in the order of ranks. All have the same shape."""
+    found = mine.new_empty((len(shards.columns), *mine.shape))
+    try:
+        _all_gather(found.view(-1), mine.contiguous().view(-1), group=shards.group)
+    except RuntimeError as error:
+        expected = "take part in the call, with as many rows, within the time-out of the group"
+        contract.fail("softxent.torch", "the other processes", expected, error, RuntimeError)
+    return found
+
+
+# ---- what the operators compute ----
+
+
+def local_labels(label: Tensor, mine: Columns) -> Tensor:
+    """Return labels as columns of this process; those of others match no column."""
+    return torch.where(label == IGNORED, IGNORED, label - mine.first)
+
+
+def merged(own: Sequence[Tensor], shards: Shards, label: Tensor, given: Tensor, more: bool) -> tuple[Tensor, Tensor]:
+    """Gather and merge sums [7, R] over the nodes of this process. Returns what the rows give, [2, R] or [5, R], and their sums [7, R]."""
+    each = nodes(shards.columns)
+    most = max(1, *map(len, each))
+    nothing = label.new_tensor(NO_COLUMNS, dtype=torch.float64)[:, None].expand(7, len(label))
+    every = gathered(torch.stack([*own, *[nothing] * (most - len(own))]), shards).flatten(0, 1)
+    at = [rank * most + k for rank, ranges in enumerate(each) for k in range(len(ranges))]
+    pairs = [(at[i], at[j]) for i, j in merge_order([columns for ranges in each for columns in ranges])]
+    if at[0]:
+        pairs.append((0, at[0]))  # the first process has no column
+    result, parts = compute.new((5 if more else 2, len(label)), given), compute.new((7, len(label)), given)
+    order = torch.tensor(pairs, dtype=torch.int64, device="cpu").reshape(-1, 2)
+    compute.call("merge", every, order, label, given, result, parts)
+    return result, parts
+
+
+def sums_of(z: Tensor, label: Tensor, off: Optional, shards: Shards, axis: int, transform: tuple[float, float], more: bool) -> list[Tensor]:
+    """Return the sums [7, R] over each node of this process; label [R] is that of the whole row."""
+    rows, found = len(label), []
+    zero = z.new_zeros((), dtype=torch.float64)
+    given, mine = compute.numbers(rows, zero, zero, zero, None), shards.mine
+    for node in nodes(shards.columns)[dist.get_rank(shards.group)]:
+        parts, result = compute.new((7, rows), z), compute.new((5 if more else 2, rows), z)
+        begin, length = node.first - mine.first, node.end - node.first
+        offs = off if off is None else off.narrow(axis if off.shape == z.shape else 0, begin, length)
+        for i, zi, offi in compute.row_chunks(axis, z.narrow(axis, begin, length), offs):
+            t = local_labels(label[i], node)
+            compute.call("forward", zi, t, compute.cut(given, i), offi, transform, result[:, i], parts[:, i])
+        found.append(parts)
+    return found
+
+
+class _Rows(NamedTuple):
+    """The arguments of `rows`."""
+
+    z: Tensor
+    label: Tensor  # [*lead]
+    y: Tensor  # [*lead] or 0-dim
+    r: Tensor
+    q: Tensor
+    off: Optional  # with the shape of z, or [columns of this process]
+
+
+def _gradient(of: _Rows, up: Sequence[Optional], parts: Tensor, shards: Shards, axis: int, *transform: float) -> Tensor:
+    """Return the gradient of this process's logits, from the merged sums."""
+    z, label, y, r, q, off = of
+    rows = label.numel()
+    dz = cpu.like(z)
+    t, given = local_labels(label.reshape(rows), shards.mine), compute.numbers(rows, y, r, q, *up)
+    if z.numel():
+        for i, zi, offi, out in compute.row_chunks(axis, z, off, out=dz):
+            compute.call("backward", zi, t[i], compute.cut(given, i), offi, tuple(transform), parts[:, i], out)
+    return dz
+
+
+class _Curvature(NamedTuple):
+    hv: Tensor  # the derivative of the gradient of this process's logits
+    mean: Tensor  # [*lead], and the next three: as operators.curvature returns them
+    at_label: Tensor
+    by_off: Tensor
+    dentropy: Tensor
+
+
+def _curvature(of: _Rows, v: Tensor, up: Sequence[Optional], parts: Tensor, shards: Shards, axis: int, *transform: float) -> _Curvature:
+    """Return the derivative of `_gradient` along v, and that of what the rows give. Computed in float64, with one more gather, [4, R]."""
+    z, label, y, r, q, off = of
+    lead, rows = compute.shape_of_rows(z, axis)
+    x = _sums(parts)
+
+    def last(t: Tensor) -> Tensor:
+        return t.movedim(axis, -1).reshape(rows, z.shape[axis]).double()
+
+    zs, slope, bend = transformed(last(z), *transform)
+    moved, offs = last(v), None if off is None else off.double() if off.ndim == 1 else last(off)
+    along = moved * slope
+    t = local_labels(label.reshape(rows), shards.mine)
+    hot = t[:, None] == torch.arange(z.shape[axis], device=z.device)
+    yhat, away = equations.softmax(zs, x), equations.surprisal(zs, x)
+    own = [times(yhat, along).sum(1), times(times(yhat, along), away).sum(1), (along * hot).sum(1)]
+    own.append(own[0] * 0 if offs is None else times(offs.expand_as(along), along).sum(1))
+    total = gathered(torch.stack(own), shards).sum(0)
+    mean, with_away, at, with_off = total
+    numbers = equations.Numbers(*compute.numbers(rows, y, r, q, *up, *[None] * (4 - len(up))).expand(-1, rows))
+    k = equations.coefficients(x, numbers)
+    dentropy = with_away - mean * sums.entropy(x)
+    da = times(numbers.g * numbers.q, mean) - times(k.e, dentropy)
+    apart = along - mean[:, None]
+    hv = slope * times(yhat, (k.a - k.e)[:, None] * apart + times(k.e[:, None] * apart, away) + da[:, None])
+    if transform[1] != math.inf:
+        hv = hv + bend * moved * equations.gradient(zs, x, t, k, offs)
+    live = label.reshape(rows) != IGNORED
+    hv = hv.where((live & (numbers.g.abs() + sum(abs(n) for n in numbers[4:]) != 0))[:, None], 0)
+    has_label = x.zt > -math.inf
+    four = (mean, (at - mean).where(has_label, 0), with_off - mean * (x.o + x.wt), dentropy)
+    mean, at_label, by_off, dentropy = (n.where(live, 0).reshape(lead) for n in four)
+    hv = hv.reshape(*lead, z.shape[axis]).movedim(-1, axis).to(z.dtype)
+    return _Curvature(hv, mean, at_label, by_off, dentropy)
+
+
+def _sums(parts: Tensor) -> Any:
+    return Partials(*parts)
+
+
+def _lse(parts: Tensor, label: Tensor) -> Tensor:
+    found: Tensor = sums.lse(_sums(parts)).reshape(label.shape).where(label != IGNORED, 0)
+    return found
+
+
+def _by_off(of: _Rows, g: Tensor, parts: Tensor, axis: int, *transform: float) -> Tensor:
+    """Return - g r log yhat of this process's columns, the gradient of off, in its shape and dtype."""
+    z, label, _, r, _, off = of
+    lead, rows = compute.shape_of_rows(z, axis)
+    zs = transformed(z.movedim(axis, -1).reshape(rows, z.shape[axis]).double(), *transform)[0]
+    by = (g * r).where(label != IGNORED, 0).expand(lead).reshape(rows, 1)
+    found = times(by, equations.surprisal(zs, _sums(parts))).reshape(*lead, z.shape[axis]).movedim(-1, axis)
+    return operators.shaped(found, off, axis)  # type: ignore[arg-type]
+
+
+# ---- the functions of autograd ----
+
+
+class ShardedRows(Function):
+    """(z, label, y, r, q, off, shards, axis, temperature, cap, more) -> loss, lse, log-probability, entropy, correct."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Any:
+        z, label, y, r, q, off, shards, axis, *transform, more = arguments
+        lead, rows = compute.shape_of_rows(z, axis)
+        t, given = label.reshape(rows), compute.numbers(rows, y, r, q, None)
+        own = sums_of(z.detach(), t, None if off is None else off.detach(), shards, axis, tuple(transform), more)
+        result, parts = merged(own, shards, t, given, more)
+        ctx.save_for_backward(z, label, y, r, q, off, parts)
+        ctx.save_for_forward(z, label, y, r, q, off, parts)
+        ctx.options = (shards, axis, *transform)
+        ctx.set_materialize_grads(False)
+        loss, lse, *others = (row.clone().reshape(lead) for row in result)
+        logprob, entropy, correct = others if more else (compute.new((0,), z) for _ in range(3))
+        correct = correct != 0
+        ctx.mark_non_differentiable(correct, *(() if more else (logprob, entropy)))
+        ctx.more = more
+        return loss, lse, logprob, entropy, correct
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Optional) -> Any:
+        *of, parts = ctx.saved_tensors
+        _, axis, *transform = ctx.options
+        label = of[1]
+        up = list(grads[:4]) if ctx.more else [*grads[:2], None, None]
+        needs, g = ctx.needs_input_grad, up[0]
+        found: list[Optional] = [None] * 11
+        if needs[0] and any(t is not None for t in up):
+            found[0] = sharded_gradient(*of, *up, parts, *ctx.options)
+        if g is not None and any(needs[2:6]):
+            if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (*of, g)):
+                expected = "be computed once: of sharded logits, only the logits have second derivatives"
+                contract.fail("softxent.torch", "the gradient by weights or probabilities", expected, "create_graph=True", RuntimeError)
+            for k, by in zip((2, 3, 4), _by_numbers(label, parts, *needs[2:5]), strict=True):
+                found[k] = None if by is None else operators.shaped(g * by, of[k], axis)
+            if needs[5]:
+                found[5] = _by_off(_Rows(*of), g, parts, axis, *transform)
+        return tuple(found)
+
+    @staticmethod
+    def jvp(ctx: Any, dz: Optional, _: None, dy: Optional, dr: Optional, dq: Optional, doff: Optional, *__: Any) -> Any:
+        *of, parts = ctx.saved_tensors
+        shards, axis, *transform = ctx.options
+        z, label, y, r, q, _ = of
+        if doff is not None:
+            contract.fail("softxent.torch", "forward mode", "be by logits, or weights of rows", "by probabilities, sharded", RuntimeError)
+        zero: Any = z.new_zeros(label.shape, dtype=torch.float64)
+        dloss = dlse = dlogprob = dentropy = zero
+        if dz is not None:
+            dlse, dlogprob, by_off, dentropy = _curvature(_Rows(*of), dz, [None] * 4, parts, shards, axis, *transform)[1:]
+            lse = _lse(parts, label)
+            dloss = operators.loss_along(y, r, q, lse, dlse, dlogprob, by_off)
+        wanted = [d is not None for d in (dy, dr, dq)]
+        for d, by in zip((dy, dr, dq), _by_numbers(label, parts, *wanted), strict=True):
+            dloss = dloss if d is None else dloss + d * by
+        return (dloss, dlse, dlogprob, dentropy, None) if ctx.more else (dloss, dlse, None, None, None)
+
+
+def _by_numbers(label: Tensor, parts: Tensor, *needs: bool) -> list[Any]:
+    """Return the derivatives of the loss by y, r and q."""
+    x, live = _sums(parts), label != IGNORED
+    zero, one = torch.zeros_like(x.m), torch.ones_like(x.m)
+    numbers = ((one, zero, zero), (zero, one, zero), (zero, zero, one))
+    return [
+        equations.outputs(x, *of).loss.reshape(label.shape).where(live, 0) if need else None
+        for need, of in zip(needs, numbers, strict=True)
+    ]
+
+
+class ShardedGradient(Function):
+    """(z, label, y, r, q, off, g, l, b, n, parts, shards, axis, temperature, cap) -> the gradient of this process's logits."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        of, up, parts, options = arguments[:6], arguments[6:10], arguments[10], arguments[11:]
+        ctx.save_for_backward(*arguments[:11])
+        ctx.options = options
+        ctx.set_materialize_grads(False)
+        return _gradient(_Rows(*of), up, parts, *options)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Optional) -> Any:
+        (v,), saved = grads, ctx.saved_tensors
+        if v is None:
+            return (None,) * 15
+        if torch.is_grad_enabled():
+            contract.fail("softxent.torch", "derivatives of sharded logits", "be of first or second order", "a third", RuntimeError)
+        of, up, parts, (shards, axis, *transform) = _Rows(*saved[:6]), saved[6:10], saved[10], ctx.options
+        needs, g = ctx.needs_input_grad, up[0]
+        hv, mean, at_label, by_off, dentropy = _curvature(of, v, up, parts, shards, axis, *transform)
+        found = {0: hv, 7: mean, 8: at_label, 9: dentropy}
+        if g is not None:
+            lse = _lse(parts, of.label)
+            found |= {2: -g * at_label, 3: -g * by_off, 4: g * lse * mean}
+            found[6] = operators.loss_along(of.y, of.r, of.q, lse, mean, at_label, by_off)
+        if g is not None and needs[5]:
+            slope = transformed(of.z.double(), *transform)[1]
+            apart = mean.unsqueeze(axis) - slope * v.double()
+            found[5] = (g * of.r * (of.label != IGNORED)).expand(of.label.shape).unsqueeze(axis) * apart
+        return tuple(operators.shaped(found[k], saved[k], axis) if k in found and needs[k] else None for k in range(15))
+
+
+sharded_rows: Callable[..., tuple[Tensor, ...]] = ShardedRows.apply
+sharded_gradient: Callable[..., Tensor] = ShardedGradient.apply
+
+
+class MyColumns(Function):
+    """(numbers of all classes [C], shards) -> those of this process's classes. Its backward adds up the gradients of all processes."""
+
+    @staticmethod
+    def forward(ctx: Any, numbers: Tensor, shards: Shards) -> Tensor:
+        ctx.shards = shards
+        return numbers[shards.mine.first : shards.mine.end].clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        (g,), shards = grads, ctx.shards
+        whole = g.new_zeros(shards.classes)
+        whole[shards.mine.first : shards.mine.end] = g
+        return gathered(whole, shards).sum(0), None
+
+
+my_columns: Callable[..., Tensor] = MyColumns.apply
+
+
+def most_probable(off: Tensor, shards: Shards, axis: int) -> Tensor:
+    """Return the class with the largest probability off, [*lead], of all processes. It takes one more gather, 16 bytes a row."""
+    first = off.new_zeros([n for i, n in enumerate(off.shape) if i != axis], dtype=torch.float64)
+    found = torch.stack([first - math.inf, first])
+    if off.shape[axis]:
+        best, at = off.detach().max(axis)
+        found = torch.stack([best.double(), (at + shards.mine.first).double()])
+    every = gathered(found, shards)
+    at_process = every[:, 0].argmax(0, keepdim=True)
+    return every[:, 1].gather(0, at_process)[0].long()

@@ -1,0 +1,70 @@
+"""Four processes of torch.distributed (gloo), for tests: `processes(function, world, ...)` calls the function in the first `world`.
+
+The processes are started once for all tests. Each has the groups of the first 1, 2, 3 and 4 of them, and meshes of these.
+"""
+
+from __future__ import annotations
+
+import datetime
+import multiprocessing
+import os
+import tempfile
+import traceback
+from typing import Any
+
+SIZE = 4
+group: Any = None  # of the current call
+meshes: dict[Any, Any] = {}
+groups: dict[int, Any] = {}
+
+
+class Processes:
+    """Calls functions in all processes; an error in one of them is raised here."""
+
+    def __init__(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.folder = tempfile.TemporaryDirectory()
+        self.pipes, self.children = [], []
+        for rank in range(SIZE):
+            here, there = context.Pipe()
+            child = context.Process(target=_serve, args=(rank, os.path.join(self.folder.name, "store"), there), daemon=True)
+            child.start()
+            self.pipes.append(here)
+            self.children.append(child)
+
+    def __call__(self, function: Any, world: int, *arguments: Any) -> list[Any]:
+        for pipe in self.pipes[:world]:
+            pipe.send((function, world, arguments))
+        found = [pipe.recv() for pipe in self.pipes[:world]]
+        failed = [f"rank {rank}:\n{text}" for rank, (ok, text) in enumerate(found) if not ok]
+        assert not failed, "\n".join(failed)
+        return [result for _, result in found]
+
+    def close(self) -> None:
+        for pipe in self.pipes:
+            pipe.send(None)
+        for child in self.children:
+            child.join(20)
+            child.kill()
+        self.folder.cleanup()
+
+
+def _serve(rank: int, store: str, pipe: Any) -> None:
+    import torch
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import DeviceMesh
+
+    torch.set_num_threads(1)
+    timeout = datetime.timedelta(seconds=int(os.environ.get("SOFTXENT_TEST_TIMEOUT", 30)))
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=SIZE, timeout=timeout)
+    for n in range(1, SIZE + 1):
+        groups[n] = dist.new_group(list(range(n)), timeout=timeout)
+        meshes[n] = DeviceMesh("cpu", list(range(n)), mesh_dim_names=("classes",))
+    meshes["2x2"] = DeviceMesh("cpu", [[0, 1], [2, 3]], mesh_dim_names=("rows", "classes"))
+    while (call := pipe.recv()) is not None:
+        function, world, arguments = call
+        try:
+            pipe.send((True, function(world, *arguments)))
+        except BaseException:
+            pipe.send((False, traceback.format_exc()))
+    dist.destroy_process_group()

@@ -1,0 +1,607 @@
+"""Laws of logits and heads that are divided among processes: the results are those of one process, whatever the division.
+
+Each test runs in one to four processes (processes.py). The whole problem is made in every process from one seed, and each takes its part.
+"""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+from unittest import mock
+
+import numpy as np
+import processes as workers
+import pytest
+
+torch = pytest.importorskip("torch")
+import torch.distributed as dist  # noqa: E402
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor  # noqa: E402
+from torch.distributed.tensor.debug import CommDebugMode  # noqa: E402
+
+import softxent.torch as st  # noqa: E402
+from softxent.shards import BLOCK, Columns, evenly, merge_order, nodes  # noqa: E402
+from softxent.torch import arguments, distributed, sharded_operators  # noqa: E402
+
+WORLDS = [1, 2, 3, 4]
+OPTIONS = [
+    {},
+    {"label_smoothing": 0.1},
+    {"weight": True},
+    {"weight": True, "label_smoothing": 0.1},
+    {"z_loss": 1e-2, "reduction": "sum"},
+    {"softcap": 3.0, "temperature": 0.7},
+    {"sample_weight": True, "weight": True, "label_smoothing": 0.2, "z_loss": 1e-3},
+    {"reduction": "none"},
+]
+OUTPUTS = {"return_lse": True, "return_entropy": True, "return_logprobs": True, "return_correct": True}
+
+
+@pytest.fixture(scope="module")
+def processes():
+    found = workers.Processes()
+    yield found
+    found.close()
+
+
+# ---- problems ----
+
+
+def problem(classes, dtype=torch.float64, rows=12, probable=False, peaked=False):
+    """Logits, labels, weights of classes and rows, for all processes."""
+    generator = torch.Generator().manual_seed(classes)
+    z = torch.randn(rows, classes, generator=generator, dtype=torch.float64) * (20 if peaked else 2)
+    z[0, 0] = -torch.inf
+    t = torch.randint(0, classes, (rows,), generator=generator)
+    t[rows // 2] = -100
+    if probable:
+        t = torch.softmax(torch.randn(rows, classes, generator=generator, dtype=torch.float64), 1)
+    weight = torch.rand(classes, generator=generator, dtype=torch.float64) + 0.5
+    sample = torch.rand(rows, generator=generator, dtype=torch.float64) + 0.5
+    return z.to(dtype), t if t.dtype == torch.int64 else t.to(dtype), weight, sample
+
+
+def filled(options, weight, sample):
+    given = {"weight": weight, "sample_weight": sample}
+    return {name: given[name] if name in given else value for name, value in options.items()}
+
+
+def uneven(classes, world):
+    """Shards of different length, one of them empty if there are three or more."""
+    ends = sorted([0, *[(k * k * classes) // (world * world) for k in range(1, world)], classes])
+    if world > 2:
+        ends[1] = 0
+    return [Columns(a, b) for a, b in itertools.pairwise(ends)]
+
+
+def loss_of(result):
+    return result if isinstance(result, torch.Tensor) else result.loss
+
+
+def upstream(loss):
+    return torch.linspace(0.5, 2.0, loss.numel(), dtype=torch.float64).reshape(loss.shape).to(loss.dtype)
+
+
+def scalar(found, whole=lambda t: t):
+    """A sum of all outputs with different upstream gradients."""
+    if isinstance(found, torch.Tensor):
+        return (whole(found) * upstream(whole(found))).sum()
+    total = (whole(found.loss) * upstream(whole(found.loss))).sum()
+    for k, name in enumerate(("lse", "entropy", "logprobs")):
+        t = whole(getattr(found, name))
+        total = total + ((k + 1.5) * t * upstream(t)).sum()
+    return total
+
+
+def close(found, expected, tolerance=1e-12):
+    assert found.shape == expected.shape
+    scale = expected.detach().abs().nan_to_num(0, 0, 0).max() if expected.numel() else torch.tensor(0.0)
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance * float(scale), equal_nan=True)
+
+
+def same_everywhere(t, world):
+    """Whether all processes have the same bits."""
+    every = [torch.empty_like(t) for _ in range(world)]
+    dist.all_gather(every, t.detach().contiguous(), group=workers.groups[world])
+    return all(torch.equal(other.nan_to_num(7), every[0].nan_to_num(7)) for other in every)
+
+
+# ---- given logits, a group ----
+
+
+def _with_a_group(world, options, classes, probable, outputs):
+    z, t, weight, sample = problem(classes, probable=probable)
+    if probable or "label_smoothing" in options:
+        z[0, 0] = 1  # else the loss is infinite
+    shards = uneven(classes, world)
+    mine = shards[dist.get_rank(workers.groups[world])]
+    more = {k: v for k, v in OUTPUTS.items() if not (probable and k == "return_logprobs")} if outputs else {}
+    leaves = {"z": z, "weight": weight, "sample": sample, **({"t": t} if probable else {})}
+    whole = {name: leaf.clone().requires_grad_() for name, leaf in leaves.items()}
+    expected = st.cross_entropy(whole["z"], whole.get("t", t), **filled(options, whole["weight"], whole["sample"]), **more)
+    here = {name: leaf.clone().requires_grad_() for name, leaf in leaves.items()}
+    own = {name: here[name][:, mine.first : mine.end] for name in here if name in ("z", "t")}
+    found = st.cross_entropy(
+        own["z"], own.get("t", t), **filled(options, here["weight"], here["sample"]), **more,
+        group=workers.groups[world], first_class=mine.first,
+    )  # fmt: skip
+    close(loss_of(found), loss_of(expected))
+    assert same_everywhere(loss_of(found), world)
+    if more:
+        for name in ("lse", "entropy", *([] if probable else ["logprobs"])):
+            close(getattr(found, name), getattr(expected, name))
+            assert same_everywhere(getattr(found, name), world)
+        assert int(found.correct) == int(expected.correct)
+        total = lambda f: sum((k + 1.5) * (x * upstream(x)).sum() for k, x in enumerate((f.loss, f.lse, f.entropy)))  # noqa: E731
+    else:
+        total = scalar
+    total(expected).backward()
+    total(found).backward()
+    for name in leaves:
+        if whole[name].grad is None:
+            assert here[name].grad is None or not here[name].grad.any()
+        elif name in ("z", "t"):
+            close(here[name].grad[:, mine.first : mine.end], whole[name].grad[:, mine.first : mine.end])
+        else:
+            close(here[name].grad, whole[name].grad)
+
+
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("outputs", [False, True], ids=["loss", "outputs"])
+@pytest.mark.parametrize("probable", [False, True], ids=["labels", "probabilities"])
+def test_uneven_shards_have_the_losses_and_gradients_of_one_process(processes, world, outputs, probable):
+    for options in OPTIONS:
+        processes(_with_a_group, world, options, 37, probable, outputs)
+
+
+def _bits(world, dtype, classes, shards, options):
+    z, t, weight, sample = problem(classes, dtype, rows=5)
+    mine = shards[dist.get_rank(workers.groups[world])]
+    given = filled(options, weight.to(dtype), sample.to(dtype))
+    whole, here = (x.clone().requires_grad_() for x in (z, z[:, mine.first : mine.end]))
+    expected = st.cross_entropy(whole, t, **given, **OUTPUTS)
+    found = st.cross_entropy(here, t, **given, **OUTPUTS, group=workers.groups[world], first_class=mine.first)
+    for name in ("loss", "lse", "entropy", "logprobs"):
+        assert torch.equal(getattr(found, name).nan_to_num(7), getattr(expected, name).nan_to_num(7)), name
+    scalar(expected).backward()
+    scalar(found).backward()
+    assert torch.equal(here.grad, whole.grad[:, mine.first : mine.end])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("blocks", [(2, 2, 1), (1, 3), (3, 2, 4), (0, 5, 1, 2), (9,)], ids=str)
+def test_shards_that_begin_at_multiples_of_4096_have_the_bits_of_one_process(processes, dtype, blocks):
+    ends = [0, *itertools.accumulate(BLOCK * b for b in blocks)]
+    ends[-1] -= 777
+    shards = [Columns(a, b) for a, b in itertools.pairwise(ends)]
+    for options in ({"reduction": "none"}, {"reduction": "none", "label_smoothing": 0.1, "weight": True, "softcap": 5.0}):
+        processes(_bits, len(shards), dtype, ends[-1], shards, options)
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_nodes_merge_as_the_blocks_of_a_whole_row(seed):
+    """The merges of nodes and, within each of them, of its blocks are those of all blocks in one process."""
+
+    def tree(low, high):
+        half = 1 << max(0, (high - low - 1).bit_length() - 1)
+        return low if high - low == 1 else (tree(low, low + half), tree(low + half, high))
+
+    rng = np.random.default_rng(seed)
+    blocks = int(rng.integers(1, 60))
+    ends = [0, *sorted(BLOCK * int(b) for b in rng.integers(0, blocks, rng.integers(0, 6))), BLOCK * blocks - int(rng.integers(0, BLOCK))]
+    ranges = [node for shard in nodes([Columns(a, b) for a, b in itertools.pairwise(ends)]) for node in shard]
+    found = [tree(node.first // BLOCK, -(-node.end // BLOCK)) for node in ranges]
+    for i, j in merge_order(ranges):
+        found[i] = (found[i], found[j])
+    assert found[0] == tree(0, blocks)
+
+
+# ---- DTensors ----
+
+PLACEMENTS = {
+    "classes": lambda: [Shard(1)],
+    "rows": lambda: [Shard(0)],
+    "replicated": lambda: [Replicate()],
+    "rows x classes": lambda: [Shard(0), Shard(1)],
+    "classes x rows": lambda: [Shard(1), Shard(0)],
+    "replicated x classes": lambda: [Replicate(), Shard(1)],
+    "classes twice": lambda: [Shard(1), Shard(1)],
+}
+
+
+def _of_dtensors(world, placed, options, targets, probable):
+    mesh = workers.meshes["2x2" if " x " in placed or "twice" in placed else world]
+    placements = PLACEMENTS[placed]()
+    z, t, weight, sample = problem(37, rows=10, probable=probable)
+    if probable or "label_smoothing" in options:
+        z[0, 0] = 1
+    more = {k: v for k, v in OUTPUTS.items() if not (probable and k == "return_logprobs")}
+    whole = [x.clone().requires_grad_() for x in (z, weight, sample)]
+    expected = st.cross_entropy(whole[0], t, **filled(options, *whole[1:]), **more)
+    replicated = [Replicate()] * mesh.ndim
+    input = distribute_tensor(z, mesh, placements).requires_grad_()
+    given = [weight.clone(), sample.clone()]
+    if targets == "dtensors":
+        t = distribute_tensor(t, mesh, placements if probable else replicated)
+        given = [distribute_tensor(x, mesh, replicated) for x in given]
+    given = [x.requires_grad_() for x in given]
+    found = st.cross_entropy(input, t, **filled(options, *given), **more)
+    full = lambda t: t.full_tensor()  # noqa: E731
+    close(full(found.loss), expected.loss)
+    names = ("loss", "lse", "entropy", *([] if probable else ["logprobs"]))
+    for name in names:
+        assert isinstance(getattr(found, name), DTensor)
+        close(full(getattr(found, name)), getattr(expected, name))
+    assert int(full(found.correct)) == int(expected.correct)
+
+    def total(result, whole):
+        return sum((k + 1.5) * (whole(x) * upstream(whole(x))).sum() for k, x in enumerate(getattr(result, n) for n in names))
+
+    total(expected, lambda x: x).backward()
+    total(found, full).backward()
+    assert input.grad.placements == input.placements
+    close(full(input.grad), whole[0].grad)
+    for x, y in zip(given, whole[1:], strict=True):
+        if y.grad is not None:
+            close(full(x.grad) if isinstance(x.grad, DTensor) else x.grad, y.grad)
+
+
+@pytest.mark.parametrize("probable", [False, True], ids=["labels", "probabilities"])
+@pytest.mark.parametrize(
+    ("world", "placed"),
+    [*itertools.product([1, 2, 3, 4], ["classes", "rows"]), (2, "replicated"), *((4, name) for name in PLACEMENTS if " " in name)],
+)
+def test_dtensors_of_any_placement_have_the_losses_and_gradients_of_one_process(processes, world, placed, probable):
+    for options in OPTIONS:
+        processes(_of_dtensors, world, placed, options, "dtensors", probable)
+    processes(_of_dtensors, world, placed, {"label_smoothing": 0.1, "reduction": "sum"}, "plain", probable)
+
+
+def _bits_of_dtensors(world):
+    classes = 4 * BLOCK * world if world != 3 else 3 * BLOCK
+    for dtype in (torch.float32, torch.float64):
+        z, t, *_ = problem(classes, dtype, rows=4)
+        z[0, 0] = 1
+        whole = z.clone().requires_grad_()
+        expected = st.cross_entropy(whole, t, label_smoothing=0.1)
+        input = distribute_tensor(z, workers.meshes[world], [Shard(1)]).requires_grad_()
+        found = st.cross_entropy(input, t, label_smoothing=0.1)
+        assert torch.equal(found.full_tensor(), expected)
+        expected.backward()
+        found.backward()  # an upstream gradient other than 1 multiplies the gradient of one process, and the coefficients of shards
+        assert torch.equal(input.grad.full_tensor(), whole.grad)
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_a_mean_over_divided_classes_has_the_bits_of_one_process(processes, world):
+    processes(_bits_of_dtensors, world)
+
+
+def _second_derivatives(world, options):
+    z, t, weight, sample = problem(23, rows=6)
+    z[0, 0] = 0
+    mine = evenly(23, world)[dist.get_rank(workers.groups[world])]
+    v = torch.linspace(-1, 1, z.numel(), dtype=torch.float64).reshape(z.shape)
+    found, sums = [], []
+    for part, group in ((slice(None), {}), (slice(mine.first, mine.end), {"group": workers.groups[world], "first_class": mine.first})):
+        x = z[:, part].clone().requires_grad_()
+        g = torch.tensor(1.3, dtype=torch.float64, requires_grad=True)
+        result = st.cross_entropy(x, t, **filled(options, weight, sample), **OUTPUTS, **group)
+        upstreams = [g * (k + 1) * upstream(o) for k, o in enumerate((result.loss, result.lse, result.entropy, result.logprobs))]
+        (dz,) = torch.autograd.grad((result.loss, result.lse, result.entropy, result.logprobs), x, upstreams, create_graph=True)
+        hv, by_g = torch.autograd.grad(dz, (x, g), v[:, part])
+        found.append(hv)
+        sums.append(by_g)
+        with torch.autograd.forward_ad.dual_level():
+            dual = torch.autograd.forward_ad.make_dual(x.detach(), v[:, part].contiguous())
+            result = st.cross_entropy(dual, t, **filled(options, weight, sample), **OUTPUTS, **group)
+            sums[-1] = [sums[-1], *(torch.autograd.forward_ad.unpack_dual(o).tangent for o in result[:4])]
+    close(found[1], found[0][:, mine.first : mine.end], 1e-10)
+    for one, other in zip(sums[1], sums[0], strict=True):
+        close(one, other, 1e-10)
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_second_derivatives_and_forward_mode_are_those_of_one_process(processes, world):
+    for options in (*OPTIONS, {"softcap": 4.0, "z_loss": 1e-2, "weight": True, "label_smoothing": 0.1}):
+        processes(_second_derivatives, world, options)
+
+
+# ---- linear heads ----
+
+
+def head(classes, rows=10, width=6, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(classes)
+    draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)  # noqa: E731
+    return draw(rows, width), draw(classes, width), draw(classes)
+
+
+def _linear_with_a_group(world, options, probable, frozen, outputs, budget):
+    x, w, b = head(37)
+    _, t, weight, sample = problem(37, rows=10, probable=probable)
+    shards = uneven(37, world)
+    mine = shards[dist.get_rank(workers.groups[world])]
+    more = {k: v for k, v in OUTPUTS.items() if not (probable and k == "return_logprobs")} if outputs else {}
+    given = filled(options, weight, sample)
+    part = slice(mine.first, mine.end)
+    whole = [y.clone().requires_grad_(name not in frozen) for name, y in zip("xwb", (x, w, b), strict=True)]
+    here = [y.clone().requires_grad_(name not in frozen) for name, y in zip("xwb", (x, w[part], b[part]), strict=True)]
+    expected = st.linear_cross_entropy(whole[0], whole[1], t, linear_bias=whole[2], **given, **more)
+    found = st.linear_cross_entropy(
+        here[0], here[1], t[:, part] if probable else t, linear_bias=here[2], budget=budget, **given, **more,
+        group=workers.groups[world], first_class=mine.first,
+    )  # fmt: skip
+    close(loss_of(found), loss_of(expected))
+    names = ("loss", "lse", "entropy", *([] if probable else ["logprobs"]))
+    total = scalar
+    if more:
+        for name in names:
+            close(getattr(found, name), getattr(expected, name))
+        assert int(found.correct) == int(expected.correct)
+        total = lambda f: sum((k + 1.5) * (y * upstream(y)).sum() for k, y in enumerate(getattr(f, n) for n in names))  # noqa: E731
+    total(expected).backward(retain_graph=True)
+    total(found).backward(retain_graph=True)
+    for k, (mine_, whole_) in enumerate(zip(here, whole, strict=True)):
+        if whole_.grad is None:
+            assert mine_.grad is None
+        else:
+            close(mine_.grad, whole_.grad if k == 0 else whole_.grad[part])
+    first = [y.grad.clone() for y in here if y.grad is not None]
+    for y in here:
+        y.grad = None
+    total(found).backward()
+    assert all(torch.equal(a, y.grad) for a, y in zip(first, [y for y in here if y.grad is not None], strict=True))
+
+
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("outputs", [False, True], ids=["loss", "outputs"])
+@pytest.mark.parametrize("probable", [False, True], ids=["labels", "probabilities"])
+def test_a_head_in_uneven_shards_has_the_losses_and_gradients_of_one_process(processes, world, outputs, probable):
+    for options, frozen in zip(OPTIONS, ("", "x", "w", "b", "xb", "", "wb", ""), strict=True):
+        processes(_linear_with_a_group, world, options, probable, frozen, outputs, 600)
+
+
+def _linear_of_dtensors(world, placed, options, shift):
+    x_placed, w_placed = {
+        "replicated": ([Replicate()], [Shard(0)]),
+        "sequence": ([Shard(0)], [Shard(0)]),
+        "rows": ([Shard(0)], [Replicate()]),
+        "rows x classes": ([Shard(0), Replicate()], [Replicate(), Shard(0)]),
+        "rows x sequence": ([Shard(0), Shard(1)], [Replicate(), Shard(0)]),
+        "width": ([Replicate()], [Shard(1)]),
+    }[placed]
+    mesh = workers.meshes["2x2" if " x " in placed else world]
+    x, w, b = head(37, rows=12)
+    x = x.reshape(4, 3, 6)
+    _, t, weight, sample = problem(37, rows=12)
+    t, sample = t.reshape(4, 3), sample.reshape(4, 3)
+    whole = [y.clone().requires_grad_() for y in (x, w, b)]
+    given = filled(options, weight, sample)
+    expected = st.linear_cross_entropy(whole[0], whole[1], t, linear_bias=whole[2], shift=shift, **given)
+    of_b = [where if where == Shard(0) else Replicate() for where in w_placed]
+    here = [distribute_tensor(y, mesh, p).requires_grad_() for y, p in zip((x, w, b), (x_placed, w_placed, of_b), strict=True)]
+    found = st.linear_cross_entropy(here[0], here[1], t, linear_bias=here[2], shift=shift, budget=900, **given)
+    close(found.full_tensor(), expected)
+    scalar(expected).backward()
+    scalar(found, lambda y: y.full_tensor()).backward()
+    for k, (mine, one) in enumerate(zip(here, whole, strict=True)):
+        if k:
+            assert mine.grad.placements == mine.placements
+        close(mine.grad.full_tensor(), one.grad)
+
+
+@pytest.mark.parametrize(
+    ("world", "placed"),
+    [*itertools.product([1, 2, 3, 4], ["replicated", "sequence", "rows"]), (2, "width"), (4, "rows x classes"), (4, "rows x sequence")],
+)
+def test_a_head_of_dtensors_has_the_loss_and_gradients_of_one_process(processes, world, placed):
+    for options in OPTIONS:
+        processes(_linear_of_dtensors, world, placed, options, False)
+    processes(_linear_of_dtensors, world, placed, {"label_smoothing": 0.1}, "sequence" not in placed or " x " not in placed)
+
+
+# ---- communication, agreement ----
+
+
+def _messages(world):
+    z, t, *_ = problem(4096, torch.float32, rows=8)
+    mine = evenly(4096, world)[dist.get_rank(workers.groups[world])]
+    x = z[:, mine.first : mine.end].clone().requires_grad_()
+    with CommDebugMode() as forward:
+        loss = st.cross_entropy(x, t, label_smoothing=0.1, group=workers.groups[world])
+    with CommDebugMode() as backward:
+        loss.backward()
+    input = distribute_tensor(z, workers.meshes[world], [Shard(1)]).requires_grad_()
+    with CommDebugMode() as of_dtensor:
+        found = st.cross_entropy(input, t)
+    with CommDebugMode() as backward_of_dtensor:
+        found.backward()
+    return [mode.get_total_counts() for mode in (forward, backward, of_dtensor, backward_of_dtensor)]
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_a_forward_pass_takes_one_gather_and_a_backward_pass_none(processes, world):
+    for counts in processes(_messages, world):
+        assert counts == [1, 0, 1, 0]
+
+
+def _disagree(world, how):
+    rank = dist.get_rank(workers.groups[world])
+    z, t, *_ = problem(16, rows=6)
+    options = {"label_smoothing": 0.1 * rank} if how == "options" else {}
+    if how == "rows" and rank:
+        z, t = z[:5], t[:5]
+    with pytest.raises(ValueError, match=r"cross_entropy: the arguments of rank 1 must be those of rank 0 .*; got "):
+        st.cross_entropy(z[:, :4], t, group=workers.groups[world], check=True, **options)
+
+
+@pytest.mark.parametrize("how", ["options", "rows"])
+def test_arguments_that_differ_are_an_error_in_all_processes_if_check_is_set(processes, how):
+    processes(_disagree, 2, how)
+
+
+def _wrong(world):
+    group, rank = workers.groups[world], dist.get_rank(workers.groups[world])
+    z, t, *_ = problem(16, rows=6)
+    with pytest.raises(ValueError, match=r"cross_entropy: first_class must be 8 on rank 1, where the classes of rank 0 end; got 9"):
+        st.cross_entropy(z[:, :8], t, group=group, first_class=9 * rank)
+    with pytest.raises(ValueError, match=r"cross_entropy: target must lie in \[0, 16\) or be ignore_index=-100; got 16"):
+        st.cross_entropy(z[:, :8], t.masked_fill(t == t[0], 16), group=group)
+    x, w, _ = head(16)
+    x = x.requires_grad_()
+    loss = st.linear_cross_entropy(x, w[:8].requires_grad_(), t.repeat(2)[:10], group=group)
+    (dx,) = torch.autograd.grad(loss, x, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"derivatives of a head whose classes are divided must be of first order"):
+        dx.sum().backward()
+
+
+def test_errors_say_what_to_change(processes):
+    processes(_wrong, 2)
+
+
+def _nan_in_one_process(world):
+    z, t, *_ = problem(16, rows=6)
+    t = t.clamp(min=0)
+    mine = evenly(16, world)[dist.get_rank(workers.groups[world])]
+    z[1, 15] = torch.nan
+    x = z[:, mine.first : mine.end].clone().requires_grad_()
+    losses = st.cross_entropy(x, t, reduction="none", group=workers.groups[world])
+    losses.sum().backward()
+    assert losses.isnan().tolist() == [k == 1 for k in range(6)]
+    assert x.grad.isnan().any(1).tolist() == [k == 1 for k in range(6)]
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_nan_of_one_process_stays_in_its_row(processes, world):
+    processes(_nan_in_one_process, world)
+
+
+# ---- faults, and many processes ----
+
+DIES = """
+import datetime, sys, torch, torch.distributed as dist
+import softxent.torch as st
+rank = int(sys.argv[1])
+dist.init_process_group("gloo", init_method=f"file://{sys.argv[2]}", rank=rank, world_size=2, timeout=datetime.timedelta(seconds=10))
+dist.barrier()
+if rank:
+    import os
+    os._exit(3)
+try:
+    st.cross_entropy(torch.randn(4, 8), torch.arange(4), group=dist.group.WORLD)
+except RuntimeError as error:
+    print(error)
+"""
+
+
+def test_a_process_that_dies_is_an_error_in_the_others(tmp_path):
+    command = [sys.executable, "-c", DIES]
+    children = [subprocess.Popen([*command, str(rank), str(tmp_path / "store")], stdout=-1, stderr=-1, text=True) for rank in (0, 1)]
+    out, errors = children[0].communicate(timeout=60)
+    assert children[1].wait(60) == 3
+    assert out.startswith("softxent.torch: the other processes must take part in the call"), errors
+
+
+FAKE = """
+import torch, torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor.debug import CommDebugMode
+from torch.testing._internal.distributed.fake_pg import FakeStore
+import softxent.torch as st
+import softxent.torch.sharded_operators as operators
+dist.init_process_group("fake", store=FakeStore(), rank=5, world_size=64)
+mesh = init_device_mesh("cpu", (64,))
+local = torch.randn(16, 2048)
+z = DTensor.from_local(local, mesh, [Shard(1)], run_check=False).requires_grad_()
+with CommDebugMode() as counted:
+    st.cross_entropy(z, torch.randint(0, 64 * 2048, (16,)), label_smoothing=0.1).backward()
+w = DTensor.from_local(torch.randn(2048, 8), mesh, [Shard(0)], run_check=False).requires_grad_()
+x = torch.randn(16, 8, requires_grad=True)
+gather, gathers = operators._all_gather, []  # a mode that counts would change how the head is computed
+operators._all_gather = lambda *given, **options: gathers.append(given[1].numel()) or gather(*given, **options)
+st.linear_cross_entropy(x, w, torch.randint(0, 64 * 2048, (16,))).backward()
+print(z.grad.to_local().shape, w.grad.placements, x.grad.shape, counted.get_total_counts(), gathers)
+"""
+
+
+def test_64_processes_of_a_fake_group():
+    """The code runs as one of 64 processes. Logits and a head take one gather, of seven numbers a row."""
+    done = subprocess.run([sys.executable, "-c", FAKE], capture_output=True, text=True, timeout=120)
+    expected = "torch.Size([16, 2048]) (Shard(dim=0),) torch.Size([16, 8]) 1 [112]"
+    assert done.stdout.strip() == expected, done.stderr
+
+
+# ---- the faults of other libraries ----
+
+
+def _smoothing_of_a_shard(world):
+    """Megatron: label smoothing is divided by the classes of the shard."""
+    right = arguments.truth_of
+
+    def wrong(*given):
+        found, total = right(*given)
+        return (found._replace(off=found.off * world) if given[-1] is not None and len(given) == 8 else found), total
+
+    return mock.patch.object(arguments, "truth_of", wrong)
+
+
+def _mean_of_means(world):
+    """F.cross_entropy of a DTensor: the mean of the means of the processes."""
+
+    def wrong(losses, reduction, total, dtype, layout):
+        return distributed.whole_sum(distributed.ordered_sum(losses) / total / world, layout).to(dtype)
+
+    return mock.patch.object(distributed, "reduced", wrong)
+
+
+def _upstream_of_one(world):
+    """torchtitan: the upstream gradient is taken as 1."""
+    right = sharded_operators.sharded_gradient
+    return mock.patch.object(sharded_operators, "sharded_gradient", lambda *given: right(*given[:6], torch.ones_like(given[6]), *given[7:]))
+
+
+def _ignored_rows_count(world):
+    """A mean is divided by all rows."""
+    right = arguments.truth_of
+
+    def wrong(fn, z, *others):
+        found, total = right(fn, z, *others)
+        return found, None if total is None else torch.tensor(float(z.shape[0]), dtype=torch.float64)
+
+    return mock.patch.object(arguments, "truth_of", wrong)
+
+
+def _labels_of_the_shard(world):
+    """Labels are taken as columns of the process."""
+    return mock.patch.object(sharded_operators, "local_labels", lambda label, mine: label)
+
+
+def _no_scatter(world):
+    """The gradient of the input of a head is that of the classes of one process."""
+    return mock.patch.object(distributed, "same_input", lambda x, shards: x)
+
+
+def _with_a_fault(world, fault, law, *given):
+    with fault(world):
+        try:
+            law(world, *given)
+        except AssertionError:
+            return True
+    return False
+
+
+@pytest.mark.parametrize(
+    ("fault", "law", "given"),
+    [
+        (_smoothing_of_a_shard, _with_a_group, ({"label_smoothing": 0.1}, 37, False, False)),
+        (_mean_of_means, _of_dtensors, ("rows", {}, "dtensors", False)),
+        (_upstream_of_one, _with_a_group, ({"reduction": "sum"}, 37, False, False)),
+        (_ignored_rows_count, _with_a_group, ({}, 37, False, False)),
+        (_labels_of_the_shard, _with_a_group, ({}, 37, False, False)),
+        (_no_scatter, _linear_with_a_group, ({}, False, "", False, 600)),
+    ],
+    ids=lambda x: getattr(x, "__name__", None),
+)
+def test_the_laws_see_the_faults_of_other_libraries(processes, fault, law, given):
+    assert any(processes(_with_a_fault, 2, fault, law, *given))
