@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is imported: its threads do not poll, for other tests need the cores
+
 import numpy as np
 import pytest
 from cases import BACKENDS, torch
