@@ -44,27 +44,21 @@ def shards_of_group(fn: str, group: Any, columns: int, first_class: int | None, 
         fail(fn, "group", "be a group that this process belongs to", repr(group))
     if first_class is None:
         return Shards(group, tuple(Columns(k * columns, (k + 1) * columns) for k in range(size)))
-    unknown = Shards(group, (Columns(0, 0),) * size)
     mine = torch.tensor([first_class, columns], dtype=torch.int64, device=like.device)
-    every = [Columns(first, first + length) for first, length in gathered(mine, unknown).tolist()]
+    every = [Columns(first, first + length) for first, length in gathered(mine, group).tolist()]
     end = 0
     for rank, (first, last) in enumerate(every):
         if first != end:
-            fail(
-                fn, "first_class", f"be {end} on rank {rank}, where the classes of rank {rank - 1} end" if rank else "be 0 on rank 0", first
-            )
+            where = f"on rank {rank}, where the classes of rank {rank - 1} end" if rank else "on rank 0"
+            fail(fn, "first_class", f"be {end} {where}", first)
         end = last
     return Shards(group, tuple(every))
 
 
-def check_agreement(fn: str, group: Any, device: torch.device, **given: Any) -> None:
-    """Raise an error on all processes if the arguments of one differ from those of the first. It takes two small gathers."""
-    text = "; ".join(f"{name}={value}" for name, value in given.items()).encode()
-    size = dist.get_world_size(group)
-    group_of_any = Shards(group, (Columns(0, 0),) * size)
-    length = max(gathered(torch.tensor([len(text)], device=device), group_of_any).flatten().tolist())
-    mine = torch.tensor(list(text.ljust(length)), dtype=torch.uint8, device=device)
-    texts = [bytes(row).decode().rstrip() for row in gathered(mine, group_of_any).cpu().tolist()]
+def check_agreement(fn: str, group: Any, **given: Any) -> None:
+    """Raise an error on all processes if the arguments of one differ from those of the first. It takes a gather."""
+    texts = [""] * dist.get_world_size(group)
+    dist.all_gather_object(texts, "; ".join(f"{name}={value}" for name, value in given.items()), group=group)
     for rank, other in enumerate(texts):
         if other != texts[0]:
             fail(fn, f"the arguments of rank {rank}", f"be those of rank 0 ({texts[0]})", other)

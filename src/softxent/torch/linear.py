@@ -126,7 +126,7 @@ def linear_cross_entropy(
         if check and shards is not None:
             given = {"shape of input": tuple(input.shape), "dtype": input.dtype, "reduction": reduction, "label_smoothing": label_smoothing}
             given |= {"z_loss": z_loss, "softcap": softcap, "temperature": temperature, "budget": budget, "outputs": flags}
-            distributed.check_agreement(FN, shards.group, input.device, **given)
+            distributed.check_agreement(FN, shards.group, **given)
     h = _rows(input, linear_weight, target, linear_bias, sample_weight, shift, shards is not None)
     like = h.x.new_zeros(()).expand(len(h.x), len(h.w))  # has the shape and type of the logits, and needs no memory
     seen = like.float() if h.target is None else h.target  # the labels, or what has the shape of a teacher's probabilities

@@ -154,7 +154,7 @@ def _distributed(
         shards = distributed.shards_of_group(FN, group, input.shape[axis], first_class, input)
     if check and shards is not None:
         shapes = {"shape of input": tuple(n for i, n in enumerate(input.shape) if i != axis), "dtype": input.dtype}
-        distributed.check_agreement(FN, shards.group, input.device, **shapes, options=tuple(options), outputs=wanted)
+        distributed.check_agreement(FN, shards.group, **shapes, options=tuple(options), outputs=wanted)
     arguments.class_axis(FN, input, target, weight, sample, options.ignore_index, shards)
     if wanted[1] and target.is_floating_point():
         fail(FN, "return_logprobs", "be False where the target is probabilities", True)

@@ -49,11 +49,11 @@ class Shards(NamedTuple):
         return self.columns[dist.get_rank(self.group)]
 
 
-def gathered(mine: Tensor, shards: Shards) -> Tensor:
-    """Return the tensors of all processes, stacked in the order of ranks. All have the same shape."""
-    found = mine.new_empty((len(shards.columns), *mine.shape))
+def gathered(mine: Tensor, group: Any) -> Tensor:
+    """Return the tensors of all processes of a group, stacked in the order of ranks. All have the same shape."""
+    found = mine.new_empty((dist.get_world_size(group), *mine.shape))
     try:
-        _all_gather(found.view(-1), mine.contiguous().view(-1), group=shards.group)
+        _all_gather(found.view(-1), mine.contiguous().view(-1), group=group)
     except RuntimeError as error:
         expected = "take part in the call, with as many rows, within the time-out of the group"
         contract.fail("softxent.torch", "the other processes", expected, error, RuntimeError)
@@ -73,7 +73,7 @@ def merged(own: Sequence[Tensor], shards: Shards, label: Tensor, given: Tensor, 
     each = nodes(shards.columns)
     most = max(1, *map(len, each))
     nothing = label.new_tensor(NO_COLUMNS, dtype=torch.float64)[:, None].expand(7, len(label))
-    every = gathered(torch.stack([*own, *[nothing] * (most - len(own))]), shards).flatten(0, 1)
+    every = gathered(torch.stack([*own, *[nothing] * (most - len(own))]), shards.group).flatten(0, 1)
     at = [rank * most + k for rank, ranges in enumerate(each) for k in range(len(ranges))]
     pairs = [(at[i], at[j]) for i, j in merge_order([columns for ranges in each for columns in ranges])]
     if at[0]:
@@ -148,7 +148,7 @@ def _curvature(of: _Rows, v: Tensor, up: Sequence[Optional], parts: Tensor, shar
     yhat, away = equations.softmax(zs, x), equations.surprisal(zs, x)
     own = [times(yhat, along).sum(1), times(times(yhat, along), away).sum(1), (along * hot).sum(1)]
     own.append(own[0] * 0 if offs is None else times(offs.expand_as(along), along).sum(1))
-    total = gathered(torch.stack(own), shards).sum(0)
+    total = gathered(torch.stack(own), shards.group).sum(0)
     mean, with_away, at, with_off = total
     numbers = equations.Numbers(*compute.numbers(rows, y, r, q, *up, *[None] * (4 - len(up))).expand(-1, rows))
     k = equations.coefficients(x, numbers)
@@ -310,7 +310,7 @@ class MyColumns(Function):
         (g,), shards = grads, ctx.shards
         whole = g.new_zeros(shards.classes)
         whole[shards.mine.first : shards.mine.end] = g
-        return gathered(whole, shards).sum(0), None
+        return gathered(whole, shards.group).sum(0), None
 
 
 my_columns: Callable[..., Tensor] = MyColumns.apply
@@ -323,6 +323,6 @@ def most_probable(off: Tensor, shards: Shards, axis: int) -> Tensor:
     if off.shape[axis]:
         best, at = off.detach().max(axis)
         found = torch.stack([best.double(), (at + shards.mine.first).double()])
-    every = gathered(found, shards)
+    every = gathered(found, shards.group)
     at_process = every[:, 0].argmax(0, keepdim=True)
     return every[:, 1].gather(0, at_process)[0].long()
