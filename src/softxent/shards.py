@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 BLOCK = 4096  # columns, as in cpp/kernel.h
+SHORT_ROW = 64  # rows of at most so many columns are summed in another order; as in cpp/kernel.h
 
 
 class Columns(NamedTuple):

@@ -15,13 +15,14 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
 from .. import contract, formula, partials
 from ..kernels import IGNORED
 from ..partials import Partials
-from ..shards import Columns, merge_order, nodes
+from ..shards import SHORT_ROW, Columns, merge_order, nodes
 from . import compute, cpu, operators
 from .operators import times, transformed
 
@@ -95,6 +96,9 @@ def sums_of(z: Tensor, label: Tensor, off: Optional, shards: Shards, axis: int, 
         offs = off if off is None else off.narrow(axis if off.shape == z.shape else 0, begin, length)
         for i, zi, offi in compute.row_chunks(axis, z.narrow(axis, begin, length), offs):
             t = local_labels(label[i], node)
+            if length <= SHORT_ROW < shards.classes:  # so that the kernel sums in the order in which it sums the end of a long row
+                zi = F.pad(zi, (0, SHORT_ROW + 1 - length), value=-math.inf)
+                offi = None if offi is None else F.pad(offi, (0, SHORT_ROW + 1 - length))
             compute.call("forward", zi, t, compute.cut(given, i), offi, transform, result[:, i], parts[:, i])
         found.append(parts)
     return found
