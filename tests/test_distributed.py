@@ -6,6 +6,7 @@ Each test runs in one to four processes (processes.py). The whole problem is mad
 from __future__ import annotations
 
 import itertools
+import math
 import subprocess
 import sys
 from unittest import mock
@@ -20,8 +21,9 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from torch.distributed.tensor.debug import CommDebugMode  # noqa: E402
 
 import softxent.torch as st  # noqa: E402
+from softxent.kernels import IGNORED  # noqa: E402
 from softxent.shards import BLOCK, Columns, evenly, merge_order, nodes  # noqa: E402
-from softxent.torch import arguments, distributed, sharded_operators  # noqa: E402
+from softxent.torch import arguments, compute, distributed, sharded_operators  # noqa: E402
 
 WORLDS = [1, 2, 3, 4]
 OPTIONS = [
@@ -176,6 +178,24 @@ def test_shards_that_begin_at_multiples_of_4096_have_the_bits_of_one_process(pro
     shards = [Columns(a, b) for a, b in itertools.pairwise(ends)]
     for options in ({"reduction": "none"}, {"reduction": "none", "label_smoothing": 0.1, "weight": True, "softcap": 5.0}):
         processes(_bits, len(shards), dtype, ends[-1], shards, options)
+
+
+def _sums(world, last):
+    z, t, *_ = problem(2 * BLOCK + last, torch.float32, rows=5)
+    t = torch.where(t == -100, IGNORED, t)
+    shards = sharded_operators.Shards(workers.groups[world], (Columns(0, 2 * BLOCK), Columns(2 * BLOCK, 2 * BLOCK + last)))
+    whole, expected = torch.empty(7, 5, dtype=torch.float64), torch.empty(5, 5, dtype=torch.float64)
+    numbers = torch.tensor([[1.0], *[[0.0]] * 6], dtype=torch.float64)
+    compute.call("forward", z, t, numbers, None, (1.0, math.inf), expected, whole)
+    own = sharded_operators.sums_of(z[:, shards.mine.first : shards.mine.end], t, None, shards, 1, (1.0, math.inf), True)
+    result, parts = sharded_operators.merged(own, shards, t, numbers, True)
+    assert torch.equal(parts, whole)
+    assert torch.equal(result, expected)
+
+
+@pytest.mark.parametrize("last", [1, 3, 40, 64, 65, 1000])
+def test_sums_over_a_short_shard_have_the_bits_of_the_end_of_a_long_row(processes, last):
+    processes(_sums, 2, last)
 
 
 @pytest.mark.parametrize("seed", range(50))
