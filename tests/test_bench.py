@@ -23,7 +23,7 @@ RESULTS = ROOT / "bench/results"
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bench")
-    bench.run("16x50,1x300", "f32,bf16", "1,2", 2, folder, quick=True)
+    bench.run("16x50,1x300", "f32,bf16", "2", 2, folder, quick=True)
     return folder
 
 
@@ -32,7 +32,7 @@ def test_a_run_writes_times_tables_and_a_plot(results):
     assert found["notes"] == []
     assert found["machine"]["backend"].startswith("cpu")
     times = [r for r in found["records"] if r["kind"] == "times" and not r["isa"]]
-    assert len(times) == 2 * (2 * 2 + 2)  # threads x (shapes x dtypes + the very small matrices)
+    assert len(times) == 2 * 2 + 2  # shapes x dtypes + the very small matrices
     for r in times:
         assert {"memcpy", "fused", "forward", "backward", "torch", "softxent.torch"} <= r["seconds"].keys()
         assert ("sklearn" in r["seconds"]) == (r["dtype"] == "f32")

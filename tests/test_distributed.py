@@ -475,6 +475,36 @@ def _wrong(world):
         dx.sum().backward()
 
 
+def _not_supported(world):
+    mesh, group = workers.meshes[world], workers.groups[world]
+    z, t, *_ = problem(16, rows=6)
+    z = distribute_tensor(z, mesh, [Shard(1)])
+    with pytest.raises(TypeError, match=r"cross_entropy: input must be a torch.Tensor where a group is given; .*; got a DTensor"):
+        st.cross_entropy(z, t, group=group)
+    for function in (st.log_softmax, st.logsumexp):
+        with pytest.raises(TypeError, match=rf"{function.__name__}: input must be a torch.Tensor of one process, .*; got a DTensor"):
+            function(z)
+
+
+def test_dtensors_are_refused_where_they_are_not_supported(processes):
+    processes(_not_supported, 2)
+
+
+def _second_derivative_of_a_dtensor(world):
+    z, t, *_ = problem(23, rows=6)
+    z[0, 0] = 0
+    found = []
+    for x in (z.clone().requires_grad_(), distribute_tensor(z, workers.meshes[world], [Shard(1)]).requires_grad_()):
+        (dz,) = torch.autograd.grad(st.cross_entropy(x, t, z_loss=0.1), x, create_graph=True)
+        found.append(torch.autograd.grad((dz * dz).sum(), x)[0])
+    close(found[1].full_tensor(), found[0], 1e-10)
+
+
+@pytest.mark.parametrize("world", [1, 3])
+def test_a_dtensor_has_second_derivatives(processes, world):
+    processes(_second_derivative_of_a_dtensor, world)
+
+
 def test_errors_say_what_to_change(processes):
     processes(_wrong, 2)
 

@@ -29,6 +29,12 @@ def is_dtensor(*tensors: Any) -> bool:
     return module is not None and any(isinstance(t, module.DTensor) for t in tensors)
 
 
+def not_divided(fn: str, argument: str, t: Any, instead: str) -> None:
+    """Refuse a DTensor where it is not supported."""
+    if is_dtensor(t):
+        fail(fn, argument, instead, "a DTensor", TypeError)
+
+
 # ---- tensors of each process, and a group ----
 
 

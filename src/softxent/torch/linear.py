@@ -121,6 +121,7 @@ def linear_cross_entropy(
             input, linear_weight, linear_bias, target, weight, sample_weight, place = divided
             place, shards = place.shifted(shift), place.shards
         else:
+            distributed.not_divided(FN, "linear_weight", linear_weight, "be a torch.Tensor where a group is given; a DTensor has its own")
             shards = distributed.shards_of_group(FN, group, len(linear_weight), first_class, linear_weight)
             input = distributed.same_input(input, shards)
         if check and shards is not None:

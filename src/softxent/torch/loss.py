@@ -151,6 +151,7 @@ def _distributed(
         target = place.local(target, place.logits if target.is_floating_point() else place.rows)
         weight, sample, shards = place.class_weight(weight), place.local_sample(sample), place.shards
     else:
+        distributed.not_divided(FN, "input", input, "be a torch.Tensor where a group is given; a DTensor has its own")
         shards = distributed.shards_of_group(FN, group, input.shape[axis], first_class, input)
     if check and shards is not None:
         shapes = {"shape of input": tuple(n for i, n in enumerate(input.shape) if i != axis), "dtype": input.dtype}
@@ -409,6 +410,7 @@ def log_softmax(input: Tensor, dim: int = -1) -> Tensor:
 def _on_axis(fn: str, input: Tensor, dim: int) -> bool:
     """Raise an error if the input has no such axis. Returns whether the axis is empty; torch's own function is used then."""
     tensor(fn, "input", input, input)
+    distributed.not_divided(fn, "input", input, "be a torch.Tensor of one process, such as input.full_tensor()")
     if input.dtype not in FLOATS:
         fail(fn, "input", "be float32, float64, bfloat16 or float16", input.dtype, TypeError)
     if not input.ndim:
