@@ -665,3 +665,20 @@ with warnings.catch_warnings(record=True) as seen:
     listed, computed = python(code).splitlines()
     assert listed.startswith("[('cpu', True), ('triton', False), ('formula', True)] Triton is missing (")
     assert computed == "softxent.kernels.reference softxent.kernels.reference 1 softxent runs on torch's operations, slowly: Tri"
+
+
+@pytest.mark.parametrize("kernel", [triton, reference], ids=["triton", "formula"])
+def test_labels_with_a_stride_are_not_read_as_adjacent(kernel):
+    """One label may stand for all rows, as LARGEST does for probabilities. What follows it in memory is not a label of these rows."""
+    z = torch.linspace(-2, 2, 45, dtype=torch.float64, device=DEVICE).reshape(9, 5)
+    one = torch.tensor([3, *[IGNORED] * 8], device=DEVICE)[:1].expand(9)
+    truth = torch.tensor([[1.0], [0.0], [0.0], [0.7]], dtype=torch.float64, device=DEVICE)
+    found = []
+    for label in (one, one.contiguous()):
+        result, parts, dz, hv, products = rows_of(2, z), rows_of(7, z), torch.empty_like(z), torch.empty_like(z), rows_of(4, z)
+        kernel.forward(z, label, truth, None, (1.0, float("inf")), result, parts, 1)
+        kernel.backward(z, label, truth, None, (1.0, float("inf")), parts, dz, 1)
+        kernel.curvature(z, z, label, truth, None, (1.0, float("inf")), False, hv, products, 1)
+        found.append((result, parts, dz, hv, products))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    assert (found[0][0][0] > 0).all()

@@ -519,7 +519,7 @@ def fused(z: Any, label: Any, numbers: Any, off: Any, transform: Any, out: Any, 
 def _launch_layer(z: Any, label: Any, numbers: Any, off: Any, transform: Any, result: Any, parts: Any, out: Any) -> None:
     strides = z.stride(0), *_strides(numbers, off), *(0 if x is None else x.stride(0) for x in (result, parts, out))
     _launch(
-        _layer, TILE, transform, [z, label, numbers, off, result, parts, out], strides,
+        _layer, TILE, transform, [z, label.contiguous(), numbers, off, result, parts, out], strides,
         OUTPUTS=0 if result is None else len(result), NUMBERS=len(numbers), OFF=0 if off is None else off.ndim,
     )  # fmt: skip
 
@@ -528,8 +528,8 @@ def curvature(
     z: Any, v: Any, label: Any, numbers: Any, off: Any, transform: Any, gauss_newton: bool, out: Any, result: Any, threads: int
 ) -> None:
     strides = z.stride(0), v.stride(0), *_strides(numbers, off), result.stride(0), out.stride(0)
-    _launch(
-        _curvature, TILE // 2, transform, [z, v, label, numbers, off, result, out], strides,  # it has more numbers for each element
+    _launch(  # TILE // 2, because it has more numbers for each element
+        _curvature, TILE // 2, transform, [z, v, label.contiguous(), numbers, off, result, out], strides,
         GAUSS_NEWTON=gauss_newton, NUMBERS=len(numbers), OFF=0 if off is None else off.ndim,
     )  # fmt: skip
 
