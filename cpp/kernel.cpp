@@ -693,8 +693,8 @@ ALWAYS Sums merged(const Sums& a, const Sums& b) {
           times<double>(by_a, a.u + times<double>(a.s, below_a)) + times<double>(by_b, b.u + times<double>(b.s, below_b))};
 }
 
-// Merges the sums of the blocks b[0..count) into b[0]: pairs of neighbours, then pairs of these, and so on. So blocks k to k + 2^n, where k
-// is a multiple of 2^n, give the same sums in another process (partials.merge_shards).
+// Merges the sums of the first `count` blocks into those of the first: pairs of neighbours, then pairs of these, and so on. So the blocks k
+// to k + 2^n, where k is a multiple of 2^n, give the same sums in another process (softxent/shards.py).
 ALONE void merge_pairs(const Blocks& f, int64_t count) {
   constexpr int W = Lanes<double>::W;
   double* const field[] = {f.merged_m, f.s, f.o, f.d, f.u};

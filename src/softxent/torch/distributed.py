@@ -200,21 +200,21 @@ def head_layout(fn: str, x: Any, w: Any, b: Any, target: Any, weight: Any, sampl
 
 
 class SameInput(Function):
-    """(a tensor that is the same in all processes of a group, shards) -> itself. Its backward adds up the gradients of all processes."""
+    """(a tensor that is the same in all processes of a group, the group) -> itself. Its backward adds up the gradients of all processes."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, shards: Shards) -> Tensor:
-        ctx.shards = shards
+    def forward(ctx: Any, x: Tensor, group: Any) -> Tensor:
+        ctx.group = group
         return x.view_as(x)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         total = grads[0].clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total, group=ctx.shards.group)
+        dist.all_reduce(total, group=ctx.group)
         return total, None
 
 
-same_input: Callable[[Tensor, Shards], Tensor] = SameInput.apply
+same_input: Callable[[Tensor, Any], Tensor] = SameInput.apply
 
 
 class OrderedSum(Function):

@@ -103,10 +103,10 @@ def cross_entropy(
     wanted = ONLY_LOSS
     if return_lse or return_logprobs or return_entropy or return_correct:
         wanted = (return_lse, return_logprobs, return_entropy, return_correct)
-    if group is not None or distributed.is_dtensor(input, target):
+    eager = plain(input, target)
+    if group is not None or (not eager and distributed.is_dtensor(input, target)):
         options = (ignore_index, reduction, label_smoothing, z_loss, temperature, softcap)
         return _distributed(input, target, weight, sample_weight, options, wanted, check, group, first_class)
-    eager = plain(input, target)
     endless = type(softcap) is float and math.isinf(softcap)  # is refused, although the kernels take inf for no softcap
     if eager and class_weight is None and not endless:
         cap = math.inf if softcap is None else softcap
