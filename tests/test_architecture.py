@@ -164,7 +164,7 @@ def test_what_an_option_means_is_in_truth_alone():
 
 FLOORS = {  # the lowest first; a file may import files of lower floors, and on its own floor those that are named before it
     "compute": ("arrays", "cpu", "compute"),
-    "operators": ("operators", "sharded_operators", "by_chunks", "linear_operators"),
+    "operators": ("operators", "sharding", "sharded_operators", "by_chunks", "linear_operators"),
     "arguments": ("arguments",),
     "doors": ("distributed", "loss", "linear", "lazy_logits", "huggingface", "__init__"),
 }

@@ -481,28 +481,146 @@ def _not_supported(world):
     z = distribute_tensor(z, mesh, [Shard(1)])
     with pytest.raises(TypeError, match=r"cross_entropy: input must be a torch.Tensor where a group is given; .*; got a DTensor"):
         st.cross_entropy(z, t, group=group)
-    for function in (st.log_softmax, st.logsumexp):
-        with pytest.raises(TypeError, match=rf"{function.__name__}: input must be a torch.Tensor of one process, .*; got a DTensor"):
-            function(z)
 
 
 def test_dtensors_are_refused_where_they_are_not_supported(processes):
     processes(_not_supported, 2)
 
 
-def _second_derivative_of_a_dtensor(world):
+def _second_derivative_of_a_dtensor(world, placement, function):
     z, t, *_ = problem(23, rows=6)
     z[0, 0] = 0
+    losses = {
+        "cross_entropy": lambda x: st.cross_entropy(x, t, z_loss=0.1),
+        "log_softmax": lambda x: (st.log_softmax(x, 1) ** 2).sum(),
+        "logsumexp": lambda x: (st.logsumexp(x, 1, keepdim=True) ** 2).sum(),
+    }
     found = []
-    for x in (z.clone().requires_grad_(), distribute_tensor(z, workers.meshes[world], [Shard(1)]).requires_grad_()):
-        (dz,) = torch.autograd.grad(st.cross_entropy(x, t, z_loss=0.1), x, create_graph=True)
-        found.append(torch.autograd.grad((dz * dz).sum(), x)[0])
-    close(found[1].full_tensor(), found[0], 1e-10)
+    for x in (z.clone().requires_grad_(), distribute_tensor(z, workers.meshes[world], [placement]).requires_grad_()):
+        loss = losses[function](x)
+        (dz,) = torch.autograd.grad(loss, x, create_graph=True)
+        found.append((loss, dz, torch.autograd.grad((dz * dz).sum(), x)[0]))
+    for one, several in zip(*found, strict=True):
+        close(several.full_tensor(), one, 1e-10)
 
 
 @pytest.mark.parametrize("world", [1, 3])
-def test_a_dtensor_has_second_derivatives(processes, world):
-    processes(_second_derivative_of_a_dtensor, world)
+@pytest.mark.parametrize("placement", [Shard(0), Shard(1)], ids=["rows", "classes"])
+@pytest.mark.parametrize("function", ["cross_entropy", "log_softmax", "logsumexp"])
+def test_functions_of_dtensors_have_first_and_second_derivatives(processes, world, placement, function):
+    processes(_second_derivative_of_a_dtensor, world, placement, function)
+
+
+def _log_softmax(world, dtype):
+    z, *_ = problem(3 * 37, dtype, rows=37, peaked=True)
+    z = z.reshape(37, 3, 37)
+    input = distribute_tensor(z, workers.meshes[world], [Shard(1)])
+    found, expected = st.log_softmax(input, 1), st.log_softmax(z, 1)
+    assert found.placements == input.placements
+    close(found.full_tensor(), expected, 1e-12 if dtype == torch.float64 else 0)  # float64 sums: 32 and 16 bits round the same number
+    close(st.logsumexp(input, 1).full_tensor(), st.logsumexp(z, 1), 1e-12 if dtype == torch.float64 else 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_log_softmax_over_divided_classes_is_that_of_one_process(processes, dtype):
+    processes(_log_softmax, 3, dtype)
+
+
+def _second_derivatives_by_each_argument(world, options, probable):
+    z, t, weight, sample = problem(23, rows=6, probable=probable)
+    z[0, 0] = 0
+    mine = evenly(23, world)[dist.get_rank(workers.groups[world])]
+    leaves = {"z": z, "weight": weight, "sample_weight": sample, **({"t": t} if probable else {})}
+    leaves = {name: leaf for name, leaf in leaves.items() if name in ("z", "t", *options)}
+    along = {name: torch.linspace(-1, 2, leaf.numel(), dtype=torch.float64).reshape(leaf.shape) for name, leaf in leaves.items()}
+
+    def derivatives(part, group):
+        here = {name: leaf[:, part] if name in ("z", "t") else leaf for name, leaf in leaves.items()}
+        v = [d[:, part] if name in ("z", "t") else d for name, d in along.items()]
+        here = {name: leaf.clone().requires_grad_() for name, leaf in here.items()}
+        loss = st.cross_entropy(here["z"], here.get("t", t), **filled(options, here.get("weight"), here.get("sample_weight")), **group)
+        first = torch.autograd.grad(loss * 1.3, list(here.values()), create_graph=True)
+        second = torch.autograd.grad(first, list(here.values()), v)
+        with torch.autograd.forward_ad.dual_level():
+            dual = {
+                name: torch.autograd.forward_ad.make_dual(leaf.detach(), d.contiguous())
+                for (name, leaf), d in zip(here.items(), v, strict=True)
+            }
+            loss = st.cross_entropy(dual["z"], dual.get("t", t), **filled(options, dual.get("weight"), dual.get("sample_weight")), **group)
+            tangent = torch.autograd.forward_ad.unpack_dual(loss).tangent
+        return dict(zip(here, first, strict=True)), dict(zip(here, second, strict=True)), {"loss": tangent}
+
+    part = slice(mine.first, mine.end)
+    expected, found = derivatives(slice(None), {}), derivatives(part, {"group": workers.groups[world], "first_class": mine.first})
+    for one, several in zip(expected, found, strict=True):
+        for name in one:
+            close(several[name], one[name][:, part] if name in ("z", "t") else one[name], 1e-10)
+
+
+@pytest.mark.parametrize("probable", [False, True], ids=["labels", "probabilities"])
+@pytest.mark.parametrize("world", [2, 3])
+def test_weights_and_probabilities_have_second_derivatives_and_forward_mode(processes, world, probable):
+    for options in ({"weight": True, "sample_weight": True}, {"weight": True, "label_smoothing": 0.1, "z_loss": 1e-2, "softcap": 4.0}):
+        processes(_second_derivatives_by_each_argument, world, options, probable)
+    if probable:
+        processes(_second_derivatives_by_each_argument, world, {"reduction": "sum"}, True)
+
+
+def _one_pass(world):
+    z, t, weight, _ = problem(16)
+    input = distribute_tensor(z, workers.meshes[world], [Shard(0)]).requires_grad_()
+    with mock.patch.object(compute, "call", wraps=compute.call) as call:
+        loss = st.cross_entropy(input, t, weight, label_smoothing=0.1)
+        loss.backward()
+    assert [each.args[0] for each in call.call_args_list] == ["fused"]
+
+
+def test_the_gradient_of_divided_rows_is_computed_with_the_loss(processes):
+    processes(_one_pass, 3)
+
+
+def _operators(world):
+    mesh, one, zero = workers.meshes[world], torch.ones((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+    z, t, weight, _ = problem(6, rows=6)
+    t = torch.where(t == -100, IGNORED, t)
+    whole = z.clone().requires_grad_()
+    numbers = (one, zero, zero, weight)
+    expected = torch.ops.softxent.rows(whole, t, *numbers, 1, 1.0, math.inf, True)
+    expected[0].nan_to_num(0, 0, 0).sum().backward()
+    distributed.is_dtensor(distribute_tensor(z, mesh, [Shard(0)]))  # registers the placements
+    numbers = [distribute_tensor(x, mesh, [Replicate()]) for x in numbers]
+    for placement, gathers in ((Shard(0), 0), (Replicate(), 0), (Shard(1), 1)):
+        input = distribute_tensor(z, mesh, [placement]).requires_grad_()
+        label = distribute_tensor(t, mesh, [Shard(0) if placement == Shard(0) else Replicate()])
+        with CommDebugMode() as messages:
+            found = torch.ops.softxent.rows(input, label, *numbers, 1, 1.0, math.inf, True)
+        assert messages.get_total_counts() == gathers
+        found[0].nan_to_num(0, 0, 0).sum().backward()
+        for one, several in zip((*expected, whole.grad), (*found, input.grad), strict=True):
+            assert torch.equal(several.full_tensor(), one)
+        assert found[0].placements == ((Shard(0),) if placement == Shard(0) else (Replicate(),))
+
+
+def test_operators_take_dtensors(processes):
+    processes(_operators, 2)
+
+
+def _compiled(world, placement):
+    z, t, *_ = problem(37, torch.float32)
+    z[0, 0] = 1
+    whole = z.clone().requires_grad_()
+    expected = st.cross_entropy(whole, t, label_smoothing=0.1)
+    expected.backward()
+    input = distribute_tensor(z, workers.meshes[world], [placement]).requires_grad_()
+    found = torch.compile(lambda x: st.cross_entropy(x, t, label_smoothing=0.1), backend="aot_eager")(input)
+    found.backward()
+    close(found.full_tensor(), expected, 1e-6)
+    close(input.grad.full_tensor(), whole.grad, 1e-6)
+
+
+@pytest.mark.parametrize("placement", [Shard(0), Shard(1)], ids=["rows", "classes"])
+def test_dtensors_under_compile(processes, placement):
+    processes(_compiled, 2, placement)
 
 
 def test_errors_say_what_to_change(processes):

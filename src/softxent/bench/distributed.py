@@ -6,6 +6,7 @@ rounds of random order, between barriers: softxent and PyTorch's `loss_parallel`
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import random
@@ -26,7 +27,7 @@ DIVIDED, ONE, FUSED, PARALLEL = "softxent, divided", "softxent, one process", "s
 class Case(NamedTuple):
     """What a group of processes measures."""
 
-    kind: str  # "logits" or "head"
+    kind: str  # "logits", "options" or "head"
     processes: int
     rows: int
     classes: int
@@ -38,7 +39,9 @@ class Case(NamedTuple):
 
 
 CASES = [Case(kind, n, rows, 128256, width) for n in (2, 4) for kind, rows, width in (("logits", 2048, 0), ("head", 1024, 512))]
-QUICK = [Case("logits", 2, 64, 1000), Case("head", 2, 64, 1000, 16)]
+CASES.append(Case("options", 2, 1024, 32000))
+QUICK = [Case("logits", 2, 64, 1000), Case("options", 2, 16, 1000), Case("head", 2, 64, 1000, 16)]
+ALONE = ", one process"  # after the name of an option
 
 
 def run(repeats: int, output: Path, quick: bool) -> None:
@@ -78,7 +81,7 @@ def work(rank: int, store: str, repeats: int, *case: Any) -> None:
     c = Case(*case)
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=c.processes)
-    calls, leaves = (_logits if c.kind == "logits" else _heads)(c, rank)
+    calls, leaves = {"logits": _logits, "options": _options, "head": _heads}[c.kind](c, rank)
 
     def clear() -> None:  # not within a time: to release the memory of a gradient of torch takes long
         for leaf in leaves:
@@ -157,6 +160,65 @@ def _logits(c: Case, rank: int) -> tuple[dict[str, Any], list[Any]]:
     return {DIVIDED: divided, PARALLEL: parallel, ONE: in_two, FUSED: in_one}, [z, *([] if whole is None else [whole])]
 
 
+def _options(c: Case, rank: int) -> tuple[dict[str, Any], list[Any]]:
+    """Return a call for each option and derivative, of divided classes and of one process."""
+    import torch
+    import torch.distributed as dist
+
+    from ..shards import evenly
+    from ..torch import cross_entropy
+
+    mine = evenly(c.classes, c.processes)[rank]
+    draw = torch.Generator().manual_seed(0)
+    whole = torch.randn(c.rows, c.classes, generator=draw)
+    labels = torch.randint(0, c.classes, (c.rows,), generator=draw)
+    truth = torch.randn(c.rows, c.classes, generator=draw).softmax(1)
+    weight = torch.rand(c.classes, generator=draw) + 0.5
+    along = torch.randn(c.rows, c.classes, generator=draw)
+    part = slice(mine.first, mine.end)
+    group = {"group": dist.group.WORLD, "first_class": mine.first}
+    outputs = {f"return_{name}": True for name in ("lse", "entropy", "logprobs", "correct")}
+    leaves = [whole[:, part].clone().requires_grad_(), whole.requires_grad_()]
+
+    def reverse(**options: Any) -> Any:
+        def call(z: Any, group: dict[str, Any]) -> None:
+            cross_entropy(z, labels, **options, **group).backward()
+
+        return call
+
+    def losses_of_rows(z: Any, group: dict[str, Any]) -> None:
+        cross_entropy(z, labels, reduction="none", **group).sum().backward()
+
+    def probabilities(z: Any, group: dict[str, Any]) -> None:
+        cross_entropy(z, own[z.shape[1]], **group).backward()
+
+    def all_outputs(z: Any, group: dict[str, Any]) -> None:
+        found = cross_entropy(z, labels, **outputs, **group)
+        (found.loss + found.lse.sum() + found.entropy.sum() + found.logprobs.sum()).backward()
+
+    def double_backward(z: Any, group: dict[str, Any]) -> None:
+        (dz,) = torch.autograd.grad(cross_entropy(z, labels, **group), z, create_graph=True)
+        torch.autograd.grad(dz, z, v[z.shape[1]])
+
+    def forward_mode(z: Any, group: dict[str, Any]) -> None:
+        with torch.autograd.forward_ad.dual_level():
+            cross_entropy(torch.autograd.forward_ad.make_dual(z.detach(), v[z.shape[1]]), labels, **group)
+
+    own = {truth.shape[1]: truth, mine.end - mine.first: truth[:, part].contiguous()}
+    v = {along.shape[1]: along, mine.end - mine.first: along[:, part].contiguous()}
+    every = {
+        DIVIDED: reverse(), "losses of rows": losses_of_rows,
+        "label smoothing": reverse(label_smoothing=0.1), "class weights": reverse(weight=weight),
+        "softcap": reverse(softcap=30.0), "z-loss": reverse(z_loss=1e-4), "probabilities as labels": probabilities,
+        "all outputs": all_outputs, "double backward": double_backward, "forward mode": forward_mode,
+    }  # fmt: skip
+    calls = {}
+    for name, call in every.items():
+        calls[name] = functools.partial(call, leaves[0], group)
+        calls[name + ALONE] = _alone(c, rank, functools.partial(call, leaves[1], {}))
+    return calls, leaves
+
+
 def _heads(c: Case, rank: int) -> tuple[dict[str, Any], list[Any]]:
     import torch
     import torch.distributed as dist
@@ -186,6 +248,9 @@ def text(results: dict[str, Any]) -> str:
     parts = [header(results), ""]
     columns = ["", "ms", "multiples of softxent, divided", "most memory beyond logits and parameters (gradients included), MiB a process"]
     for record in results["records"]:
+        if Case(*record["case"]).kind == "options":
+            parts.append(_table_of_options(record))
+            continue
         rows = []
         for name, seconds in record["seconds"].items():
             multiple = ratio(record, name, DIVIDED)
@@ -193,6 +258,16 @@ def text(results: dict[str, Any]) -> str:
         heading = f"{Case(*record['case']).title()} (gloo, one thread each): loss and backward, float32"
         parts.append(table(heading, columns, rows))
     return "\n".join(parts)
+
+
+def _table_of_options(record: dict[str, Any]) -> str:
+    rows = []
+    for name, seconds in record["seconds"].items():
+        if not name.endswith(ALONE):
+            multiples = (ratio(record, name, DIVIDED), ratio(record, name, name + ALONE))
+            rows.append([name, f"{median(seconds) * 1e3:.4g}", *(f"{multiple[0]:.3g}" if multiple else "-" for multiple in multiples)])
+    columns = ["", "ms", "multiples of softxent, divided", "multiples of one process, in one pass where it can be"]
+    return table(f"{Case(*record['case']).title()} (gloo, one thread each): loss and backward, float32", columns, rows)
 
 
 def _memory(record: dict[str, Any], name: str) -> str:

@@ -17,7 +17,7 @@ from torch.autograd import Function
 
 from ..contract import fail
 from ..shards import Columns, evenly
-from . import compute
+from . import compute, sharding
 from .sharded_operators import Shards, gathered
 
 Placements = Sequence[Any]  # one of each axis of a mesh
@@ -26,7 +26,10 @@ Placements = Sequence[Any]  # one of each axis of a mesh
 def is_dtensor(*tensors: Any) -> bool:
     """Whether one of these is a DTensor. torch.distributed.tensor is not imported for it."""
     module = sys.modules.get("torch.distributed.tensor")
-    return module is not None and any(isinstance(t, module.DTensor) for t in tensors)
+    found = module is not None and any(isinstance(t, module.DTensor) for t in tensors)
+    if found:
+        sharding.register()
+    return found
 
 
 def not_divided(fn: str, argument: str, t: Any, instead: str) -> None:
@@ -116,10 +119,17 @@ class Layout(NamedTuple):
 
     def of_rows(self, t: Tensor) -> Any:
         """Return the DTensor [*lead] of what this process's rows give."""
+        return self._whole(t, self.rows, self.lead)
+
+    def of_logits(self, t: Tensor, shape: torch.Size) -> Any:
+        """Return the DTensor of all processes' logits, of this shape, of which t are this process's."""
+        return self._whole(t, self.logits, shape)
+
+    def _whole(self, t: Tensor, placements: Placements, shape: torch.Size) -> Any:
         from torch.distributed.tensor import DTensor
 
-        stride = torch.empty(self.lead, device="meta").stride()
-        return DTensor.from_local(t.contiguous(), self.mesh, self.rows, run_check=False, shape=self.lead, stride=stride)
+        stride = torch.empty(shape, device="meta").stride()
+        return DTensor.from_local(t.contiguous(), self.mesh, placements, run_check=False, shape=shape, stride=stride)
 
     def total(self, t: Tensor) -> Any:
         """Return the sum of a number of each process over those that have other rows, a replicated DTensor."""

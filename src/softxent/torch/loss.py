@@ -16,11 +16,11 @@ from torch.autograd import Function
 from torch.nn import Module
 
 from ..contract import fail, renamed
-from ..kernels import NO_LABEL
 from . import arguments, compute, cpu, distributed, operators
 from .arguments import FLOATS, plain, tensor
 from .cpu import NOTHING
-from .sharded_operators import sharded_rows
+from .operators import no_labels
+from .sharded_operators import sharded_log_softmax, sharded_rows
 
 FN = "cross_entropy"
 ONLY_LOSS = (False,) * 4  # the outputs that are wanted: lse, log-probability, entropy, correct
@@ -160,6 +160,12 @@ def _distributed(
     if wanted[1] and target.is_floating_point():
         fail(FN, "return_logprobs", "be False where the target is probabilities", True)
     truth, total = arguments.truth_of(FN, input, target, weight, sample, axis, options, shards)
+    of_truth = [t for t in (target, weight, sample) if t is not None]
+    if shards is None and reduction != "none" and not any(wanted) and plain(input, *of_truth) and not operators.differentiated(*of_truth):
+        whole = truth.y.new_ones(()) if total is None else distributed.whole_sum(total, place).to_local()
+        part = Given(target, weight, sample, axis, options, ONLY_LOSS, None, whole)
+        loss = distributed.whole_sum(_result(input, _computed(input, part), part), place)
+        return loss.to(arguments.result_dtype(input))
     transform, more = (options.temperature, options.cap), any(wanted[1:])
     if shards is None:
         losses, *rows, correct = operators.rows(input, *truth, axis, *transform, more)
@@ -218,6 +224,7 @@ class Given(NamedTuple):
     options: Any  # Options, or a tuple of the same, not checked
     wanted: tuple[bool, ...]  # lse, log-probability, entropy, correct
     quick: arguments.QuickNumbers | None  # the truth, if `cpu.quick` can be called
+    whole: Tensor | None = None  # if these are the rows of one of several processes, what the sum is divided by; the loss is float64
 
 
 # What is computed in the forward pass: the loss and, if they are wanted, lse, log-probability and entropy; the number of correct rows; the
@@ -286,16 +293,22 @@ def _computed(input: Tensor, given: Given) -> Found:
     found = _quick(input, given)
     if found is not None:
         return found
-    target, weight, sample, axis, options, *_ = given
-    truth, total = arguments.truth_of(FN, input, target, weight, sample, axis, options)
+    axis, options = given.axis, given.options
+    truth, total = _truth_of(input, given)
     transform = (options.temperature, options.cap)
     if _with_gradient(input, given):
         one = truth.y.new_ones(())
         losses, dz = compute.fused(input, *truth, one if total is None else _inverse(total), None, None, None, axis, *transform)
     else:
         losses, dz = compute.rows(input, *truth, axis, *transform, False)[0], None
-    loss = arguments.reduced(losses, options.reduction, total, arguments.result_dtype(input))
-    return (loss,), 0, dz, None
+    dtype = arguments.result_dtype(input) if given.whole is None else torch.float64
+    return (arguments.reduced(losses, options.reduction, total, dtype),), 0, dz, None
+
+
+def _truth_of(input: Tensor, given: Given) -> tuple[arguments.Truth, Tensor | None]:
+    """Return the truth of the rows, and what the sum of their losses is divided by."""
+    truth, total = arguments.truth_of(FN, input, given.target, given.weight, given.sample, given.axis, given.options)
+    return truth, total if given.whole is None else given.whole
 
 
 def _with_gradient(input: Tensor, given: Given) -> bool:
@@ -334,7 +347,7 @@ class CrossEntropy(Function):
             if found is not None:
                 return found[2], None, None
         options = arguments.Options(*given.options)
-        truth, total = arguments.truth_of(FN, input, target, weight, sample, given.axis, options)
+        truth, total = _truth_of(input, given._replace(options=options))
         up = [None if t is None else t.double() for t in grads] + [None] * (4 - len(grads))
         if g is not None and total is not None:
             up[0] = torch.where(total == 0, 0.0, g.double() / total)
@@ -365,12 +378,12 @@ def logsumexp(input: Tensor, dim: int = -1, keepdim: bool = False) -> Tensor:
     """Compute log-sum-exp over one axis, `lse(z) = log sum_k exp(z_k)`, as `torch.logsumexp` does. Its gradient is softmax.
 
     Args:
-        input: float32, float64, bfloat16 or float16, of any shape with at least one axis.
+        input: float32, float64, bfloat16 or float16, of any shape with at least one axis. Or a DTensor of any placements.
         dim: the axis.
         keepdim: whether the result keeps the axis, with length 1.
 
     Returns:
-        A tensor with the dtype of `input`.
+        A tensor with the dtype of `input`. Of a DTensor, a DTensor.
 
     Raises:
         ValueError, TypeError: if the dtype or the axis does not fit.
@@ -379,9 +392,14 @@ def logsumexp(input: Tensor, dim: int = -1, keepdim: bool = False) -> Tensor:
     """
     if _on_axis("logsumexp", input, dim):
         return torch.logsumexp(input, dim, keepdim)
-    zero = torch.zeros((), dtype=torch.float64, device=input.device)
-    label = torch.full_like(input.select(dim, 0), NO_LABEL, dtype=torch.int64)
-    lse = operators.rows(input, label, zero, zero, zero, None, dim)[1].to(input.dtype)
+    axis, dtype, place = dim % input.ndim, input.dtype, None
+    if distributed.is_dtensor(input):
+        input, place = distributed.layout(input, axis)
+    zero, label = torch.zeros((), dtype=torch.float64, device=input.device), no_labels(input, axis)
+    of_rows = (input, label, zero, zero, zero, None)
+    shards = place and place.shards
+    lse = operators.rows(*of_rows, axis)[1] if shards is None else sharded_rows(*of_rows, shards, axis, 1.0, math.inf, False)[1]
+    lse = distributed.of_all_rows(lse.to(dtype), place)
     return lse.unsqueeze(dim) if keepdim else lse
 
 
@@ -391,11 +409,11 @@ def log_softmax(input: Tensor, dim: int = -1) -> Tensor:
     It is computed as (z_k - max z) - (lse - max z), so that values near 0 keep their digits.
 
     Args:
-        input: float32, float64, bfloat16 or float16, of any shape with at least one axis.
+        input: float32, float64, bfloat16 or float16, of any shape with at least one axis. Or a DTensor of any placements.
         dim: the axis.
 
     Returns:
-        A tensor with the shape and dtype of `input`.
+        A tensor with the shape and dtype of `input`. Of a DTensor, a DTensor with its placements.
 
     Raises:
         ValueError, TypeError: if the dtype or the axis does not fit.
@@ -404,13 +422,18 @@ def log_softmax(input: Tensor, dim: int = -1) -> Tensor:
     """
     if _on_axis("log_softmax", input, dim):
         return torch.log_softmax(input, dim)
+    if distributed.is_dtensor(input):
+        axis = dim % input.ndim
+        local, place = distributed.layout(input, axis)
+        if place.shards is not None:
+            return place.of_logits(sharded_log_softmax(local, None, place.shards, axis, 1.0, math.inf), input.shape)
+        return place.of_logits(log_softmax(local, dim), input.shape)
     return operators.log_softmax(input, torch.ones((), dtype=torch.float64, device=input.device), dim)
 
 
 def _on_axis(fn: str, input: Tensor, dim: int) -> bool:
     """Raise an error if the input has no such axis. Returns whether the axis is empty; torch's own function is used then."""
     tensor(fn, "input", input, input)
-    distributed.not_divided(fn, "input", input, "be a torch.Tensor of one process, such as input.full_tensor()")
     if input.dtype not in FLOATS:
         fail(fn, "input", "be float32, float64, bfloat16 or float16", input.dtype, TypeError)
     if not input.ndim:

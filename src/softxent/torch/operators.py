@@ -232,7 +232,7 @@ class Rows(Function):
         for d, by in zip(numbers, _loss_by_numbers([d is not None for d in numbers], z, label, off, axis, *transform), strict=True):
             dloss = dloss if d is None else dloss + d * by
         if doff is not None:
-            by_classes, each = _loss_by_off(z, label, r, off, axis, *transform), _along(doff, z, axis)
+            by_classes, each = _loss_by_off(z, label, r, off, axis, *transform), along_axis(doff, z, axis)
             dloss = dloss + (by_classes.masked_fill((by_classes == math.inf) & (each == 0), 0) * each).sum(axis)  # a masked class adds 0
         return (dloss, dlse, dlogprob, dentropy, None) if more else (dloss, dlse, None, None, None)
 
@@ -256,19 +256,11 @@ class Gradient(Function):
         (v,), none = grads, (None,) * 13
         if v is None:
             return none
-        z, label, y, r, q, _, g, *_ = given = ctx.saved_tensors
-        axis, *transform = ctx.options
-        needs = ctx.needs_input_grad
-        hv, mean, at_label, by_off, dentropy = curvature(z, v, *given[1:], axis, *transform)
-        found = {0: hv, 7: mean, 8: at_label, 9: dentropy}
-        if g is not None:
-            zero = z.new_zeros((), dtype=torch.float64)
-            lse = rows(z, label, zero, zero, zero, None, axis, *transform)[1] if needs[4] or needs[6] else zero
-            found |= {2: -g * at_label, 3: -g * by_off, 4: g * lse * mean, 6: loss_along(y, r, q, lse, mean, at_label, by_off)}
-        if g is not None and needs[5]:
-            apart = mean.unsqueeze(axis) - transformed(z, *transform)[1] * v.to(mean.dtype)
-            found[5] = _columns(g * r * (label != IGNORED), label, axis) * apart
-        return tuple(shaped(found[k], given[k], axis) if k in found and needs[k] else None for k in range(len(none)))
+        z, label, *_ = given = ctx.saved_tensors
+        zero, options = z.new_zeros((), dtype=torch.float64), ctx.options
+        lse = lambda: rows(z, label, zero, zero, zero, None, *options)[1]  # noqa: E731
+        along = curvature(z, v, *given[1:], *options)
+        return *derivatives_of_gradient(given, v, along, lse, ctx.needs_input_grad, *options), *none[10:]
 
     @staticmethod
     def jvp(ctx: Any, dz: Optional, _: None, dy: Optional, dr: Optional, dq: Optional, doff: Optional, *others: Any) -> Any:
@@ -339,10 +331,10 @@ class LogSoftmax(Function):
         axis, *transform = ctx.options
         total = torch.zeros_like(z)
         if dz is not None:
-            label, zero = torch.full_like(z.select(axis, 0), NO_LABEL, dtype=torch.int64), z.new_zeros((), dtype=torch.float64)
-            mean = curvature(z, dz, label, zero, zero, zero, None, None, None, None, None, axis, *transform)[1]
+            zero = z.new_zeros((), dtype=torch.float64)
+            mean = curvature(z, dz, no_labels(z, axis), zero, zero, zero, None, None, None, None, None, axis, *transform)[1]
             slope = transformed(z, *transform)[1]
-            total = total + _columns(scale, label, axis) * (slope * dz - mean.unsqueeze(axis))
+            total = total + _columns(scale, no_labels(z, axis), axis) * (slope * dz - mean.unsqueeze(axis))
         if dscale is not None:
             total = total + log_softmax(z, dscale, axis, *transform)
         return total.to(z.dtype)
@@ -359,6 +351,24 @@ known_gradient: Callable[..., Tensor] = KnownGradient.apply
 
 
 # ---- derivatives ----
+
+
+def derivatives_of_gradient(
+    given: Sequence[Any], v: Tensor, along: Sequence[Tensor], lse: Callable[[], Tensor], needs: Sequence[bool], axis: int, *transform: float
+) -> list[Optional]:
+    """Return the derivatives of <gradient, v> by z, label, ... n, `given`, from what `curvature` returns; None for those not needed."""
+    z, label, y, r, q, _, g, *_ = given
+    hv, mean, at_label, by_off, dentropy = along
+    found = {0: hv, 7: mean, 8: at_label, 9: dentropy}
+    if g is not None:
+        found |= {2: -g * at_label, 3: -g * by_off}
+    if g is not None and (needs[4] or needs[6]):
+        of_lse = lse()
+        found |= {4: g * of_lse * mean, 6: loss_along(y, r, q, of_lse, mean, at_label, by_off)}
+    if g is not None and needs[5]:
+        apart = mean.unsqueeze(axis) - transformed(z, *transform)[1] * v.to(mean.dtype)
+        found[5] = _columns(g * r * (label != IGNORED), label, axis) * apart
+    return [shaped(found[k], given[k], axis) if k in found and needs[k] else None for k in range(len(given))]
 
 
 def loss_along(y: Tensor, r: Tensor, q: Tensor, lse: Tensor, mean: Tensor, at_label: Tensor, by_off: Tensor) -> Tensor:
@@ -441,7 +451,7 @@ def _composed_curvature(z: Tensor, v: Tensor, *others: Any) -> Five:
     entropy = (yhat * away).sum(axis, keepdim=True)
     dentropy = (yhat * apart * away).sum(axis, keepdim=True)
 
-    everywhere = zero.to(x.dtype) if off is None else _along(off, z, axis).to(x.dtype)
+    everywhere = zero.to(x.dtype) if off is None else along_axis(off, z, axis).to(x.dtype)
     mass = y + r * everywhere.expand(z.shape).sum(axis)
     numbers = (mass + times(q, lse), q, *(zero if t is None else t for t in upstream))
     total, qs, gs, ls, bs, ns = (_columns(t, label, axis) for t in numbers)
@@ -453,7 +463,7 @@ def _composed_curvature(z: Tensor, v: Tensor, *others: Any) -> Five:
     hv = hv.where((live & (wanted > 0)).unsqueeze(axis), 0).to(z.dtype)
 
     t = label if off is None or off.shape != z.shape else torch.where(label == LARGEST, off.detach().argmax(axis), label)
-    hot = _along(torch.arange(z.shape[axis], device=z.device), z, axis) == t.unsqueeze(axis)
+    hot = along_axis(torch.arange(z.shape[axis], device=z.device), z, axis) == t.unsqueeze(axis)
     sums = (mean.squeeze(axis), (apart * hot).sum(axis), (everywhere * apart).sum(axis), dentropy.squeeze(axis))
     mean, at_label, by_off, dentropy = (t.where(live, 0) for t in sums)
     return hv, mean, at_label, by_off, dentropy
@@ -473,6 +483,11 @@ def transformed(z: Tensor, temperature: float, cap: float) -> tuple[Tensor, Tens
 # ---- shapes ----
 
 
+def no_labels(z: Tensor, axis: int) -> Tensor:
+    """Return a label NO_LABEL for each row of logits z."""
+    return z.new_full(compute.shape_of_rows(z, axis)[0], NO_LABEL, dtype=torch.int64)
+
+
 def times(factor: Tensor, value: Tensor) -> Tensor:
     """Return factor * value, and 0 where the factor is 0, even if the value is infinite or NaN."""
     return torch.where(factor == 0, torch.zeros_like(value), factor * value)
@@ -483,7 +498,7 @@ def _columns(number: Tensor, label: Tensor, axis: int) -> Tensor:
     return number.expand(label.shape).unsqueeze(axis)
 
 
-def _along(classes: Tensor, z: Tensor, axis: int) -> Tensor:
+def along_axis(classes: Tensor, z: Tensor, axis: int) -> Tensor:
     """Return a number of each class, with axes of length 1 for the rows if it is [C]."""
     return classes if classes.shape == z.shape else classes.reshape([-1 if i == axis else 1 for i in range(z.ndim)])
 

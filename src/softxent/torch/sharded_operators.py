@@ -9,6 +9,7 @@ Labels are those of the whole row; the upstream gradients, y, r and q must be th
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -24,7 +25,7 @@ from ..kernels import IGNORED
 from ..partials import Partials
 from ..shards import SHORT_ROW, Columns, merge_order, nodes
 from . import compute, cpu, operators
-from .operators import times, transformed
+from .operators import no_labels, times, transformed
 
 Optional = Tensor | None
 equations: Any = formula  # whose functions take tensors too (arrays.py)
@@ -69,19 +70,25 @@ def local_labels(label: Tensor, mine: Columns) -> Tensor:
     return torch.where(label == IGNORED, IGNORED, label - mine.first)
 
 
-def merged(own: Sequence[Tensor], shards: Shards, label: Tensor, given: Tensor, more: bool) -> tuple[Tensor, Tensor]:
-    """Gather and merge sums [7, R] over the nodes of this process. Returns what the rows give, [2, R] or [5, R], and their sums [7, R]."""
-    each = nodes(shards.columns)
+@functools.lru_cache
+def _merges(columns: tuple[Columns, ...]) -> tuple[int, Tensor]:
+    """Return the most nodes that a process has, and the pairs of gathered sums [P, 2] in the order in which they are merged."""
+    each = nodes(columns)
     most = max(1, *map(len, each))
-    nothing = label.new_tensor(NO_COLUMNS, dtype=torch.float64)[:, None].expand(7, len(label))
-    every = gathered(torch.stack([*own, *[nothing] * (most - len(own))]), shards.group).flatten(0, 1)
     at = [rank * most + k for rank, ranges in enumerate(each) for k in range(len(ranges))]
-    pairs = [(at[i], at[j]) for i, j in merge_order([columns for ranges in each for columns in ranges])]
+    pairs = [(at[i], at[j]) for i, j in merge_order([node for ranges in each for node in ranges])]
     if at[0]:
         pairs.append((0, at[0]))  # the first process has no column
+    return most, torch.tensor(pairs, dtype=torch.int64, device="cpu").reshape(-1, 2)
+
+
+def merged(own: Sequence[Tensor], shards: Shards, label: Tensor, given: Tensor, more: bool) -> tuple[Tensor, Tensor]:
+    """Gather and merge sums [7, R] over the nodes of this process. Returns what the rows give, [2, R] or [5, R], and their sums [7, R]."""
+    most, pairs = _merges(shards.columns)
+    nothing = label.new_tensor(NO_COLUMNS, dtype=torch.float64)[:, None].expand(7, len(label))
+    every = gathered(torch.stack([*own, *[nothing] * (most - len(own))]), shards.group).flatten(0, 1)
     result, parts = compute.new((5 if more else 2, len(label)), given), compute.new((7, len(label)), given)
-    order = torch.tensor(pairs, dtype=torch.int64, device="cpu").reshape(-1, 2)
-    compute.call("merge", every, order, label, given, result, parts)
+    compute.call("merge", every, pairs, label, given, result, parts)
     return result, parts
 
 
@@ -180,14 +187,15 @@ def _lse(parts: Tensor, label: Tensor) -> Tensor:
     return found
 
 
-def _by_off(of: _Rows, g: Tensor, parts: Tensor, axis: int, *transform: float) -> Tensor:
-    """Return - g r log yhat of this process's columns, the gradient of off, in its shape and dtype."""
-    z, label, _, r, _, off = of
-    lead, rows = compute.shape_of_rows(z, axis)
-    zs = transformed(z.movedim(axis, -1).reshape(rows, z.shape[axis]).double(), *transform)[0]
-    by = (g * r).where(label != IGNORED, 0).expand(lead).reshape(rows, 1)
-    found = times(by, equations.surprisal(zs, _sums(parts))).reshape(*lead, z.shape[axis]).movedim(-1, axis)
-    return operators.shaped(found, off, axis)  # type: ignore[arg-type]
+def _log_softmax(z: Tensor, parts: Tensor, axis: int, *transform: float) -> Tensor:
+    """Return log softmax of this process's columns from the merged sums, in the shape and dtype of z. Computed in float64."""
+    found = cpu.like(z)
+    if z.numel():
+        for i, zi, _, out in compute.row_chunks(axis, z, None, out=found):
+            step = max(1, compute.SCRATCH // (8 * zi.shape[1]))  # rows, so that the float64 logits are few
+            for few, to, x in zip(zi.split(step), out.split(step), parts[:, i].split(step, 1), strict=True):
+                to.copy_(-equations.surprisal(transformed(few.double(), *transform)[0], _sums(x)))
+    return found
 
 
 # ---- the functions of autograd ----
@@ -217,21 +225,23 @@ class ShardedRows(Function):
     @staticmethod
     def backward(ctx: Any, *grads: Optional) -> Any:
         *of, parts = ctx.saved_tensors
-        _, axis, *transform = ctx.options
+        axis = ctx.options[1]
         label = of[1]
         up = list(grads[:4]) if ctx.more else [*grads[:2], None, None]
         needs, g = ctx.needs_input_grad, up[0]
         found: list[Optional] = [None] * 11
         if needs[0] and any(t is not None for t in up):
             found[0] = sharded_gradient(*of, *up, parts, *ctx.options)
-        if g is not None and any(needs[2:6]):
-            if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (*of, g)):
-                expected = "be computed once: of sharded logits, only the logits have second derivatives"
-                contract.fail("softxent.torch", "the gradient by weights or probabilities", expected, "create_graph=True", RuntimeError)
-            for k, by in zip((2, 3, 4), _by_numbers(label, parts, *needs[2:5]), strict=True):
+        if g is not None and any(needs[2:5]):
+            again = torch.is_grad_enabled()  # these derivatives are differentiated again
+            every = _differentiable_by_numbers(_Rows(*of), needs[2:5], *ctx.options) if again else _by_numbers(label, parts, *needs[2:5])
+            for k, by in zip((2, 3, 4), every, strict=True):
                 found[k] = None if by is None else operators.shaped(g * by, of[k], axis)
-            if needs[5]:
-                found[5] = _by_off(_Rows(*of), g, parts, axis, *transform)
+        if g is not None and needs[5]:
+            r, live = of[3], label != IGNORED
+            wide = torch.promote_types(compute.compute_dtype(of[0]), of[5].dtype)
+            each = sharded_log_softmax(of[0].to(wide), parts, *ctx.options)
+            found[5] = operators.shaped(-times((g * r * live).expand(label.shape).unsqueeze(axis), each), of[5], axis)
         return tuple(found)
 
     @staticmethod
@@ -239,8 +249,6 @@ class ShardedRows(Function):
         *of, parts = ctx.saved_tensors
         shards, axis, *transform = ctx.options
         z, label, y, r, q, _ = of
-        if doff is not None:
-            contract.fail("softxent.torch", "forward mode", "be by logits, or weights of rows", "by probabilities, sharded", RuntimeError)
         zero: Any = z.new_zeros(label.shape, dtype=torch.float64)
         dloss = dlse = dlogprob = dentropy = zero
         if dz is not None:
@@ -250,7 +258,19 @@ class ShardedRows(Function):
         wanted = [d is not None for d in (dy, dr, dq)]
         for d, by in zip((dy, dr, dq), _by_numbers(label, parts, *wanted), strict=True):
             dloss = dloss if d is None else dloss + d * by
+        if doff is not None:
+            each = times(operators.along_axis(doff, z, axis), _log_softmax(z.double(), parts, axis, *transform))
+            dloss = dloss - r * total_over_processes(each.sum(axis), shards.group).where(label != IGNORED, 0)
         return (dloss, dlse, dlogprob, dentropy, None) if ctx.more else (dloss, dlse, None, None, None)
+
+
+def _differentiable_by_numbers(of: _Rows, needs: Sequence[bool], *options: Any) -> list[Any]:
+    """Return the derivatives of the loss by y, r and q, in which it is linear, to be differentiated again. It takes a gather for each."""
+    zero, one = of.y.new_zeros(()), of.y.new_ones(())
+    numbers = ((one, zero, zero), (zero, one, zero), (zero, zero, one))
+    return [
+        sharded_rows(of.z, of.label, *each, of.off, *options, False)[0] if need else None for need, each in zip(needs, numbers, strict=True)
+    ]
 
 
 def _by_numbers(label: Tensor, parts: Tensor, *needs: bool) -> list[Any]:
@@ -283,20 +303,68 @@ class ShardedGradient(Function):
         if torch.is_grad_enabled():
             contract.fail("softxent.torch", "derivatives of sharded logits", "be of first or second order", "a third", RuntimeError)
         of, up, parts, (shards, axis, *transform) = _Rows(*saved[:6]), saved[6:10], saved[10], ctx.options
-        needs, g = ctx.needs_input_grad, up[0]
-        hv, mean, at_label, by_off, dentropy = _curvature(of, v, up, parts, shards, axis, *transform)
-        found = {0: hv, 7: mean, 8: at_label, 9: dentropy}
-        if g is not None:
-            lse = _lse(parts, of.label)
-            found |= {2: -g * at_label, 3: -g * by_off, 4: g * lse * mean}
-            found[6] = operators.loss_along(of.y, of.r, of.q, lse, mean, at_label, by_off)
-        if g is not None and needs[5]:
-            slope = transformed(of.z.double(), *transform)[1]
-            apart = mean.unsqueeze(axis) - slope * v.double()
-            found[5] = (g * of.r * (of.label != IGNORED)).expand(of.label.shape).unsqueeze(axis) * apart
-        return tuple(operators.shaped(found[k], saved[k], axis) if k in found and needs[k] else None for k in range(15))
+        along = _curvature(of, v, up, parts, shards, axis, *transform)
+        found = operators.derivatives_of_gradient(
+            saved[:10], v, along, lambda: _lse(parts, of.label), ctx.needs_input_grad, axis, *transform
+        )
+        return *found, *[None] * 5
 
 
+class ShardedLogSoftmax(Function):
+    """(z, merged sums [7, R] or None, shards, axis, temperature, cap) -> log softmax of this process's columns."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, parts: Optional, *options: Any) -> Tensor:
+        shards, axis, *transform = options
+        if parts is None:
+            label = no_labels(z, axis).reshape(-1)
+            zero = z.new_zeros((), dtype=torch.float64)
+            own = sums_of(z.detach(), label, None, shards, axis, tuple(transform), False)
+            parts = merged(own, shards, label, compute.numbers(len(label), zero, zero, zero, None), False)[1]
+        ctx.save_for_backward(z, parts)
+        ctx.save_for_forward(z, parts)
+        ctx.options = options
+        ctx.set_materialize_grads(False)
+        return _log_softmax(z, parts, axis, *transform)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Optional) -> Any:
+        (v,), (z, parts), (shards, axis, *transform) = grads, ctx.saved_tensors, ctx.options
+        if v is None:
+            return (None,) * 6
+        total, zero = total_over_processes(v.double().sum(axis), shards.group), z.new_zeros((), dtype=torch.float64)
+        of_lse = (None, total, None, None)
+        mean = sharded_gradient(z, no_labels(z, axis), zero, zero, zero, None, *of_lse, parts, *ctx.options)
+        return (transformed(z, *transform)[1] * v - mean).to(z.dtype), *[None] * 5
+
+    @staticmethod
+    def jvp(ctx: Any, dz: Tensor, *_: Any) -> Tensor:
+        (z, parts), (shards, axis, *transform) = ctx.saved_tensors, ctx.options
+        zero = z.new_zeros((), dtype=torch.float64)
+        of = _Rows(z, no_labels(z, axis), zero, zero, zero, None)
+        mean = _curvature(of, dz, [None] * 4, parts, shards, axis, *transform).mean
+        return (transformed(z, *transform)[1] * dz - mean.unsqueeze(axis)).to(z.dtype)
+
+
+class TotalOverProcesses(Function):
+    """(a tensor of each process of a group, the group) -> its sum, in the order of ranks. Its gradient is the same in all processes."""
+
+    @staticmethod
+    def forward(ctx: Any, t: Tensor, group: Any) -> Tensor:
+        ctx.group = group
+        return gathered(t, group).sum(0)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return grads[0], None
+
+    @staticmethod
+    def jvp(ctx: Any, dt: Tensor, _: None) -> Tensor:
+        return total_over_processes(dt, ctx.group)
+
+
+total_over_processes: Callable[[Tensor, Any], Tensor] = TotalOverProcesses.apply
+sharded_log_softmax: Callable[..., Tensor] = ShardedLogSoftmax.apply
 sharded_rows: Callable[..., tuple[Tensor, ...]] = ShardedRows.apply
 sharded_gradient: Callable[..., Tensor] = ShardedGradient.apply
 
@@ -312,9 +380,8 @@ class MyColumns(Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         (g,), shards = grads, ctx.shards
-        whole = g.new_zeros(shards.classes)
-        whole[shards.mine.first : shards.mine.end] = g
-        return gathered(whole, shards.group).sum(0), None
+        whole = F.pad(g, (shards.mine.first, shards.classes - shards.mine.end))
+        return total_over_processes(whole, shards.group), None
 
 
 my_columns: Callable[..., Tensor] = MyColumns.apply
