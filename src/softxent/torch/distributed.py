@@ -209,24 +209,6 @@ def head_layout(fn: str, x: Any, w: Any, b: Any, target: Any, weight: Any, sampl
     )  # fmt: skip
 
 
-class SameInput(Function):
-    """(a tensor that is the same in all processes of a group, the group) -> itself. Its backward adds up the gradients of all processes."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, group: Any) -> Tensor:
-        ctx.group = group
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        total = grads[0].clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(total, group=ctx.group)
-        return total, None
-
-
-same_input: Callable[[Tensor, Any], Tensor] = SameInput.apply
-
-
 class OrderedSum(Function):
     """The sum of the losses of the rows, in the order of `compute.summed`, in which the sum of one process is computed."""
 

@@ -25,7 +25,7 @@ from .compute import PLAIN
 from .linear_operators import Head, Settings, reduced_loss, rows
 from .loss import Result, cross_entropy
 from .operators import differentiated
-from .sharded_operators import Shards, my_columns
+from .sharded_operators import Shards, my_columns, same_input
 
 FN = "linear_cross_entropy"
 
@@ -123,7 +123,7 @@ def linear_cross_entropy(
         else:
             distributed.not_divided(FN, "linear_weight", linear_weight, "be a torch.Tensor where a group is given; a DTensor has its own")
             shards = distributed.shards_of_group(FN, group, len(linear_weight), first_class, linear_weight)
-            input = distributed.same_input(input, group)
+            input = same_input(input, group)
         if check and shards is not None:
             given = {"shape of input": tuple(input.shape), "dtype": input.dtype, "reduction": reduction, "label_smoothing": label_smoothing}
             given |= {"z_loss": z_loss, "softcap": softcap, "temperature": temperature, "budget": budget, "outputs": flags}

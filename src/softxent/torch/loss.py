@@ -260,7 +260,7 @@ def _quickly(
 
 def _quick(input: Tensor, given: Given, parts: Tensor | None = None, upstream: Sequence[Tensor | None] | None = None) -> Found | None:
     """As `_computed`, with one call of `cpu.quick`, or None. With `upstream`, the gradient is that for these gradients of the outputs."""
-    target, _, _, _, options, wanted, numbers = given
+    target, _, _, _, options, wanted, numbers, _ = given
     if numbers is None:
         return None
     ignored, mean = options[0], options[1] == "mean"

@@ -238,10 +238,10 @@ class ShardedRows(Function):
             for k, by in zip((2, 3, 4), every, strict=True):
                 found[k] = None if by is None else operators.shaped(g * by, of[k], axis)
         if g is not None and needs[5]:
-            r, live = of[3], label != IGNORED
+            by = same_input((g * of[3]).expand(label.shape), ctx.options[0].group).unsqueeze(axis)
             wide = torch.promote_types(compute.compute_dtype(of[0]), of[5].dtype)
-            each = sharded_log_softmax(of[0].to(wide), parts, *ctx.options)
-            found[5] = operators.shaped(-times((g * r * live).expand(label.shape).unsqueeze(axis), each), of[5], axis)
+            each = sharded_log_softmax(of[0].to(wide), parts, *ctx.options).masked_fill((label == IGNORED).unsqueeze(axis), 0)
+            found[5] = operators.shaped(-times(by, each), of[5], axis)
         return tuple(found)
 
     @staticmethod
@@ -317,7 +317,7 @@ class ShardedLogSoftmax(Function):
     def forward(ctx: Any, z: Tensor, parts: Optional, *options: Any) -> Tensor:
         shards, axis, *transform = options
         if parts is None:
-            label = no_labels(z, axis).reshape(-1)
+            label = most_probable(z, shards, axis).reshape(-1)  # is kept apart in the sums, so that values near 0 keep their digits
             zero = z.new_zeros((), dtype=torch.float64)
             own = sums_of(z.detach(), label, None, shards, axis, tuple(transform), False)
             parts = merged(own, shards, label, compute.numbers(len(label), zero, zero, zero, None), False)[1]
@@ -363,6 +363,30 @@ class TotalOverProcesses(Function):
         return total_over_processes(dt, ctx.group)
 
 
+class SameInput(Function):
+    """(a tensor that is the same in all processes of a group, the group) -> itself. Its backward adds up the gradients of all processes."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: Any) -> Tensor:
+        ctx.group = group
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        if torch.is_grad_enabled():
+            return total_over_processes(grads[0], ctx.group), None
+        total = grads[0].clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total, group=ctx.group)
+        return total, None
+
+    @staticmethod
+    def jvp(ctx: Any, dx: Tensor, _: None) -> Tensor:
+        return dx.view_as(dx)
+
+
+same_input: Callable[[Tensor, Any], Tensor] = SameInput.apply
+
+
 total_over_processes: Callable[[Tensor, Any], Tensor] = TotalOverProcesses.apply
 sharded_log_softmax: Callable[..., Tensor] = ShardedLogSoftmax.apply
 sharded_rows: Callable[..., tuple[Tensor, ...]] = ShardedRows.apply
@@ -383,16 +407,20 @@ class MyColumns(Function):
         whole = F.pad(g, (shards.mine.first, shards.classes - shards.mine.end))
         return total_over_processes(whole, shards.group), None
 
+    @staticmethod
+    def jvp(ctx: Any, dnumbers: Tensor, _: None) -> Tensor:
+        return dnumbers[ctx.shards.mine.first : ctx.shards.mine.end].clone()
+
 
 my_columns: Callable[..., Tensor] = MyColumns.apply
 
 
-def most_probable(off: Tensor, shards: Shards, axis: int) -> Tensor:
-    """Return the class with the largest probability off, [*lead], of all processes. It takes one more gather, 16 bytes a row."""
-    first = off.new_zeros([n for i, n in enumerate(off.shape) if i != axis], dtype=torch.float64)
+def most_probable(scores: Tensor, shards: Shards, axis: int) -> Tensor:
+    """Return the class with the largest of scores or probabilities, [*lead], of all processes. It takes one more gather, 16 bytes a row."""
+    first = scores.new_zeros(compute.shape_of_rows(scores, axis)[0], dtype=torch.float64)
     found = torch.stack([first - math.inf, first])
-    if off.shape[axis]:
-        best, at = off.detach().max(axis)
+    if scores.shape[axis]:
+        best, at = scores.detach().max(axis)
         found = torch.stack([best.double(), (at + shards.mine.first).double()])
     every = gathered(found, shards.group)
     at_process = every[:, 0].argmax(0, keepdim=True)
