@@ -177,7 +177,7 @@ def _options(c: Case, rank: int) -> tuple[dict[str, Any], list[Any]]:
     along = torch.randn(c.rows, c.classes, generator=draw)
     part = slice(mine.first, mine.end)
     group = {"group": dist.group.WORLD, "first_class": mine.first}
-    outputs = {f"return_{name}": True for name in ("lse", "entropy", "logprobs", "correct")}
+    outputs: Any = {f"return_{name}": True for name in ("lse", "entropy", "logprobs", "correct")}
     leaves = [whole[:, part].clone().requires_grad_(), whole.requires_grad_()]
 
     def reverse(**options: Any) -> Any:
@@ -201,8 +201,9 @@ def _options(c: Case, rank: int) -> tuple[dict[str, Any], list[Any]]:
         torch.autograd.grad(dz, z, v[z.shape[1]])
 
     def forward_mode(z: Any, group: dict[str, Any]) -> None:
+        make_dual: Any = torch.autograd.forward_ad.make_dual  # untyped
         with torch.autograd.forward_ad.dual_level():
-            cross_entropy(torch.autograd.forward_ad.make_dual(z.detach(), v[z.shape[1]]), labels, **group)
+            cross_entropy(make_dual(z.detach(), v[z.shape[1]]), labels, **group)
 
     own = {truth.shape[1]: truth, mine.end - mine.first: truth[:, part].contiguous()}
     v = {along.shape[1]: along, mine.end - mine.first: along[:, part].contiguous()}

@@ -121,11 +121,11 @@ class Layout(NamedTuple):
         """Return the DTensor [*lead] of what this process's rows give."""
         return self._whole(t, self.rows, self.lead)
 
-    def of_logits(self, t: Tensor, shape: torch.Size) -> Any:
+    def of_logits(self, t: Tensor, shape: torch.Size) -> Tensor:
         """Return the DTensor of all processes' logits, of this shape, of which t are this process's."""
         return self._whole(t, self.logits, shape)
 
-    def _whole(self, t: Tensor, placements: Placements, shape: torch.Size) -> Any:
+    def _whole(self, t: Tensor, placements: Placements, shape: torch.Size) -> Tensor:
         from torch.distributed.tensor import DTensor
 
         stride = torch.empty(shape, device="meta").stride()

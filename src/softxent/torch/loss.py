@@ -392,15 +392,13 @@ def logsumexp(input: Tensor, dim: int = -1, keepdim: bool = False) -> Tensor:
     """
     if _on_axis("logsumexp", input, dim):
         return torch.logsumexp(input, dim, keepdim)
-    axis, dtype, place = dim % input.ndim, input.dtype, None
-    if distributed.is_dtensor(input):
-        input, place = distributed.layout(input, axis)
-    zero, label = torch.zeros((), dtype=torch.float64, device=input.device), no_labels(input, axis)
-    of_rows = (input, label, zero, zero, zero, None)
-    shards = place and place.shards
+    local, place = _of_this_process(input, dim)
+    axis, shards = dim % local.ndim, None if place is None else place.shards
+    zero = torch.zeros((), dtype=torch.float64, device=local.device)
+    of_rows = (local, no_labels(local, axis), zero, zero, zero, None)
     lse = operators.rows(*of_rows, axis)[1] if shards is None else sharded_rows(*of_rows, shards, axis, 1.0, math.inf, False)[1]
-    lse = distributed.of_all_rows(lse.to(dtype), place)
-    return lse.unsqueeze(dim) if keepdim else lse
+    found: Tensor = distributed.of_all_rows(lse.to(local.dtype), place)
+    return found.unsqueeze(dim) if keepdim else found
 
 
 def log_softmax(input: Tensor, dim: int = -1) -> Tensor:
@@ -422,13 +420,18 @@ def log_softmax(input: Tensor, dim: int = -1) -> Tensor:
     """
     if _on_axis("log_softmax", input, dim):
         return torch.log_softmax(input, dim)
-    if distributed.is_dtensor(input):
-        axis = dim % input.ndim
-        local, place = distributed.layout(input, axis)
-        if place.shards is not None:
-            return place.of_logits(sharded_log_softmax(local, None, place.shards, axis, 1.0, math.inf), input.shape)
-        return place.of_logits(log_softmax(local, dim), input.shape)
-    return operators.log_softmax(input, torch.ones((), dtype=torch.float64, device=input.device), dim)
+    local, place = _of_this_process(input, dim)
+    axis, shards = dim % local.ndim, None if place is None else place.shards
+    if shards is None:
+        found = operators.log_softmax(local, torch.ones((), dtype=torch.float64, device=local.device), axis)
+    else:
+        found = sharded_log_softmax(local, None, shards, axis, 1.0, math.inf)
+    return found if place is None else place.of_logits(found, input.shape)
+
+
+def _of_this_process(input: Any, dim: int) -> tuple[Tensor, distributed.Layout | None]:
+    """Return the logits of this process, and their layout if they are a DTensor."""
+    return distributed.layout(input, dim % input.ndim) if distributed.is_dtensor(input) else (input, None)
 
 
 def _on_axis(fn: str, input: Tensor, dim: int) -> bool:

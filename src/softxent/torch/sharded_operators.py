@@ -193,8 +193,9 @@ def _log_softmax(z: Tensor, parts: Tensor, axis: int, *transform: float) -> Tens
     if z.numel():
         for i, zi, _, out in compute.row_chunks(axis, z, None, out=found):
             step = max(1, compute.SCRATCH // (8 * zi.shape[1]))  # rows, so that the float64 logits are few
-            for few, to, x in zip(zi.split(step), out.split(step), parts[:, i].split(step, 1), strict=True):
-                to.copy_(-equations.surprisal(transformed(few.double(), *transform)[0], _sums(x)))
+            for k in range(0, len(zi), step):
+                scores = transformed(zi[k : k + step].double(), *transform)[0]
+                out[k : k + step] = -equations.surprisal(scores, _sums(parts[:, i][:, k : k + step]))
     return found
 
 
