@@ -354,7 +354,7 @@ known_gradient: Callable[..., Tensor] = KnownGradient.apply
 
 
 def derivatives_of_gradient(
-    given: Sequence[Any], v: Tensor, along: Sequence[Tensor], lse: Callable[[], Tensor], needs: Sequence[bool], axis: int, *transform: float
+    given: Sequence[Any], v: Tensor, along: Sequence[Any], lse: Callable[[], Tensor], needs: Sequence[bool], axis: int, *transform: float
 ) -> list[Optional]:
     """Return the derivatives of <gradient, v> by z, label, ... n, `given`, from what `curvature` returns; None for those not needed."""
     z, label, y, r, q, _, g, *_ = given

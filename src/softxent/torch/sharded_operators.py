@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .. import contract, formula, partials
-from ..kernels import IGNORED
+from ..kernels import IGNORED, NO_LABEL
 from ..partials import Partials
 from ..shards import SHORT_ROW, Columns, merge_order, nodes
 from . import compute, cpu, operators
@@ -135,7 +135,7 @@ def _gradient(of: _Rows, up: Sequence[Optional], parts: Tensor, shards: Shards, 
 
 
 class _Curvature(NamedTuple):
-    hv: Tensor  # the derivative of the gradient of this process's logits
+    hv: Optional  # the derivative of the gradient of this process's logits; None without upstream gradients
     mean: Tensor  # [*lead], and the next three: as operators.curvature returns them
     at_label: Tensor
     by_off: Tensor
@@ -143,39 +143,53 @@ class _Curvature(NamedTuple):
 
 
 def _curvature(of: _Rows, v: Tensor, up: Sequence[Optional], parts: Tensor, shards: Shards, axis: int, *transform: float) -> _Curvature:
-    """Return the derivative of `_gradient` along v, and that of what the rows give. Computed in float64, with one more gather, [4, R]."""
+    """Return the derivative of `_gradient` along v, and that of what the rows give. It takes one more gather, [4, R].
+
+    The kernel computes with p, the softmax of this process's columns alone. That of all columns is yhat = share p, where share is the sum of
+    yhat over this process's columns, and - log yhat = - log p + lse - lse_here. Written with these, the derivative is one of p, from
+    `compute.curvature`, plus a gradient of the log-sum-exp and the entropy of this process's columns, from `compute.gradient`.
+    """
     z, label, y, r, q, off = of
-    lead, rows = compute.shape_of_rows(z, axis)
+    lead, zero = label.shape, of.y.new_zeros(())
+    z, t, live = z.to(compute.compute_dtype(z)), local_labels(label, shards.mine), label != IGNORED
+    hidden = torch.where(live, NO_LABEL, IGNORED)
+    how: Any = (axis, *transform)
+    lse, nothing = _lse(parts, label), zero.expand(lead)
+    here, lse_here, entropy_here = [nothing] * 4, nothing - math.inf, nothing
+    if z.numel():
+        _, lse_here, _, entropy_here, _ = compute.rows(z, hidden, zero, zero, zero, None, axis, transform[0], transform[1], True)
+        here = list(compute.curvature(z, v, t, zero, zero, zero, off, None, None, None, None, *how)[1:])
+    mean_here, at, off_here, dentropy_here = here
+    off_total = nothing if off is None else off.double().sum(axis if off.ndim == z.ndim else 0).expand(lead)
+    share = (lse_here - lse).exp().where(lse_here > -math.inf, 0)
+    further = times(share, lse - lse_here)
+    at = torch.where((t >= 0) & (t < z.shape[axis]), at + mean_here, 0)
+    own = (times(share, mean_here), times(share, dentropy_here + mean_here * entropy_here) + times(further, mean_here), at)
+    mean, with_away, at, with_off = gathered(torch.stack([*own, off_here + mean_here * off_total]), shards.group).sum(0)
     x = _sums(parts)
+    entropy, all_off, has_label = (n.reshape(lead) for n in (sums.entropy(x), x.o + x.wt, x.zt > -math.inf))
+    dentropy = with_away - mean * entropy
+    found = (mean, (at - mean).where(has_label, 0), with_off - mean * all_off, dentropy)
+    mean, at_label, by_off, dentropy = (n.where(live, 0) for n in found)
+    if all(t is None for t in up):
+        return _Curvature(None, mean, at_label, by_off, dentropy)
 
-    def last(t: Tensor) -> Tensor:
-        return t.movedim(axis, -1).reshape(rows, z.shape[axis]).double()
-
-    zs, slope, bend = transformed(last(z), *transform)
-    moved, offs = last(v), None if off is None else off.double() if off.ndim == 1 else last(off)
-    along = moved * slope
-    t = local_labels(label.reshape(rows), shards.mine)
-    hot = t[:, None] == torch.arange(z.shape[axis], device=z.device)
-    yhat, away = equations.softmax(zs, x), equations.surprisal(zs, x)
-    own = [times(yhat, along).sum(1), times(times(yhat, along), away).sum(1), (along * hot).sum(1)]
-    own.append(own[0] * 0 if offs is None else times(offs.expand_as(along), along).sum(1))
-    total = gathered(torch.stack(own), shards.group).sum(0)
-    mean, with_away, at, with_off = total
-    numbers = equations.Numbers(*compute.numbers(rows, y, r, q, *up, *[None] * (4 - len(up))).expand(-1, rows))
+    g, l, b, n = (zero if t is None else t for t in up)  # noqa: E741
+    numbers = equations.Numbers(*(t.expand(lead).reshape(-1) for t in (y, r, q, g, l, b, n)))
     k = equations.coefficients(x, numbers)
-    dentropy = with_away - mean * sums.entropy(x)
-    da = times(numbers.g * numbers.q, mean) - times(k.e, dentropy)
-    apart = along - mean[:, None]
-    hv = slope * times(yhat, (k.a - k.e)[:, None] * apart + times(k.e[:, None] * apart, away) + da[:, None])
-    if transform[1] != math.inf:
-        hv = hv + bend * moved * equations.gradient(zs, x, t, k, offs)
-    live = label.reshape(rows) != IGNORED
-    hv = hv.where((live & (numbers.g.abs() + sum(abs(n) for n in numbers[4:]) != 0))[:, None], 0)
-    has_label = x.zt > -math.inf
-    four = (mean, (at - mean).where(has_label, 0), with_off - mean * (x.o + x.wt), dentropy)
-    mean, at_label, by_off, dentropy = (n.where(live, 0).reshape(lead) for n in four)
-    hv = hv.reshape(*lead, z.shape[axis]).movedim(-1, axis).to(z.dtype)
-    return _Curvature(hv, mean, at_label, by_off, dentropy)
+    wanted = live & (g.abs() + l.abs() + b.abs() + n.abs() != 0)
+    a = times(share, k.a.reshape(lead)) + times(further, k.e.reshape(lead))
+    e = times(share, k.e.reshape(lead))
+    by_lse = a + e * entropy_here - g * (y + r * off_total) + b  # so that a is the coefficient of p in `compute.curvature`
+    of_p = [t.expand(lead).where(wanted, 0) for t in (g, by_lse, b, e)]
+    hv = compute.curvature(z, v, t, y, r, zero, off, *of_p, *how)[0]
+    apart = mean_here - mean
+    by_entropy = times(e, apart)
+    change = times(share, times(g * q, mean) - times(k.e.reshape(lead), dentropy))
+    by_lse = times(a - e, apart) + change + times(e, dentropy_here) + by_entropy * entropy_here
+    further_l, further_n = (t.where(wanted, 0) for t in (by_lse, by_entropy))
+    hv = hv + compute.gradient(z, hidden, zero, zero, zero, None, None, further_l, None, further_n, *how)
+    return _Curvature(hv.to(of.z.dtype), mean, at_label, by_off, dentropy)
 
 
 def _sums(parts: Tensor) -> Any:
@@ -421,7 +435,8 @@ def most_probable(scores: Tensor, shards: Shards, axis: int) -> Tensor:
     first = scores.new_zeros(compute.shape_of_rows(scores, axis)[0], dtype=torch.float64)
     found = torch.stack([first - math.inf, first])
     if scores.shape[axis]:
-        best, at = scores.detach().max(axis)
+        at = scores.detach().argmax(axis)  # max takes longer
+        best = scores.detach().gather(axis, at.unsqueeze(axis)).squeeze(axis)
         found = torch.stack([best.double(), (at + shards.mine.first).double()])
     every = gathered(found, shards.group)
     at_process = every[:, 0].argmax(0, keepdim=True)
