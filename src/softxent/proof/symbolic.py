@@ -9,8 +9,8 @@ that only the laws of the rule apply.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import Any
 
 import sympy as sp
@@ -29,6 +29,11 @@ _RANGE_OF = {total: size for size, total in TOTAL.items()}
 Index = dict[str, Any]
 
 
+@lru_cache(maxsize=64)
+def _memo(*_: Any) -> dict[Any, Any]:
+    return {}
+
+
 @dataclass(frozen=True)
 class Meaning:
     """The computation of the normal form. What a switch turns off is treated as an atom."""
@@ -42,7 +47,12 @@ class Meaning:
     logs: bool = True  # log (a b) = log a + log b
     tanhs: bool = False  # tanh f is (1 - w) / (1 + w), where w = e^(-2f)
     pick: bool = True  # a sum is a term plus the others; a delta is 1 or 0, or selects its term; N equal terms are N times one of them
-    memo: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    @cached_property
+    def memo(self) -> dict[Any, Any]:
+        """The normal forms found before by this computation and all that are equal to it."""
+        switches = (self.differentiate, self.divide, self.exps, self.logs, self.tanhs, self.pick)
+        return _memo(tuple(self.definitions.values()), frozenset(self.apart), self.two, switches)
 
     @cached_property
     def definitions(self) -> dict[str, Definition]:
@@ -65,6 +75,12 @@ class Meaning:
 
     def residual(self, before: E, after: E) -> Any:
         """Return after - before as a reduced fraction. It is 0 if the two are equal for every N, given the facts."""
+        key = (before, after, self.given if self.unfold else ())
+        if key not in self.memo:
+            self.memo[key] = self._residual(before, after)
+        return self.memo[key]
+
+    def _residual(self, before: E, after: E) -> Any:
         difference = self(after) - self(before)
         for fact in self.given if self.unfold else ():
             if fact.rel == "=":

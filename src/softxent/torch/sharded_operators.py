@@ -145,7 +145,7 @@ class _Curvature(NamedTuple):
 def _curvature(of: _Rows, v: Tensor, up: Sequence[Optional], parts: Tensor, shards: Shards, axis: int, *transform: float) -> _Curvature:
     """Return the derivative of `_gradient` along v, and that of what the rows give. It takes one more gather, [4, R].
 
-    The kernel computes with p, the softmax of this process's columns alone. That of all columns is yhat = share p, where share is the sum of
+    The kernel computes with p, the softmax of this process's columns alone. That of all columns is yhat = share p. Here share is the sum of
     yhat over this process's columns, and - log yhat = - log p + lse - lse_here. Written with these, the derivative is one of p, from
     `compute.curvature`, plus a gradient of the log-sum-exp and the entropy of this process's columns, from `compute.gradient`.
     """
