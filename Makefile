@@ -5,6 +5,7 @@ VENV := .venv/.created
 DEMO := .venv/.demo
 INSTALLED := .venv/.installed
 UV := .venv-uv/bin/uv
+unexport PYTHONDONTWRITEBYTECODE # where it is set, each process of the tests would compile PyTorch's Python files anew
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /make \1 -- /p' Makefile | awk -F ' -- ' '{printf "  %-16s %s\n", $$1, $$2}'

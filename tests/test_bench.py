@@ -216,6 +216,6 @@ def test_the_bench_of_linear_cross_entropy_runs(tmp_path):
 def test_the_bench_of_processes_runs(tmp_path):
     distributed.run(2, tmp_path, quick=True)
     records = json.loads((tmp_path / "distributed.json").read_text())["records"]
-    assert [r["case"][0] for r in records] == ["logits", "head"]
+    assert [r["case"][0] for r in records] == ["logits", "options", "head"]
     assert all(len(s) == 2 and min(s) > 0 for r in records for s in r["seconds"].values())
     assert distributed.PARALLEL in (text := (tmp_path / "distributed.md").read_text()) and "| - |" in text

@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -139,6 +139,20 @@ def _work(job: Job) -> Iterator[Record]:
             errors.seek(0)
             last = [line for line in errors if line.strip()][-1:]
             yield {"note": f"{job.kind} on {job.threads} thread(s) {job.isa} ended with {worker.returncode}: {''.join(last).strip()}"}
+
+
+def measured(worker: str, jobs: Sequence[Any], quick: bool, isas: Sequence[str] = ()) -> Iterator[Any]:
+    """Yield the records of jobs, each measured by `python -m softxent.bench worker` in a process of its own; if quick, all in one process.
+
+    `isas` are the instruction sets of the jobs, "" for the best one.
+    """
+    isas = isas or [""] * len(jobs)
+    for some in [slice(len(jobs))] if quick else [slice(k, k + 1) for k in range(len(jobs))]:
+        command = [sys.executable, "-m", "softxent.bench", worker, *map(json.dumps, jobs[some])]
+        isa = isas[some][0]
+        environment = os.environ | ({"SOFTXENT_ISA": isa} if isa else {})
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
+        yield from map(json.loads, done.stdout.splitlines()[-len(jobs[some]) :])
 
 
 @contextmanager

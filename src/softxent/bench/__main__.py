@@ -6,9 +6,16 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from . import Job, distributed, filtering, linear, measure, options, readme, run
+
+
+def each(work: Callable[..., None], jobs: list[Any]) -> None:
+    for job in jobs:
+        work(*job)
 
 
 def main() -> None:
@@ -33,13 +40,13 @@ def main() -> None:
     head = commands.add_parser("linear", help="linear cross-entropy instead")
     head.set_defaults(todo=lambda a: linear.run(a.repeats, a.output, a.quick))
     of_head = commands.add_parser("linear-worker")
-    of_head.add_argument("job", type=json.loads)
-    of_head.set_defaults(todo=lambda a: linear.work(*a.job))
+    of_head.add_argument("jobs", type=json.loads, nargs="+")
+    of_head.set_defaults(todo=lambda a: each(linear.work, a.jobs))
     every = commands.add_parser("options", help="every option, output and derivative instead")
     every.set_defaults(todo=lambda a: options.run(a.repeats, a.output, a.quick))
     of_options = commands.add_parser("options-worker")
-    of_options.add_argument("job", type=json.loads)
-    of_options.set_defaults(todo=lambda a: options.work(*a.job))
+    of_options.add_argument("jobs", type=json.loads, nargs="+")
+    of_options.set_defaults(todo=lambda a: each(options.work, a.jobs))
     divided = commands.add_parser("distributed", help="classes that are divided among processes instead")
     divided.set_defaults(todo=lambda a: distributed.run(a.repeats, a.output, a.quick))
     of_processes = commands.add_parser("distributed-worker")

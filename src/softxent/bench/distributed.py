@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -51,8 +52,8 @@ def run(repeats: int, output: Path, quick: bool) -> None:
     output.mkdir(parents=True, exist_ok=True)
     cases, records = QUICK if quick else CASES, []
     with progress(len(cases)) as step:
-        for case in cases:
-            records.append(_measured(case, repeats))
+        for case, record in zip(cases, _measured(cases, repeats, quick), strict=True):
+            records.append(record)
             step({"kind": "distributed", "shape": case.title(), "dtype": "f32", "threads": 1, "isa": ""})
     results = {"machine": machine(), "repeats": repeats, "records": records}
     (output / "distributed.json").write_text(json.dumps(results) + "\n")
@@ -61,26 +62,36 @@ def run(repeats: int, output: Path, quick: bool) -> None:
     print("written:", *sorted(output.glob("distributed.*")), file=sys.stderr)
 
 
-def _measured(case: Case, repeats: int) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "softxent.bench", "distributed-worker"]
-        jobs = [json.dumps([rank, os.path.join(folder, "store"), repeats, *case]) for rank in range(case.processes)]
-        workers = [subprocess.Popen([*command, job], stdout=subprocess.PIPE, text=True) for job in jobs]
-        found = [worker.communicate()[0] for worker in workers]
-    if any(worker.returncode for worker in workers):
-        raise ValueError(f"bench: {case.title()}: the processes ended with {[worker.returncode for worker in workers]}")
-    lines: list[dict[str, Any]] = [json.loads(out.splitlines()[-1]) for out in found]
-    return {"case": case, "seconds": lines[0]["seconds"], "extra": [line["extra"] for line in lines]}
+def _measured(cases: list[Case], repeats: int, quick: bool) -> Iterator[dict[str, Any]]:
+    """Yield the records of cases, each measured in processes of its own; if quick, all in the same processes."""
+    for some in [cases] if quick else [[case] for case in cases]:
+        with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, "-m", "softxent.bench", "distributed-worker"]
+            jobs = [json.dumps([rank, os.path.join(folder, "store"), repeats, some]) for rank in range(some[0].processes)]
+            workers = [subprocess.Popen([*command, job], stdout=subprocess.PIPE, text=True) for job in jobs]
+            found = [worker.communicate()[0] for worker in workers]
+        if any(worker.returncode for worker in workers):
+            raise ValueError(f"bench: {some[0].title()}: the processes ended with {[worker.returncode for worker in workers]}")
+        of_ranks: list[list[dict[str, Any]]] = [list(map(json.loads, out.splitlines()[-len(some) :])) for out in found]
+        for case, lines in zip(some, zip(*of_ranks, strict=True), strict=True):
+            yield {"case": case, "seconds": lines[0]["seconds"], "extra": [line["extra"] for line in lines]}
 
 
-def work(rank: int, store: str, repeats: int, *case: Any) -> None:
-    """Measure in one of the processes, and print a line of JSON."""
+def work(rank: int, store: str, repeats: int, cases: list[Any]) -> None:
+    """Measure in one of the processes, and print a line of JSON for each case."""
     import torch
     import torch.distributed as dist
 
-    c = Case(*case)
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=c.processes)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=Case(*cases[0]).processes)
+    for case in cases:
+        _measure(Case(*case), rank, repeats)
+    dist.destroy_process_group()
+
+
+def _measure(c: Case, rank: int, repeats: int) -> None:
+    import torch.distributed as dist
+
     calls, leaves = {"logits": _logits, "options": _options, "head": _heads}[c.kind](c, rank)
 
     def clear() -> None:  # not within a time: to release the memory of a gradient of torch takes long
@@ -108,7 +119,6 @@ def work(rank: int, store: str, repeats: int, *case: Any) -> None:
             seconds[name].append(time.perf_counter() - begin)
             clear()
     print(json.dumps({"seconds": seconds, "extra": extra}), flush=True)
-    dist.destroy_process_group()
 
 
 def _alone(c: Case, rank: int, call: Any) -> Any:

@@ -7,7 +7,6 @@ logits"); and with torch's chunked option. Memory and time are also measured for
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Callable
 from datetime import date
@@ -18,7 +17,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from .. import contract
-from . import progress
+from . import measured, progress
 from .measure import growth, interleave
 from .report import machine, ratio, table
 
@@ -58,10 +57,10 @@ def run(repeats: int, output: Path, quick: bool) -> None:
     cases, growing = (QUICK, QUICK_GROWTH) if quick else (TIMES, GROWTH)
     records = []
     with progress(len(cases) + len(growing)) as step:
-        for kind, case in [*(("times", c) for c in cases), *(("memory", c) for c in growing)]:
-            command = [sys.executable, "-m", "softxent.bench", "linear-worker", json.dumps([kind, repeats, *case])]
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-            records.append(json.loads(done.stdout.splitlines()[-1]))
+        every = [*(("times", c) for c in cases), *(("memory", c) for c in growing)]
+        jobs = [[kind, repeats, *case] for kind, case in every]
+        for (kind, case), record in zip(every, measured("linear-worker", jobs, quick), strict=True):
+            records.append(record)
             step({"kind": f"linear {kind}", "shape": case.title(), "dtype": case.dtype, "threads": 0, "isa": ""})
     results = {"machine": machine() | {"date": date.today().isoformat()}, "repeats": repeats, "records": records}
     (output / "linear.json").write_text(json.dumps(results) + "\n")

@@ -7,8 +7,6 @@ All contenders of a table run in one process, in rounds of random order (measure
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -68,16 +66,14 @@ def run(repeats: int, output: Path, quick: bool) -> None:
         output: the folder to write to.
         quick: whether to use small shapes, to try the benchmark.
     """
-    from . import progress
+    from . import measured, progress
 
     output.mkdir(parents=True, exist_ok=True)
     every, records = cases(quick), []
+    jobs = [[repeats, *case] for case in every]
     with progress(len(every)) as step:
-        for case in every:
-            command = [sys.executable, "-m", "softxent.bench", "options-worker", json.dumps([repeats, *case])]
-            environment = os.environ | ({"SOFTXENT_ISA": case.isa} if case.isa else {})
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
-            records.append(json.loads(done.stdout.splitlines()[-1]))
+        for case, record in zip(every, measured("options-worker", jobs, quick, [case.isa for case in every]), strict=True):
+            records.append(record)
             step({"kind": "options", "shape": case.title(), "dtype": case.dtype, "threads": case.threads, "isa": case.isa})
     results = {"machine": machine(), "repeats": repeats, "records": records}
     (output / "options.json").write_text(json.dumps(results) + "\n")
