@@ -458,12 +458,12 @@ def test_a_head_that_is_no_linear_is_refused_and_one_that_became_so_warns():
     head = model.lm_head
     model.lm_head = Adapted(head)
     theirs = result(model, **given)
-    with pytest.raises(TypeError, match=r"^patch: model must have an nn\.Linear as its head; got Adapted"):
+    with pytest.raises(TypeError, match=r"^patch: model must have an nn\.Linear as its head; got .*Adapted"):
         patch(model)
     model.lm_head = head
     patch(model).lm_head = Adapted(head)
     model.lm_head.load_state_dict({**model.lm_head.state_dict()})
-    with pytest.warns(RuntimeWarning, match="the logits of a patched model are whole, for its head is Adapted"):
+    with pytest.warns(RuntimeWarning, match="the logits of a patched model are whole, for its head is .*Adapted"):
         mine = result(model, **given)
     assert mine[1].keys() == theirs[1].keys() and not isinstance(mine[2].logits, Logits)
 

@@ -92,6 +92,8 @@ def _step(func: Any, z: Any, rest: tuple[Any, ...]) -> tuple[str, Any] | None:
     if not rest:
         if func in _CASTS or func is Tensor.contiguous:
             return "cast", _CASTS.get(func, z.dtype)
+        if func is Tensor.clone and not torch._C._is_fwd_grad_enabled():  # in a function of autograd, as in that of DDP
+            return "cast", z.dtype
         return ("tanh", None) if func in _TANH else None
     (value, *more) = rest
     if more:
@@ -119,6 +121,11 @@ class Logits(Tensor):
         if self.computed is None:
             with torch.set_grad_enabled(self.source.grad):  # the first reader may use no_grad although a later one does not
                 self.computed = self.source.current().whole()
+        with torch._C.DisableTorchFunctionSubclass():
+            differentiable = self.requires_grad
+        if differentiable and not self.computed.requires_grad:  # a function of autograd returned these logits
+            apply: Any = _Values.apply  # untyped
+            self.computed = apply(self)
         return self.computed
 
     @classmethod
@@ -129,7 +136,7 @@ class Logits(Tensor):
                 base: Any = super().__torch_function__  # untyped
                 return base(func, types, args, kwargs)
             step = _step(func, first, args[1:])
-            if step == ("cast", first.dtype):
+            if step == ("cast", first.dtype) and func is not Tensor.clone:
                 return first
             if step is not None:
                 return _lazy(first.source.current().after(step))
@@ -161,6 +168,18 @@ class _Lazy(torch.autograd.Function):
             z = source._replace(x=leaves[0], w=leaves[1], b=leaves[2]).whole()
         found = iter(torch.autograd.grad(z, [t for t in leaves if t is not None and t.requires_grad], grads))
         return None, *(next(found) if need else None for need in needs)
+
+
+class _Values(torch.autograd.Function):
+    """Function of autograd for the values of computed logits: Logits -> Tensor."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Logits) -> Any:
+        return z.whole().detach()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return grads
 
 
 def _lazy(source: Source) -> Any:

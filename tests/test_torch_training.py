@@ -1,0 +1,296 @@
+"""A patched model trains as the stock model under DDP, FSDP2, PEFT and transformers' Trainer. GRPO and DPO losses by
+`linear_cross_entropy` are those of trl.
+
+DDP and FSDP2 run in two processes (processes.py). All models have random weights, and nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import os
+import warnings
+
+import processes as workers
+import pytest
+import torch
+import torch.distributed as dist
+from test_examples import EXAMPLES
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+import transformers as hf
+
+from softxent.torch import patch
+from softxent.torch.lazy_logits import Logits
+
+V, D, WORLD = 211, 32, 2
+
+
+@pytest.fixture(scope="module")
+def processes():
+    found = workers.Processes(WORLD)
+    yield found
+    found.close()
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def llama(**more):
+    torch.manual_seed(0)
+    config = hf.LlamaConfig(
+        vocab_size=V, hidden_size=D, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        max_position_embeddings=32, pad_token_id=0, bos_token_id=1, eos_token_id=2, use_cache=False, **more,
+    )  # fmt: skip
+    return hf.LlamaForCausalLM(config)
+
+
+def lora(model, **more):
+    """Return a model of peft with adapters whose values are not 0."""
+    peft = importlib.import_module("peft")
+    torch.manual_seed(1)
+    given = {"r": 2, "target_modules": ["q_proj", "v_proj"], "init_lora_weights": False, "lora_dropout": 0.0} | more
+    return peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", **given))
+
+
+def texts(count, seed=0):
+    """Return texts of 12 tokens, with different numbers of ignored labels."""
+    ids = torch.randint(3, V, (count, 12), generator=torch.Generator().manual_seed(seed))
+    ignored = torch.arange(12) < (torch.arange(count) % 5 + 1)[:, None]
+    return {"input_ids": ids, "labels": ids.masked_fill(ignored, -100)}
+
+
+def whole(t):
+    return (t.full_tensor() if hasattr(t, "full_tensor") else t).detach().clone()
+
+
+def steps(model, batches):
+    """Train, a list of micro-batches a step. Return the losses, the gradients of all steps, and whether no logits were computed."""
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    losses, gradients, lazy = [], [], True
+    for parts in batches:
+        for k, part in enumerate(parts):
+            if hasattr(model, "set_requires_gradient_sync"):
+                model.set_requires_gradient_sync(k == len(parts) - 1)
+            elif hasattr(model, "require_backward_grad_sync"):
+                model.require_backward_grad_sync = k == len(parts) - 1
+            out = model(**part)
+            lazy &= isinstance(out.logits, Logits) and out.logits.computed is None
+            out.loss.backward()
+            losses.append(whole(out.loss))
+        gradients.append({name: whole(p.grad) for name, p in model.named_parameters() if p.grad is not None})
+        optimizer.step()
+        optimizer.zero_grad()
+    return losses, gradients, lazy
+
+
+def same(found, expected, tolerance=1e-5):
+    """The losses agree, and each gradient relative to its norm."""
+    torch.testing.assert_close(torch.stack(found[0]), torch.stack(expected[0]), rtol=tolerance, atol=tolerance)
+    assert len(found[1]) == len(expected[1])
+    for mine, theirs in zip(found[1], expected[1], strict=True):
+        assert mine.keys() == theirs.keys() and theirs
+        for name, want in theirs.items():
+            assert (mine[name] - want).norm() <= tolerance * want.norm() + 1e-9, name
+
+
+# ---- DDP and FSDP2 ----
+
+
+def parts_of_rank(world):
+    """Two steps of two micro-batches. The losses are divided by the labels of all processes, as the Trainer does."""
+    rank, found = dist.get_rank(workers.groups[world]), []
+    for step in range(2):
+        every = [[texts(3, 100 * step + 10 * k + r) for r in range(world)] for k in range(2)]
+        items = sum((part["labels"][:, 1:] != -100).sum() for parts in every for part in parts)
+        found.append([parts[rank] | {"num_items_in_batch": items} for parts in every])
+    return found
+
+
+def _under_ddp(world, adapted, options):
+    found, parts = [], parts_of_rank(world)
+    if "static_graph" in options:
+        parts = [every[-1:] for every in parts]  # torch does not accumulate gradients of a static graph
+    for patched in (False, True):
+        model = lora(llama()) if adapted else llama()
+        if patched:
+            patch(model.get_base_model() if adapted else model)
+        model = torch.nn.parallel.DistributedDataParallel(model, process_group=workers.groups[world], **options)
+        found.append(steps(model, parts))
+    assert [lazy for *_, lazy in found] == [False, True]
+    same(found[1], found[0])
+
+
+@pytest.mark.parametrize("options", [{}, {"find_unused_parameters": True}, {"static_graph": True}], ids=lambda o: "".join(o))
+@pytest.mark.parametrize("adapted", [False, True], ids=["", "lora"])
+def test_ddp(processes, adapted, options):
+    processes(_under_ddp, WORLD, adapted, options)
+
+
+def _a_loss_of_the_logits_under_ddp(world, options):
+    found = []
+    for patched in (False, True):
+        model = patch(llama()) if patched else llama()
+        model = torch.nn.parallel.DistributedDataParallel(model, process_group=workers.groups[world], **options)
+        out = model(**texts(3, dist.get_rank(workers.groups[world])))
+        with torch.no_grad():
+            out.logits.argmax(-1)
+        loss = out.loss + out.logits.logsumexp(-1).mean()
+        loss.backward()
+        found.append(([whole(loss)], [{name: whole(p.grad) for name, p in model.named_parameters()}]))
+    same(found[1], found[0])
+
+
+@pytest.mark.parametrize("options", [{}, {"find_unused_parameters": True}, {"static_graph": True}], ids=lambda o: "".join(o))
+def test_ddp_with_a_loss_of_the_logits(processes, options):
+    processes(_a_loss_of_the_logits_under_ddp, WORLD, options)
+
+
+DIVISIONS = {  # the modules that fully_shard divides, each with its options, before the model
+    "layers": lambda model: [(layer, {}) for layer in model.model.layers],
+    "layers, resharded": lambda model: [(layer, {"reshard_after_forward": True}) for layer in model.model.layers],
+    "all in one": lambda model: [],
+}
+
+
+def _under_fsdp2(world, division, precision, adapted, first):
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    found = []
+    for patched in (False, True):
+        model = lora(llama()) if adapted else llama()
+        base = model.get_base_model() if adapted else model
+        if patched and first:
+            patch(base)
+        policy = {"mp_policy": MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)} if precision else {}
+        for module, options in [*DIVISIONS[division](base), (model, {})]:
+            fully_shard(module, mesh=workers.meshes[world], **policy, **options)
+        if patched and not first:
+            patch(base)
+        found.append(steps(model, parts_of_rank(world)))
+    assert [lazy for *_, lazy in found] == [False, True]
+    same(found[1], found[0], 2e-2 if precision else 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("division", "precision", "adapted", "first"),
+    [
+        ("layers", False, False, True),
+        ("layers", False, False, False),
+        ("layers", True, False, True),
+        ("layers, resharded", False, False, True),
+        ("all in one", False, False, True),
+        ("layers", False, True, True),
+    ],
+    ids=lambda x: x if isinstance(x, str) else str(int(x)),
+)
+def test_fsdp2(processes, division, precision, adapted, first):
+    processes(_under_fsdp2, WORLD, division, precision, adapted, first)
+
+
+# ---- PEFT ----
+
+
+def test_adapters_train_the_same_and_a_frozen_head_has_no_gradient():
+    found = []
+    for when in ("stock", "before", "after"):
+        model = llama()
+        model = lora(patch(model) if when == "before" else model, lora_dropout=0.1)
+        if when == "after":
+            patch(model.get_base_model())
+        torch.manual_seed(2)  # of the dropout
+        found.append(steps(model, [[texts(3, k)] for k in range(3)]))
+    assert [lazy for *_, lazy in found] == [False, True, True]
+    assert all("lora" in name for name in found[0][1][0])
+    same(found[1], found[0])
+    same(found[2], found[0])
+
+
+def test_a_model_of_peft_is_refused_with_what_to_pass_instead():
+    with pytest.raises(TypeError, match=r"^patch: model must be a transformers\.PreTrainedModel, such as its get_base_model\(\); got PeftModel"):
+        patch(lora(llama()))
+
+
+HEADS = {  # what peft makes of the head, and its class
+    "adapter": ({"target_modules": ["q_proj", "lm_head"]}, r"peft\.tuners\.lora\.layer\.Linear"),
+    "copy": ({"modules_to_save": ["lm_head"]}, r"peft\.utils\.other\.ModulesToSaveWrapper"),
+}
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_a_head_that_peft_trains_has_the_stock_loss_and_says_so(head):
+    given, name = HEADS[head]
+    batches = [[texts(3, k)] for k in range(2)]
+    model = lora(llama(), **given)
+    with pytest.raises(TypeError, match=rf"^patch: model must have an nn\.Linear as its head; got {name}$"):
+        patch(model.get_base_model())
+    expected = steps(model, batches)
+    with pytest.warns(RuntimeWarning, match=rf"^patch: the logits of a patched model are whole, for its head is {name}$"):
+        found = steps(lora(patch(llama()), **given), batches)
+    assert any("lm_head" in name for name in found[1][0])
+    same(found, expected)
+
+
+# ---- transformers.Trainer ----
+
+
+def trained(folder, patched, adapted=False, **given):
+    """Train by the Trainer. Return the losses that it logs, the gradients of each step, and its evaluation."""
+    model = llama()
+    if patched:
+        patch(model)
+    if adapted:
+        model = lora(model)
+    gradients, lazy = [], []
+
+    class Watch(hf.TrainerCallback):
+        def on_pre_optimizer_step(self, args, state, control, model, **_):
+            gradients.append({name: whole(p.grad) for name, p in model.named_parameters() if p.grad is not None})
+
+    class Trainer(hf.Trainer):
+        def compute_loss(self, model, inputs, return_outputs=False, **more):
+            loss, out = super().compute_loss(model, inputs, return_outputs=True, **more)
+            lazy.append(isinstance(out.logits, Logits) and out.logits.computed is None)
+            return (loss, out) if return_outputs else loss
+
+    arguments = hf.TrainingArguments(
+        output_dir=folder, max_steps=3, per_device_train_batch_size=2, gradient_accumulation_steps=2, learning_rate=0.1, optim="sgd",
+        logging_steps=1, report_to=[], use_cpu=True, save_strategy="no", seed=0, disable_tqdm=True, dataloader_pin_memory=False, **given,
+    )  # fmt: skip
+    every = texts(12, 7)
+    rows = [{name: t[k] for name, t in every.items()} for k in range(12)]
+    trainer = Trainer(
+        model, arguments, train_dataset=rows, eval_dataset=rows[:4], callbacks=[Watch()],
+        compute_metrics=lambda found: {"right": float((found.predictions.argmax(-1)[:, :-1] == found.label_ids[:, 1:]).mean())},
+    )  # fmt: skip
+    trainer.train()
+    losses = [torch.tensor(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
+    assert len(losses) == len(gradients) == 3
+    steps_lazy = all(lazy)
+    return losses, gradients, steps_lazy, {name: x for name, x in trainer.evaluate().items() if name in ("eval_loss", "eval_right")}
+
+
+TRAINERS = {
+    "accumulated": {},
+    "checkpointed": {"gradient_checkpointing": True},
+    "bf16": {"bf16": True},
+    "lora": {"adapted": True},
+    "lora, bf16, checkpointed": {"adapted": True, "bf16": True, "gradient_checkpointing": True},
+}
+
+
+@pytest.mark.parametrize("given", TRAINERS)
+def test_trainer(tmp_path, given):
+    expected, found = (trained(tmp_path, patched, **TRAINERS[given]) for patched in (False, True))
+    assert [expected[2], found[2]] == [False, True]
+    tolerance = 2e-2 if "bf16" in given else 1e-5
+    same(found, expected, tolerance)
+    assert found[3] == pytest.approx(expected[3], rel=tolerance)
+
+
+# ---- GRPO and DPO of trl ----
