@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.autograd.function import once_differentiable
 from torch.utils._pytree import tree_map_only
 
 from ..contract import fail
@@ -85,6 +86,7 @@ _TANH = {Tensor.tanh, torch.tanh}
 _ASKED: set[Any] = {Tensor.size, Tensor.dim, Tensor.ndimension, Tensor.numel, Tensor.nelement, Tensor.element_size, Tensor.__len__}
 _ASKED |= {Tensor.is_floating_point, torch.is_floating_point, Tensor.is_complex, torch.is_complex, Tensor.get_device, torch.numel}
 _ASKED |= {getattr(Tensor, name).__get__ for name in ("shape", "dtype", "device", "ndim", "layout", "requires_grad", "is_cuda", "is_cpu")}
+_ASKED |= {Tensor._base.__get__, Tensor.grad_fn.__get__, Tensor.is_leaf.__get__, Tensor.register_hook}  # DDP and FSDP2 do
 
 
 def _step(func: Any, z: Any, rest: tuple[Any, ...]) -> tuple[str, Any] | None:
@@ -118,12 +120,13 @@ class Logits(Tensor):
         return made
 
     def whole(self) -> Tensor:
-        if self.computed is None:
-            with torch.set_grad_enabled(self.source.grad):  # the first reader may use no_grad although a later one does not
-                self.computed = self.source.current().whole()
         with torch._C.DisableTorchFunctionSubclass():
-            differentiable = self.requires_grad
-        if differentiable and not self.computed.requires_grad:  # a function of autograd returned these logits
+            differentiable, hooked = self.requires_grad, bool(self._backward_hooks)
+        if self.computed is None:
+            # the first reader may use no_grad although a later one does not
+            with torch.set_grad_enabled(self.source.grad and not hooked):
+                self.computed = self.source.current().whole()
+        if differentiable and not self.computed.requires_grad:  # gradients must pass a hook, or a function of autograd as that of DDP
             apply: Any = _Values.apply  # untyped
             self.computed = apply(self)
         return self.computed
@@ -161,6 +164,7 @@ class _Lazy(torch.autograd.Function):
         return Logits(source)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
         source, needs = ctx.source.current(), ctx.needs_input_grad[1:]
         leaves = [None if t is None else t.detach().requires_grad_(need) for t, need in zip(source[:3], needs, strict=True)]
@@ -175,7 +179,8 @@ class _Values(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, z: Logits) -> Any:
-        return z.whole().detach()
+        assert z.computed is not None
+        return z.computed.detach()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
