@@ -43,8 +43,9 @@ def patch(model: Any) -> Any:
     Raises:
         ValueError, TypeError: if the model is of another kind.
 
-    Under torch.compile or a functional transform, and with sharded or quantized weights, all logits are computed as before. So compile the
-    body of the model only: `patch(model).model.compile()`.
+    Under torch.compile or a functional transform, and with a head that is quantized or a DTensor, all logits are computed as before. So
+    compile the body of the model only: `patch(model).model.compile()`. Under FSDP2, the head must be sharded with the model and not by a `fully_shard` of its own.
+    If the head changes after the call, for example because peft trains it, all logits are computed, with a warning.
 
     Cost: that of `linear_cross_entropy`.
     """
@@ -100,6 +101,9 @@ def _unfit(head: Any) -> str | None:
     """Return why the logits of this head cannot be lazy, or None if they can."""
     if not isinstance(head, Linear) or type(head).forward is not Linear.forward:
         return f"{type(head).__module__}.{type(head).__qualname__}"  # peft has a Linear too
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    if isinstance(head, getattr(fsdp, "FSDPModule", ())):
+        return "one that is sharded apart from the model"  # and fully_shard frees its weight before the loss
     return "one with another forward than its class's" if "forward" in vars(head) else None
 
 
