@@ -257,7 +257,6 @@ EXTRAS = {
     "a copy, read without gradient before": lambda z: (
         lambda c: (torch.no_grad()(lambda: c.argmax(-1))(), c.square().mean())[1]
     )(Copy.apply(z, 1)),
-    "a hook": hooked,
     "a function": lambda z: z.logsumexp(-1).mean(),
     "a function of autograd": lambda z: Twice.apply(z) / 1000,
     "a function of autograd, of scaled logits": lambda z: Twice.apply((z / 3).tanh()) / 1000,
@@ -297,6 +296,16 @@ def test_logits_are_refused_once_the_weights_have_changed():
     with pytest.raises(RuntimeError, match=r"^patch: output.logits must be read before the weights change"):
         out.logits.argmax(-1)
     assert torch.equal(read.logits.argmax(-1), early)
+
+
+def test_a_hook_of_lazy_logits_gets_the_gradient_of_what_reads_them():
+    model, given, found = MODELS["llama"](), inputs(), []
+    for _ in range(2):
+        model.zero_grad()
+        hooked(model(**given).logits).backward()
+        found.append((torch.zeros(()), {name: p.grad for name, p in model.named_parameters()}, None))
+        patch(model)
+    same(found[1], found[0])
 
 
 def test_a_copy_is_kept_when_the_weights_change():
