@@ -254,9 +254,9 @@ def hooked(z):
 EXTRAS = {
     "a copy by a function of autograd": lambda z: Copy.apply(z, 1).logsumexp(-1).mean(),
     "a copy that was written to": lambda z: Copy.apply(z, 2).logsumexp(-1).mean(),
-    "a copy, read without gradient before": lambda z: (
-        lambda c: (torch.no_grad()(lambda: c.argmax(-1))(), c.square().mean())[1]
-    )(Copy.apply(z, 1)),
+    "a copy, read without gradient before": lambda z: (lambda c: (torch.no_grad()(lambda: c.argmax(-1))(), c.square().mean())[1])(
+        Copy.apply(z, 1)
+    ),
     "a function": lambda z: z.logsumexp(-1).mean(),
     "a function of autograd": lambda z: Twice.apply(z) / 1000,
     "a function of autograd, of scaled logits": lambda z: Twice.apply((z / 3).tanh()) / 1000,

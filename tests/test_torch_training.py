@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import importlib
 import os
-import warnings
 
 import processes as workers
 import pytest
@@ -253,7 +252,9 @@ def test_adapters_train_the_same_and_a_frozen_head_has_no_gradient():
 
 
 def test_a_model_of_peft_is_refused_with_what_to_pass_instead():
-    with pytest.raises(TypeError, match=r"^patch: model must be a transformers\.PreTrainedModel, such as its get_base_model\(\); got PeftModel"):
+    with pytest.raises(
+        TypeError, match=r"^patch: model must be a transformers\.PreTrainedModel, such as its get_base_model\(\); got PeftModel"
+    ):
         patch(lora(llama()))
 
 
@@ -338,3 +339,99 @@ def test_trainer(tmp_path, given):
 
 
 # ---- GRPO and DPO of trl ----
+def tokenizer():
+    """Return a tokenizer whose words are the numbers of the tokens, for trl's trainers need one."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    words = Tokenizer(models.WordLevel({str(k): k for k in range(V)}, unk_token="0"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    return hf.PreTrainedTokenizerFast(tokenizer_object=words, pad_token="0", bos_token="1", eos_token="2")
+
+
+PROMPT, LENGTH, GROUP = 5, 9, 6
+
+
+def completions():
+    """Return texts [GROUP, PROMPT + LENGTH] whose completions have different lengths, and the mask of these."""
+    draw = torch.Generator().manual_seed(3)
+    ids = torch.randint(3, V, (GROUP, PROMPT + LENGTH), generator=draw)
+    ends = PROMPT + torch.tensor([9, 4, 7, 1, 9, 6])[:, None]
+    place = torch.arange(PROMPT + LENGTH)
+    return ids, (place >= PROMPT) & (place < ends)
+
+
+def losses_and_gradients(model, loss, *more):
+    model.zero_grad()
+    loss.backward()
+    return [whole(loss), *map(whole, more)], [{name: whole(p.grad) for name, p in model.named_parameters()}]
+
+
+@pytest.fixture(scope="module")
+def example():
+    with pytest.MonkeyPatch.context() as patched:
+        patched.syspath_prepend(EXAMPLES)
+        return importlib.import_module("grpo_dpo")
+
+
+QUIET = {"report_to": [], "use_cpu": True, "bf16": False, "gradient_checkpointing": False, "disable_tqdm": True, "save_strategy": "no"}
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("entropy_weight", [0.0, 0.05])
+def test_grpo_is_trls(tmp_path, example, temperature, entropy_weight):
+    trl, datasets = importlib.import_module("trl"), importlib.import_module("datasets")
+    arguments = trl.GRPOConfig(
+        output_dir=tmp_path, temperature=temperature, entropy_coef=entropy_weight, num_generations=GROUP,
+        per_device_train_batch_size=GROUP, max_completion_length=LENGTH, **QUIET,
+    )  # fmt: skip
+    trainer = trl.GRPOTrainer(
+        llama(), reward_funcs=lambda completions, **_: [0.0] * len(completions), args=arguments, processing_class=tokenizer(),
+        train_dataset=datasets.Dataset.from_dict({"prompt": ["3 4 5"] * GROUP}),
+    )  # fmt: skip
+    trainer.current_gradient_accumulation_steps = 1  # training sets it
+    model, (ids, completion) = trainer.model, completions()
+    mask = completion[:, PROMPT:].long()
+    advantages = torch.tensor([1.2, -0.7, 0.4, -1.5, 0.9, -0.3])
+    logprobs, entropy = example.token_logprobs(model, ids, completion, temperature)
+    old = logprobs.detach() + 0.4 * torch.randn(logprobs.shape, generator=torch.Generator().manual_seed(4))  # some ratios are clipped
+    tokens = completion[:, 1:]
+    loss = example.grpo_loss(logprobs, old, advantages, tokens) - entropy_weight * (entropy * tokens).sum() / tokens.sum()
+    found = losses_and_gradients(model, loss)
+    inputs = {
+        "prompt_ids": ids[:, :PROMPT], "prompt_mask": torch.ones(GROUP, PROMPT, dtype=torch.long), "completion_ids": ids[:, PROMPT:],
+        "completion_mask": mask, "advantages": advantages, "old_per_token_logps": old[:, PROMPT - 1 :], "num_items_in_batch": mask.sum(),
+    }  # fmt: skip
+    expected = losses_and_gradients(model, trainer.compute_loss(model, inputs))
+    same(found, expected)
+    attended = torch.cat([inputs["prompt_mask"], mask], 1)
+    theirs = trainer._get_per_token_logps_and_entropies(model, ids, attended, LENGTH, compute_entropy=True)[:2]
+    for mine, want in zip((logprobs, entropy), theirs, strict=True):
+        torch.testing.assert_close(mine[:, PROMPT - 1 :], want, rtol=1e-5, atol=1e-6)
+    ratio = (logprobs - old).exp()[tokens]
+    assert (ratio > 1.2).any() and (ratio < 0.8).any()
+
+
+def test_dpo_is_trls(tmp_path, example):
+    trl, datasets = importlib.import_module("trl"), importlib.import_module("datasets")
+    rows = datasets.Dataset.from_dict({"prompt": ["3 4 5"], "chosen": ["6 7"], "rejected": ["8"]})
+    arguments = trl.DPOConfig(output_dir=tmp_path, beta=0.3, **QUIET)
+    reference = llama()
+    with torch.no_grad():
+        for p in reference.parameters():
+            p.add_(0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
+    trainer = trl.DPOTrainer(llama(), copy.deepcopy(reference), args=arguments, train_dataset=rows, processing_class=tokenizer())
+    model, (ids, completion) = trainer.model, completions()
+    with torch.no_grad():
+        of_reference, _ = example.token_logprobs(reference, ids, completion)
+    logprobs, _ = example.token_logprobs(model, ids, completion)
+    found = losses_and_gradients(model, example.dpo_loss(logprobs, of_reference, beta=0.3))
+    attended = ((torch.arange(PROMPT + LENGTH) < PROMPT) | completion).long()
+    inputs = {"input_ids": ids, "attention_mask": attended, "completion_mask": completion.long()}
+    same(found, losses_and_gradients(model, trainer.compute_loss(model, inputs)))
+
+
+def test_the_example_prefers_the_better_texts(example, capsys):
+    for curve in example.main(steps=6, group=4, classes=500).values():
+        margins = [sum(each[:2]) - sum(each[2:]) for each in (curve[0], curve[-1])]
+        assert margins[1] > margins[0] + 0.1
+    assert "better" in capsys.readouterr().out
