@@ -1,5 +1,5 @@
-"""Train a small language model on fixed completions, by GRPO and by DPO. `linear_cross_entropy` computes the log-probability and the entropy
-of each token from the hidden states, so the logits are never all in memory.
+"""Train a small language model on fixed completions, by GRPO and by DPO. `linear_cross_entropy` computes the log-probability and the
+entropy of each token from the hidden states, so the logits are never all in memory.
 
 The weights and the texts are random, so nothing is downloaded. The script needs the extra `bench`, and transformers:
 

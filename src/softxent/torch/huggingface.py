@@ -44,8 +44,8 @@ def patch(model: Any) -> Any:
         ValueError, TypeError: if the model is of another kind.
 
     Under torch.compile or a functional transform, and with a head that is quantized or a DTensor, all logits are computed as before. So
-    compile the body of the model only: `patch(model).model.compile()`. Under FSDP2, the head must be sharded with the model and not by a `fully_shard` of its own.
-    If the head changes after the call, for example because peft trains it, all logits are computed, with a warning.
+    compile the body of the model only: `patch(model).model.compile()`. Under FSDP2, the head must be sharded with the model and not by a
+    `fully_shard` of its own. If the head is no nn.Linear after the call, because peft trains it, all logits are computed, with a warning.
 
     Cost: that of `linear_cross_entropy`.
     """
