@@ -164,11 +164,13 @@ def test_ddp_with_a_loss_of_the_logits(processes, options):
     processes(_a_loss_of_the_logits_under_ddp, WORLD, options)
 
 
+fsdp2_on_the_cpu = pytest.mark.skipif(not hasattr(torch.cpu.Stream, "record_event"), reason="this version of torch has no fsdp2 on the CPU")
 DIVISIONS = {  # the modules that fully_shard divides, each with its options, before the rest of the model
     "layers": lambda model: [(layer, {}) for layer in model.model.layers],
     "all in one": lambda model: [],
     "all, resharded": lambda model: [(model, {"reshard_after_forward": True})],
-    "head": lambda model: [*((layer, {}) for layer in model.model.layers), (model.lm_head, {})],
+    "head": lambda model: [(model.lm_head, {})],
+    "norm and head": lambda model: [([model.model.norm, model.lm_head], {})],
 }
 
 
@@ -203,6 +205,7 @@ def _under_fsdp2_in_bfloat16(world):
     as_near(found, expected, exact)
 
 
+@fsdp2_on_the_cpu
 @pytest.mark.parametrize(
     ("division", "adapted", "patched"),
     [
@@ -217,20 +220,34 @@ def test_fsdp2(processes, division, adapted, patched):
     processes(_under_fsdp2, WORLD, division, adapted, patched)
 
 
+@fsdp2_on_the_cpu
 def test_fsdp2_in_bfloat16(processes):
     processes(_under_fsdp2_in_bfloat16, WORLD)
 
 
-def _a_head_of_its_own_under_fsdp2(world):
-    expected = steps(_divided(world, "head", False, None), parts_of_rank(world))
+def _a_head_of_its_own_under_fsdp2(world, division):
+    expected = steps(_divided(world, division, False, None), parts_of_rank(world))
     with pytest.warns(RuntimeWarning, match="the logits of a patched model are whole, for its head is one that is sharded apart"):
-        found = steps(_divided(world, "head", False, "first"), parts_of_rank(world))
+        found = steps(_divided(world, division, False, "first"), parts_of_rank(world))
     assert not found[2]
     same(found, expected)
 
 
-def test_a_head_that_fsdp2_divides_apart_has_the_stock_loss_and_says_so(processes):
-    processes(_a_head_of_its_own_under_fsdp2, WORLD)
+@fsdp2_on_the_cpu
+@pytest.mark.parametrize("division", ["head", "norm and head"])
+def test_a_head_that_fsdp2_divides_apart_has_the_stock_loss_and_says_so(processes, division):
+    processes(_a_head_of_its_own_under_fsdp2, WORLD, division)
+
+
+def _logits_after_the_weights_are_gone(world):
+    out = _divided(world, "all, resharded", False, "first")(**texts(3))
+    with pytest.raises(RuntimeError, match=r"^patch: output\.logits must be read before the weights change"):
+        out.logits.argmax(-1)
+
+
+@fsdp2_on_the_cpu
+def test_logits_cannot_be_read_when_fsdp2_has_freed_the_weights(processes):
+    processes(_logits_after_the_weights_are_gone, WORLD)
 
 
 # ---- PEFT ----
@@ -280,6 +297,10 @@ def test_a_head_that_peft_trains_has_the_stock_loss_and_says_so(head):
 
 # ---- transformers.Trainer ----
 
+CHECKPOINTING = next(
+    name for name in ("activation_checkpointing", "gradient_checkpointing") if hasattr(hf.TrainingArguments, name)
+)  # the first is the name since transformers 5
+
 
 def trained(folder, patched, adapted=False, **given):
     """Train by the Trainer. Return the losses that it logs, the gradients of each step, and its evaluation."""
@@ -319,10 +340,10 @@ def trained(folder, patched, adapted=False, **given):
 
 TRAINERS = {
     "accumulated": {},
-    "checkpointed": {"gradient_checkpointing": True},
+    "checkpointed": {CHECKPOINTING: True},
     "bf16": {"bf16": True},
     "lora": {"adapted": True},
-    "lora, bf16, checkpointed": {"adapted": True, "bf16": True, "gradient_checkpointing": True},
+    "lora, bf16, checkpointed": {"adapted": True, "bf16": True, CHECKPOINTING: True},
 }
 
 
@@ -373,7 +394,7 @@ def example():
         return importlib.import_module("grpo_dpo")
 
 
-QUIET = {"report_to": [], "use_cpu": True, "bf16": False, "gradient_checkpointing": False, "disable_tqdm": True, "save_strategy": "no"}
+QUIET = {"report_to": [], "use_cpu": True, "bf16": False, CHECKPOINTING: False, "disable_tqdm": True, "save_strategy": "no"}
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
