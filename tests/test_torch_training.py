@@ -6,9 +6,13 @@ DDP and FSDP2 run in two processes (processes.py). All models have random weight
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import importlib
+import io
+import json
 import os
+import subprocess
 
 import processes as workers
 import pytest
@@ -19,6 +23,7 @@ from test_examples import EXAMPLES
 os.environ["HF_HUB_OFFLINE"] = "1"
 import transformers as hf
 
+from softxent.bench import training
 from softxent.torch import patch
 from softxent.torch.lazy_logits import Logits
 
@@ -165,12 +170,12 @@ def test_ddp_with_a_loss_of_the_logits(processes, options):
 
 
 fsdp2_on_the_cpu = pytest.mark.skipif(not hasattr(torch.cpu.Stream, "record_event"), reason="this version of torch has no fsdp2 on the CPU")
-DIVISIONS = {  # the modules that fully_shard divides, each with its options, before the rest of the model
-    "layers": lambda model: [(layer, {}) for layer in model.model.layers],
+DIVISIONS = {  # the modules that fully_shard divides before the rest of the model
+    "layers": lambda model: model.model.layers,
     "all in one": lambda model: [],
-    "all, resharded": lambda model: [(model, {"reshard_after_forward": True})],
-    "head": lambda model: [(model.lm_head, {})],
-    "norm and head": lambda model: [([model.model.norm, model.lm_head], {})],
+    "all, resharded": lambda model: [],
+    "head": lambda model: [model.lm_head],
+    "norm and head": lambda model: [[model.model.norm, model.lm_head]],
 }
 
 
@@ -182,10 +187,13 @@ def _divided(world, division, adapted, patched, precision=None):
     base = model.get_base_model() if adapted else model
     if patched == "first":
         patch(base)
-    policy = MixedPrecisionPolicy(param_dtype=precision, reduce_dtype=torch.float32)
-    modules = DIVISIONS[division](base)
-    for module, options in modules if model in [m for m, _ in modules] else [*modules, (model, {})]:
-        fully_shard(module, mesh=workers.meshes[world], mp_policy=policy, **options)
+    options = {
+        "mesh": workers.meshes[world],
+        "mp_policy": MixedPrecisionPolicy(param_dtype=precision, reduce_dtype=torch.float32),
+    }
+    for module in DIVISIONS[division](base):
+        fully_shard(module, **options)
+    fully_shard(model, **options | ({"reshard_after_forward": True} if "resharded" in division else {}))
     if patched == "later":
         patch(base)
     return model
@@ -456,3 +464,23 @@ def test_the_example_prefers_the_better_texts(example, capsys):
         margins = [sum(each[:2]) - sum(each[2:]) for each in (curve[0], curve[-1])]
         assert margins[1] > margins[0] + 0.1
     assert "better" in capsys.readouterr().out
+
+
+# ---- the benchmark ----
+
+
+def test_the_contenders_of_the_benchmark_have_the_same_losses(tmp_path, monkeypatch):
+    def in_this_process(command, **_):
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out):
+            training.work(*json.loads(command[-1]))
+        return subprocess.CompletedProcess(command, 0, out.getvalue())
+
+    monkeypatch.setattr(training.subprocess, "run", in_this_process)
+    training.run(1, tmp_path, quick=True)
+    records = json.loads((tmp_path / "training.json").read_text())["records"]
+    assert [len(r["losses"]) for r in records] == [len(r["seconds"]) for r in records] == [2, 2, 3, 3]
+    for r in records:
+        first, *others = r["losses"].values()
+        assert others == pytest.approx([first] * len(others), rel=1e-5)
+    assert (tmp_path / "training.md").read_text().count("\n| ") == 2 * 2 + 4
