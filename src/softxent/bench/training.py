@@ -151,7 +151,9 @@ def _training(c: Training, model: Any, folder: str) -> Callable[[], tuple[float,
         **{checkpointing: c.checkpointing},
     )  # fmt: skip
 
-    class Clock(hf.TrainerCallback):  # type: ignore[misc]
+    base: Any = hf.TrainerCallback
+
+    class Clock(base):  # type: ignore[misc]
         def __init__(self) -> None:
             self.begin, self.seconds = 0.0, list[float]()
 

@@ -86,7 +86,7 @@ _TANH = {Tensor.tanh, torch.tanh}
 _ASKED: set[Any] = {Tensor.size, Tensor.dim, Tensor.ndimension, Tensor.numel, Tensor.nelement, Tensor.element_size, Tensor.__len__}
 _ASKED |= {Tensor.is_floating_point, torch.is_floating_point, Tensor.is_complex, torch.is_complex, Tensor.get_device, torch.numel}
 _ASKED |= {getattr(Tensor, name).__get__ for name in ("shape", "dtype", "device", "ndim", "layout", "requires_grad", "is_cuda", "is_cpu")}
-_ASKED |= {Tensor._base.__get__, Tensor.grad_fn.__get__, Tensor.is_leaf.__get__, Tensor.register_hook}  # by DDP and FSDP2
+_ASKED |= {Tensor.register_hook, *(getattr(Tensor, name).__get__ for name in ("_base", "grad_fn", "is_leaf"))}  # by DDP and FSDP2
 
 
 def _step(func: Any, z: Any, rest: tuple[Any, ...]) -> tuple[str, Any] | None:
