@@ -1,6 +1,7 @@
-"""Four processes of torch.distributed (gloo), for tests: `processes(function, world, ...)` calls the function in the first `world`.
+"""Processes of torch.distributed (gloo), four by default, for tests: `processes(function, world, ...)` calls the function in the first
+`world`.
 
-The processes are started once for all tests. Each has the groups of the first 1, 2, 3 and 4 of them, and meshes of these.
+The processes are started once for all tests of a file. Each has the groups of the first 1, 2, ... of them, and meshes of these.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ groups: dict[int, Any] = {}
 class Processes:
     """Calls functions in all processes; an error in one of them is raised here."""
 
-    def __init__(self) -> None:
+    def __init__(self, size: int = SIZE) -> None:
         context = multiprocessing.get_context("spawn")
         self.folder = tempfile.TemporaryDirectory()
         self.pipes, self.children = [], []
-        for rank in range(SIZE):
+        for rank in range(size):
             here, there = context.Pipe()
-            child = context.Process(target=_serve, args=(rank, os.path.join(self.folder.name, "store"), there), daemon=True)
+            child = context.Process(target=_serve, args=(rank, size, os.path.join(self.folder.name, "store"), there), daemon=True)
             child.start()
             self.pipes.append(here)
             self.children.append(child)
@@ -49,18 +50,19 @@ class Processes:
         self.folder.cleanup()
 
 
-def _serve(rank: int, store: str, pipe: Any) -> None:
+def _serve(rank: int, size: int, store: str, pipe: Any) -> None:
     import torch
     import torch.distributed as dist
     from torch.distributed.device_mesh import DeviceMesh
 
     torch.set_num_threads(1)
     timeout = datetime.timedelta(seconds=int(os.environ.get("SOFTXENT_TEST_TIMEOUT", 30)))
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=SIZE, timeout=timeout)
-    for n in range(1, SIZE + 1):
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size, timeout=timeout)
+    for n in range(1, size + 1):
         groups[n] = dist.new_group(list(range(n)), timeout=timeout)
         meshes[n] = DeviceMesh("cpu", list(range(n)), mesh_dim_names=("classes",))
-    meshes["2x2"] = DeviceMesh("cpu", [[0, 1], [2, 3]], mesh_dim_names=("rows", "classes"))
+    if size == 4:
+        meshes["2x2"] = DeviceMesh("cpu", [[0, 1], [2, 3]], mesh_dim_names=("rows", "classes"))
     while (call := pipe.recv()) is not None:
         function, world, arguments = call
         try:

@@ -33,6 +33,9 @@ FRAMEWORKS = {
     "hypothesis",
     "transformers",
     "triton",
+    "peft",
+    "accelerate",
+    "trl",
 }
 OPTIONS = (
     "label_smoothing",

@@ -232,7 +232,31 @@ class Twice(torch.autograd.Function):
         return g * torch.full((2, 11, V), 2.0)
 
 
+class Copy(torch.autograd.Function):
+    """A function that returns a copy, as DistributedDataParallel applies to outputs."""
+
+    @staticmethod
+    def forward(ctx, z, factor):
+        ctx.factor = factor
+        found = z.clone()
+        return found if factor == 1 else found.mul_(factor)
+
+    @staticmethod
+    def backward(ctx, g):
+        return ctx.factor * g, None
+
+
+def hooked(z):
+    z.register_hook(lambda g: 3 * g)
+    return z.square().mean()
+
+
 EXTRAS = {
+    "a copy by a function of autograd": lambda z: Copy.apply(z, 1).logsumexp(-1).mean(),
+    "a copy that was written to": lambda z: Copy.apply(z, 2).logsumexp(-1).mean(),
+    "a copy, read without gradient before": lambda z: (lambda c: (torch.no_grad()(lambda: c.argmax(-1))(), c.square().mean())[1])(
+        Copy.apply(z, 1)
+    ),
     "a function": lambda z: z.logsumexp(-1).mean(),
     "a function of autograd": lambda z: Twice.apply(z) / 1000,
     "a function of autograd, of scaled logits": lambda z: Twice.apply((z / 3).tanh()) / 1000,
@@ -272,6 +296,40 @@ def test_logits_are_refused_once_the_weights_have_changed():
     with pytest.raises(RuntimeError, match=r"^patch: output.logits must be read before the weights change"):
         out.logits.argmax(-1)
     assert torch.equal(read.logits.argmax(-1), early)
+
+
+def test_a_hook_of_lazy_logits_gets_the_gradient_of_what_reads_them():
+    model, given, found = MODELS["llama"](), inputs(), []
+    for _ in range(2):
+        model.zero_grad()
+        hooked(model(**given).logits).backward()
+        found.append((torch.zeros(()), {name: p.grad for name, p in model.named_parameters()}, None))
+        patch(model)
+    same(found[1], found[0])
+
+
+def test_a_copy_is_kept_when_the_weights_change():
+    model, given = patch(MODELS["llama"]()), inputs()
+    out = model(**given)
+    with torch.no_grad():
+        kept, want = out.logits.clone(), unpatch(model)(**given).logits
+    out.loss.backward()
+    torch.optim.SGD(model.parameters(), lr=1.0).step()
+    assert torch.equal(kept + 0, want)
+
+
+def test_a_copy_by_a_function_of_autograd_computes_nothing():
+    z = patch(MODELS["llama"]())(**inputs()).logits
+    copied = Copy.apply(z, 1)
+    assert isinstance(copied, Logits) and copied.computed is None and z.computed is None
+    assert copied.grad_fn is not None and copied._base is None and not copied.is_leaf and copied.computed is None
+
+
+def test_lazy_logits_with_a_hook_have_no_second_derivative():
+    model = patch(MODELS["llama"]())
+    (g,) = torch.autograd.grad(hooked(model(**inputs()).logits), model.lm_head.weight, create_graph=True)
+    with pytest.raises(RuntimeError, match="differentiate twice"):
+        g.sum().backward()
 
 
 UNLIKE = {
@@ -458,12 +516,12 @@ def test_a_head_that_is_no_linear_is_refused_and_one_that_became_so_warns():
     head = model.lm_head
     model.lm_head = Adapted(head)
     theirs = result(model, **given)
-    with pytest.raises(TypeError, match=r"^patch: model must have an nn\.Linear as its head; got Adapted"):
+    with pytest.raises(TypeError, match=r"^patch: model must have an nn\.Linear as its head; got .*Adapted"):
         patch(model)
     model.lm_head = head
     patch(model).lm_head = Adapted(head)
     model.lm_head.load_state_dict({**model.lm_head.state_dict()})
-    with pytest.warns(RuntimeWarning, match="the logits of a patched model are whole, for its head is Adapted"):
+    with pytest.warns(RuntimeWarning, match="the logits of a patched model are whole, for its head is .*Adapted"):
         mine = result(model, **given)
     assert mine[1].keys() == theirs[1].keys() and not isinstance(mine[2].logits, Logits)
 

@@ -74,7 +74,7 @@ def definition(source: Path, name: str) -> str:
 def included(pattern: str) -> str:
     """Return the contents of the files, and the pictures that are made from the same results."""
     files = sorted(ROOT.glob(pattern))
-    pictures = [f"![]({place})" for place, source in PICTURES.items() if source.exists()]
+    pictures = [f"![]({place})" for place, source in PICTURES.items() if source.exists() and source.with_suffix(".md") in files]
     return "\n\n".join([file.read_text() for file in files] + pictures) if files else "No results yet: `make bench` writes them."
 
 

@@ -69,6 +69,10 @@ def bench(
     distributed: Annotated[
         bool, typer.Option("--distributed", help="Measure classes that are divided among processes, beside one process and loss_parallel.")
     ] = False,
+    training: Annotated[
+        bool,
+        typer.Option("--training", help="Measure steps of transformers' Trainer with a patched model, and GRPO and DPO beside trl."),
+    ] = False,
     gpu: Annotated[bool, typer.Option("--gpu", help="Measure on the GPU, beside PyTorch and Liger.")] = False,
     output: Annotated[Path | None, typer.Option(file_okay=False, help="Folder of tables and plot.", show_default="bench/results")] = None,
 ) -> None:
@@ -89,6 +93,10 @@ def bench(
             from .bench.distributed import run as of_processes
 
             of_processes(repeats, output or Path("bench/results"), quick)
+        elif training:
+            from .bench.training import run as of_training
+
+            of_training(repeats, output or Path("bench/results"), quick)
         elif gpu:
             from .bench.gpu import run as on_gpu
 

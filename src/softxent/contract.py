@@ -25,6 +25,7 @@ _EXTRAS = {
     "cli": {"typer", "click", "shellingham", "rich", "matplotlib"},
     "proof": {"sympy", "mpmath", "latex2mathml"},
     "torch": {"torch"},
+    "dev": {"transformers", "trl", "peft", "accelerate"},
 }
 
 

@@ -1,5 +1,6 @@
-"""`python -m softxent.bench` runs the benchmark. The subcommands are `linear`, `options` and `filter`, further benchmarks; `readme`, which
-writes the table of README.md; and `worker`, `linear-worker` and `options-worker`, which the benchmark runs for its processes."""
+"""`python -m softxent.bench` runs the benchmark. The subcommands are `linear`, `options`, `filter`, `distributed` and `training`, further
+benchmarks; `readme`, which writes the table of README.md; and `worker` and the names that end in it, which the benchmark runs for its
+processes."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from . import Job, distributed, filtering, linear, measure, options, readme, run
+from . import Job, distributed, filtering, linear, measure, options, readme, run, training
 
 
 def each(work: Callable[..., None], jobs: list[Any]) -> None:
@@ -52,6 +53,11 @@ def main() -> None:
     of_processes = commands.add_parser("distributed-worker")
     of_processes.add_argument("job", type=json.loads)
     of_processes.set_defaults(todo=lambda a: distributed.work(*a.job))
+    train = commands.add_parser("training", help="steps of transformers' Trainer, and the losses of GRPO and DPO, instead")
+    train.set_defaults(todo=lambda a: training.run(a.repeats, a.output, a.quick))
+    of_training = commands.add_parser("training-worker")
+    of_training.add_argument("job", type=json.loads)
+    of_training.set_defaults(todo=lambda a: training.work(*a.job))
     arguments = parser.parse_args()
     try:
         arguments.todo(arguments)

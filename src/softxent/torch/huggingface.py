@@ -43,8 +43,9 @@ def patch(model: Any) -> Any:
     Raises:
         ValueError, TypeError: if the model is of another kind.
 
-    Under torch.compile or a functional transform, and with sharded or quantized weights, all logits are computed as before. So compile the
-    body of the model only: `patch(model).model.compile()`.
+    Under torch.compile or a functional transform, and with a head that is quantized or a DTensor, all logits are computed as before. So
+    compile the body of the model only: `patch(model).model.compile()`. Under FSDP2, the head must be sharded with the model and not by a
+    `fully_shard` of its own. If the head is no nn.Linear after the call, because peft trains it, all logits are computed, with a warning.
 
     Cost: that of `linear_cross_entropy`.
     """
@@ -78,7 +79,8 @@ def unpatch(model: Any) -> Any:
 def _check(model: Any) -> None:
     known, name = sys.modules.get("transformers.modeling_utils"), type(model).__name__
     if known is None or not isinstance(model, known.PreTrainedModel):
-        fail(FN, "model", "be a transformers.PreTrainedModel", name, TypeError)
+        base = ", such as its get_base_model()" if hasattr(model, "get_base_model") else ""
+        fail(FN, "model", f"be a transformers.PreTrainedModel{base}", name, TypeError)
     if "labels" not in inspect.signature(type(model).forward).parameters or "forward" in vars(model):
         fail(FN, "model", "have a forward of its class that takes labels", name, TypeError)
     forwards = [inspect.unwrap(vars(c)["forward"]) for c in type(model).__mro__ if "forward" in vars(c)]
@@ -98,7 +100,10 @@ def _is_stock(loss: Any) -> bool:
 def _unfit(head: Any) -> str | None:
     """Return why the logits of this head cannot be lazy, or None if they can."""
     if not isinstance(head, Linear) or type(head).forward is not Linear.forward:
-        return type(head).__name__
+        return f"{type(head).__module__}.{type(head).__qualname__}"  # peft has a Linear too
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    if isinstance(head, getattr(fsdp, "FSDPModule", ())):
+        return "one that is sharded apart from the model"  # and fully_shard frees its weight before the loss
     return "one with another forward than its class's" if "forward" in vars(head) else None
 
 

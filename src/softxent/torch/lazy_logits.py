@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.autograd.function import once_differentiable
 from torch.utils._pytree import tree_map_only
 
 from ..contract import fail
@@ -85,6 +86,7 @@ _TANH = {Tensor.tanh, torch.tanh}
 _ASKED: set[Any] = {Tensor.size, Tensor.dim, Tensor.ndimension, Tensor.numel, Tensor.nelement, Tensor.element_size, Tensor.__len__}
 _ASKED |= {Tensor.is_floating_point, torch.is_floating_point, Tensor.is_complex, torch.is_complex, Tensor.get_device, torch.numel}
 _ASKED |= {getattr(Tensor, name).__get__ for name in ("shape", "dtype", "device", "ndim", "layout", "requires_grad", "is_cuda", "is_cpu")}
+_ASKED |= {Tensor.register_hook, *(getattr(Tensor, name).__get__ for name in ("_base", "grad_fn", "is_leaf"))}  # by DDP and FSDP2
 
 
 def _step(func: Any, z: Any, rest: tuple[Any, ...]) -> tuple[str, Any] | None:
@@ -92,6 +94,8 @@ def _step(func: Any, z: Any, rest: tuple[Any, ...]) -> tuple[str, Any] | None:
     if not rest:
         if func in _CASTS or func is Tensor.contiguous:
             return "cast", _CASTS.get(func, z.dtype)
+        if func is Tensor.clone and not torch._C._is_fwd_grad_enabled():  # in a function of autograd, as in that of DDP
+            return "cast", z.dtype
         return ("tanh", None) if func in _TANH else None
     (value, *more) = rest
     if more:
@@ -116,9 +120,15 @@ class Logits(Tensor):
         return made
 
     def whole(self) -> Tensor:
+        with torch._C.DisableTorchFunctionSubclass():
+            differentiable, hooked = self.requires_grad, bool(self._backward_hooks)
         if self.computed is None:
-            with torch.set_grad_enabled(self.source.grad):  # the first reader may use no_grad although a later one does not
+            # the first reader may use no_grad although a later one does not
+            with torch.set_grad_enabled(self.source.grad and not hooked):
                 self.computed = self.source.current().whole()
+        if differentiable and not self.computed.requires_grad:  # gradients must pass a hook, or a function of autograd as that of DDP
+            apply: Any = _Values.apply  # untyped
+            self.computed = apply(self)
         return self.computed
 
     @classmethod
@@ -129,7 +139,7 @@ class Logits(Tensor):
                 base: Any = super().__torch_function__  # untyped
                 return base(func, types, args, kwargs)
             step = _step(func, first, args[1:])
-            if step == ("cast", first.dtype):
+            if step == ("cast", first.dtype) and func is not Tensor.clone:
                 return first
             if step is not None:
                 return _lazy(first.source.current().after(step))
@@ -154,6 +164,7 @@ class _Lazy(torch.autograd.Function):
         return Logits(source)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
         source, needs = ctx.source.current(), ctx.needs_input_grad[1:]
         leaves = [None if t is None else t.detach().requires_grad_(need) for t, need in zip(source[:3], needs, strict=True)]
@@ -161,6 +172,19 @@ class _Lazy(torch.autograd.Function):
             z = source._replace(x=leaves[0], w=leaves[1], b=leaves[2]).whole()
         found = iter(torch.autograd.grad(z, [t for t in leaves if t is not None and t.requires_grad], grads))
         return None, *(next(found) if need else None for need in needs)
+
+
+class _Values(torch.autograd.Function):
+    """Function of autograd for the values of computed logits: Logits -> Tensor."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Logits) -> Any:
+        assert z.computed is not None
+        return z.computed.detach()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return grads
 
 
 def _lazy(source: Source) -> Any:
