@@ -585,23 +585,28 @@ def test_the_gradient_of_divided_rows_is_computed_with_the_loss(processes):
 def _operators(world):
     mesh, one, zero = workers.meshes[world], torch.ones((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
     z, t, weight, _ = problem(6, rows=6)
-    t = torch.where(t == -100, IGNORED, t)
+    z, t = z.reshape(3, 2, 6).movedim(1, 2).contiguous(), torch.where(t == -100, IGNORED, t).reshape(3, 2)
     whole = z.clone().requires_grad_()
     numbers = (one, zero, zero, weight)
     expected = torch.ops.softxent.rows(whole, t, *numbers, 1, 1.0, math.inf, True)
     expected[0].nan_to_num(0, 0, 0).sum().backward()
     distributed.is_dtensor(distribute_tensor(z, mesh, [Shard(0)]))  # registers the placements
     numbers = [distribute_tensor(x, mesh, [Replicate()]) for x in numbers]
-    for placement, gathers in ((Shard(0), 0), (Replicate(), 0), (Shard(1), 1)):
+    for placement, rows, gathers in (
+        (Shard(0), Shard(0), 0),
+        (Shard(2), Shard(1), 0),
+        (Replicate(), Replicate(), 0),
+        (Shard(1), Replicate(), 1),
+    ):
         input = distribute_tensor(z, mesh, [placement]).requires_grad_()
-        label = distribute_tensor(t, mesh, [Shard(0) if placement == Shard(0) else Replicate()])
+        label = distribute_tensor(t, mesh, [rows])
         with CommDebugMode() as messages:
             found = torch.ops.softxent.rows(input, label, *numbers, 1, 1.0, math.inf, True)
         assert messages.get_total_counts() == gathers
         found[0].nan_to_num(0, 0, 0).sum().backward()
         for one, several in zip((*expected, whole.grad), (*found, input.grad), strict=True):
             assert torch.equal(several.full_tensor(), one)
-        assert found[0].placements == ((Shard(0),) if placement == Shard(0) else (Replicate(),))
+        assert found[0].placements == (rows,)
 
 
 def test_operators_take_dtensors(processes):

@@ -98,6 +98,8 @@ int main() {
   for (int cols : {1, 2, 10, 17, 64, 65, 200, 1000, 4097, 9000})
     for (int type = 0; type < TYPES; type++)
       for (int off = 0; off < 3; off++)
-        for (int transform = 0; transform < 3; transform++) run({cols, type, off, transform == 1 ? 0.7 : 1, transform == 2 ? 30. : 0});
+        for (int transform = 0; transform < 3; transform++)
+          if (cols <= 1000 || off == transform)  // an emulator takes long for all
+            run({cols, type, off, transform == 1 ? 0.7 : 1, transform == 2 ? 30. : 0});
   printf("%016llx\n", (unsigned long long)hash);
 }
