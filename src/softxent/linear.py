@@ -61,10 +61,11 @@ def chunks(x: Any, w: Any, b: Any, products: Products, budget: int, classes: int
     Chunks are as large as the budget allows, because each of them adds to all of dW. Among processes that have different classes, `classes`
     is the largest number that one has, so that all have the same chunks.
     """
-    step = max(1, chunk_rows(len(x), max(classes, len(w)) * products.size(x), budget))
-    scratch = products.empty(x, min(step, len(x)), len(w))
-    for at in range(0, len(x), step):
-        i = slice(at, min(at + step, len(x)))
+    rows = x.shape[0]  # a sparse matrix has no len
+    step = max(1, chunk_rows(rows, max(classes, len(w)) * products.size(x), budget))
+    scratch = products.empty(x, min(step, rows), len(w))
+    for at in range(0, rows, step):
+        i = slice(at, min(at + step, rows))
         z = scratch[: i.stop - at]
         products.logits(x[i], w, b, z)
         yield i, z
@@ -110,7 +111,7 @@ def budget_beside_filter(budget: int) -> int:
     return budget - budget // 16
 
 
-class _NumPy(NamedTuple):
+class NumPyProducts(NamedTuple):
     """The products of NumPy. np.matmul cannot add to an array, so a product is added a block of rows of `fold` bytes at a time."""
 
     fold: int
@@ -119,7 +120,7 @@ class _NumPy(NamedTuple):
         return x.itemsize
 
     def empty(self, like: Array, rows: int, classes: int) -> Array:
-        return np.empty((rows, classes), like.dtype)
+        return kernels.empty((rows, classes), like.dtype)
 
     def logits(self, x: Array, w: Array, b: Array | None, out: Array) -> None:
         np.matmul(x, w.T, out=out)
@@ -139,10 +140,10 @@ class _NumPy(NamedTuple):
         return total
 
 
-class _Head(NamedTuple):
+class Head(NamedTuple):
     """The checked arguments, as a matrix of rows. Rows without weight, such as ignored ones, are left out."""
 
-    x: Array  # [n, D]
+    x: Any  # [n, D], an array, or what `products` takes in its place
     w: Array  # [C, D]
     b: Array | None
     t: Truth
@@ -150,13 +151,11 @@ class _Head(NamedTuple):
     live: Array | None  # [N] bool: which of the caller's rows are in x; None means all
     lead: tuple[int, ...]
     budget: int  # bytes of scratch memory: 7/8 for logits, 1/8 for products that are added
-
-    def products(self) -> _NumPy:
-        return _NumPy(self.budget // 8)
+    products: Products
 
     def chunks(self, copies: int = 1) -> Iterator[tuple[slice, Array]]:
         """Yield the slices of the rows and their logits, in chunks such that `copies` arrays of their size fit into the budget."""
-        return chunks(self.x, self.w, self.b, self.products(), (self.budget - self.budget // 8) // copies)
+        return chunks(self.x, self.w, self.b, self.products, (self.budget - self.budget // 8) // copies)
 
     def gradients(self) -> Iterator[tuple[slice, Array, Array]]:
         """Yield the slices of the rows, their losses, and their G in a buffer that the next chunk overwrites."""
@@ -170,9 +169,35 @@ class _Head(NamedTuple):
         losses: Array = result[0]
         return losses
 
-    def sums(self) -> Sums:
+    def sums(self, fixed_x: bool = False) -> Sums:
         db = None if self.b is None else np.zeros(len(self.w))
-        return Sums(np.empty_like(self.x), np.zeros_like(self.w), db, self.products())
+        return Sums(None if fixed_x else np.empty_like(self.x), np.zeros_like(self.w), db, self.products)
+
+    def losses_and_sums(self, fixed_x: bool = False) -> tuple[Array, Sums]:
+        """Return the losses of the rows of x, and the gradients; without that of x, if x is fixed."""
+        sums, losses = self.sums(fixed_x), np.empty(len(self.t.label))
+        for i, some, g in self.gradients():
+            losses[i] = some
+            sums.add(i, g, self.x[i], self.w)
+        return losses, sums
+
+    def curvature_sums(self, vx: Array | None, vw: Array, vb: Array, whole: bool = False) -> Sums:
+        """Return the products of the Hessian, if `whole`, or the Gauss-Newton matrix, and (vx, vw, vb). A vx of None tells that x is fixed.
+
+        If x is fixed and there is no softcap, both matrices are the same.
+        """
+        sums = self.sums(fixed_x=vx is None)
+        for i, z in self.chunks(copies=2):
+            v = np.empty_like(z)
+            self.products.logits(self.x[i], vw, vb, v)
+            if vx is not None:
+                self.products.product(vx[i], self.w.T, v, True)
+            curvature(z, v, self.t.rows_of(i), self.s, v, gauss_newton=not whole)
+            sums.add(i, v, self.x[i], self.w)
+            if whole and vx is not None:
+                self.gradient(i, z)
+                sums.add(i, z, vx[i], vw, first=False, bias=False)
+        return sums
 
     def rows(self, found: Array) -> Array:
         """Return results [..., n] of the rows of x as results [..., N] of all rows, with 0 for those left out."""
@@ -189,8 +214,9 @@ class _Head(NamedTuple):
 
 def _head(
     fn: str, x: Any, weight: Any, labels: Any, bias: Any, budget: int, temperature: float, softcap: float | None, **options: Any
-) -> _Head:
+) -> Head:
     contract.integer(fn, "budget", budget, low=1)
+    products = NumPyProducts(budget // 8)
     x, w = contract.floats(fn, "x", x), contract.floats(fn, "weight", weight)
     if x.dtype not in (np.float32, np.float64) or w.dtype != x.dtype:
         contract.fail(fn, "x and weight", "both be float32 or both float64", f"{x.dtype} and {w.dtype}", TypeError)
@@ -205,8 +231,8 @@ def _head(
     flat = x.reshape(-1, w.shape[1])
     live = None if t.dense is not None else (t.label != kernels.IGNORED) & (t.rows[:3] != 0).any(axis=0)
     if live is None or live.all():
-        return _Head(flat, w, b, t, s, None, x.shape[:-1], budget)
-    return _Head(flat[live], w, b, t.rows_of(live), s, live, x.shape[:-1], budget)
+        return Head(flat, w, b, t, s, None, x.shape[:-1], budget, products)
+    return Head(flat[live], w, b, t.rows_of(live), s, live, x.shape[:-1], budget, products)
 
 
 def _with_one_weight(f: Function) -> Function:
@@ -312,21 +338,18 @@ def linear_cross_entropy_and_grad(
         label_smoothing=label_smoothing, ignore_index=ignore_index, sample_weight=sample_weight, reduction=reduction, z_loss=z_loss,
         empty_value=empty_value, upstream=upstream,
     )  # fmt: skip
-    sums, losses = head.sums(), np.empty(len(head.x))
     tol, stats = filtered("linear_cross_entropy_and_grad", filter_tol, filter_stats)
     if tol is not None:
-        losses = _by_filter(head._replace(budget=budget_beside_filter(budget)), sums, tol, stats)
+        losses, sums = _by_filter(head._replace(budget=budget_beside_filter(budget)), tol, stats)
     else:
-        for i, some, g in head.gradients():
-            losses[i] = some
-            sums.add(i, g, head.x[i], head.w)
+        losses, sums = head.losses_and_sums()
     loss = reduce(head.rows(losses), reduction, head.t.total, empty_value, head.lead)
     return loss, *head.grads(sums, np.shape(x))
 
 
-def _by_filter(head: _Head, sums: Sums, tol: float, stats: FilterStats) -> Array:
-    """Add up the gradients with the gradient filter. Returns the losses of the rows."""
-    losses, label = np.empty(len(head.x)), None if head.t.dense is not None else head.t.label
+def _by_filter(head: Head, tol: float, stats: FilterStats) -> tuple[Array, Sums]:
+    """Return the losses of the rows, and the gradients by the gradient filter."""
+    sums, losses, label = head.sums(), np.empty(len(head.x)), None if head.t.dense is not None else head.t.label
     filter = Filter(tol, stats, sums, head.x, head.w, np.asarray)
     for i, some, g in head.gradients():
         losses[i] = some
@@ -335,7 +358,7 @@ def _by_filter(head: _Head, sums: Sums, tol: float, stats: FilterStats) -> Array
         filter.anew()
         for i, _, g in head.gradients():
             sums._replace(dx=None, db=None).add(i, g, head.x[i], None)
-    return losses
+    return losses, sums
 
 
 @_with_one_weight
@@ -409,14 +432,5 @@ def _curvature(
     vx, vw, vb = (contract.broadcast(fn, name, v, shape).astype(head.w.dtype) for name, (v, shape) in named.items())
     vx = vx.reshape(-1, head.w.shape[1])
     vx = vx if head.live is None else vx[head.live]
-    sums, products = head.sums(), head.products()
-    for i, z in head.chunks(copies=2):
-        v = np.matmul(vx[i], head.w.T)
-        products.product(head.x[i], vw.T, v, True)
-        v += vb
-        curvature(z, v, head.t.rows_of(i), head.s, v, gauss_newton=not whole)
-        sums.add(i, v, head.x[i], head.w)
-        if whole:
-            head.gradient(i, z)
-            sums.add(i, z, vx[i], vw, first=False, bias=False)
+    sums = head.curvature_sums(vx, vw, vb, whole)
     return head.grads(sums, np.shape(x))

@@ -51,6 +51,13 @@ class Truth(NamedTuple):
         rows = self.rows if self.rows.shape[1] == 1 else self.rows[:, i]
         return self._replace(label=self.label[i], rows=rows, dense=None if self.dense is None else self.dense[i])
 
+    def mass(self) -> Array:
+        """Return the sum of the truth of each row, [R] float64. It is 0 in ignored rows."""
+        off = 0.0 if self.shared is None else self.shared.sum(dtype=np.float64)
+        if self.dense is not None:
+            off = soft(self.dense.astype(np.float64), self.class_weight, self.smoothing, self.dense.shape[1]).sum(axis=1)
+        return np.where(self.label == kernels.IGNORED, 0.0, self.rows[0] + self.rows[1] * off)
+
     def usable(self, dtype: np.dtype[Any]) -> bool:
         """Whether a kernel can read the caller's probabilities, for logits of this dtype; True if the labels are class indices."""
         u = self.dense

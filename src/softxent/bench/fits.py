@@ -1,0 +1,212 @@
+"""The benchmark of models that are fitted with softxent, beside the libraries' own: `softxent bench --sklearn` and `softxent bench --boosting`.
+
+Each contender fits a model to the same data, with the same tolerance or the same number of rounds. All run in one process, on as many
+threads as softxent has, in rounds of random order.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .. import contract, cross_entropy, get_num_threads
+from ..partials import Array
+from . import progress
+from .measure import interleave
+from .report import machine, ratio, table
+
+OURS = "softxent"
+TOKENS, VOCABULARY = 100, 20_000  # of a document, and of all
+
+
+class Case(NamedTuple):
+    contender: str  # beside which softxent is measured
+    rows: int
+    features: int
+    classes: int
+    dtype: str = "f64"
+    sparse: bool = False
+    rounds: int = 0  # of boosting
+
+    def title(self) -> str:
+        return f"{self.contender} {self.rows} x {self.features}{', sparse' * self.sparse}, {self.classes} classes"
+
+
+LBFGS, NEWTON = "LogisticRegression", "LogisticRegression newton-cg"
+CASES = {
+    "sklearn": [
+        *(Case(LBFGS, 50_000, 100, classes, dtype) for dtype in ("f32", "f64") for classes in (10, 100, 1000)),
+        *(Case(LBFGS, 20_000, VOCABULARY, 100, dtype, sparse=True) for dtype in ("f32", "f64")),
+        *(Case(NEWTON, 50_000, 100, 10, dtype) for dtype in ("f32", "f64")),
+    ],
+    "boosting": [
+        Case("xgboost", 100_000, 20, 20, rounds=50),
+        Case("lightgbm", 100_000, 20, 20, rounds=50),
+        Case("catboost", 2_000, 20, 5, rounds=10),
+    ],
+}
+QUICK = {
+    "sklearn": [Case(LBFGS, 200, 10, 3), Case(NEWTON, 200, 10, 3, "f32"), Case(LBFGS, 100, 500, 3, sparse=True)],
+    "boosting": [Case(name, 200, 4, 3, rounds=2) for name in ("xgboost", "lightgbm", "catboost")],
+}
+PACKAGES = {"sklearn": ["scikit-learn"], "boosting": ["xgboost-cpu", "lightgbm", "catboost"]}
+
+
+def run(which: str, repeats: int, output: Path, quick: bool) -> None:
+    """Measure, print the table, and write sklearn.json and sklearn.md, or boosting.json and boosting.md."""
+    contract.place("bench", "output", output, folder=True)
+    cases = (QUICK if quick else CASES)[which]
+    command = [sys.executable, "-m", "softxent.bench", "fits-worker", json.dumps([repeats, cases])]
+    records = []
+    env = os.environ | {"OMP_NUM_THREADS": str(get_num_threads()), "OPENBLAS_NUM_THREADS": str(get_num_threads())}
+    with progress(len(cases)) as step, subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as worker:
+        for line in worker.stdout or ():
+            if line.startswith("{"):
+                records.append(record := json.loads(line))
+                step({"kind": which, "threads": get_num_threads(), "isa": "", "dtype": record["case"][4], "shape": record["shape"]})
+    if worker.returncode:
+        raise subprocess.CalledProcessError(worker.returncode, command)
+    about = machine() | {name: version(name) for name in PACKAGES[which]}
+    results = {"machine": about, "repeats": repeats, "threads": get_num_threads(), "records": records}
+    (output / f"{which}.json").write_text(json.dumps(results) + "\n")
+    (output / f"{which}.md").write_text(text(which, results))
+    print(text(which, results))
+    print("written:", *sorted(output.glob(f"{which}.*")), file=sys.stderr)
+
+
+def work(repeats: int, cases: list[Any]) -> None:
+    """Measure the cases in this process, and print a line of JSON for each."""
+    for c in (Case(*case) for case in cases):
+        models: dict[str, Any] = {}
+        fits = BOOSTED.get(c.contender, logistic)(c)
+
+        def call(name: str, fits: dict[str, Callable[[], Any]] = fits, models: dict[str, Any] = models) -> Callable[[], None]:
+            return lambda: models.update({name: fits[name]()})
+
+        seconds = interleave({name: call(name) for name in fits}, repeats, 0.0)
+        found = {name: [float(x) for x in model] for name, model in models.items()}
+        print(json.dumps({"shape": c.title(), "case": list(c), "seconds": seconds, "found": found}), flush=True)
+
+
+# ---- the contenders: functions that fit a model and return its number of iterations and its loss ----
+
+
+def logistic(c: Case) -> dict[str, Callable[[], tuple[int, float]]]:
+    x, y = text_data(c) if c.sparse else dense_data(c)
+    theirs, ours = import_module("sklearn.linear_model").LogisticRegression, import_module("softxent.sklearn").SoftmaxRegression
+    solver = "newton-cg" if c.contender == NEWTON else "lbfgs"
+
+    def fit(model: Any) -> Callable[[], tuple[int, float]]:
+        def call() -> tuple[int, float]:
+            model.fit(x, y)
+            return model.n_iter_[0], cross_entropy(x @ model.coef_.T + model.intercept_, y)
+
+        return call
+
+    return {OURS: fit(ours(solver=solver)), c.contender: fit(theirs(solver=solver))}
+
+
+def xgboost(c: Case) -> dict[str, Callable[[], tuple[int, float]]]:
+    library, (x, y) = import_module("xgboost"), dense_data(c)
+    data = library.DMatrix(x, y)
+    shared = {"num_class": c.classes, "max_depth": 4, "base_score": 0.5, "nthread": get_num_threads()}
+
+    def fit(objective: Any, parameters: dict[str, Any]) -> Callable[[], tuple[int, float]]:
+        def call() -> tuple[int, float]:
+            model = library.train(shared | parameters, data, c.rounds, obj=objective)
+            return c.rounds, cross_entropy(model.predict(data, output_margin=True), y)
+
+        return call
+
+    ours = import_module("softxent.boosting").XGBoostObjective()
+    return {OURS: fit(ours, {"disable_default_eval_metric": True}), c.contender: fit(None, {"objective": "multi:softprob"})}
+
+
+def lightgbm(c: Case) -> dict[str, Callable[[], tuple[int, float]]]:
+    library, (x, y) = import_module("lightgbm"), dense_data(c)
+    data = library.Dataset(x, y, free_raw_data=False).construct()
+    shared = {"num_class": c.classes, "num_leaves": 15, "verbosity": -1, "boost_from_average": False, "num_threads": get_num_threads()}
+
+    def fit(objective: Any) -> Callable[[], tuple[int, float]]:
+        def call() -> tuple[int, float]:
+            model = library.train(shared | {"objective": objective}, data, c.rounds)
+            return c.rounds, cross_entropy(model.predict(x, raw_score=True), y)
+
+        return call
+
+    return {OURS: fit(import_module("softxent.boosting").LightGBMObjective()), c.contender: fit("multiclass")}
+
+
+def catboost(c: Case) -> dict[str, Callable[[], tuple[int, float]]]:
+    library, (x, y) = import_module("catboost"), dense_data(c)
+    shared = {
+        "iterations": c.rounds, "depth": 4, "classes_count": c.classes, "eval_metric": "MultiClass", "verbose": False, "random_seed": 0,
+        "thread_count": get_num_threads(), "allow_writing_files": False, "leaf_estimation_method": "Newton", "leaf_estimation_iterations": 1,
+    }  # fmt: skip
+
+    def fit(objective: Any) -> Callable[[], tuple[int, float]]:
+        def call() -> tuple[int, float]:
+            model = library.CatBoostClassifier(loss_function=objective, **shared).fit(x, y)
+            return c.rounds, cross_entropy(model.predict(x, prediction_type="RawFormulaVal"), y)
+
+        return call
+
+    return {OURS: fit(import_module("softxent.boosting").CatBoostObjective()), c.contender: fit("MultiClass")}
+
+
+BOOSTED = {"xgboost": xgboost, "lightgbm": lightgbm, "catboost": catboost}
+
+
+def dense_data(c: Case) -> tuple[Array, Array]:
+    """Return rows of normal features, and classes by a linear model of them with noise."""
+    rng = np.random.default_rng(0)
+    x, w = rng.standard_normal((c.rows, c.features)), rng.standard_normal((c.features, c.classes))
+    y = np.concatenate([(part @ w + 3 * rng.gumbel(size=(len(part), c.classes))).argmax(axis=1) for part in np.array_split(x, 50)])
+    y[: c.classes] = np.arange(c.classes)
+    return x.astype({"f32": np.float32, "f64": np.float64}[c.dtype]), y
+
+
+def text_data(c: Case) -> tuple[Any, Array]:
+    """Return passages of Python's standard library as word counts, their norms 1, and the files that they are from."""
+    from scipy import sparse
+    from sklearn.preprocessing import normalize
+
+    from ..demo.corpus import START, load
+
+    ids = load(c.features, 1).train
+    starts = np.flatnonzero(ids == START)
+    length = np.diff(np.append(starts, len(ids)))
+    files = np.argsort(-length)[: c.classes]
+    rng = np.random.default_rng(0)
+    y = np.arange(c.rows) % c.classes
+    at = starts[files[y]] + 1 + (rng.random(c.rows) * (length[files[y]] - 1 - min(TOKENS, length[files].min() - 1))).astype(np.int64)
+    words = ids[at[:, None] + np.arange(min(TOKENS, length[files].min() - 1))]
+    ones = np.ones(words.size, {"f32": np.float32, "f64": np.float64}[c.dtype])
+    counts = sparse.csr_matrix((ones, (np.repeat(np.arange(c.rows), words.shape[1]), words.ravel())), shape=(c.rows, c.features))
+    return normalize(counts), y
+
+
+def text(which: str, results: dict[str, Any]) -> str:
+    """Return the table. A loss is that of the training data."""
+    rows = []
+    for r in results["records"]:
+        theirs = next(name for name in r["seconds"] if name != OURS)
+        seconds = [f"{median(s for s in r['seconds'][name] if s):.3g}" for name in (OURS, theirs)]
+        (ours_at, our_loss), (theirs_at, their_loss) = r["found"][OURS], r["found"][theirs]
+        found = ratio(r, theirs, OURS)
+        cells = [f"{ours_at:.0f} / {theirs_at:.0f}", f"{our_loss:.6g} / {their_loss:.6g}"]
+        rows.append([r["shape"], r["case"][4], *seconds, f"{found[0]:.3g} ({found[1]:.3g})" if found else "-", *cells])
+    columns = ["", "dtype", f"{OURS}, s", "its own, s", f"own : {OURS}", "iterations", "loss"]
+    packages = ", ".join(f"{name} {results['machine'][name]}" for name in PACKAGES[which])
+    heading = f"Seconds of a fit with {packages}, {results['threads']} thread(s): median of the rounds (shortest)"
+    return table(heading, columns, rows)
