@@ -21,8 +21,6 @@ from .truth import IDENTITY, Truth, truth
 
 __all__ = ["CatBoostObjective", "LightGBMObjective", "XGBoostObjective"]
 
-SMALLEST_SECOND = 1e-16  # XGBoost's lower bound of second derivatives, so that no leaf divides by 0
-
 
 class _Objective:
     """The options, which are those of `softxent.cross_entropy`."""
@@ -66,6 +64,8 @@ class _Objective:
 class _DiagonalObjective(_Objective):
     """An objective whose library takes the gradient and the diagonal of the Hessian, times a factor, as arrays."""
 
+    smallest = 0.0  # of the second derivatives in rows that count
+
     def __call__(self, first: Any, second: Any, sample_weight: Any = None) -> tuple[Array, Array]:
         """Return the gradient and the second derivatives, [N, C], as the library calls an objective.
 
@@ -77,7 +77,11 @@ class _DiagonalObjective(_Objective):
         fused(scores, t, IDENTITY, gradient)
         seconds = softmax(scores)
         seconds -= seconds * seconds
-        seconds *= (self._factor(scores.shape[1]) * t.mass()).astype(seconds.dtype)[:, None]
+        mass = t.mass()
+        seconds *= (self._factor(scores.shape[1]) * mass).astype(seconds.dtype)[:, None]
+        np.maximum(seconds, self.smallest, out=seconds)
+        if not mass.all():
+            seconds[mass == 0] = 0
         return gradient, seconds
 
     def _factor(self, classes: int) -> float:
@@ -104,10 +108,7 @@ class XGBoostObjective(_DiagonalObjective):
     Cost: two passes of the kernel for each round, and a few of NumPy.
     """
 
-    def __call__(self, first: Any, second: Any, sample_weight: Any = None) -> tuple[Array, Array]:
-        gradient, seconds = super().__call__(first, second, sample_weight)
-        np.maximum(seconds, SMALLEST_SECOND, out=seconds, where=seconds.any(axis=1, keepdims=True))
-        return gradient, seconds
+    smallest = 1e-16  # as in XGBoost, so that no leaf divides by 0
 
     def metric(self, first: Any, second: Any, sample_weight: Any = None) -> Any:
         """Return ("softxent", the mean loss), or the mean loss alone in the scikit-learn interface. The arguments are those of the call."""
