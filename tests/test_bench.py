@@ -13,7 +13,7 @@ from cases import command
 
 import softxent.torch
 from softxent import bench
-from softxent.bench import contenders, distributed, gpu, linear, measure, options, report
+from softxent.bench import contenders, distributed, fits, gpu, linear, measure, options, report
 from softxent.bench import readme as write_readme
 
 ROOT = Path(__file__).parent.parent
@@ -219,3 +219,15 @@ def test_the_bench_of_processes_runs(tmp_path):
     assert [r["case"][0] for r in records] == ["logits", "options", "head"]
     assert all(len(s) == 2 and min(s) > 0 for r in records for s in r["seconds"].values())
     assert distributed.PARALLEL in (text := (tmp_path / "distributed.md").read_text()) and "| - |" in text
+
+
+@pytest.mark.parametrize("which", fits.CASES)
+def test_the_bench_of_fits_runs(which, tmp_path):
+    """Both contenders arrive at the same loss."""
+    fits.run(which, 1, tmp_path, quick=True)
+    records = json.loads((tmp_path / f"{which}.json").read_text())["records"]
+    assert [r["case"] for r in records] == [list(c) for c in fits.QUICK[which]]
+    for r in records:
+        (_, ours), (_, theirs) = (r["found"][name] for name in (fits.OURS, r["case"][0]))
+        assert ours == pytest.approx(theirs, rel=1e-3) and all(s[0] > 0 for s in r["seconds"].values())
+    assert (tmp_path / f"{which}.md").read_text().count(" classes | ") == len(records)

@@ -1,4 +1,4 @@
-"""softxent.boosting: with no options, the trained models are those of the libraries' own objectives; with options, those that the options mean."""
+"""softxent.boosting: with no options, the trained models are those of the libraries' own objectives."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ ROWS, CLASSES, ROUNDS = 300, 4, 6
 XGBOOST = {"num_class": CLASSES, "max_depth": 3, "eta": 0.5, "base_score": 0.5, "nthread": 1, "tree_method": "exact"}
 LIGHTGBM = {"num_class": CLASSES, "num_leaves": 6, "min_data_in_leaf": 5, "verbosity": -1, "num_threads": 1, "deterministic": True}
 CATBOOST = {
-    "iterations": ROUNDS, "depth": 3, "learning_rate": 0.5, "random_seed": 0, "thread_count": 1, "verbose": False, "boost_from_average": False,
-    "leaf_estimation_method": "Newton", "leaf_estimation_iterations": 1, "bootstrap_type": "No", "random_strength": 0, "allow_writing_files": False,
+    "iterations": ROUNDS, "depth": 3, "learning_rate": 0.5, "random_seed": 0, "thread_count": 1, "verbose": False,
+    "boost_from_average": False, "leaf_estimation_method": "Newton", "leaf_estimation_iterations": 1, "bootstrap_type": "No",
+    "random_strength": 0, "allow_writing_files": False,
 }  # fmt: skip
 
 
@@ -49,7 +50,11 @@ def by_catboost(x, y, weights=None, objective="MultiClass"):
     return model.fit(x, y, sample_weight=weights).predict(x, prediction_type="RawFormulaVal")
 
 
-LIBRARIES = {"xgboost": (by_xgboost, XGBoostObjective), "lightgbm": (by_lightgbm, LightGBMObjective), "catboost": (by_catboost, CatBoostObjective)}
+LIBRARIES = {
+    "xgboost": (by_xgboost, XGBoostObjective),
+    "lightgbm": (by_lightgbm, LightGBMObjective),
+    "catboost": (by_catboost, CatBoostObjective),
+}
 
 
 @pytest.fixture(params=LIBRARIES)
@@ -152,7 +157,9 @@ def test_the_metric_is_the_mean_loss(data):
     objective = LightGBMObjective()
     train = lightgbm.Dataset(x, y, weight=weights)
     record = lightgbm.record_evaluation(history)
-    model = lightgbm.train(LIGHTGBM | {"objective": objective}, train, ROUNDS, [train], ["train"], feval=objective.metric, callbacks=[record])
+    model = lightgbm.train(
+        LIGHTGBM | {"objective": objective}, train, ROUNDS, [train], ["train"], feval=objective.metric, callbacks=[record]
+    )
     last = softxent.cross_entropy(model.predict(x, raw_score=True), y, sample_weight=weights)
     assert history["train"]["softxent"][-1] == pytest.approx(last, rel=1e-9) and len(history["train"]["softxent"]) == ROUNDS
 
@@ -176,7 +183,9 @@ def test_the_interfaces_of_scikit_learn_take_them(data):
 
     model = lightgbm.LGBMClassifier(objective=LightGBMObjective(), num_class=CLASSES, verbosity=-1, **shared)
     model.fit(x, y, sample_weight=weights, eval_set=[(x, y)], eval_metric=LightGBMObjective().metric)
-    theirs = lightgbm.LGBMClassifier(objective="multiclass", boost_from_average=False, verbosity=-1, **shared).fit(x, y, sample_weight=weights)
+    theirs = lightgbm.LGBMClassifier(objective="multiclass", boost_from_average=False, verbosity=-1, **shared).fit(
+        x, y, sample_weight=weights
+    )
     np.testing.assert_allclose(model.predict(x, raw_score=True), theirs.predict(x, raw_score=True), atol=2e-5)
     last = softxent.cross_entropy(model.predict(x, raw_score=True), y, sample_weight=weights)  # it is the training data, with its weights
     assert model.evals_result_["training"]["softxent"][-1] == pytest.approx(last, rel=1e-9)

@@ -1,4 +1,4 @@
-"""softxent.sklearn: the estimator keeps scikit-learn's rules, and has the coefficients of LogisticRegression; the metric is its log loss."""
+"""softxent.sklearn: the estimator keeps scikit-learn's rules, and has the coefficients of LogisticRegression."""
 
 from __future__ import annotations
 
@@ -132,7 +132,9 @@ def test_scores_are_not_held_at_once():
 def test_a_warm_start_continues(data):
     x, y, _ = data
     model = SoftmaxRegression(warm_start=True, max_iter=1)
-    with pytest.warns(ConvergenceWarning, match=r"^SoftmaxRegression.fit: lbfgs stopped after 1 iterations, before it reached tol=0.0001") as seen:
+    with pytest.warns(
+        ConvergenceWarning, match=r"^SoftmaxRegression.fit: lbfgs stopped after 1 iterations, before it reached tol=0.0001"
+    ) as seen:
         model.fit(x, y)
     assert seen[0].filename == __file__
     first = model.coef_
@@ -148,7 +150,9 @@ def test_sample_weights_are_routed(data):
     x, y, weights = data
     with sklearn.config_context(enable_metadata_routing=True):
         model = SoftmaxRegression().set_fit_request(sample_weight=True).set_score_request(sample_weight=False)
-        found = cross_validate(model, x, y, params={"sample_weight": weights}, cv=[(np.arange(80), np.arange(80, ROWS))], return_estimator=True)
+        found = cross_validate(
+            model, x, y, params={"sample_weight": weights}, cv=[(np.arange(80), np.arange(80, ROWS))], return_estimator=True
+        )
     assert (found["estimator"][0].coef_ == SoftmaxRegression().fit(x[:80], y[:80], weights[:80]).coef_).all()
 
 
@@ -169,7 +173,11 @@ def test_no_penalty_and_a_large_gap(data):
         ({"solver": "saga"}, {}, "solver must be 'lbfgs' or 'newton-cg'; got 'saga'"),
         ({"max_iter": 0}, {}, "max_iter must be an int of at least 1; got 0"),
         ({"label_smoothing": 2}, {}, "label_smoothing must be a finite number of at least 0 and at most 1; got 2"),
-        ({"class_weight": "balanced"}, {"y": np.full((3, 2), 0.5)}, "class_weight must be None or a dict if y has probabilities; got 'balanced'"),
+        (
+            {"class_weight": "balanced"},
+            {"y": np.full((3, 2), 0.5)},
+            "class_weight must be None or a dict if y has probabilities; got 'balanced'",
+        ),
         ({}, {"y": [1, 1, 1]}, "y must have at least two classes; got one class, "),
         ({}, {"y": np.full((3, 2), -0.5)}, "probabilities y must not be negative; got -0.5"),
         ({}, {"sample_weight": [1, -1, 1]}, r"sample_weight must have shape \(3,\) and no negative or missing entry; got "),

@@ -166,7 +166,7 @@ class CatBoostObjective(_Objective):
         super().__init__(class_weight=class_weight, label_smoothing=label_smoothing, ignore_index=ignore_index)
 
     def calc_ders_multi(self, approxes: Any, target: float, weight: float) -> tuple[list[float], list[list[float]]]:
-        """Return the derivatives [C] and the second derivatives [C, C] of one row, with scores `approxes`, as CatBoost calls an objective."""
+        """Return the derivatives [C] and the second derivatives [C, C] of one row, as CatBoost asks for them. approxes: its scores."""
         scores = np.array([approxes], np.float64)
         t = self._truth(scores, [target], np.array([weight], np.float64))
         gradient = np.empty_like(scores)

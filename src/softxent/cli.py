@@ -73,6 +73,10 @@ def bench(
         bool,
         typer.Option("--training", help="Measure steps of transformers' Trainer with a patched model, and GRPO and DPO beside trl."),
     ] = False,
+    sklearn: Annotated[bool, typer.Option("--sklearn", help="Fit softxent.sklearn.SoftmaxRegression, beside LogisticRegression.")] = False,
+    boosting: Annotated[
+        bool, typer.Option("--boosting", help="Train XGBoost, LightGBM and CatBoost with softxent.boosting, beside their own objectives.")
+    ] = False,
     gpu: Annotated[bool, typer.Option("--gpu", help="Measure on the GPU, beside PyTorch and Liger.")] = False,
     output: Annotated[Path | None, typer.Option(file_okay=False, help="Folder of tables and plot.", show_default="bench/results")] = None,
 ) -> None:
@@ -97,6 +101,10 @@ def bench(
             from .bench.training import run as of_training
 
             of_training(repeats, output or Path("bench/results"), quick)
+        elif sklearn or boosting:
+            from .bench.fits import run as of_fits
+
+            of_fits("sklearn" if sklearn else "boosting", repeats, output or Path("bench/results"), quick)
         elif gpu:
             from .bench.gpu import run as on_gpu
 

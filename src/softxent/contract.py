@@ -26,6 +26,8 @@ _EXTRAS = {
     "proof": {"sympy", "mpmath", "latex2mathml"},
     "torch": {"torch"},
     "dev": {"transformers", "trl", "peft", "accelerate"},
+    "sklearn": {"sklearn", "scipy"},
+    "boosting": {"xgboost", "lightgbm", "catboost"},
 }
 
 

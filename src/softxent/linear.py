@@ -181,7 +181,7 @@ class Head(NamedTuple):
             sums.add(i, g, self.x[i], self.w)
         return losses, sums
 
-    def curvature_sums(self, vx: Array | None, vw: Array, vb: Array, whole: bool = False) -> Sums:
+    def curvature_sums(self, vx: Array | None, vw: Array, vb: Array | None, whole: bool = False) -> Sums:
         """Return the products of the Hessian, if `whole`, or the Gauss-Newton matrix, and (vx, vw, vb). A vx of None tells that x is fixed.
 
         If x is fixed and there is no softcap, both matrices are the same.

@@ -15,6 +15,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
+from . import contract, kernels
+
+try:
+    import sklearn  # noqa: F401  # the first import that may fail
+except ModuleNotFoundError:
+    raise ModuleNotFoundError(contract.needs_extra("softxent.sklearn", "sklearn"), name="sklearn") from None
+
 from scipy import sparse
 from scipy.optimize import OptimizeResult, minimize
 from sklearn.base import BaseEstimator, ClassifierMixin
@@ -23,7 +31,6 @@ from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 
-from . import contract, kernels
 from .linear import BUDGET, Head, NumPyProducts, Products, Sums, chunks
 from .loss import cross_entropy
 from .partials import Array
@@ -37,15 +44,15 @@ COLUMNS = 16  # a thread computes the product of a sparse matrix and at least so
 FIT = "SoftmaxRegression.fit"
 
 
-class SoftmaxRegression(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  # scikit-learn has no types
+class SoftmaxRegression(ClassifierMixin, BaseEstimator):
     """A linear classifier that is fitted by softmax cross-entropy: multinomial logistic regression.
 
     It takes the place of scikit-learn's `LogisticRegression` with its default penalty, and minimizes the same function,
 
         C sum_i s_i loss_i + 1/2 ||W||^2,    loss_i = cross_entropy(x_i W^T + b, y_i),
 
-    where s are the sample weights. The intercepts b are not penalized. With two classes, the scores of the first are 0, so that there is one
-    row of coefficients.
+    where s are the sample weights. The intercepts b are not penalized. With two classes, the scores of the first are 0, so that there is
+    one row of coefficients.
 
     Args:
         C: the inverse strength of the penalty, C > 0. math.inf means none.
@@ -238,7 +245,9 @@ class _Problem(NamedTuple):
             found = minimize(self.loss_and_gradient, start.ravel(), jac=True, method="L-BFGS-B", options=options)
         else:
             options = {"gtol": tol, "maxiter": max_iter}
-            found = minimize(self.loss_and_gradient, start.ravel(), jac=True, hessp=self.hessian_product, method="trust-ncg", options=options)
+            found = minimize(
+                self.loss_and_gradient, start.ravel(), jac=True, hessp=self.hessian_product, method="trust-ncg", options=options
+            )
         if not found.success:
             message = f"{FIT}: {solver} stopped after {found.nit} iterations, before it reached tol={tol:g} ({found.message})"
             warnings.warn(f"{message}; scale X, or raise max_iter or tol", ConvergenceWarning, stacklevel=3)
@@ -256,13 +265,13 @@ class _Problem(NamedTuple):
 
     def _matrices(self, coefficients: Array) -> tuple[Array, Array | None]:
         """Return W and b of all classes, in the dtype of X."""
-        p = coefficients.reshape(-1, self.rows).astype(self.head.x.dtype)
+        p = coefficients.reshape(-1, self.rows).astype(self.head.x.dtype, copy=False)
         p = p if self.rows > 1 else np.concatenate([np.zeros_like(p), p], axis=1)
         return (p[:-1].T, p[-1]) if self.intercepts else (p.T, None)
 
     def _vector(self, sums: Sums, coefficients: Array) -> Array:
         """Return the derivatives by W and b as a vector, with the penalty's part, which is linear in the coefficients."""
-        found = np.zeros((coefficients.size // self.rows, self.rows))
+        found = kernels.empty((coefficients.size // self.rows, self.rows), coefficients.dtype)
         features = self.head.x.shape[1]
         np.multiply(coefficients.reshape(found.shape)[:features], self.penalty, out=found[:features])
         found[:features] += sums.dw.T[:, -self.rows :]
@@ -298,13 +307,16 @@ class _SparseProducts(NamedTuple):
 
     def logits(self, x: Any, w: Array, b: Array | None, out: Array) -> None:
         def part(k: slice) -> None:
-            np.add(x @ w[k].T, 0 if b is None else b[k], out=out[:, k])
+            out[:, k] = x @ w[k].T
+            if b is not None:
+                out[:, k] += b[k]
 
         self._by_classes(part, len(w))
 
     def product(self, a: Array, b: Any, out: Array, add: bool) -> None:
         def part(k: slice) -> None:
-            np.add((b.T @ a[k].T).T, out[k] if add else 0, out=out[k])
+            found = (b.T @ a[k].T).T
+            np.add(out[k], found, out=out[k]) if add else np.copyto(out[k], found)
 
         self._by_classes(part, len(a))
 
@@ -340,8 +352,8 @@ def log_loss(
 ) -> float:
     """Compute the log loss of predicted probabilities or of scores, with the signature of `sklearn.metrics.log_loss`.
 
-    A probability of 0 for the true class counts as the machine epsilon of its dtype, as in scikit-learn. Other probabilities are not changed,
-    except that each row is divided by its sum. So a loss near 0 keeps its digits: it is computed from the other classes' probabilities.
+    A probability of 0 for the true class counts as the machine epsilon of its dtype, as in scikit-learn. Each row is divided by its sum.
+    A loss near 0 keeps its digits, because it is computed from the probabilities of the other classes.
 
     Args:
         y_true: classes [N], or probabilities [N, C].

@@ -1,5 +1,5 @@
-"""`python -m softxent.bench` runs the benchmark. The subcommands are `linear`, `options`, `filter`, `distributed` and `training`, further
-benchmarks; `readme`, which writes the table of README.md; and `worker` and the names that end in it, which the benchmark runs for its
+"""`python -m softxent.bench` runs the benchmark. The subcommands are `linear`, `options`, `filter`, `distributed`, `training`,
+`sklearn` and `boosting`, further benchmarks; `readme`, which writes the table of README.md; and `worker` and the names that end in it, which the benchmark runs for its
 processes."""
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from . import Job, distributed, filtering, linear, measure, options, readme, run, training
+from . import Job, distributed, filtering, fits, linear, measure, options, readme, run, training
 
 
 def each(work: Callable[..., None], jobs: list[Any]) -> None:
@@ -58,6 +58,12 @@ def main() -> None:
     of_training = commands.add_parser("training-worker")
     of_training.add_argument("job", type=json.loads)
     of_training.set_defaults(todo=lambda a: training.work(*a.job))
+    for which in fits.CASES:
+        fitted = commands.add_parser(which, help="fits of models instead")
+        fitted.set_defaults(todo=lambda a, which=which: fits.run(which, a.repeats, a.output, a.quick))
+    of_fits = commands.add_parser("fits-worker")
+    of_fits.add_argument("job", type=json.loads)
+    of_fits.set_defaults(todo=lambda a: fits.work(*a.job))
     arguments = parser.parse_args()
     try:
         arguments.todo(arguments)

@@ -1,4 +1,4 @@
-"""The benchmark of models that are fitted with softxent, beside the libraries' own: `softxent bench --sklearn` and `softxent bench --boosting`.
+"""The benchmark of models that are fitted with softxent, beside the libraries' own: `softxent bench --sklearn` and `--boosting`.
 
 Each contender fits a model to the same data, with the same tolerance or the same number of rounds. All run in one process, on as many
 threads as softxent has, in rounds of random order.
@@ -151,7 +151,8 @@ def catboost(c: Case) -> dict[str, Callable[[], tuple[int, float]]]:
     library, (x, y) = import_module("catboost"), dense_data(c)
     shared = {
         "iterations": c.rounds, "depth": 4, "classes_count": c.classes, "eval_metric": "MultiClass", "verbose": False, "random_seed": 0,
-        "thread_count": get_num_threads(), "allow_writing_files": False, "leaf_estimation_method": "Newton", "leaf_estimation_iterations": 1,
+        "thread_count": get_num_threads(), "allow_writing_files": False, "leaf_estimation_method": "Newton",
+        "leaf_estimation_iterations": 1, "random_strength": 0, "bootstrap_type": "No",
     }  # fmt: skip
 
     def fit(objective: Any) -> Callable[[], tuple[int, float]]:
