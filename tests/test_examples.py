@@ -38,3 +38,16 @@ def test_four_processes_train_the_model_of_one():
     assert float(re.search(r"largest relative difference (\S+);", done.stdout)[1]) < 1e-5
     first, last = map(float, re.search(r"fell from (\S+) to (\S+)", done.stdout).groups())
     assert last < first - 0.3
+
+
+def test_both_classifiers_of_text_are_the_same(capsys):
+    found = load("classify_text").main(files=5)
+    theirs, ours = found["LogisticRegression"], found["SoftmaxRegression"]
+    assert abs(ours["loss"] - theirs["loss"]) < 1e-6 and ours["right"] == theirs["right"] > 0.8
+    assert "of 5" in capsys.readouterr().out
+
+
+def test_the_shares_of_votes_train_a_better_model(capsys):
+    found = load("boost_with_soft_labels").main(votes=5, rows=800, rounds=12)
+    assert found["the true probabilities"] < found["shares of the votes"] < found["most votes"] - 0.02
+    assert "800 other rows" in capsys.readouterr().out

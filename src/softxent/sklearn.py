@@ -40,7 +40,7 @@ from .truth import IDENTITY, Truth, truth
 __all__ = ["SoftmaxRegression", "log_loss"]
 
 SOLVERS = ("lbfgs", "newton-cg")
-COLUMNS = 16  # a thread computes the product of a sparse matrix and at least so many columns
+THREAD_WORK = 1 << 20  # multiplications of a sparse product that a thread computes at least: about half a millisecond
 FIT = "SoftmaxRegression.fit"
 
 
@@ -311,22 +311,24 @@ class _SparseProducts(NamedTuple):
             if b is not None:
                 out[:, k] += b[k]
 
-        self._by_classes(part, len(w))
+        self._by_classes(part, len(w), x)
 
     def product(self, a: Array, b: Any, out: Array, add: bool) -> None:
         def part(k: slice) -> None:
             found = (b.T @ a[k].T).T
             np.add(out[k], found, out=out[k]) if add else np.copyto(out[k], found)
 
-        self._by_classes(part, len(a))
+        self._by_classes(part, len(a), b)
 
     def columns(self, g: Array) -> Array:
         total: Array = g.sum(axis=0, dtype=np.float64)
         return total
 
-    def _by_classes(self, part: Callable[[slice], None], classes: int) -> None:
-        step = max(COLUMNS, math.ceil(classes / self.threads))
-        for _ in self.pool.map(part, [slice(k, k + step) for k in range(0, classes, step)]):
+    def _by_classes(self, part: Callable[[slice], None], classes: int, x: Any) -> None:
+        threads = max(1, min(self.threads, classes, x.nnz * classes // THREAD_WORK))
+        step = math.ceil(classes / threads)
+        parts = [slice(k, k + step) for k in range(0, classes, step)]
+        for _ in map(part, parts) if threads == 1 else self.pool.map(part, parts):
             pass
 
 

@@ -26,6 +26,7 @@ from .measure import interleave
 from .report import machine, ratio, table
 
 OURS = "softxent"
+Fits = dict[str, Callable[[], Any]]
 TOKENS, VOCABULARY = 100, 20_000  # of a document, and of all
 
 
@@ -87,82 +88,60 @@ def run(which: str, repeats: int, output: Path, quick: bool) -> None:
 def work(repeats: int, cases: list[Any]) -> None:
     """Measure the cases in this process, and print a line of JSON for each."""
     for c in (Case(*case) for case in cases):
+        fits, loss = BOOSTED.get(c.contender, logistic)(c)
         models: dict[str, Any] = {}
-        fits = BOOSTED.get(c.contender, logistic)(c)
 
-        def call(name: str, fits: dict[str, Callable[[], Any]] = fits, models: dict[str, Any] = models) -> Callable[[], None]:
+        def call(name: str, fits: Fits = fits, models: dict[str, Any] = models) -> Callable[[], None]:
             return lambda: models.update({name: fits[name]()})
 
         seconds = interleave({name: call(name) for name in fits}, repeats, 0.0)
-        found = {name: [float(x) for x in model] for name, model in models.items()}
+        found = {name: [int(getattr(m, "n_iter_", [c.rounds])[0]), float(loss(m))] for name, m in models.items()}
         print(json.dumps({"shape": c.title(), "case": list(c), "seconds": seconds, "found": found}), flush=True)
 
 
-# ---- the contenders: functions that fit a model and return its number of iterations and its loss ----
+# ---- the contenders: functions that fit a model, and the loss of a model ----
 
 
-def logistic(c: Case) -> dict[str, Callable[[], tuple[int, float]]]:
+def logistic(c: Case) -> tuple[Fits, Callable[[Any], Any]]:
     x, y = text_data(c) if c.sparse else dense_data(c)
-    theirs, ours = import_module("sklearn.linear_model").LogisticRegression, import_module("softxent.sklearn").SoftmaxRegression
     solver = "newton-cg" if c.contender == NEWTON else "lbfgs"
-
-    def fit(model: Any) -> Callable[[], tuple[int, float]]:
-        def call() -> tuple[int, float]:
-            model.fit(x, y)
-            return model.n_iter_[0], cross_entropy(x @ model.coef_.T + model.intercept_, y)
-
-        return call
-
-    return {OURS: fit(ours(solver=solver)), c.contender: fit(theirs(solver=solver))}
+    theirs = import_module("sklearn.linear_model").LogisticRegression(solver=solver)
+    ours = import_module("softxent.sklearn").SoftmaxRegression(solver=solver)
+    fits = {OURS: lambda: ours.fit(x, y), c.contender: lambda: theirs.fit(x, y)}
+    return fits, lambda model: cross_entropy(x @ model.coef_.T + model.intercept_, y)
 
 
-def xgboost(c: Case) -> dict[str, Callable[[], tuple[int, float]]]:
+def xgboost(c: Case) -> tuple[Fits, Callable[[Any], Any]]:
     library, (x, y) = import_module("xgboost"), dense_data(c)
-    data = library.DMatrix(x, y)
+    data, objective = library.DMatrix(x, y), import_module("softxent.boosting").XGBoostObjective()
     shared = {"num_class": c.classes, "max_depth": 4, "base_score": 0.5, "nthread": get_num_threads()}
-
-    def fit(objective: Any, parameters: dict[str, Any]) -> Callable[[], tuple[int, float]]:
-        def call() -> tuple[int, float]:
-            model = library.train(shared | parameters, data, c.rounds, obj=objective)
-            return c.rounds, cross_entropy(model.predict(data, output_margin=True), y)
-
-        return call
-
-    ours = import_module("softxent.boosting").XGBoostObjective()
-    return {OURS: fit(ours, {"disable_default_eval_metric": True}), c.contender: fit(None, {"objective": "multi:softprob"})}
+    ours, theirs = shared | {"disable_default_eval_metric": True}, shared | {"objective": "multi:softprob"}
+    fits = {OURS: lambda: library.train(ours, data, c.rounds, obj=objective), c.contender: lambda: library.train(theirs, data, c.rounds)}
+    return fits, lambda model: cross_entropy(model.predict(data, output_margin=True), y)
 
 
-def lightgbm(c: Case) -> dict[str, Callable[[], tuple[int, float]]]:
+def lightgbm(c: Case) -> tuple[Fits, Callable[[Any], Any]]:
     library, (x, y) = import_module("lightgbm"), dense_data(c)
     data = library.Dataset(x, y, free_raw_data=False).construct()
     shared = {"num_class": c.classes, "num_leaves": 15, "verbosity": -1, "boost_from_average": False, "num_threads": get_num_threads()}
-
-    def fit(objective: Any) -> Callable[[], tuple[int, float]]:
-        def call() -> tuple[int, float]:
-            model = library.train(shared | {"objective": objective}, data, c.rounds)
-            return c.rounds, cross_entropy(model.predict(x, raw_score=True), y)
-
-        return call
-
-    return {OURS: fit(import_module("softxent.boosting").LightGBMObjective()), c.contender: fit("multiclass")}
+    ours, theirs = ({"objective": o} | shared for o in (import_module("softxent.boosting").LightGBMObjective(), "multiclass"))
+    fits = {OURS: lambda: library.train(ours, data, c.rounds), c.contender: lambda: library.train(theirs, data, c.rounds)}
+    return fits, lambda model: cross_entropy(model.predict(x, raw_score=True), y)
 
 
-def catboost(c: Case) -> dict[str, Callable[[], tuple[int, float]]]:
+def catboost(c: Case) -> tuple[Fits, Callable[[Any], Any]]:
     library, (x, y) = import_module("catboost"), dense_data(c)
     shared = {
         "iterations": c.rounds, "depth": 4, "classes_count": c.classes, "eval_metric": "MultiClass", "verbose": False, "random_seed": 0,
         "thread_count": get_num_threads(), "allow_writing_files": False, "leaf_estimation_method": "Newton",
         "leaf_estimation_iterations": 1, "random_strength": 0, "bootstrap_type": "No",
     }  # fmt: skip
-
-    def fit(objective: Any) -> Callable[[], tuple[int, float]]:
-        def call() -> tuple[int, float]:
-            model = library.CatBoostClassifier(loss_function=objective, **shared).fit(x, y)
-            return c.rounds, cross_entropy(model.predict(x, prediction_type="RawFormulaVal"), y)
-
-        return call
-
-    return {OURS: fit(import_module("softxent.boosting").CatBoostObjective()), c.contender: fit("MultiClass")}
+    objective = import_module("softxent.boosting").CatBoostObjective()
+    fits = {
+        OURS: lambda: library.CatBoostClassifier(loss_function=objective, **shared).fit(x, y),
+        c.contender: lambda: library.CatBoostClassifier(loss_function="MultiClass", **shared).fit(x, y),
+    }
+    return fits, lambda model: cross_entropy(model.predict(x, prediction_type="RawFormulaVal"), y)
 
 
 BOOSTED = {"xgboost": xgboost, "lightgbm": lightgbm, "catboost": catboost}
