@@ -157,12 +157,12 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
     def _class_weights(self, labels: Array, samples: Array | None) -> Array | None:
         if self.class_weight is None:
             return None
-        if isinstance(self.class_weight, dict):
-            return np.array([self.class_weight.get(c, 1.0) for c in self.classes_.tolist()], np.float64)
-        if labels.ndim == 2:
-            contract.fail(FIT, "class_weight", "be None or a dict if y has probabilities", repr(self.class_weight))
-        codes, options = np.arange(len(self.classes_)), {} if samples is None else {"sample_weight": samples}
-        weights: Array = compute_class_weight(self.class_weight, classes=codes, y=labels, **options)
+        classes, y, options = self.classes_, self.classes_, {}
+        if not isinstance(self.class_weight, dict):  # a dict does not depend on the rows
+            if labels.ndim == 2:
+                contract.fail(FIT, "class_weight", "be None or a dict if y has probabilities", repr(self.class_weight))
+            classes, y, options = np.arange(len(classes)), labels, {} if samples is None else {"sample_weight": samples}
+        weights: Array = compute_class_weight(self.class_weight, classes=classes, y=y, **options)
         return weights
 
     def _start(self, X: Any, rows: int) -> Array:
@@ -234,7 +234,7 @@ class _Problem(NamedTuple):
     Its argument is a vector of float64 that holds W^T [D, rows] and the intercepts [rows].
     """
 
-    head: Head  # without W and b
+    head: Head  # its W and b are replaced in each call
     penalty: float
     rows: int  # of coef_
     intercepts: bool
