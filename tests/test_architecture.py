@@ -36,6 +36,9 @@ FRAMEWORKS = {
     "peft",
     "accelerate",
     "trl",
+    "xgboost",
+    "lightgbm",
+    "catboost",
 }
 OPTIONS = (
     "label_smoothing",
@@ -216,7 +219,9 @@ def test_import_loads_numpy_and_no_framework():
     assert "numpy" in loaded
     modules = json.loads(python("import softxent, sys, json; print(json.dumps([m for m in sys.modules if m.startswith('softxent.')]))"))
     assert not [
-        m for m in modules if m.split(".")[1] in ("proof", "demo", "bench", "torch", "jax", "sklearn", "cli", "explanation", "conformance")
+        m
+        for m in modules
+        if m.split(".")[1] in ("proof", "demo", "bench", "torch", "jax", "sklearn", "boosting", "cli", "explanation", "conformance")
     ]
 
 

@@ -10,6 +10,7 @@ import lightgbm
 import numpy as np
 import pytest
 import xgboost
+from cases import python
 
 import softxent
 from softxent.boosting import CatBoostObjective, LightGBMObjective, XGBoostObjective
@@ -212,3 +213,18 @@ def test_what_does_not_fit_is_an_error(options, labels, scores, message):
     for objective in (XGBoostObjective, LightGBMObjective):
         with pytest.raises(ValueError, match=f"^{objective.__name__}: {message}"):
             objective(**options)(np.array(labels), scores)
+
+
+def test_boosting_imports_no_library_and_sklearn_names_its_extra():
+    code = """
+import sys, softxent.boosting
+print(*sorted({name.partition(".")[0] for name in sys.modules} & {"xgboost", "lightgbm", "catboost", "sklearn", "scipy"}))
+sys.modules["sklearn"] = None
+try:
+    import softxent.sklearn
+except ModuleNotFoundError as error:
+    print(error, error.name)
+"""
+    none, message = python(code).splitlines()
+    assert not none
+    assert message == "softxent.sklearn needs the extra \"sklearn\"; in a clone of softxent: pip install '.[sklearn]' sklearn"

@@ -1,6 +1,6 @@
-"""`python -m softxent.bench` runs the benchmark. The subcommands are `linear`, `options`, `filter`, `distributed`, `training`,
-`sklearn` and `boosting`, further benchmarks; `readme`, which writes the table of README.md; and `worker` and the names that end in it, which the benchmark runs for its
-processes."""
+"""`python -m softxent.bench` runs the benchmark. The subcommands are `linear`, `options`, `filter`, `distributed`, `training`, `sklearn`
+and `boosting`, further benchmarks; `readme`, which writes the table of README.md; and `worker` and the names that end in it, which the
+benchmark runs for its processes."""
 
 from __future__ import annotations
 
