@@ -244,7 +244,8 @@ class _Problem(NamedTuple):
             options = {"gtol": tol, "maxiter": max_iter, "ftol": 64 * np.finfo(np.float64).eps, "maxls": 50}
             found = minimize(self.loss_and_gradient, start.ravel(), jac=True, method="L-BFGS-B", options=options)
         else:
-            options = {"gtol": tol, "maxiter": max_iter}
+            # From the default radius, 1, coefficients of some hundreds take 100 iterations in place of 25.
+            options = {"gtol": tol, "maxiter": max_iter, "initial_trust_radius": 100.0, "max_trust_radius": 1e6}
             found = minimize(
                 self.loss_and_gradient, start.ravel(), jac=True, hessp=self.hessian_product, method="trust-ncg", options=options
             )
