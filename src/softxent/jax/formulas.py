@@ -37,7 +37,7 @@ class Rows:
 
 def outputs(x: Partials, rows: Rows) -> list[Array]:
     y, r, q, *_ = rows.numbers
-    return [jnp.where(rows.ignored, 0, found).reshape(rows.shape) for found in formula.outputs(x, y, r, q)]
+    return [jnp.where(rows.ignored, jnp.zeros_like(found), found).reshape(rows.shape) for found in formula.outputs(x, y, r, q)]
 
 
 def rows(call: Call, temperature: float, cap: float, more: bool) -> list[Array]:

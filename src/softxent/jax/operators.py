@@ -229,7 +229,7 @@ def _given(tangent: Any) -> Any:
 
 
 def _tangent(tangent: Any, result: Any) -> Any:
-    return ad.Zero.from_primal_value(result) if tangent is None else tangent
+    return ad.Zero(jax.typeof(result).to_tangent_aval()) if tangent is None else tangent
 
 
 def _transposed(primitive: Primitive) -> Callable[[Any], Any]:
