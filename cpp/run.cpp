@@ -100,6 +100,13 @@ void give_back(void* block) noexcept {
   ::free(swap_kept(slot_of(k->bytes), *k, [&](const Kept& was) { return was.bytes <= k->bytes; }).data);
   delete k;
 }
+void advise(void* data, size_t bytes) {
+#if defined(__linux__)
+  const uintptr_t first = ((uintptr_t)data + PAGE - 1) / PAGE * PAGE, end = ((uintptr_t)data + bytes) / PAGE * PAGE;
+  if (first < end) madvise((void*)first, end - first, MADV_HUGEPAGE);
+#endif
+  (void)data, (void)bytes;
+}
 Kept large_block(size_t bytes) {
   const size_t whole = (bytes + PAGE - 1) / PAGE * PAGE;
   const int slot = slot_of(whole);
@@ -109,9 +116,7 @@ Kept large_block(size_t bytes) {
   }
   const Kept mine = {aligned_alloc(PAGE, whole), whole};
   if (!mine.data) throw std::bad_alloc();
-#if defined(__linux__)
-  madvise(mine.data, whole, MADV_HUGEPAGE);
-#endif
+  advise(mine.data, whole);
   return mine;
 }
 void trim() {

@@ -24,6 +24,9 @@ bool run(Op, Job, Type, Off kind, int threads, Interrupted);
 // The sum in NumPy's order, so that a loss has the same bits however it is called: halves, down to 128 numbers, and eight sums of those.
 double sum_as_numpy(const double* a, int64_t n);
 
+// Asks for huge pages in memory that nobody has written to.
+void advise(void* data, size_t bytes);
+
 // Memory in whole pages, that of an earlier block if there is one; `give_back` takes a `new Kept`, and `trim` frees what was given back.
 struct Kept {
   void* data;

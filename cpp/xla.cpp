@@ -5,7 +5,7 @@
 //   z [*rows, C]    label [*rows], int32 or int64    off [C], [*rows, C]    v [*rows, C]    parts [7, *rows, 2]    total
 //   numbers of the rows: those of Number whose entry in the attribute `fixed` is NaN; the others are in `fixed`, then temperature and cap
 // label, total, off and numbers may have a prefix of *rows as their shape: all rows of an entry then share it. total is the sum of the
-// rows' weights, whose inverse is g; the losses are then added up as its shape says, and divided by it. Labels at the lower end of their
+// rows' weights, whose inverse is g; the losses are then divided by it, and added up if their result has fewer axes than the rows. Labels at the lower end of their
 // type are special: IGNORED, LARGEST and OUTSIDE, in this order, of which the last makes y NaN. parts are float64 numbers as pairs of uint32,
 // for XLA has no float64 unless JAX enables it.
 #include <atomic>
@@ -114,15 +114,15 @@ static bool set_label(Job& j, const Buffer& label, Rows& memory) {
   bool outside = false;
   typed(label, [&](auto* a) {
     typedef std::remove_reference_t<decltype(*a)> T;
-    if constexpr (std::is_same_v<T, int32_t> || std::is_same_v<T, int64_t>)
-      for (int64_t i = 0; i < n; i++) {
-        const bool special = a[i] <= std::numeric_limits<T>::min() + 2;
-        const int64_t t = special ? IGNORED + (a[i] - std::numeric_limits<T>::min()) : a[i];
-        outside |= t == OUTSIDE;
-        std::fill_n(out + i * each, n == 1 ? 1 : each, t);
+    if constexpr (std::is_same_v<T, int32_t> || std::is_same_v<T, int64_t>) {
+      constexpr T least = std::numeric_limits<T>::min(), most = least + 2;
+      for (int64_t i = 0; i < n; i++) {  // without a branch, so that it is done for several labels at once
+        out[i] = (int64_t)a[i] + (a[i] <= most ? IGNORED - (int64_t)least : 0);
+        outside |= out[i] == OUTSIDE;
       }
-    else
-      need(false, "softxent: label must be int32 or int64");
+      for (int64_t i = n - 1; n > 1 && each > 1 && i >= 0; i--) std::fill_n(out + i * each, each, int64_t(out[i]));
+    }
+    need(std::is_integral_v<T> && !std::is_same_v<T, bool>, "softxent: label must be int32 or int64");
   });
   j.label = out;
   j.label_step = n == 1 ? 0 : 1;
@@ -162,16 +162,14 @@ static void set_numbers(Job& j, Arguments& args, ffi::Span<const double> fixed, 
   j.number_row = same ? 0 : 1;
 }
 
-// Writes the results of the rows; losses are added up if there are fewer entries than rows.
-static void write_rows(const double* found, int64_t rows, const Buffer& out, const double* total) {
-  const int64_t n = out.element_count(), each = rows / (n ? n : 1);
+// Writes results of the rows: each, or the sum of those that share an entry, divided by the total of the entry.
+static void write_rows(const double* found, int64_t rows, const Buffer& out, const std::vector<double>& totals) {
+  const int64_t n = out.element_count(), each = rows / (n ? n : 1), shared = totals.empty() ? 1 : n / totals.size();
   typed(out, [&](auto* a) {
     typedef std::remove_reference_t<decltype(*a)> T;
     for (int64_t i = 0; i < n; i++) {
-      if (total)
-        a[i] = (T)(total[i] != 0 ? sum_as_numpy(found + i * each, each) / total[i] : __builtin_nan(""));
-      else
-        a[i] = (T)found[i];
+      const double sum = each == 1 ? found[i] : sum_as_numpy(found + i * each, each), total = totals.empty() ? 1 : totals[i / shared];
+      a[i] = (T)(total == 1 ? sum : total != 0 ? sum / total : __builtin_nan(""));
     }
   });
 }
@@ -203,6 +201,7 @@ static ffi::Error compute(Op op, ffi::RemainingArgs buffers, ffi::RemainingRets 
     const Buffer dz = output(rets, ret++);
     need(dz.element_count() == z.element_count() && dz.element_type() == z.element_type(), "softxent: the result must be like z");
     j.dz = dz.untyped_data();
+    if (j.dz != j.z) advise(j.dz, dz.size_bytes());  // XLA takes new memory for a large result: 125 MiB in small pages cost 90 ms
     j.dz_step = j.cols;
   }
   const int64_t results = op == CURVATURE ? PRODUCTS : given & WITH_ENTROPY ? OUTPUTS : LSE + 1;
@@ -248,13 +247,10 @@ static ffi::Error compute(Op op, ffi::RemainingArgs buffers, ffi::RemainingRets 
     if (groups > 1) p.off = (const char*)j.off + i * j.cols * (kind == SAME ? size : 4);
     run(op == FUSED && given & PARTS_READ ? BACKWARD : op, p, type, kind, most_threads, nullptr);
   }
-  std::vector<double> totals;
-  if (!total.empty()) {
-    totals.resize(total[0].element_count());
-    spread(total[0], totals.size(), totals.data());
-  }
+  std::vector<double> totals(total.empty() ? 0 : total[0].element_count());
+  if (!total.empty()) spread(total[0], totals.size(), totals.data());
   const size_t last = rets.size() - (given & PARTS_WRITTEN ? 1 : 0);
-  for (int64_t k = 0; ret < last; k++, ret++) write_rows(j.result + k * j.rows, j.rows, output(rets, ret), k || total.empty() ? nullptr : totals.data());
+  for (int64_t k = 0; ret < last; k++, ret++) write_rows(j.result + k * j.rows, j.rows, output(rets, ret), totals);
   return ffi::Error::Success();
 }
 
@@ -278,7 +274,7 @@ static ffi::Error merge(ffi::RemainingArgs buffers, ffi::RemainingRets rets, ffi
   j.entropy = true;
   std::vector<double> copy((const double*)sums.untyped_data(), (const double*)sums.untyped_data() + shards * PARTS * j.rows);
   isa().merge(j, copy.data(), pairs.begin(), pairs.size() / 2);
-  for (size_t k = 0; k + 1 < rets.size(); k++) write_rows(j.result + k * j.rows, j.rows, output(rets, k), nullptr);
+  for (size_t k = 0; k + 1 < rets.size(); k++) write_rows(j.result + k * j.rows, j.rows, output(rets, k), {});
   return ffi::Error::Success();
 }
 

@@ -75,14 +75,14 @@ def log_softmax(call: Call, temperature: float, cap: float) -> Array:
     return times(scale[:, None], formula.surprisal(z, x)).reshape(call.z.shape).astype(call.z.dtype)
 
 
-def mean(call: Call, temperature: float, cap: float) -> Array:
-    """Return the sums of the losses that share a total, divided by it."""
-    loss = rows(call, temperature, cap, False)[0]
-    return loss.sum(tuple(range(call.total.ndim, loss.ndim))) / jnp.where(call.total == 0, np.nan, call.total)
+def mean(call: Call, temperature: float, cap: float, kept: int) -> Array:
+    """Return the losses divided by `total`, added up over the axes of the rows except for the first `kept` ones."""
+    losses = rows(call, temperature, cap, False)[0] / by_row(jnp.where(call.total == 0, np.nan, call.total), call.rows)
+    return losses.sum(tuple(range(kept, losses.ndim)))
 
 
-def mean_and_gradient(call: Call, temperature: float, cap: float) -> list[Array]:
-    return [mean(call, temperature, cap), gradient(call._replace(g=inverse(call.total)), temperature, cap)]
+def mean_and_gradient(call: Call, temperature: float, cap: float, kept: int) -> list[Array]:
+    return [mean(call, temperature, cap, kept), gradient(call._replace(g=inverse(call.total)), temperature, cap)]
 
 
 def inverse(total: Array) -> Array:

@@ -104,7 +104,7 @@ def softmax_cross_entropy_with_integer_labels(logits: Any, labels: Any, axis: in
     if t.dtype.kind not in "iu":
         fail(fn, "labels", "be integers", t.dtype, TypeError)
     label = class_labels(fn, t, z.shape[-1], None, False)
-    return operators.rows(Call(z, label, y=1.0))[0].astype(z.dtype)
+    return operators.mean(Call(z, label, total=jnp.int32(1), y=1.0), kept=label.ndim).astype(z.dtype)
 
 
 def softmax_cross_entropy(logits: Any, labels: Any, axis: int = -1, where: Any = None) -> Array:
@@ -126,7 +126,7 @@ def softmax_cross_entropy(logits: Any, labels: Any, axis: int = -1, where: Any =
     off = t if t.dtype in (z.dtype, arguments.computed_in(z.dtype)) else t.astype(arguments.computed_in(z.dtype))
     if where is not None:
         off = jnp.where(z == -jnp.inf, 0, off)
-    return operators.rows(Call(z, special(LARGEST, jnp.int32), off, r=1.0))[0].astype(z.dtype)
+    return operators.mean(Call(z, special(LARGEST, jnp.int32), off, total=jnp.int32(1), r=1.0), kept=z.ndim - 1).astype(z.dtype)
 
 
 def _logits_and_labels(fn: str, logits: Any, labels: Any, axis: int, where: Any = None) -> tuple[Array, Array, int]:

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.mlir import ir
 
 from .. import kernels
 from .arrays import Array, computed_in, widest
@@ -40,8 +41,8 @@ def rows(call: Call, temperature: float, cap: float, more: bool) -> list[Array]:
     return _called("softxent_forward", results, call, 4, temperature, cap, WITH_ENTROPY * more)
 
 
-def gradient(call: Call, temperature: float, cap: float) -> Array:
-    return _called("softxent_fused", [_like(call)], call, _numbers(call), temperature, cap)[0]
+def gradient(call: Call, temperature: float, cap: float, in_place: bool = False) -> Array:
+    return _called("softxent_fused", [_like(call)], call, _numbers(call), temperature, cap, in_place=in_place)[0]
 
 
 def curvature(call: Call, temperature: float, cap: float) -> list[Array]:
@@ -53,13 +54,28 @@ def log_softmax(call: Call, temperature: float, cap: float) -> Array:
     return _called("softxent_log_softmax", [_like(call)], call, 1, temperature, cap)[0]
 
 
-def mean(call: Call, temperature: float, cap: float) -> Array:
-    return _called("softxent_forward", [_total(call)], call, 4, temperature, cap)[0]
+def mean(call: Call, temperature: float, cap: float, kept: int) -> Array:
+    return _called("softxent_forward", [_kept(call, kept)], call, 4, temperature, cap)[0]
 
 
-def mean_and_gradient(call: Call, temperature: float, cap: float) -> list[Array]:
-    dz, loss = _called("softxent_fused", [_like(call), _total(call)], call, 4, temperature, cap)
+def mean_and_gradient(call: Call, temperature: float, cap: float, kept: int, in_place: bool = False) -> list[Array]:
+    dz, loss = _called("softxent_fused", [_like(call), _kept(call, kept)], call, 4, temperature, cap, in_place=in_place)
     return [loss, dz]
+
+
+def may_be_overwritten(logits: ir.Value) -> bool:
+    """Whether a gradient should take the memory of these logits, as a value of MLIR: they are computed in the function, or donated to it.
+
+    XLA gives a result the memory of an operand, without a copy, only if it is told to; and if the operand is needed any more, or belongs to
+    the caller, it copies it first.
+    """
+    if not isinstance(logits, ir.BlockArgument):
+        return True
+    function = logits.owner.owner
+    if "arg_attrs" not in function.attributes or function.attributes["sym_visibility"] != ir.StringAttr.get("public"):
+        return True
+    given = ir.DictAttr(function.attributes["arg_attrs"][logits.arg_number])
+    return "tf.aliasing_output" in given or "jax.buffer_donor" in given
 
 
 def _numbers(call: Call) -> int:
@@ -75,16 +91,17 @@ def _like(call: Call) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(call.z.shape, call.z.dtype)
 
 
-def _total(call: Call) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(call.total.shape, widest())
+def _kept(call: Call, axes: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(call.rows[:axes], widest())
 
 
-def _called(name: str, results: Any, call: Call, count: int, temperature: float, cap: float, given: int = 0) -> list[Array]:
+def _called(
+    name: str, results: Any, call: Call, count: int, temperature: float, cap: float, given: int = 0, in_place: bool = False
+) -> list[Array]:  # fmt: skip
     """Call a handler with the arrays of the call, and `count` of its numbers."""
     numbers = call[-len(NUMBERS) :][:count]
     there = {LABEL: call.label, OFF: call.off, V: call.v, TOTAL: call.total}
     arrays = [x for x in (*there.values(), *numbers) if not isinstance(x, float)]
     given |= sum(bit for bit, x in there.items() if not isinstance(x, float))
     fixed = np.array([x if isinstance(x, float) else math.nan for x in numbers] + [temperature, cap])
-    aliases = {0: 0} if name == "softxent_fused" else {}  # XLA copies the logits if they are needed any more
-    return list(jax.ffi.ffi_call(name, results, input_output_aliases=aliases)(call.z, *arrays, fixed=fixed, given=np.int64(given)))
+    return list(jax.ffi.ffi_call(name, results, input_output_aliases={0: 0} if in_place else {})(call.z, *arrays, fixed=fixed, given=np.int64(given)))

@@ -69,14 +69,14 @@ def log_softmax(call: Call, temperature: float = 1.0, cap: float = math.inf) -> 
     return _bound(log_softmax_p, call, temperature, cap)
 
 
-def mean(call: Call, temperature: float = 1.0, cap: float = math.inf) -> Array:
-    """Return the sum of the losses divided by `total`. If `total` has axes, they are the first ones of the rows, and remain."""
-    return _bound(mean_p, call, temperature, cap)
+def mean(call: Call, temperature: float = 1.0, cap: float = math.inf, kept: int = 0) -> Array:
+    """Return the losses divided by `total`, added up over the axes of the rows except for the first `kept` ones."""
+    return _bound(mean_p, call, temperature, cap, kept=kept)
 
 
-def mean_and_gradient(call: Call, temperature: float = 1.0, cap: float = math.inf) -> list[Array]:
-    """Return `mean` and its gradient by the logits, computed in one pass."""
-    return list(_bound(mean_and_gradient_p, call, temperature, cap))
+def mean_and_gradient(call: Call, temperature: float = 1.0, cap: float = math.inf, kept: int = 0) -> list[Array]:
+    """Return `mean` and the gradient of its sum by the logits, computed in one pass."""
+    return list(_bound(mean_and_gradient_p, call, temperature, cap, kept=kept))
 
 
 def _bound(primitive: Primitive, call: Call, temperature: float, cap: float, **how: Any) -> Any:
@@ -116,8 +116,8 @@ def _primitive(name: str, kernel: Any, equations: Any, results: Callable[..., An
     primitive = Primitive(f"softxent_{name}")
     primitive.multiple_results = name not in ("gradient", "curvature", "log_softmax", "mean")
 
-    def on_the_cpu(call: Call, by_formula: bool, **how: Any) -> Any:
-        return (equations if by_formula or _kernel_missing() else kernel)(call, **how)
+    def on_the_cpu(of_kernel: dict[str, Any], call: Call, by_formula: bool, **how: Any) -> Any:
+        return equations(call, **how) if by_formula or _kernel_missing() else kernel(call, **how, **of_kernel)
 
     def elsewhere(call: Call, by_formula: bool, **how: Any) -> Any:
         return equations(call, **how)
@@ -125,15 +125,20 @@ def _primitive(name: str, kernel: Any, equations: Any, results: Callable[..., An
     def of_operands(compute: Any) -> Any:
         return lambda *arrays, fixed, **how: compute(restored(arrays, fixed), **how)
 
+    def lowered_on_the_cpu(context: Any, *values: Any, **parameters: Any) -> Any:
+        how = {"in_place": native.may_be_overwritten(values[0])} if name in ("gradient", "mean_and_gradient") else {}
+        return mlir.lower_fun(of_operands(partial(on_the_cpu, how)), primitive.multiple_results)(context, *values, **parameters)
+
     def batched(arrays: Sequence[Any], dims: Sequence[Any], **parameters: Any) -> Any:
+        parameters |= {"kept": parameters["kept"] + 1} if "kept" in parameters else {}
         found = primitive.bind(*_batched(arrays, dims, parameters["fixed"]), **parameters)
         return found, [0] * len(found) if primitive.multiple_results else 0
 
     primitive.def_impl(lambda *arrays, **parameters: _compiled(primitive, tuple(sorted(parameters.items())))(*arrays))
     primitive.def_abstract_eval(of_operands(lambda call, temperature, cap, by_formula, **how: results(call, **how)))
     batching.primitive_batchers[primitive] = batched
-    for compute, platform in ((elsewhere, None), (on_the_cpu, "cpu")):
-        mlir.register_lowering(primitive, mlir.lower_fun(of_operands(compute), primitive.multiple_results), platform)
+    mlir.register_lowering(primitive, mlir.lower_fun(of_operands(elsewhere), primitive.multiple_results))
+    mlir.register_lowering(primitive, lowered_on_the_cpu, "cpu", cacheable=False)  # for it looks at where the logits come from
     return primitive
 
 
@@ -153,7 +158,7 @@ def _batched(arrays: Sequence[Array], dims: Sequence[int | None], fixed: Fixed) 
     def moved(name: str, a: Array, dim: int | None) -> Array:
         if dim is not None:
             return jnp.moveaxis(a, dim, 0)
-        shared = name not in ("z", "v", "total") and a.ndim == (name == "off")
+        shared = name not in ("z", "v") and a.ndim == (name == "off")
         return a if shared else jnp.broadcast_to(a, (size, *a.shape))
 
     there = (name for name, x in zip(Call._fields, fixed, strict=True) if x is None)
@@ -182,8 +187,8 @@ def _of_rows(call: Call) -> ShapedArray:
     return ShapedArray(call.rows, jnp.dtype(widest()))
 
 
-def _of_total(call: Call) -> ShapedArray:
-    return ShapedArray(call.total.shape, jnp.dtype(widest()))
+def _of_kept(call: Call, kept: int) -> ShapedArray:
+    return ShapedArray(call.rows[:kept], jnp.dtype(widest()))
 
 
 def _outputs(call: Call, more: bool) -> list[ShapedArray]:
@@ -197,9 +202,9 @@ curvature_p = _primitive(
     "curvature", lambda *a, **how: native.curvature(*a, **how)[0], lambda *a, **how: formulas.curvature(*a, **how)[0], _like_logits
 )
 log_softmax_p = _primitive("log_softmax", native.log_softmax, formulas.log_softmax, _like_logits)
-mean_p = _primitive("mean", native.mean, formulas.mean, _of_total)
+mean_p = _primitive("mean", native.mean, formulas.mean, _of_kept)
 mean_and_gradient_p = _primitive(
-    "mean_and_gradient", native.mean_and_gradient, formulas.mean_and_gradient, lambda call: [_of_total(call), _like_logits(call)]
+    "mean_and_gradient", native.mean_and_gradient, formulas.mean_and_gradient, lambda call, kept: [_of_kept(call, kept), _like_logits(call)]
 )
 
 
@@ -396,29 +401,29 @@ def _(call: Call, moving: Tangents, temperature: float, cap: float) -> Any:
 
 
 @_differentiated(mean_p)
-def _(call: Call, moving: Tangents, temperature: float, cap: float) -> Any:
-    def of(call: Call) -> Array:
-        loss = rows(call._replace(total=0.0), temperature, cap)[0]
-        return summed_to(loss, call.total.shape) * reciprocal(call.total)
-
+def _(call: Call, moving: Tangents, temperature: float, cap: float, kept: int) -> Any:
     found, moved = None, None
     if moving.z is not None:
-        found, dz = mean_and_gradient(call, temperature, cap)
-        moved = summed_to((dz * moving.z).sum(-1, dtype=widest()), call.total.shape)
+        found, dz = mean_and_gradient(call, temperature, cap, kept)
+        moved = (dz * moving.z).sum(tuple(range(kept, dz.ndim)), dtype=widest())
     if any(t is not None for t in moving._replace(z=None)):
-        other, more = _jvp_of(of, call, moving._replace(z=None))
+        other, more = _jvp_of(lambda c: _composed_mean(c, temperature, cap, kept), call, moving._replace(z=None))
         found, moved = (other, more) if moved is None else (found, moved + more)
     return found, moved
 
 
 @_differentiated(mean_and_gradient_p)
-def _(call: Call, moving: Tangents, temperature: float, cap: float) -> Any:
+def _(call: Call, moving: Tangents, temperature: float, cap: float, kept: int) -> Any:
     def of(call: Call) -> list[Array]:
-        bare = call._replace(total=0.0)
-        loss = summed_to(rows(bare, temperature, cap)[0], call.total.shape) * reciprocal(call.total)
-        return [loss, gradient(bare._replace(g=inverse(call.total)), temperature, cap)]
+        dz = gradient(call._replace(total=0.0, g=inverse(call.total)), temperature, cap)
+        return [_composed_mean(call, temperature, cap, kept), dz]
 
-    return mean_and_gradient(call, temperature, cap), _jvp_of(of, call, moving)[1]
+    return mean_and_gradient(call, temperature, cap, kept), _jvp_of(of, call, moving)[1]
+
+
+def _composed_mean(call: Call, temperature: float, cap: float, kept: int) -> Array:
+    losses = rows(call._replace(total=0.0), temperature, cap)[0] * by_row(reciprocal(call.total), call.rows)
+    return losses.sum(tuple(range(kept, losses.ndim)))
 
 
 def reciprocal(total: Array) -> Array:
