@@ -8,8 +8,9 @@
 // rows' weights, whose inverse is g; the losses are then divided by it, and added up if their result has fewer axes than the rows. Labels at the lower end of their
 // type are special: IGNORED, LARGEST and OUTSIDE, in this order, of which the last makes y NaN. parts are float64 numbers as pairs of uint32,
 // for XLA has no float64 unless JAX enables it.
-#include <atomic>
 #include <algorithm>
+#include <atomic>
+#include <cfenv>
 #include <exception>
 #include <limits>
 #include <stdexcept>
@@ -278,7 +279,20 @@ static ffi::Error merge(ffi::RemainingArgs buffers, ffi::RemainingRets rets, ffi
   return ffi::Error::Success();
 }
 
+// XLA flushes subnormal numbers to 0 on its threads. During a call they are kept, so that the results have the bits that they have elsewhere.
+class Subnormals {
+  std::fenv_t before;
+
+ public:
+  Subnormals() {
+    std::fegetenv(&before);
+    std::fesetenv(FE_DFL_ENV);
+  }
+  ~Subnormals() { std::fesetenv(&before); }
+};
+
 template <class F> static ffi::Error guarded(F f) {
+  const Subnormals kept;
   try {
     return f();
   } catch (const std::exception& error) {

@@ -30,7 +30,14 @@ try:
 except ModuleNotFoundError:
     torch = None  # a wheel is tested without it
 
-BACKENDS = [b.name for b in softxent.backends() if b.available]
+try:
+    import jax_backend
+except ModuleNotFoundError:
+    jax_backend = None  # a wheel is tested without JAX
+else:
+    kernels._NAMES["jax"] = jax_backend
+
+BACKENDS = [b.name for b in softxent.backends() if b.available] + ["jax"] * (jax_backend is not None)
 DTYPES = {"f32": np.dtype("float32"), "f64": np.dtype("float64"), "bf16": np.dtype(ml_dtypes.bfloat16), "f16": np.dtype("float16")}
 # rows x classes: one class; fewer, as many and more classes than a vector of any width, a tile, or a block of 4096; several blocks
 SHAPES = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -78,6 +79,35 @@ def may_be_overwritten(logits: ir.Value) -> bool:
     return "tf.aliasing_output" in given or "jax.buffer_donor" in given
 
 
+# ---- shards of the classes ----
+
+
+def forward(call: Call, temperature: float, cap: float) -> Array:
+    """Return the sums of the rows over the classes of the call: float64 [7, *rows], as pairs of uint32."""
+    results = [*[_row(call)] * 4, _row(call, jnp.bool_), jax.ShapeDtypeStruct((7, *call.rows, 2), jnp.uint32)]
+    return _called("softxent_forward", results, call, 4, temperature, cap, WITH_ENTROPY | PARTS_WRITTEN)[-1]
+
+
+def merge(sums: Array, pairs: Sequence[tuple[int, int]], call: Call) -> list[Array]:
+    """Merge sums [K, 7, *rows, 2] over different classes in this order. Returns the five outputs of the rows, and their sums.
+
+    The logits of `call` are not read.
+    """
+    results = [*[_row(call)] * 4, _row(call, jnp.bool_), jax.ShapeDtypeStruct((7, *call.rows, 2), jnp.uint32)]
+    numbers, fixed = _numbers_of(call, 4, 1.0, math.inf)
+    order = np.array(pairs, np.int64).reshape(-1)
+    return list(jax.ffi.ffi_call("softxent_merge", results)(sums, call.label, *numbers, fixed=fixed, pairs=order))
+
+
+def backward(call: Call, sums: Array, temperature: float, cap: float, in_place: bool = False) -> Array:
+    """Return the gradient from the sums over all classes."""
+    count = _numbers(call)
+    return _called("softxent_fused", [_like(call)], call, count, temperature, cap, 0, in_place, sums)[0]
+
+
+# ---- calls ----
+
+
 def _numbers(call: Call) -> int:
     """Return how many numbers the kernel is given: without the last three if these are 0."""
     return 4 if all(isinstance(x, float) and x == 0 for x in (call.l, call.b, call.n)) else 7
@@ -96,12 +126,19 @@ def _kept(call: Call, axes: int) -> jax.ShapeDtypeStruct:
 
 
 def _called(
-    name: str, results: Any, call: Call, count: int, temperature: float, cap: float, given: int = 0, in_place: bool = False
+    name: str, results: Any, call: Call, count: int, temperature: float, cap: float, given: int = 0, in_place: bool = False,
+    parts: Any = 0.0,
 ) -> list[Array]:  # fmt: skip
     """Call a handler with the arrays of the call, and `count` of its numbers."""
-    numbers = call[-len(NUMBERS) :][:count]
-    there = {LABEL: call.label, OFF: call.off, V: call.v, TOTAL: call.total}
-    arrays = [x for x in (*there.values(), *numbers) if not isinstance(x, float)]
+    there = {LABEL: call.label, OFF: call.off, V: call.v, PARTS_READ: parts, TOTAL: call.total}
+    numbers, fixed = _numbers_of(call, count, temperature, cap)
+    arrays = [x for x in there.values() if not isinstance(x, float)] + numbers
     given |= sum(bit for bit, x in there.items() if not isinstance(x, float))
-    fixed = np.array([x if isinstance(x, float) else math.nan for x in numbers] + [temperature, cap])
     return list(jax.ffi.ffi_call(name, results, input_output_aliases={0: 0} if in_place else {})(call.z, *arrays, fixed=fixed, given=np.int64(given)))
+
+
+def _numbers_of(call: Call, count: int, temperature: float, cap: float) -> tuple[list[Array], Any]:
+    """Return the numbers that are arrays, and the attribute `fixed` with the others."""
+    numbers = call[-len(NUMBERS) :][:count]
+    fixed = np.array([x if isinstance(x, float) else math.nan for x in numbers] + [temperature, cap])
+    return [x for x in numbers if not isinstance(x, float)], fixed
