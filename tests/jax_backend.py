@@ -29,12 +29,11 @@ def as_parts(found: Any) -> np.ndarray:
 
 def forward(z, label, numbers, off, transform, result, parts, threads) -> None:
     with jax.enable_x64(True):
-        of = call(z, label, numbers[:4], off)
-        found = native.rows(of, *transform, len(result) > 2)
-        for row, got in zip(result, found, strict=True):
+        *rows, sums = native.forward(call(z, label, numbers[:4], off), *transform)
+        for row, got in zip(result, rows, strict=False):
             row[:] = got
         if parts is not None:
-            parts[:] = as_parts(native.forward(of, *transform))
+            parts[:] = as_parts(sums)
 
 
 def backward(z, label, numbers, off, transform, parts, out, threads) -> None:

@@ -82,10 +82,9 @@ def may_be_overwritten(logits: ir.Value) -> bool:
 # ---- shards of the classes ----
 
 
-def forward(call: Call, temperature: float, cap: float) -> Array:
-    """Return the sums of the rows over the classes of the call: float64 [7, *rows], as pairs of uint32."""
-    results = [*[_row(call)] * 4, _row(call, jnp.bool_), jax.ShapeDtypeStruct((7, *call.rows, 2), jnp.uint32)]
-    return _called("softxent_forward", results, call, 4, temperature, cap, WITH_ENTROPY | PARTS_WRITTEN)[-1]
+def forward(call: Call, temperature: float, cap: float) -> list[Array]:
+    """Return the five outputs of the rows, and their sums over the classes of the call: float64 [7, *rows], as pairs of uint32."""
+    return _called("softxent_forward", _with_sums(call), call, 4, temperature, cap, WITH_ENTROPY | PARTS_WRITTEN)
 
 
 def merge(sums: Array, pairs: Sequence[tuple[int, int]], call: Call) -> list[Array]:
@@ -93,16 +92,19 @@ def merge(sums: Array, pairs: Sequence[tuple[int, int]], call: Call) -> list[Arr
 
     The logits of `call` are not read.
     """
-    results = [*[_row(call)] * 4, _row(call, jnp.bool_), jax.ShapeDtypeStruct((7, *call.rows, 2), jnp.uint32)]
     numbers, fixed = _numbers_of(call, 4, 1.0, math.inf)
     order = np.array(pairs, np.int64).reshape(-1)
-    return list(jax.ffi.ffi_call("softxent_merge", results)(sums, call.label, *numbers, fixed=fixed, pairs=order))
+    return list(jax.ffi.ffi_call("softxent_merge", _with_sums(call))(sums, call.label, *numbers, fixed=fixed, pairs=order))
 
 
 def backward(call: Call, sums: Array, temperature: float, cap: float, in_place: bool = False) -> Array:
     """Return the gradient from the sums over all classes."""
     count = _numbers(call)
     return _called("softxent_fused", [_like(call)], call, count, temperature, cap, 0, in_place, sums)[0]
+
+
+def _with_sums(call: Call) -> list[jax.ShapeDtypeStruct]:
+    return [*[_row(call)] * 4, _row(call, jnp.bool_), jax.ShapeDtypeStruct((7, *call.rows, 2), jnp.uint32)]
 
 
 # ---- calls ----
