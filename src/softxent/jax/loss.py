@@ -5,6 +5,7 @@ They check their arguments, turn the options into a `Call` and call the operator
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 from ..contract import fail
 from . import arguments, operators
 from .arguments import class_axis, class_labels, floats, labels_of
-from .arrays import Array
+from .arrays import Array, computed_in
 from .call import LARGEST, NO_LABEL, Call, special
 
 
@@ -67,7 +68,9 @@ def cross_entropy(
     """
     fn = "cross_entropy"
     given = arguments.options(fn, ignore_index, reduction, label_smoothing, z_loss, temperature, softcap)
-    z, t, _ = _logits_and_labels(fn, logits, labels, axis)
+    z = floats(fn, "logits", logits)
+    k = class_axis(fn, z, axis)
+    t, z = labels_of(fn, labels, z.shape, k), jnp.moveaxis(z, k, -1)
     w, sample = arguments.weights(fn, class_weight, sample_weight, z.shape[-1], z.shape[:-1])
     call, total = arguments.call_of(fn, z, t, w, sample, given, check)
     wanted, transform = (return_lse, return_entropy, return_logprobs, return_correct), (given.temperature, given.cap)
@@ -77,16 +80,17 @@ def cross_entropy(
     return arguments.results(found, total, given.reduction, wanted, z.dtype)
 
 
-def softmax_cross_entropy_with_integer_labels(logits: Any, labels: Any, axis: int = -1, where: Any = None) -> Array:
+def softmax_cross_entropy_with_integer_labels(logits: Any, labels: Any, axis: int | Sequence[int] | None = -1, where: Any = None) -> Array:
     """Compute the softmax cross-entropy of logits and class indices, with the signature of `optax`.
 
     The loss of a row is `lse(z) - z_t`, where t is its label.
 
     Args:
-        logits: [*rows, C], or with the classes on another axis (`axis`). float32, float64 (if JAX enables it), bfloat16 or float16.
-        labels: class indices [*rows], of any integer type.
-        axis: the class axis.
-        where: broadcasts to the shape of `logits`; classes where it is False are left out, as those with a logit of -inf.
+        logits: [*rows, C], or with the classes on other axes (`axis`). float32, float64 (if JAX enables it), bfloat16 or float16.
+        labels: class indices [*rows], of any integer type. With several class axes, they count through these in their order.
+        axis: the class axis, or several.
+        where: of the shape of `logits`, or [*rows]; classes where it is False are left out, as those with a logit of -inf. A row without
+            classes has loss 0.
 
     Returns:
         The loss of each row, [*rows], in the dtype of `logits`. It is NaN, as is the gradient of the row, where the label is out of range.
@@ -100,14 +104,16 @@ def softmax_cross_entropy_with_integer_labels(logits: Any, labels: Any, axis: in
     Source: Parts 1 to 3 of the derivation.
     """
     fn = "softmax_cross_entropy_with_integer_labels"
-    z, t, k = _logits_and_labels(fn, logits, labels, axis, where)
+    z, mask, lead = _flat_classes(fn, floats(fn, "logits", logits), axis, where)
+    t = labels_of(fn, labels, (*lead, z.shape[-1]), len(lead))
     if t.dtype.kind not in "iu":
         fail(fn, "labels", "be integers", t.dtype, TypeError)
     label = class_labels(fn, t, z.shape[-1], None, False)
-    return operators.mean(Call(z, label, total=jnp.int32(1), y=1.0), kept=label.ndim).astype(z.dtype)
+    loss = operators.mean(Call(_masked(z, mask), label, total=jnp.int32(1), y=1.0), kept=label.ndim).astype(z.dtype)
+    return loss if mask is None else jnp.where(mask.any(-1), loss, 0)
 
 
-def softmax_cross_entropy(logits: Any, labels: Any, axis: int = -1, where: Any = None) -> Array:
+def softmax_cross_entropy(logits: Any, labels: Any, axis: int | Sequence[int] | None = -1, where: Any = None) -> Array:
     """Compute the softmax cross-entropy of logits and probabilities, with the signature of `optax`.
 
     The loss of a row is `- sum_k y_k log softmax(z)_k`. The labels y need not sum to 1.
@@ -120,28 +126,35 @@ def softmax_cross_entropy(logits: Any, labels: Any, axis: int = -1, where: Any =
     Returns, raises, cost, source: as in `softmax_cross_entropy_with_integer_labels`.
     """
     fn = "softmax_cross_entropy"
-    shape = jnp.broadcast_shapes(jnp.shape(logits), jnp.shape(labels))
-    labels = jnp.broadcast_to(floats(fn, "labels", labels), shape)
-    z, t, _ = _logits_and_labels(fn, jnp.broadcast_to(floats(fn, "logits", logits), shape), labels, axis, where)
-    off = t if t.dtype in (z.dtype, arguments.computed_in(z.dtype)) else t.astype(arguments.computed_in(z.dtype))
-    if where is not None:
-        off = jnp.where(z == -jnp.inf, 0, off)
-    return operators.mean(Call(z, special(LARGEST, jnp.int32), off, total=jnp.int32(1), r=1.0), kept=z.ndim - 1).astype(z.dtype)
+    z, t = floats(fn, "logits", logits), floats(fn, "labels", labels)
+    shape = jnp.broadcast_shapes(z.shape, t.shape)
+    (z, mask, lead), (t, _, _) = (_flat_classes(fn, jnp.broadcast_to(a, shape), axis, where) for a in (z, t))
+    off = t if t.dtype in (z.dtype, computed_in(z.dtype)) else t.astype(computed_in(z.dtype))
+    off = off if mask is None else jnp.where(mask, off, 0)
+    call = Call(_masked(z, mask), special(LARGEST, jnp.int32), off, total=jnp.int32(1), r=1.0)
+    return operators.mean(call, kept=len(lead)).astype(z.dtype)
 
 
-def _logits_and_labels(fn: str, logits: Any, labels: Any, axis: int, where: Any = None) -> tuple[Array, Array, int]:
-    """Return the logits and the labels, with the classes on the last axis, and the class axis."""
-    z = floats(fn, "logits", logits)
-    k = class_axis(fn, z, axis)
-    t = labels_of(fn, labels, z.shape, k)
-    return _masked(jnp.moveaxis(z, k, -1), where, z.shape, k), t, k
+def _flat_classes(fn: str, z: Array, axis: int | Sequence[int] | None, where: Any) -> tuple[Array, Array | None, tuple[int, ...]]:
+    """Return an array and `where` with the class axes flattened to the last axis, and the shape of the rows, as optax takes them."""
+    axes = tuple(range(z.ndim)) if axis is None else tuple(axis) if isinstance(axis, Sequence) else (axis,)
+    classes = tuple(class_axis(fn, z, k) for k in axes)
+    rows = tuple(k for k in range(z.ndim) if k not in classes)
+    lead = tuple(z.shape[k] for k in rows)
 
+    def flat(a: Array) -> Array:
+        return a.transpose(rows + classes).reshape(*lead, -1)
 
-def _masked(z: Array, where: Any, shape: tuple[int, ...], axis: int) -> Array:
-    """Return the logits, which are -inf where `where` is False."""
     if where is None:
-        return z
-    return jnp.where(jnp.moveaxis(jnp.broadcast_to(where, shape), axis, -1), z, -jnp.inf)
+        return flat(z), None, lead
+    where = jnp.asarray(where)
+    where = jnp.expand_dims(where, classes) if where.ndim == len(rows) and where.ndim != z.ndim else where
+    return flat(z), flat(jnp.broadcast_to(where, z.shape)), lead
+
+
+def _masked(z: Array, mask: Array | None) -> Array:
+    """Return the logits, which are -inf where the mask is False."""
+    return z if mask is None else jnp.where(mask, z, -jnp.inf)
 
 
 def logsumexp(logits: Any, axis: int = -1, keepdims: bool = False) -> Array:

@@ -382,7 +382,8 @@ def _composed_curvature(call: Call, temperature: float, cap: float) -> Array:
     a = g * (mass + jnp.where(q == 0, 0.0, q * lse)) + l - b - n * entropy
     hv = slope * yhat * ((a - n + n * away) * apart + g * q * mean - n * dentropy)
     if cap != math.inf:
-        hv = hv + bend * v * gradient(call._replace(v=0.0), temperature, cap)
+        off = call.off if isinstance(call.off, float) else call.off.astype(wide)
+        hv = hv + bend * v * gradient(call._replace(z=z, v=0.0, off=off))
     return jnp.where(by_row(call.special(IGNORED), call.rows, True), 0.0, hv).astype(call.z.dtype)
 
 
