@@ -13,6 +13,7 @@ from cases import command
 
 import softxent.torch
 from softxent import bench
+from softxent.bench import jax as of_jax
 from softxent.bench import contenders, distributed, gpu, linear, measure, options, report
 from softxent.bench import readme as write_readme
 
@@ -219,3 +220,13 @@ def test_the_bench_of_processes_runs(tmp_path):
     assert [r["case"][0] for r in records] == ["logits", "options", "head"]
     assert all(len(s) == 2 and min(s) > 0 for r in records for s in r["seconds"].values())
     assert distributed.PARALLEL in (text := (tmp_path / "distributed.md").read_text()) and "| - |" in text
+
+
+def test_the_bench_of_jax_runs(tmp_path):
+    of_jax.run(2, tmp_path, quick=True)
+    records = json.loads((tmp_path / "jax.json").read_text())["records"]
+    assert [r["kind"] for r in records] == ["fresh", "in place"] * 2 + ["time"] + ["memory"] * 2
+    assert all(min(s) > 0 for r in records[:5] for s in r["seconds"].values())
+    assert records[-1]["extra"][of_jax.HEAD] > 0
+    text = (tmp_path / "jax.md").read_text()
+    assert text.count("\n| [") == 4 and text.count("\n| N=") == 3

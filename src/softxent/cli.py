@@ -73,6 +73,7 @@ def bench(
         bool,
         typer.Option("--training", help="Measure steps of transformers' Trainer with a patched model, and GRPO and DPO beside trl."),
     ] = False,
+    jax: Annotated[bool, typer.Option("--jax", help="Measure softxent.jax beside optax, under jax.jit.")] = False,
     gpu: Annotated[bool, typer.Option("--gpu", help="Measure on the GPU, beside PyTorch and Liger.")] = False,
     output: Annotated[Path | None, typer.Option(file_okay=False, help="Folder of tables and plot.", show_default="bench/results")] = None,
 ) -> None:
@@ -97,6 +98,10 @@ def bench(
             from .bench.training import run as of_training
 
             of_training(repeats, output or Path("bench/results"), quick)
+        elif jax:
+            from .bench.jax import run as under_jit
+
+            under_jit(repeats, output or Path("bench/results"), quick)
         elif gpu:
             from .bench.gpu import run as on_gpu
 

@@ -26,6 +26,7 @@ _EXTRAS = {
     "proof": {"sympy", "mpmath", "latex2mathml"},
     "torch": {"torch"},
     "dev": {"transformers", "trl", "peft", "accelerate"},
+    "jax": {"jax", "optax"},
 }
 
 
