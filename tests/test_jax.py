@@ -377,3 +377,10 @@ def test_without_handlers_jax_numpy_computes_and_one_warning_says_so(monkeypatch
 def test_importing_softxent_jax_without_jax_says_what_to_install():
     code = "import sys; sys.modules['jax'] = None\ntry:\n    import softxent.jax\nexcept ModuleNotFoundError as error:\n    print(error)"
     assert python(code).strip() == "softxent.jax needs JAX: pip install jax, or in a clone of softxent: pip install '.[jax]'"
+
+
+def test_logits_that_are_divided_among_devices_are_not_gathered():
+    from cases import HERE
+
+    with open(f"{HERE}/jax_on_eight_devices.py") as script:
+        assert python(script.read()).strip() == "equal"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from .. import formula
+from .. import formula, partials
 from ..partials import Partials, times
 from .arrays import Array, as_rows, widest
 from .call import IGNORED, LARGEST, NUMBERS, OUTSIDE, Call, by_row, off_by_row, special
@@ -47,9 +48,12 @@ def rows(call: Call, temperature: float, cap: float, more: bool) -> list[Array]:
 
 def gradient(call: Call, temperature: float, cap: float) -> Array:
     of = Rows(call, temperature, cap)
-    x = of.sums()
+    return _gradient(of, of.sums(), call.z)
+
+
+def _gradient(of: Rows, x: Partials, like: Array) -> Array:
     dz = formula.gradient(of.z, x, of.label, formula.coefficients(x, of.numbers), of.off)
-    return times(dz, of.slope).reshape(call.z.shape).astype(call.z.dtype)
+    return times(dz, of.slope).reshape(like.shape).astype(like.dtype)
 
 
 def curvature(call: Call, temperature: float, cap: float) -> list[Array]:
@@ -67,12 +71,34 @@ def curvature(call: Call, temperature: float, cap: float) -> list[Array]:
     return [hv, *(jnp.where(of.ignored, 0.0, found).reshape(of.shape) for found in (mean, at_label, by_off, dentropy))]
 
 
+def product(call: Call, temperature: float, cap: float) -> Array:
+    return curvature(call, temperature, cap)[0]
+
+
 def log_softmax(call: Call, temperature: float, cap: float) -> Array:
     """Return y log softmax(z)."""
     z = formula.transformed(as_rows(call.z.astype(widest()), 1), temperature, cap)[0]
     x = formula.partials(z, z.argmax(axis=1))  # the largest logit is kept apart, so that a value near 0 keeps its digits
     scale = -as_rows(jnp.broadcast_to(by_row(call.y, call.rows), call.rows).astype(z.dtype), 0)
     return times(scale[:, None], formula.surprisal(z, x)).reshape(call.z.shape).astype(call.z.dtype)
+
+
+def along(call: Call, temperature: float, cap: float, more: bool) -> list[Array]:
+    _, *sums = curvature(call, temperature, cap)
+    return loss_along(call, rows(bare(call), temperature, cap, False)[1], *sums)[: 4 if more else 2]
+
+
+def bare(call: Call) -> Call:
+    """Return the call for lse alone."""
+    return call._replace(v=0.0, off=0.0, y=0.0, r=0.0, q=0.0)
+
+
+def loss_along(call: Call, lse: Array, dlse: Array, dlogprob: Array, by_off: Array, dentropy: Array) -> list[Array]:
+    """Return the derivatives of loss, lse, log-probability and entropy, from the numbers of the rows that `curvature` gives."""
+    y, r, q = (by_row(x, call.rows) for x in (call.y, call.r, call.q))
+    y = jnp.where(by_row(call.special(OUTSIDE), call.rows), jnp.nan, y)
+    dloss = jnp.where(q == 0, 0.0, q * lse * dlse) - y * dlogprob - r * by_off
+    return [dloss.astype(dlse.dtype), dlse, dlogprob, dentropy]
 
 
 def mean(call: Call, temperature: float, cap: float, kept: int) -> Array:
@@ -89,3 +115,27 @@ def inverse(total: Array) -> Array:
     """Return 1 / total, and 0 where the total is 0."""
     wide: Any = total.astype(widest())
     return jnp.where(wide == 0, 0.0, 1 / jnp.where(wide == 0, 1, wide))
+
+
+# ---- shards of the classes ----
+
+
+def forward(call: Call, temperature: float, cap: float) -> list[Array]:
+    """Return the five outputs of the rows, and their sums over the classes of the call, [7, *rows]."""
+    of = Rows(call, temperature, cap)
+    x = of.sums()
+    return [*outputs(x, of), jnp.stack([part.reshape(of.shape) for part in x])]
+
+
+def merge(sums: Array, pairs: Sequence[tuple[int, int]], call: Call) -> list[Array]:
+    """Merge sums [K, 7, *rows] over different classes in this order. Returns the five outputs of the rows, and their sums."""
+    of = Rows(call._replace(z=call.z[..., :1], off=0.0), 1.0, np.inf)
+    each = [Partials(*(as_rows(part, 0) for part in shard)) for shard in sums]
+    for i, j in pairs:
+        each[i] = partials.merge(each[i], each[j])
+    return [*outputs(each[0], of), jnp.stack([part.reshape(of.shape) for part in each[0]])]
+
+
+def backward(call: Call, sums: Array, temperature: float, cap: float) -> Array:
+    """Return the gradient from the sums over all classes."""
+    return _gradient(Rows(call, temperature, cap), Partials(*(as_rows(part, 0) for part in sums)), call.z)

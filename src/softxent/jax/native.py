@@ -14,6 +14,7 @@ from jax.extend.mlir import ir
 from .. import kernels
 from .arrays import Array, computed_in, widest
 from .call import NUMBERS, Call
+from .formulas import bare, loss_along
 
 OFF, V, PARTS_READ, TOTAL, PARTS_WRITTEN, LABEL, WITH_ENTROPY = (1 << k for k in range(7))  # the bits of `given`, as in cpp/xla.cpp
 
@@ -47,8 +48,18 @@ def gradient(call: Call, temperature: float, cap: float, in_place: bool = False)
 
 
 def curvature(call: Call, temperature: float, cap: float) -> list[Array]:
+    """Return the derivative of the gradient along v, and four numbers of the rows (kernels/__init__.py)."""
     call = call._replace(v=call.v.astype(computed_in(call.z.dtype)))
     return _called("softxent_curvature", [_like(call), *[_row(call)] * 4], call, 7, temperature, cap)
+
+
+def product(call: Call, temperature: float, cap: float) -> Array:
+    return curvature(call, temperature, cap)[0]
+
+
+def along(call: Call, temperature: float, cap: float, more: bool) -> list[Array]:
+    _, *sums = curvature(call, temperature, cap)
+    return loss_along(call, rows(bare(call), temperature, cap, False)[1], *sums)[: 4 if more else 2]
 
 
 def log_softmax(call: Call, temperature: float, cap: float) -> Array:

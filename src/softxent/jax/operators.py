@@ -29,9 +29,9 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from .. import contract, formula
-from . import formulas, native
+from . import devices, formulas, native
 from .arrays import Array, as_rows, computed_in, widest
-from .call import IGNORED, NO_LABEL, OUTSIDE, UPSTREAM, Call, Fixed, by_row, off_by_row, operands, restored, summed_to
+from .call import IGNORED, NO_LABEL, UPSTREAM, Call, Fixed, by_row, off_by_row, operands, restored, summed_to
 from .formulas import inverse
 
 _formula = False  # whether functions that are traced now use formula.py on every platform
@@ -107,27 +107,28 @@ def _compiled(primitive: Primitive, parameters: tuple[tuple[str, Any], ...]) -> 
     return jax.jit(partial(primitive.bind, **dict(parameters)))
 
 
-def _primitive(name: str, kernel: Any, equations: Any, results: Callable[..., Any]) -> Primitive:
+def _primitive(name: str, results: Callable[..., Any], computed_as: str = "") -> Primitive:
     """Return a primitive whose operands are the arrays of a `Call`.
 
-    kernel, equations: functions of a Call that compute it on the CPU and elsewhere.
+    name: that of the function in native.py and formulas.py, unless `computed_as` is.
     results: returns what it gives, one ShapedArray or a list, from a Call and the parameters.
     """
-    primitive = Primitive(f"softxent_{name}")
-    primitive.multiple_results = name not in ("gradient", "curvature", "log_softmax", "mean")
+    primitive, operator = Primitive(f"softxent_{name}"), computed_as or name
+    primitive.multiple_results = name in ("rows", "along", "mean_and_gradient")
 
-    def on_the_cpu(of_kernel: dict[str, Any], call: Call, by_formula: bool, **how: Any) -> Any:
-        return equations(call, **how) if by_formula or _kernel_missing() else kernel(call, **how, **of_kernel)
+    def lowered(context: Any, *values: Any, fixed: Fixed, by_formula: bool, **how: Any) -> Any:
+        on_the_cpu = tuple(context.module_context.platforms) == ("cpu",)
+        backend = native if on_the_cpu and not by_formula and not _kernel_missing() else formulas
+        if backend is native and operator in ("gradient", "mean_and_gradient"):
+            how["in_place"] = native.may_be_overwritten(values[0])
+        if devices.several(context):
+            compute = devices.divided(operator, backend, fixed, tuple(how.items()))
+        else:
+            compute = lambda *arrays: getattr(backend, operator)(restored(arrays, fixed), **how)  # noqa: E731
+        return mlir.lower_fun(compute, primitive.multiple_results)(context, *values)
 
-    def elsewhere(call: Call, by_formula: bool, **how: Any) -> Any:
-        return equations(call, **how)
-
-    def of_operands(compute: Any) -> Any:
-        return lambda *arrays, fixed, **how: compute(restored(arrays, fixed), **how)
-
-    def lowered_on_the_cpu(context: Any, *values: Any, **parameters: Any) -> Any:
-        how = {"in_place": native.may_be_overwritten(values[0])} if name in ("gradient", "mean_and_gradient") else {}
-        return mlir.lower_fun(of_operands(partial(on_the_cpu, how)), primitive.multiple_results)(context, *values, **parameters)
+    def abstract(*arrays: Any, fixed: Fixed, temperature: float, cap: float, by_formula: bool, **how: Any) -> Any:
+        return results(restored(arrays, fixed), **how)
 
     def batched(arrays: Sequence[Any], dims: Sequence[Any], **parameters: Any) -> Any:
         parameters |= {"kept": parameters["kept"] + 1} if "kept" in parameters else {}
@@ -135,10 +136,10 @@ def _primitive(name: str, kernel: Any, equations: Any, results: Callable[..., An
         return found, [0] * len(found) if primitive.multiple_results else 0
 
     primitive.def_impl(lambda *arrays, **parameters: _compiled(primitive, tuple(sorted(parameters.items())))(*arrays))
-    primitive.def_abstract_eval(of_operands(lambda call, temperature, cap, by_formula, **how: results(call, **how)))
+    primitive.def_abstract_eval(abstract)
     batching.primitive_batchers[primitive] = batched
-    mlir.register_lowering(primitive, mlir.lower_fun(of_operands(elsewhere), primitive.multiple_results))
-    mlir.register_lowering(primitive, lowered_on_the_cpu, "cpu", cacheable=False)  # for it looks at where the logits come from
+    mlir.register_lowering(primitive, lowered, cacheable=False)  # for it looks at where the logits come from
+    devices.needed_when_lowered(primitive)
     return primitive
 
 
@@ -165,47 +166,36 @@ def _batched(arrays: Sequence[Array], dims: Sequence[int | None], fixed: Fixed) 
     return [moved(*each) for each in zip(there, arrays, dims, strict=True)]
 
 
-def _along(compute: Any) -> Any:
-    """Return the function that computes `along` from the sums that the kernel's product with the Hessian gives."""
-
-    def of(call: Call, temperature: float, cap: float, more: bool) -> list[Array]:
-        _, dlse, dlogprob, by_off, dentropy = compute.curvature(call, temperature, cap)
-        lse = compute.rows(call._replace(v=0.0, off=0.0, y=0.0, r=0.0, q=0.0), temperature, cap, False)[1]
-        y, r, q = (by_row(x, call.rows) for x in (call.y, call.r, call.q))
-        y = jnp.where(by_row(call.special(OUTSIDE), call.rows), jnp.nan, y)
-        dloss = jnp.where(q == 0, 0.0, q * lse * dlse) - y * dlogprob - r * by_off
-        return [dloss.astype(dlse.dtype), dlse, dlogprob, dentropy][: 4 if more else 2]
-
-    return of
+def _result(call: Call, axes: int, dtype: Any) -> ShapedArray:
+    """Return what a result is that has the first axes of the logits, and that their sharding."""
+    z, sharding = call.z, call.z.sharding
+    found: ShapedArray = z.update(shape=z.shape[:axes], dtype=jnp.dtype(dtype), sharding=sharding.update(spec=sharding.spec[:axes]))
+    return found
 
 
 def _like_logits(call: Call) -> ShapedArray:
-    return ShapedArray(call.z.shape, call.z.dtype)
+    return _result(call, call.z.ndim, call.z.dtype)
 
 
 def _of_rows(call: Call) -> ShapedArray:
-    return ShapedArray(call.rows, jnp.dtype(widest()))
+    return _result(call, call.z.ndim - 1, widest())
 
 
 def _of_kept(call: Call, kept: int) -> ShapedArray:
-    return ShapedArray(call.rows[:kept], jnp.dtype(widest()))
+    return _result(call, kept, widest())
 
 
 def _outputs(call: Call, more: bool) -> list[ShapedArray]:
-    return [_of_rows(call)] * (4 if more else 2) + [ShapedArray(call.rows, jnp.dtype(bool))] * more
+    return [_of_rows(call)] * (4 if more else 2) + [_result(call, call.z.ndim - 1, bool)] * more
 
 
-rows_p = _primitive("rows", native.rows, formulas.rows, _outputs)
-along_p = _primitive("along", _along(native), _along(formulas), lambda call, more: [_of_rows(call)] * (4 if more else 2))
-gradient_p = _primitive("gradient", native.gradient, formulas.gradient, _like_logits)
-curvature_p = _primitive(
-    "curvature", lambda *a, **how: native.curvature(*a, **how)[0], lambda *a, **how: formulas.curvature(*a, **how)[0], _like_logits
-)
-log_softmax_p = _primitive("log_softmax", native.log_softmax, formulas.log_softmax, _like_logits)
-mean_p = _primitive("mean", native.mean, formulas.mean, _of_kept)
-mean_and_gradient_p = _primitive(
-    "mean_and_gradient", native.mean_and_gradient, formulas.mean_and_gradient, lambda call, kept: [_of_kept(call, kept), _like_logits(call)]
-)
+rows_p = _primitive("rows", _outputs)
+along_p = _primitive("along", lambda call, more: [_of_rows(call)] * (4 if more else 2))
+gradient_p = _primitive("gradient", _like_logits)
+curvature_p = _primitive("curvature", _like_logits, "product")
+log_softmax_p = _primitive("log_softmax", _like_logits)
+mean_p = _primitive("mean", _of_kept)
+mean_and_gradient_p = _primitive("mean_and_gradient", lambda call, kept: [_of_kept(call, kept), _like_logits(call)])
 
 
 # ---- derivatives ----
@@ -286,8 +276,8 @@ def _loss_along_truth(call: Call, moving: Tangents, temperature: float, cap: flo
         terms.append(by_row(moving.q, call.rows) * rows(bare._replace(off=0.0), *how)[1] ** 2 / 2)
     if moving.off is not None:
         wide = call.z.astype(jnp.promote_types(computed_in(call.z.dtype), moving.off.dtype))
-        scale = jnp.where(call.special(IGNORED), 0.0, by_row(call.r, call.rows))
-        by = -log_softmax(Call(wide, y=scale.astype(widest())), *how)
+        scale = jnp.where(by_row(call.special(IGNORED), call.rows), 0.0, by_row(call.r, call.rows)).astype(widest())
+        by = -log_softmax(Call(wide, y=jnp.broadcast_to(scale, call.rows)), *how)
         by = jnp.where(by == jnp.inf, 0, by)  # of a masked class, whose truth is 0
         terms.append((by * off_by_row(call._replace(off=moving.off))).sum(-1, dtype=widest()))
     return sum(terms[1:], terms[0]) if terms else None
@@ -331,7 +321,7 @@ def _(call: Call, moving: Tangents, temperature: float, cap: float) -> Any:
             terms.append((by_row(t, call.rows, True) * by_row(call.g, call.rows, True)).astype(by.dtype) * by)
     if moving.off is not None:
         yhat = gradient(of_loss._replace(off=0.0, g=0.0, l=1.0), *how)
-        gr = jnp.where(call.special(IGNORED), 0.0, by_row(call.g, call.rows) * by_row(call.r, call.rows))
+        gr = jnp.where(by_row(call.special(IGNORED), call.rows), 0.0, by_row(call.g, call.rows) * by_row(call.r, call.rows))
         doff = off_by_row(call._replace(off=moving.off)).astype(yhat.dtype)
         slope = formula.transformed(as_rows(call.z.astype(yhat.dtype), 1), *how)[1]
         at_each = doff * (slope if isinstance(slope, float) else slope.reshape(call.z.shape))
@@ -370,7 +360,7 @@ def _composed_curvature(call: Call, temperature: float, cap: float) -> Array:
         for x in formula.transformed(as_rows(call.z.astype(wide), 1), temperature, cap)
     )
     v, y, r, q, g, l, b, n = call.v.astype(wide), *(by_row(x, call.rows, True) for x in call[5:])  # noqa: E741
-    hidden = Call(z, jnp.where(by_row(call.special(IGNORED), call.rows), call.label, NO_LABEL))
+    hidden = Call(z, jnp.where(call.special(IGNORED), call.label, NO_LABEL))
     yhat = gradient(hidden._replace(l=1.0))
     away = -log_softmax(Call(z, y=1.0))
     away = jnp.where(away == jnp.inf, 0.0, away)
