@@ -36,22 +36,33 @@ static void need(bool ok, const char* what) {
 }
 static Type type_of(const Buffer& b) {
   switch (b.element_type()) {
-    case ffi::DataType::F32: return F32;
-    case ffi::DataType::F64: return F64;
-    case ffi::DataType::BF16: return BF16;
-    case ffi::DataType::F16: return F16;
-    default: throw std::invalid_argument("softxent: dtype must be float32, float64, float16 or bfloat16");
+    case ffi::DataType::F32:
+      return F32;
+    case ffi::DataType::F64:
+      return F64;
+    case ffi::DataType::BF16:
+      return BF16;
+    case ffi::DataType::F16:
+      return F16;
+    default:
+      throw std::invalid_argument("softxent: dtype must be float32, float64, float16 or bfloat16");
   }
 }
 // Calls f with a pointer of the buffer's type.
 template <class F> static void typed(const Buffer& b, F f) {
   switch (b.element_type()) {
-    case ffi::DataType::F32: return f((float*)b.untyped_data());
-    case ffi::DataType::F64: return f((double*)b.untyped_data());
-    case ffi::DataType::S32: return f((int32_t*)b.untyped_data());
-    case ffi::DataType::S64: return f((int64_t*)b.untyped_data());
-    case ffi::DataType::PRED: return f((bool*)b.untyped_data());
-    default: throw std::invalid_argument("softxent: an argument has a wrong dtype");
+    case ffi::DataType::F32:
+      return f((float*)b.untyped_data());
+    case ffi::DataType::F64:
+      return f((double*)b.untyped_data());
+    case ffi::DataType::S32:
+      return f((int32_t*)b.untyped_data());
+    case ffi::DataType::S64:
+      return f((int64_t*)b.untyped_data());
+    case ffi::DataType::PRED:
+      return f((bool*)b.untyped_data());
+    default:
+      throw std::invalid_argument("softxent: an argument has a wrong dtype");
   }
 }
 // Writes each entry of the buffer rows / entries times.
@@ -256,7 +267,8 @@ static ffi::Error compute(Op op, ffi::RemainingArgs buffers, ffi::RemainingRets 
 }
 
 // sums [K, 7, *rows, 2] over different columns are merged in the order of `pairs`. The results are those of the forward pass, and parts.
-static ffi::Error merge(ffi::RemainingArgs buffers, ffi::RemainingRets rets, ffi::Span<const double> fixed, ffi::Span<const int64_t> pairs) {
+static ffi::Error merge(ffi::RemainingArgs buffers, ffi::RemainingRets rets, ffi::Span<const double> fixed,
+                        ffi::Span<const int64_t> pairs) {
   Arguments args(buffers);
   const Buffer sums = args.take(), label = args.take();
   const int64_t shards = sums.dimensions().front();
@@ -304,7 +316,7 @@ static ffi::Error kernel_call(ffi::RemainingArgs args, ffi::RemainingRets rets, 
   return guarded([&] { return compute(op, args, rets, fixed, given); });
 }
 static ffi::Error merge_sums(ffi::RemainingArgs args, ffi::RemainingRets rets, ffi::Span<const double> fixed,
-                                ffi::Span<const int64_t> pairs) {
+                             ffi::Span<const int64_t> pairs) {
   return guarded([&] { return merge(args, rets, fixed, pairs); });
 }
 
@@ -317,8 +329,9 @@ XLA_FFI_DEFINE_HANDLER(merge_call, merge_sums, ARGUMENTS.Attr<ffi::Span<const in
 
 const std::vector<std::pair<const char*, void*>>& xla_calls() {
   static const std::vector<std::pair<const char*, void*>> all = {
-      {"softxent_forward", (void*)forward_call},         {"softxent_fused", (void*)fused_call}, {"softxent_curvature", (void*)curvature_call},
-      {"softxent_log_softmax", (void*)log_softmax_call}, {"softxent_merge", (void*)merge_call},
+      {"softxent_forward", (void*)forward_call},     {"softxent_fused", (void*)fused_call},
+      {"softxent_curvature", (void*)curvature_call}, {"softxent_log_softmax", (void*)log_softmax_call},
+      {"softxent_merge", (void*)merge_call},
   };
   return all;
 }

@@ -61,7 +61,10 @@ near(jax.jit(hessian)(put(z, "data", "model")), jax.jit(hessian)(z), 1e-5)
 
 # In shard_map, a row is a row, and the mean of the devices is taken by the user.
 mapped = jax.shard_map(
-    lambda z, t: jax.lax.psum(sj.softmax_cross_entropy_with_integer_labels(z, t).sum(), "data"), mesh=mesh, in_specs=(P("data"), P("data")), out_specs=P()
+    lambda z, t: jax.lax.psum(sj.softmax_cross_entropy_with_integer_labels(z, t).sum(), "data"),
+    mesh=mesh,
+    in_specs=(P("data"), P("data")),
+    out_specs=P(),
 )
 clean = jnp.abs(labels) % CLASSES
 near(

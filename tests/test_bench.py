@@ -13,8 +13,8 @@ from cases import command
 
 import softxent.torch
 from softxent import bench
-from softxent.bench import jax as of_jax
 from softxent.bench import contenders, distributed, gpu, linear, measure, options, report
+from softxent.bench import jax as of_jax
 from softxent.bench import readme as write_readme
 
 ROOT = Path(__file__).parent.parent

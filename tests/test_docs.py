@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from cases import command
 
+import softxent.jax
 import softxent.torch
 from softxent.proof.derivation import DERIVATIONS
 from softxent.proof.prove import counts
@@ -76,6 +77,8 @@ def test_every_public_function_has_its_place_in_the_docs():
     assert sorted(listed) == sorted(softxent.__all__)
     listed = re.findall(r"^::: softxent\.torch\.(\w+)$", (ROOT / "docs/api.md").read_text(), re.M)
     assert sorted(listed) == sorted(softxent.torch.__all__)
+    listed = re.findall(r"^::: softxent\.jax\.(\w+)$", (ROOT / "docs/api.md").read_text(), re.M)
+    assert sorted(listed) == sorted(softxent.jax.__all__)
 
 
 def test_the_readme_has_at_most_120_lines():

@@ -38,3 +38,11 @@ def test_four_processes_train_the_model_of_one():
     assert float(re.search(r"largest relative difference (\S+);", done.stdout)[1]) < 1e-5
     first, last = map(float, re.search(r"fell from (\S+) to (\S+)", done.stdout).groups())
     assert last < first - 0.3
+
+
+def test_flax_and_equinox_train_the_same_model_with_both_losses(capsys):
+    curves = load("train_jax").main(steps=8, batch=128, classes=2000)
+    assert len(curves) == 2
+    for stock, chunks in curves.values():
+        assert max(abs(a - b) for a, b in zip(stock, chunks, strict=True)) < 1e-4 and chunks[-1] < chunks[0] - 0.05
+    assert capsys.readouterr().out.count("the loss fell from") == 2

@@ -28,7 +28,9 @@ def computed_by(request):
         yield request.param
 
 
-def definition(z, labels, class_weight=None, label_smoothing=0.0, ignore_index=-100, sample_weight=None, z_loss=0.0, temperature=1.0, softcap=None):
+def definition(
+    z, labels, class_weight=None, label_smoothing=0.0, ignore_index=-100, sample_weight=None, z_loss=0.0, temperature=1.0, softcap=None
+):
     """Return -sum y log softmax + L lse^2 of each row, written with jax.numpy, and the weight of each row."""
     x = (z if softcap is None else softcap * jnp.tanh(z / softcap)) / temperature
     w = jnp.ones(z.shape[1]) if class_weight is None else class_weight
@@ -85,10 +87,15 @@ def test_value_and_gradients_are_those_of_the_definition(computed_by, option, rn
     near(*found)
 
 
-@pytest.mark.parametrize("computed_by, option", [("default", "everything"), ("default", "soft"), ("formula", "everything")], indirect=["computed_by"])
+@pytest.mark.parametrize(
+    "computed_by, option", [("default", "everything"), ("default", "soft"), ("formula", "everything")], indirect=["computed_by"]
+)
 def test_second_and_third_derivatives_in_every_mode_are_those_of_the_definition(computed_by, option, rng):
     z, varied, functions, _ = case(rng, option)
-    v, w = ({"z": jnp.asarray(rng.standard_normal(z.shape)), "varied": jax.tree.map(lambda a: a * rng.uniform(-1, 1, a.shape), varied)} for _ in "vw")
+    v, w = (
+        {"z": jnp.asarray(rng.standard_normal(z.shape)), "varied": jax.tree.map(lambda a: a * rng.uniform(-1, 1, a.shape), varied)}
+        for _ in "vw"
+    )
 
     def of(f):
         def all_modes(x):
@@ -236,7 +243,7 @@ def test_the_gradient_takes_the_memory_of_logits_that_are_not_needed_any_more(rn
     np.testing.assert_array_equal(z, before)  # the caller's logits are not written to
     mine = jnp.array(z)
     place = mine.unsafe_buffer_pointer()
-    loss, dz = jax.jit(f, donate_argnums=0)(mine)
+    _, dz = jax.jit(f, donate_argnums=0)(mine)
     assert dz.unsafe_buffer_pointer() == place and mine.is_deleted()
     np.testing.assert_array_equal(dz, want[1])
     both = jax.jit(lambda z: (f(3 * z), 3 * z))(z)  # the logits are a result too
@@ -247,7 +254,9 @@ def test_the_gradient_takes_the_memory_of_logits_that_are_not_needed_any_more(rn
 
 
 def head(rng, dtype=jnp.float64):
-    arrays = dict(x=rng.standard_normal((2, 5, 3)), weight=rng.standard_normal((4, 3)), bias=rng.standard_normal(4), class_weight=rng.random(4))
+    arrays = dict(
+        x=rng.standard_normal((2, 5, 3)), weight=rng.standard_normal((4, 3)), bias=rng.standard_normal(4), class_weight=rng.random(4)
+    )
     return {name: jnp.asarray(a, dtype) for name, a in arrays.items()}
 
 
@@ -299,7 +308,11 @@ def test_a_linear_head_holds_a_chunk_of_logits(rng):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_a_linear_head_in_narrow_types(dtype, rng):
     """dW is added up in float32: over 300 chunks, a sum in bfloat16 would lose everything that is below 1/256 of it."""
-    x, w, t = jnp.asarray(rng.random((600, 3)), dtype), jnp.asarray(rng.standard_normal((4, 3)), dtype), jnp.asarray(rng.integers(0, 4, 600))
+    x, w, t = (
+        jnp.asarray(rng.random((600, 3)), dtype),
+        jnp.asarray(rng.standard_normal((4, 3)), dtype),
+        jnp.asarray(rng.integers(0, 4, 600)),
+    )
     f = lambda x, w, **o: sj.linear_cross_entropy(x, w, t, reduction="sum", **o)  # noqa: E731
     dw = jax.jit(jax.grad(lambda w: f(x, w, budget=16)))(w)
     want = jax.jit(jax.grad(lambda w: f(x.astype(jnp.float32), w)))(w.astype(jnp.float32))
@@ -326,17 +339,39 @@ def test_a_label_out_of_range_is_nan_in_its_row_and_an_error_of_checkify(compute
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda z, t: sj.cross_entropy(z, t[1:]), "cross_entropy: labels must have shape (4,) to match logits (4, 3), whose classes are along axis 1 (pass axis=0 if they are along axis 0); got (3,)"),
-        (lambda z, t: sj.cross_entropy(z.astype(int), t), "cross_entropy: logits must be float32, float64, bfloat16 or float16; got int32"),
-        (lambda z, t: sj.cross_entropy(z, t, axis=2), "cross_entropy: axis must be an int between -2 and 1 for logits of shape (4, 3); got 2"),
-        (lambda z, t: sj.cross_entropy(z, t, label_smoothing=2), "cross_entropy: label_smoothing must be a finite number of at least 0 and at most 1; got 2"),
+        (
+            lambda z, t: sj.cross_entropy(z, t[1:]),
+            "cross_entropy: labels must have shape (4,) to match logits (4, 3), whose classes are along axis 1 (pass axis=0 if they are"
+            " along axis 0); got (3,)",
+        ),
+        (
+            lambda z, t: sj.cross_entropy(z.astype(int), t),
+            "cross_entropy: logits must be float32, float64, bfloat16 or float16; got int32",
+        ),
+        (
+            lambda z, t: sj.cross_entropy(z, t, axis=2),
+            "cross_entropy: axis must be an int between -2 and 1 for logits of shape (4, 3); got 2",
+        ),
+        (
+            lambda z, t: sj.cross_entropy(z, t, label_smoothing=2),
+            "cross_entropy: label_smoothing must be a finite number of at least 0 and at most 1; got 2",
+        ),
         (lambda z, t: sj.cross_entropy(z, t, sample_weight=z), "cross_entropy: sample_weight must broadcast to shape (4,); got (4, 3)"),
-        (lambda z, t: sj.cross_entropy(z, t, class_weight=z[0, :2]), "cross_entropy: class_weight must have shape (3,), one number a class; got (2,)"),
-        (lambda z, t: sj.linear_cross_entropy(z, z[:, :2], t), "linear_cross_entropy: weight must have shape (classes, 3) to match x (4, 3); got (4, 2)"),
-        (lambda z, t: sj.softmax_cross_entropy_with_integer_labels(z, z), "softmax_cross_entropy_with_integer_labels: labels must be integers; got float32"),
+        (
+            lambda z, t: sj.cross_entropy(z, t, class_weight=z[0, :2]),
+            "cross_entropy: class_weight must have shape (3,), one number a class; got (2,)",
+        ),
+        (
+            lambda z, t: sj.linear_cross_entropy(z, z[:, :2], t),
+            "linear_cross_entropy: weight must have shape (classes, 3) to match x (4, 3); got (4, 2)",
+        ),
+        (
+            lambda z, t: sj.softmax_cross_entropy_with_integer_labels(z, z),
+            "softmax_cross_entropy_with_integer_labels: labels must be integers; got float32",
+        ),
         (lambda z, t: sj.logsumexp(z[0, 0]), "logsumexp: logits must have a class axis, such as shape (rows, classes); got a scalar"),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_argument_is_named(call, message):
     with pytest.raises((ValueError, TypeError)) as error:
         jax.jit(call)(jnp.zeros((4, 3)), jnp.zeros(4, jnp.int32))
@@ -346,7 +381,9 @@ def test_a_wrong_argument_is_named(call, message):
 def test_rows_of_nan_and_masked_classes(computed_by):
     inf, nan = jnp.inf, jnp.nan
     z, t = jnp.array([[0.0, -inf, 1.0], [nan, 0, 0], [-inf, -inf, -inf], [1.0, 2.0, 3.0]]), jnp.array([0, 1, 1, 2])
-    loss, dz = jax.jit(lambda z: (sj.cross_entropy(z, t, reduction="none"), jax.grad(lambda z: sj.cross_entropy(z, t, reduction="sum"))(z)))(z)
+    loss, dz = jax.jit(
+        lambda z: (sj.cross_entropy(z, t, reduction="none"), jax.grad(lambda z: sj.cross_entropy(z, t, reduction="sum"))(z))
+    )(z)
     np.testing.assert_array_equal(np.isnan(loss), [False, True, True, False])
     np.testing.assert_array_equal(np.isnan(dz).any(1), [False, True, True, False])
     assert dz[0, 1] == 0

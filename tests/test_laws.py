@@ -5,7 +5,20 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from cases import (
-    DTYPES, OFFS, OPTIONS, WITH_JAX, Answer, allowed, cuts_of, exact, fused, merged, option_cases, problem, shapes_of, within,
+    DTYPES,
+    OFFS,
+    OPTIONS,
+    WITH_JAX,
+    Answer,
+    allowed,
+    cuts_of,
+    exact,
+    fused,
+    merged,
+    option_cases,
+    problem,
+    shapes_of,
+    within,
 )  # fmt: skip
 
 import softxent

@@ -62,19 +62,19 @@ def work(jobs: list[tuple[list[int], str]], repeats: int) -> None:
     for shape, kind in jobs:
         record = {"kind": kind, "shape": shape, "dtype": "f32", "threads": threads, "isa": ""}
         if kind == "memory":
-            record["extra"] = memory(*shape)
+            record["extra"] = memory(shape)
         else:
-            calls = head(*shape) if kind == "time" else logits(*shape, donated=kind == "in place")
+            calls = head(shape) if kind == "time" else logits(shape, donated=kind == "in place")
             record["seconds"] = interleave(calls, repeats, PAUSE if threads > 1 else 0)
         print(json.dumps(record), flush=True)
 
 
-def logits(rows: int, classes: int, donated: bool) -> dict[str, Call]:
+def logits(shape: list[int], donated: bool) -> dict[str, Call]:
     """Return the contenders. In place, each takes its last gradient as its next logits."""
     jax, optax, ours = (import_module(name) for name in ("jax", "optax", "softxent.jax"))
     rng = np.random.default_rng(0)
-    z, target = 3 * rng.standard_normal((rows, classes), np.float32), np.empty((rows, classes), np.float32)
-    labels = jax.numpy.asarray(rng.integers(0, classes, rows))
+    z, target = 3 * rng.standard_normal(shape, np.float32), np.empty(shape, np.float32)
+    labels = jax.numpy.asarray(rng.integers(0, shape[1], shape[0]))
     losses = {
         OPTAX: lambda z: optax.softmax_cross_entropy_with_integer_labels(z, labels).mean(),
         ROWS: lambda z: ours.softmax_cross_entropy_with_integer_labels(z, labels).mean(),
@@ -94,9 +94,19 @@ def logits(rows: int, classes: int, donated: bool) -> dict[str, Call]:
     return {COPY: lambda: np.copyto(target, z), **{name: contender(loss) for name, loss in losses.items()}}
 
 
-def head(rows: int, width: int, classes: int) -> dict[str, Call]:
+def head(shape: list[int]) -> dict[str, Call]:
+    jax = import_module("jax")
+    functions, x, w = _of_head(shape)
+    return {name: partial(_called, jax, jax.jit(function), x, w) for name, function in functions.items()}
+
+
+def _of_head(shape: list[int]) -> tuple[dict[str, Callable[..., Any]], Any, Any]:
+    """Return the contenders as functions of x and W, and these."""
     jax, optax, ours = (import_module(name) for name in ("jax", "optax", "softxent.jax"))
-    x, w, labels = _head(rows, width, classes)
+    rows, width, classes = shape
+    rng, array = np.random.default_rng(0), jax.numpy.asarray
+    x, w = (array(rng.standard_normal((n, width), np.float32) / width**0.5) for n in (rows, classes))
+    labels = array(rng.integers(0, classes, rows))
 
     def products(x: Any, w: Any) -> Any:
         z = x @ w.T
@@ -105,57 +115,69 @@ def head(rows: int, width: int, classes: int) -> dict[str, Call]:
     def whole(x: Any, w: Any) -> Any:
         return optax.softmax_cross_entropy_with_integer_labels(x @ w.T, labels).mean()
 
-    functions = {
-        PRODUCTS: products, OPTAX: jax.value_and_grad(whole, (0, 1)), HEAD: jax.value_and_grad(partial(ours.linear_cross_entropy, labels=labels), (0, 1))
-    }  # fmt: skip
-    return {name: partial(_called, jax, jax.jit(function), x, w) for name, function in functions.items()}
+    def chunks(x: Any, w: Any) -> Any:
+        return ours.linear_cross_entropy(x, w, labels)
+
+    return {PRODUCTS: products, OPTAX: jax.value_and_grad(whole, (0, 1)), HEAD: jax.value_and_grad(chunks, (0, 1))}, x, w
 
 
 def _called(jax: Any, function: Any, *arguments: Any) -> None:
     jax.block_until_ready(function(*arguments))
 
 
-def memory(rows: int, width: int, classes: int) -> dict[str, int]:
+def memory(shape: list[int]) -> dict[str, int]:
     """Return the bytes that the compiled functions hold beside arguments and results, as XLA says."""
-    jax, optax, ours = (import_module(name) for name in ("jax", "optax", "softxent.jax"))
-    x, w, labels = _head(rows, width, classes)
-    losses = {
-        OPTAX: lambda x, w: optax.softmax_cross_entropy_with_integer_labels(x @ w.T, labels).mean(),
-        HEAD: lambda x, w: ours.linear_cross_entropy(x, w, labels),
-    }
-    compiled = {name: jax.jit(jax.value_and_grad(loss, (0, 1))).lower(x, w).compile() for name, loss in losses.items()}
+    jax = import_module("jax")
+    functions, x, w = _of_head(shape)
+    compiled = {name: jax.jit(function).lower(x, w).compile() for name, function in functions.items() if name != PRODUCTS}
     return {name: c.memory_analysis().temp_size_in_bytes for name, c in compiled.items()}
-
-
-def _head(rows: int, width: int, classes: int) -> tuple[Any, Any, Any]:
-    rng, array = np.random.default_rng(0), import_module("jax.numpy").asarray
-    x, w = (rng.standard_normal((n, width), np.float32) / width**0.5 for n in (rows, classes))
-    return array(x), array(w), array(rng.integers(0, classes, rows))
 
 
 def text(results: dict[str, Any]) -> str:
     """Return the tables as Markdown."""
-    parts, records = [header(results), f"jax {results['machine']['jax']}, {results['records'][0]['threads']} thread(s).", ""], results["records"]
+    parts, records = (
+        [header(results), f"jax {results['machine']['jax']}, {results['records'][0]['threads']} thread(s).", ""],
+        results["records"],
+    )
     for kind, heading in (("fresh", "a fresh gradient"), ("in place", "a gradient in place of the logits (donated)")):
         rows = []
         for r in (r for r in records if r["kind"] == kind):
             cells = [_milliseconds(r, name) for name in (OPTAX, MEAN, ROWS)]
             cells += [_ratio(r, *pair) for pair in ((OPTAX, MEAN), (OPTAX, ROWS), (MEAN, COPY))]
             rows.append([str(r["shape"]), *cells])
-        columns = ["", "optax, ms", "cross_entropy, ms", "optax's signature, ms", "optax / cross_entropy", "optax / its signature", "cross_entropy / memcpy"]
+        columns = [
+            "",
+            "optax, ms",
+            "cross_entropy, ms",
+            "optax's signature, ms",
+            "optax / cross_entropy",
+            "optax / its signature",
+            "cross_entropy / memcpy",
+        ]
         parts.append(table(f"Loss and gradient under jit, float32: {heading}", columns, rows))
     rows = [
-        [f"N={r['shape'][0]} D={r['shape'][1]} V={r['shape'][2]}", *(_milliseconds(r, name) for name in (PRODUCTS, HEAD, OPTAX)), _ratio(r, HEAD, PRODUCTS), _ratio(r, OPTAX, HEAD)]
+        [_sizes(r), *(_milliseconds(r, name) for name in (PRODUCTS, HEAD, OPTAX)), _ratio(r, HEAD, PRODUCTS), _ratio(r, OPTAX, HEAD)]
         for r in records if r["kind"] == "time"
     ]  # fmt: skip
-    columns = ["", "three products, ms", "linear_cross_entropy, ms", "optax on all logits, ms", "linear_cross_entropy / products", "optax / linear_cross_entropy"]
+    columns = [
+        "",
+        "three products, ms",
+        "linear_cross_entropy, ms",
+        "optax on all logits, ms",
+        "linear_cross_entropy / products",
+        "optax / linear_cross_entropy",
+    ]
     parts.append(table("Linear head: loss and gradients under jit, float32", columns, rows))
     rows = [
-        [f"N={r['shape'][0]} D={r['shape'][1]} V={r['shape'][2]}", *(f"{r['extra'][name] / MIB:.0f}" for name in (HEAD, OPTAX))]
+        [_sizes(r), *(f"{r['extra'][name] / MIB:.0f}" for name in (HEAD, OPTAX))]
         for r in records if r["kind"] == "memory"
     ]  # fmt: skip
     parts.append(table("Linear head: memory beside arguments and results, MiB", ["", "linear_cross_entropy", "optax on all logits"], rows))
     return "\n".join(parts)
+
+
+def _sizes(record: dict[str, Any]) -> str:
+    return "N={} D={} V={}".format(*record["shape"])
 
 
 def _milliseconds(record: dict[str, Any], name: str) -> str:

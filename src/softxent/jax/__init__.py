@@ -1,6 +1,6 @@
 """Softmax cross-entropy for JAX.
 
-`softmax_cross_entropy_with_integer_labels` and `softmax_cross_entropy` replace the functions of the same names in optax. `cross_entropy` has
+`softmax_cross_entropy_with_integer_labels` and `softmax_cross_entropy` replace the functions of these names in optax. `cross_entropy` has
 the options of `softxent.cross_entropy`, and `linear_cross_entropy` computes a linear head and its loss together, a chunk of rows at a time.
 docs/jax.md is the guide.
 """

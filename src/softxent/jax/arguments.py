@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax.experimental import checkify
 
@@ -70,7 +69,7 @@ def class_axis(fn: str, z: Array, axis: int, argument: str = "logits") -> int:
         fail(fn, "axis", f"be an int between {-z.ndim} and {z.ndim - 1} for {argument} of shape {z.shape}", repr(axis))
     if z.shape[axis] == 0:
         fail(fn, argument, "have at least one class", f"shape {z.shape} with class axis {axis}")
-    return axis % z.ndim
+    return int(axis % z.ndim)
 
 
 def labels_of(fn: str, labels: Any, logits: tuple[int, ...], axis: int, names: contract.Names = NUMPY) -> Array:
@@ -155,8 +154,8 @@ class Result(NamedTuple):
 def in_one_pass(reduction: str, wanted: tuple[bool, ...], dtype: Any) -> bool:
     """Whether a loss is computed together with its gradient: one number, and no other outputs.
 
-    A gradient in float16 is computed with its upstream gradient, because that of a loss scaler, which is large, could not bring back what is
-    rounded to 0.
+    A gradient in float16 is computed with its upstream gradient, because that of a loss scaler, which is large, could not bring back what
+    is rounded to 0.
     """
     return reduction != "none" and not any(wanted) and dtype != jnp.float16
 

@@ -25,7 +25,7 @@ def arange(n: int, like: Array) -> Array:
 
 def widest() -> Any:
     """Return the type of the numbers and results of rows: float64 if JAX enables it, and else float32."""
-    return jnp.float64 if jax.config.jax_enable_x64 else jnp.float32
+    return jnp.result_type(float)
 
 
 def computed_in(dtype: Any) -> Any:

@@ -66,7 +66,7 @@ def special(which: int, dtype: Any) -> Any:
 
 
 def by_row(number: Any, rows: tuple[int, ...], classes: bool = False) -> Array:
-    """Return a number of the rows with all of their axes, each of length 1 or that of the rows; with one more for the classes if `classes`."""
+    """Return a number of the rows with all of their axes, each of length 1 or that of the rows, and one for the classes if `classes`."""
     a = jnp.asarray(number)
     return a.reshape(a.shape + (1,) * (len(rows) - a.ndim + classes))
 

@@ -59,7 +59,9 @@ def divided(operator: str, backend: Any, fixed: Fixed, how: tuple[tuple[str, Any
         places = [_fitting(mesh, axes, n) for axes, n in zip(spec, call.z.shape, strict=True)]
         if operator not in BY_CLASSES:
             places[-1] = None
-        given, found = ([NamedSharding(mesh, PartitionSpec(*(places[k] for k in axes))) for axes in each] for each in _axes(call, operator, options))
+        given, found = (
+            [NamedSharding(mesh, PartitionSpec(*(places[k] for k in axes))) for axes in each] for each in _axes(call, operator, options)
+        )
         summed = [name for place in places[options.get("kept", call.z.ndim - 1) : -1] for name in _names(place)]
 
         def on_a_device(*arrays: Array) -> Any:
@@ -76,7 +78,7 @@ def divided(operator: str, backend: Any, fixed: Fixed, how: tuple[tuple[str, Any
 
         return mesh, on_a_device, found if isinstance(results, (list, tuple)) else found[0], tuple(given)
 
-    function = custom_partitioning(whole)
+    function: Any = custom_partitioning(whole)
     function.def_partition(partition, sharding_rule=rule)
     return function
 
@@ -101,7 +103,7 @@ def _axes(call: Call, operator: str, options: dict[str, Any]) -> tuple[list[Any]
     return given, found.get(operator, [logits])
 
 
-def _factors(axes: Any) -> tuple[str, ...]:
+def _factors(axes: Any) -> Any:
     return tuple("c" if k == -1 else f"r{k}" for k in axes)
 
 
@@ -152,5 +154,3 @@ def _largest(call: Call, first: Array, names: tuple[str, ...]) -> Array:
     of = call.z if isinstance(call.off, float) or call.off.ndim == 1 else jnp.broadcast_to(call.off, call.z.shape)
     value, index = lax.all_gather((of.max(-1), of.argmax(-1) + first), names)
     return jnp.take_along_axis(index, value.argmax(0)[None], 0)[0]
-
-

@@ -52,7 +52,7 @@ def gradient(call: Call, temperature: float, cap: float) -> Array:
 
 
 def _gradient(of: Rows, x: Partials, like: Array) -> Array:
-    dz = formula.gradient(of.z, x, of.label, formula.coefficients(x, of.numbers), of.off)
+    dz: Array = formula.gradient(of.z, x, of.label, formula.coefficients(x, of.numbers), of.off)
     return times(dz, of.slope).reshape(like.shape).astype(like.dtype)
 
 
@@ -67,8 +67,8 @@ def curvature(call: Call, temperature: float, cap: float) -> list[Array]:
     apart, _ = formula.centred(formula.softmax(of.z, x), along)
     at_label = jnp.where(formula.at_label(of.z, of.label), apart, 0.0).sum(axis=1)
     by_off = 0 * mean if of.off is None else times(of.off, apart).sum(axis=1)
-    hv = jnp.where((~of.ignored & of.any)[:, None], hv, 0.0).reshape(call.z.shape).astype(call.z.dtype)
-    return [hv, *(jnp.where(of.ignored, 0.0, found).reshape(of.shape) for found in (mean, at_label, by_off, dentropy))]
+    product: Array = jnp.where((~of.ignored & of.any)[:, None], hv, 0.0).reshape(call.z.shape).astype(call.z.dtype)
+    return [product, *(jnp.where(of.ignored, 0.0, found).reshape(of.shape) for found in (mean, at_label, by_off, dentropy))]
 
 
 def product(call: Call, temperature: float, cap: float) -> Array:

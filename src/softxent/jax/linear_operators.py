@@ -1,8 +1,8 @@
 """What the rows of logits = x W^T + b give, and its derivatives, a chunk of logits at a time.
 
-linear.py uses this file. `head_rows` computes the outputs of every row, and `head_mean` the mean of the losses; where it is differentiated, it
-computes the gradients in the same pass. They are loops (`lax.scan`) of the operators of operators.py on chunks of rows. The body of a loop
-is under `jax.checkpoint`, so that derivatives of any order and in every mode hold no more than a chunk of logits.
+linear.py uses this file. `head_rows` computes the outputs of every row. `head_mean` computes the mean of the losses and, where that is
+differentiated, the gradients in the same pass. Both are loops (`lax.scan`) over chunks of rows. The body of a loop is under
+`jax.checkpoint`, so that derivatives of any order and in every mode hold no more than a chunk of logits.
 """
 
 from __future__ import annotations

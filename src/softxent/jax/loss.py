@@ -46,8 +46,8 @@ def cross_entropy(
         labels: class indices [*rows] of any integer type, or probabilities of the shape of `logits`, which need not sum to 1.
         axis, class_weight, label_smoothing, ignore_index, sample_weight, z_loss, temperature, softcap: as in `softxent.cross_entropy`.
             The numbers are constants of the compiled function; the weights are arrays, by which can be differentiated.
-        reduction: "none" returns an array [*rows], "sum" their sum. "mean" divides the sum by the sum of the rows' weights, and is NaN, with
-            gradient 0, if all rows are ignored.
+        reduction: "none" returns an array [*rows], "sum" their sum. "mean" divides the sum by the sum of the rows' weights, and is NaN,
+            with gradient 0, if all rows are ignored.
         return_lse, return_entropy, return_logprobs, return_correct: whether to return a `Result` with these numbers too.
         check: whether a label out of range is an error of `jax.experimental.checkify`. Otherwise the loss and the gradient of that row are
             NaN.
@@ -98,8 +98,8 @@ def softmax_cross_entropy_with_integer_labels(logits: Any, labels: Any, axis: in
     Raises:
         ValueError, TypeError: if a shape or dtype does not fit.
 
-    Cost: one read of the logits, and one read and one write more for the gradient. `cross_entropy`, which returns the mean, computes both in
-    one pass.
+    Cost: the loss and its gradient are computed in one pass, as in `cross_entropy`. The upstream gradients of the rows then multiply the
+    gradient, which is one more read and write.
 
     Source: Parts 1 to 3 of the derivation.
     """
@@ -193,8 +193,8 @@ def log_softmax(logits: Any, axis: int = -1) -> Array:
 def entropy(logits: Any, axis: int = -1) -> Array:
     """Compute the entropy of softmax over one axis, `- sum_k yhat_k log yhat_k` with yhat = softmax(z).
 
-    Arguments, errors, cost and derivatives are those of `logsumexp`. The result is [*rows], in the dtype of `logits`. No term is negative, so
-    that values near 0 keep their digits.
+    Arguments, errors, cost and derivatives are those of `logsumexp`. The result is [*rows], in the dtype of `logits`. No term is negative,
+    so that values near 0 keep their digits.
     """
     z, _ = _on_axis("entropy", logits, axis)
     return operators.rows(Call(z, special(LARGEST, jnp.int32)), more=True)[3].astype(z.dtype)

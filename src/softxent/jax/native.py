@@ -75,7 +75,7 @@ def mean_and_gradient(call: Call, temperature: float, cap: float, kept: int, in_
     return [loss, dz]
 
 
-def may_be_overwritten(logits: ir.Value) -> bool:
+def may_be_overwritten(logits: Any) -> bool:
     """Whether a gradient should take the memory of these logits, as a value of MLIR: they are computed in the function, or donated to it.
 
     XLA gives a result the memory of an operand, without a copy, only if it is told to; and if the operand is needed any more, or belongs to
@@ -86,7 +86,8 @@ def may_be_overwritten(logits: ir.Value) -> bool:
     function = logits.owner.owner
     if "arg_attrs" not in function.attributes or function.attributes["sym_visibility"] != ir.StringAttr.get("public"):
         return True
-    given = ir.DictAttr(function.attributes["arg_attrs"][logits.arg_number])
+    attributes: Any = function.attributes["arg_attrs"]
+    given = ir.DictAttr(attributes[logits.arg_number])
     return "tf.aliasing_output" in given or "jax.buffer_donor" in given
 
 
@@ -147,7 +148,11 @@ def _called(
     numbers, fixed = _numbers_of(call, count, temperature, cap)
     arrays = [x for x in there.values() if not isinstance(x, float)] + numbers
     given |= sum(bit for bit, x in there.items() if not isinstance(x, float))
-    return list(jax.ffi.ffi_call(name, results, input_output_aliases={0: 0} if in_place else {})(call.z, *arrays, fixed=fixed, given=np.int64(given)))
+    return list(
+        jax.ffi.ffi_call(name, results, input_output_aliases={0: 0} if in_place else {})(
+            call.z, *arrays, fixed=fixed, given=np.int64(given)
+        )
+    )
 
 
 def _numbers_of(call: Call, count: int, temperature: float, cap: float) -> tuple[list[Array], Any]:

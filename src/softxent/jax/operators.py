@@ -34,6 +34,8 @@ from .arrays import Array, as_rows, computed_in, widest
 from .call import IGNORED, NO_LABEL, UPSTREAM, Call, Fixed, by_row, off_by_row, operands, restored, summed_to
 from .formulas import inverse
 
+Tangents = Any  # a Call whose fields are tangents, or None for 0
+
 _formula = False  # whether functions that are traced now use formula.py on every platform
 _warned = False
 
@@ -228,7 +230,7 @@ def _tangent(tangent: Any, result: Any) -> Any:
 
 
 def _transposed(primitive: Primitive) -> Callable[[Any], Any]:
-    """Register a rule: from the cotangents (0.0 is 0), a call whose linear fields are unknown, their names and the parameters, to theirs."""
+    """Register a rule: from the cotangents (0.0 for 0), a call whose linear fields are unknown, and their names, to their cotangents."""
 
     def register(rule: Callable[..., Any]) -> Any:
         def transpose(cotangents: Any, *arrays: Any, fixed: Fixed, by_formula: bool, **how: Any) -> Any:
