@@ -186,6 +186,12 @@ static void write_rows(const double* found, int64_t rows, const Buffer& out, con
   });
 }
 
+static double* parts_of(const Buffer& parts, int64_t rows) {
+  need(parts.element_count() == 2 * PARTS * rows && parts.element_type() == ffi::DataType::U32, "softxent: parts have a wrong shape");
+  return (double*)parts.untyped_data();
+}
+
+// The rows of a job from `first` on.
 static Job part(Job j, int64_t first, int64_t n, int64_t size, int64_t wide) {
   j.rows = n;
   j.z = (const char*)j.z + first * j.z_step * size;
@@ -239,14 +245,14 @@ static ffi::Error compute(Op op, ffi::RemainingArgs buffers, ffi::RemainingRets 
     j.v = v.untyped_data();
     j.v_step = j.cols;
   }
-  if (given & PARTS_READ) j.parts = (double*)args.take().untyped_data();
+  if (given & PARTS_READ) j.parts = parts_of(args.take(), j.rows);
   std::vector<Buffer> total;
   if (given & TOTAL) {
     total.push_back(args.take());
     need(divides(total[0], j.rows ? j.rows : total[0].element_count()), "softxent: total has a wrong shape");
   }
   if (j.rows) set_numbers(j, args, fixed, total.empty() ? nullptr : &total[0], outside, memory);
-  if (given & PARTS_WRITTEN) j.parts = (double*)output(rets, rets.size() - 1).untyped_data();
+  if (given & PARTS_WRITTEN) j.parts = parts_of(output(rets, rets.size() - 1), j.rows);
   j.parts_step = j.rows;
   j.result = memory.take(results * j.rows);
   j.result_count = results;
@@ -282,7 +288,7 @@ static ffi::Error merge(ffi::RemainingArgs buffers, ffi::RemainingRets rets, ffi
   j.result = memory.take(OUTPUTS * j.rows);
   j.result_count = OUTPUTS;
   j.result_step = j.rows;
-  j.parts = (double*)output(rets, rets.size() - 1).untyped_data();
+  j.parts = parts_of(output(rets, rets.size() - 1), j.rows);
   j.parts_step = j.rows;
   j.entropy = true;
   std::vector<double> copy((const double*)sums.untyped_data(), (const double*)sums.untyped_data() + shards * PARTS * j.rows);

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -377,6 +379,17 @@ def test_a_wrong_argument_is_named(call, message):
     with pytest.raises((ValueError, TypeError)) as error:
         jax.jit(call)(jnp.zeros((4, 3)), jnp.zeros(4, jnp.int32))
     assert str(error.value) == message
+
+
+def test_no_rows_and_one_class(computed_by):
+    none, labels = jnp.zeros((0, 3)), jnp.zeros(0, int)
+    for reduction, want in (("mean", np.nan), ("sum", 0.0), ("none", np.zeros(0))):
+        of_logits = jax.jit(partial(sj.cross_entropy, labels=labels, reduction=reduction))
+        of_a_head = jax.jit(partial(sj.linear_cross_entropy, weight=jnp.ones((4, 3)), labels=labels, reduction=reduction))
+        np.testing.assert_array_equal(of_logits(none), want)
+        np.testing.assert_array_equal(of_a_head(none), want)
+    assert jax.jit(jax.grad(lambda z: sj.cross_entropy(z, labels)))(none).shape == (0, 3)
+    np.testing.assert_array_equal(jax.jit(jax.grad(lambda z: sj.cross_entropy(z, jnp.zeros(2, int))))(jnp.ones((2, 1))), 0)
 
 
 def test_rows_of_nan_and_masked_classes(computed_by):

@@ -16,6 +16,7 @@ from .. import contract, truth
 from ..contract import NUMPY, fail
 from .arrays import Array, computed_in, widest
 from .call import IGNORED, LARGEST, OUTSIDE, Call, special
+from .formulas import averaged
 
 FLOATS = ("float32", "float64", "bfloat16", "float16")
 
@@ -169,8 +170,7 @@ def results(found: list[Array], total: Array, reduction: str, wanted: tuple[bool
     """Return the loss, from the outputs of the rows, or a `Result` with the lse, entropy, log-probabilities and correct that are wanted."""
     loss, rows = found[0], dict(zip(("lse", "logprobs", "entropy", "correct"), found[1:], strict=False))
     if reduction != "none":
-        by = divisor(reduction, total)
-        loss = loss.sum() / jnp.where(by == 0, jnp.nan, by).astype(loss.dtype)
+        loss = averaged(loss, divisor(reduction, total), 0)
     if not any(wanted):
         return loss.astype(dtype)
     names = ("lse", "entropy", "logprobs")

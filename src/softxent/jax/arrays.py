@@ -8,7 +8,6 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from ..partials import LIBRARIES
@@ -40,5 +39,4 @@ def as_rows(a: Array, axes: int) -> Array:
     return found
 
 
-LIBRARIES[jax.Array] = sys.modules[__name__]
 LIBRARIES[type(jnp.zeros(()))] = sys.modules[__name__]

@@ -19,7 +19,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from .. import shards
 from .arrays import Array
 from .call import LARGEST, OUTSIDE, Call, Fixed, by_row, restored, special
-from .formulas import inverse
+from .formulas import averaged, inverse
 
 BY_CLASSES = ("rows", "gradient", "mean", "mean_and_gradient")
 
@@ -130,8 +130,7 @@ def _by_classes(operator: str, backend: Any, call: Call, names: tuple[str, ...],
     dz = None if operator == "mean" else backend.backward(mine, sums, temperature, cap, **in_place)
     if operator == "gradient":
         return dz
-    losses = found[0] / by_row(jnp.where(call.total == 0, jnp.nan, call.total), call.rows)
-    loss = losses.sum(tuple(range(kept, losses.ndim))).astype(losses.dtype)
+    loss = averaged(found[0], call.total, kept)
     return loss if operator == "mean" else [loss, dz]
 
 

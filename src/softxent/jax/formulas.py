@@ -103,8 +103,13 @@ def loss_along(call: Call, lse: Array, dlse: Array, dlogprob: Array, by_off: Arr
 
 def mean(call: Call, temperature: float, cap: float, kept: int) -> Array:
     """Return the losses divided by `total`, added up over the axes of the rows except for the first `kept` ones."""
-    losses = rows(call, temperature, cap, False)[0] / by_row(jnp.where(call.total == 0, np.nan, call.total), call.rows)
-    return losses.sum(tuple(range(kept, losses.ndim)))
+    return averaged(rows(call, temperature, cap, False)[0], call.total, kept)
+
+
+def averaged(losses: Array, total: Array, kept: int) -> Array:
+    """Return the losses, added up over all but the first `kept` axes, divided by their total. It is NaN where the total is 0."""
+    sums = losses.sum(tuple(range(kept, losses.ndim)))
+    return sums / by_row(jnp.where(total == 0, np.nan, total).astype(sums.dtype), sums.shape)
 
 
 def mean_and_gradient(call: Call, temperature: float, cap: float, kept: int) -> list[Array]:

@@ -19,6 +19,7 @@ from jax.custom_derivatives import SymbolicZero
 from . import operators
 from .arrays import Array, widest
 from .call import IGNORED, Call, Fixed, restored, special
+from .formulas import averaged
 
 Transform = tuple[float, float]
 
@@ -48,8 +49,7 @@ def head_rows(head: Head, truth: Call, transform: Transform, more: bool, step: i
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
 def head_mean(fixed: Fixed, transform: Transform, step: int, head: Head, truth: list[Array], total: Array) -> Array:
     """Return the sum of the losses divided by `total`. `truth` has the arrays of a call whose logits are not read, `fixed` its numbers."""
-    loss = head_rows(head, restored(truth, fixed), transform, False, step)[0].sum()
-    return loss * operators.reciprocal(total)
+    return averaged(head_rows(head, restored(truth, fixed), transform, False, step)[0], total, 0)
 
 
 @partial(head_mean.defjvp, symbolic_zeros=True)
@@ -63,7 +63,7 @@ def _head_mean_jvp(fixed: Fixed, transform: Transform, step: int, primals: Any, 
     if not all(isinstance(t, SymbolicZero) for t in (*dtruth, dtotal)):
 
         def of(truth: list[Array], total: Array) -> Array:
-            return head_rows(head, restored(truth, fixed), transform, False, step)[0].sum() * operators.reciprocal(total)
+            return averaged(head_rows(head, restored(truth, fixed), transform, False, step)[0], total, 0)
 
         moved += jax.jvp(of, (truth, total), jax.tree.map(_instantiated, (dtruth, dtotal), is_leaf=_is_zero))[1]
     return loss, moved

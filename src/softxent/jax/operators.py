@@ -32,7 +32,7 @@ from .. import contract, formula
 from . import devices, formulas, native
 from .arrays import Array, as_rows, computed_in, widest
 from .call import IGNORED, NO_LABEL, UPSTREAM, Call, Fixed, by_row, off_by_row, operands, restored, summed_to
-from .formulas import inverse
+from .formulas import averaged, inverse
 
 Tangents = Any  # a Call whose fields are tangents, or None for 0
 
@@ -120,7 +120,8 @@ def _primitive(name: str, results: Callable[..., Any], computed_as: str = "") ->
 
     def lowered(context: Any, *values: Any, fixed: Fixed, by_formula: bool, **how: Any) -> Any:
         on_the_cpu = tuple(context.module_context.platforms) == ("cpu",)
-        backend = native if on_the_cpu and not by_formula and not _kernel_missing() else formulas
+        by_kernel = on_the_cpu and not by_formula and context.avals_in[0].size and not _kernel_missing()
+        backend = native if by_kernel else formulas
         if backend is native and operator in ("gradient", "mean_and_gradient"):
             how["in_place"] = native.may_be_overwritten(values[0])
         if devices.several(context):
@@ -169,7 +170,7 @@ def _batched(arrays: Sequence[Array], dims: Sequence[int | None], fixed: Fixed) 
 
 
 def _result(call: Call, axes: int, dtype: Any) -> ShapedArray:
-    """Return what a result is that has the first axes of the logits, and that their sharding."""
+    """Return the type of a result that has the first axes of the logits, with their sharding."""
     z, sharding = call.z, call.z.sharding
     found: ShapedArray = z.update(shape=z.shape[:axes], dtype=jnp.dtype(dtype), sharding=sharding.update(spec=sharding.spec[:axes]))
     return found
@@ -415,9 +416,4 @@ def _(call: Call, moving: Tangents, temperature: float, cap: float, kept: int) -
 
 
 def _composed_mean(call: Call, temperature: float, cap: float, kept: int) -> Array:
-    losses = rows(call._replace(total=0.0), temperature, cap)[0] * by_row(reciprocal(call.total), call.rows)
-    return losses.sum(tuple(range(kept, losses.ndim)))
-
-
-def reciprocal(total: Array) -> Array:
-    return jnp.where(total == 0, jnp.nan, inverse(total))
+    return averaged(rows(call._replace(total=0.0), temperature, cap)[0], call.total, kept)
