@@ -1,5 +1,5 @@
-// The Python module _kernel, which kernels/cpu.py calls (and contract.py, bits16). It checks the arrays, describes them in a Job,
-// selects the instruction set, once, and splits the rows among threads, with the GIL released.
+// The Python module _kernel, which kernels/cpu.py calls (and contract.py, bits16). It checks the arrays, describes them in a
+// Job, and runs the kernel on it (run.cpp), with the GIL released.
 //
 // It assumes that its callers have checked what a user can get wrong (labels, options), and that nobody writes to the arrays during a call.
 // It checks shapes, types and strides itself, because a wrong one would be an access outside the arrays.
@@ -8,69 +8,18 @@
 #include <nanobind/stl/array.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/tuple.h>
-#include <algorithm>
 #include <array>
-#include <cmath>
-#include <cstdlib>
-#include <cstring>
-#include <memory>
 #include <optional>
-#include <string>
 #include <tuple>
 #include <vector>
-#include "kernel.h"
-#if defined(SOFTXENT_X86)
-#include <cpuid.h>
+#include "run.h"
+#if defined(SOFTXENT_XLA)
+#include "xla.h"
 #endif
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-#include "threads.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
 namespace softxent {
-extern const Isa SOFTXENT_BASE;
-#if defined(SOFTXENT_X86)
-extern const Isa isa_avx2, isa_avx512;
-
-struct Processor {
-  bool avx2, avx512;
-};
-
-// What the processor has and the operating system saves. __builtin_cpu_supports would say it, but zig, which builds the wheels, says no to
-// everything.
-static Processor processor() {
-  unsigned a, b, c, d, saved, high;
-  if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_OSXSAVE) || !(c & bit_FMA)) return {false, false};
-  __asm__ volatile("xgetbv" : "=a"(saved), "=d"(high) : "c"(0));
-  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return {false, false};
-  const unsigned ymm = 0x06, zmm = 0xe6;  // the bits of the registers in XCR0
-  const unsigned avx512 = bit_AVX512F | bit_AVX512BW | bit_AVX512VL | bit_AVX512DQ;
-  return {(saved & ymm) == ymm && (b & bit_AVX2), (saved & zmm) == zmm && (b & avx512) == avx512};
-}
-#endif
-
-static const Isa& isa() {
-  static const Isa& chosen = []() -> const Isa& {
-    const char* want = getenv("SOFTXENT_ISA");
-    std::string choices;
-    auto fits = [&](const Isa& i, bool can) {
-      if (can) choices += (choices.empty() ? "" : ", ") + std::string(i.name);
-      return can && (!want || !*want || !strcmp(want, i.name));
-    };
-#if defined(SOFTXENT_X86)
-    const Processor has = processor();
-    if (fits(isa_avx512, has.avx512)) return isa_avx512;
-    if (fits(isa_avx2, has.avx2)) return isa_avx2;
-#endif
-    if (!fits(SOFTXENT_BASE, true))
-      throw nb::value_error(("softxent: SOFTXENT_ISA must be among " + choices + ", which this machine has; got '" + want + "'").c_str());
-    return SOFTXENT_BASE;
-  }();
-  return chosen;
-}
-
 typedef nb::ndarray<nb::ndim<2>, nb::device::cpu> Matrix;
 typedef nb::ndarray<nb::ndim<2>, nb::device::cpu, nb::ro> Logits;
 typedef nb::ndarray<nb::device::cpu, nb::ro> Dense;
@@ -89,22 +38,11 @@ static Type type_of(nb::dlpack::dtype d) {
   if (code == nb::dlpack::dtype_code::Bfloat || (code == nb::dlpack::dtype_code::UInt && d.bits == 16)) return BF16;
   throw nb::type_error("dtype must be float32, float64, float16 or bfloat16 (NumPy: its bits as uint16)");
 }
-// (T, cap): softmax is applied to (cap / T) tanh(z / cap), or to z / T if cap is infinite. For a large cap, z / cap is computed 2^k times
-// as large, lest it be subnormal; beyond 2^200, (cap / T) tanh(z / cap) is z / T.
-typedef std::tuple<double, double> Transform;
+typedef std::tuple<double, double> Transform;  // temperature and cap
 static void set_transform(Job& j, Type type, Transform transform) {
   const auto [temperature, cap] = transform;
   need(temperature > 0 && cap > 0, "temperature and cap must be positive");
-  const bool capped = cap < (type == F64 ? 0x1p1000 : 0x1p200);
-  j.inverse_temperature = 1 / temperature;
-  j.lift = 1;
-  j.scale = 1 / temperature;
-  if (capped) {
-    if (type != F64 && cap > 0x1p60) j.lift = ldexp(1, std::min(120, ilogb(cap)));
-    j.inverse_cap = j.lift / cap;
-    j.scale = cap / temperature / j.lift;
-  }
-  if (type != F64) j.scale = (float)j.scale;
+  set_transform(j, type, temperature, cap);
 }
 template <class M> static bool adjacent(const M& a) {
   const size_t last = a.ndim() - 1;
@@ -166,211 +104,21 @@ static void set_out(Job& j, const Matrix& a, const Logits& z) {
   j.dz_step = a.stride(0);
 }
 
-// Memory for large gradients, in huge pages if there are any. Blocks that are freed are kept for the next gradients, because new pages take
-// longer than the kernel needs to fill them (125 MiB: 90 ms and 20 ms): one block for each power of two of their sizes. If the slots are
-// busy, nothing is kept; in a child that was forked at such a moment they stay busy.
-struct Kept {
-  void* data;
-  size_t bytes;
-};
-static Kept slots[64] = {};
-static std::atomic_flag busy = ATOMIC_FLAG_INIT;
-static constexpr size_t PAGE = 2 << 20;
-
-static int slot_of(size_t bytes) {
-  int slot = 0;
-  for (size_t pages = bytes / PAGE; pages > 1; pages /= 2) slot++;
-  return slot;
-}
-// Puts `wanted` into a slot if `fits` allows it for the block that is there, and returns that block; else returns `wanted`.
-template <class Fits> static Kept swap_kept(int slot, Kept wanted, Fits fits) {
-  if (busy.test_and_set(std::memory_order_acquire)) return wanted;
-  const Kept was = slots[slot];
-  const bool go = fits(was);
-  if (go) slots[slot] = wanted;
-  busy.clear(std::memory_order_release);
-  return go ? was : wanted;
-}
-static void give_back(void* block) noexcept {
-  Kept* k = (Kept*)block;
-  ::free(swap_kept(slot_of(k->bytes), *k, [&](const Kept& was) { return was.bytes <= k->bytes; }).data);
-  delete k;
-}
-static Kept large_block(size_t bytes) {
-  const size_t whole = (bytes + PAGE - 1) / PAGE * PAGE;
-  const int slot = slot_of(whole);
-  for (int k = slot; k <= slot + 1; k++) {
-    const Kept mine = swap_kept(k, {nullptr, 0}, [&](const Kept& was) { return was.bytes >= whole && was.bytes <= 2 * whole; });
-    if (mine.data) return mine;
-  }
-  const Kept mine = {aligned_alloc(PAGE, whole), whole};
-  if (!mine.data) throw std::bad_alloc();
-#if defined(__linux__)
-  madvise(mine.data, whole, MADV_HUGEPAGE);
-#endif
-  return mine;
-}
 static nb::ndarray<nb::numpy, uint8_t> buffer(size_t bytes) {
   const Kept mine = large_block(bytes);
   return nb::ndarray<nb::numpy, uint8_t>(mine.data, {bytes}, nb::capsule(new Kept(mine), give_back));
 }
-static void trim() {
-  for (int k = 0; k < 64; k++) ::free(swap_kept(k, {nullptr, 0}, [](const Kept&) { return true; }).data);
+
+// Runs pending signal handlers. Returns whether one raised an exception.
+static bool interrupted() {
+  nb::gil_scoped_acquire held;
+  return PyErr_CheckSignals() != 0;
 }
-
-// The scratch memory of a thread during a call. Up to SMALL bytes stay with the thread for its next call, and a larger block goes to the
-// slot of large_block. A signal handler may call the library within a call: the inner call finds the thread's block taken, and allocates
-// another.
-class Memory {
-  static constexpr size_t SMALL = 8 << 20;
-  struct Spare {
-    Kept block = {nullptr, 0};
-    ~Spare() { ::free(block.data); }
-  };
-  static Spare& spare() {
-    static thread_local Spare mine;
-    return mine;
-  }
-  Kept block;
-
- public:
-  explicit Memory(size_t bytes) : block{nullptr, 0} {
-    if (bytes > SMALL) {
-      block = large_block(bytes);
-      return;
-    }
-    std::swap(block, spare().block);
-    if (block.bytes >= bytes) return;
-    ::free(block.data);
-    block = {aligned_alloc(64, (bytes + 63) / 64 * 64), bytes};
-    if (!block.data) {
-      block.bytes = 0;
-      throw std::bad_alloc();
-    }
-  }
-  ~Memory() {
-    if (block.bytes > SMALL)
-      give_back(new Kept(block));
-    else {
-      if (block.bytes > spare().block.bytes) std::swap(block, spare().block);
-      ::free(block.data);
-    }
-  }
-  Memory(const Memory&) = delete;
-  void* data() const { return block.data; }
-};
-
-// Runs pending signal handlers, at most every 50 ms and on the calling thread only. After one that raises an exception, stop() is true.
-class Signals {
-  const std::thread::id caller = std::this_thread::get_id();
-  Clock::time_point checked = Clock::now();
-  std::atomic<bool> raised{false};
-
- public:
-  bool on_caller() const { return std::this_thread::get_id() == caller; }
-  bool stop() {
-    if (!raised && on_caller() && Clock::now() - checked >= std::chrono::milliseconds(50)) {
-      nb::gil_scoped_acquire held;
-      if (PyErr_CheckSignals()) raised = true;
-      checked = Clock::now();
-    }
-    return raised;
-  }
-};
-
-// Runs the kernel on all rows, each thread on `grain` rows at a time. Returns false if a signal handler raised an exception.
-static bool by_rows(const Job& j, Kernel run, int threads) {
-  const int64_t tile = j.cols <= SHORT_ROW ? TILE : tile_of(j.cols), fair = j.rows / threads / tile,
-                much = (1 << 16) / whole(j.cols) / tile;
-  const int64_t grain = (fair < much ? fair : much) * tile + (fair && much ? 0 : tile);
-  const int64_t grains = (j.rows + grain - 1) / grain;
-  std::atomic<int64_t> next{0};
-  std::atomic<bool> failed{false};
-  Signals signals;
-  together((int)(threads < grains ? threads : grains), [&] {
-    try {
-      const Memory mine(scratch_bytes(j.cols, j.inverse_cap != 0));
-      for (int64_t i; (grains == 1 || !signals.stop()) && (i = next.fetch_add(grain)) < j.rows;)
-        run(j, i, i + grain < j.rows ? i + grain : j.rows, mine.data(), ALL, 0);
-    } catch (std::bad_alloc&) {
-      failed = true;
-    }
-  });
-  if (next < j.rows && failed) throw std::bad_alloc();
-  return grains == 1 || !signals.stop();
-}
-
-// Runs the kernel on a few long rows. All threads work on runs of blocks of the same row, in the scratch memory of the calling thread. The
-// calling thread takes runs from the front and the others from the back. Each writes the gradient of the blocks whose exponentials it
-// computed, because they are still in its cache. Returns false if a signal handler raised an exception.
-static bool by_blocks(Job j, Kernel run, int threads, bool gradient) {
-  struct alignas(64) Counts {
-    std::atomic<int64_t> taken{0}, front{0}, back{0}, had{0}, turn{0}, turned{0}, written{0};
-  };
-  const int64_t blocks = blocks_of(j.cols), fair = blocks / (3 * threads) + 1, step = fair < 256 ? fair : 256,
-                runs = (blocks + step - 1) / step;
-  std::unique_ptr<Counts[]> counts(new Counts[j.rows]);
-  const Memory shared(scratch_bytes(j.cols, j.inverse_cap != 0));
-  std::vector<int64_t> labels(j.rows);
-  j.found = labels.data();
-  for (int64_t i = 0; i < j.rows; i++) run(j, i, i + 1, shared.data(), FIND_LABEL, 0);
-  j.label = labels.data();
-  j.label_step = 1;
-  Signals signals;
-  auto wait = [&](std::atomic<int64_t>& a, int64_t n) {
-    while (!spin([&] { return a >= n; })) {
-      if (signals.stop()) return;
-      sched_yield();
-    }
-  };
-  auto each = [&](int64_t i, int64_t r, Phase phase) {
-    for (int64_t b = r * step; b < blocks && b < (r + 1) * step; b++) run(j, i, i + 1, shared.data(), phase, b);
-  };
-  together(threads, [&] {
-    for (int64_t i = 0; i < j.rows; i++) {
-      Counts& c = counts[i];
-      std::vector<int64_t> mine;
-      for (; !signals.stop() && c.taken.fetch_add(1) < runs; c.had++) {
-        mine.push_back(signals.on_caller() ? c.front++ : runs - 1 - c.back++);
-        each(i, mine.back(), SUM_BLOCK);
-      }
-      wait(c.had, runs);
-      if (signals.stop()) return;
-      if (c.turn++ == 0) {
-        run(j, i, i + 1, shared.data(), FINISH_ROW, 0);
-        c.turned = 1;
-      }
-      wait(c.turned, 1);
-      if (!gradient) continue;
-      for (int64_t r : mine) {
-        if (signals.stop()) return;
-        each(i, r, WRITE_BLOCK);
-        c.written++;
-      }
-      wait(c.written, runs);
-    }
-  });
-  return !signals.stop();
-}
-
-static int64_t size_of(Type type) { return type == F64 ? 8 : type == F32 ? 4 : 2; }
-
 static void call(Op op, Job j, Type type, Off kind, int threads) {
-  if (!j.rows || !j.cols) return;
-  if (j.rows * j.cols < 1 << 12) threads = 1;  // to wake a thread takes as long as 1500 entries
-  const int64_t size = size_of(type);
-  const bool aligned = (uintptr_t)j.dz % size == 0;  // stores past the caches need whole elements
-  // Short rows share many cache lines with their neighbours, which stores past the caches write twice: 3 times the time with 100 columns.
-  j.stream = op != FORWARD && aligned && j.z != j.dz && j.rows * j.cols * size >= 48 << 20 && j.cols * size >= 8 << 10;
-  j.ahead = threads == 1;  // 10 % less time on one thread, but 8 % more on two, which use all of the memory's bandwidth
-  const Kernel run = isa().run[type][kind][op];
-  const int64_t blocks = blocks_of(j.cols);
-  const bool by_row = op == CURVATURE || op == LOG_SOFTMAX;
-  const bool few_long_rows = !by_row && blocks > 6 && threads > 1 && j.rows < 4 * threads && j.rows % threads;
   bool complete;
   {
     nb::gil_scoped_release free;
-    complete = few_long_rows || (!by_row && blocks > 4096) ? by_blocks(j, run, threads, op != FORWARD) : by_rows(j, run, threads);
+    complete = run(op, j, type, kind, threads, interrupted);
   }
   if (!complete) throw nb::python_error();
 }
@@ -384,25 +132,6 @@ static void call(Op op, const Job& j, const Logits& z, const std::optional<Dense
     kind = o == type ? SAME : WIDE;
   }
   call(op, j, type, kind, threads);
-}
-
-// The sum in NumPy's order, so that a loss has the same bits however it is called: halves, down to 128 numbers, and eight sums of those.
-static double sum_as_numpy(const double* a, int64_t n) {
-  if (n > 128) {
-    const int64_t half = n / 2 - n / 2 % 8;
-    return sum_as_numpy(a, half) + sum_as_numpy(a + half, n - half);
-  }
-  int64_t i = 0;
-  double sum = 0;
-  if (n >= 8) {
-    double s[8];
-    for (; i < 8; i++) s[i] = a[i];
-    for (; i + 8 <= n; i += 8)
-      for (int k = 0; k < 8; k++) s[k] += a[i + k];
-    sum = ((s[0] + s[1]) + (s[2] + s[3])) + ((s[4] + s[5]) + (s[6] + s[7]));
-  }
-  for (; i < n; i++) sum += a[i];
-  return sum;
 }
 
 // Numbers of the rows in the memory of a caller: an address, or 0 if there are none, and the step between rows (0: the same for all).
@@ -611,6 +340,22 @@ NB_MODULE(_kernel, m) {
       "sums"_a.noconvert(), "pairs"_a.noconvert(), "label"_a.noconvert(), "numbers"_a.noconvert(), "result"_a.noconvert(),
       "parts"_a.noconvert());
   m.def("quick", quick);
+  m.def("xla_calls", [] {  // the handlers for XLA as capsules, by name; none where the package was built without XLA's headers
+    nb::dict found;
+#if defined(SOFTXENT_XLA)
+    for (const auto& [name, handler] : xla_calls()) found[name] = nb::capsule(handler, "xla._CUSTOM_CALL_TARGET");
+#endif
+    return found;
+  });
+  m.def(
+      "set_xla_threads",
+      [](int threads) {
+#if defined(SOFTXENT_XLA)
+        set_xla_threads(threads);
+#endif
+        (void)threads;
+      },
+      "threads"_a);
   m.def("buffer", buffer, "bytes"_a);
   m.def("trim", trim);
   m.def("first_outside", first_outside, "label"_a.noconvert(), "classes"_a, "ignore_index"_a);

@@ -30,13 +30,28 @@ try:
 except ModuleNotFoundError:
     torch = None  # a wheel is tested without it
 
+try:
+    import jax_backend
+except ModuleNotFoundError:
+    jax_backend = None  # a wheel is tested without JAX
+else:
+    kernels._NAMES["jax"] = jax_backend
+
 BACKENDS = [b.name for b in softxent.backends() if b.available]
+WITH_JAX = BACKENDS + ["jax"] * (jax_backend is not None)  # for the laws; the other tests of the kernels would say the same of it
 DTYPES = {"f32": np.dtype("float32"), "f64": np.dtype("float64"), "bf16": np.dtype(ml_dtypes.bfloat16), "f16": np.dtype("float16")}
 # rows x classes: one class; fewer, as many and more classes than a vector of any width, a tile, or a block of 4096; several blocks
 SHAPES = [
     (3, 1), (5, 2), (9, 5), (70, 10), (17, 16), (11, 17), (9, 33), (10, 64), (65, 100), (7, 128), (8, 129), (7, 1000), (3, 4096), (4, 4097),
     (2, 9001), (2, 20000),
 ]  # fmt: skip
+SHAPES_OF_JAX = [(5, 2), (11, 17), (7, 1000), (4, 4097)]  # JAX compiles a call for each shape
+
+
+def shapes_of(backend: str) -> list[tuple[int, int]]:
+    return SHAPES_OF_JAX if backend == "jax" else SHAPES
+
+
 OFFS = ["label", "shared", "dense", "dense_narrow"]  # off: None, a vector, a matrix in the compute type, a matrix in z's dtype
 
 

@@ -18,6 +18,8 @@ CPP = pathlib.Path(__file__).parent.parent / "cpp"
 FRAMEWORKS = {
     "torch",
     "jax",
+    "jaxlib",
+    "optax",
     "sklearn",
     "scipy",
     "matplotlib",
@@ -174,7 +176,13 @@ FLOORS = {  # the lowest first; a file may import files of lower floors, and on 
     "arguments": ("arguments",),
     "doors": ("distributed", "loss", "linear", "lazy_logits", "huggingface", "__init__"),
 }
-IN_ORDER = [file for floor in FLOORS.values() for file in floor]
+FLOORS_OF_JAX = {
+    "compute": ("arrays", "call", "formulas", "native", "devices"),
+    "operators": ("operators", "linear_operators"),
+    "arguments": ("arguments",),
+    "doors": ("loss", "linear", "__init__"),
+}
+FRONT_ENDS = {"torch": FLOORS, "jax": FLOORS_OF_JAX}
 NO_OPTION = ("label_smoothing", "smoothing", "class_weight", "weight", "ignore_index", "reduction", "sample_weight", "z_loss", "softcap")
 
 
@@ -184,18 +192,21 @@ def late_imports(path: pathlib.Path) -> set[str]:
     return {name for n in nodes for name in ([n.module] if n.module else [a.name for a in n.names])}
 
 
-def test_every_file_of_torch_is_on_a_floor_and_imports_downwards():
-    folder = PACKAGE / "torch"
-    assert sorted(p.stem for p in folder.glob("*.py")) == sorted(IN_ORDER)
-    for place, file in enumerate(IN_ORDER):
-        upwards = late_imports(folder / f"{file}.py") & set(IN_ORDER[place:])
+@pytest.mark.parametrize("front_end", FRONT_ENDS)
+def test_every_file_of_a_front_end_is_on_a_floor_and_imports_downwards(front_end):
+    folder, in_order = PACKAGE / front_end, [file for floor in FRONT_ENDS[front_end].values() for file in floor]
+    assert sorted(p.stem for p in folder.glob("*.py")) == sorted(in_order)
+    for place, file in enumerate(in_order):
+        upwards = late_imports(folder / f"{file}.py") & set(in_order[place:])
         assert not upwards, f"{file}.py imports {upwards}"
 
 
-@pytest.mark.parametrize("file", [*FLOORS["compute"], *FLOORS["operators"]])
+@pytest.mark.parametrize(
+    "file", [f"{name}/{file}" for name, floors in FRONT_ENDS.items() for file in (*floors["compute"], *floors["operators"])]
+)
 def test_the_operators_know_no_option(file):
     """Below arguments.py, the code names no option. Comments and texts may say what a number is for."""
-    tree = ast.parse((PACKAGE / "torch" / f"{file}.py").read_text())
+    tree = ast.parse((PACKAGE / f"{file}.py").read_text())
     names = {getattr(n, field, None) for n in ast.walk(tree) for field in ("id", "arg", "attr", "name")}
     assert not names & set(NO_OPTION), f"{file}.py: {names & set(NO_OPTION)}"
 

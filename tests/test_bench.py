@@ -14,6 +14,7 @@ from cases import command
 import softxent.torch
 from softxent import bench
 from softxent.bench import contenders, distributed, fits, gpu, linear, measure, options, report
+from softxent.bench import jax as of_jax
 from softxent.bench import readme as write_readme
 
 ROOT = Path(__file__).parent.parent
@@ -231,3 +232,13 @@ def test_the_bench_of_fits_runs(which, tmp_path):
         (_, ours), (_, theirs) = (r["found"][name] for name in (fits.OURS, r["case"][0]))
         assert ours == pytest.approx(theirs, rel=1e-3) and all(s[0] > 0 for s in r["seconds"].values())
     assert (tmp_path / f"{which}.md").read_text().count(" classes | ") == len(records)
+
+
+def test_the_bench_of_jax_runs(tmp_path):
+    of_jax.run(2, tmp_path, quick=True)
+    records = json.loads((tmp_path / "jax.json").read_text())["records"]
+    assert [r["kind"] for r in records] == ["fresh", "in place"] * 2 + ["time"] + ["memory"] * 2
+    assert all(min(s) > 0 for r in records[:5] for s in r["seconds"].values())
+    assert records[-1]["extra"][of_jax.HEAD] > 0
+    text = (tmp_path / "jax.md").read_text()
+    assert text.count("\n| [") == 4 and text.count("\n| N=") == 3

@@ -14,6 +14,7 @@ import pytest
 from cases import command
 
 import softxent.boosting
+import softxent.jax
 import softxent.sklearn
 import softxent.torch
 from softxent.proof.derivation import DERIVATIONS
@@ -78,7 +79,7 @@ def test_every_public_function_has_its_place_in_the_docs():
     assert sorted(listed) == sorted(softxent.__all__)
     listed = re.findall(r"^::: softxent\.torch\.(\w+)$", (ROOT / "docs/api.md").read_text(), re.M)
     assert sorted(listed) == sorted(softxent.torch.__all__)
-    for module in (softxent.sklearn, softxent.boosting):
+    for module in (softxent.jax, softxent.sklearn, softxent.boosting):
         listed = re.findall(rf"^::: {module.__name__}\.(\w+)$", (ROOT / "docs/api.md").read_text(), re.M)
         assert sorted(listed) == sorted(module.__all__)
 

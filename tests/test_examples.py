@@ -55,3 +55,11 @@ def test_the_shares_of_votes_train_a_better_model(capsys):
     found = load("boost_with_soft_labels").main(votes=5, rows=5000, rounds=40)
     assert found["the true probabilities"] < found["shares of the votes"] < found["most votes"] - 0.02
     assert "5000 other rows" in capsys.readouterr().out
+
+
+def test_flax_and_equinox_train_the_same_model_with_both_losses(capsys):
+    curves = load("train_jax").main(steps=8, batch=128, classes=2000)
+    assert len(curves) == 2
+    for stock, chunks in curves.values():
+        assert max(abs(a - b) for a, b in zip(stock, chunks, strict=True)) < 1e-4 and chunks[-1] < chunks[0] - 0.05
+    assert capsys.readouterr().out.count("the loss fell from") == 2

@@ -4,7 +4,22 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from cases import DTYPES, OFFS, OPTIONS, SHAPES, Answer, allowed, cuts_of, exact, fused, merged, option_cases, problem, within
+from cases import (
+    DTYPES,
+    OFFS,
+    OPTIONS,
+    WITH_JAX,
+    Answer,
+    allowed,
+    cuts_of,
+    exact,
+    fused,
+    merged,
+    option_cases,
+    problem,
+    shapes_of,
+    within,
+)  # fmt: skip
 
 import softxent
 from softxent import formula, kernels
@@ -14,8 +29,18 @@ from softxent.truth import truth
 
 each_dtype = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 each_off = pytest.mark.parametrize("off", OFFS)
-each_shape = pytest.mark.parametrize("shape", SHAPES, ids=lambda s: "x".join(map(str, s)))
+each_shape = pytest.mark.parametrize(
+    "backend, shape",
+    [pytest.param(name, shape, id=f"{name}-{shape[0]}x{shape[1]}") for name in WITH_JAX for shape in shapes_of(name)],
+    indirect=["backend"],
+)
 each_option = pytest.mark.parametrize("option", OPTIONS)
+
+
+@pytest.fixture(params=WITH_JAX)
+def backend(request):
+    with softxent.use_backend(request.param):
+        yield request.param
 
 
 # ---- prediction - truth ----
@@ -38,7 +63,7 @@ def test_loss_and_gradient_are_the_formula(backend, dtype, shape, off):
 @each_dtype
 def test_the_gradient_sums_to_the_z_loss_alone(backend, dtype, off):
     """sum_k dz_k = g (mass + q lse - sum of the truth) = g q lse. It is 0 without a z-loss, if the label matches a column."""
-    for shape in SHAPES:
+    for shape in shapes_of(backend):
         p = problem(*shape, dtype, off)
         got, want, (_, dz) = fused(p), exact(p), allowed(p)
         q_lse = np.where(p.truth[2] == 0, 0, p.truth[2] * want.result[1])
@@ -145,7 +170,7 @@ def test_merge_is_a_commutative_monoid(rng):
 @each_dtype
 def test_any_split_of_the_columns_gives_the_loss_and_gradient_of_the_whole(backend, dtype, off, rng):
     """Shards of the vocabulary: forward on each, merge, finish, and backward on each with the merged sums."""
-    for shape in SHAPES:
+    for shape in shapes_of(backend):
         p = problem(*shape, dtype, off)
         if shape[1] > 4:
             p.z[-1, : shape[1] // 2] = -np.inf  # a shard that is masked completely
@@ -170,7 +195,7 @@ def test_any_split_of_the_columns_gives_the_loss_and_gradient_of_the_whole(backe
 @each_off
 @each_dtype
 def test_the_parts_of_a_row_are_its_sums(backend, dtype, off):
-    for shape in SHAPES:
+    for shape in shapes_of(backend):
         p = problem(*shape, dtype, off)
         got, want = Partials(*fused(p).parts), Partials(*exact(p).parts)
         near = bounds.loss_bound(dtype, shape[1])

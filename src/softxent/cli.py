@@ -77,6 +77,7 @@ def bench(
     boosting: Annotated[
         bool, typer.Option("--boosting", help="Train XGBoost, LightGBM and CatBoost with softxent.boosting, beside their own objectives.")
     ] = False,
+    jax: Annotated[bool, typer.Option("--jax", help="Measure softxent.jax beside optax, under jax.jit.")] = False,
     gpu: Annotated[bool, typer.Option("--gpu", help="Measure on the GPU, beside PyTorch and Liger.")] = False,
     output: Annotated[Path | None, typer.Option(file_okay=False, help="Folder of tables and plot.", show_default="bench/results")] = None,
 ) -> None:
@@ -105,6 +106,10 @@ def bench(
             from .bench.fits import run as of_fits
 
             of_fits("sklearn" if sklearn else "boosting", repeats, output or Path("bench/results"), quick)
+        elif jax:
+            from .bench.jax import run as under_jit
+
+            under_jit(repeats, output or Path("bench/results"), quick)
         elif gpu:
             from .bench.gpu import run as on_gpu
 

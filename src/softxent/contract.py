@@ -28,6 +28,7 @@ _EXTRAS = {
     "dev": {"transformers", "trl", "peft", "accelerate"},
     "sklearn": {"sklearn", "scipy"},
     "boosting": {"xgboost", "lightgbm", "catboost"},
+    "jax": {"jax", "optax"},
 }
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from . import Job, distributed, filtering, fits, linear, measure, options, readme, run, training
+from . import Job, distributed, filtering, fits, jax, linear, measure, options, readme, run, training
 
 
 def each(work: Callable[..., None], jobs: list[Any]) -> None:
@@ -64,6 +64,11 @@ def main() -> None:
     of_fits = commands.add_parser("fits-worker")
     of_fits.add_argument("job", type=json.loads)
     of_fits.set_defaults(todo=lambda a: fits.work(*a.job))
+    under_jit = commands.add_parser("jax", help="softxent.jax beside optax instead")
+    under_jit.set_defaults(todo=lambda a: jax.run(a.repeats, a.output, a.quick))
+    of_jax = commands.add_parser("jax-worker")
+    of_jax.add_argument("job", type=json.loads)
+    of_jax.set_defaults(todo=lambda a: jax.work(*a.job))
     arguments = parser.parse_args()
     try:
         arguments.todo(arguments)

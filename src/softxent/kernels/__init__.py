@@ -218,3 +218,5 @@ def set_num_threads(threads: int) -> None:
     if not isinstance(threads, Integral) or not 1 <= threads <= MOST_THREADS:
         raise ValueError(f"set_num_threads: threads must be an int from 1 to {MOST_THREADS}; got {threads!r}")
     _threads = int(threads)
+    if cpu is not None:
+        cpu.set_xla_threads(_threads)

@@ -50,6 +50,7 @@ def merge(sums: Array, pairs: Array, label: Array, numbers: Array, result: Array
 first_outside = _kernel.first_outside
 isa = _kernel.isa
 quick, buffer, trim = _kernel.quick, _kernel.buffer, _kernel.trim
+xla_calls, set_xla_threads = _kernel.xla_calls, _kernel.set_xla_threads
 
 
 def _bits(a: Array | None) -> Array | None:

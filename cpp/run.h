@@ -1,0 +1,49 @@
+// Calls of the kernels, with threads and memory, but without Python. bind.cpp and xla.cpp call these functions, and run.cpp has them.
+//
+// They assume that the arrays of a job have the shapes and types that it says, and that nobody writes to them during a call.
+#pragma once
+#include <stddef.h>
+#include "kernel.h"
+
+namespace softxent {
+
+// The kernels for this machine, or for the instruction set of the environment variable SOFTXENT_ISA.
+const Isa& isa();
+
+int64_t size_of(Type);
+
+// softmax is applied to (cap / T) tanh(z / cap), or to z / T if cap is infinite. For a large cap, z / cap is computed 2^k times as large,
+// lest it be subnormal; beyond 2^200, (cap / T) tanh(z / cap) is z / T.
+void set_transform(Job&, Type, double temperature, double cap);
+
+// Runs an operation on all rows, on at most so many threads. `interrupted`, which may be null, is asked now and then on the calling thread.
+// Returns false if it said yes; the results are incomplete then.
+typedef bool (*Interrupted)();
+bool run(Op, Job, Type, Off kind, int threads, Interrupted);
+
+// The sum in NumPy's order, so that a loss has the same bits however it is called: halves, down to 128 numbers, and eight sums of those.
+double sum_as_numpy(const double* a, int64_t n);
+
+// Asks for huge pages in memory that nobody has written to.
+void advise(void* data, size_t bytes);
+
+// Memory in whole pages, that of an earlier block if there is one; `give_back` takes a `new Kept`, and `trim` frees what was given back.
+struct Kept {
+  void* data;
+  size_t bytes;
+};
+Kept large_block(size_t bytes);
+void give_back(void* block) noexcept;
+void trim();
+
+// The scratch memory of a thread during a call, which is kept for the next one.
+class Memory {
+  Kept block;
+
+ public:
+  explicit Memory(size_t bytes);
+  ~Memory();
+  Memory(const Memory&) = delete;
+  void* data() const { return block.data; }
+};
+}

@@ -1,0 +1,9 @@
+// What bind.cpp hands to Python of xla.cpp, which is compiled where the headers of XLA are found.
+#pragma once
+#include <utility>
+#include <vector>
+
+namespace softxent {
+const std::vector<std::pair<const char*, void*>>& xla_calls();  // names and handlers
+void set_xla_threads(int threads);
+}

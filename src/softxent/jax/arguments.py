@@ -1,0 +1,178 @@
+"""The arguments of the public functions: their checks, and how options become the numbers of rows that the operators take.
+
+This is the lowest file of softxent.jax that knows the options. truth.py says what they mean; here they become operations of jax.numpy on
+arrays that are small beside the logits, so that JAX has the derivatives by weights and probabilities.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax.experimental import checkify
+
+from .. import contract, truth
+from ..contract import NUMPY, fail
+from .arrays import Array, computed_in, widest
+from .call import IGNORED, LARGEST, OUTSIDE, Call, special
+from .formulas import averaged
+
+FLOATS = ("float32", "float64", "bfloat16", "float16")
+
+
+class Options(NamedTuple):
+    """The options of a loss, checked."""
+
+    ignore_index: int
+    reduction: str
+    label_smoothing: float
+    z_loss: float
+    temperature: float
+    cap: float  # the softcap, or inf
+
+
+def options(
+    fn: str, ignore_index: int, reduction: str, label_smoothing: float, z_loss: float, temperature: float, softcap: float | None
+) -> Options:
+    """Check the options, which are numbers and not arrays of JAX."""
+    number = contract.number
+    return Options(
+        contract.integer(fn, "ignore_index", ignore_index),
+        contract.choice(fn, "reduction", reduction, contract.REDUCTIONS),
+        number(fn, "label_smoothing", label_smoothing, low=0, high=1),
+        number(fn, "z_loss", z_loss, low=0),
+        *truth.logit_transform(fn, temperature, softcap),
+    )
+
+
+def array(fn: str, argument: str, x: Any) -> Array:
+    """Return `x` as an array of JAX."""
+    try:
+        return jnp.asarray(x)
+    except (TypeError, ValueError) as error:
+        fail(fn, argument, "be an array", f"{type(x).__name__} ({error})", TypeError)
+
+
+def floats(fn: str, argument: str, x: Any) -> Array:
+    """Return `x` as an array of a floating-point type that the kernels support."""
+    a = array(fn, argument, x)
+    if a.dtype.name not in FLOATS:
+        fail(fn, argument, "be float32, float64, bfloat16 or float16", a.dtype, TypeError)
+    return a
+
+
+def class_axis(fn: str, z: Array, axis: int, argument: str = "logits") -> int:
+    """Check the class axis. Returns it, not negative."""
+    if z.ndim == 0:
+        fail(fn, argument, "have a class axis, such as shape (rows, classes)", "a scalar")
+    if not isinstance(axis, int) or not -z.ndim <= axis < z.ndim:
+        fail(fn, "axis", f"be an int between {-z.ndim} and {z.ndim - 1} for {argument} of shape {z.shape}", repr(axis))
+    if z.shape[axis] == 0:
+        fail(fn, argument, "have at least one class", f"shape {z.shape} with class axis {axis}")
+    return int(axis % z.ndim)
+
+
+def labels_of(fn: str, labels: Any, logits: tuple[int, ...], axis: int, names: contract.Names = NUMPY) -> Array:
+    """Return class indices, or probabilities with the classes on the last axis, for logits of this shape."""
+    t = array(fn, names.labels, labels)
+    kind = "float" if t.dtype.name in FLOATS else "bool" if t.dtype == bool else "int" if t.dtype.kind in "iu" else "other"
+    rows = logits[:axis] + logits[axis + 1 :]
+    if kind not in ("int", "float") or t.shape != (logits if kind == "float" else rows):
+        contract.wrong_labels(fn, names, kind, t.dtype, t.shape, logits, axis)
+    return jnp.moveaxis(t, axis, -1) if kind == "float" else t
+
+
+def class_labels(fn: str, t: Array, classes: int, ignore_index: int | None, check: bool) -> Array:
+    """Return class indices as labels: int32 or int64, and special ones for ignored rows and for labels that are out of range."""
+    if t.dtype not in (jnp.int32, jnp.int64):
+        t = jnp.minimum(t, jnp.iinfo(jnp.int32).max).astype(jnp.int32) if t.dtype.itemsize >= 4 else t.astype(jnp.int32)
+    outside = (t < 0) | (t >= classes)
+    ignored = jnp.zeros_like(outside)
+    if ignore_index is not None and abs(ignore_index) <= jnp.iinfo(t.dtype).max:
+        ignored = t == ignore_index
+    if check:
+        message = f"{fn}: labels must lie in [0, {classes}) or be ignore_index={ignore_index}; got {{label}} at flat row {{row}}"
+        bad = (outside & ~ignored).reshape(-1)
+        row = bad.argmax() if bad.size else jnp.int32(0)
+        checkify.check(~bad.any(), message, label=t.reshape(-1)[row] if bad.size else row, row=row)
+    t = jnp.where(outside, special(OUTSIDE, t.dtype), t)
+    return t if ignore_index is None else jnp.where(ignored, special(IGNORED, t.dtype), t)
+
+
+def call_of(
+    fn: str, z: Array, t: Array, class_weight: Array | None, sample: Array | None, given: Options, check: bool
+) -> tuple[Call, Array]:
+    """Return the call of logits z [*rows, C] and labels, and the sum of the rows' weights, for a mean."""
+    classes, lead, wide = z.shape[-1], z.shape[:-1], computed_in(z.dtype)
+    w = None if class_weight is None else class_weight.astype(widest())
+    each = None if sample is None else jnp.broadcast_to(sample.astype(widest()), lead)
+    e = given.label_smoothing
+    if t.dtype.kind not in "iu":
+        label = special(LARGEST, jnp.int32)
+        found = truth.row_numbers(None, None, each, 0.0, given.z_loss, classes)
+        off = t if w is None and not e else truth.soft(t.astype(widest()), w, e, classes)
+        off = off if off.dtype in (z.dtype, wide) else off.astype(wide)
+        total = jnp.int32(math.prod(lead)) if each is None else each.sum()
+        return Call(z, label, off, y=found.y, r=found.r, q=found.q), total
+    label = class_labels(fn, t, classes, given.ignore_index, check)
+    found = truth.row_numbers(label, w, each, e, given.z_loss, classes)
+    off = 0.0 if found.off is None else jnp.broadcast_to(found.off, classes).astype(wide)
+    live = label != special(IGNORED, label.dtype)
+    total = live.sum(dtype=jnp.int32) if isinstance(found.weight, float) else jnp.where(live, found.weight, 0.0).sum()
+    return Call(z, label, off, y=found.y, r=found.r, q=found.q), total
+
+
+def weights(fn: str, class_weight: Any, sample_weight: Any, classes: int, lead: tuple[int, ...]) -> tuple[Array | None, Array | None]:
+    """Return class weights and sample weights as arrays."""
+    w = None if class_weight is None else floats(fn, "class_weight", class_weight)
+    if w is not None and w.shape != (classes,):
+        fail(fn, "class_weight", f"have shape ({classes},), one number a class", w.shape)
+    sample = None if sample_weight is None else array(fn, "sample_weight", sample_weight)
+    if sample is not None:
+        try:
+            fits = jnp.broadcast_shapes(sample.shape, lead) == lead
+        except ValueError:
+            fits = False
+        if not fits:
+            fail(fn, "sample_weight", f"broadcast to shape {lead}", sample.shape)
+    return w, sample
+
+
+# ---- results ----
+
+
+class Result(NamedTuple):
+    """What `cross_entropy` returns if a `return_` option is set. What was not wanted is None."""
+
+    loss: Array
+    lse: Array | None = None  # [*rows]
+    entropy: Array | None = None  # [*rows]
+    logprobs: Array | None = None  # [*rows], of the label
+    correct: Array | None = None  # the number of rows whose label is a most probable class
+
+
+def in_one_pass(reduction: str, wanted: tuple[bool, ...], dtype: Any) -> bool:
+    """Whether a loss is computed together with its gradient: one number, and no other outputs.
+
+    A gradient in float16 is computed with its upstream gradient, because that of a loss scaler, which is large, could not bring back what
+    is rounded to 0.
+    """
+    return reduction != "none" and not any(wanted) and dtype != jnp.float16
+
+
+def divisor(reduction: str, total: Array) -> Array:
+    """Return by which the sum of the losses is divided."""
+    return jnp.int32(1) if reduction == "sum" else total
+
+
+def results(found: list[Array], total: Array, reduction: str, wanted: tuple[bool, ...], dtype: Any) -> Any:
+    """Return the loss, from the outputs of the rows, or a `Result` with the lse, entropy, log-probabilities and correct that are wanted."""
+    loss, rows = found[0], dict(zip(("lse", "logprobs", "entropy", "correct"), found[1:], strict=False))
+    if reduction != "none":
+        loss = averaged(loss, divisor(reduction, total), 0)
+    if not any(wanted):
+        return loss.astype(dtype)
+    names = ("lse", "entropy", "logprobs")
+    given = {name: rows[name].astype(dtype) for name, want in zip(names, wanted, strict=False) if want}
+    return Result(loss.astype(dtype), **given, correct=rows["correct"].sum() if wanted[3] else None)

@@ -1,0 +1,101 @@
+"""The public function for a linear head and its loss. It checks the arguments and turns the options into the truth of the rows.
+
+linear_operators.py computes the rows and their derivatives, a chunk of logits at a time.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from .. import contract
+from ..contract import NUMPY_LINEAR, fail
+from ..linear import BUDGET, chunk_rows
+from . import arguments
+from .arguments import floats, labels_of
+from .call import operands
+from .linear_operators import Head, head_mean, head_rows
+
+FN = "linear_cross_entropy"
+
+
+def linear_cross_entropy(
+    x: Any,
+    weight: Any,
+    labels: Any,
+    *,
+    bias: Any = None,
+    class_weight: Any = None,
+    label_smoothing: float = 0.0,
+    ignore_index: int = -100,
+    sample_weight: Any = None,
+    reduction: str = "mean",
+    z_loss: float = 0.0,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    return_lse: bool = False,
+    return_entropy: bool = False,
+    return_logprobs: bool = False,
+    return_correct: bool = False,
+    check: bool = False,
+    budget: int = BUDGET,
+) -> Any:
+    """Compute the cross-entropy of `logits = x W^T + b` and labels, with the logits computed a chunk of rows at a time.
+
+    With G the gradient with respect to the logits, prediction - truth, the gradients are dX = G W, dW = G^T X and db = sum_i G_i.
+
+    Args:
+        x: [*rows, D], such as [B, T, D]; float32, float64, bfloat16 or float16.
+        weight: W, [C, D], of the dtype of `x`. A kernel [D, C], as Flax has it, is passed as `kernel.T`.
+        labels: class indices [*rows], or probabilities [*rows, C].
+        bias: b, [C].
+        class_weight, ..., check: as in `cross_entropy`.
+        budget: the bytes of logits that are held at once; 64 MiB by default. Larger chunks are faster, because each adds to all of dW.
+
+    Returns:
+        The loss in the dtype of `x`, or a `Result`.
+
+    Raises:
+        ValueError, TypeError: if a shape, dtype or option does not fit.
+
+    All transforms of JAX can be applied, in any order, and every derivative is computed by chunks.
+
+    Cost: for a scalar loss, the gradients are computed in the forward pass, with three matrix products and `budget` bytes beyond the
+    gradients. If x or W is not differentiated, its product is skipped. With a `return_` option, reduction="none" or float16, the gradients
+    are computed in the backward pass, with a fourth product.
+
+    Source: Part 3 of the derivation, and its part on linear heads.
+    """
+    given = arguments.options(FN, ignore_index, reduction, label_smoothing, z_loss, temperature, softcap)
+    contract.integer(FN, "budget", budget, low=1)
+    head, lead = _head(x, weight, bias)
+    rows, classes = math.prod(lead), len(head.w)
+    t = labels_of(FN, labels, (*lead, classes), len(lead), NUMPY_LINEAR)
+    w, sample = arguments.weights(FN, class_weight, sample_weight, classes, lead)
+    sample = None if sample is None else jnp.broadcast_to(sample, lead).reshape(rows)
+    logits = jax.ShapeDtypeStruct((rows, classes), head.x.dtype)
+    call, total = arguments.call_of(FN, logits, t.reshape(rows, *t.shape[len(lead) :]), w, sample, given, check)
+    call = call._replace(z=0.0)
+    step = max(1, chunk_rows(rows, classes * head.x.dtype.itemsize, budget))
+    wanted, transform = (return_lse, return_entropy, return_logprobs, return_correct), (given.temperature, given.cap)
+    if arguments.in_one_pass(given.reduction, wanted, head.x.dtype):
+        arrays, fixed = operands(call)
+        return head_mean(fixed, transform, step, head, arrays, arguments.divisor(given.reduction, total)).astype(head.x.dtype)
+    found = head_rows(head, call, transform, any(wanted[1:]), step)
+    return arguments.results([a.reshape(lead) for a in found], total, given.reduction, wanted, head.x.dtype)
+
+
+def _head(x: Any, weight: Any, bias: Any) -> tuple[Head, tuple[int, ...]]:
+    """Check the head. Returns it with its rows on one axis, and the shape of the rows."""
+    a, w = floats(FN, "x", x), floats(FN, "weight", weight)
+    if w.dtype != a.dtype:
+        fail(FN, "weight", f"be {a.dtype} as x is", w.dtype, TypeError)
+    if a.ndim == 0 or w.ndim != 2 or w.shape[1] != a.shape[-1] or not w.shape[0]:
+        contract.wrong_head(FN, "weight", w.shape, "x", a.shape)
+    b = None if bias is None else floats(FN, "bias", bias).astype(a.dtype)
+    if b is not None and b.shape != w.shape[:1]:
+        fail(FN, "bias", f"have shape {w.shape[:1]} to match weight {w.shape}", b.shape)
+    return Head(a.reshape(-1, a.shape[-1]), w, b), a.shape[:-1]

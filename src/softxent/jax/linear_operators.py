@@ -1,0 +1,133 @@
+"""What the rows of logits = x W^T + b give, and its derivatives, a chunk of logits at a time.
+
+linear.py uses this file. `head_rows` computes the outputs of every row. `head_mean` computes the mean of the losses and, where that is
+differentiated, the gradients in the same pass. Both are loops (`lax.scan`) over chunks of rows. The body of a loop is under
+`jax.checkpoint`, so that derivatives of any order and in every mode hold no more than a chunk of logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.custom_derivatives import SymbolicZero
+
+from . import operators
+from .arrays import Array, widest
+from .call import IGNORED, Call, Fixed, restored, special
+from .formulas import averaged
+
+Transform = tuple[float, float]
+
+
+class Head(NamedTuple):
+    """A linear head: logits = x W^T + b."""
+
+    x: Array  # [N, D]
+    w: Array  # [C, D]
+    b: Array | None  # [C]
+
+    def logits(self) -> Array:
+        z = lax.dot_general(self.x, self.w, (((1,), (1,)), ((), ())))
+        return z if self.b is None else z + self.b
+
+
+def head_rows(head: Head, truth: Call, transform: Transform, more: bool, step: int) -> list[Array]:
+    """Return the outputs of every row, as `operators.rows`. The logits of `truth` are not read."""
+
+    def of_a_chunk(carry: None, x: Array, truth: Call) -> tuple[None, list[Array]]:
+        return None, operators.rows(truth._replace(z=head._replace(x=x).logits()), *transform, more=more)
+
+    found: list[Array] = _by_chunks(of_a_chunk, None, head.x, truth, step)[1]
+    return found
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
+def head_mean(fixed: Fixed, transform: Transform, step: int, head: Head, truth: list[Array], total: Array) -> Array:
+    """Return the sum of the losses divided by `total`. `truth` has the arrays of a call whose logits are not read, `fixed` its numbers."""
+    return averaged(head_rows(head, restored(truth, fixed), transform, False, step)[0], total, 0)
+
+
+@partial(head_mean.defjvp, symbolic_zeros=True)
+def _head_mean_jvp(fixed: Fixed, transform: Transform, step: int, primals: Any, tangents: Any) -> tuple[Array, Array]:
+    (head, truth, total), (dhead, dtruth, dtotal) = primals, tangents
+    moving = [t is not None and not isinstance(t, SymbolicZero) for t in dhead]
+    loss, found = mean_and_gradients(head, restored(truth, fixed), total, transform, step, moving)
+    moved = jnp.zeros((), loss.dtype)
+    for gradient, tangent in zip(found, (t for t, yes in zip(dhead, moving, strict=True) if yes), strict=True):
+        moved += (gradient * tangent).sum(dtype=loss.dtype)
+    if not all(isinstance(t, SymbolicZero) for t in (*dtruth, dtotal)):
+
+        def of(truth: list[Array], total: Array) -> Array:
+            return averaged(head_rows(head, restored(truth, fixed), transform, False, step)[0], total, 0)
+
+        moved += jax.jvp(of, (truth, total), jax.tree.map(_instantiated, (dtruth, dtotal), is_leaf=_is_zero))[1]
+    return loss, moved
+
+
+def _is_zero(t: Any) -> bool:
+    return isinstance(t, SymbolicZero)
+
+
+def _instantiated(t: Any) -> Any:
+    return jnp.zeros(t.shape, t.dtype) if _is_zero(t) else t
+
+
+def mean_and_gradients(
+    head: Head, truth: Call, total: Array, transform: Transform, step: int, wanted: list[bool]
+) -> tuple[Array, list[Array]]:
+    """Return the sum of the losses divided by `total`, and its gradients by those of x, W and b that are wanted, in one pass.
+
+    With G the gradient by the logits, they are dX = G W, dW = G^T X and db = sum_i G_i. dW and db are added up at least in float32.
+    """
+    sums = jnp.promote_types(head.x.dtype, jnp.float32)
+    of_x, of_w, of_b = wanted
+    start = (
+        jnp.zeros((), widest()),
+        jnp.zeros(head.w.shape, sums) if of_w else None,
+        jnp.zeros(head.w.shape[:1], sums) if of_b else None,
+    )
+
+    def of_a_chunk(carry: Any, x: Array, truth: Call) -> Any:
+        loss, dw, db = carry
+        call = truth._replace(z=head._replace(x=x).logits(), total=total)
+        part, g = operators.mean_and_gradient(call, *transform)
+        dw = dw + lax.dot_general(g, x, (((0,), (0,)), ((), ())), preferred_element_type=sums) if of_w else None
+        db = db + g.sum(0, dtype=sums) if of_b else None
+        return (loss + part, dw, db), (g @ head.w if of_x else None)
+
+    (loss, dw, db), dx = _by_chunks(of_a_chunk, start, head.x, truth, step)
+    found = [None if t is None else t.astype(of.dtype) for t, of in zip((dx, dw, db), head, strict=True) if of is not None]
+    return loss, [t for t in found if t is not None]
+
+
+# ---- chunks of rows ----
+
+
+def _by_chunks(of_a_chunk: Callable[..., Any], carry: Any, x: Array, truth: Call, step: int) -> Any:
+    """Call `of_a_chunk(carry, x, truth)` for chunks of `step` rows. Returns the carry, and the results of all rows.
+
+    The last chunk is filled up with rows that are ignored.
+    """
+    rows = len(x)
+    by_row = {name: a for name, a in truth._asdict().items() if not isinstance(a, float) and a.ndim == 1 + (name == "off")}
+    by_row["label"] = jnp.broadcast_to(truth.label, (rows,))
+    count = max(1, -(-rows // step))
+    filled = count * step - rows
+
+    def cut(a: Array, fill: Any = 0) -> Array:
+        a = jnp.concatenate([a, jnp.full((filled, *a.shape[1:]), fill, a.dtype)]) if filled else a
+        return a.reshape(count, step, *a.shape[1:])
+
+    def of(carry: Any, chunk: Any) -> Any:
+        x, by_row = chunk
+        return of_a_chunk(carry, x, truth._replace(**by_row))
+
+    label = cut(by_row.pop("label"), special(IGNORED, truth.label.dtype))
+    chunks = (cut(x), {"label": label, **{name: cut(a) for name, a in by_row.items()}})
+    carry, found = lax.scan(jax.checkpoint(of, prevent_cse=False), carry, chunks)
+    return carry, jax.tree.map(lambda a: a.reshape(count * step, *a.shape[2:])[:rows], found)

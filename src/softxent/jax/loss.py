@@ -1,0 +1,207 @@
+"""The public functions for logits that are given: the loss in two signatures, log_softmax, logsumexp and the entropy.
+
+They check their arguments, turn the options into a `Call` and call the operators. They contain no formulas of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+
+from ..contract import fail
+from . import arguments, operators
+from .arguments import class_axis, class_labels, floats, labels_of
+from .arrays import Array, computed_in
+from .call import LARGEST, NO_LABEL, Call, special
+
+
+def cross_entropy(
+    logits: Any,
+    labels: Any,
+    *,
+    axis: int = -1,
+    class_weight: Any = None,
+    label_smoothing: float = 0.0,
+    ignore_index: int = -100,
+    sample_weight: Any = None,
+    reduction: str = "mean",
+    z_loss: float = 0.0,
+    temperature: float = 1.0,
+    softcap: float | None = None,
+    return_lse: bool = False,
+    return_entropy: bool = False,
+    return_logprobs: bool = False,
+    return_correct: bool = False,
+    check: bool = False,
+) -> Any:
+    """Compute the softmax cross-entropy of logits and labels.
+
+    The loss of a row is `loss = - sum_k y_k log softmax(z)_k = mass * lse(z) - <y, z>`, where z are its logits, y its truth (the target
+    probabilities: 1 at the label and 0 elsewhere, unless an option changes it), mass the sum of y, and lse(z) = log sum_k exp(z_k).
+
+    Args:
+        logits: [*rows, C], or with the classes on another axis (`axis`). float32, float64 (if JAX enables it), bfloat16 or float16.
+        labels: class indices [*rows] of any integer type, or probabilities of the shape of `logits`, which need not sum to 1.
+        axis, class_weight, label_smoothing, ignore_index, sample_weight, z_loss, temperature, softcap: as in `softxent.cross_entropy`.
+            The numbers are constants of the compiled function; the weights are arrays, by which can be differentiated.
+        reduction: "none" returns an array [*rows], "sum" their sum. "mean" divides the sum by the sum of the rows' weights, and is NaN,
+            with gradient 0, if all rows are ignored.
+        return_lse, return_entropy, return_logprobs, return_correct: whether to return a `Result` with these numbers too.
+        check: whether a label out of range is an error of `jax.experimental.checkify`. Otherwise the loss and the gradient of that row are
+            NaN.
+
+    Returns:
+        The loss in the dtype of `logits`, or a `Result`.
+
+    Raises:
+        ValueError, TypeError: if a shape, dtype or option does not fit.
+
+    All transforms of JAX can be applied, in any order: grad, jvp, vjp, linearize, jacfwd, jacrev, hessian, vmap, checkpoint, scan.
+
+    Cost: with a reduction, the loss and its gradient are computed in one pass of the compiled kernel on the CPU: one read of the logits and
+    one write. The gradient takes the memory of the logits if these are not needed any more, as where they are computed in the same function
+    or donated; else XLA copies them first. With reduction="none" or float16, the gradient is a second pass.
+
+    Source: Parts 1 to 3 of the derivation; for the options, the table in truth.py.
+    """
+    fn = "cross_entropy"
+    given = arguments.options(fn, ignore_index, reduction, label_smoothing, z_loss, temperature, softcap)
+    z = floats(fn, "logits", logits)
+    k = class_axis(fn, z, axis)
+    t, z = labels_of(fn, labels, z.shape, k), jnp.moveaxis(z, k, -1)
+    w, sample = arguments.weights(fn, class_weight, sample_weight, z.shape[-1], z.shape[:-1])
+    call, total = arguments.call_of(fn, z, t, w, sample, given, check)
+    wanted, transform = (return_lse, return_entropy, return_logprobs, return_correct), (given.temperature, given.cap)
+    if arguments.in_one_pass(given.reduction, wanted, z.dtype):
+        return operators.mean(call._replace(total=arguments.divisor(given.reduction, total)), *transform).astype(z.dtype)
+    found = operators.rows(call, *transform, more=any(wanted[1:]))
+    return arguments.results(found, total, given.reduction, wanted, z.dtype)
+
+
+def softmax_cross_entropy_with_integer_labels(logits: Any, labels: Any, axis: int | Sequence[int] | None = -1, where: Any = None) -> Array:
+    """Compute the softmax cross-entropy of logits and class indices, with the signature of `optax`.
+
+    The loss of a row is `lse(z) - z_t`, where t is its label.
+
+    Args:
+        logits: [*rows, C], or with the classes on other axes (`axis`). float32, float64 (if JAX enables it), bfloat16 or float16.
+        labels: class indices [*rows], of any integer type. With several class axes, they count through these in their order.
+        axis: the class axis, or several.
+        where: of the shape of `logits`, or [*rows]; classes where it is False are left out, as those with a logit of -inf. A row without
+            classes has loss 0.
+
+    Returns:
+        The loss of each row, [*rows], in the dtype of `logits`. It is NaN, as is the gradient of the row, where the label is out of range.
+
+    Raises:
+        ValueError, TypeError: if a shape or dtype does not fit.
+
+    Cost: the loss and its gradient are computed in one pass, as in `cross_entropy`. The upstream gradients of the rows then multiply the
+    gradient, which is one more read and write.
+
+    Source: Parts 1 to 3 of the derivation.
+    """
+    fn = "softmax_cross_entropy_with_integer_labels"
+    z, mask, lead = _flat_classes(fn, floats(fn, "logits", logits), axis, where)
+    t = labels_of(fn, labels, (*lead, z.shape[-1]), len(lead))
+    if t.dtype.kind not in "iu":
+        fail(fn, "labels", "be integers", t.dtype, TypeError)
+    label = class_labels(fn, t, z.shape[-1], None, False)
+    loss = operators.mean(Call(_masked(z, mask), label, total=jnp.int32(1), y=1.0), kept=label.ndim).astype(z.dtype)
+    return loss if mask is None else jnp.where(mask.any(-1), loss, 0)
+
+
+def softmax_cross_entropy(logits: Any, labels: Any, axis: int | Sequence[int] | None = -1, where: Any = None) -> Array:
+    """Compute the softmax cross-entropy of logits and probabilities, with the signature of `optax`.
+
+    The loss of a row is `- sum_k y_k log softmax(z)_k`. The labels y need not sum to 1.
+
+    Args:
+        logits: [*rows, C], or with the classes on another axis (`axis`). float32, float64 (if JAX enables it), bfloat16 or float16.
+        labels: probabilities, of the shape of `logits`.
+        axis, where: as in `softmax_cross_entropy_with_integer_labels`.
+
+    Returns, raises, cost, source: as in `softmax_cross_entropy_with_integer_labels`.
+    """
+    fn = "softmax_cross_entropy"
+    z, t = floats(fn, "logits", logits), floats(fn, "labels", labels)
+    shape = jnp.broadcast_shapes(z.shape, t.shape)
+    (z, mask, lead), (t, _, _) = (_flat_classes(fn, jnp.broadcast_to(a, shape), axis, where) for a in (z, t))
+    off = t if t.dtype in (z.dtype, computed_in(z.dtype)) else t.astype(computed_in(z.dtype))
+    off = off if mask is None else jnp.where(mask, off, 0)
+    call = Call(_masked(z, mask), special(LARGEST, jnp.int32), off, total=jnp.int32(1), r=1.0)
+    return operators.mean(call, kept=len(lead)).astype(z.dtype)
+
+
+def _flat_classes(fn: str, z: Array, axis: int | Sequence[int] | None, where: Any) -> tuple[Array, Array | None, tuple[int, ...]]:
+    """Return an array and `where` with the class axes flattened to the last axis, and the shape of the rows, as optax takes them."""
+    axes = tuple(range(z.ndim)) if axis is None else tuple(axis) if isinstance(axis, Sequence) else (axis,)
+    classes = tuple(class_axis(fn, z, k) for k in axes)
+    rows = tuple(k for k in range(z.ndim) if k not in classes)
+    lead = tuple(z.shape[k] for k in rows)
+
+    def flat(a: Array) -> Array:
+        return a.transpose(rows + classes).reshape(*lead, -1)
+
+    if where is None:
+        return flat(z), None, lead
+    where = jnp.asarray(where)
+    where = jnp.expand_dims(where, classes) if where.ndim == len(rows) and where.ndim != z.ndim else where
+    return flat(z), flat(jnp.broadcast_to(where, z.shape)), lead
+
+
+def _masked(z: Array, mask: Array | None) -> Array:
+    """Return the logits, which are -inf where the mask is False."""
+    return z if mask is None else jnp.where(mask, z, -jnp.inf)
+
+
+def logsumexp(logits: Any, axis: int = -1, keepdims: bool = False) -> Array:
+    """Compute log-sum-exp over one axis, `lse(z) = log sum_k exp(z_k)`, as `jax.nn.logsumexp` does. Its gradient is softmax.
+
+    Args:
+        logits: float32, float64, bfloat16 or float16, of any shape with at least one axis.
+        axis: the axis.
+        keepdims: whether the result keeps the axis, with length 1.
+
+    Returns:
+        An array with the dtype of `logits`.
+
+    Raises:
+        ValueError, TypeError: if the dtype or the axis does not fit.
+
+    Cost: one read; derivatives as in `cross_entropy`.
+    """
+    z, k = _on_axis("logsumexp", logits, axis)
+    lse = operators.rows(Call(z, jnp.int32(NO_LABEL)))[1].astype(z.dtype)
+    return jnp.expand_dims(lse, k) if keepdims else lse
+
+
+def log_softmax(logits: Any, axis: int = -1) -> Array:
+    """Compute the logarithm of softmax over one axis, `log softmax(z)_k = z_k - lse(z)`, as `jax.nn.log_softmax` does.
+
+    It is computed as (z_k - max z) - (lse - max z), so that values near 0 keep their digits. Arguments, errors and derivatives are those of
+    `logsumexp`. The result has the shape and dtype of `logits`.
+
+    Cost: two reads and one write.
+    """
+    z, k = _on_axis("log_softmax", logits, axis)
+    return jnp.moveaxis(operators.log_softmax(Call(z, y=1.0)), -1, k)
+
+
+def entropy(logits: Any, axis: int = -1) -> Array:
+    """Compute the entropy of softmax over one axis, `- sum_k yhat_k log yhat_k` with yhat = softmax(z).
+
+    Arguments, errors, cost and derivatives are those of `logsumexp`. The result is [*rows], in the dtype of `logits`. No term is negative,
+    so that values near 0 keep their digits.
+    """
+    z, _ = _on_axis("entropy", logits, axis)
+    return operators.rows(Call(z, special(LARGEST, jnp.int32)), more=True)[3].astype(z.dtype)
+
+
+def _on_axis(fn: str, logits: Any, axis: int) -> tuple[Array, int]:
+    """Return the logits with the axis last, and the axis, not negative."""
+    z = floats(fn, "logits", logits)
+    k = class_axis(fn, z, axis)
+    return jnp.moveaxis(z, k, -1), k

@@ -1,0 +1,162 @@
+"""The operators computed by the compiled kernel, as custom calls of XLA on the CPU (cpp/xla.cpp)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.mlir import ir
+
+from .. import kernels
+from .arrays import Array, computed_in, widest
+from .call import NUMBERS, Call
+from .formulas import bare, loss_along
+
+OFF, V, PARTS_READ, TOTAL, PARTS_WRITTEN, LABEL, WITH_ENTROPY = (1 << k for k in range(7))  # the bits of `given`, as in cpp/xla.cpp
+
+
+def _register() -> str:
+    """Register the handlers. Returns why there are none, or an empty text."""
+    if kernels.cpu is None:
+        return "the compiled kernel is missing"
+    calls = kernels.cpu.xla_calls()
+    if not calls:
+        return "softxent was built without jaxlib; install jaxlib, and softxent again with pip install --no-build-isolation"
+    try:
+        for name, handler in calls.items():
+            jax.ffi.register_ffi_target(name, handler, platform="cpu")
+    except Exception as error:  # a jaxlib whose interface is not that of the one with which softxent was built
+        return f"this jaxlib refuses the compiled kernel ({error}); install softxent again with pip install --no-build-isolation"
+    kernels.set_num_threads(kernels.get_num_threads())  # the handlers have their own copy of the number
+    return ""
+
+
+missing = _register()
+
+
+def rows(call: Call, temperature: float, cap: float, more: bool) -> list[Array]:
+    results = [_row(call)] * (4 if more else 2) + [_row(call, jnp.bool_)] * more
+    return _called("softxent_forward", results, call, 4, temperature, cap, WITH_ENTROPY * more)
+
+
+def gradient(call: Call, temperature: float, cap: float, in_place: bool = False) -> Array:
+    return _called("softxent_fused", [_like(call)], call, _numbers(call), temperature, cap, in_place=in_place)[0]
+
+
+def curvature(call: Call, temperature: float, cap: float) -> list[Array]:
+    """Return the derivative of the gradient along v, and four numbers of the rows (kernels/__init__.py)."""
+    call = call._replace(v=call.v.astype(computed_in(call.z.dtype)))
+    return _called("softxent_curvature", [_like(call), *[_row(call)] * 4], call, 7, temperature, cap)
+
+
+def product(call: Call, temperature: float, cap: float) -> Array:
+    return curvature(call, temperature, cap)[0]
+
+
+def along(call: Call, temperature: float, cap: float, more: bool) -> list[Array]:
+    _, *sums = curvature(call, temperature, cap)
+    return loss_along(call, rows(bare(call), temperature, cap, False)[1], *sums)[: 4 if more else 2]
+
+
+def log_softmax(call: Call, temperature: float, cap: float) -> Array:
+    return _called("softxent_log_softmax", [_like(call)], call, 1, temperature, cap)[0]
+
+
+def mean(call: Call, temperature: float, cap: float, kept: int) -> Array:
+    return _called("softxent_forward", [_kept(call, kept)], call, 4, temperature, cap)[0]
+
+
+def mean_and_gradient(call: Call, temperature: float, cap: float, kept: int, in_place: bool = False) -> list[Array]:
+    dz, loss = _called("softxent_fused", [_like(call), _kept(call, kept)], call, 4, temperature, cap, in_place=in_place)
+    return [loss, dz]
+
+
+def may_be_overwritten(logits: Any) -> bool:
+    """Whether a gradient should take the memory of these logits, as a value of MLIR: they are computed in the function, or donated to it.
+
+    XLA gives a result the memory of an operand, without a copy, only if it is told to; and if the operand is needed any more, or belongs to
+    the caller, it copies it first.
+    """
+    if not isinstance(logits, ir.BlockArgument):
+        return True
+    function = logits.owner.owner
+    if "arg_attrs" not in function.attributes or function.attributes["sym_visibility"] != ir.StringAttr.get("public"):
+        return True
+    attributes: Any = function.attributes["arg_attrs"]
+    given = ir.DictAttr(attributes[logits.arg_number])
+    return "tf.aliasing_output" in given or "jax.buffer_donor" in given
+
+
+# ---- shards of the classes ----
+
+
+def forward(call: Call, temperature: float, cap: float) -> list[Array]:
+    """Return the five outputs of the rows, and their sums over the classes of the call: float64 [7, *rows], as pairs of uint32."""
+    return _called("softxent_forward", _with_sums(call), call, 4, temperature, cap, WITH_ENTROPY | PARTS_WRITTEN)
+
+
+def merge(sums: Array, pairs: Sequence[tuple[int, int]], call: Call) -> list[Array]:
+    """Merge sums [K, 7, *rows, 2] over different classes in this order. Returns the five outputs of the rows, and their sums.
+
+    The logits of `call` are not read.
+    """
+    numbers, fixed = _numbers_of(call, 4, 1.0, math.inf)
+    order = np.array(pairs, np.int64).reshape(-1)
+    return list(jax.ffi.ffi_call("softxent_merge", _with_sums(call))(sums, call.label, *numbers, fixed=fixed, pairs=order))
+
+
+def backward(call: Call, sums: Array, temperature: float, cap: float, in_place: bool = False) -> Array:
+    """Return the gradient from the sums over all classes."""
+    count = _numbers(call)
+    return _called("softxent_fused", [_like(call)], call, count, temperature, cap, 0, in_place, sums)[0]
+
+
+def _with_sums(call: Call) -> list[jax.ShapeDtypeStruct]:
+    return [*[_row(call)] * 4, _row(call, jnp.bool_), jax.ShapeDtypeStruct((7, *call.rows, 2), jnp.uint32)]
+
+
+# ---- calls ----
+
+
+def _numbers(call: Call) -> int:
+    """Return how many numbers the kernel is given: without the last three if these are 0."""
+    return 4 if all(isinstance(x, float) and x == 0 for x in (call.l, call.b, call.n)) else 7
+
+
+def _row(call: Call, dtype: Any = None) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(call.rows, widest() if dtype is None else dtype)
+
+
+def _like(call: Call) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(call.z.shape, call.z.dtype)
+
+
+def _kept(call: Call, axes: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(call.rows[:axes], widest())
+
+
+def _called(
+    name: str, results: Any, call: Call, count: int, temperature: float, cap: float, given: int = 0, in_place: bool = False,
+    parts: Any = 0.0,
+) -> list[Array]:  # fmt: skip
+    """Call a handler with the arrays of the call, and `count` of its numbers."""
+    there = {LABEL: call.label, OFF: call.off, V: call.v, PARTS_READ: parts, TOTAL: call.total}
+    numbers, fixed = _numbers_of(call, count, temperature, cap)
+    arrays = [x for x in there.values() if not isinstance(x, float)] + numbers
+    given |= sum(bit for bit, x in there.items() if not isinstance(x, float))
+    return list(
+        jax.ffi.ffi_call(name, results, input_output_aliases={0: 0} if in_place else {})(
+            call.z, *arrays, fixed=fixed, given=np.int64(given)
+        )
+    )
+
+
+def _numbers_of(call: Call, count: int, temperature: float, cap: float) -> tuple[list[Array], Any]:
+    """Return the numbers that are arrays, and the attribute `fixed` with the others."""
+    numbers = call[-len(NUMBERS) :][:count]
+    fixed = np.array([x if isinstance(x, float) else math.nan for x in numbers] + [temperature, cap])
+    return [x for x in numbers if not isinstance(x, float)], fixed

@@ -1,0 +1,419 @@
+"""The layer as differentiable operators of JAX: what a row gives (`rows`), its gradient, the product with its Hessian, and log_softmax.
+
+Their argument is a `Call`. Each is a primitive of JAX, with closed derivatives by z, y, r, q, off and the upstream gradients:
+
+    rows         its derivative along v is `along`
+    along        linear in v; its transpose is `gradient`
+    gradient     linear in the upstream gradients; its transpose is `along`, and its derivative along v is `curvature`
+    curvature    linear in v, and its own transpose
+    mean         sums of losses divided by `total`; where it is differentiated, the gradient is computed in the same pass
+
+The derivatives of `along` and `curvature` by the logits, of second and third order, are those of expressions of the other operators. On the
+CPU the operators are computed by the compiled kernel (native.py), elsewhere by formula.py (formulas.py); JAX chooses when it lowers a
+function for a platform.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.core import ShapedArray
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+from .. import contract, formula
+from . import devices, formulas, native
+from .arrays import Array, as_rows, computed_in, widest
+from .call import IGNORED, NO_LABEL, UPSTREAM, Call, Fixed, by_row, off_by_row, operands, restored, summed_to
+from .formulas import averaged, inverse
+
+Tangents = Any  # a Call whose fields are tangents, or None for 0
+
+_formula = False  # whether functions that are traced now use formula.py on every platform
+_warned = False
+
+
+# ---- the operators ----
+
+
+def rows(call: Call, temperature: float = 1.0, cap: float = math.inf, more: bool = False) -> list[Array]:
+    """Return loss and lse of each row and, if `more`, the log-probability of the label, the entropy and correct (bool).
+
+    All are 0 in rows with the label IGNORED.
+    """
+    return list(_bound(rows_p, call, temperature, cap, more=more))
+
+
+def along(call: Call, temperature: float = 1.0, cap: float = math.inf, more: bool = False) -> list[Array]:
+    """Return the derivatives of loss, lse and, if `more`, log-probability and entropy along v."""
+    return list(_bound(along_p, call, temperature, cap, more=more))
+
+
+def gradient(call: Call, temperature: float = 1.0, cap: float = math.inf) -> Array:
+    """Return the gradient of sum g loss + l lse + b logprob + n entropy by the logits."""
+    return _bound(gradient_p, call, temperature, cap)
+
+
+def curvature(call: Call, temperature: float = 1.0, cap: float = math.inf) -> Array:
+    """Return the derivative of `gradient` along v."""
+    return _bound(curvature_p, call, temperature, cap)
+
+
+def log_softmax(call: Call, temperature: float = 1.0, cap: float = math.inf) -> Array:
+    """Return y log softmax(z), in the type of z. It is 0 where y is 0."""
+    return _bound(log_softmax_p, call, temperature, cap)
+
+
+def mean(call: Call, temperature: float = 1.0, cap: float = math.inf, kept: int = 0) -> Array:
+    """Return the losses divided by `total`, added up over the axes of the rows except for the first `kept` ones."""
+    return _bound(mean_p, call, temperature, cap, kept=kept)
+
+
+def mean_and_gradient(call: Call, temperature: float = 1.0, cap: float = math.inf, kept: int = 0) -> list[Array]:
+    """Return `mean` and the gradient of its sum by the logits, computed in one pass."""
+    return list(_bound(mean_and_gradient_p, call, temperature, cap, kept=kept))
+
+
+def _bound(primitive: Primitive, call: Call, temperature: float, cap: float, **how: Any) -> Any:
+    arrays, fixed = operands(call)
+    return primitive.bind(*arrays, fixed=fixed, temperature=temperature, cap=cap, by_formula=_formula, **how)
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Use the backend "formula", the equations in jax.numpy, for functions that JAX traces within a `with` block, on every platform.
+
+    Raises:
+        ValueError: if the name is not "formula" or "default".
+    """
+    global _formula
+    before, _formula = _formula, contract.choice("use_backend", "name", name, ("formula", "default")) == "formula"
+    try:
+        yield
+    finally:
+        _formula = before
+
+
+# ---- primitives ----
+
+
+@lru_cache(maxsize=1024)
+def _compiled(primitive: Primitive, parameters: tuple[tuple[str, Any], ...]) -> Callable[..., Any]:
+    return jax.jit(partial(primitive.bind, **dict(parameters)))
+
+
+def _primitive(name: str, results: Callable[..., Any], computed_as: str = "") -> Primitive:
+    """Return a primitive whose operands are the arrays of a `Call`.
+
+    name: that of the function in native.py and formulas.py, unless `computed_as` is.
+    results: returns what it gives, one ShapedArray or a list, from a Call and the parameters.
+    """
+    primitive, operator = Primitive(f"softxent_{name}"), computed_as or name
+    primitive.multiple_results = name in ("rows", "along", "mean_and_gradient")
+
+    def lowered(context: Any, *values: Any, fixed: Fixed, by_formula: bool, **how: Any) -> Any:
+        on_the_cpu = tuple(context.module_context.platforms) == ("cpu",)
+        by_kernel = on_the_cpu and not by_formula and context.avals_in[0].size and not _kernel_missing()
+        backend = native if by_kernel else formulas
+        if backend is native and operator in ("gradient", "mean_and_gradient"):
+            how["in_place"] = native.may_be_overwritten(values[0])
+        if devices.several(context):
+            compute = devices.divided(operator, backend, fixed, tuple(how.items()))
+        else:
+            compute = lambda *arrays: getattr(backend, operator)(restored(arrays, fixed), **how)  # noqa: E731
+        return mlir.lower_fun(compute, primitive.multiple_results)(context, *values)
+
+    def abstract(*arrays: Any, fixed: Fixed, temperature: float, cap: float, by_formula: bool, **how: Any) -> Any:
+        return results(restored(arrays, fixed), **how)
+
+    def batched(arrays: Sequence[Any], dims: Sequence[Any], **parameters: Any) -> Any:
+        parameters |= {"kept": parameters["kept"] + 1} if "kept" in parameters else {}
+        found = primitive.bind(*_batched(arrays, dims, parameters["fixed"]), **parameters)
+        return found, [0] * len(found) if primitive.multiple_results else 0
+
+    primitive.def_impl(lambda *arrays, **parameters: _compiled(primitive, tuple(sorted(parameters.items())))(*arrays))
+    primitive.def_abstract_eval(abstract)
+    batching.primitive_batchers[primitive] = batched
+    mlir.register_lowering(primitive, lowered, cacheable=False)  # for it looks at where the logits come from
+    devices.needed_when_lowered(primitive)
+    return primitive
+
+
+def _kernel_missing() -> bool:
+    """Whether there are no handlers for XLA. Warns once."""
+    global _warned
+    if native.missing and not _warned:
+        _warned = True
+        warnings.warn(f"softxent.jax runs on jax.numpy, slowly: {native.missing}", RuntimeWarning, stacklevel=2)
+    return bool(native.missing)
+
+
+def _batched(arrays: Sequence[Array], dims: Sequence[int | None], fixed: Fixed) -> list[Array]:
+    """Return the operands with the batch as the first axis of the rows. Those that all rows share stay as they are."""
+    size = next(a.shape[d] for a, d in zip(arrays, dims, strict=True) if d is not None)
+
+    def moved(name: str, a: Array, dim: int | None) -> Array:
+        if dim is not None:
+            return jnp.moveaxis(a, dim, 0)
+        shared = name not in ("z", "v") and a.ndim == (name == "off")
+        return a if shared else jnp.broadcast_to(a, (size, *a.shape))
+
+    there = (name for name, x in zip(Call._fields, fixed, strict=True) if x is None)
+    return [moved(*each) for each in zip(there, arrays, dims, strict=True)]
+
+
+def _result(call: Call, axes: int, dtype: Any) -> ShapedArray:
+    """Return the type of a result that has the first axes of the logits, with their sharding."""
+    z, sharding = call.z, call.z.sharding
+    found: ShapedArray = z.update(shape=z.shape[:axes], dtype=jnp.dtype(dtype), sharding=sharding.update(spec=sharding.spec[:axes]))
+    return found
+
+
+def _like_logits(call: Call) -> ShapedArray:
+    return _result(call, call.z.ndim, call.z.dtype)
+
+
+def _of_rows(call: Call) -> ShapedArray:
+    return _result(call, call.z.ndim - 1, widest())
+
+
+def _of_kept(call: Call, kept: int) -> ShapedArray:
+    return _result(call, kept, widest())
+
+
+def _outputs(call: Call, more: bool) -> list[ShapedArray]:
+    return [_of_rows(call)] * (4 if more else 2) + [_result(call, call.z.ndim - 1, bool)] * more
+
+
+rows_p = _primitive("rows", _outputs)
+along_p = _primitive("along", lambda call, more: [_of_rows(call)] * (4 if more else 2))
+gradient_p = _primitive("gradient", _like_logits)
+curvature_p = _primitive("curvature", _like_logits, "product")
+log_softmax_p = _primitive("log_softmax", _like_logits)
+mean_p = _primitive("mean", _of_kept)
+mean_and_gradient_p = _primitive("mean_and_gradient", lambda call, kept: [_of_kept(call, kept), _like_logits(call)])
+
+
+# ---- derivatives ----
+
+
+def _differentiated(primitive: Primitive) -> Callable[[Any], Any]:
+    """Register a rule: from a call, its tangents (a Call; None is 0) and the parameters, to results and their tangents (None is 0)."""
+
+    def register(rule: Callable[..., Any]) -> Any:
+        def jvp(primals: Any, tangents: Any, *, fixed: Fixed, by_formula: bool, **how: Any) -> Any:
+            left = iter(tangents)
+            moving = Call(*(_given(next(left)) if x is None else None for x in fixed))
+            found, moved = rule(restored(primals, fixed), moving, **how)
+            if not primitive.multiple_results:
+                return found, _tangent(moved, found)
+            return found, [_tangent(t, x) for t, x in zip(moved, found, strict=True)]
+
+        ad.primitive_jvps[primitive] = jvp
+        return rule
+
+    return register
+
+
+def _given(tangent: Any) -> Any:
+    return None if type(tangent) is ad.Zero else tangent
+
+
+def _tangent(tangent: Any, result: Any) -> Any:
+    return ad.Zero(jax.typeof(result).to_tangent_aval()) if tangent is None else tangent
+
+
+def _transposed(primitive: Primitive) -> Callable[[Any], Any]:
+    """Register a rule: from the cotangents (0.0 for 0), a call whose linear fields are unknown, and their names, to their cotangents."""
+
+    def register(rule: Callable[..., Any]) -> Any:
+        def transpose(cotangents: Any, *arrays: Any, fixed: Fixed, by_formula: bool, **how: Any) -> Any:
+            call = restored(arrays, fixed)
+            unknown = [name for name, x in zip(Call._fields, call, strict=True) if ad.is_undefined_primal(x)]
+            given = [0.0 if type(ct) is ad.Zero else ct for ct in (cotangents if primitive.multiple_results else [cotangents])]
+            found = rule(given, call, unknown, **how)
+            return [found.get(name) for name, x in zip(Call._fields, fixed, strict=True) if x is None]
+
+        ad.primitive_transposes[primitive] = transpose
+        return rule
+
+    return register
+
+
+def _jvp_of(function: Callable[[Call], Any], call: Call, moving: Tangents) -> Any:
+    """Return the results of a function of a call, and their tangents."""
+    names = [name for name, t in zip(Call._fields, moving, strict=True) if t is not None]
+
+    def of_moving(*values: Array) -> Any:
+        return function(call._replace(**dict(zip(names, values, strict=True))))
+
+    return jax.jvp(of_moving, [getattr(call, name) for name in names], [getattr(moving, name) for name in names])
+
+
+@_differentiated(rows_p)
+def _(call: Call, moving: Tangents, temperature: float, cap: float, more: bool) -> Any:
+    found, moved = rows(call, temperature, cap, more), [None] * (4 if more else 2)
+    if moving.z is not None:
+        moved = along(call._replace(v=moving.z), temperature, cap, more)
+    by_truth = _loss_along_truth(call, moving, temperature, cap)
+    if by_truth is not None:
+        moved[0] = by_truth if moved[0] is None else moved[0] + by_truth
+    return found, moved + [None] * more
+
+
+def _loss_along_truth(call: Call, moving: Tangents, temperature: float, cap: float) -> Any:
+    """Return the derivative of the loss along y, r, q and off, in which it is linear, or None."""
+    bare, how, terms = call._replace(y=0.0, r=0.0, q=0.0), (temperature, cap), []
+    if moving.y is not None:
+        terms.append(by_row(moving.y, call.rows) * rows(bare._replace(y=1.0, off=0.0), *how)[0])
+    if moving.r is not None:
+        terms.append(by_row(moving.r, call.rows) * rows(bare._replace(r=1.0), *how)[0])
+    if moving.q is not None:
+        terms.append(by_row(moving.q, call.rows) * rows(bare._replace(off=0.0), *how)[1] ** 2 / 2)
+    if moving.off is not None:
+        wide = call.z.astype(jnp.promote_types(computed_in(call.z.dtype), moving.off.dtype))
+        scale = jnp.where(by_row(call.special(IGNORED), call.rows), 0.0, by_row(call.r, call.rows)).astype(widest())
+        by = -log_softmax(Call(wide, y=jnp.broadcast_to(scale, call.rows)), *how)
+        by = jnp.where(by == jnp.inf, 0, by)  # of a masked class, whose truth is 0
+        terms.append((by * off_by_row(call._replace(off=moving.off))).sum(-1, dtype=widest()))
+    return sum(terms[1:], terms[0]) if terms else None
+
+
+@_differentiated(along_p)
+def _(call: Call, moving: Tangents, temperature: float, cap: float, more: bool) -> Any:
+    def of(call: Call) -> Any:
+        bare = call._replace(v=0.0)
+        each = [gradient(bare._replace(**{name: 1.0}), temperature, cap) for name in UPSTREAM[: 4 if more else 2]]
+        return [(dz * call.v).sum(-1, dtype=widest()) for dz in each]
+
+    found, moved = along(call, temperature, cap, more), None
+    if any(t is not None for t in moving._replace(v=None)):
+        _, moved = _jvp_of(of, call, moving._replace(v=None))
+    if moving.v is not None:
+        linear = along(call._replace(v=moving.v), temperature, cap, more)
+        moved = linear if moved is None else [a + b for a, b in zip(moved, linear, strict=True)]
+    return found, moved or [None] * len(found)
+
+
+@_transposed(along_p)
+def _(cotangents: Any, call: Call, unknown: Any, temperature: float, cap: float, more: bool) -> Any:
+    upstream = dict(zip(UPSTREAM, cotangents, strict=False))
+    return {"v": gradient(call._replace(v=0.0, **upstream), temperature, cap)}
+
+
+@_differentiated(gradient_p)
+def _(call: Call, moving: Tangents, temperature: float, cap: float) -> Any:
+    how, terms = (temperature, cap), []
+    if moving.z is not None:
+        terms.append(curvature(call._replace(v=moving.z), *how))
+    upstream = {name: getattr(moving, name) for name in UPSTREAM}
+    if any(t is not None for t in upstream.values()):
+        terms.append(gradient(call._replace(**{name: 0.0 if t is None else t for name, t in upstream.items()}), *how))
+    of_loss = call._replace(y=0.0, r=0.0, q=0.0, g=1.0, l=0.0, b=0.0, n=0.0)
+    for name in ("y", "r", "q"):
+        t = getattr(moving, name)
+        if t is not None:
+            by = gradient(of_loss._replace(**{name: 1.0}), *how)
+            terms.append((by_row(t, call.rows, True) * by_row(call.g, call.rows, True)).astype(by.dtype) * by)
+    if moving.off is not None:
+        yhat = gradient(of_loss._replace(off=0.0, g=0.0, l=1.0), *how)
+        gr = jnp.where(by_row(call.special(IGNORED), call.rows), 0.0, by_row(call.g, call.rows) * by_row(call.r, call.rows))
+        doff = off_by_row(call._replace(off=moving.off)).astype(yhat.dtype)
+        slope = formula.transformed(as_rows(call.z.astype(yhat.dtype), 1), *how)[1]
+        at_each = doff * (slope if isinstance(slope, float) else slope.reshape(call.z.shape))
+        terms.append(by_row(gr, call.rows, True).astype(yhat.dtype) * (doff.sum(-1, keepdims=True) * yhat - at_each))
+    return gradient(call, *how), sum(terms[1:], terms[0]) if terms else None
+
+
+@_transposed(gradient_p)
+def _(cotangents: Any, call: Call, unknown: Any, temperature: float, cap: float) -> Any:
+    known = call._replace(v=cotangents[0], **dict.fromkeys(UPSTREAM, 0.0))
+    by_upstream = dict(zip(UPSTREAM, along(known, temperature, cap, more=unknown[-1] in UPSTREAM[2:]), strict=False))
+    avals = {name: getattr(call, name).aval for name in unknown}
+    return {name: summed_to(by_upstream[name], a.shape).astype(a.dtype) for name, a in avals.items()}
+
+
+@_differentiated(curvature_p)
+def _(call: Call, moving: Tangents, temperature: float, cap: float) -> Any:
+    terms = []
+    if any(t is not None for t in moving._replace(v=None)):
+        terms.append(_jvp_of(lambda c: _composed_curvature(c, temperature, cap), call, moving._replace(v=None))[1])
+    if moving.v is not None:
+        terms.append(curvature(call._replace(v=moving.v), temperature, cap))
+    return curvature(call, temperature, cap), sum(terms[1:], terms[0])
+
+
+@_transposed(curvature_p)
+def _(cotangents: Any, call: Call, unknown: Any, temperature: float, cap: float) -> Any:
+    return {"v": curvature(call._replace(v=cotangents[0]), temperature, cap)}
+
+
+def _composed_curvature(call: Call, temperature: float, cap: float) -> Array:
+    """Return `curvature`, written with the other operators: formula.curvature for any shape."""
+    wide = widest()
+    z, slope, bend = (
+        x if isinstance(x, float) else x.reshape(call.z.shape)
+        for x in formula.transformed(as_rows(call.z.astype(wide), 1), temperature, cap)
+    )
+    v, y, r, q, g, l, b, n = call.v.astype(wide), *(by_row(x, call.rows, True) for x in call[5:])  # noqa: E741
+    hidden = Call(z, jnp.where(call.special(IGNORED), call.label, NO_LABEL))
+    yhat = gradient(hidden._replace(l=1.0))
+    away = -log_softmax(Call(z, y=1.0))
+    away = jnp.where(away == jnp.inf, 0.0, away)
+    lse = rows(hidden)[1][..., None]
+    mean = (yhat * v * slope).sum(-1, keepdims=True)
+    apart = v * slope - mean
+    entropy, dentropy = ((yhat * x * away).sum(-1, keepdims=True) for x in (1, apart))
+    mass = y if isinstance(call.off, float) else y + (r * off_by_row(call).astype(wide)).sum(-1, keepdims=True)
+    a = g * (mass + jnp.where(q == 0, 0.0, q * lse)) + l - b - n * entropy
+    hv = slope * yhat * ((a - n + n * away) * apart + g * q * mean - n * dentropy)
+    if cap != math.inf:
+        off = call.off if isinstance(call.off, float) else call.off.astype(wide)
+        hv = hv + bend * v * gradient(call._replace(z=z, v=0.0, off=off))
+    return jnp.where(by_row(call.special(IGNORED), call.rows, True), 0.0, hv).astype(call.z.dtype)
+
+
+@_differentiated(log_softmax_p)
+def _(call: Call, moving: Tangents, temperature: float, cap: float) -> Any:
+    found, terms = log_softmax(call, temperature, cap), []
+    if moving.z is not None:
+        wide = computed_in(call.z.dtype)
+        slope = formula.transformed(as_rows(call.z.astype(wide), 1), temperature, cap)[1]
+        dz = moving.z.astype(wide) * (slope if isinstance(slope, float) else slope.reshape(call.z.shape))
+        dlse = along(Call(call.z, jnp.int32(NO_LABEL), v=moving.z), temperature, cap)[1]
+        terms.append((by_row(call.y, call.rows, True) * (dz - dlse[..., None])).astype(found.dtype))
+    if moving.y is not None:
+        terms.append((by_row(moving.y, call.rows, True) * log_softmax(call._replace(y=1.0), temperature, cap)).astype(found.dtype))
+    return found, sum(terms[1:], terms[0])
+
+
+@_differentiated(mean_p)
+def _(call: Call, moving: Tangents, temperature: float, cap: float, kept: int) -> Any:
+    found, moved = None, None
+    if moving.z is not None:
+        found, dz = mean_and_gradient(call, temperature, cap, kept)
+        moved = (dz * moving.z).sum(tuple(range(kept, dz.ndim)), dtype=widest())
+    if any(t is not None for t in moving._replace(z=None)):
+        other, more = _jvp_of(lambda c: _composed_mean(c, temperature, cap, kept), call, moving._replace(z=None))
+        found, moved = (other, more) if moved is None else (found, moved + more)
+    return found, moved
+
+
+@_differentiated(mean_and_gradient_p)
+def _(call: Call, moving: Tangents, temperature: float, cap: float, kept: int) -> Any:
+    def of(call: Call) -> list[Array]:
+        dz = gradient(call._replace(total=0.0, g=inverse(call.total)), temperature, cap)
+        return [_composed_mean(call, temperature, cap, kept), dz]
+
+    return mean_and_gradient(call, temperature, cap, kept), _jvp_of(of, call, moving)[1]
+
+
+def _composed_mean(call: Call, temperature: float, cap: float, kept: int) -> Array:
+    return averaged(rows(call._replace(total=0.0), temperature, cap)[0], call.total, kept)

@@ -1,0 +1,82 @@
+"""The interface of the kernels (kernels/__init__.py), for the handlers of XLA: the laws of test_laws.py run on it as on every backend.
+
+It takes NumPy arrays, computes with softxent/jax/native.py, and writes into the arrays of the results.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import jax
+import numpy as np
+
+from softxent.jax import native
+from softxent.jax.call import NUMBERS, Call
+from softxent.kernels import reference
+
+first_outside = reference.first_outside
+
+
+@cache
+def compiled(function: str, *how: Any) -> Any:
+    """Return a function of native.py that takes the arrays of a call, by name, and further arrays."""
+    return jax.jit(lambda arrays, *others: getattr(native, function)(Call(**arrays), *others, *how))
+
+
+def arrays_of(z: np.ndarray, label: np.ndarray, numbers: np.ndarray, off: np.ndarray | None, **more: Any) -> dict[str, Any]:
+    rows = {name: np.squeeze(row, 0) if row.shape == (1,) else row for name, row in zip(NUMBERS, numbers, strict=False)}
+    return dict(z=z, label=label, **rows, **more) | ({} if off is None else {"off": off})
+
+
+def as_parts(found: Any) -> np.ndarray:
+    return np.asarray(found).view(np.float64)[..., 0]
+
+
+def as_bits(parts: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(parts).view(np.uint32).reshape(*parts.shape, 2)
+
+
+def write(result: np.ndarray, rows: Any) -> None:
+    for row, got in zip(result, rows, strict=False):
+        row[:] = got
+
+
+def forward(z, label, numbers, off, transform, result, parts, threads) -> None:
+    with jax.enable_x64(True):
+        *rows, sums = compiled("forward", *transform)(arrays_of(z, label, numbers[:4], off))
+        write(result, rows)
+        if parts is not None:
+            parts[:] = as_parts(sums)
+
+
+def backward(z, label, numbers, off, transform, parts, out, threads) -> None:
+    with jax.enable_x64(True):
+        out[:] = compiled("backward", *transform)(arrays_of(z, label, numbers, off), as_bits(parts))
+
+
+def fused(z, label, numbers, off, transform, out, result, parts, threads) -> None:
+    forward(z, label, numbers, off, transform, result, parts, threads)
+    with jax.enable_x64(True):
+        out[:] = compiled("gradient", *transform)(arrays_of(z, label, numbers, off))
+
+
+def curvature(z, v, label, numbers, off, transform, gauss_newton, out, result, threads) -> None:
+    with jax.enable_x64(True):
+        hv, *rows = compiled("curvature", *transform)(arrays_of(z, label, numbers, off, v=v))
+        out[:] = hv
+        write(result, rows)
+
+
+def merge(sums, pairs, label, numbers, result, parts, threads) -> None:
+    with jax.enable_x64(True):
+        arrays = arrays_of(np.zeros((len(label), 1)), label, numbers[:4], None)
+        order = tuple(map(tuple, pairs.tolist()))
+        *rows, found = jax.jit(lambda arrays, sums: native.merge(sums, order, Call(**arrays)))(arrays, as_bits(sums))
+        write(result, rows)
+        parts[:] = as_parts(found)
+
+
+def log_softmax(z, scale, transform, out, threads) -> None:
+    with jax.enable_x64(True):
+        out[:] = compiled("log_softmax", *transform)(dict(z=z, y=scale))
