@@ -76,6 +76,7 @@ $(INSTALLED): requirements/dev.txt requirements/torch.txt | $(DEMO)
 	$(BIN)/python -m pip install --quiet --no-compile --require-hashes --no-deps -r requirements/dev.txt
 	@sed -n 's/ *\\$$//; /^[a-z]/p' requirements/dev.txt >.venv/locked.txt
 	$(BIN)/python -m pip install --quiet --no-compile -r requirements/torch.txt -c .venv/locked.txt
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e . # with handlers for JAX, now that jaxlib is there
 	@$(BIN)/python -m pip check
 	@touch $@
 
