@@ -180,7 +180,7 @@ def test_the_gpu_bench_runs_on_what_there_is(tmp_path):
     with softxent.torch.use_backend("triton"):
         record = gpu.measure((16, 10), "bf16", device, 2, quick=True)
     assert set(record["seconds"]) >= {gpu.COPY, gpu.OURS, gpu.EAGER} and not record["failed"]
-    assert all(len(times) == 2 and min(times) > 0 for times in record["seconds"].values())
+    assert all(len(times) == 2 and min(filter(None, times)) > 0 for times in record["seconds"].values())  # slow ones take part in one round
     text = gpu.text({"machine": "here", "records": [record]})
     line = text.splitlines()[-1]
     assert line.startswith("| (16, 10) | bf16 | ") and float(line.split("|")[4]) > 0

@@ -86,30 +86,12 @@ def bench(
     The libraries are NumPy, SciPy, scikit-learn and PyTorch, as far as they are installed. With all of them it takes a quarter of an hour.
     """
     try:
-        if linear:
-            from .bench.linear import run as of_heads
+        wanted = {"linear": linear, "options": options, "distributed": distributed, "training": training}
+        wanted |= {"sklearn": sklearn, "boosting": boosting, "jax": jax}
+        if name := next((name for name, yes in wanted.items() if yes), None):
+            from .bench.__main__ import FURTHER
 
-            of_heads(repeats, output or Path("bench/results"), quick)
-        elif options:
-            from .bench.options import run as of_options
-
-            of_options(repeats, output or Path("bench/results"), quick)
-        elif distributed:
-            from .bench.distributed import run as of_processes
-
-            of_processes(repeats, output or Path("bench/results"), quick)
-        elif training:
-            from .bench.training import run as of_training
-
-            of_training(repeats, output or Path("bench/results"), quick)
-        elif sklearn or boosting:
-            from .bench.fits import run as of_fits
-
-            of_fits("sklearn" if sklearn else "boosting", repeats, output or Path("bench/results"), quick)
-        elif jax:
-            from .bench.jax import run as under_jit
-
-            under_jit(repeats, output or Path("bench/results"), quick)
+            FURTHER[name][0](repeats, output or Path("bench/results"), quick)
         elif gpu:
             from .bench.gpu import run as on_gpu
 

@@ -141,18 +141,27 @@ def _work(job: Job) -> Iterator[Record]:
             yield {"note": f"{job.kind} on {job.threads} thread(s) {job.isa} ended with {worker.returncode}: {''.join(last).strip()}"}
 
 
-def measured(worker: str, jobs: Sequence[Any], quick: bool, isas: Sequence[str] = ()) -> Iterator[Any]:
-    """Yield the records of jobs, each measured by `python -m softxent.bench worker` in a process of its own; if quick, all in one process.
+def measured(worker: str, jobs: Sequence[Any], together: bool, environments: Sequence[dict[str, str]] = ()) -> Iterator[Any]:
+    """Yield the records of jobs, which `python -m softxent.bench worker` prints: of each in a process of its own, or of all in one.
 
-    `isas` are the instruction sets of the jobs, "" for the best one.
+    `environments` has the environment variables of each job; one process takes those of the first.
     """
-    isas = isas or [""] * len(jobs)
-    for some in [slice(len(jobs))] if quick else [slice(k, k + 1) for k in range(len(jobs))]:
-        command = [sys.executable, "-m", "softxent.bench", worker, *map(json.dumps, jobs[some])]
-        isa = isas[some][0]
-        environment = os.environ | ({"SOFTXENT_ISA": isa} if isa else {})
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=environment)
-        yield from map(json.loads, done.stdout.splitlines()[-len(jobs[some]) :])
+    for first in [0] if together else range(len(jobs)):
+        some = jobs if together else jobs[first : first + 1]
+        command = [sys.executable, "-m", "softxent.bench", worker, *map(json.dumps, some)]
+        environment = os.environ | (environments[first] if environments else {})
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+            yield from (json.loads(line) for line in process.stdout or () if line.startswith("{"))
+        if process.returncode:
+            raise subprocess.CalledProcessError(process.returncode, command)
+
+
+def written(name: str, results: Record, text: str, output: Path) -> None:
+    """Write NAME.json and NAME.md, and print the text."""
+    (output / f"{name}.json").write_text(json.dumps(results) + "\n")
+    (output / f"{name}.md").write_text(text)
+    print(text)
+    print("written:", *sorted(output.glob(f"{name}.*")), file=sys.stderr)
 
 
 @contextmanager

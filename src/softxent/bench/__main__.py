@@ -1,6 +1,5 @@
-"""`python -m softxent.bench` runs the benchmark. The subcommands are `linear`, `options`, `filter`, `distributed`, `training`, `sklearn`
-and `boosting`, further benchmarks; `readme`, which writes the table of README.md; and `worker` and the names that end in it, which the
-benchmark runs for its processes."""
+"""`python -m softxent.bench` runs the benchmark. Subcommands are the further benchmarks; `readme`, which writes the table of README.md; and
+the workers, which the benchmarks run in processes of their own."""
 
 from __future__ import annotations
 
@@ -8,15 +7,24 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from . import Job, distributed, filtering, fits, jax, linear, measure, options, readme, run, training
 
-
-def each(work: Callable[..., None], jobs: list[Any]) -> None:
-    for job in jobs:
-        work(*job)
+FURTHER: dict[str, tuple[Callable[..., None], str]] = {
+    "linear": (linear.run, "linear cross-entropy"),
+    "options": (options.run, "every option, output and derivative"),
+    "distributed": (distributed.run, "classes that are divided among processes"),
+    "training": (training.run, "steps of transformers' Trainer, and the losses of GRPO and DPO,"),
+    "jax": (jax.run, "softxent.jax beside optax"),
+    "sklearn": (partial(fits.run, "sklearn"), "SoftmaxRegression beside LogisticRegression"),
+    "boosting": (partial(fits.run, "boosting"), "XGBoost, LightGBM and CatBoost"),
+}
+WORKERS: dict[str, Callable[..., None]] = {  # what the benchmark runs in processes of their own
+    "linear": linear.work, "options": options.work, "distributed": distributed.work, "training": training.work, "jax": jax.work,
+    "fits": fits.work,
+}  # fmt: skip
 
 
 def main() -> None:
@@ -38,37 +46,13 @@ def main() -> None:
     worker = commands.add_parser("worker")
     worker.add_argument("job", type=lambda text: Job(*json.loads(text)))
     worker.set_defaults(todo=lambda a: measure.work(a.job))
-    head = commands.add_parser("linear", help="linear cross-entropy instead")
-    head.set_defaults(todo=lambda a: linear.run(a.repeats, a.output, a.quick))
-    of_head = commands.add_parser("linear-worker")
-    of_head.add_argument("jobs", type=json.loads, nargs="+")
-    of_head.set_defaults(todo=lambda a: each(linear.work, a.jobs))
-    every = commands.add_parser("options", help="every option, output and derivative instead")
-    every.set_defaults(todo=lambda a: options.run(a.repeats, a.output, a.quick))
-    of_options = commands.add_parser("options-worker")
-    of_options.add_argument("jobs", type=json.loads, nargs="+")
-    of_options.set_defaults(todo=lambda a: each(options.work, a.jobs))
-    divided = commands.add_parser("distributed", help="classes that are divided among processes instead")
-    divided.set_defaults(todo=lambda a: distributed.run(a.repeats, a.output, a.quick))
-    of_processes = commands.add_parser("distributed-worker")
-    of_processes.add_argument("job", type=json.loads)
-    of_processes.set_defaults(todo=lambda a: distributed.work(*a.job))
-    train = commands.add_parser("training", help="steps of transformers' Trainer, and the losses of GRPO and DPO, instead")
-    train.set_defaults(todo=lambda a: training.run(a.repeats, a.output, a.quick))
-    of_training = commands.add_parser("training-worker")
-    of_training.add_argument("job", type=json.loads)
-    of_training.set_defaults(todo=lambda a: training.work(*a.job))
-    for which in fits.CASES:
-        fitted = commands.add_parser(which, help="fits of models instead")
-        fitted.set_defaults(todo=lambda a, which=which: fits.run(which, a.repeats, a.output, a.quick))
-    of_fits = commands.add_parser("fits-worker")
-    of_fits.add_argument("job", type=json.loads)
-    of_fits.set_defaults(todo=lambda a: fits.work(*a.job))
-    under_jit = commands.add_parser("jax", help="softxent.jax beside optax instead")
-    under_jit.set_defaults(todo=lambda a: jax.run(a.repeats, a.output, a.quick))
-    of_jax = commands.add_parser("jax-worker")
-    of_jax.add_argument("job", type=json.loads)
-    of_jax.set_defaults(todo=lambda a: jax.work(*a.job))
+    for name, (start, text) in FURTHER.items():
+        further = commands.add_parser(name, help=f"{text} instead")
+        further.set_defaults(todo=lambda a, start=start: start(a.repeats, a.output, a.quick))
+    for name, work in WORKERS.items():
+        of_jobs = commands.add_parser(f"{name}-worker")
+        of_jobs.add_argument("jobs", type=json.loads, nargs="+")
+        of_jobs.set_defaults(todo=lambda a, work=work: [work(*job) for job in a.jobs])
     arguments = parser.parse_args()
     try:
         arguments.todo(arguments)

@@ -47,7 +47,7 @@ ALONE = ", one process"  # after the name of an option
 
 def run(repeats: int, output: Path, quick: bool) -> None:
     """Run the benchmark, print its tables, and write distributed.json and distributed.md."""
-    from . import progress
+    from . import progress, written
 
     output.mkdir(parents=True, exist_ok=True)
     cases, records = QUICK if quick else CASES, []
@@ -56,10 +56,7 @@ def run(repeats: int, output: Path, quick: bool) -> None:
             records.append(record)
             step({"kind": "distributed", "shape": case.title(), "dtype": "f32", "threads": 1, "isa": ""})
     results = {"machine": machine(), "repeats": repeats, "records": records}
-    (output / "distributed.json").write_text(json.dumps(results) + "\n")
-    (output / "distributed.md").write_text(text(results))
-    print(text(results))
-    print("written:", *sorted(output.glob("distributed.*")), file=sys.stderr)
+    written("distributed", results, text(results), output)
 
 
 def _measured(cases: list[Case], repeats: int, quick: bool) -> Iterator[dict[str, Any]]:

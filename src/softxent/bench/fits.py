@@ -7,9 +7,6 @@ threads as softxent has, in rounds of random order.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import version
@@ -21,7 +18,7 @@ import numpy as np
 
 from .. import contract, cross_entropy, get_num_threads
 from ..partials import Array
-from . import progress
+from . import measured, progress, written
 from .measure import interleave
 from .report import machine, ratio, table
 
@@ -67,22 +64,15 @@ def run(which: str, repeats: int, output: Path, quick: bool) -> None:
     """Measure, print the table, and write sklearn.json and sklearn.md, or boosting.json and boosting.md."""
     contract.place("bench", "output", output, folder=True)
     cases = (QUICK if quick else CASES)[which]
-    command = [sys.executable, "-m", "softxent.bench", "fits-worker", json.dumps([repeats, cases])]
     records = []
-    env = os.environ | {"OMP_NUM_THREADS": str(get_num_threads()), "OPENBLAS_NUM_THREADS": str(get_num_threads())}
-    with progress(len(cases)) as step, subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as worker:
-        for line in worker.stdout or ():
-            if line.startswith("{"):
-                records.append(record := json.loads(line))
-                step({"kind": which, "threads": get_num_threads(), "isa": "", "dtype": record["case"][4], "shape": record["shape"]})
-    if worker.returncode:
-        raise subprocess.CalledProcessError(worker.returncode, command)
+    threads = [{"OMP_NUM_THREADS": str(get_num_threads()), "OPENBLAS_NUM_THREADS": str(get_num_threads())}]
+    with progress(len(cases)) as step:
+        for record in measured("fits-worker", [[repeats, cases]], True, threads):
+            records.append(record)
+            step({"kind": which, "threads": get_num_threads(), "isa": "", "dtype": record["case"][4], "shape": record["shape"]})
     about = machine() | {name: version(name) for name in PACKAGES[which]}
     results = {"machine": about, "repeats": repeats, "threads": get_num_threads(), "records": records}
-    (output / f"{which}.json").write_text(json.dumps(results) + "\n")
-    (output / f"{which}.md").write_text(text(which, results))
-    print(text(which, results))
-    print("written:", *sorted(output.glob(f"{which}.*")), file=sys.stderr)
+    written(which, results, text(which, results), output)
 
 
 def work(repeats: int, cases: list[Any]) -> None:

@@ -7,9 +7,6 @@ logits, and for a linear head its three matrix products in XLA.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module
@@ -22,7 +19,7 @@ import numpy as np
 import softxent
 
 from .. import contract
-from . import progress
+from . import measured, progress, written
 from .measure import PAUSE, interleave
 from .report import header, machine, ratio, table
 
@@ -43,18 +40,13 @@ def run(repeats: int, output: Path, quick: bool) -> None:
     logits, heads, growth = QUICK if quick else (LOGITS, HEADS, GROWTH)
     jobs = [(shape, place) for shape in logits for place in ("fresh", "in place")] + [(shape, "time") for shape in heads]
     jobs += [(shape, "memory") for shape in growth]
-    command = [sys.executable, "-m", "softxent.bench", "jax-worker", json.dumps([jobs, repeats])]
     records = []
-    with progress(len(jobs)) as step, subprocess.Popen(command, stdout=-1, text=True, env=os.environ | {"JAX_PLATFORMS": "cpu"}) as worker:
-        for line in worker.stdout or ():
-            records.append(json.loads(line))
-            step(records[-1])
-    if worker.returncode:
-        contract.fail("bench", "the worker", "end with 0", worker.returncode, RuntimeError)
+    with progress(len(jobs)) as step:
+        for record in measured("jax-worker", [[jobs, repeats]], True, [{"JAX_PLATFORMS": "cpu"}]):
+            records.append(record)
+            step(record)
     results = {"machine": machine() | {"jax": import_module("jax").__version__}, "repeats": repeats, "records": records}
-    (output / "jax.json").write_text(json.dumps(results) + "\n")
-    (output / "jax.md").write_text(text(results))
-    print(text(results))
+    written("jax", results, text(results), output)
 
 
 def work(jobs: list[tuple[list[int], str]], repeats: int) -> None:

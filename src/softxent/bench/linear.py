@@ -7,7 +7,6 @@ logits"); and with torch's chunked option. Memory and time are also measured for
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from datetime import date
 from functools import partial
@@ -17,7 +16,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from .. import contract
-from . import measured, progress
+from . import measured, progress, written
 from .measure import growth, interleave
 from .report import machine, ratio, table
 
@@ -63,11 +62,8 @@ def run(repeats: int, output: Path, quick: bool) -> None:
             records.append(record)
             step({"kind": f"linear {kind}", "shape": case.title(), "dtype": case.dtype, "threads": 0, "isa": ""})
     results = {"machine": machine() | {"date": date.today().isoformat()}, "repeats": repeats, "records": records}
-    (output / "linear.json").write_text(json.dumps(results) + "\n")
-    (output / "linear.md").write_text(text(results))
     plot(results, output / "linear.png")
-    print(text(results))
-    print("written:", *sorted(output.glob("linear.*")), file=sys.stderr)
+    written("linear", results, text(results), output)
 
 
 def work(kind: str, repeats: int, *case: Any) -> None:

@@ -7,7 +7,6 @@ All contenders of a table run in one process, in rounds of random order (measure
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module
@@ -66,20 +65,19 @@ def run(repeats: int, output: Path, quick: bool) -> None:
         output: the folder to write to.
         quick: whether to use small shapes, to try the benchmark.
     """
-    from . import measured, progress
+    from . import measured, progress, written
 
     output.mkdir(parents=True, exist_ok=True)
     every, records = cases(quick), []
     jobs = [[repeats, *case] for case in every]
     with progress(len(every)) as step:
-        for case, record in zip(every, measured("options-worker", jobs, quick, [case.isa for case in every]), strict=True):
+        for case, record in zip(
+            every, measured("options-worker", jobs, quick, [{"SOFTXENT_ISA": c.isa} if c.isa else {} for c in every]), strict=True
+        ):
             records.append(record)
             step({"kind": "options", "shape": case.title(), "dtype": case.dtype, "threads": case.threads, "isa": case.isa})
     results = {"machine": machine(), "repeats": repeats, "records": records}
-    (output / "options.json").write_text(json.dumps(results) + "\n")
-    (output / "options.md").write_text(text(results))
-    print(text(results))
-    print("written:", *sorted(output.glob("options.*")), file=sys.stderr)
+    written("options", results, text(results), output)
 
 
 def work(repeats: int, *case: Any) -> None:

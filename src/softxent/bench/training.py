@@ -7,10 +7,7 @@ Each case has its own process. All contenders of a case take part in rounds of r
 from __future__ import annotations
 
 import json
-import os
 import random
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,7 +18,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from .. import contract
-from . import progress
+from . import measured, progress, written
 from .measure import growth, interleave
 from .report import machine, ratio, table
 
@@ -84,17 +81,13 @@ def run(repeats: int, output: Path, quick: bool) -> None:
     versions = {package: version(package) for package in PACKAGES}
     cases, records = QUICK if quick else CASES, []
     with progress(len(cases)) as step:
-        for case in cases:
-            job = json.dumps([type(case).__name__, repeats, *case])
-            command = [sys.executable, "-m", "softxent.bench", "training-worker", job]
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=os.environ | {"HF_HUB_OFFLINE": "1"})
-            records.append({"kind": type(case).__name__, "case": case} | json.loads(done.stdout.splitlines()[-1]))
+        jobs = [[type(case).__name__, repeats, *case] for case in cases]
+        offline = [{"HF_HUB_OFFLINE": "1"}] * len(jobs)
+        for case, record in zip(cases, measured("training-worker", jobs, quick, offline), strict=True):
+            records.append({"kind": type(case).__name__, "case": case} | record)
             step({"kind": "training", "shape": case.title(), "dtype": "", "threads": 0, "isa": ""})
     results = {"machine": machine() | versions, "repeats": repeats, "records": records}
-    (output / "training.json").write_text(json.dumps(results) + "\n")
-    (output / "training.md").write_text(text(results))
-    print(text(results))
-    print("written:", *sorted(output.glob("training.*")), file=sys.stderr)
+    written("training", results, text(results), output)
 
 
 def work(kind: str, repeats: int, *case: Any) -> None:
