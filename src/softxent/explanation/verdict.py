@@ -18,6 +18,7 @@ from ..proof.reading import SIGNS, latex, prose, text
 from . import chosen
 
 OK, NO = ("✓", "green"), ("✗", "bold red")
+JUDGES = {"sympy": "SymPy", "squares": "squares"}
 
 
 def run(wanted: Sequence[str], as_json_: bool) -> int:
@@ -59,7 +60,7 @@ def show(console: Console, proof: Proof) -> None:
 def _table(lines: list[Checked], proof: Proof) -> Table:
     d = lines[0].derivation
     table = Table(box=box.SIMPLE_HEAD, title=Text(prose(d.title)), title_justify="left", pad_edge=False)
-    for name, wide in (("line", 5), ("rule and reason", 4), ("rule", 0), ("SymPy", 0), ("Coq", 0), ("ms", 0)):
+    for name, wide in (("line", 5), ("rule and reason", 4), ("rule", 0), ("algebra", 0), ("Coq", 0), ("ms", 0)):
         table.add_column(name, ratio=wide or None, justify="right" if name == "ms" else "left", no_wrap=not wide)
     table.add_row(Text(f"  {text(d.start)}"))
     for x in lines:
@@ -68,9 +69,10 @@ def _table(lines: list[Checked], proof: Proof) -> Table:
             table.add_row(Text("all of it", "dim"), "", "", "", _coq(x, proof), ms)
             continue
         step = d.steps[x.line - 1]
-        rule, sympy = (OK, OK) if x.refused is None else (NO, NO)
+        mark = OK if x.refused is None else NO
+        algebra = Text.assemble(mark, " ", JUDGES[x.judge])
         reason = Text.assemble((step.rule, "italic"), ": ", prose(step.why), style="dim")
-        table.add_row(Text(f"{SIGNS[step.rel]} {text(step.expr)}"), reason, Text(*rule), Text(*sympy), _coq(x, proof), ms)
+        table.add_row(Text(f"{SIGNS[step.rel]} {text(step.expr)}"), reason, Text(*mark), algebra, _coq(x, proof), ms)
     return table
 
 
@@ -83,7 +85,12 @@ def _coq(x: Checked, proof: Proof) -> Text:
 def summary(proof: Proof) -> str:
     lines, theorems = sum(1 for x in proof.lines if x.line), len(proof.lines)
     seconds = sum(x.sympy_seconds or 0 for x in proof.lines)
-    checked = f"{lines} lines: each follows by its rule and by SymPy for every number of classes ({seconds:.1f} s)"
+    squares = sum(1 for x in proof.lines if x.judge == "squares")
+    checked = f"{lines} lines: each follows by its rule, and each equation by SymPy for every number of classes ({seconds:.1f} s)"
+    if squares:
+        from ..proof.squares import CLASSES  # loads SymPy, which the checks did by now
+
+        checked += f". SymPy does not check inequalities: {squares} is a sum of squares, shown for up to {max(CLASSES)} classes"
     if any(x.refused for x in proof.lines):
         checked = f"{sum(1 for x in proof.lines if x.refused)} of {lines} lines do not follow"
     if proof.coq is None:

@@ -175,7 +175,7 @@ BEYOND = {  # theorems of Softmax.v that are not lines of a derivation: in words
         "u_of (run t) / s_of (run t) = entropy n z",
     ),
 }
-MEANINGS = {  # the definitions of the names in the statements, which Softmax.v must contain literally
+MEANINGS = {  # the definitions of the names in the statements; Coq compares those of Softmax.v with them
     "vec": ("Definition vec := nat -> R."),
     "sum": ("Fixpoint sum (n : nat) (f : vec) : R := match n with O => 0 | S m => sum m f + f m end."),
     "delta": ("Definition delta (j k : nat) : R := if Nat.eqb j k then 1 else 0."),
@@ -233,11 +233,15 @@ MEANINGS = {  # the definitions of the names in the statements, which Softmax.v 
         "  match a, b with None, _ => b | _, None => a | Some a, Some b => Some (merge a b) end."
     ),
     "stands_for_any": ("Definition stands_for_any (a : option state) : R := match a with None => 0 | Some a => stands_for a end."),
-    "plan": ("Inductive plan := Score (x : R) | Merge (a b : plan)."),
     "run": ("Fixpoint run (t : plan) : state := match t with Score x => one x | Merge a b => merge (run a) (run b) end."),
     "scores": ("Fixpoint scores (t : plan) : list R := match t with Score x => [x] | Merge a b => scores a ++ scores b end."),
     "online": ("Definition online (x : R) (l : list R) : state := fold_left (fun a x => merge a (one x)) l (one x)."),
 }
+PLAN = ("plan", "Score", "Merge")  # the inductive type of Softmax.v, which is compared by its induction principle
+PLAN_INDUCTION = (
+    "forall P : Softmax.plan -> Prop, (forall x : R, P (Softmax.Score x)) -> "
+    "(forall a, P a -> forall b, P b -> P (Softmax.Merge a b)) -> forall t, P t"
+)
 _DEFINED = {"yhat": "softmax z", "L": "loss y z", "lse": "lse z", "p": "sum y", "g": "gradient y z", "mu": "mean z v", "H": "entropy z"}
 _OPERATORS = {"+": 1, "-": 1, "*": 3, "@": 3, "/": 3}
 
@@ -420,3 +424,15 @@ def statements(derivation: Derivation) -> Iterator[tuple[str, str]]:
         yield derivation.theorem(n), str(Statement(derivation, lines[n - 1], step.expr, step.rel, step.given))
     given = tuple(dict.fromkeys(fact for step in derivation.steps for fact in step.given))
     yield derivation.name, str(Statement(derivation, lines[0], lines[-1], derivation.steps[-1].rel, given))
+
+
+def same_definitions() -> Iterator[tuple[str, str]]:
+    """Yield (name, a command of Coq) for each name in the statements. Coq accepts it only if Softmax.v defines the name in the same way."""
+    yield "plan", f"Definition same_plan : {PLAN_INDUCTION} := @Softmax.plan_ind."
+    for name in MEANINGS:
+        yield name, f"Definition same_{name} : @Meant.{name} = @Softmax.{name} := eq_refl."
+
+
+def meant() -> Iterator[str]:
+    """Yield the commands that define the names as the statements mean them, in a module of their own."""
+    yield from ("Module Meant.", *(f"Notation {name} := Softmax.{name}." for name in PLAN), *MEANINGS.values(), "End Meant.")

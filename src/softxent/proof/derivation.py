@@ -13,10 +13,12 @@ and b [N] the weights. Different letters are different indices only where `disti
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import NamedTuple
 
-from .expr import D, Definition, E, Fact, Name, P, Sum, delta, exp, lift, log, matches, reindex, tanh, walk
+from .expr import D, Definition, E, Fact, Name, P, Sum, delta, exp, letters, lift, log, matches, names, reindex, tanh, walk
 
 z, y, yhat, g, v, w, u, x, W, b = map(Name, ("z", "y", "yhat", "g", "v", "w", "u", "x", "W", "b"))
 L, lse, p, mu, H, N = (Name(name)[()] for name in ("L", "lse", "p", "mu", "H", "N"))
@@ -40,6 +42,22 @@ DEFINITIONS = (
 SUM_IS_1 = Fact(Sum(j, y[j]), "=", ONE)
 POSITIVE = Fact(yhat[k], ">", ZERO, every=k)  # of Part 2, where yhat need not be a softmax
 TRUTH = Fact(y[k], ">=", ZERO, every=k)
+TWO_CLASSES = Fact(N, ">", ONE)
+FACTS = ("=", "!=", ">", ">=")
+
+
+@lru_cache(maxsize=256)
+def _by_name(definitions: tuple[Definition, ...]) -> dict[str, Definition]:
+    found = {one.name: one for one in definitions}
+    if twice := [name for name, n in Counter(one.name for one in definitions).items() if n > 1]:
+        raise ValueError(f"{twice[0]} is defined twice")
+    rests_on = {name: names(one.body) & set(found) for name, one in found.items()}
+    while rests_on:
+        settled = {name for name, on in rests_on.items() if not on & set(rests_on)}
+        if not settled:
+            raise ValueError(f"{min(rests_on)} is defined by itself")
+        rests_on = {name: on for name, on in rests_on.items() if name not in settled}
+    return found
 
 
 class Step(NamedTuple):
@@ -80,12 +98,25 @@ class Derivation(NamedTuple):
 
     @property
     def definitions(self) -> dict[str, Definition]:
-        return {one.name: one for one in (*DEFINITIONS, *self.where)}
+        """The definitions by name. Raises ValueError if a name has two, or if one is defined by itself."""
+        return _by_name((*DEFINITIONS, *self.where))
 
     @property
     def known(self) -> dict[str, Definition]:
         """The definitions that may be used: where yhat is any positive vector, it is not softmax."""
         return {name: one for name, one in self.definitions.items() if not (name == "yhat" and POSITIVE in self.given)}
+
+    def usable(self, fact: Fact) -> bool:
+        """Whether a fact cannot contradict a definition.
+
+        It compares an entry of a name without a definition, or the sum of such a vector, with 0 or 1, for every value of its index. Of the
+        number of classes it may only say that there are two.
+        """
+        e = fact.left
+        entry = e.args[2] if e.op == "sum" and e.args[1] is None and e.args[2].args[1:] == e.args[:1] else e
+        named = entry.op == "at" and entry.args[0] not in (*self.known, "N")
+        every = letters(e) == ({fact.every} if fact.every else set())
+        return fact == TWO_CLASSES or (named and every and fact.right in (ZERO, ONE) and fact.rel in FACTS)
 
     def theorem(self, line: int) -> str:
         """The name, in Softmax.v, of the theorem that says: line `line` follows from the one before (from 1)."""
@@ -572,7 +603,6 @@ READ_LSE = Derivation("read_lse", "Log-sum-exp of a shifted sum", m + log(Sum(i,
 
 REST = Sum(i, exp(z[i] - m), but=t)
 ODDS = Definition(a, P(m - z[t]) + log(REST))
-TWO_CLASSES = Fact(N, ">", ONE)
 LABEL_APART = Derivation("label_apart", "The odds against the label", exp(a), (
     Step(exp(P(m - z[t]) + log(REST)), "definition",
          "a is written out: the logarithm of the sum of the other exponentials, less z_t.", ("a",)),

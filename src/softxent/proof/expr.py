@@ -6,12 +6,22 @@ evaluates it for numbers, coq.py states it for Coq, and the page of `softxent ex
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+
+class _Ranges(dict[str, str]):
+    """The range of each letter. A letter with primes, which only a renamed bound index has, has the range of the letter."""
+
+    def __missing__(self, index: str) -> str:
+        if not index.endswith("'"):
+            raise KeyError(index)
+        return self[index[:-1]]
+
+
 # The letter of an index determines its range: N classes, D features of a linear head, or R rows of a batch.
-RANGES = {"i": "N", "j": "N", "k": "N", "l": "N", "t": "N", "d": "D", "e": "D", "r": "R"}
+RANGES = _Ranges(i="N", j="N", k="N", l="N", t="N", d="D", e="D", r="R")
 
 
 @dataclass(frozen=True)
@@ -126,6 +136,12 @@ def letters(e: E) -> set[str]:
     return inner - {e.args[0]} | ({e.args[1]} if e.args[1] else set()) if e.op == "sum" else inner
 
 
+def fresh(index: str, taken: Collection[str]) -> str:
+    """Return `index` with primes, so that it is none of `taken`."""
+    index += "'"
+    return fresh(index, taken) if index in taken else index
+
+
 def reindex(e: E, to: Mapping[str, str]) -> E:
     """Return `e` with its free indices renamed. A bound index is renamed too if it would capture a new one."""
     if e.op == "at":
@@ -134,11 +150,12 @@ def reindex(e: E, to: Mapping[str, str]) -> E:
         return E("delta", tuple(to.get(i, i) for i in e.args))
     if e.op == "sum":
         index, but, body = e.args
+        but = to.get(but, but)
         moved = {a: b for a, b in to.items() if a != index and a in letters(body)}
-        if index in moved.values():
-            fresh = next(x for x in RANGES if RANGES[x] == RANGES[index] and x not in {*moved.values(), *letters(body)})
-            body, index = reindex(body, {index: fresh}), fresh
-        return E("sum", (index, to.get(but, but), reindex(body, moved)))
+        if index in (but, *moved.values()):
+            other = fresh(index, {but, *moved.values(), *letters(body)})
+            body, index = reindex(body, {index: other}), other
+        return E("sum", (index, but, reindex(body, moved)))
     return rebuild(e, lambda x: reindex(x, to))
 
 
@@ -150,7 +167,7 @@ def bare(e: E, depth: int = 0) -> E:
         return E("*", tuple(bare(x, depth) for x in e.args))
     if e.op == "sum":
         index, but, body = e.args
-        bound = f"{RANGES.get(index, index)}#{depth}"
+        bound = f"{RANGES[index]}#{depth}"
         return E("sum", (bound, but, bare(_letter(body, index, bound), depth + 1)))
     return rebuild(e, lambda x: bare(x, depth))
 
@@ -176,8 +193,11 @@ def inside(e: E) -> E:
     return E("*", e.args) if e.op == "@" else e
 
 
-def matches(pattern: E, e: E, found: dict[str, str], bound: Mapping[str, str] | None = None) -> bool:
-    """Whether `e` is `pattern` for some values of its free indices, which are stored in `found`."""
+def matches(pattern: E, e: E, found: dict[str, str], bound: Mapping[str, str | None] | None = None) -> bool:
+    """Whether `e` is `pattern` for some values of its free indices, which are stored in `found`.
+
+    `bound` maps the bound indices of the pattern to those of `e`, or to None if an inner sum of `e` has the same index.
+    """
     p, e, bound = inside(pattern), inside(e), bound or {}
     if p.op != e.op or len(p.args) != len(e.args):
         return False
@@ -185,14 +205,15 @@ def matches(pattern: E, e: E, found: dict[str, str], bound: Mapping[str, str] | 
         (i, but, f), (j, but_too, h) = p.args, e.args
         if RANGES[i] != RANGES[j] or (but is None) != (but_too is None):
             return False
-        return (but is None or _bind(but, but_too, found, bound)) and matches(f, h, found, {**bound, i: j})
+        visible = {a: None if b == j else b for a, b in bound.items()}
+        return (but is None or _bind(but, but_too, found, bound)) and matches(f, h, found, {**visible, i: j})
     if p.op in ("at", "delta"):
         skip = int(p.op == "at")
         return p.args[:skip] == e.args[:skip] and all(_bind(x, y, found, bound) for x, y in zip(p.args[skip:], e.args[skip:], strict=True))
     return all(matches(x, y, found, bound) if isinstance(x, E) else x == y for x, y in zip(p.args, e.args, strict=True))
 
 
-def _bind(i: str, j: str, found: dict[str, str], bound: Mapping[str, str]) -> bool:
+def _bind(i: str, j: str, found: dict[str, str], bound: Mapping[str, str | None]) -> bool:
     if i in bound:
         return bound[i] == j
     return RANGES[i] == RANGES[j] and j not in bound.values() and found.setdefault(i, j) == j
@@ -218,7 +239,7 @@ def unfold(e: E, definition: Definition) -> E:
     return reindex(definition.body, dict(zip(own, given, strict=True)))
 
 
-ROW_NAMES = {"z", "y", "yhat", "x", "L", "lse", "p", "g"}  # these differ between the rows of a batch
+ROW_NAMES = {"z", "y", "yhat", "x", "L", "lse", "p", "g", "mu", "H"}  # these differ between the rows of a batch
 
 
 def in_row(e: E, row: str) -> E:

@@ -1,4 +1,7 @@
-"""The checks of the derivation: each line by its rule and by SymPy, and its theorem by Coq. `softxent prove` and the tests call it."""
+"""The checks of the derivation: each line by its rule and by SymPy or sums of squares, and its theorem by Coq.
+
+`softxent prove` and the tests call it.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .coq import BEYOND, MEANINGS, statements
+from .coq import BEYOND, MEANINGS, PLAN, meant, same_definitions, statements
 from .derivation import DERIVATIONS, Derivation
 
 SOURCE = Path(__file__).with_name("Softmax.v")
@@ -27,6 +30,7 @@ _HEAD = [
     "From Softxent Require Softmax.",
     "Open Scope R_scope.",
 ]
+_SAME = "the definition of "
 HOW_TO_GET_COQ = "on Debian or Ubuntu: apt-get install --no-install-recommends coq; elsewhere: https://rocq-prover.org/install"
 
 
@@ -37,15 +41,20 @@ class Checked:
     derivation: Derivation
     line: int
     theorem: str
-    refused: str | None = None  # by its rule or by SymPy
-    sympy_seconds: float | None = None
+    refused: str | None = None  # by its form or its rule, by SymPy, or as a sum of squares
+    sympy_seconds: float | None = None  # of these checks together
     coq_refused: str | None = None
     coq_seconds: float | None = None  # of its proof
 
     @property
+    def judge(self) -> str:
+        """What checks the line independently of its rule: SymPy's normal form, or for an inequality sums of squares."""
+        return "squares" if self.line and self.derivation.steps[self.line - 1].rel != "=" else "sympy"
+
+    @property
     def by(self) -> list[str]:
         """The checks that accept it."""
-        rule = ["rule", "sympy"] if self.line and self.refused is None and self.sympy_seconds is not None else []
+        rule = ["rule", self.judge] if self.line and self.refused is None and self.sympy_seconds is not None else []
         return rule + (["coq"] if self.coq_seconds is not None and self.coq_refused is None else [])
 
     @property
@@ -96,7 +105,7 @@ def _by_rules(lines: list[Checked], tell: Callable[[str, int, int], None]) -> No
     from .rules import refusal  # SymPy takes half a second to load
 
     for n, x in enumerate(lines):
-        tell("rules and SymPy", n + 1, len(lines))
+        tell("rules and algebra", n + 1, len(lines))
         if x.line:
             start = time.perf_counter()
             x.refused = refusal(x.derivation, x.line)
@@ -107,10 +116,6 @@ def _by_coq(coqc: str, proof: Proof, tell: Callable[[str, int, int], None]) -> N
     version = subprocess.run([coqc, "--version"], capture_output=True, text=True, check=False).stdout
     proof.coq = " ".join(version.split("\n")[0].split()[-1:]) or "?"
     source_text = SOURCE.read_text()
-    for name, meaning in MEANINGS.items():
-        if source_text.count(meaning) != 1:
-            proof.coq_error = f"Softmax.v does not define {name} as the statements mean it"
-            return
     with tempfile.TemporaryDirectory() as folder:
         where = Path(folder)
         (where / "Softmax.v").write_text(source_text)
@@ -132,6 +137,8 @@ def _by_coq(coqc: str, proof: Proof, tell: Callable[[str, int, int], None]) -> N
             culprit = _culprit(done.stderr, at)
             if culprit not in wanted:
                 proof.coq_error = f"{culprit or 'Lines.v'}: {_message(done)}"
+                if (name := (culprit or "").removeprefix(_SAME)) != culprit:
+                    proof.coq_error = f"Softmax.v does not define {name} as the statements mean it: {_message(done)}"
                 return
             checked[culprit].coq_refused = _message(done)
             del wanted[culprit]
@@ -142,15 +149,23 @@ def _by_coq(coqc: str, proof: Proof, tell: Callable[[str, int, int], None]) -> N
 
 
 def _lines_file(wanted: dict[str, str]) -> tuple[str, list[tuple[int, int, str]]]:
-    """Return a Coq file that proves the generated statement of each line by the theorem of Softmax.v, and where each statement begins."""
+    """Return a Coq file that compares the definitions of Softmax.v with those of the statements, and proves the generated statement of each
+    line by the theorem of Softmax.v, and where each comparison and statement begins.
+    """
     # each name is imported alone, so that the notations of Softmax.v have no effect here
-    text = [*_HEAD, *(f"Notation {name} := Softmax.{name}." for name in MEANINGS), ""]
-    at = []
+    text, at = [*_HEAD, *meant()], []
+
+    def add(name: str, *commands: str) -> None:
+        start = sum(t.count("\n") + 1 for t in text) + 1
+        text.extend(commands)
+        at.append((start, start + sum(t.count("\n") + 1 for t in commands), name))
+
+    for name, same in same_definitions():
+        add(_SAME + name, same)
+    text += [f"Notation {name} := Softmax.{name}." for name in (*PLAN, *MEANINGS)]
     everything = wanted | {name: says for name, (_, says) in BEYOND.items()}
     for name, says in everything.items():
-        start = sum(t.count("\n") + 1 for t in text) + 1
-        text += [f"Definition says_{name} : Prop := {says}.", f"Definition line_{name} : says_{name} := @Softmax.{name}.", ""]
-        at.append((start, start + says.count("\n") + 3, name))
+        add(name, f"Definition says_{name} : Prop := {says}.", f"Definition line_{name} : says_{name} := @Softmax.{name}.")
     names = [f"line_{name}" for name in everything]
     some = range(0, len(names), 16)
     text += [f"Definition all_{n} := ({', '.join(names[n : n + 16])}, tt)." for n in some]

@@ -3,7 +3,8 @@
 A rule that rewrites, such as a definition, a derivative or a split sum, must transform the line before into the line by that rewriting
 alone, at any place in the line. A rule of algebra must suffice to make the two lines equal, with everything else treated as atoms, and it
 must be needed: a line that follows by a weaker rule is refused. Every line must also be defined (no division by 0, no logarithm of a number
-that may not be positive) and, independently of its rule, be accepted by symbolic.py. prove.py calls `refusal` for every line.
+that may not be positive) and, independently of its rule, be accepted by symbolic.py, or by squares.py if it is an inequality. Each checker
+refuses false lines alone, whatever the others would say. prove.py calls `refusal` for every line.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 from .derivation import DERIVATIONS, POSITIVE, TWO_CLASSES, Derivation, Step
 from .expr import (
     RANGES,
+    ROW_NAMES,
     D,
     Definition,
     E,
@@ -26,6 +28,7 @@ from .expr import (
     children,
     delta,
     exp,
+    fresh,
     in_row,
     inside,
     letters,
@@ -39,8 +42,9 @@ from .expr import (
     unfold,
     walk,
 )  # fmt: skip
-from .symbolic import Meaning
-from .wellformed import ill_formed
+from .squares import refusal_by_squares
+from .symbolic import Meaning, refusal_by_sympy
+from .wellformed import ill_formed, may_use
 
 ZERO, ONE = lift(0), lift(1)
 Pairs = frozenset[frozenset[str]]
@@ -68,11 +72,11 @@ class Line:
 
     @cached_property
     def facts(self) -> tuple[Fact, ...]:
-        return (*self.derivation.given, *self.step.given)
+        return tuple(filter(self.derivation.usable, (*self.derivation.given, *self.step.given)))
 
     @cached_property
     def apart(self) -> Pairs:
-        return frozenset(frozenset(pair) for pair in self.derivation.distinct)
+        return frozenset(frozenset((a, b)) for a, b in self.derivation.distinct if a != b)
 
     def meaning(self, **off: bool) -> Meaning:
         return replace(Meaning(self.derivation, self.facts), **off)  # type: ignore[arg-type]
@@ -93,7 +97,8 @@ def _leads(before: E, after: E, rewrite: Callable[[E, E, Pairs], Iterator[E]], a
         (i, but, f), (j, but_too, h) = b.args, a.args
         if but != but_too or RANGES[i] != RANGES[j]:
             return False
-        return _leads(f, reindex(h, {j: i}) if j != i else h, rewrite, apart | ({frozenset((i, but))} if but else set()))
+        own = fresh(i, {*letters(f), *letters(h), *(x for pair in apart for x in pair)})  # not an index from outside the sum
+        return _leads(reindex(f, {i: own}), reindex(h, {j: own}), rewrite, apart | ({frozenset((own, but))} if but else set()))
     return all(_leads(x, y, rewrite, apart) if isinstance(x, E) else x == y for x, y in zip(b.args, a.args, strict=True))
 
 
@@ -102,6 +107,13 @@ def _leads(before: E, after: E, rewrite: Callable[[E, E, Pairs], Iterator[E]], a
 
 def _unfolded(e: E, uses: tuple[str, ...], definitions: dict[str, Definition]) -> E:
     """Return `e` with the names in `uses` replaced by their definitions, except inside a derivative with respect to them."""
+    if e.op == "sum":
+        index, but, body = e.args
+        outside = {i for u in uses for i in letters(definitions[u].body) - set(definitions[u].head.args[1:])}
+        if index in outside:  # the index t of a definition is the label, and not the index of this sum
+            own = fresh(index, outside | letters(body))
+            index, body = own, reindex(body, {index: own})
+        return Sum(index, _unfolded(body, uses, definitions), but)
     if e.op == "D":
         by = e.args[1].args[0]
         return D(_unfolded(e.args[0], tuple(u for u in uses if u != by), definitions), e.args[1])
@@ -152,12 +164,15 @@ def _mentions(line: Line, f: E, x: E) -> list[E]:
     known = {n: d for n, d in line.derivation.known.items() if n != x.args[0]}
     while open_ := names(f) & set(known):
         f = _unfolded(f, tuple(open_), known)
-    return [e for e in walk(f) if e.op == "at" and e.args[0] == x.args[0]]
+    return [e for e in walk(bare(f)) if e.op == "at" and e.args[0] == x.args[0]]
 
 
 def _free_of(line: Line, f: E, x: E, apart: Pairs) -> bool:
     """Whether f does not contain x, because none of the entries in it can be x."""
-    return all(any(frozenset(pair) in apart for pair in zip(e.args[1:], x.args[1:], strict=True)) for e in _mentions(line, f, x))
+    mentioned = _mentions(line, f, x)
+    if any(len(e.args) != len(x.args) for e in mentioned):  # an entry of one row and of any row
+        return False
+    return all(any(frozenset(pair) in apart for pair in zip(e.args[1:], x.args[1:], strict=True)) for e in mentioned)
 
 
 def constant(line: Line) -> bool:
@@ -210,22 +225,23 @@ def _derivative_of(op: str, outer: Callable[[E], E]) -> Callable[[Line], bool]:
 def linearity(line: Line) -> bool:
     """Compare the lines after moving every derivative inside sums and constant factors."""
 
-    def pushed(e: E) -> E:
+    def pushed(e: E, within: Pairs = line.apart) -> E:
+        apart = frozenset(pair for pair in within if e.op != "sum" or e.args[0] not in pair)
         if e.op != "D":
-            return rebuild(e, pushed)
+            return rebuild(e, lambda y: pushed(y, apart))
         f, x = inside(e.args[0]), e.args[1]
-        free = [isinstance(y, E) and _free_of(line, y, x, line.apart) for y in f.args]
-        if _free_of(line, f, x, line.apart):
+        free = [isinstance(y, E) and _free_of(line, y, x, apart) for y in f.args]
+        if _free_of(line, f, x, apart):
             return ZERO
         if f.op in ("+", "-", "neg"):
-            return rebuild(f, lambda y: pushed(D(y, x)))
+            return rebuild(f, lambda y: pushed(D(y, x), apart))
         if f.op == "sum" and f.args[1] is None and f.args[0] not in x.args:
-            return Sum(f.args[0], pushed(D(f.args[2], x)))
+            return pushed(Sum(f.args[0], D(f.args[2], x)), apart)
         if f.op == "*" and any(free):
             a, b = f.args[0], f.args[1]
-            return E("*", (a, pushed(D(b, x))) if free[0] else (pushed(D(a, x)), b))
+            return E("*", (a, pushed(D(b, x), apart)) if free[0] else (pushed(D(a, x), apart), b))
         if f.op == "/" and free[1]:
-            return E("/", (pushed(D(f.args[0], x)), f.args[1]))
+            return E("/", (pushed(D(f.args[0], x), apart), f.args[1]))
         return D(f, x)
 
     before, after = line.before, line.after
@@ -265,6 +281,8 @@ def chain_rule(line: Line) -> bool:
         known = {n: d for n, d in line.derivation.known.items() if n != w.args[0]}
         while open_ := names(f) & set(known):
             f = _unfolded(f, tuple(open_), known)
+        if after.args[0] in letters(e):  # it would not be the index of this sum
+            return
         if w.args[1:] == (after.args[0],) and w.args[0] in line.derivation.known and through and x.args[0] not in names(f):
             yield Sum(after.args[0], D(e.args[0], w) * D(w, x))
 
@@ -274,7 +292,7 @@ def chain_rule(line: Line) -> bool:
 def _split(e: E, after: E, _: Pairs) -> Iterator[E]:
     if e.op == "sum" and e.args[1] is None and after.op == "+":
         rest = inside(after.args[1])
-        if rest.op == "sum" and rest.args[1] is not None:
+        if rest.op == "sum" and rest.args[1] is not None and RANGES[rest.args[1]] == RANGES[e.args[0]]:
             i, _, body = e.args
             yield reindex(body, {i: rest.args[1]}) + Sum(i, body, but=rest.args[1])
 
@@ -290,36 +308,55 @@ def join(line: Line) -> bool:
 def result(line: Line) -> bool:
     """The start of another derivation is replaced by its end, the last line whose facts are given here, or the end by the start."""
 
-    def equations() -> Iterator[tuple[Derivation, E, E]]:
+    def found_equations() -> Iterator[tuple[Derivation, E, E]]:
         for name in line.step.uses:
             used = DERIVATIONS.get(name)
-            if used is None or not set(used.where) <= set(line.derivation.where):
+            if used is None or not may_use(line.derivation, used, line.facts):
                 continue
-            if not set(used.given) - {POSITIVE} <= set(line.facts) or (POSITIVE in line.facts and POSITIVE not in used.given):
-                continue
-            stop = (n for n, step in enumerate(used.steps) if not set(step.given) <= set(line.facts) or step.rel != "=")
-            last = next(stop, len(used.steps))
-            if last:
-                yield used, *used.upto(last)
+            yield from _reached(line, used)
+            if {one.name for one in used.where} <= ROW_NAMES:
+                yield from _reached(line, _of_a_row(used))
+
+    equations = tuple(found_equations())
 
     def rewriter(backwards: bool) -> Callable[[E, E, Pairs], Iterator[E]]:
         def rewrite(e: E, _: E, apart: Pairs) -> Iterator[E]:
-            for used, start, end in equations():
-                for left, right in ((start, end), (in_row(start, "r"), in_row(end, "r"))):
-                    left, right = (right, left) if backwards else (left, right)
-                    found: dict[str, str] = {}
-                    fits = matches(left, e, found) and found.get("t", "t") == "t"
-                    if fits and all(frozenset((found.get(a, a), found.get(b, b))) in apart for a, b in used.distinct):
-                        yield reindex(right, found)
+            for used, start, end in equations:
+                left, right = (end, start) if backwards else (start, end)
+                label = {"t", *(i for one in used.where for i in letters(one.body) - set(one.head.args[1:]))}
+                found: dict[str, str] = {}
+                fits = matches(left, e, found) and all(found.get(i, i) == i for i in label)
+                if fits and all(frozenset((found.get(a, a), found.get(b, b))) in apart for a, b in used.distinct):
+                    yield reindex(right, found)
 
         return rewrite
 
     return line.rewrites(rewriter(False)) or line.rewrites(rewriter(True))
 
 
+def _of_a_row(used: Derivation) -> Derivation:
+    """Return the derivation for a row r of a batch."""
+
+    def facts(given: tuple[Fact, ...]) -> tuple[Fact, ...]:
+        return tuple(
+            fact if fact == POSITIVE else replace(fact, left=in_row(fact.left, "r"), right=in_row(fact.right, "r")) for fact in given
+        )
+
+    steps = tuple(step._replace(expr=in_row(step.expr, "r"), given=facts(step.given)) for step in used.steps)
+    return used._replace(start=in_row(used.start, "r"), steps=steps, given=facts(used.given))
+
+
+def _reached(line: Line, used: Derivation) -> Iterator[tuple[Derivation, E, E]]:
+    """Yield the equation of the start with the last line whose facts are given in `line`, if there is one."""
+    stop = (n for n, step in enumerate(used.steps) if not set(step.given) <= set(line.facts) or step.rel != "=")
+    last = next(stop, len(used.steps))
+    if last and set(used.given) - {POSITIVE} <= set(line.facts):
+        yield used, *used.upto(last)
+
+
 def given(line: Line) -> bool:
     def rewrite(e: E, _: E, __: Pairs) -> Iterator[E]:
-        for fact in line.step.given:
+        for fact in set(line.step.given) & set(line.facts):
             if fact.rel == "=" and same(e, fact.left):
                 yield fact.right
 
@@ -341,8 +378,8 @@ def one_term(line: Line) -> bool:
         if e.op == "sum" and e.args[1] is None:
             i, _, body = e.args
             factors = _factors(body)
-            pick = next((f for f in factors if f.op == "delta" and i in f.args), None)
-            if pick is not None:
+            pick = next((f for f in factors if f.op == "delta" and i in f.args and len(set(f.args)) == 2), None)
+            if pick is not None and len({RANGES[x] for x in pick.args}) == 1:
                 factors.remove(pick)
                 rest = ONE
                 for f in factors:
@@ -501,7 +538,7 @@ def positive(line: Line, e: E) -> bool:
 def not_negative(line: Line, e: E) -> bool:
     e = inside(e)
     o, a = e.op, e.args
-    if positive(line, e) or o == "^":
+    if positive(line, e) or (o == "^" and a[1] == lift(2)):
         return True
     if o == "at":
         body = line.derivation.known.get(a[0])
@@ -520,7 +557,11 @@ def _states(fact: Fact, e: E) -> bool:
 
 
 def defined(line: Line, e: E) -> bool:
-    """Whether each logarithm's argument is positive and each divisor is not 0."""
+    """Whether each logarithm's argument is positive, each divisor is not 0, each number is a natural one and each power is a square."""
+    if e.op == "num" and (type(e.args[0]) is not int or e.args[0] < 0):
+        return False
+    if e.op == "^" and e.args[1] != lift(2):
+        return False
     if e.op == "log" and not positive(line, e.args[0]):
         return False
     if e.op == "/" and not positive(line, e.args[1]) and not any(f.rel == "!=" and _states(f, inside(e.args[1])) for f in line.facts):
@@ -579,24 +620,27 @@ RULES = {
 }
 
 
-def refusal(derivation: Derivation, n: int) -> str | None:
-    """Return why line `n` of a derivation, counted from 1, does not follow from the line before, or None if it does."""
+def refusal_by_rule(derivation: Derivation, n: int) -> str | None:
+    """Return why line `n` of a derivation, counted from 1, does not follow by its rule from the line before, or None if it does."""
     line = Line(derivation, derivation.lines[n - 1], derivation.steps[n - 1])
     step = line.step
-    if fault := ill_formed(derivation):
-        return fault
     if step.rule not in RULES:
         return f"there is no rule {step.rule!r}"
-    if not all(defined(line, e) for e in (line.before, line.after, *(one.body for one in derivation.where))):
-        return "it divides by what may be 0, or takes the logarithm of what may not be positive"
-    if (step.rel == ">=") != (step.rule == "no negative term"):
+    if step.rel not in ("=", ">=") or (step.rel == ">=") != (step.rule == "no negative term"):
         return f"the rule {step.rule!r} does not give {step.rel}"
     try:
+        if not all(defined(line, e) for e in (line.before, line.after, *(one.body for one in derivation.where))):
+            return "it divides by what may be 0, or takes the logarithm of what may not be positive"
         holds = RULES[step.rule].holds(line)
-    except NotImplementedError as error:
+    except (NotImplementedError, ValueError) as error:
         return str(error)
-    if not holds:
-        return f"it does not follow by {step.rule!r}" + (f" of {', '.join(step.uses)}" if step.uses else "")
-    if step.rel == "=" and line.meaning(tanhs=step.rule == "tanh").residual(line.before, line.after) != 0:
-        return "its normal form differs from that of the line before"
-    return None
+    return None if holds else f"it does not follow by {step.rule!r}" + (f" of {', '.join(step.uses)}" if step.uses else "")
+
+
+def refusal(derivation: Derivation, n: int) -> str | None:
+    """Return why line `n` of a derivation, counted from 1, is refused, or None if it is accepted.
+
+    Its form and its rule are checked, and independently of them an equation by SymPy's normal form, and an inequality by sums of squares.
+    """
+    judge = refusal_by_sympy if derivation.steps[n - 1].rel == "=" else refusal_by_squares
+    return ill_formed(derivation) or refusal_by_rule(derivation, n) or judge(derivation, n)

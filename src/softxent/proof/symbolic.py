@@ -17,7 +17,7 @@ import sympy as sp
 from sympy.core.function import AppliedUndef
 
 from .derivation import TWO_CLASSES, Derivation
-from .expr import RANGES, Definition, E, Fact, bare, in_row, letters, reindex
+from .expr import RANGES, Definition, E, Fact, bare, in_row, letters, lift, reindex
 
 delta = sp.Function("delta")
 INVERSE, EXP, LOG, TANH = (sp.Function(name) for name in ("inverse", "exp_", "log_", "tanh_"))
@@ -26,6 +26,7 @@ TOTAL = {size: sp.Function(f"total_{size}") for size in BOUND}
 SIZE = {size: sp.Symbol(size, positive=True) for size in BOUND}
 OTHERS = {size: sp.Function(f"others_{size}") for size in BOUND}  # a sum over all indices but one, if the switch `pick` is off
 _RANGE_OF = {total: size for size, total in TOTAL.items()}
+TWO = lift(2)
 Index = dict[str, Any]
 
 
@@ -59,13 +60,23 @@ class Meaning:
         return self.derivation.known if self.unfold else {}
 
     @cached_property
-    def apart(self) -> set[frozenset[str]]:
-        return {frozenset(pair) for pair in self.derivation.distinct}
+    def apart(self) -> set[frozenset[Any]]:
+        return {frozenset(map(sp.Symbol, pair)) for pair in self.derivation.distinct}
+
+    @cached_property
+    def facts(self) -> tuple[Fact, ...]:
+        return tuple(fact for fact in self.given if self.unfold and self.derivation.usable(fact))
 
     @cached_property
     def two(self) -> bool:
         """Whether there are two classes or more."""
         return TWO_CLASSES in (*self.given, *self.derivation.given)
+
+    @classmethod
+    def of_line(cls, derivation: Derivation, n: int) -> Meaning:
+        """The full normal form for line `n`, counted from 1, with the facts that it is given."""
+        step = derivation.steps[n - 1]
+        return cls(derivation, (*derivation.given, *step.given), tanhs=step.rule == "tanh")
 
     def __call__(self, e: E) -> Any:
         """Return the normal form of a line."""
@@ -75,14 +86,14 @@ class Meaning:
 
     def residual(self, before: E, after: E) -> Any:
         """Return after - before as a reduced fraction. It is 0 if the two are equal for every N, given the facts."""
-        key = (before, after, self.given if self.unfold else ())
+        key = (before, after, self.facts)
         if key not in self.memo:
             self.memo[key] = self._residual(before, after)
         return self.memo[key]
 
     def _residual(self, before: E, after: E) -> Any:
         difference = self(after) - self(before)
-        for fact in self.given if self.unfold else ():
+        for fact in self.facts:
             if fact.rel == "=":
                 difference = difference.subs(self(fact.left), self(fact.right))
         difference = reduced(difference) if self.divide else sp.expand(difference)
@@ -92,6 +103,8 @@ class Meaning:
 
     def form(self, e: E, ix: Index, kept: frozenset[str]) -> Any:
         o, a = e.op, e.args
+        if (o == "num" and (type(a[0]) is not int or a[0] < 0)) or (o == "^" and a[1] != TWO):
+            raise NotImplementedError("a number that is not a natural one, or a power that is not a square")
         if o == "num":
             return sp.Integer(a[0])
         if o == "()":
@@ -99,6 +112,8 @@ class Meaning:
         if o == "at":
             return self._at(a[0], a[1:], ix, kept)
         if o == "delta":
+            if {RANGES[i] for i in a} != {"N"}:
+                raise NotImplementedError("delta compares classes")
             return self._delta(*(self._letter(i, ix) for i in a))
         if o == "sum":
             return self._sum(e, ix, kept)
@@ -122,7 +137,7 @@ class Meaning:
     def _delta(self, a: Any, b: Any) -> Any:
         if self.pick and a == b:
             return sp.Integer(1)
-        if self.pick and frozenset((str(a), str(b))) in self.apart:
+        if self.pick and frozenset((a, b)) in self.apart:
             return sp.Integer(0)
         return delta(*sorted((a, b), key=sp.default_sort_key))
 
@@ -143,6 +158,8 @@ class Meaning:
     def _sum(self, e: E, ix: Index, kept: frozenset[str]) -> Any:
         index, but, body = e.args
         i = sp.Dummy(index)
+        if but is not None and RANGES[but] != RANGES[index]:
+            raise NotImplementedError("a sum over all indices but one of another range")
         if but is not None and not self.pick:
             return self.add_up(RANGES[index], i, self.form(body, {**ix, index: i}, kept), self._letter(but, ix))
         whole = self.add_up(RANGES[index], i, self.form(body, {**ix, index: i}, kept))
@@ -240,6 +257,8 @@ class Meaning:
             return self.add_up(size, i, self._diff(_term(a, i), x))
         if a.func != x.func:
             return sp.Integer(0)
+        if len(a.args) != len(x.args):
+            raise NotImplementedError("an entry of one row and of any row in one line")
         return sp.Mul(*(self._delta(i, j) for i, j in zip(a.args, x.args, strict=True)))
 
     def _unfolded(self, f: Any, name: str, kept: frozenset[str]) -> Any:
@@ -252,6 +271,15 @@ class Meaning:
             size, i = _RANGE_OF[total.func], sp.Dummy()
             flat = flat.xreplace({dummy: self.add_up(size, i, self._unfolded(_term(total, i), name, kept))})
         return flat
+
+
+def refusal_by_sympy(derivation: Derivation, n: int) -> str | None:
+    """Return why SymPy refuses the equation of line `n`, counted from 1, with the line before, or None if it accepts it."""
+    try:
+        residual = Meaning.of_line(derivation, n).residual(derivation.lines[n - 1], derivation.lines[n])
+    except (NotImplementedError, ValueError) as error:
+        return str(error)
+    return None if residual == 0 else "its normal form differs from that of the line before"
 
 
 def _term(total: Any, i: Any) -> Any:
