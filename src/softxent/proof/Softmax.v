@@ -2896,3 +2896,365 @@ Proof.
   rewrite <- weight_vector, <- (streaming_lse t n z P), <- total_vector, <- (weight_permutation _ _ P), <- (total_permutation _ _ P),
     <- run_total, <- run_weight. unfold read, stands_for, weighs. pose proof (exp_pos (m_of (run t))). field. split; lra.
 Qed.
+
+(** ** The seven sums of a row *)
+
+(** The label is kept apart: a row's sums are those of the other classes, (m, s, u) and (o, d), and (zt, wt) of the label. o is the sum of
+    off, and d that of off (m - z). None is the sums of no other class, whose m is -inf in the code, and the zt of no label. *)
+Definition rest : Type := state * (R * R).
+Definition sums : Type := option rest * (option R * R).
+Definition o_of (a : rest) : R := fst (snd a).
+Definition d_of (a : rest) : R := snd (snd a).
+Definition higher (a b : option R) : option R := match a, b with None, x | x, None => x | Some x, Some y => Some (Rmax x y) end.
+Definition merge_rest (a b : rest) : rest :=
+  let m := Rmax (m_of (fst a)) (m_of (fst b)) in
+  (merge (fst a) (fst b), (o_of a + o_of b, d_of a + o_of a * (m - m_of (fst a)) + (d_of b + o_of b * (m - m_of (fst b))))).
+Definition merge_sums (a b : sums) : sums :=
+  (match fst a, fst b with None, x | x, None => x | Some x, Some y => Some (merge_rest x y) end,
+   (higher (fst (snd a)) (fst (snd b)), snd (snd a) + snd (snd b))).
+Definition no_sums : sums := (None, (None, 0)).
+
+Lemma merge_rest_commutative a b : merge_rest a b = merge_rest b a.
+Proof. unfold merge_rest. now rewrite merge_commutative, Rmax_comm, (Rplus_comm (o_of a)), (Rplus_comm (d_of a + _)). Qed.
+
+Lemma merge_rest_associative a b c : merge_rest a (merge_rest b c) = merge_rest (merge_rest a b) c.
+Proof.
+  unfold merge_rest, o_of, d_of; simpl. change (m_of (merge ?x ?y)) with (Rmax (m_of x) (m_of y)).
+  rewrite merge_associative, Rmax_assoc. f_equal. f_equal; ring.
+Qed.
+
+(** They are a commutative monoid. *)
+Theorem sums_associative a b c : merge_sums a (merge_sums b c) = merge_sums (merge_sums a b) c.
+Proof.
+  destruct a as [x [p i]], b as [y [q j]], c as [z [r k]]; unfold merge_sums, higher; simpl. f_equal; [|f_equal; [|ring]].
+  - destruct x, y, z; auto. now rewrite merge_rest_associative.
+  - destruct p, q, r; auto. now rewrite Rmax_assoc.
+Qed.
+
+Theorem sums_commutative a b : merge_sums a b = merge_sums b a.
+Proof.
+  destruct a as [x [p i]], b as [y [q j]]; unfold merge_sums, higher; simpl. f_equal; [|f_equal; [|ring]].
+  - destruct x, y; auto. now rewrite merge_rest_commutative.
+  - destruct p, q; auto. now rewrite Rmax_comm.
+Qed.
+
+Theorem sums_identity a : merge_sums no_sums a = a /\ merge_sums a no_sums = a.
+Proof. destruct a as [x [p i]]; unfold merge_sums; simpl. rewrite Rplus_0_l, Rplus_0_r. now destruct x, p. Qed.
+
+(** A column is that of a class with its score and its off, that of the label, or that of a masked class, whose score is -inf. *)
+Inductive column := Class (z off : R) | Label (z off : R) | Masked.
+Definition sums_at (c : column) : sums :=
+  match c with
+  | Class z off => (Some (one z, (off, 0)), (None, 0))
+  | Label z off => (None, (Some z, off))
+  | Masked => no_sums
+  end.
+Definition sums_of (l : list column) : sums := fold_right (fun c a => merge_sums (sums_at c) a) no_sums l.
+
+(** The sums of two parts, merged, are the sums of both. *)
+Theorem sums_of_parts l l' : sums_of (l ++ l') = merge_sums (sums_of l) (sums_of l').
+Proof. induction l; simpl; [symmetry; apply sums_identity|]. now rewrite IHl, sums_associative. Qed.
+
+(** Their order does not matter. *)
+Theorem sums_of_any_order l l' : Permutation l l' -> sums_of l = sums_of l'.
+Proof.
+  induction 1; simpl; auto; [now f_equal| |congruence].
+  rewrite !sums_associative. f_equal. apply sums_commutative.
+Qed.
+
+(** The columns of a row, and the sums of a row of n classes with other columns masked. *)
+Definition columns (n : nat) (z off : vec) (t : nat) : list column :=
+  map (fun k => if Nat.eqb k t then Label (z k) (off k) else Class (z k) (off k)) (seq 0 n).
+
+Theorem masked_is_not_there l n : sums_of (l ++ repeat Masked n) = sums_of l.
+Proof.
+  rewrite sums_of_parts. replace (sums_of (repeat Masked n)) with no_sums; [apply sums_identity|].
+  induction n; simpl; auto. rewrite <- IHn. symmetry. apply sums_identity.
+Qed.
+
+(** What the sums stand for: the sums of e^z, e^z z, off and off z over the other classes. *)
+Definition held (a : option rest) (e w o p : R) : Prop :=
+  match a with
+  | None => e = 0 /\ w = 0 /\ o = 0 /\ p = 0
+  | Some x => stands_for (fst x) = e /\ weighs (fst x) = w /\ o_of x = o /\ m_of (fst x) * o_of x - d_of x = p /\ 0 < s_of (fst x)
+  end.
+
+Lemma held_merges a b e w o p e' w' o' p' : held (fst a) e w o p -> held (fst b) e' w' o' p' ->
+  held (fst (merge_sums a b)) (e + e') (w + w') (o + o') (p + p').
+Proof.
+  destruct a as [[[x [ox dx]]|] xs], b as [[[y [oy dy]]|] ys]; unfold merge_sums, held, o_of, d_of; simpl; try (intuition (subst; lra)).
+  intros (<- & <- & <- & <- & S) (<- & <- & <- & <- & S').
+  repeat split; [apply merge_stands|apply merge_weighs|unfold merge_rest, o_of, d_of; simpl; change (m_of (merge x y)) with (Rmax (m_of x) (m_of y)); ring|].
+  unfold merge, s_of at 1; simpl. apply Rplus_lt_0_compat; apply Rmult_lt_0_compat; auto; apply exp_pos.
+Qed.
+
+Lemma columns_held n z off t : (t < n)%nat ->
+  held (fst (sums_of (columns n z off t))) (sum_but t n (fun k => exp (z k))) (sum_but t n (fun k => exp (z k) * z k))
+    (sum_but t n off) (sum_but t n (fun k => off k * z k)) /\ snd (sums_of (columns n z off t)) = (Some (z t), off t).
+Proof.
+  assert (G : forall n, held (fst (sums_of (columns n z off t))) (sum_but t n (fun k => exp (z k))) (sum_but t n (fun k => exp (z k) * z k))
+    (sum_but t n off) (sum_but t n (fun k => off k * z k)) /\ snd (sums_of (columns n z off t)) = if Nat.ltb t n then (Some (z t), off t) else (None, 0)).
+  { clear n. induction n as [|n [IH IL]]; [simpl; auto|]. unfold columns in *. rewrite seq_S, map_app, sums_of_parts. split.
+    - unfold sum_but in *; simpl sum. apply held_merges; auto. simpl. destruct (Nat.eqb_spec n t); simpl; [auto|].
+      unfold stands_for, weighs, m_of, s_of, u_of, o_of, d_of, one; simpl. repeat split; try ring. lra.
+    - unfold merge_sums at 1; simpl. rewrite IL. destruct (Nat.eqb_spec n t), (Nat.ltb_spec t n), (Nat.ltb_spec t (S n)); simpl; subst; try lia;
+        unfold higher, merge_sums; simpl; f_equal; ring. }
+  intros T. destruct (G n) as [H ->]. split; auto. now apply Nat.ltb_lt in T as ->.
+Qed.
+
+(** A row of n classes and its label t, with other classes masked, in any order: its sums, and what they stand for. *)
+Definition row (n : nat) (z off : vec) (t : nat) (l : list column) : Prop :=
+  (t < n)%nat /\ exists masked, Permutation l (columns n z off t ++ repeat Masked masked).
+
+Lemma row_sums n z off t l : row n z off t l -> (1 < n)%nat ->
+  exists x, sums_of l = (Some x, (Some (z t), off t)) /\ 0 < s_of (fst x) /\
+    sum n (fun k => exp (z k)) = exp (z t) + exp (m_of (fst x)) * s_of (fst x) /\
+    sum n (fun k => exp (z k) * z k) = exp (z t) * z t + weighs (fst x) /\
+    sum n off = off t + o_of x /\ sum n (fun k => off k * z k) = off t * z t + (m_of (fst x) * o_of x - d_of x).
+Proof.
+  intros [T [k P]] N. rewrite (sums_of_any_order _ _ P), masked_is_not_there. destruct (columns_held n z off t T) as [H L].
+  destruct (sums_of (columns n z off t)) as [[x|] y]; simpl in *; subst.
+  - destruct H as (E & W & O & D & S). exists x. rewrite !(sum_split n t) by easy. fold (stands_for (fst x)).
+    rewrite <- E, <- W, <- O, <- D. auto 10.
+  - destruct H as [E _]. exfalso. apply (Rlt_not_eq 0 (sum_but t n (fun k => exp (z k)))); auto. clear - T N.
+    set (j := if Nat.eqb t 0 then 1%nat else 0%nat). assert (J : (j < n)%nat /\ j <> t) by (unfold j; destruct (Nat.eqb_spec t 0); lia).
+    unfold sum_but. rewrite (sum_split n j) by easy. destruct (Nat.eqb_spec j t); [lia|].
+    apply Rplus_lt_le_0_compat; [apply exp_pos|]. apply sum_but_nonneg. intros i. destruct (Nat.eqb i t); [lra|left; apply exp_pos].
+Qed.
+
+(** With the log-odds against the label, a = (m - z_t) + log s: the loss of the label, the probability of a miss, and lse - m. *)
+Definition log_odds (x : rest) (zt : R) : R := m_of (fst x) - zt + ln (s_of (fst x)).
+
+Theorem finish_correct n z off t l : row n z off t l -> (1 < n)%nat -> exists x, sums_of l = (Some x, (Some (z t), off t)) /\
+  let a := log_odds x (z t) in
+  ln (1 + exp a) = - ln (softmax n z t) /\ / (1 + exp (- a)) = 1 - softmax n z t /\
+  ln (s_of (fst x)) + ln (1 + exp (- a)) = lse n z - m_of (fst x).
+Proof.
+  intros R N. destruct (row_sums n z off t l R N) as [x (E & S & X & _)]. exists x. split; auto. simpl.
+  unfold softmax, lse. rewrite X. set (m := m_of (fst x)) in *. set (s := s_of (fst x)) in *.
+  pose proof (exp_pos (z t)). pose proof (exp_pos m). assert (0 < exp m * s) by now apply Rmult_lt_0_compat.
+  assert (A : exp (log_odds x (z t)) = exp m * s / exp (z t)).
+  { unfold log_odds. fold m s. rewrite exp_plus, exp_ln by easy. unfold Rminus. rewrite exp_plus, exp_Ropp. field. lra. }
+  rewrite exp_Ropp, A. repeat split.
+  - rewrite <- ln_Rinv by (apply Rdiv_lt_0_compat; lra). f_equal. field. lra.
+  - field. lra.
+  - rewrite <- ln_mult; [|easy|apply Rplus_lt_0_compat; [lra|apply Rinv_0_lt_compat, Rdiv_lt_0_compat; lra]].
+    replace (ln (exp (z t) + exp m * s) - m) with (ln (exp (z t) + exp m * s) - ln (exp m)) by now rewrite ln_exp.
+    rewrite <- ln_quotient by lra. f_equal. field. split; [lra|split; apply Rgt_not_eq; lra].
+Qed.
+
+(** The loss and the entropy by the sums, without a negative term. *)
+Theorem outputs_of_sums n z off t l y0 r0 : row n z off t l -> (1 < n)%nat -> exists x, sums_of l = (Some x, (Some (z t), off t)) /\
+  let nll := lse n z - z t in let over := lse n z - m_of (fst x) in
+  loss n (truth y0 r0 off t) z = (y0 + r0 * off t) * nll + r0 * (d_of x + o_of x * over) /\
+  entropy n z = softmax n z t * nll + exp (m_of (fst x) - lse n z) * (u_of (fst x) + s_of (fst x) * over).
+Proof.
+  intros R N. destruct (row_sums n z off t l R N) as [x (E & S & X & W & O & D)]. exists x. split; auto. destruct R as [T _]. simpl.
+  split.
+  - assert (P : sum n (truth y0 r0 off t) = y0 + r0 * sum n off).
+    { unfold truth. rewrite sum_add, sum_scal, (sum_ext n (fun j => delta j t) (fun j => 1 * delta j t)), sum_delta, sum_scal by (easy || intros; ring).
+      ring. }
+    assert (Y : sum n (fun k => truth y0 r0 off t k * z k) = y0 * z t + r0 * sum n (fun k => off k * z k)).
+    { unfold truth. rewrite (sum_ext n _ (fun k => y0 * (z k * delta k t) + r0 * (off k * z k))) by (intros; ring).
+      now rewrite sum_add, !sum_scal, sum_delta. }
+    rewrite loss_by_lse, P, Y, O, D by lia. ring.
+  - rewrite entropy_by_lse by lia.
+    rewrite (sum_ext n _ (fun j => lse n z * softmax n z j - / sum n (fun i => exp (z i)) * (exp (z j) * z j)))
+      by (intros; unfold softmax, Rdiv; ring).
+    rewrite sum_sub, !sum_scal. change (sum n (softmax n z)) with (sum n (fun j => softmax n z j)). rewrite softmax_sums_to_1, W by lia.
+    pose proof (expsum_pos n z ltac:(lia)) as P.
+    assert (M : exp (m_of (fst x) - lse n z) = exp (m_of (fst x)) / sum n (fun i => exp (z i)))
+      by (unfold lse, Rminus; rewrite exp_plus, exp_Ropp, exp_ln by easy; reflexivity).
+    rewrite M. unfold softmax, weighs. rewrite X in *. field. lra.
+Qed.
+
+(** A label without other classes has all of the probability. *)
+Theorem label_alone z off l : row 1 z off 0%nat l -> sums_of l = (None, (Some (z 0%nat), off 0%nat)) /\ lse 1 z = z 0%nat /\ softmax 1 z 0%nat = 1.
+Proof.
+  intros [_ [k P]]. rewrite (sums_of_any_order _ _ P), masked_is_not_there. unfold lse, softmax; simpl. rewrite Rplus_0_l.
+  repeat split; [|apply ln_exp|field; apply Rgt_not_eq, exp_pos]. unfold columns; simpl. unfold merge_sums; simpl. now rewrite Rplus_0_r.
+Qed.
+
+(** ** The coefficients of a kernel *)
+
+Theorem coefficients_of_outputs n z off g1 g2 g3 g4 y0 r0 q t k : (t < n)%nat -> (k < n)%nat ->
+  let total := sum n (truth y0 r0 off t) + q * lse n z in let miss := 1 - softmax n z t in
+  let a := g1 * total + g2 - g3 - g4 * entropy n z in
+  let h := g1 * (r0 * sum_but t n off + q * lse n z - total * miss) + g2 * softmax n z t + g3 * miss - g4 * entropy n z * softmax n z t in
+  (k <> t -> dz n (truth y0 r0 off t) z g1 g2 g3 g4 q t k = a * softmax n z k + g4 * (softmax n z k * (lse n z - z k)) - g1 * r0 * off k) /\
+  dz n (truth y0 r0 off t) z g1 g2 g3 g4 q t t = h + g4 * (softmax n z t * (lse n z - z t)).
+Proof.
+  intros T K. unfold dz, alpha. split.
+  - intros E. unfold truth at 2. rewrite !delta_other by auto. ring.
+  - rewrite delta_same. unfold truth at 2. rewrite delta_same.
+    assert (P : sum n (truth y0 r0 off t) = y0 + r0 * off t + r0 * sum_but t n off).
+    { rewrite (sum_split n t) by easy. unfold truth at 1. rewrite delta_same. rewrite (sum_but_ext t n _ (fun j => r0 * off j)).
+      - rewrite sum_but_scal. change (sum_but t n (fun j => off j)) with (sum_but t n off). ring.
+      - intros j _ J. unfold truth. rewrite delta_other by easy. ring. }
+    rewrite P. ring.
+Qed.
+
+(** ** The gradient filter *)
+
+(** The norm of a vector, and of a matrix: the norm of the norms of its rows. *)
+Definition norm (n : nat) (f : vec) : R := sqrt (sum n (fun i => (f i) ^ 2)).
+Definition frobenius (n nd : nat) (A : nat -> vec) : R := norm n (fun i => norm nd (A i)).
+
+Lemma squares_nonneg n f : 0 <= sum n (fun i => (f i) ^ 2).
+Proof. apply sum_nonneg. intros. apply pow2_ge_0. Qed.
+
+Lemma norm_nonneg n f : 0 <= norm n f.
+Proof. apply sqrt_pos. Qed.
+
+Lemma norm_square n f : (norm n f) ^ 2 = sum n (fun i => (f i) ^ 2).
+Proof. unfold norm. simpl pow at 1. rewrite Rmult_1_r. apply sqrt_sqrt, squares_nonneg. Qed.
+
+Lemma cauchy_schwarz n f g : sum n (fun i => f i * g i) <= norm n f * norm n g.
+Proof.
+  assert (C : (sum n (fun i => f i * g i)) ^ 2 <= sum n (fun i => (f i) ^ 2) * sum n (fun i => (g i) ^ 2)).
+  { induction n as [|n I]; cbn [sum]; [lra|]. pose proof (squares_nonneg n f) as A. pose proof (squares_nonneg n g) as B.
+    set (a := sum n (fun i => (f i) ^ 2)) in *. set (b := sum n (fun i => (g i) ^ 2)) in *. set (c := sum n (fun i => f i * g i)) in *.
+    assert (2 * (c * (f n * g n)) <= a * (g n) ^ 2 + b * (f n) ^ 2).
+    - apply Rsqr_incr_0_var; [unfold Rsqr|apply Rplus_le_le_0_compat; apply Rmult_le_pos; auto using pow2_ge_0].
+      pose proof (pow2_ge_0 (a * (g n) ^ 2 - b * (f n) ^ 2)) as Q. pose proof (Rmult_le_compat_r _ _ _ (pow2_ge_0 (f n * g n)) I) as M.
+      apply Rminus_le. replace (_ - _) with (4 * (c ^ 2 * (f n * g n) ^ 2 - a * b * (f n * g n) ^ 2) - (a * (g n) ^ 2 - b * (f n) ^ 2) ^ 2) by ring.
+      lra.
+    - replace ((c + f n * g n) ^ 2) with (c ^ 2 + 2 * (c * (f n * g n)) + (f n * g n) ^ 2) by ring.
+      replace ((a + f n ^ 2) * (b + g n ^ 2)) with (a * b + (a * (g n) ^ 2 + b * (f n) ^ 2) + (f n * g n) ^ 2) by ring. lra. }
+  apply Rsqr_incr_0_var; [|apply Rmult_le_pos; apply norm_nonneg].
+  pose proof (norm_square n f). pose proof (norm_square n g). unfold Rsqr. nra.
+Qed.
+
+Lemma norm_triangle n f g : norm n (fun i => f i + g i) <= norm n f + norm n g.
+Proof.
+  apply Rsqr_incr_0_var; [|apply Rplus_le_le_0_compat; apply norm_nonneg]. unfold Rsqr.
+  pose proof (norm_square n (fun i => f i + g i)) as S. rewrite (sum_ext n _ (fun i => (f i) ^ 2 + (2 * (f i * g i) + (g i) ^ 2))) in S by (intros; ring).
+  rewrite sum_add, sum_add, sum_scal in S. pose proof (cauchy_schwarz n f g). pose proof (norm_square n f). pose proof (norm_square n g). nra.
+Qed.
+
+Lemma norm_increases n f g : (forall i, (i < n)%nat -> 0 <= f i <= g i) -> norm n f <= norm n g.
+Proof. intros L. apply sqrt_le_1; try apply squares_nonneg. apply sum_le. intros i I. specialize (L i I). nra. Qed.
+
+Lemma norm_scaled n c f : norm n (fun i => c * f i) = Rabs c * norm n f.
+Proof.
+  unfold norm. rewrite (sum_ext n _ (fun i => c ^ 2 * (f i) ^ 2)) by (intros; ring). rewrite sum_scal, sqrt_mult by (apply pow2_ge_0 || apply squares_nonneg).
+  now rewrite <- Rsqr_pow2, sqrt_Rsqr_abs.
+Qed.
+
+Lemma norm_zero n : norm n (fun _ => 0) = 0.
+Proof. unfold norm. rewrite (sum_ext n _ (fun _ => 0)) by (intros; ring). rewrite sum_zero. apply sqrt_0. Qed.
+
+Lemma norm_of_sum n m (f : nat -> vec) : norm n (fun i => sum m (fun k => f k i)) <= sum m (fun k => norm n (f k)).
+Proof.
+  induction m as [|m I]; simpl sum; [rewrite norm_zero; lra|]. eapply Rle_trans; [apply norm_triangle|]. apply Rplus_le_compat_r, I.
+Qed.
+
+Lemma frobenius_triangle n nd A B : frobenius n nd (fun i d => A i d + B i d) <= frobenius n nd A + frobenius n nd B.
+Proof.
+  unfold frobenius. eapply Rle_trans; [|apply norm_triangle]. apply norm_increases. intros. split; [apply norm_nonneg|apply norm_triangle].
+Qed.
+
+(** D = G W, and D' the same with some products left out: keep is 1 where a product is kept, and 0 where it is left out. If the bounds of
+    the rows satisfy the condition, the relative error is at most tol. It holds for dX = G W, and for dW with the transpose of G. *)
+Definition product (n nd : nat) (G W : nat -> vec) : nat -> vec := fun i d => sum n (fun k => G i k * W k d).
+
+Theorem filter_within_tolerance nr n nd G W (keep : nat -> vec) (bound : vec) tol :
+  (forall i k, keep i k = 0 \/ keep i k = 1) ->
+  (forall i, (i < nr)%nat -> sum n (fun k => (1 - keep i k) * Rabs (G i k) * norm nd (W k)) <= bound i) ->
+  let whole := product n nd G W in let kept := product n nd (fun i k => keep i k * G i k) W in
+  0 <= tol -> norm nr bound <= tol * (frobenius nr nd kept - norm nr bound) ->
+  frobenius nr nd (fun i d => kept i d - whole i d) <= tol * frobenius nr nd whole.
+Proof.
+  intros K B whole kept T C. set (lost := fun i d => kept i d - whole i d).
+  assert (L : frobenius nr nd lost <= norm nr bound).
+  { apply norm_increases. intros i I. split; [apply norm_nonneg|]. eapply Rle_trans; [|apply B, I].
+    replace (norm nd (lost i)) with (norm nd (fun d => sum n (fun k => (keep i k - 1) * G i k * W k d))).
+    2: { unfold norm. f_equal. apply sum_ext. intros d _. f_equal. unfold lost, kept, whole, product. rewrite <- sum_sub.
+         apply sum_ext. intros; ring. }
+    eapply Rle_trans; [apply norm_of_sum with (f := fun k d => (keep i k - 1) * G i k * W k d)|]. apply sum_le. intros k _.
+    rewrite norm_scaled, Rabs_mult. destruct (K i k) as [-> | ->].
+    - replace (Rabs (0 - 1)) with 1 by (rewrite Rabs_left; lra). lra.
+    - replace (Rabs (1 - 1)) with 0 by (rewrite Rminus_diag, Rabs_R0; reflexivity). lra. }
+  pose proof (frobenius_triangle nr nd whole lost) as S.
+  replace (frobenius nr nd (fun i d => whole i d + lost i d)) with (frobenius nr nd kept) in S.
+  - pose proof (norm_nonneg nr bound). nra.
+  - unfold frobenius, norm. f_equal. apply sum_ext. intros i _. f_equal. f_equal. apply sum_ext. intros d _. f_equal. unfold lost. ring.
+Qed.
+
+(** ** The second derivatives of a linear head *)
+
+Lemma sum_swap n m (f : nat -> vec) : sum n (fun i => sum m (f i)) = sum m (fun k => sum n (fun i => f i k)).
+Proof.
+  induction n as [|n I]; cbn [sum]; [now rewrite sum_zero|]. now rewrite I, <- sum_add.
+Qed.
+
+(** The Hessian of the loss by the scores, times v. *)
+Definition hessian_times (n : nat) (y z v : vec) : vec := fun k => sum n y * softmax n z k * (v k - mean n z v).
+
+(** Along a path of scores, the gradient changes by the Hessian times the velocity of the path. *)
+Lemma gradient_along_a_path n y (f : R -> vec) s v k : (k < n)%nat ->
+  (forall j, (j < n)%nat -> derivable_pt_lim (fun s => f s j) s (v j)) ->
+  derivable_pt_lim (fun s => gradient n y (f s) k) s (hessian_times n y (f s) v k).
+Proof.
+  intros K D. unfold gradient.
+  assert (E : forall j, (j < n)%nat -> derivable_pt_lim (fun s => exp (f s j)) s (exp (f s j) * v j)) by (intros; now apply d_exp; auto).
+  eapply d_eq; [intros; reflexivity| |apply d_sub; [apply d_scal; apply (d_div _ _ s _ _ _ _ (E k K) (d_sum n _ _ s E) eq_refl eq_refl)|
+    now apply d_const with (c := y k)]].
+  - unfold hessian_times, mean, softmax. pose proof (expsum_pos n (f s) ltac:(lia)).
+    rewrite (sum_ext n (fun j => exp (f s j) / _ * v j) (fun j => / sum n (fun i => exp (f s i)) * (exp (f s j) * v j))) by (intros; unfold Rdiv; ring).
+    rewrite sum_scal. field. lra.
+  - apply Rgt_not_eq, expsum_pos. lia.
+Qed.
+
+(** The scores at W + s dW, x + s dx and b + s db, and their velocity at s = 0. *)
+Definition scores_at (nd : nat) (W dW : nat -> vec) (x dx b db : vec) (s : R) : vec :=
+  fun k => sum nd (fun d => (W k d + s * dW k d) * (x d + s * dx d)) + (b k + s * db k).
+Definition score_velocity (nd : nat) (W dW : nat -> vec) (x dx db : vec) : vec :=
+  fun k => sum nd (fun d => W k d * dx d + dW k d * x d) + db k.
+
+Lemma line_has_derivative a b : derivable_pt_lim (fun s => a + s * b) 0 b.
+Proof.
+  eapply d_eq; [intros; reflexivity| |apply d_add; [now apply d_const with (c := a)|apply d_scal_r; now apply d_id]]. ring.
+Qed.
+
+Lemma scores_velocity nd W dW x dx b db k :
+  derivable_pt_lim (fun s => scores_at nd W dW x dx b db s k) 0 (score_velocity nd W dW x dx db k).
+Proof.
+  apply d_add; [|apply line_has_derivative]. apply d_sum. intros d _.
+  eapply d_eq; [intros; reflexivity| |apply d_mul; [apply line_has_derivative|apply line_has_derivative|reflexivity|reflexivity]]. ring.
+Qed.
+
+(** The gradients by x, W and b change by HG W + G dW, HG x + G dx and HG, where G is the gradient by the scores and HG its Hessian times
+    their velocity. *)
+Theorem linear_hessian_product n nd y W dW x dx b db k d : (k < n)%nat ->
+  let G s := gradient n y (scores_at nd W dW x dx b db s) in
+  let HG := hessian_times n y (scores_at nd W dW x dx b db 0) (score_velocity nd W dW x dx db) in
+  derivable_pt_lim (fun s => sum n (fun k => G s k * (W k d + s * dW k d))) 0 (sum n (fun k => HG k * W k d + G 0 k * dW k d)) /\
+  derivable_pt_lim (fun s => G s k * (x d + s * dx d)) 0 (HG k * x d + G 0 k * dx d) /\
+  derivable_pt_lim (fun s => G s k) 0 (HG k).
+Proof.
+  intros K G HG.
+  assert (D : forall j, (j < n)%nat -> derivable_pt_lim (fun s => G s j) 0 (HG j)).
+  { intros j J. apply (gradient_along_a_path n y (scores_at nd W dW x dx b db) 0 _ j J). intros. apply scores_velocity. }
+  repeat split; auto.
+  - apply d_sum. intros j J.
+    eapply d_eq; [intros; reflexivity| |apply d_mul; [now apply D|apply line_has_derivative|reflexivity|reflexivity]]. ring.
+  - eapply d_eq; [intros; reflexivity| |apply d_mul; [now apply D|apply line_has_derivative|reflexivity|reflexivity]]. ring.
+Qed.
+
+(** Without the terms with G it is the product with the Gauss-Newton matrix. Its quadratic form is p times the variance of the velocity of
+    the scores: it is not negative. *)
+Theorem linear_gauss_newton n nd y W dW x dx b db : (0 < n)%nat -> 0 <= sum n y ->
+  let z := scores_at nd W dW x dx b db 0 in let V := score_velocity nd W dW x dx db in let HG := hessian_times n y z V in
+  sum nd (fun d => dx d * sum n (fun k => HG k * W k d)) + sum n (fun k => sum nd (fun d => dW k d * (HG k * x d))) + sum n (fun k => db k * HG k)
+    = sum n y * sum n (fun k => softmax n z k * (V k - mean n z V) ^ 2) /\
+  0 <= sum n y * sum n (fun k => softmax n z k * (V k - mean n z V) ^ 2).
+Proof.
+  intros N P z V HG. split.
+  - rewrite (sum_ext nd _ (fun d => sum n (fun k => dx d * (HG k * W k d)))) by (intros; now rewrite sum_scal).
+    rewrite sum_swap, <- !sum_add, (sum_ext n _ (fun k => V k * (sum n y * softmax n z k * (V k - mean n z V)))).
+    + now rewrite hessian_psd_1, hessian_psd_2, hessian_psd_3, hessian_psd_4 by easy.
+    + intros k _. change (sum n y * softmax n z k * (V k - mean n z V)) with (HG k). unfold V, score_velocity.
+      rewrite <- sum_add, (sum_ext nd _ (fun d => HG k * (W k d * dx d + dW k d * x d))) by (intros; ring). rewrite sum_scal. ring.
+  - apply Rmult_le_pos; auto. apply sum_nonneg. intros. apply Rmult_le_pos; [left; now apply softmax_positive|apply pow2_ge_0].
+Qed.

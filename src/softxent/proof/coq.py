@@ -7,7 +7,8 @@ becomes a number d1, or a family of numbers in a sum, with the hypothesis that i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import chain
 
 from .derivation import POSITIVE, Derivation
 from .expr import RANGES, E, Fact, children, in_row, letters, reindex, same, walk
@@ -174,6 +175,84 @@ BEYOND = {  # theorems of Softmax.v that are not lines of a derivation: in words
         "forall (t : plan) (n : nat) (z : vec), (0 < n)%nat -> Permutation (scores t) (map z (seq 0 n)) -> ln (s_of (run t)) + "
         "u_of (run t) / s_of (run t) = entropy n z",
     ),
+    "sums_associative": (
+        "Merging the seven sums of a row, with a maximum of -inf for no columns, is associative.",
+        "forall a b c : sums, merge_sums a (merge_sums b c) = merge_sums (merge_sums a b) c",
+    ),
+    "sums_commutative": (
+        "Merging the seven sums is commutative.",
+        "forall a b : sums, merge_sums a b = merge_sums b a",
+    ),
+    "sums_identity": (
+        "The seven sums of no columns are the identity of merging.",
+        "forall a : sums, merge_sums no_sums a = a /\\ merge_sums a no_sums = a",
+    ),
+    "sums_of_parts": (
+        "The seven sums of two parts of a row, merged, are those of the whole row.",
+        "forall l l' : list column, sums_of (l ++ l') = merge_sums (sums_of l) (sums_of l')",
+    ),
+    "sums_of_any_order": (
+        "The order of the columns does not change the seven sums.",
+        "forall l l' : list column, Permutation l l' -> sums_of l = sums_of l'",
+    ),
+    "masked_is_not_there": (
+        "A masked class, with a logit of -inf, adds nothing to the sums.",
+        "forall (l : list column) (n : nat), sums_of (l ++ repeat Masked n) = sums_of l",
+    ),
+    "finish_correct": (
+        "`finish`: from the sums of a row, merged from any parts and with any classes masked, log(1 + e^a) is the loss of the "
+        "label, 1 / (1 + e^-a) the probability of a miss, and log s + log(1 + e^-a) is lse - m.",
+        "forall (n : nat) (z off : vec) (t : nat) (l : list column), row n z off t l -> (1 < n)%nat -> exists x : rest, "
+        "sums_of l = (Some x, (Some (z t), off t)) /\\ let a := log_odds x (z t) in ln (1 + exp a) = - ln (softmax n z t) /\\ / "
+        "(1 + exp (- a)) = 1 - softmax n z t /\\ ln (s_of (fst x)) + ln (1 + exp (- a)) = lse n z - m_of (fst x)",
+    ),
+    "outputs_of_sums": (
+        "The loss of the truth of a kernel, and the entropy, from the sums of a row and without a negative term.",
+        "forall (n : nat) (z off : vec) (t : nat) (l : list column) (y0 r0 : R), row n z off t l -> (1 < n)%nat -> exists x : "
+        "rest, sums_of l = (Some x, (Some (z t), off t)) /\\ let nll := lse n z - z t in let over := lse n z - m_of (fst x) in "
+        "loss n (truth y0 r0 off t) z = (y0 + r0 * off t) * nll + r0 * (d_of x + o_of x * over) /\\ entropy n z = softmax n z t "
+        "* nll + exp (m_of (fst x) - lse n z) * (u_of (fst x) + s_of (fst x) * over)",
+    ),
+    "label_alone": (
+        "A label without other classes has all of the probability.",
+        "forall (z off : vec) (l : list column), row 1 z off 0%nat l -> sums_of l = (None, (Some (z 0%nat), off 0%nat)) /\\ lse "
+        "1 z = z 0%nat /\\ softmax 1 z 0%nat = 1",
+    ),
+    "coefficients_of_outputs": (
+        "The gradient of all outputs by the coefficients of a kernel, and its entry at the label, which is computed by the "
+        "probability of a miss.",
+        "forall (n : nat) (z off : vec) (g1 g2 g3 g4 y0 r0 q : R) (t k : nat), (t < n)%nat -> (k < n)%nat -> let total := sum "
+        "n (truth y0 r0 off t) + q * lse n z in let miss := 1 - softmax n z t in let a := g1 * total + g2 - g3 - g4 * entropy "
+        "n z in let h := g1 * (r0 * sum_but t n off + q * lse n z - total * miss) + g2 * softmax n z t + g3 * miss - g4 * "
+        "entropy n z * softmax n z t in (k <> t -> dz n (truth y0 r0 off t) z g1 g2 g3 g4 q t k = a * softmax n z k + g4 * "
+        "(softmax n z k * (lse n z - z k)) - g1 * r0 * off k) /\\ dz n (truth y0 r0 off t) z g1 g2 g3 g4 q t t = h + g4 * "
+        "(softmax n z t * (lse n z - z t))",
+    ),
+    "filter_within_tolerance": (
+        "The gradient filter: if the bounds of what is left out of G W satisfy the condition of `filter_losses`, the relative "
+        "error is at most tol.",
+        "forall (nr n nd : nat) (G W keep : nat -> vec) (bound : vec) (tol : R), (forall i k : nat, keep i k = 0 \\/ keep i k = "
+        "1) -> (forall i : nat, (i < nr)%nat -> sum n (fun k => (1 - keep i k) * Rabs (G i k) * norm nd (W k)) <= bound i) -> "
+        "let whole := product n nd G W in let kept := product n nd (fun i k => keep i k * G i k) W in 0 <= tol -> norm nr "
+        "bound <= tol * (frobenius nr nd kept - norm nr bound) -> frobenius nr nd (fun i d => kept i d - whole i d) <= tol * "
+        "frobenius nr nd whole",
+    ),
+    "linear_hessian_product": (
+        "The Hessian product of a linear head: the gradients by x, W and b change by HG W + G dW, HG x + G dx and HG.",
+        "forall (n nd : nat) (y : vec) (W dW : nat -> vec) (x dx b db : vec) (k d : nat), (k < n)%nat -> let G := fun s => "
+        "gradient n y (scores_at nd W dW x dx b db s) in let HG := hessian_times n y (scores_at nd W dW x dx b db 0) "
+        "(score_velocity nd W dW x dx db) in derivable_pt_lim (fun s => sum n (fun k => G s k * (W k d + s * dW k d))) 0 (sum "
+        "n (fun k => HG k * W k d + G 0 k * dW k d)) /\\ derivable_pt_lim (fun s => G s k * (x d + s * dx d)) 0 (HG k * x d + G "
+        "0 k * dx d) /\\ derivable_pt_lim (fun s => G s k) 0 (HG k)",
+    ),
+    "linear_gauss_newton": (
+        "The Gauss-Newton product of a linear head is HG W, HG x and HG. Its quadratic form is p times a variance, and not negative.",
+        "forall (n nd : nat) (y : vec) (W dW : nat -> vec) (x dx b db : vec), (0 < n)%nat -> 0 <= sum n y -> let z := "
+        "scores_at nd W dW x dx b db 0 in let V := score_velocity nd W dW x dx db in let HG := hessian_times n y z V in sum nd "
+        "(fun d => dx d * sum n (fun k => HG k * W k d)) + sum n (fun k => sum nd (fun d => dW k d * (HG k * x d))) + sum n "
+        "(fun k => db k * HG k) = sum n y * sum n (fun k => softmax n z k * (V k - mean n z V) ^ 2) /\\ 0 <= sum n y * sum n "
+        "(fun k => softmax n z k * (V k - mean n z V) ^ 2)",
+    ),
 }
 MEANINGS = {  # the definitions of the names in the statements; Coq compares those of Softmax.v with them
     "vec": ("Definition vec := nat -> R."),
@@ -236,12 +315,61 @@ MEANINGS = {  # the definitions of the names in the statements; Coq compares tho
     "run": ("Fixpoint run (t : plan) : state := match t with Score x => one x | Merge a b => merge (run a) (run b) end."),
     "scores": ("Fixpoint scores (t : plan) : list R := match t with Score x => [x] | Merge a b => scores a ++ scores b end."),
     "online": ("Definition online (x : R) (l : list R) : state := fold_left (fun a x => merge a (one x)) l (one x)."),
+    "rest": ("Definition rest : Type := state * (R * R)."),
+    "sums": ("Definition sums : Type := option rest * (option R * R)."),
+    "o_of": ("Definition o_of (a : rest) : R := fst (snd a)."),
+    "d_of": ("Definition d_of (a : rest) : R := snd (snd a)."),
+    "higher": (
+        "Definition higher (a b : option R) : option R := match a, b with None, x | x, None => x | Some x, Some y => Some (Rmax x y) end."
+    ),
+    "merge_rest": (
+        "Definition merge_rest (a b : rest) : rest :=\n"
+        "  let m := Rmax (m_of (fst a)) (m_of (fst b)) in\n"
+        "  (merge (fst a) (fst b), (o_of a + o_of b, d_of a + o_of a * (m - m_of (fst a)) + (d_of b + o_of b * (m - m_of (fst b)))))."
+    ),
+    "merge_sums": (
+        "Definition merge_sums (a b : sums) : sums :=\n"
+        "  (match fst a, fst b with None, x | x, None => x | Some x, Some y => Some (merge_rest x y) end,\n"
+        "   (higher (fst (snd a)) (fst (snd b)), snd (snd a) + snd (snd b)))."
+    ),
+    "no_sums": ("Definition no_sums : sums := (None, (None, 0))."),
+    "sums_at": (
+        "Definition sums_at (c : column) : sums :=\n"
+        "  match c with\n"
+        "  | Class z off => (Some (one z, (off, 0)), (None, 0))\n"
+        "  | Label z off => (None, (Some z, off))\n"
+        "  | Masked => no_sums\n"
+        "  end."
+    ),
+    "sums_of": ("Definition sums_of (l : list column) : sums := fold_right (fun c a => merge_sums (sums_at c) a) no_sums l."),
+    "columns": (
+        "Definition columns (n : nat) (z off : vec) (t : nat) : list column :=\n"
+        "  map (fun k => if Nat.eqb k t then Label (z k) (off k) else Class (z k) (off k)) (seq 0 n)."
+    ),
+    "row": (
+        "Definition row (n : nat) (z off : vec) (t : nat) (l : list column) : Prop :=\n"
+        "  (t < n)%nat /\\ exists masked, Permutation l (columns n z off t ++ repeat Masked masked)."
+    ),
+    "log_odds": ("Definition log_odds (x : rest) (zt : R) : R := m_of (fst x) - zt + ln (s_of (fst x))."),
+    "norm": ("Definition norm (n : nat) (f : vec) : R := sqrt (sum n (fun i => (f i) ^ 2))."),
+    "frobenius": ("Definition frobenius (n nd : nat) (A : nat -> vec) : R := norm n (fun i => norm nd (A i))."),
+    "product": ("Definition product (n nd : nat) (G W : nat -> vec) : nat -> vec := fun i d => sum n (fun k => G i k * W k d)."),
+    "hessian_times": ("Definition hessian_times (n : nat) (y z v : vec) : vec := fun k => sum n y * softmax n z k * (v k - mean n z v)."),
+    "scores_at": (
+        "Definition scores_at (nd : nat) (W dW : nat -> vec) (x dx b db : vec) (s : R) : vec :=\n"
+        "  fun k => sum nd (fun d => (W k d + s * dW k d) * (x d + s * dx d)) + (b k + s * db k)."
+    ),
+    "score_velocity": (
+        "Definition score_velocity (nd : nat) (W dW : nat -> vec) (x dx db : vec) : vec :=\n"
+        "  fun k => sum nd (fun d => W k d * dx d + dW k d * x d) + db k."
+    ),
 }
-PLAN = ("plan", "Score", "Merge")  # the inductive type of Softmax.v, which is compared by its induction principle
-PLAN_INDUCTION = (
-    "forall P : Softmax.plan -> Prop, (forall x : R, P (Softmax.Score x)) -> "
-    "(forall a, P a -> forall b, P b -> P (Softmax.Merge a b)) -> forall t, P t"
-)
+INDUCTIVE = {  # the inductive types of Softmax.v and their constructors, and the induction principles that they must have
+    ("plan", "Score", "Merge"): "(forall x : R, P (Softmax.Score x)) -> (forall a, P a -> forall b, P b -> P (Softmax.Merge a b))",
+    ("column", "Class", "Label", "Masked"): (
+        "(forall z off : R, P (Softmax.Class z off)) -> (forall z off : R, P (Softmax.Label z off)) -> P Softmax.Masked"
+    ),
+}
 _DEFINED = {"yhat": "softmax z", "L": "loss y z", "lse": "lse z", "p": "sum y", "g": "gradient y z", "mu": "mean z v", "H": "entropy z"}
 _OPERATORS = {"+": 1, "-": 1, "*": 3, "@": 3, "/": 3}
 
@@ -428,11 +556,17 @@ def statements(derivation: Derivation) -> Iterator[tuple[str, str]]:
 
 def same_definitions() -> Iterator[tuple[str, str]]:
     """Yield (name, a command of Coq) for each name in the statements. Coq accepts it only if Softmax.v defines the name in the same way."""
-    yield "plan", f"Definition same_plan : {PLAN_INDUCTION} := @Softmax.plan_ind."
+    for (name, *_), cases in INDUCTIVE.items():
+        yield name, f"Definition same_{name} : forall P : Softmax.{name} -> Prop, {cases} -> forall x, P x := @Softmax.{name}_ind."
     for name in MEANINGS:
         yield name, f"Definition same_{name} : @Meant.{name} = @Softmax.{name} := eq_refl."
 
 
 def meant() -> Iterator[str]:
     """Yield the commands that define the names as the statements mean them, in a module of their own."""
-    yield from ("Module Meant.", *(f"Notation {name} := Softmax.{name}." for name in PLAN), *MEANINGS.values(), "End Meant.")
+    yield from ("Module Meant.", *of_softmax_v(chain(*INDUCTIVE)), *MEANINGS.values(), "End Meant.")
+
+
+def of_softmax_v(names: Iterable[str]) -> Iterator[str]:
+    """Yield the commands that give each name the meaning that it has in Softmax.v."""
+    return (f"Notation {name} := Softmax.{name}." for name in names)

@@ -167,7 +167,7 @@ def bare(e: E, depth: int = 0) -> E:
         return E("*", tuple(bare(x, depth) for x in e.args))
     if e.op == "sum":
         index, but, body = e.args
-        bound = f"{RANGES[index]}#{depth}"
+        bound = f"{index[0] if '#' in index else RANGES[index]}#{depth}"  # an index of depth 0, N#0, may be renamed again
         return E("sum", (bound, but, bare(_letter(body, index, bound), depth + 1)))
     return rebuild(e, lambda x: bare(x, depth))
 

@@ -12,9 +12,10 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
-from .coq import BEYOND, MEANINGS, PLAN, meant, same_definitions, statements
+from .coq import BEYOND, INDUCTIVE, MEANINGS, meant, of_softmax_v, same_definitions, statements
 from .derivation import DERIVATIONS, Derivation
 
 SOURCE = Path(__file__).with_name("Softmax.v")
@@ -162,7 +163,7 @@ def _lines_file(wanted: dict[str, str]) -> tuple[str, list[tuple[int, int, str]]
 
     for name, same in same_definitions():
         add(_SAME + name, same)
-    text += [f"Notation {name} := Softmax.{name}." for name in (*PLAN, *MEANINGS)]
+    text += of_softmax_v((*chain(*INDUCTIVE), *MEANINGS))
     everything = wanted | {name: says for name, (_, says) in BEYOND.items()}
     for name, says in everything.items():
         add(name, f"Definition says_{name} : Prop := {says}.", f"Definition line_{name} : says_{name} := @Softmax.{name}.")
