@@ -8,9 +8,11 @@ from cases import (
     DTYPES,
     OFFS,
     OPTIONS,
+    SHAPES,
     WITH_JAX,
     Answer,
     allowed,
+    composed,
     cuts_of,
     exact,
     fused,
@@ -57,6 +59,24 @@ def test_loss_and_gradient_are_the_formula(backend, dtype, shape, off):
     lse = want.result[1].astype(float)
     near = bounds.loss_bound(dtype, shape[1]) + 4 * np.where(np.isfinite(lse), np.abs(lse), 0) * 2.0**-53
     within(got.result[1], want.result[1], near, "lse")
+
+
+@each_off
+@each_dtype
+@pytest.mark.skipif(np.finfo(np.longdouble).nmant < 63, reason="there are no numbers with more digits than float64")
+def test_the_formula_is_the_definition(dtype, off):
+    """formula.py, which `exact` evaluates as the reference of the kernels, has the results of `composed`, within the bounds of float64."""
+    for shape in SHAPES:
+        p = problem(*shape, dtype, off)
+        wide = p._replace(z=p.z.astype(float))
+        got, want, (loss, dz) = exact(p, outputs=4), composed(p), allowed(wide)
+        within(got.result[0], want.result[0], loss, f"{shape} loss")
+        within(got.dz, want.dz, dz, f"{shape} gradient")
+        near = (
+            bounds.loss_bound(np.dtype("f8"), shape[1]) + 4 * np.abs(want.result[1]) * 2.0**-53
+        )  # 4 roundings of numbers of the size of lse
+        within(got.result[1], want.result[1], near, f"{shape} lse")
+        within(got.result[3], want.result[2], bounds.entropy_bounds(wide.z, p.label)[0], f"{shape} entropy")
 
 
 @each_off
