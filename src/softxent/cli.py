@@ -161,7 +161,7 @@ def prove(
     derivations: Annotated[list[str] | None, typer.Argument(help="Only these (softxent explain --list).", show_default="all")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print everything as JSON instead.")] = False,
 ) -> None:
-    """Check every line of the derivation by its rule, by SymPy and by Coq.
+    """Check every line of the derivation by its rule, by SymPy (an inequality as a sum of squares) and by Coq.
 
     For each line, its rule, its reason, what accepts it, and the time are shown. The exit status is 0 if everything is proved, 1 if a line
     is refused, and 3 if Coq is not installed; in the last case the lines are checked by their rules and by SymPy, but not proved.

@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 
@@ -119,13 +120,12 @@ def _by_coq(coqc: str, proof: Proof, tell: Callable[[str, int, int], None]) -> N
     source_text = SOURCE.read_text()
     with tempfile.TemporaryDirectory() as folder:
         where = Path(folder)
-        (where / "Softmax.v").write_text(source_text)
         tell("Coq: Softmax.v", 0, 2)
-        done = _coqc(coqc, where, "Softmax.v")
-        if done.returncode:
-            proof.coq_error = f"Softmax.v: {_message(done)}"
+        compiled, error, seconds = _compiled(coqc, source_text)
+        if error:
+            proof.coq_error = f"Softmax.v: {error}"
             return
-        seconds = _seconds(source_text, done.stdout)
+        (where / "Softmax.vo").write_bytes(compiled)
         wanted = {name: says for x in proof.lines if not x.line for name, says in statements(x.derivation)}
         checked = {x.theorem: x for x in proof.lines}
         while wanted:
@@ -147,6 +147,18 @@ def _by_coq(coqc: str, proof: Proof, tell: Callable[[str, int, int], None]) -> N
             checked[name].coq_seconds = seconds.get(name, 0.0)
         proof.axioms = _assumed(done.stdout)
         tell("Coq", 2, 2)
+
+
+@lru_cache(maxsize=8)
+def _compiled(coqc: str, source: str) -> tuple[bytes, str | None, dict[str, float]]:
+    """Return Softmax.v compiled, or the error, and the seconds of each theorem. A process compiles it once."""
+    with tempfile.TemporaryDirectory() as folder:
+        where = Path(folder)
+        (where / "Softmax.v").write_text(source)
+        done = _coqc(coqc, where, "Softmax.v")
+        if done.returncode:
+            return b"", _message(done), {}
+        return (where / "Softmax.vo").read_bytes(), None, _seconds(source, done.stdout)
 
 
 def _lines_file(wanted: dict[str, str]) -> tuple[str, list[tuple[int, int, str]]]:
