@@ -127,6 +127,7 @@ FALSE = {
         (RULE,), D(z[K] * z[K], z[K]), D(z[K] * ZERO, z[K]), "given", given=(Fact(z[K], "=", ZERO, every=K),)),
     # derivatives
     "a derivative in a derivative": Line(ALL, D(D(log(x[K]), x[K]), x[K]), ZERO, "constant", facts=(X_POSITIVE,)),
+    "a derivative of a derivative is not followed forever": Line((FORM, RULE), D(D(L, z[K]), yhat[J]), ZERO, "constant"),
     "a derivative by a number": Line((FORM, RULE), D(data.T, data.T), ZERO, "constant"),
     "a derivative of a product is no product of derivatives": Line(
         VALUE, D(exp(z[K]) * z[K], z[K]), D(exp(z[K]), z[K]) * D(z[K], z[K]), "product rule"),

@@ -161,6 +161,8 @@ def quotient_rule(line: Line) -> bool:
 
 def _mentions(line: Line, f: E, x: E) -> list[E]:
     """Return the entries of the vector of x that occur in f, with definitions substituted."""
+    if any(e.op == "D" for e in walk(f)):
+        raise NotImplementedError("a derivative inside another")
     known = {n: d for n, d in line.derivation.known.items() if n != x.args[0]}
     while open_ := names(f) & set(known):
         f = _unfolded(f, tuple(open_), known)
