@@ -1,0 +1,44 @@
+"""How a function with the signature of optax or JAX is called, differentiated, transformed and compiled."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..partials import Array
+from .subjects import Dialect
+
+
+def _array(a: Any) -> Array:
+    return np.asarray(a.astype(jnp.float64) if hasattr(a, "astype") else a, np.float64)
+
+
+VALUE = "value = lambda *args: (upstream * call(*args)).sum()\n"
+SQUARE = "value = lambda *args: (upstream * call(*args)).sum() ** 2\n"
+EACH = "tuple(range(len(inputs)))"
+STACKED = "stacked = [jnp.stack([t, 2 * t]) for t in inputs]\n"
+
+jax.config.update("jax_enable_x64", True)  # the laws in float64 need it; a check has a process of its own
+JAX = Dialect(
+    "jax",
+    "import jax, jax.numpy as jnp\njax.config.update('jax_enable_x64', True)",
+    "jnp.array({data}, '{dtype}')",
+    {
+        "loss": "result = call(*inputs)",
+        "gradients": "loss, pull = jax.vjp(call, *inputs)\nresult = pull(jnp.broadcast_to(upstream, loss.shape).astype(loss.dtype))",
+        "jvp": "result = jax.jvp(call, tuple(inputs), tuple(directions))[1]",
+        "double backward": SQUARE
+        + f"first, pull = jax.vjp(jax.grad(value, {EACH}), *inputs)\nresult = pull(tuple(directions))",
+        "forward over reverse": SQUARE + f"result = jax.jvp(jax.grad(value, {EACH}), tuple(inputs), tuple(directions))[1]",
+        "vmap": STACKED + "result = jax.vmap(call)(*stacked)",
+        "vmap of gradients": STACKED + VALUE + f"result = jax.vmap(jax.grad(value, {EACH}))(*stacked)",
+        "compile": VALUE + f"result = [jax.jit(call)(*inputs), *jax.jit(jax.grad(value, {EACH}))(*inputs)]",
+        "log_softmax": "-jnp.take_along_axis(f(z, axis=-1), labels[:, None], axis=-1)[:, 0]",
+    },
+    {"contiguous": "{a}"},
+    lambda a, dtype: jnp.asarray(a, dtype),
+    _array,
+)
