@@ -175,6 +175,37 @@ def prove(
     raise typer.Exit(code)
 
 
+def check(
+    subject: Annotated[str, typer.Argument(help="MODULE:FUNCTION, such as torch.nn.functional:cross_entropy.")] = "",
+    as_: Annotated[
+        str | None,
+        typer.Option("--as", help="numpy, torch, jax or sklearn, with -linear or -log_softmax.", show_default="by its parameters"),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Leave out large cases and most dtypes.")] = False,
+    law: Annotated[list[str] | None, typer.Option(help="Only this law; may be repeated.", show_default="all")] = None,
+    listed: Annotated[bool, typer.Option("--list", help="List the laws and exit.")] = False,
+    timeout: Annotated[float, typer.Option(min=1, help="Seconds in which a call must return.")] = 300,
+    json: Annotated[bool, typer.Option("--json", help="Print everything as JSON instead.")] = False,
+    html: Annotated[Path | None, typer.Option(help="Write the report as a page there too.")] = None,
+) -> None:
+    """Try the laws of cross-entropy on any implementation.
+
+    The function is called like torch's, optax's, NumPy's or scikit-learn's, by the names of its parameters. Its values, gradients, second
+    derivatives and edge cases are compared with the equations in extended precision, within bounds of the rounding errors.
+
+    For each law that is broken, a small input is shown, with a script that prints what the function gives. The function runs in a process
+    of its own, so that a crash is a finding. The exit status is 1 if a law is broken.
+    """
+    from .conformance.report import run
+
+    try:
+        good = run(subject, as_, quick=quick, as_json=json, html=html, laws=law or [], listed=listed, timeout=timeout)
+    except ValueError as error:
+        _stop(f"softxent {error}", 2)
+    if not good:
+        raise typer.Exit(1)
+
+
 def info() -> None:
     """Show the version and the backends."""
     from rich import box
@@ -213,7 +244,7 @@ def main(arguments: list[str] | None = None) -> None:
         context_settings={"help_option_names": ["-h", "--help"]},
     )  # fmt: skip
     app.callback(invoke_without_command=True)(_options)
-    for command in (demo, bench, explain, prove, info):
+    for command in (demo, bench, explain, prove, check, info):
         app.command()(command)
     try:
         app(arguments, prog_name="softxent")

@@ -13,7 +13,7 @@ from .subjects import CallError, Subject
 
 HOLDS, BROKEN, REFUSED, LACKING, CRASHED = "holds", "broken", "refused", "not applicable", "crashed"
 REFUSALS = (NotImplementedError, RuntimeError, ValueError, TypeError)  # errors by which a function says that it does not support a call
-TRIALS = 150  # of smaller inputs
+TRIALS = 60  # of smaller inputs
 
 
 @dataclass

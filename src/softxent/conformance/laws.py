@@ -46,6 +46,7 @@ class Law(NamedTuple):
         """Return what the subject lacks for the law to apply."""
         has = subject.can | subject.options | set(subject.reductions) | ({"linear"} if subject.linear else set())
         has |= {"labels"} if subject.hard else set()
+        has |= {"a label check"} if subject.hard and not subject.log_softmax else set()
         has |= {"logits"} if not subject.linear and subject.dialect.name != "sklearn" else set()
         return sorted(self.needs - has)
 
@@ -425,7 +426,7 @@ def _outside(subject: Subject, quick: bool) -> Iterator[Case]:
             yield replace(one, labels=np.array([0, wrong]))
 
 
-@law("edges", _outside, "labels")
+@law("edges", _outside, "a label check")
 def a_label_out_of_range_is_refused(subject: Subject, one: Case) -> None:
     """A label that is no class, and is not ignored, raises an error or makes the loss NaN: it is no loss of another class."""
     valid = (one.labels >= 0) & (one.labels < one.classes) | (one.labels == one.options.get("ignore_index", -100))
@@ -583,12 +584,12 @@ def resident() -> int:
         return 0
 
 
-CALLS, WARM = 200, 20
+CALLS, WARM = 100, 20
 
 
 @law("repetition", _memory)
 def repeated_calls_keep_no_memory(subject: Subject, one: Case) -> None:
-    """After warm-up, 200 calls do not add the memory of 100 copies of the logits."""
+    """After warm-up, 100 calls do not add the memory of 50 copies of the logits."""
     mode = "gradients" if "gradients" in subject.can else "loss"
     for n in range(CALLS + WARM):
         if n == WARM:

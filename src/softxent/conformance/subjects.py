@@ -216,6 +216,8 @@ class Subject:
     def code(self, mode: str, one: Case) -> str:
         """Return the code that is run in this mode, without the arrays."""
         names = list(one.differentiated())
+        if self.dialect.name == "sklearn":
+            return self.dialect.code[mode].format(call=self._call(one))
         lines = [] if one.layout == "contiguous" else self._laid_out(one)
         listed = ", ".join(names)
         body = f"f({self._call(one)})"
@@ -248,8 +250,9 @@ class Subject:
         if directions is not None:
             found["directions"] = [make(directions[name], dtype) for name in one.differentiated()]
         if self.dialect.name == "sklearn":
-            with np.errstate(over="ignore"):
-                found = {"p": self.probabilities(one), **{name: a for name, a in found.items() if name in ("labels", "sample_weight")}}
+            found = {"p": self.probabilities(one), "labels": found["labels"]} | {
+                name: a for name, a in found.items() if name == "sample_weight"
+            }
         return found
 
     def run(self, mode: str, one: Case, directions: dict[str, Array] | None = None, arrays: dict[str, Any] | None = None) -> list[Array]:
@@ -267,20 +270,24 @@ class Subject:
             raise CallError(f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0][:200]}") from error
         result = scope["result"]
         results = result if isinstance(result, (tuple, list)) else [result]
-        return [self.dialect.to_numpy(a) for a in results]
+        found = [self.dialect.to_numpy(a) for a in results]
+        scope.clear()  # `call` refers to it: without this, the arrays would live until the next garbage collection
+        return found
 
     def probabilities(self, one: Case) -> Array:
         """Return the probabilities that a function of probabilities is given in place of logits."""
         z = one.inputs["z"]
-        e = np.exp(z - z.max(axis=1, keepdims=True))
-        p: Array = (e / e.sum(axis=1, keepdims=True)).astype(one.dtype)
-        return p
+        with np.errstate(invalid="ignore"):
+            e = np.exp(z - z.max(axis=1, keepdims=True, initial=-np.inf))
+        return _numpy_array(e / e.sum(axis=1, keepdims=True), one.dtype)
 
     def script(self, mode: str, one: Case, directions: dict[str, Array] | None = None) -> str:
         """Return a script that prints what this mode gives for a case."""
         module, _, path = self.name.partition(":")
         scalar, outer = self.dialect.array, path.partition(".")[0]
         lines = ["from math import inf, nan", self.dialect.imports, f"from {module} import {outer}", f"f = {path}"]
+        if one.dtype == "bfloat16" and self.dialect.imports == NUMPY.imports:
+            lines.append("import ml_dtypes")
         if self.gradient_of is not None and "f_and_grad" in self.dialect.code[mode]:
             lines += [f"from {module} import {path}_and_grad", f"f_and_grad = {path}_and_grad"]
         arrays: dict[str, tuple[Array, str]] = {name: (a, one.dtype) for name, a in one.inputs.items()}
@@ -300,8 +307,10 @@ class Subject:
 
 def _numpy_array(a: Array, dtype: str) -> Array:
     if dtype == "bfloat16":
-        import ml_dtypes
-
+        try:
+            import ml_dtypes
+        except ImportError as error:
+            raise CallError("NumPy has bfloat16 only with ml_dtypes") from error
         return a.astype(ml_dtypes.bfloat16)
     return a.astype(dtype)
 
