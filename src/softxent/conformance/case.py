@@ -85,7 +85,7 @@ def smaller(case: Case) -> Iterator[Case]:
         for i in range(case.rows):
             yield case.with_rows(np.delete(np.arange(case.rows), i))
     for name in case.options:
-        if name != "reduction" and name not in case.by:
+        if name not in ("reduction", "ignore_index") and name not in case.by:
             yield replace(case, options={other: x for other, x in case.options.items() if other != name})
     if case.classes > 16:
         few = np.unique(np.append(case.labels[(case.labels >= 0) & (case.labels < case.classes)] if not case.soft else [], np.arange(8)))
@@ -129,7 +129,11 @@ def case(
     labels = rng.integers(0, classes, rows)
     if linear:
         features = 3
-        inputs = {"x": rng.standard_normal((rows, features)), "W": rng.standard_normal((classes, features)), "b": rng.standard_normal(classes)}
+        inputs = {
+            "x": rng.standard_normal((rows, features)),
+            "W": rng.standard_normal((classes, features)),
+            "b": rng.standard_normal(classes),
+        }
         if kind == "peaked":
             inputs["b"][labels[:1]] += 12
         elif kind != "flat":

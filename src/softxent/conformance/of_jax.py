@@ -30,8 +30,7 @@ JAX = Dialect(
         "loss": "result = call(*inputs)",
         "gradients": "loss, pull = jax.vjp(call, *inputs)\nresult = pull(jnp.broadcast_to(upstream, loss.shape).astype(loss.dtype))",
         "jvp": "result = jax.jvp(call, tuple(inputs), tuple(directions))[1]",
-        "double backward": SQUARE
-        + f"first, pull = jax.vjp(jax.grad(value, {EACH}), *inputs)\nresult = pull(tuple(directions))",
+        "double backward": SQUARE + f"first, pull = jax.vjp(jax.grad(value, {EACH}), *inputs)\nresult = pull(tuple(directions))",
         "forward over reverse": SQUARE + f"result = jax.jvp(jax.grad(value, {EACH}), tuple(inputs), tuple(directions))[1]",
         "vmap": STACKED + "result = jax.vmap(call)(*stacked)",
         "vmap of gradients": STACKED + VALUE + f"result = jax.vmap(jax.grad(value, {EACH}))(*stacked)",

@@ -48,7 +48,9 @@ TORCH = Dialect(
         "undefined upstream": WITH_GRAD
         + "undefined = torch._C._functions.UndefinedGrad()(loss)\nresult = "
         + _grad("undefined", "torch.ones_like(loss)"),
-        "batched upstream": WITH_GRAD + f"many = torch.stack([{UPSTREAM}, -2 * {UPSTREAM}])\nresult = " + _grad("loss", "many", ", is_grads_batched=True"),
+        "batched upstream": WITH_GRAD
+        + f"many = torch.stack([{UPSTREAM}, -2 * {UPSTREAM}])\nresult = "
+        + _grad("loss", "many", ", is_grads_batched=True"),
         "torch.func.grad": VALUE + f"result = torch.func.grad(value, {EACH})(*inputs)",
         "jvp": "result = torch.func.jvp(call, tuple(inputs), tuple(directions))[1]",
         "double backward": SQUARE

@@ -104,7 +104,9 @@ def _some(
             from .laws import LAWS
 
             one = LAWS[law or names[found]]
-            crash = Finding(one.name, one.group, one.statement, CRASHED, what="the process", expected="a result", got=event["how"], script=script)
+            crash = Finding(
+                one.name, one.group, one.statement, CRASHED, what="the process", expected="a result", got=event["how"], script=script
+            )
             report.findings.append(crash)
             found += 1
     return found

@@ -271,7 +271,8 @@ class Subject:
         result = scope["result"]
         results = result if isinstance(result, (tuple, list)) else [result]
         found = [self.dialect.to_numpy(a) for a in results]
-        scope.clear()  # `call` refers to it: without this, the arrays would live until the next garbage collection
+        if mode != "compile":  # which keeps the variables
+            scope.clear()  # `call` refers to it: without this, the arrays would live until the next garbage collection
         return found
 
     def probabilities(self, one: Case) -> Array:
@@ -294,7 +295,9 @@ class Subject:
         arrays["labels"] = (one.labels, one.dtype if one.soft else "int64")
         arrays |= {name: (x, one.dtype) for name, x in one.options.items() if isinstance(x, np.ndarray)}
         if self.dialect.name == "sklearn":
-            arrays = {"p": (self.probabilities(one).astype(np.float64), one.dtype)} | {n: a for n, a in arrays.items() if n in ("labels", "sample_weight")}
+            arrays = {"p": (self.probabilities(one).astype(np.float64), one.dtype)} | {
+                n: a for n, a in arrays.items() if n in ("labels", "sample_weight")
+            }
         text = self.code(mode, one)
         if "upstream" in text:
             arrays["upstream"] = (np.asarray(one.upstream, np.float64), one.dtype)

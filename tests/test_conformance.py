@@ -1,0 +1,274 @@
+"""softxent.conformance: right implementations pass every law, each mutant breaks its law, and what is reported is what is run."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import re
+import subprocess
+import sys
+
+import implementations
+import numpy as np
+import pytest
+from cases import command, environment
+
+from softxent import conformance
+from softxent.conformance import BROKEN, CRASHED, HOLDS, LACKING, LAWS, REFUSED, Subject, laws
+from softxent.conformance.check import try_law
+
+COMPILE = "a compiler changes nothing"  # takes seconds
+RIGHT = {"numpy": implementations.numpy_right, "torch": implementations.torch_right, "torch-linear": implementations.linear_right}
+SOFTXENT = [
+    "softxent:cross_entropy",
+    "softxent:linear_cross_entropy",
+    "softxent.torch:cross_entropy",
+    "softxent.torch:linear_cross_entropy",
+]
+
+
+@pytest.mark.parametrize("kind", RIGHT)
+def test_a_right_implementation_breaks_no_law(kind):
+    """Nor does it refuse anything: there are no false alarms. A law that does not apply says what is missing."""
+    subject = Subject(RIGHT[kind], kind)
+    for law in LAWS.values():
+        if law.name != COMPILE or kind == "torch":
+            found = try_law(law, subject, quick=True)
+            assert found.status == HOLDS or (found.status == LACKING and found.what.startswith("needs")), found
+            assert (found.cases > 0) == (found.status == HOLDS)
+    assert subject.dialect.name == kind.partition("-")[0]
+
+
+def test_a_law_that_does_not_apply_is_known():
+    """With all three, each law applies to one at least."""
+    lacking = [{law.name for law in LAWS.values() if law.missing(Subject(f, kind))} for kind, f in RIGHT.items()]
+    assert not set.intersection(*lacking)
+    assert lacking[1] == set()
+
+
+@pytest.mark.parametrize("name", SOFTXENT)
+def test_softxent_breaks_no_law(name):
+    subject = Subject(name)
+    for law in LAWS.values():
+        if law.name != COMPILE:
+            found = try_law(law, subject, quick=True)
+            refused = name == "softxent:linear_cross_entropy" and law.name == "reduced precision is rounded once"
+            assert found.status in (HOLDS, LACKING) or (refused and found.status == REFUSED), found
+
+
+@pytest.mark.parametrize("fault", implementations.MUTANTS)
+def test_each_mutant_breaks_its_law(fault):
+    mutant, name = implementations.MUTANTS[fault]
+    found = try_law(LAWS[name], Subject(mutant), quick=True)
+    assert found.status == BROKEN, found
+    assert found.what and found.expected != found.got
+    assert "f(" in found.script and "print(result)" in found.script
+    implementations.KEPT.clear()
+
+
+def test_every_law_has_a_mutant():
+    assert {name for _, name in implementations.MUTANTS.values()} == set(LAWS)
+
+
+def test_a_law_is_one_sentence_and_its_name_says_it():
+    for law in LAWS.values():
+        assert law.statement.endswith(".") and law.statement.count(". ") == 0, law
+        assert 3 <= len(law.name.split()) <= 14
+
+
+# ---- what the laws find in other libraries ----
+
+FINDINGS = {  # of torch.nn.functional.cross_entropy, float32 unless said otherwise
+    "a loss near 0 keeps its digits", "a gradient near 0 keeps its digits", "a masked class of probability 0 has no part",
+    "an ignored row may hold NaN", "weights and probabilities have forward mode",
+}  # fmt: skip
+NUMBER = re.compile(r"nan|inf|-?\d+\.?\d*(?:e[-+]?\d+)?")
+
+
+def run_script(script, capsys):
+    """Run what a finding prints, and return the first number of its result."""
+    import torch
+
+    torch.set_printoptions(precision=10)
+    try:
+        exec(script, {})
+    finally:
+        torch.set_printoptions(profile="default")
+    out = capsys.readouterr().out
+    return [float(x) for x in NUMBER.findall(re.sub(r"dtype=\S+|grad_fn=\S+|float\d+", "", out))]
+
+
+def test_the_findings_of_torch_are_reproduced_by_the_printed_input(capsys):
+    subject = Subject("torch.nn.functional:cross_entropy")
+    for name in FINDINGS:
+        found = try_law(LAWS[name], subject, quick=True)
+        assert found.status == BROKEN, found
+        got, numbers = float(found.got), run_script(found.script, capsys)
+        assert any(x == pytest.approx(got, rel=1e-5) or (math.isnan(x) and math.isnan(got)) for x in numbers), (found, numbers)
+        assert not any(x == pytest.approx(float(found.expected), rel=1e-5, abs=0) for x in numbers[:1]), (found, numbers)
+
+
+def test_the_findings_of_scikit_learn_and_scipy():
+    """log_loss clips probabilities at the machine epsilon; log_softmax rounds small losses to 0."""
+    found = try_law(LAWS["an improbable label costs its gap"], Subject("sklearn.metrics:log_loss"), quick=True)
+    assert (found.status, float(found.expected)) == (BROKEN, pytest.approx(50, abs=1e-3)) and float(found.got) < 17
+    subject = Subject("scipy.special:log_softmax")
+    status = {law.name: try_law(law, subject, quick=True).status for law in LAWS.values()}
+    broken = {name for name, s in status.items() if s == BROKEN}
+    assert broken == {"a loss near 0 keeps its digits", "reduced precision is rounded once"}
+    assert status["the loss is the definition"] == status["a common offset changes nothing"] == HOLDS
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("optax"), reason="optax is not installed")
+def test_the_findings_of_optax():
+    subject = Subject("optax:softmax_cross_entropy_with_integer_labels")
+    assert subject.dialect.name == "jax" and subject.reductions == ("none",) and subject.hard
+    names = ["each row has its upstream gradient", "a common offset changes nothing", "forward mode is the derivative"]
+    assert [try_law(LAWS[name], subject, quick=True).status for name in names] == [HOLDS, BROKEN, HOLDS]
+
+
+# ---- finding out how a function is called ----
+
+
+@pytest.mark.parametrize(
+    ("name", "dialect", "linear", "options"),
+    [
+        ("torch.nn.functional:cross_entropy", "torch", False, {"class_weight", "ignore_index", "label_smoothing", "probabilities"}),
+        ("sklearn.metrics:log_loss", "sklearn", False, {"sample_weight"}),
+        ("scipy.special:log_softmax", "numpy", False, set()),
+        ("torch.nn.functional:log_softmax", "torch", False, set()),
+    ],
+)
+def test_a_signature_says_how_a_function_is_called(name, dialect, linear, options):
+    subject = Subject(name)
+    assert (subject.dialect.name, subject.linear, subject.options) == (dialect, linear, options)
+
+
+@pytest.mark.parametrize(
+    ("name", "as_", "words"),
+    [
+        ("softxent", None, "check: subject must be MODULE:FUNCTION"),
+        ("softxent:no_such_function", None, "check: subject must be a function that can be imported"),
+        ("no_such_module:f", None, "check: subject must be a function that can be imported"),
+        ("softxent:__version__", None, "check: subject must be a function; got"),
+        ("softxent:cross_entropy", "tensorflow", "check: as must be numpy, torch, jax or sklearn"),
+    ],
+)
+def test_a_wrong_subject_is_refused(name, as_, words):
+    with pytest.raises(ValueError, match=re.escape(words)):
+        Subject(name, as_)
+
+
+# ---- the process, the command and the reports ----
+
+FAULTY = """
+import os, signal, time
+import numpy as np
+
+def cross_entropy(logits, labels, *, class_weight=None, label_smoothing=0.0, z_loss=0.0, ignore_index=-100, reduction="mean"):
+    if class_weight is not None:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    while label_smoothing:
+        time.sleep(1)
+    print("what a subject prints is no event")
+    z = logits.astype(float)
+    rows = np.log(np.exp(z - z.max(1)[:, None]).sum(1)) + z.max(1) - z[np.arange(len(z)), labels]
+    return rows if reduction == "none" else rows.sum() if reduction == "sum" else rows.mean()
+
+def slow(logits, labels, *, label_smoothing=0.0, reduction="mean"):
+    return cross_entropy(logits, labels, label_smoothing=label_smoothing, reduction=reduction)
+"""
+
+
+@pytest.fixture
+def faulty(tmp_path, monkeypatch):
+    (tmp_path / "faulty_loss.py").write_text(FAULTY)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_a_crash_is_a_finding_and_the_next_laws_are_tried(faulty):
+    names = ["the loss is the definition", "each option is its definition", "there may be no rows"]
+    seen = []
+    report = conformance.check("faulty_loss:cross_entropy", quick=True, laws=names, progress=lambda *a: seen.append(a))
+    assert [f.law for f in report.findings] == names and seen == [(name, n, 3) for n, name in enumerate(names)]
+    assert [f.status for f in report.findings][:2] == [HOLDS, CRASHED] and not report.passed
+    assert report.findings[1].got == "signal SIGSEGV" and "class_weight=class_weight" in report.findings[1].script
+
+
+def test_a_call_that_does_not_return_is_a_finding(faulty):
+    report = conformance.check("faulty_loss:slow", quick=True, laws=["each option is its definition"], timeout=2)
+    assert [(f.status, f.got) for f in report.findings] == [(CRASHED, "no result within 2 seconds")]
+
+
+def test_the_command_has_a_table_and_json_and_a_page(tmp_path, capsys):
+    page = tmp_path / "report.html"
+    code, out, err = command(["check", "softxent:cross_entropy", "--quick", "--html", str(page)], capsys)
+    assert code == 0, out
+    assert re.search(rf"^{len(LAWS)} laws: \d+ holds, \d+ not applicable$", out, re.MULTILINE)
+    assert "called like numpy" in out and "broken" not in out
+    text = page.read_text()
+    assert all(law.name in text for law in LAWS.values()) and not re.search(r"(src|href)=", text)
+    name = "an improbable label costs its gap"
+    code, out, err = command(["check", "sklearn.metrics:log_loss", "--json", "--law", name, "--html", str(page)], capsys)
+    told = json.loads(out)
+    assert code == 1 and not told["passed"] and told["findings"][0]["status"] == BROKEN and told["findings"][0]["law"] == name
+    assert "log_loss" in page.read_text() and 'class="broken"' in page.read_text()
+    code, out, err = command(["check", "sklearn.metrics:log_loss", "--law", name], capsys)
+    assert code == 1 and "broken" in out and "from sklearn.metrics import log_loss" in out and "1 laws: 1 broken" in out
+
+
+def test_wrong_arguments_are_one_line_and_2(capsys):
+    for arguments, words in [
+        (["softxent"], "check: subject must be MODULE:FUNCTION"),
+        (["softxent:cross_entropy", "--law", "all swans are white"], "check: law must be the name of a law"),
+        (["softxent:cross_entropy", "--html", "/no/such/folder/page.html"], "check: --html must name a file that can be written"),
+    ]:
+        code, out, err = command(["check", *arguments], capsys)
+        assert (code, out) == (2, "") and err.splitlines()[-1].startswith(f"softxent {words}")
+
+
+def test_the_laws_are_listed(capsys):
+    code, out, _ = command(["check", "--list"], capsys)
+    assert code == 0 and all(law.name in out and law.statement in " ".join(out.split()) for law in LAWS.values())
+
+
+def test_laws_are_tests_for_pytest():
+    """A law raises an AssertionError with the statement and the script; a refusal is one if strict."""
+    chosen = laws("sklearn.metrics:log_loss", names=["an improbable label costs its gap", "one class costs nothing", "vmap maps the loss"])
+    gap, one_class, vmap = chosen
+    assert str(gap) == "an_improbable_label_costs_its_gap"
+    with pytest.raises(AssertionError, match="the loss is that gap(.|\n)*expected 50(.|\n)*import log_loss"):
+        gap()
+    assert one_class().status == REFUSED and vmap().status == LACKING
+    with pytest.raises(AssertionError, match="at least two labels"):
+        laws("sklearn.metrics:log_loss", strict=True, names=["one class costs nothing"])[0]()
+
+
+def test_importing_the_laws_loads_no_framework():
+    code = "import sys, softxent.conformance; print(*{'torch', 'jax', 'rich', 'typer', 'sklearn', 'scipy'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=600)
+    assert done.stdout == "\n", done.stderr
+
+
+def test_the_reference_is_the_definition():
+    """definition.py against the loss and the gradient written out, for all options together."""
+    from softxent.conformance import definition
+    from softxent.conformance.case import case, option_values
+
+    one = option_values(
+        case(4, 5, reduction="mean"), ("class_weight", "ignore_index", "label_smoothing", "sample_weight", "softcap", "z_loss")
+    )
+    o = one.options
+    z = o["softcap"] * np.tanh(one.inputs["z"] / o["softcap"])
+    lse = np.log(np.exp(z).sum(1))
+    live = (one.labels != -100) * o["sample_weight"]
+    hot = one.labels[:, None] == np.arange(5)
+    y = live[:, None] * o["class_weight"] * ((1 - o["label_smoothing"]) * hot + o["label_smoothing"] / 5)
+    total = (live * (hot @ o["class_weight"])).sum()
+    rows = (y * (lse[:, None] - z)).sum(1) + live * o["z_loss"] * lse**2
+    assert float(definition.loss(one)) == pytest.approx(rows.sum() / total, rel=1e-13)
+    (dz,) = definition.gradients(one)
+    for k in range(5):
+        unit = {"z": np.eye(5)[k] * np.ones((4, 1)) * (np.arange(4) == 2)[:, None]}
+        assert float(dz[2, k]) == pytest.approx(float(one.upstream * definition.along(one, unit)), rel=1e-10)
