@@ -177,7 +177,7 @@ def _after(change):
 
 
 def _gradient(backward):
-    """Return a mutant with a gradient of its own: `backward(ctx, upstream, dz)`, with the right gradient dz for an upstream gradient of 1."""
+    """Return a mutant whose gradient is `backward(ctx, upstream, dz)`, with the right gradient dz for an upstream gradient of 1."""
 
     class Own(torch.autograd.Function):
         @staticmethod
@@ -236,8 +236,8 @@ def _global_max(self, z, y, live):
     return self.rest(z.exp().sum(1, keepdim=True).log() - z, y).sum(1)
 
 
-def _log_softmax(self, z, y, live):
-    return self.rest(-torch.log_softmax(torch.where(live[:, None], z, 0), 1), y).sum(1)
+def _in_float32(self, z, y, live):
+    return self.rest(-torch.log_softmax(torch.where(live[:, None], z.float(), 0), 1), y).sum(1)
 
 
 def _clipped(self, z, y, live):
@@ -258,6 +258,10 @@ def _keep(loss, input, *_):
 def _twice(ctx, upstream, dz):
     dz.data.mul_(_columns(upstream, dz))
     return dz.clone()
+
+
+def _times_0(loss, input, target, weight, reduction):
+    return loss + (0 * input).sum(1 if reduction == "none" else None)
 
 
 def _by_strides(self, z, y, live):
@@ -325,22 +329,22 @@ MUTANTS = {  # a fault: the mutant, and the law that it breaks
     "a mass of 1": (_gradient(lambda ctx, up, dz: dz - dz.mean(-1, keepdim=True) + 1e-3), "a truth need not sum to 1"),
     "clipped probabilities": (_place(rows=_clipped), "an improbable label costs its gap"),
     "no maximum": (_place(rows=_no_max), "a common offset changes nothing"),
-    "log_softmax in float32": (_place(rows=lambda s, z, y, l: _log_softmax(s, z.float(), y, l)), "a loss near 0 keeps its digits"),
-    "a gradient by 1 - p": (_place(rows=lambda s, z, y, l: _log_softmax(s, z.float(), y, l)), "a gradient near 0 keeps its digits"),
+    "log_softmax in float32": (_place(rows=_in_float32), "a loss near 0 keeps its digits"),
+    "a gradient by 1 - p": (_place(rows=_in_float32), "a gradient near 0 keeps its digits"),
     "sums in bfloat16": (_place(wide=lambda self, z: z if z.itemsize == 2 else z.double()), "reduced precision is rounded once"),
     "0 times infinity": (_place(rest=lambda self, away, y: y * away), "a masked class has no part"),
     "0 times infinity of probabilities": (_place(rest=lambda self, away, y: y * away), "a masked class of probability 0 has no part"),
     "finite masks": (_after(lambda loss, *_: torch.where(loss.isinf(), 1e9, loss)), "a masked label costs infinity"),
     "NaN that spreads": (_after(lambda loss, z, *_: loss + 0 * z.detach().sum()), "a row of NaN is alone"),
     "a mean over all rows": (_place(total=lambda self, live, w: live.new_ones(live.shape).sum()), "an ignored row counts for nothing"),
-    "ignored rows counted": (_place(live=lambda self, t, i: torch.ones_like(t, dtype=torch.bool), check=_no_check), "an ignored row counts for nothing"),
-    "NaN times 0": (_after(lambda loss, z, t, w, r: loss + (0 * z).sum(1 if r == "none" else None) if z.ndim == 2 else loss), "an ignored row may hold NaN"),
+    "ignored rows counted": (_place(live=lambda self, t, i: t == t, check=_no_check), "an ignored row counts for nothing"),
+    "NaN times 0": (_after(_times_0), "an ignored row may hold NaN"),
     "a division by no rows": (_place(total=lambda self, live, w: 1 / int(live.sum()) and live.sum()), "all rows may be ignored"),
     "labels clamped": (_place(check=_no_check), "a label out of range is refused"),
     "a sum of nothing is NaN": (_after(lambda loss, z, *_: loss if len(z) else loss * torch.nan), "there may be no rows"),
     "no class beside the label": (_after(lambda loss, z, *_: loss if z.shape[1] > 1 else loss + 1e-3), "one class costs nothing"),
     "strides ignored": (_place(rows=_by_strides), "strides change nothing"),
-    "classes last": (_place(movable=lambda self, z: z.reshape(z.shape[0], z.shape[2], z.shape[1]) if z.ndim > 2 else z), "further axes are rows"),
+    "classes last": (_place(movable=lambda self, z: z.reshape(len(z), *z.shape[:0:-1])), "further axes are rows"),
     "logits overwritten": (_after(_written), "arguments are not written to"),
     "noise": (_after(lambda loss, *_: loss * (1 + 1e-15 * torch.rand(()).double())), "a call is repeated to the bit"),
     "the maximum of the batch": (_place(rows=_global_max), "a row does not depend on its batch"),

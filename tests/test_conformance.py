@@ -203,18 +203,18 @@ def test_a_call_that_does_not_return_is_a_finding(faulty):
 
 def test_the_command_has_a_table_and_json_and_a_page(tmp_path, capsys):
     page = tmp_path / "report.html"
-    code, out, err = command(["check", "softxent:cross_entropy", "--quick", "--html", str(page)], capsys)
+    code, out, _ = command(["check", "softxent:cross_entropy", "--quick", "--html", str(page)], capsys)
     assert code == 0, out
     assert re.search(rf"^{len(LAWS)} laws: \d+ holds, \d+ not applicable$", out, re.MULTILINE)
     assert "called like numpy" in out and "broken" not in out
     text = page.read_text()
     assert all(law.name in text for law in LAWS.values()) and not re.search(r"(src|href)=", text)
     name = "an improbable label costs its gap"
-    code, out, err = command(["check", "sklearn.metrics:log_loss", "--json", "--law", name, "--html", str(page)], capsys)
+    code, out, _ = command(["check", "sklearn.metrics:log_loss", "--json", "--law", name, "--html", str(page)], capsys)
     told = json.loads(out)
     assert code == 1 and not told["passed"] and told["findings"][0]["status"] == BROKEN and told["findings"][0]["law"] == name
     assert "log_loss" in page.read_text() and 'class="broken"' in page.read_text()
-    code, out, err = command(["check", "sklearn.metrics:log_loss", "--law", name], capsys)
+    code, out, _ = command(["check", "sklearn.metrics:log_loss", "--law", name], capsys)
     assert code == 1 and "broken" in out and "from sklearn.metrics import log_loss" in out and "1 laws: 1 broken" in out
 
 
@@ -238,7 +238,7 @@ def test_laws_are_tests_for_pytest():
     chosen = laws("sklearn.metrics:log_loss", names=["an improbable label costs its gap", "one class costs nothing", "vmap maps the loss"])
     gap, one_class, vmap = chosen
     assert str(gap) == "an_improbable_label_costs_its_gap"
-    with pytest.raises(AssertionError, match="the loss is that gap(.|\n)*expected 50(.|\n)*import log_loss"):
+    with pytest.raises(AssertionError, match=r"the loss is that gap(.|\n)*expected 50(.|\n)*import log_loss"):
         gap()
     assert one_class().status == REFUSED and vmap().status == LACKING
     with pytest.raises(AssertionError, match="at least two labels"):

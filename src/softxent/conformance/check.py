@@ -89,7 +89,7 @@ def shrink(law: Law, subject: Subject, one: Case, result: tuple[str, str, str, s
 
 
 def _kind(result: tuple[str, str, str, str]) -> tuple[str, bool, bool]:
-    """Return what was compared, without its index, and whether a finite number was expected: smaller cases must not break in another way."""
+    """Return what was compared, without its index, and whether NaN or infinity was expected: a smaller case must break in the same way."""
     _, what, expected, _ = result
     return what.partition("[")[0], expected == "nan", expected.endswith("inf")
 

@@ -1,7 +1,7 @@
-"""The process in which a subject runs: python -m softxent.conformance.child DESCRIPTOR ARGUMENTS, which writes a line of JSON for each event.
+"""The process in which a subject runs: python -m softxent.conformance.child DESCRIPTOR ARGUMENTS. It writes a line of JSON for each event.
 
-The events are: the subject ("subject"), the beginning of a law ("law"), the script of each call before it is made ("call"), and the finding of
-a law ("finding").
+The events are: the subject ("subject"), the beginning of a law ("law"), the script of each call before it is made ("call"), and the finding
+of a law ("finding").
 """
 
 from __future__ import annotations
@@ -41,10 +41,8 @@ def main(descriptor: int, given: dict[str, Any]) -> None:
             say("call", script="" if large else subject.script(*subject.last))
 
     subject.announce = call
-    say(
-        "subject", name=subject.name, dialect=subject.dialect.name + ("-linear" if subject.linear else "") + "-log_softmax" * subject.log_softmax,
-        options=sorted(subject.options), reductions=list(subject.reductions), modes=sorted(subject.can),
-    )  # fmt: skip
+    dialect = subject.dialect.name + "-linear" * subject.linear + "-log_softmax" * subject.log_softmax
+    say("subject", dialect=dialect, options=sorted(subject.options), reductions=list(subject.reductions))
     for law in applicable(given["laws"]):
         say("law", law=law.name)
         say("finding", **try_law(law, subject, given["quick"]).as_dict())

@@ -6,7 +6,7 @@ A case becomes the numbers of formula.py here and not by truth.py, so that the l
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,11 +23,11 @@ class Rows(NamedTuple):
     """The arguments of formula.py for a case."""
 
     z: Array  # [R, C], after softcap and temperature
-    slope: Array | float  # of z by the logits
+    slope: Any  # of z by the logits
     label: Array  # [R]; -1 where no class is the label
     numbers: formula.Numbers
     off: Array | None
-    scale: Array  # what a reduced loss multiplies the sum by
+    scale: Any  # what a reduced loss multiplies the sum by
 
 
 def rows(case: Case) -> Rows:
@@ -35,7 +35,7 @@ def rows(case: Case) -> Rows:
     given = {name: a.astype(WIDE) for name, a in case.inputs.items()}
     x = given["z"] if "z" in given else given["x"] @ given["W"].T + given.get("b", WIDE(0))
     options = case.options
-    z, slope, _ = formula.transformed(x, WIDE(options.get("temperature", 1)), options.get("softcap") or np.inf)
+    z, slope, _ = formula.transformed(x, options.get("temperature", 1.0), options.get("softcap") or np.inf)
     w = np.asarray(options.get("class_weight", np.ones(case.classes)), WIDE)
     sample = np.asarray(options.get("sample_weight", np.ones(case.rows)), WIDE)
     e = WIDE(options.get("label_smoothing", 0.0))
@@ -54,7 +54,7 @@ def rows(case: Case) -> Rows:
     return Rows(z, slope, label, formula.Numbers(y, live, 2 * WIDE(options.get("z_loss", 0)) * live, g), off, scale)
 
 
-def _reduced(each: Array, case: Case, scale: Array) -> Array:
+def _reduced(each: Array, case: Case, scale: Any) -> Array:
     reduced: Array = each if case.options.get("reduction", "mean") == "none" else np.asarray(each.sum() * scale)
     return reduced
 
@@ -77,11 +77,10 @@ def of_logits(case: Case) -> Array:
 
 def gradients(case: Case) -> list[Array]:
     """Return the gradients by `case.differentiated()`: by the logits in closed form, by weights and probabilities as differences."""
-    found, dz = [], of_logits(case)
+    dz, found = of_logits(case), []
     for name, a in case.differentiated().items():
-        if name in ("z", "x", "W", "b"):
-            x = case.inputs
-            found.append({"z": lambda: dz, "x": lambda: dz @ x["W"], "W": lambda: dz.T @ x["x"], "b": lambda: dz.sum(axis=0)}[name]())
+        if name in case.inputs:
+            found.append(_to_input(name, case.inputs, dz))
             continue
         slopes = np.zeros(a.size, WIDE)
         for k in range(a.size):
@@ -89,6 +88,15 @@ def gradients(case: Case) -> list[Array]:
             slopes[k] = (np.asarray(case.upstream, WIDE) * along(case, {name: unit})).sum()
         found.append(slopes.reshape(a.shape))
     return found
+
+
+def _to_input(name: str, inputs: dict[str, Array], dz: Array) -> Array:
+    """Return the gradient by an input for this gradient by the logits."""
+    if name == "x":
+        return dz @ inputs["W"]
+    if name == "W":
+        return dz.T @ inputs["x"]
+    return dz if name == "z" else np.asarray(dz.sum(axis=0))
 
 
 def along(case: Case, directions: dict[str, Array]) -> Array:
@@ -163,14 +171,12 @@ def _logit_errors(case: Case, r: Rows, u: float, store: float) -> Array:
 
 def _of_input(name: str, case: Case, dz: Array, error: Array, u: float, store: float) -> Array:
     """Return the bound of the gradient by an input: that of the logits, times the other matrix, and the rounding of a sum of n terms."""
-    x = {name: np.abs(_finite(a)) for name, a in case.inputs.items()}
     if name == "z":
         return error
-    n = max(case.rows, case.classes) + 2
+    inputs = {name: np.abs(_finite(a)) for name, a in case.inputs.items()}
+    terms = max(case.rows, case.classes) + 2
     stored = error + (store if store > u else 0) * dz
-    of = {"x": lambda a: a @ x["W"], "W": lambda a: a.T @ x["x"], "b": lambda a: a.sum(axis=0)}[name]
-    found: Array = of(stored) + (n * u + 2 * store) * of(dz)
-    return found
+    return _to_input(name, inputs, stored) + (terms * u + 2 * store) * _to_input(name, inputs, dz)
 
 
 def sharp(case: Case) -> tuple[Array, list[Array]]:

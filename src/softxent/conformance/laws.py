@@ -1,8 +1,8 @@
 """The laws: statements that hold for every right implementation of softmax cross-entropy, each with the cases that it is tried on.
 
 A law is a function of a subject and a case that raises `Broken` where its statement does not hold. Its docstring is the statement. `needs`
-names what the subject must have for the law to apply: a mode of its dialect ("gradients", "jvp", ...), an option, "logits" (and not a linear
-head), "labels" or "probabilities", a reduction.
+names what the subject must have for the law to apply: a mode of its dialect ("gradients", "jvp", ...), an option, "logits" (and not a
+linear head), "labels" or "probabilities", a reduction.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from html import escape
 from pathlib import Path
+from string import Template
 from typing import Any
 
 from .. import __version__, contract
@@ -94,27 +95,13 @@ def summary(report: Report) -> str:
     return f"{len(report.findings)} laws: " + ", ".join(counts)
 
 
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title><style>
-:root {{ color-scheme: light dark; --line: light-dark(#ddd, #444); --bad: light-dark(#b00020, #ff8a80); --good: light-dark(#1b6e2b, #81c995);
-  --warn: light-dark(#8a5a00, #ffcc80); --weak: light-dark(#666, #aaa); }}
-body {{ font: 1rem/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }}
-table {{ border-collapse: collapse; width: 100%; }} td, th {{ border-bottom: 1px solid var(--line); padding: .4rem; text-align: left; vertical-align: top; }}
-pre {{ overflow-x: auto; border: 1px solid var(--line); padding: .6rem; }} p {{ margin: .2rem 0; }} small {{ color: var(--weak); }}
-.broken, .crashed {{ color: var(--bad); font-weight: bold; }} .holds {{ color: var(--good); }} .refused {{ color: var(--warn); }} .not {{ color: var(--weak); }}
-</style></head><body><h1>{title}</h1><p>Called like {dialect}. {summary}. softxent {version}.</p>
-<table><thead><tr><th>law</th><th>finding</th></tr></thead><tbody>
-{rows}
-</tbody></table></body></html>
-"""
-
-
 def page(report: Report) -> str:
     """Return the report as a page that needs no other file."""
     rows = "\n".join(_row(f) for f in report.findings)
     title = escape(f"The laws of cross-entropy: {report.subject}")
-    return _PAGE.format(title=title, dialect=escape(report.dialect), summary=escape(summary(report)), version=__version__, rows=rows)
+    return Template((Path(__file__).parent / "page.html").read_text()).substitute(
+        title=title, dialect=escape(report.dialect), summary=escape(summary(report)), version=__version__, rows=rows
+    )
 
 
 def _row(f: Finding) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 from .. import contract
 from .check import BROKEN, CRASHED, HOLDS, Finding, applicable
 
+Progress = Callable[[str, int, int], None]
 TIMEOUT = 300.0  # seconds without an event, after which a call counts as one that does not return
 
 
@@ -49,14 +50,14 @@ def check(
     quick: bool = False,
     laws: list[str] | None = None,
     timeout: float = TIMEOUT,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Report:
     """Try the laws of cross-entropy on a function, in a process of its own.
 
     Args:
         subject: MODULE:FUNCTION. The module is searched in the working directory too.
-        as_: what the function is called like: "numpy", "torch", "jax" or "sklearn", with "-linear" for a linear head, or "-log_softmax" for a
-            function whose results are log-probabilities. None: by the names of its parameters.
+        as_: what the function is called like: "numpy", "torch", "jax" or "sklearn", with "-linear" for a linear head, or "-log_softmax" for
+            a function whose results are log-probabilities. None: by the names of its parameters.
         quick: whether to leave out large cases and most of the dtypes.
         laws: the names of the laws, or None for all of them.
         timeout: seconds in which a call must return, compilation included.
@@ -77,7 +78,7 @@ def check(
 
 
 def _some(
-    report: Report, names: list[str], as_: str | None, quick: bool, timeout: float, progress: Callable[[str, int, int], None] | None, total: int
+    report: Report, names: list[str], as_: str | None, quick: bool, timeout: float, progress: Progress | None, total: int
 ) -> int:  # fmt: skip
     """Try laws in one process until all are done or it ends. Returns the number of laws that have a finding."""
     given = json.dumps({"subject": report.subject, "as_": as_, "laws": names, "quick": quick})

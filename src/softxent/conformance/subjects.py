@@ -167,7 +167,7 @@ class Subject:
         return ("sum", "mean") if "normalize" in self.parameters else ("none",)
 
     def _takes(self, soft: bool) -> bool:
-        """Whether the loss of labels, or of probabilities, is about what it must be. If no reduction is an option, find out which it has."""
+        """Whether the loss of labels, or of probabilities, is about right. If the reduction is no option, find out which one it is."""
         one = replace(case(2, 3, linear=self.linear, soft=soft), upstream=1.0)
         named = self.reductions
         for reduction in named if len(named) > 1 else ("none", "sum", "mean"):
@@ -230,10 +230,9 @@ class Subject:
         """Return the lines that give the arrays the layout of the case."""
         if one.layout != "two axes":
             return [f"{name} = {self.dialect.layouts[one.layout].format(a=name)}" for name, a in one.inputs.items() if a.ndim > 1]
-        of_rows = [name for name in ("z", "x") if name in one.inputs]
-        of_rows += ["labels"] + ["sample_weight"] * ("sample_weight" in one.options)
+        of_rows = [*one.inputs, "labels", *one.options]
         lines = []
-        for name in of_rows:
+        for name in (name for name in of_rows if name in ("z", "x", "labels", "sample_weight")):
             classes = name == "z" or (name == "labels" and one.soft)
             last = f", {name}.shape[-1]" if classes or name == "x" else ""
             to_front = ".movedim(-1, 1)" if classes and self.dialect.class_axis == 1 and not self.linear else ""
