@@ -142,11 +142,12 @@ def test_info_and_version(capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], ["demo", "bench", "explain", "prove", "info", "--version"]),
+        ([], ["demo", "bench", "explain", "prove", "check", "info", "--version"]),
         (["demo"], ["--steps", "--batch", "--classes", "--held-out", "--budget", "--seed", "--output", "two minutes", "default: 400"]),
         (["bench"], ["--shapes", "--dtypes", "--threads", "--repeats", "--quick", "--output", "memcpy"]),
         (["explain"], ["--logits", "--label", "--truth", "--names", "--file", "--row", "--html", "--json", "--all", "--list", "--j"]),
         (["prove"], ["--json", "SymPy", "Coq", "3 if Coq is not installed"]),
+        (["check"], ["--as", "--quick", "--law", "--list", "--timeout", "--json", "--html", "1 if a law is broken"]),
         (["info"], ["the version and the backends"]),
     ],
 )

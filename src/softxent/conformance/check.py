@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from .case import Case, smaller
+from .dialects import CallError
 from .laws import LAWS, Broken, Law
-from .subjects import CallError, Subject
+from .subjects import Subject
 
 HOLDS, BROKEN, REFUSED, LACKING, CRASHED = "holds", "broken", "refused", "not applicable", "crashed"
 REFUSALS = (NotImplementedError, RuntimeError, ValueError, TypeError)  # errors by which a function says that it does not support a call

@@ -41,8 +41,7 @@ def main(descriptor: int, given: dict[str, Any]) -> None:
             say("call", script="" if large else subject.script(*subject.last))
 
     subject.announce = call
-    dialect = subject.dialect.name + "-linear" * subject.linear + "-log_softmax" * subject.log_softmax
-    say("subject", dialect=dialect, options=sorted(subject.options), reductions=list(subject.reductions))
+    say("subject", dialect=subject.kind, options=sorted(subject.options), reductions=list(subject.reductions))
     for law in applicable(given["laws"]):
         say("law", law=law.name)
         say("finding", **try_law(law, subject, given["quick"]).as_dict())

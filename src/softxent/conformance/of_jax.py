@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ..partials import Array
-from .subjects import Dialect
+from .dialects import Dialect
+
+
+def _jax_array(a: Array, dtype: str) -> Any:
+    import jax
+
+    config: Any = jax.config
+    config.update("jax_enable_x64", True)  # the laws in float64 need it
+    return jax.numpy.asarray(a, dtype)
 
 
 def _array(a: Any) -> Array:
-    return np.asarray(a.astype(jnp.float64) if hasattr(a, "astype") else a, np.float64)
+    return np.asarray(a).astype(np.float64)
 
 
 VALUE = "value = lambda *args: (upstream * call(*args)).sum()\n"
@@ -21,7 +27,6 @@ SQUARE = "value = lambda *args: (upstream * call(*args)).sum() ** 2\n"
 EACH = "tuple(range(len(inputs)))"
 STACKED = "stacked = [jnp.stack([t, 2 * t]) for t in inputs]\n"
 
-jax.config.update("jax_enable_x64", True)  # the laws in float64 need it; a check has a process of its own
 JAX = Dialect(
     "jax",
     "import jax, jax.numpy as jnp\njax.config.update('jax_enable_x64', True)",
@@ -38,6 +43,6 @@ JAX = Dialect(
         "log_softmax": "-jnp.take_along_axis(f(z, axis=-1), labels[:, None], axis=-1)[:, 0]",
     },
     {"contiguous": "{a}"},
-    lambda a, dtype: jnp.asarray(a, dtype),
+    _jax_array,
     _array,
 )

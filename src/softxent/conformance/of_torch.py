@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ..partials import Array
-from .subjects import Dialect
+from .dialects import Dialect
 
 
 def _tensor(a: Array, dtype: str) -> torch.Tensor:

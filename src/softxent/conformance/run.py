@@ -120,21 +120,20 @@ def _events(given: str, timeout: float) -> Iterator[dict[str, Any]]:
         command = [sys.executable, "-m", "softxent.conformance.child", str(write), given]
         child = subprocess.Popen(command, pass_fds=[write], stdin=subprocess.DEVNULL, stdout=said, stderr=said, start_new_session=True)
         os.close(write)
-        how, pending = "", b""
+        how, pending, ended = "", b"", False
         try:
-            while not how:
+            while not ended:
                 if not select.select([read], [], [], timeout)[0]:
                     how = f"no result within {timeout:g} seconds"
                     break
                 data = os.read(read, 1 << 16)
-                if not data:
-                    break
+                ended = not data
                 *lines, pending = (pending + data).split(b"\n")
                 for line in lines:
                     yield json.loads(line)
         finally:
             os.close(read)
-            if child.poll() is None and how:
+            if not ended:  # also if the reader stops: a process that hangs must not remain
                 child.kill()
             code = child.wait()
         said.seek(0)

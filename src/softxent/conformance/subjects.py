@@ -1,117 +1,26 @@
-"""An implementation under test: what its signature says, and the code that calls it.
+"""An implementation under test: what it takes, and the code that calls it.
 
-A `Dialect` is a table of code. The laws run this code on the arrays of a case, and a report prints the same code with the arrays written
-out. So what is printed is what was run.
+The laws run the code of its dialect (dialects.py) on the arrays of a case, and a report prints the same code with the arrays written out.
+So what is printed is what was run.
 """
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import sys
 from collections.abc import Callable
 from dataclasses import replace
-from types import CodeType, ModuleType
-from typing import Any, NamedTuple
+from types import CodeType
+from typing import Any
 
 import numpy as np
 
-from .. import contract
 from ..partials import Array
 from . import definition
 from .case import Case, case, option_values
+from .dialects import BIAS, NAMES, NUMPY, OPTIONS, CallError, called_like, dialect, load, numpy_array, parsed
 
-FN = "check"
 LINES: dict[str, CodeType] = {}  # compiled code
-
-
-class CallError(Exception):
-    """An error that the subject raised, which is the cause of this one."""
-
-
-class Dialect(NamedTuple):
-    """How a framework is called. Code reads f, call, inputs, directions, upstream and the named arrays, and sets `result`."""
-
-    name: str
-    imports: str
-    array: str  # a literal of {data} and {dtype}
-    code: dict[str, str]  # from a mode ("loss", "gradients", ...) to the code
-    layouts: dict[str, str]  # from a layout to an expression of the array {a}
-    array_of: Callable[[Array, str], Any]  # from an array and a dtype to the framework's
-    to_numpy: Callable[[Any], Array]
-    class_axis: int = -1  # of logits with further axes of rows
-
-
-NAMES = {  # the names that an option may have
-    "class_weight": ("class_weight", "weight", "weights", "class_weights"), "label_smoothing": ("label_smoothing", "smoothing"),
-    "ignore_index": ("ignore_index",), "sample_weight": ("sample_weight",), "z_loss": ("z_loss", "lse_square_scale"),
-    "temperature": ("temperature",), "softcap": ("softcap",), "reduction": ("reduction",),
-}  # fmt: skip
-OPTIONS = frozenset(NAMES) - {"reduction"}
-POSITIONAL = {  # the names of the first parameters, by the dialect: for logits, and for a linear head
-    "numpy": (("logits", "labels"), ("x", "weight", "labels")),
-    "torch": (("input", "target"), ("input", "linear_weight", "target")),
-    "jax": (("logits", "labels"), ("x", "weight", "labels")),
-    "sklearn": (("y_true", "y_proba"), ()),
-}
-LINEAR = {"linear_weight", "lin_weight"}
-BIAS = ("linear_bias", "bias")
-
-
-def load(name: str) -> tuple[Callable[..., Any], str]:
-    """Return the function MODULE:FUNCTION and its name in that module."""
-    module, colon, path = name.partition(":")
-    if not (colon and module and path):
-        contract.fail(FN, "subject", "be MODULE:FUNCTION, such as torch.nn.functional:cross_entropy", repr(name))
-    if "" not in sys.path:
-        sys.path.insert(0, "")
-    try:
-        found: Any = importlib.import_module(module)
-        for part in path.split("."):
-            found = getattr(found, part)
-    except (ImportError, AttributeError) as error:
-        contract.fail(FN, "subject", "be a function that can be imported", f"{name!r} ({error})")
-    if not callable(found):
-        contract.fail(FN, "subject", "be a function", f"{name!r}, {type(found).__name__}")
-    return found, path.rpartition(".")[2]
-
-
-def dialect_of(f: Callable[..., Any], name: str) -> tuple[str, bool, bool]:
-    """Return the dialect of a function, whether it computes a linear head, and whether it is log_softmax."""
-    try:
-        parameters = list(inspect.signature(f).parameters)
-    except (TypeError, ValueError):
-        contract.fail(FN, "subject", "have a signature (say what it is called like with --as)", name)
-    scope: dict[str, Any] = getattr(inspect.unwrap(f), "__globals__", {})
-    modules = {value.__name__.partition(".")[0] for value in scope.values() if isinstance(value, ModuleType)}
-    modules |= {str(getattr(value, "__module__", "")).partition(".")[0] for value in scope.values() if callable(value)}
-    first = parameters[:3]
-    linear = bool(set(first) & LINEAR) or ("weight" in first and "labels" in first)
-    if set(first) & {"y_true"}:
-        return "sklearn", False, False
-    if name == "log_softmax":
-        framework = "torch" if "dim" in parameters else "jax" if "jax" in modules else "numpy"
-        return framework, False, True
-    if "target" in first or "linear_weight" in first or ("torch" in modules and "jax" not in modules and "labels" not in first):
-        return "torch", linear, False
-    own = str(getattr(f, "__module__", "")).split(".")
-    if "jax" in modules or "jax" in own or own[0] in ("optax", "jax"):
-        return "jax", linear, False
-    if "torch" in modules:
-        return "torch", linear, False
-    return "numpy", linear, False
-
-
-def _dialect(name: str) -> Dialect:
-    if name == "torch":
-        from .of_torch import TORCH
-
-        return TORCH
-    if name == "jax":
-        from .of_jax import JAX
-
-        return JAX
-    return SKLEARN if name == "sklearn" else NUMPY
 
 
 class Subject:
@@ -129,42 +38,47 @@ class Subject:
         else:
             self.f, self.short = subject, getattr(subject, "__name__", "f")
             self.name = f"{getattr(subject, '__module__', '')}:{self.short}"
-        if as_ is None:
-            framework, self.linear, self.log_softmax = dialect_of(self.f, self.short)
-        else:
-            framework, _, kind = as_.partition("-")
-            if framework not in POSITIONAL or kind not in ("", "linear", "log_softmax"):
-                contract.fail(FN, "as", "be numpy, torch, jax or sklearn, with -linear or -log_softmax", repr(as_))
-            self.linear, self.log_softmax = kind == "linear", kind == "log_softmax"
-        self.dialect = _dialect(framework)
-        parameters = inspect.signature(self.f).parameters
-        self.parameters = list(parameters)
-        positional = self.parameters[: 3 if self.linear else 2]
-        spelled = {option: [n for n in names if n in parameters and n not in positional] for option, names in NAMES.items()}
+        sibling = self._sibling()
+        framework, kind = called_like(self.f, self.short, sibling is not None) if as_ is None else parsed(as_)
+        self.linear, self.log_softmax = kind == "linear", kind == "log_softmax"
+        self.dialect, self.kind = dialect(framework), f"{framework}-{kind}" if kind else framework
+        self.gradient_of = sibling if framework == "numpy" else None
+        self.last: tuple[str, Case, dict[str, Array] | None] | None = None  # what was run last
+        self.announce: Callable[[], None] = lambda: None  # called before each run
+        self.parameters = list(inspect.signature(self.f).parameters)
+        others = self.parameters[3 if self.linear else 2 :]
+        spelled = {option: [name for name in names if name in others] for option, names in NAMES.items()}
         self.spelled = {option: names[0] if names else "" for option, names in spelled.items()}
-        self.gradient_of = self._sibling("_and_grad") if framework == "numpy" else None
+        for option in (option for option, names in spelled.items() if len(names) > 1):
+            self.spelled[option] = self._name_of(option, spelled[option])
+        self.reductions = self._reductions()
+        hard, soft = self._takes(False), self._takes(True)
+        self.hard = hard or not soft
+        self.options = frozenset({option for option in OPTIONS if self.spelled[option]} | ({"probabilities"} if soft else set()))
         self.can = frozenset(mode for mode in self.dialect.code if mode != "gradients" or framework != "numpy" or self.gradient_of)
         self.can |= {"strides"} if len(self.dialect.layouts) > 1 else set()
         self.can |= set() if framework == "sklearn" or self.log_softmax else {"axes"}
-        self.last: tuple[str, Case, dict[str, Array] | None] | None = None  # what was run last
-        self.announce: Callable[[], None] = lambda: None  # called before each run
-        self.reductions = self._reductions()
-        for option in (option for option, names in spelled.items() if len(names) > 1):
-            self.spelled[option] = self._name_of(option, spelled[option])
-        options = {option for option in OPTIONS if self.spelled[option]}
-        self.hard, soft = self._takes(False), self._takes(True)
-        self.options = frozenset(options | ({"probabilities"} if soft else set()))
 
-    def _sibling(self, suffix: str) -> Callable[..., Any] | None:
-        module = sys.modules.get(getattr(self.f, "__module__", ""))
-        if ":" in self.name:
-            module = sys.modules.get(self.name.partition(":")[0], module)
-        return getattr(self.f, "and_grad", None) or getattr(module, self.short + suffix, None)
+    def _sibling(self) -> Callable[..., Any] | None:
+        """Return the function of the same module that gives the gradient, if there is one."""
+        module = sys.modules.get(self.name.partition(":")[0])
+        found: Callable[..., Any] | None = getattr(module, self.short + "_and_grad", None)
+        return found
+
+    def _runs(self, one: Case) -> bool:
+        try:
+            self.run("loss", one)
+        except CallError:
+            return False
+        return True
 
     def _reductions(self) -> tuple[str, ...]:
-        if self.spelled["reduction"]:
-            return ("none", "sum", "mean")
-        return ("sum", "mean") if "normalize" in self.parameters else ("none",)
+        """Return the reductions that the function accepts, or ("none",) where it has no choice, until `_takes` knows better."""
+        if not self.spelled["reduction"]:
+            return ("sum", "mean") if "normalize" in self.parameters else ("none",)
+        both = [case(2, 3, linear=self.linear, soft=soft) for soft in (False, True)]
+        accepted = [r for r in ("none", "sum", "mean") if any(self._runs(one.with_options(reduction=r)) for one in both)]
+        return tuple(accepted) or ("none", "sum", "mean")
 
     def _takes(self, soft: bool) -> bool:
         """Whether the loss of labels, or of probabilities, is about right. If the reduction is no option, find out which one it is."""
@@ -187,11 +101,8 @@ class Subject:
         """Return the one of these names that is accepted: a function may have the name of another framework, to refuse it."""
         for name in names:
             self.spelled[option] = name
-            try:
-                self.run("loss", option_values(case(2, 3, linear=self.linear), (option,)))
-            except CallError:
-                continue
-            return name
+            if self._runs(option_values(case(2, 3, linear=self.linear), (option,))):
+                return name
         return names[0]
 
     # ---- what is run, and printed ----
@@ -279,7 +190,7 @@ class Subject:
         z = one.inputs["z"]
         with np.errstate(invalid="ignore"):
             e = np.exp(z - z.max(axis=1, keepdims=True, initial=-np.inf))
-        return _numpy_array(e / e.sum(axis=1, keepdims=True), one.dtype)
+        return numpy_array(e / e.sum(axis=1, keepdims=True), one.dtype)
 
     def script(self, mode: str, one: Case, directions: dict[str, Array] | None = None) -> str:
         """Return a script that prints what this mode gives for a case."""
@@ -305,36 +216,3 @@ class Subject:
             listed = [scalar.format(data=directions[name].tolist(), dtype=one.dtype) for name in one.differentiated()]
             lines.append(f"directions = [{', '.join(listed)}]")
         return "\n".join([*lines, text, "print(result)"])
-
-
-def _numpy_array(a: Array, dtype: str) -> Array:
-    if dtype == "bfloat16":
-        try:
-            import ml_dtypes
-        except ImportError as error:
-            raise CallError("NumPy has bfloat16 only with ml_dtypes") from error
-        return a.astype(ml_dtypes.bfloat16)
-    return a.astype(dtype)
-
-
-STRIDES = {
-    "contiguous": "{a}",
-    "transposed": "{a}.T.copy().T",
-    "every second": "np.repeat({a}, 2, axis=-1)[..., ::2]",
-    "reversed": "{a}[..., ::-1].copy()[..., ::-1]",
-    "misaligned": "np.frombuffer(b'-' + {a}.tobytes(), {a}.dtype, offset=1).reshape({a}.shape)",
-}
-NUMPY = Dialect(
-    "numpy",
-    "import numpy as np",
-    "np.array({data}, '{dtype}')",
-    {
-        "loss": "result = call(*inputs)",
-        "gradients": "result = list(f_and_grad({call}, upstream=upstream)[1:])",
-        "log_softmax": "-np.take_along_axis(f(z, axis=-1), labels[:, None], axis=-1)[:, 0]",
-    },
-    STRIDES,
-    _numpy_array,
-    lambda a: np.asarray(a).astype(np.float64),
-)
-SKLEARN = NUMPY._replace(name="sklearn", code={"loss": "result = f({call})"}, layouts={"contiguous": "{a}"})
