@@ -117,15 +117,15 @@ def _stored(a: Array, dtype: str) -> Array:
     return a.astype(dtype).astype(np.float64)
 
 
-KINDS = ("flat", "peaked", "spread", "offset")
+KINDS = ("flat", "peaked", "spread")
 
 
 def case(
-    rows: int, classes: int, *, kind: str = "flat", dtype: str = "float64", linear: bool = False, soft: bool = False, seed: int = 0,
+    rows: int, classes: int, *, kind: str = "flat", dtype: str = "float64", linear: bool = False, bias: bool = True, soft: bool = False,
     **options: Any,
 ) -> Case:  # fmt: skip
-    """Return a case whose logits are flat, peaked (12 above the others at the label or beside it), spread (to +-20) or offset (by 1000)."""
-    rng = np.random.default_rng([rows, classes, seed])
+    """Return a case whose logits are flat, peaked (12 above the others at the label, or at the class after it) or spread (to +-20)."""
+    rng = np.random.default_rng([rows, classes])
     labels = rng.integers(0, classes, rows)
     if linear:
         features = 3
@@ -134,8 +134,10 @@ def case(
             "W": rng.standard_normal((classes, features)),
             "b": rng.standard_normal(classes),
         }
+        if not bias:
+            del inputs["b"]
         if kind == "peaked":
-            inputs["b"][labels[:1]] += 12
+            inputs["W"][labels[:1]] *= 5
         elif kind != "flat":
             inputs["x"] *= 4
     else:
@@ -144,8 +146,6 @@ def case(
             z[np.arange(rows), (labels + np.arange(rows) % 2) % classes] += 12
         elif kind == "spread":
             z *= 7
-        elif kind == "offset":
-            z += 1000
         inputs = {"z": z}
     inputs = {name: _stored(a, dtype) for name, a in inputs.items()}
     if soft:

@@ -96,29 +96,36 @@ def text(x: Any) -> str:
     return f"{float(x):.9g}"
 
 
-def check_loss(subject: Subject, one: Case) -> None:
-    one = seen(subject, one)
-    allowed, _ = definition.tolerance(one)
-    near("loss", subject.run("loss", one)[0], definition.loss(one), allowed)
+def check_loss(subject: Subject, one: Case, of: Case | None = None) -> None:
+    """Compare the loss with the definition, for the case `of` if there is one."""
+    of = seen(subject, of or one)
+    near("loss", subject.run("loss", one)[0], definition.loss(of), definition.tolerance(of)[0])
 
 
-def check_gradients(subject: Subject, one: Case, mode: str = "gradients") -> None:
-    _, allowed = definition.tolerance(one)
-    for name, got, want, bound in zip(one.inputs, subject.run(mode, one), definition.gradients(one), allowed, strict=True):
-        near(f"gradient by {name}", got, want, bound)
-
-
-def check_both(subject: Subject, one: Case) -> None:
-    check_loss(subject, one)
+def check_gradients(subject: Subject, one: Case, of: Case | None = None, names: str = "zxWb") -> None:
+    """Compare the gradients by these inputs with the definition, for the case `of` if there is one; nothing if the subject has none."""
     if "gradients" in subject.can:
-        check_gradients(subject, one)
+        of = of or one
+        found = counted("gradients", subject.run("gradients", one), len(one.inputs))
+        for name, got, want, bound in zip(one.inputs, found, definition.gradients(of), definition.tolerance(of)[1], strict=True):
+            if name in names:
+                near(f"gradient by {name}", got, want, bound)
+
+
+def check_both(subject: Subject, one: Case, of: Case | None = None) -> None:
+    check_loss(subject, one, of)
+    check_gradients(subject, one, of)
+
+
+def counted(what: str, found: list[Array], count: int) -> list[Array]:
+    if len(found) != count:
+        raise Broken(f"the number of {what}", count, len(found))
+    return found
 
 
 def close(what: str, got: list[Array], want: list[Array], *, relative: float = 1e-8) -> None:
     """Compare derivatives in float64, within 1e-8 of the largest entry of each: the rounding of both is below 1e-10."""
-    if len(got) != len(want):
-        raise Broken(f"the number of the {what}", len(want), len(got))
-    for n, (a, b) in enumerate(zip(got, want, strict=True)):
+    for n, (a, b) in enumerate(zip(counted(f"{what}s", got, len(want)), want, strict=True)):
         near(f"{what} {n}" if len(want) > 1 else what, a, b, relative * (np.abs(b).max(initial=0) + 1e-6))
 
 
@@ -129,14 +136,6 @@ def seen(subject: Subject, one: Case) -> Case:
     p = subject.probabilities(one)
     with np.errstate(divide="ignore"):
         return replace(one, inputs={"z": np.log(p.astype(np.float64))})
-
-
-def near_finite(subject: Subject, one: Case) -> None:
-    """Compare the gradients by logits and bias, which are finite if a logit is infinite; those by x and W need not be."""
-    _, allowed = definition.tolerance(one)
-    for name, got, want, bound in zip(one.inputs, subject.run("gradients", one), definition.gradients(one), allowed, strict=True):
-        if name in ("z", "b"):
-            near(f"gradient by {name}", got, want, bound)
 
 
 def results(subject: Subject, one: Case) -> list[Array]:
@@ -150,7 +149,8 @@ def results(subject: Subject, one: Case) -> list[Array]:
 def make(subject: Subject, rows: int, classes: int, **more: Any) -> Case:
     """Return a case of the kind of truth that the subject takes."""
     options = {"reduction": subject.reductions[0]} | more
-    return case(rows, classes, linear=subject.linear, soft=options.pop("soft", not subject.hard), **options)
+    soft = options.pop("soft", not subject.hard)
+    return case(rows, classes, linear=subject.linear, bias=bool(subject.bias), soft=soft, **options)
 
 
 def small(subject: Subject, quick: bool) -> Iterator[Case]:
@@ -168,12 +168,14 @@ def small(subject: Subject, quick: bool) -> Iterator[Case]:
 
 
 def at(subject: Subject, logits: list[list[float]], labels: list[int], dtype: str, **options: Any) -> Case:
-    """Return a case with these logits; of a linear head, they are its bias, and all but the first row are left out."""
+    """Return a case with these logits; of a linear head, they are its bias, or a column of W, and all but the first row are left out."""
     z = np.array(logits, np.float64)
     target: Array = np.array(labels)
     options = {"reduction": subject.reductions[0]} | options
     if subject.linear:
         inputs = {"x": np.zeros((1, 2)), "W": np.ones((z.shape[1], 2)), "b": z[0]}
+        if not subject.bias:
+            inputs = {"x": np.array([[1.0, 0.0]]), "W": np.stack([z[0], np.ones(z.shape[1])], axis=1)}
         return Case(inputs, target[:1] if subject.hard else np.eye(z.shape[1])[target[:1]], options, dtype)
     return Case({"z": z}, target if subject.hard else np.eye(z.shape[1])[target], options, dtype)
 

@@ -14,6 +14,7 @@ from .case import Case, option_values
 from .law import (
     Broken,
     check_both,
+    counted,
     law,
     make,
     near,
@@ -52,7 +53,8 @@ def further_axes_are_rows(subject: Subject, one: Case) -> None:
     allowed, bounds = definition.tolerance(one)
     near("loss", subject.run("loss", one)[0].reshape(np.shape(allowed)), definition.loss(one), allowed)
     if "gradients" in subject.can:
-        for name, got, want, bound in zip(one.inputs, subject.run("gradients", one), definition.gradients(one), bounds, strict=True):
+        found = counted("gradients", subject.run("gradients", one), len(one.inputs))
+        for name, got, want, bound in zip(one.inputs, found, definition.gradients(one), bounds, strict=True):
             if name == "z" and got.ndim == 3:
                 got = np.moveaxis(got, subject.dialect.class_axis, -1)
             near(f"gradient by {name}", got.reshape(want.shape), want, bound)

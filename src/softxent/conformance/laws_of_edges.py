@@ -14,11 +14,11 @@ from .law import (
     Broken,
     at,
     check_both,
+    check_gradients,
     check_loss,
     law,
     make,
     near,
-    near_finite,
     text,
 )
 from .subjects import Subject
@@ -33,8 +33,7 @@ def _masked(subject: Subject, quick: bool) -> Iterator[Case]:
 def a_masked_class_has_no_part(subject: Subject, one: Case) -> None:
     """A class whose logit is -inf has softmax 0 and gradient 0, and a truth of 0 times its log-probability counts 0."""
     check_loss(subject, one)
-    if "gradients" in subject.can:
-        near_finite(subject, one)
+    check_gradients(subject, one, names="zb")
 
 
 def _masked_soft(subject: Subject, quick: bool) -> Iterator[Case]:
@@ -46,8 +45,7 @@ def _masked_soft(subject: Subject, quick: bool) -> Iterator[Case]:
 def a_masked_class_of_probability_0_has_no_part(subject: Subject, one: Case) -> None:
     """Where the truth is probabilities, a class with logit -inf and probability 0 adds 0 to the loss, and not NaN."""
     check_loss(subject, one)
-    if "gradients" in subject.can:
-        near_finite(subject, one)
+    check_gradients(subject, one, names="zb")
 
 
 def _masked_label(subject: Subject, quick: bool) -> Iterator[Case]:
@@ -58,8 +56,7 @@ def _masked_label(subject: Subject, quick: bool) -> Iterator[Case]:
 def a_masked_label_costs_infinity(subject: Subject, one: Case) -> None:
     """If the logit of the label is -inf, the loss is +inf, and the gradient is softmax(z) - y all the same."""
     near("loss", subject.run("loss", one)[0], definition.loss(one), 0)
-    if "gradients" in subject.can:
-        near_finite(subject, one)
+    check_gradients(subject, one, names="zb")
 
 
 def _nan_row(subject: Subject, quick: bool) -> Iterator[Case]:
@@ -106,11 +103,7 @@ def an_ignored_row_may_hold_NaN(subject: Subject, one: Case) -> None:
     name = "x" if subject.linear else "z"
     ignored = one.labels == one.options.get("ignore_index", -100)
     spoilt = replace(one, inputs=one.inputs | {name: np.where(ignored[:, None], np.nan, one.inputs[name])})
-    near("loss", subject.run("loss", spoilt)[0], definition.loss(one), definition.tolerance(one)[0])
-    if "gradients" in subject.can:
-        _, allowed = definition.tolerance(one)
-        for of, got, want, bound in zip(one.inputs, subject.run("gradients", spoilt), definition.gradients(one), allowed, strict=True):
-            near(f"gradient by {of}", got, want, bound)
+    check_both(subject, spoilt, of=one)
 
 
 def _all_ignored(subject: Subject, quick: bool) -> Iterator[Case]:
@@ -167,10 +160,7 @@ def _no_rows(subject: Subject, quick: bool) -> Iterator[Case]:
 @law("edges", _no_rows)
 def there_may_be_no_rows(subject: Subject, one: Case) -> None:
     """A batch of no rows has no losses, and a sum of 0."""
-    near("loss", subject.run("loss", one)[0], definition.loss(one), 0)
-    if "gradients" in subject.can:
-        for got, a in zip(subject.run("gradients", one), one.inputs.values(), strict=True):
-            near("gradient", got, np.zeros(a.shape), 0)
+    check_both(subject, one)
 
 
 def _one_class(subject: Subject, quick: bool) -> Iterator[Case]:

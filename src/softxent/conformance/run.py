@@ -9,14 +9,16 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 from typing import Any
 
 from .. import contract
-from .check import BROKEN, CRASHED, HOLDS, Finding, applicable
+from .check import BROKEN, CRASHED, Finding, applicable
+from .laws import LAWS
 
 Progress = Callable[[str, int, int], None]
+START = 60.0  # seconds for the imports of a subject, at least
 TIMEOUT = 300.0  # seconds without an event, after which a call counts as one that does not return
 
 
@@ -83,7 +85,8 @@ def _some(
     """Try laws in one process until all are done or it ends. Returns the number of laws that have a finding."""
     given = json.dumps({"subject": report.subject, "as_": as_, "laws": names, "quick": quick})
     found, law, script, started = 0, "", "", False
-    for event in _events(given, timeout):
+    events = _events(given, timeout)
+    for event in events:
         kind = event.pop("event")
         if kind == "error":
             raise ValueError(event["text"])
@@ -99,11 +102,11 @@ def _some(
         elif kind == "finding":
             report.findings.append(Finding(**event))
             found += 1
-        elif kind == "end" and found < len(names):
+            if found == len(names):
+                events.close()
+        elif kind == "end":
             if not started:
                 contract.fail("check", "subject", "be a function that can be called", f"{report.subject!r} ({event['how']})")
-            from .laws import LAWS
-
             one = LAWS[law or names[found]]
             crash = Finding(
                 one.name, one.group, one.statement, CRASHED, what="the process", expected="a result", got=event["how"], script=script
@@ -113,23 +116,24 @@ def _some(
     return found
 
 
-def _events(given: str, timeout: float) -> Iterator[dict[str, Any]]:
+def _events(given: str, timeout: float) -> Generator[dict[str, Any], None, None]:
     """Yield the events of a new process, and "end" with what ended it."""
     read, write = os.pipe()
     with tempfile.TemporaryFile("w+") as said:
         command = [sys.executable, "-m", "softxent.conformance.child", str(write), given]
         child = subprocess.Popen(command, pass_fds=[write], stdin=subprocess.DEVNULL, stdout=said, stderr=said, start_new_session=True)
         os.close(write)
-        how, pending, ended = "", b"", False
+        how, pending, ended, limit = "", b"", False, max(timeout, START)
         try:
             while not ended:
-                if not select.select([read], [], [], timeout)[0]:
-                    how = f"no result within {timeout:g} seconds"
+                if not select.select([read], [], [], limit)[0]:
+                    how = f"no result within {limit:g} seconds"
                     break
                 data = os.read(read, 1 << 16)
                 ended = not data
                 *lines, pending = (pending + data).split(b"\n")
                 for line in lines:
+                    limit = timeout
                     yield json.loads(line)
         finally:
             os.close(read)
@@ -141,6 +145,3 @@ def _events(given: str, timeout: float) -> Iterator[dict[str, Any]]:
     if not how:
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}" + (f": {last}" if code else "")
     yield {"event": "end", "how": how}
-
-
-__all__ = ["BROKEN", "CRASHED", "HOLDS", "Report", "check"]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from types import CodeType
 from typing import Any
 
@@ -47,6 +46,7 @@ class Subject:
         self.announce: Callable[[], None] = lambda: None  # called before each run
         self.parameters = list(inspect.signature(self.f).parameters)
         others = self.parameters[3 if self.linear else 2 :]
+        self.bias = next((name for name in BIAS if name in self.parameters), "") if self.linear else "b"
         spelled = {option: [name for name in names if name in others] for option, names in NAMES.items()}
         self.spelled = {option: names[0] if names else "" for option, names in spelled.items()}
         for option in (option for option, names in spelled.items() if len(names) > 1):
@@ -65,6 +65,9 @@ class Subject:
         found: Callable[..., Any] | None = getattr(module, self.short + "_and_grad", None)
         return found
 
+    def _small(self, soft: bool) -> Case:
+        return case(2, 3, linear=self.linear, bias=bool(self.bias), soft=soft)
+
     def _runs(self, one: Case) -> bool:
         try:
             self.run("loss", one)
@@ -76,13 +79,13 @@ class Subject:
         """Return the reductions that the function accepts, or ("none",) where it has no choice, until `_takes` knows better."""
         if not self.spelled["reduction"]:
             return ("sum", "mean") if "normalize" in self.parameters else ("none",)
-        both = [case(2, 3, linear=self.linear, soft=soft) for soft in (False, True)]
+        both = [self._small(soft) for soft in (False, True)]
         accepted = [r for r in ("none", "sum", "mean") if any(self._runs(one.with_options(reduction=r)) for one in both)]
         return tuple(accepted) or ("none", "sum", "mean")
 
     def _takes(self, soft: bool) -> bool:
         """Whether the loss of labels, or of probabilities, is about right. If the reduction is no option, find out which one it is."""
-        one = replace(case(2, 3, linear=self.linear, soft=soft), upstream=1.0)
+        one = self._small(soft)
         named = self.reductions
         for reduction in named if len(named) > 1 else ("none", "sum", "mean"):
             one = one.with_options(reduction=reduction)
@@ -101,7 +104,7 @@ class Subject:
         """Return the one of these names that is accepted: a function may have the name of another framework, to refuse it."""
         for name in names:
             self.spelled[option] = name
-            if self._runs(option_values(case(2, 3, linear=self.linear), (option,))):
+            if self._runs(option_values(self._small(False), (option,))):
                 return name
         return names[0]
 
@@ -120,8 +123,8 @@ class Subject:
         if self.dialect.name == "sklearn":
             return ", ".join(["labels", "p", f"labels=range({one.classes})", *named])
         first = ["x", "W", "labels"] if self.linear else ["z", "labels"]
-        if "b" in one.inputs and (bias := next((n for n in BIAS if n in self.parameters), None)):
-            named.insert(0, f"{bias}=b")
+        if "b" in one.inputs and self.bias:
+            named.insert(0, f"{self.bias}=b")
         return ", ".join([*first, *named])
 
     def code(self, mode: str, one: Case) -> str:
