@@ -68,11 +68,12 @@ class Case:
         upstream = self.upstream if np.ndim(self.upstream) == 0 else np.asarray(self.upstream)[i]
         return replace(self, inputs=inputs, options=options, labels=self.labels[i], upstream=upstream)
 
-    def without_class(self, k: int) -> Case:
-        """Return the case without class k, which must be the label of no row."""
-        inputs = {name: np.delete(a, k, axis=1 if name == "z" else 0) if name != "x" else a for name, a in self.inputs.items()}
-        options = {name: np.delete(x, k) if name == "class_weight" else x for name, x in self.options.items()}
-        labels = np.delete(self.labels, k, axis=1) if self.soft else np.where(self.labels > k, self.labels - 1, self.labels)
+    def with_classes(self, keep: Array) -> Case:
+        """Return the case with these classes only, in ascending order. They must have the labels of all rows."""
+        inputs = {name: a if name == "x" else a[:, keep] if name == "z" else a[keep] for name, a in self.inputs.items()}
+        options = {name: x[keep] if name == "class_weight" else x for name, x in self.options.items()}
+        inside = (self.labels >= 0) & (self.labels < self.classes)
+        labels = self.labels[:, keep] if self.soft else np.where(inside, np.searchsorted(keep, self.labels), self.labels)
         return replace(self, inputs=inputs, options=options, labels=labels)
 
 
@@ -87,19 +88,13 @@ def smaller(case: Case) -> Iterator[Case]:
     for name in case.options:
         if name not in ("reduction", "ignore_index") and name not in case.by:
             yield replace(case, options={other: x for other, x in case.options.items() if other != name})
-    if case.classes > 16:
-        few = np.unique(np.append(case.labels[(case.labels >= 0) & (case.labels < case.classes)] if not case.soft else [], np.arange(8)))
-        if not case.soft and len(few) < case.classes:
-            keep = few.astype(int)
-            fewer = case
-            for k in sorted(set(range(case.classes)) - set(keep.tolist()), reverse=True)[: case.classes // 2]:
-                fewer = fewer.without_class(k)
-            yield fewer
-    elif case.classes > 1:
-        used = set() if case.soft else {int(t) for t in case.labels}
-        for k in range(case.classes):
-            if k not in used and case.options.get("ignore_index", -100) < 0:
-                yield case.without_class(k)
+    if case.options.get("ignore_index", -100) < 0:  # else it may be one of the classes
+        classes = np.arange(case.classes)
+        used = np.zeros(case.classes, bool) if case.soft else np.isin(classes, case.labels)
+        if case.classes > 16:
+            yield case.with_classes(classes[used | (classes < case.classes // 2)])
+        elif case.classes > 1:
+            yield from (case.with_classes(np.delete(classes, k)) for k in classes[~used])
     if np.ndim(case.upstream):
         yield replace(case, upstream=UPSTREAM)
     for digits in (0, 1):

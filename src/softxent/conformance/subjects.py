@@ -153,19 +153,20 @@ class Subject:
             lines.append(f"{name} = {name}.reshape(2, -1{last}){to_front}")
         return lines
 
+    def _given(self, one: Case) -> dict[str, tuple[Array, str]]:
+        """Return the arrays of a case and their dtypes, by the names that they have in the code."""
+        arrays = one.inputs | {"labels": one.labels} | {name: x for name, x in one.options.items() if isinstance(x, np.ndarray)}
+        if self.dialect.name == "sklearn":
+            arrays = {"p": self.probabilities(one)} | {name: a for name, a in arrays.items() if name != "z"}
+        else:
+            arrays["upstream"] = np.asarray(one.upstream, np.float64)
+        return {name: (a, one.dtype if a.dtype.kind != "i" else "int64") for name, a in arrays.items()}
+
     def arrays(self, one: Case, directions: dict[str, Array] | None = None) -> dict[str, Any]:
         """Return the arrays of a case in the framework, by name."""
-        make, dtype = self.dialect.array_of, one.dtype
-        found = {name: make(a, dtype) for name, a in one.inputs.items()}
-        found["labels"] = make(one.labels, dtype if one.soft else "int64")
-        found |= {name: make(x, dtype) for name, x in one.options.items() if isinstance(x, np.ndarray)}
-        found["upstream"] = make(np.asarray(one.upstream, np.float64), dtype)
+        found: dict[str, Any] = {name: self.dialect.array_of(a, dtype) for name, (a, dtype) in self._given(one).items()}
         if directions is not None:
-            found["directions"] = [make(directions[name], dtype) for name in one.differentiated()]
-        if self.dialect.name == "sklearn":
-            found = {"p": self.probabilities(one), "labels": found["labels"]} | {
-                name: a for name, a in found.items() if name == "sample_weight"
-            }
+            found["directions"] = [self.dialect.array_of(directions[name], one.dtype) for name in one.differentiated()]
         return found
 
     def run(self, mode: str, one: Case, directions: dict[str, Array] | None = None, arrays: dict[str, Any] | None = None) -> list[Array]:
@@ -198,24 +199,18 @@ class Subject:
     def script(self, mode: str, one: Case, directions: dict[str, Array] | None = None) -> str:
         """Return a script that prints what this mode gives for a case."""
         module, _, path = self.name.partition(":")
-        scalar, outer = self.dialect.array, path.partition(".")[0]
-        lines = ["from math import inf, nan", self.dialect.imports, f"from {module} import {outer}", f"f = {path}"]
+        lines = ["from math import inf, nan", self.dialect.imports, f"from {module} import {path.partition('.')[0]}", f"f = {path}"]
         if one.dtype == "bfloat16" and self.dialect.imports == NUMPY.imports:
             lines.append("import ml_dtypes")
-        if self.gradient_of is not None and "f_and_grad" in self.dialect.code[mode]:
-            lines += [f"from {module} import {path}_and_grad", f"f_and_grad = {path}_and_grad"]
-        arrays: dict[str, tuple[Array, str]] = {name: (a, one.dtype) for name, a in one.inputs.items()}
-        arrays["labels"] = (one.labels, one.dtype if one.soft else "int64")
-        arrays |= {name: (x, one.dtype) for name, x in one.options.items() if isinstance(x, np.ndarray)}
-        if self.dialect.name == "sklearn":
-            arrays = {"p": (self.probabilities(one).astype(np.float64), one.dtype)} | {
-                n: a for n, a in arrays.items() if n in ("labels", "sample_weight")
-            }
         text = self.code(mode, one)
-        if "upstream" in text:
-            arrays["upstream"] = (np.asarray(one.upstream, np.float64), one.dtype)
-        lines += [f"{name} = {scalar.format(data=a.tolist(), dtype=dtype)}" for name, (a, dtype) in arrays.items()]
+        if "f_and_grad" in text:
+            lines += [f"from {module} import {path}_and_grad", f"f_and_grad = {path}_and_grad"]
+        lines += [f"{name} = {self._literal(a, dtype)}" for name, (a, dtype) in self._given(one).items() if name in text]
         if directions is not None:
-            listed = [scalar.format(data=directions[name].tolist(), dtype=one.dtype) for name in one.differentiated()]
+            listed = [self._literal(directions[name], one.dtype) for name in one.differentiated()]
             lines.append(f"directions = [{', '.join(listed)}]")
         return "\n".join([*lines, text, "print(result)"])
+
+    def _literal(self, a: Array, dtype: str) -> str:
+        shaped = "" if a.size else f".reshape{a.shape}"  # an empty list has no shape
+        return self.dialect.array.format(data=a.astype(np.float64).tolist() if a.dtype.kind != "i" else a.tolist(), dtype=dtype) + shaped
