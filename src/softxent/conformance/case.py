@@ -93,12 +93,12 @@ def smaller(case: Case) -> Iterator[Case]:
         used = np.zeros(case.classes, bool) if case.soft else np.isin(classes, case.labels)
         if case.classes > 16:
             yield case.with_classes(classes[used | (classes < case.classes // 2)])
-        elif case.classes > 1:
+        elif case.classes > 2:
             yield from (case.with_classes(np.delete(classes, k)) for k in classes[~used])
     if np.ndim(case.upstream):
         yield replace(case, upstream=UPSTREAM)
     for digits in (0, 1):
-        rounded = {name: _stored(np.round(a, digits), case.dtype) for name, a in case.inputs.items()}
+        rounded = {name: _stored(np.round(a, digits) + 0.0, case.dtype) for name, a in case.inputs.items()}
         if any((rounded[name] != a).any() and not np.isnan(a).any() for name, a in case.inputs.items()):
             yield replace(case, inputs=rounded)
 

@@ -93,7 +93,7 @@ def same_bits(what: str, got: list[Array], want: list[Array]) -> None:
 
 
 def text(x: Any) -> str:
-    return f"{float(x):.9g}"
+    return f"{float(x) + 0.0:.9g}"
 
 
 def check_loss(subject: Subject, one: Case, of: Case | None = None) -> None:
