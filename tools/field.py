@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+import warnings
 from importlib.metadata import version
 from pathlib import Path
 
@@ -21,9 +22,10 @@ def torch_in_chunks(
     """torch's linear_cross_entropy, with the logits computed in chunks of two rows."""
     import torch
 
+    warnings.simplefilter("ignore")  # it warns where it computes all logits at once
     return torch.nn.functional.linear_cross_entropy(
         input, linear_weight, target, linear_bias=linear_bias, weight=weight, reduction=reduction, ignore_index=ignore_index,
-        label_smoothing=label_smoothing, options=torch.nn.LinearCrossEntropyOptions(batch_chunk_size=2),
+        label_smoothing=label_smoothing, options=torch.nn.LinearCrossEntropyOptions(batch_chunk_size=2, allow_retain_graph=True),
     )  # fmt: skip
 
 
@@ -41,7 +43,7 @@ SUBJECTS = {  # what is checked, and its distribution; each shape of a case is c
     "softxent.torch:linear_cross_entropy": "softxent",
 }
 TITLES = {
-    "field:torch_in_chunks": "torch.nn.functional:linear_cross_entropy in chunks (`options=LinearCrossEntropyOptions(batch_chunk_size=2)`)"
+    "field:torch_in_chunks": "torch.nn.functional:linear_cross_entropy in chunks (`options=LinearCrossEntropyOptions(batch_chunk_size=2, allow_retain_graph=True)`)"
 }
 
 HEAD = """# The field
