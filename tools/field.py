@@ -42,9 +42,8 @@ SUBJECTS = {  # what is checked, and its distribution; each shape of a case is c
     "softxent.torch:cross_entropy": "softxent",
     "softxent.torch:linear_cross_entropy": "softxent",
 }
-TITLES = {
-    "field:torch_in_chunks": "torch.nn.functional:linear_cross_entropy in chunks (`options=LinearCrossEntropyOptions(batch_chunk_size=2, allow_retain_graph=True)`)"
-}
+OPTIONS = "options=LinearCrossEntropyOptions(batch_chunk_size=2, allow_retain_graph=True)"
+TITLES = {"field:torch_in_chunks": f"`torch.nn.functional:linear_cross_entropy` with `{OPTIONS}`"}
 
 HEAD = """# The field
 
