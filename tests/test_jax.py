@@ -435,3 +435,17 @@ def test_logits_that_are_divided_among_devices_are_not_gathered():
 
     with open(f"{HERE}/jax_on_eight_devices.py") as script:
         assert python(script.read()).strip() == "equal"
+
+
+def test_an_ignored_row_of_a_head_may_hold_nan(computed_by):
+    x, w, labels = jnp.ones((5, 3)).at[1].set(jnp.nan), jnp.ones((4, 3)), jnp.asarray([0, -100, 1, 2, 3])
+    live = jnp.asarray([0, 2, 3, 4])
+
+    def gradients(x, labels):
+        return jax.grad(partial(sj.linear_cross_entropy, budget=2 * 4 * 8), (0, 1))(x, w, labels)
+
+    dx, dw = gradients(x, labels)
+    expected_dx, expected_dw = gradients(x[live], labels[live])
+    np.testing.assert_allclose(dw, expected_dw, rtol=1e-12)
+    np.testing.assert_allclose(dx[live], expected_dx, rtol=1e-12)
+    assert (dx[1] == 0).all()

@@ -125,9 +125,11 @@ def _by_chunks(of_a_chunk: Callable[..., Any], carry: Any, x: Array, truth: Call
 
     def of(carry: Any, chunk: Any) -> Any:
         x, by_row = chunk
+        x = jnp.where((by_row["label"] == ignored)[:, None], 0, x)  # 0 times what an ignored row holds may be NaN in dW
         return of_a_chunk(carry, x, truth._replace(**by_row))
 
-    label = cut(by_row.pop("label"), special(IGNORED, truth.label.dtype))
+    ignored = special(IGNORED, truth.label.dtype)
+    label = cut(by_row.pop("label"), ignored)
     chunks = (cut(x), {"label": label, **{name: cut(a) for name, a in by_row.items()}})
     carry, found = lax.scan(jax.checkpoint(of, prevent_cse=False), carry, chunks)
     return carry, jax.tree.map(lambda a: a.reshape(count * step, *a.shape[2:])[:rows], found)
