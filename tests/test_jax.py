@@ -110,7 +110,7 @@ def test_second_and_third_derivatives_in_every_mode_are_those_of_the_definition(
                 return second
             second.append(along(along(f1, v), w)(x))
             third = [jax.grad(along(f1, v)), along(along(gradient, v), w), jax.grad(dot(jax.grad(dot(gradient, v)), w))]
-            return second, [f(x) for f in third]
+            return second, [function(x) for function in third]
 
         return jax.jit(all_modes)({"z": z, "varied": varied})
 
