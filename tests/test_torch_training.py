@@ -12,7 +12,6 @@ import importlib
 import io
 import json
 import os
-import subprocess
 
 import processes as workers
 import pytest
@@ -470,13 +469,14 @@ def test_the_example_prefers_the_better_texts(example, capsys):
 
 
 def test_the_contenders_of_the_benchmark_have_the_same_losses(tmp_path, monkeypatch):
-    def in_this_process(command, **_):
-        out = io.StringIO()
-        with contextlib.redirect_stdout(out):
-            training.work(*json.loads(command[-1]))
-        return subprocess.CompletedProcess(command, 0, out.getvalue())
+    def in_this_process(worker, jobs, *_):
+        for job in jobs:
+            out = io.StringIO()
+            with contextlib.redirect_stdout(out):
+                training.work(*json.loads(json.dumps(job)))
+            yield json.loads(out.getvalue().splitlines()[-1])
 
-    monkeypatch.setattr(training.subprocess, "run", in_this_process)
+    monkeypatch.setattr(training, "measured", in_this_process)
     training.run(1, tmp_path, quick=True)
     records = json.loads((tmp_path / "training.json").read_text())["records"]
     assert [len(r["losses"]) for r in records] == [len(r["seconds"]) for r in records] == [2, 2, 3, 3]
