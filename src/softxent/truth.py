@@ -93,6 +93,32 @@ def logit_transform(fn: str, temperature: float, softcap: float | None) -> Logit
     return LogitTransform(contract.number(fn, "temperature", temperature, low=SMALLEST), c)
 
 
+class Options(NamedTuple):
+    """The options of a loss, checked."""
+
+    ignore_index: int
+    reduction: str
+    label_smoothing: float
+    z_loss: float
+    temperature: float
+    cap: float  # the softcap, or inf
+
+
+def options(
+    fn: str, ignore_index: int, reduction: str, label_smoothing: float, z_loss: float, temperature: float, softcap: float | None
+) -> Options:
+    """Check the options, which are numbers and not arrays."""
+    number = contract.number
+    return Options(
+        contract.integer(fn, "ignore_index", ignore_index),
+        contract.choice(fn, "reduction", reduction, contract.REDUCTIONS),
+        number(fn, "label_smoothing", label_smoothing, low=0, high=1),
+        number(fn, "z_loss", z_loss, low=0),
+        number(fn, "temperature", temperature, low=SMALLEST),
+        math.inf if softcap is None else number(fn, "softcap", softcap, low=SMALLEST),
+    )
+
+
 def truth(
     fn: str,
     labels: Any,

@@ -54,11 +54,16 @@ def torch_func_grad_is_the_gradient(subject: Subject, one: Case) -> None:
     close("gradient", subject.run("torch.func.grad", one), definition.gradients(one))
 
 
+def _check_forward_mode(subject: Subject, one: Case) -> None:
+    """Compare the derivative along a direction with that of the definition."""
+    v = directions(one)
+    close("derivative", subject.run("jvp", one, v), [definition.along(one, v)])
+
+
 @law("derivatives", small, "jvp")
 def forward_mode_is_the_derivative(subject: Subject, one: Case) -> None:
     """The derivative along a direction in forward mode (jvp) is that of the loss, and not 0."""
-    v = directions(one)
-    close("derivative", subject.run("jvp", one, v), [definition.along(one, v)])
+    _check_forward_mode(subject, one)
 
 
 @law("derivatives", small, "double backward")
@@ -130,5 +135,4 @@ def weights_and_probabilities_have_gradients(subject: Subject, one: Case) -> Non
 @law("derivatives", _by_others, "jvp")
 def weights_and_probabilities_have_forward_mode(subject: Subject, one: Case) -> None:
     """The derivatives by class weights, sample weights and probabilities in forward mode are those of the loss."""
-    v = directions(one)
-    close("derivative", subject.run("jvp", one, v), [definition.along(one, v)])
+    _check_forward_mode(subject, one)

@@ -14,36 +14,13 @@ from jax.experimental import checkify
 
 from .. import contract, truth
 from ..contract import NUMPY, fail
+from ..truth import Options as Options
+from ..truth import options as options
 from .arrays import Array, computed_in, widest
 from .call import IGNORED, LARGEST, OUTSIDE, Call, special
 from .formulas import averaged
 
 FLOATS = ("float32", "float64", "bfloat16", "float16")
-
-
-class Options(NamedTuple):
-    """The options of a loss, checked."""
-
-    ignore_index: int
-    reduction: str
-    label_smoothing: float
-    z_loss: float
-    temperature: float
-    cap: float  # the softcap, or inf
-
-
-def options(
-    fn: str, ignore_index: int, reduction: str, label_smoothing: float, z_loss: float, temperature: float, softcap: float | None
-) -> Options:
-    """Check the options, which are numbers and not arrays of JAX."""
-    number = contract.number
-    return Options(
-        contract.integer(fn, "ignore_index", ignore_index),
-        contract.choice(fn, "reduction", reduction, contract.REDUCTIONS),
-        number(fn, "label_smoothing", label_smoothing, low=0, high=1),
-        number(fn, "z_loss", z_loss, low=0),
-        *truth.logit_transform(fn, temperature, softcap),
-    )
 
 
 def array(fn: str, argument: str, x: Any) -> Array:

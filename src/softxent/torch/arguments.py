@@ -17,6 +17,8 @@ from torch import Tensor
 from .. import contract, truth
 from ..contract import fail
 from ..kernels import IGNORED, LARGEST
+from ..truth import Options as Options
+from ..truth import options as options
 from . import compute, cpu, operators
 from .compute import plain as plain
 from .operators import differentiated
@@ -26,17 +28,6 @@ BIGGEST = 1.7976931348623157e308
 RANGES = ((0, 1), (0, BIGGEST), (truth.SMALLEST, BIGGEST), (truth.SMALLEST, math.inf))  # label_smoothing, z_loss, temperature, cap
 NUMBERS = (float, int)
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-
-
-class Options(NamedTuple):
-    """The options of a loss, checked."""
-
-    ignore_index: int
-    reduction: str
-    label_smoothing: float
-    z_loss: float
-    temperature: float
-    cap: float  # the softcap, or inf
 
 
 class Truth(NamedTuple):
@@ -244,18 +235,3 @@ def weights(fn: str, weight: Tensor | None, sample: Tensor | None, classes: int,
         sample.ndim > len(lead) or any(n not in (1, m) for n, m in zip(sample.shape[::-1], lead[::-1], strict=False))
     ):
         fail(fn, "sample_weight", f"broadcast to shape {lead}", tuple(sample.shape))
-
-
-def options(
-    fn: str, ignore_index: int, reduction: str, label_smoothing: float, z_loss: float, temperature: float, softcap: float | None
-) -> Options:
-    """Check the options."""
-    number = contract.number
-    return Options(
-        contract.integer(fn, "ignore_index", ignore_index),
-        contract.choice(fn, "reduction", reduction, contract.REDUCTIONS),
-        number(fn, "label_smoothing", label_smoothing, low=0, high=1),
-        number(fn, "z_loss", z_loss, low=0),
-        number(fn, "temperature", temperature, low=truth.SMALLEST),
-        math.inf if softcap is None else number(fn, "softcap", softcap, low=truth.SMALLEST),
-    )

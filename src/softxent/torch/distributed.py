@@ -26,10 +26,7 @@ Placements = Sequence[Any]  # one of each axis of a mesh
 def is_dtensor(*tensors: Any) -> bool:
     """Whether one of these is a DTensor. torch.distributed.tensor is not imported for it."""
     module = sys.modules.get("torch.distributed.tensor")
-    found = module is not None and any(isinstance(t, module.DTensor) for t in tensors)
-    if found:
-        sharding.register()
-    return found
+    return module is not None and any(isinstance(t, module.DTensor) for t in tensors)
 
 
 def not_divided(fn: str, argument: str, t: Any, instead: str) -> None:
@@ -143,6 +140,7 @@ def layout(input: Any, axis: int) -> tuple[Any, Layout]:
     """Return this process's logits and their layout. Partial sums, and classes that two axes of the mesh divide, are brought together."""
     from torch.distributed.tensor import Replicate, Shard
 
+    sharding.register()
     mesh, divided = input.device_mesh, None
     found: list[Any] = []
     for k, where in enumerate(input.placements):
@@ -180,6 +178,7 @@ def head_layout(fn: str, x: Any, w: Any, b: Any, target: Any, weight: Any, sampl
     """
     from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
+    sharding.register()
     if not isinstance(w, DTensor):
         fail(fn, "linear_weight", "be a DTensor as input is; DTensor.from_local makes one", type(w).__name__, TypeError)
     mesh = w.device_mesh

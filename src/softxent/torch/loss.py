@@ -162,9 +162,9 @@ def _distributed(
     truth, total = arguments.truth_of(FN, input, target, weight, sample, axis, options, shards)
     of_truth = [t for t in (target, weight, sample) if t is not None]
     if shards is None and reduction != "none" and not any(wanted) and plain(input, *of_truth) and not operators.differentiated(*of_truth):
-        whole = truth.y.new_ones(()) if total is None else distributed.whole_sum(total, place).to_local()
-        part = Given(target, weight, sample, axis, options, ONLY_LOSS, None, whole)
-        loss = distributed.whole_sum(_result(input, _computed(input, part), part), place)
+        divisor = truth.y.new_ones(()) if total is None else distributed.whole_sum(total, place).to_local()
+        part = Given(target, weight, sample, axis, options, ONLY_LOSS, None, divisor)
+        loss = distributed.whole_sum(_result(input, _computed(input, part, (truth, divisor)), part), place)
         return loss.to(arguments.result_dtype(input))
     transform, more = (options.temperature, options.cap), any(wanted[1:])
     if shards is None:
@@ -224,7 +224,7 @@ class Given(NamedTuple):
     options: Any  # Options, or a tuple of the same, not checked
     wanted: tuple[bool, ...]  # lse, log-probability, entropy, correct
     quick: arguments.QuickNumbers | None  # the truth, if `cpu.quick` can be called
-    whole: Tensor | None = None  # if these are the rows of one of several processes, what the sum is divided by; the loss is float64
+    divisor: Tensor | None = None  # if these are the rows of one of several processes, what the sum is divided by; the loss is float64
 
 
 # What is computed in the forward pass: the loss and, if they are wanted, lse, log-probability and entropy; the number of correct rows; the
@@ -288,27 +288,27 @@ def _quick(input: Tensor, given: Given, parts: Tensor | None = None, upstream: S
     return (torch.scalar_tensor(loss, dtype=dtype, device="cpu"), None, None, None), correct, dz, None
 
 
-def _computed(input: Tensor, given: Given) -> Found:
-    """Return the loss and its gradient, if `_with_gradient`, computed in the same pass."""
+def _computed(input: Tensor, given: Given, known: tuple[arguments.Truth, Tensor | None] | None = None) -> Found:
+    """Return the loss and its gradient, if `_with_gradient`, computed in the same pass. `known` is what `_truth_of` gives, if anything."""
     found = _quick(input, given)
     if found is not None:
         return found
     axis, options = given.axis, given.options
-    truth, total = _truth_of(input, given)
+    truth, total = known or _truth_of(input, given)
     transform = (options.temperature, options.cap)
     if _with_gradient(input, given):
         one = truth.y.new_ones(())
         losses, dz = compute.fused(input, *truth, one if total is None else _inverse(total), None, None, None, axis, *transform)
     else:
         losses, dz = compute.rows(input, *truth, axis, *transform, False)[0], None
-    dtype = arguments.result_dtype(input) if given.whole is None else torch.float64
+    dtype = arguments.result_dtype(input) if given.divisor is None else torch.float64
     return (arguments.reduced(losses, options.reduction, total, dtype),), 0, dz, None
 
 
 def _truth_of(input: Tensor, given: Given) -> tuple[arguments.Truth, Tensor | None]:
     """Return the truth of the rows, and what the sum of their losses is divided by."""
     truth, total = arguments.truth_of(FN, input, given.target, given.weight, given.sample, given.axis, given.options)
-    return truth, total if given.whole is None else given.whole
+    return truth, total if given.divisor is None else given.divisor
 
 
 def _with_gradient(input: Tensor, given: Given) -> bool:

@@ -331,10 +331,10 @@ class LogSoftmax(Function):
         axis, *transform = ctx.options
         total = torch.zeros_like(z)
         if dz is not None:
-            zero = z.new_zeros((), dtype=torch.float64)
-            mean = curvature(z, dz, no_labels(z, axis), zero, zero, zero, None, None, None, None, None, axis, *transform)[1]
+            label, zero = no_labels(z, axis), z.new_zeros((), dtype=torch.float64)
+            mean = curvature(z, dz, label, zero, zero, zero, None, None, None, None, None, axis, *transform)[1]
             slope = transformed(z, *transform)[1]
-            total = total + _columns(scale, no_labels(z, axis), axis) * (slope * dz - mean.unsqueeze(axis))
+            total = total + _columns(scale, label, axis) * (slope * dz - mean.unsqueeze(axis))
         if dscale is not None:
             total = total + log_softmax(z, dscale, axis, *transform)
         return total.to(z.dtype)
