@@ -126,6 +126,8 @@ def test_the_findings_of_optax():
     assert subject.dialect.name == "jax" and subject.reductions == ("none",) and subject.hard
     names = ["each row has its upstream gradient", "a common offset changes nothing"]
     assert [try_law(LAWS[name], subject, quick=True).status for name in names] == [HOLDS, BROKEN]
+    jax = pytest.importorskip("jax")
+    assert not jax.config.jax_enable_x64  # a setting of the laws, not of the process
 
 
 # ---- finding out how a function is called ----

@@ -6,6 +6,7 @@ import importlib
 import inspect
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -32,6 +33,7 @@ class Dialect(NamedTuple):
     array_of: Callable[[Array, str], Any]  # from an array and a dtype to the framework's
     to_numpy: Callable[[Any], Array]
     class_axis: int = -1  # of logits with further axes of rows
+    running: Callable[[], AbstractContextManager[Any]] = nullcontext  # the settings of the framework, while code runs
 
 
 NAMES = {  # the names that an option may have

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -10,12 +12,25 @@ from ..partials import Array
 from .dialects import Dialect
 
 
-def _jax_array(a: Array, dtype: str) -> Any:
+@contextmanager
+def _with_float64() -> Iterator[None]:
+    """Restore JAX's setting of 64-bit types at the end: a law may run in the process of somebody's tests."""
     import jax
 
     config: Any = jax.config
+    before = config.jax_enable_x64
     config.update("jax_enable_x64", True)  # the laws in float64 need it
-    return jax.numpy.asarray(a, dtype)
+    try:
+        yield
+    finally:
+        config.update("jax_enable_x64", before)
+
+
+def _jax_array(a: Array, dtype: str) -> Any:
+    import jax
+
+    with _with_float64():
+        return jax.numpy.asarray(a, dtype)
 
 
 def _array(a: Any) -> Array:
@@ -45,4 +60,5 @@ JAX = Dialect(
     {"contiguous": "{a}"},
     _jax_array,
     _array,
+    running=_with_float64,
 )

@@ -173,6 +173,12 @@ class Subject:
         """Run the code of this mode and return its results in float64 (in which all others are exact)."""
         self.last = (mode, one, directions)
         self.announce()
+        with self.dialect.running():
+            return self._results(mode, one, directions, arrays)
+
+    def _results(
+        self, mode: str, one: Case, directions: dict[str, Array] | None, arrays: dict[str, Any] | None
+    ) -> list[Array]:  # fmt: skip
         text = self.code(mode, one)
         if text not in LINES or mode == "compile":  # torch.compile remembers a code object, with the variables of its first run
             LINES[text] = compile(text, f"<{mode} of {self.name}>", "exec")
