@@ -4,6 +4,8 @@ import os
 
 os.environ |= {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -56,23 +58,98 @@ for backend, spec in [*(("default", spec) for spec in specs), ("formula", ("data
             plain = jax.jit(jax.grad(lambda z, t: sj.cross_entropy(z, t, label_smoothing=0.1))).lower(*arguments[:2]).compile()
         assert not gathered(plain), gathered(plain)
 
-hessian = lambda z: jax.jvp(jax.grad(lambda z: losses(z, labels, soft)), (z,), (z * z,))[1]  # noqa: E731
-near(jax.jit(hessian)(put(z, "data", "model")), jax.jit(hessian)(z), 1e-5)
+weights, tangent = jnp.cos(z), z * z
 
-# In shard_map, a row is a row, and the mean of the devices is taken by the user.
-mapped = jax.shard_map(
-    lambda z, t: jax.lax.psum(sj.softmax_cross_entropy_with_integer_labels(z, t).sum(), "data"),
-    mesh=mesh,
-    in_specs=(P("data"), P("data")),
-    out_specs=P(),
-)
-clean = jnp.abs(labels) % CLASSES
-near(
-    jax.jit(jax.value_and_grad(mapped))(put(z, "data"), put(clean, "data")),
-    jax.value_and_grad(lambda z: sj.softmax_cross_entropy_with_integer_labels(z, clean).sum())(z),
-)
 
+def product(z, labels, soft):
+    """The product with the Hessian, and a derivative through log_softmax."""
+    scaled = lambda z: losses(z, labels, soft) + (sj.log_softmax(z) * weights).sum()  # noqa: E731
+    return jax.jvp(jax.grad(scaled), (z,), (tangent,))[1]
+
+
+arguments = put(z, "data", "model"), put(labels), put(soft, "data", "model")
+compiled = jax.jit(product).lower(*arguments).compile()
+near(compiled(*arguments), jax.jit(product)(z, labels, soft), 1e-5)
+assert not gathered(compiled), gathered(compiled)
+
+# In shard_map, a row is a row, and the sum over the devices is taken by the user. The classes are divided where `axis_name` says so.
+
+
+def of_rows(z, labels, soft, weight, sample, name=None):
+    """A function of every output, for some of the rows."""
+    options = dict(class_weight=weight, label_smoothing=0.1, z_loss=0.01, softcap=20.0, temperature=1.3, axis_name=name)
+    outputs = dict(return_lse=True, return_entropy=True, return_logprobs=True)
+    hard = sj.cross_entropy(z, labels, reduction="none", sample_weight=sample, **options, **outputs)
+    given = sj.cross_entropy(z, soft, reduction="none", class_weight=weight, axis_name=name, return_entropy=True)
+    spread = (sj.log_softmax(z, axis_name=name) * jnp.cos(z)).sum()
+    spread = jax.lax.psum(spread, name) if name else spread
+    sums = [(k + 1.5) * (a * sample).sum() for k, a in enumerate((*hard[:4], *given[:1], given.entropy, sj.entropy(z, axis_name=name)))]
+    return sum(sums) + spread + sj.cross_entropy(z, labels, reduction="sum", sample_weight=sample, **options)
+
+
+def of_head(x, w, bias, labels, weight, name=None):
+    options = dict(bias=bias, class_weight=weight, budget=3 * CLASSES * 4, axis_name=name)
+    rows = sj.linear_cross_entropy(x, w, labels, reduction="none", return_entropy=True, **options)
+    return sj.linear_cross_entropy(x, w, labels, reduction="sum", label_smoothing=0.1, **options) + (rows.entropy**2).sum()
+
+
+def everything(function, *given):
+    """The value, the gradients by the arrays of floats, and the derivative of these along a direction."""
+    moving = [k for k, a in enumerate(given) if a.dtype.kind == "f"]
+
+    def derivatives(*floats):
+        whole = [floats[moving.index(k)] if k in moving else a for k, a in enumerate(given)]
+        return jax.value_and_grad(function, moving)(*whole)
+
+    floats = [given[k] for k in moving]
+    return jax.jvp(derivatives, floats, [jnp.sin(3 * a) for a in floats])
+
+
+def same_in_shard_map(function, given, specs):
+    halves = lambda *a: sum(function(*(x[i] if spec[:1] == ("data",) else x for x, spec in zip(a, specs, strict=True))) for i in HALVES)  # noqa: E731
+    want = jax.jit(partial(everything, halves))(*given)
+    for name in (None, "model"):
+        of = lambda *a, name=name: jax.lax.psum(function(*a, name=name), "data")  # noqa: E731
+        divided = tuple(P(*spec) if name else P(*spec[:1] if spec[:1] == ("data",) else ()) for spec in specs)
+        mapped = jax.shard_map(of, mesh=mesh, in_specs=divided, out_specs=P())
+        near(jax.jit(partial(everything, mapped))(*given), want, 1e-5)
+
+
+HALVES = slice(0, ROWS // 2), slice(ROWS // 2, None)
+sample = jnp.asarray(rng.random(ROWS), jnp.float32)
 x, w = (jnp.asarray(rng.standard_normal((n, WIDTH)), jnp.float32) for n in (ROWS, CLASSES))
+by_both = ("data", "model")
+same_in_shard_map(of_rows, (z, labels, soft, weight, sample), (by_both, ("data",), by_both, (), ("data",)))
+same_in_shard_map(of_head, (x, w, w[:, 0], labels, weight), (("data",), ("model",), ("model",), ("data",), ()))
+
+sure = z.at[:, 7].add(60) + 1e4  # a class with nearly all of the probability, and logits that are large
+in_shards = jax.shard_map(partial(sj.log_softmax, axis_name="model"), mesh=mesh, in_specs=P(*by_both), out_specs=P(*by_both))
+np.testing.assert_allclose(jax.jit(in_shards)(sure), sj.log_softmax(sure), rtol=1e-6, atol=0)
+
+outside = labels.at[5].set(CLASSES)  # out of range: NaN in its row alone
+loss = jax.shard_map(
+    partial(sj.cross_entropy, reduction="none", axis_name="model"), mesh=mesh, in_specs=(P(*by_both), P("data")), out_specs=P("data")
+)
+of_outside = jax.jvp(jax.grad(lambda z: loss(z, outside).sum()), (z.astype(jnp.bfloat16),), (jnp.cos(z).astype(jnp.bfloat16),))
+assert all(np.array_equal(np.isnan(np.asarray(a, float)).any(1), np.arange(ROWS) == 5) for a in of_outside)
+
+
+def message(name, labels=labels, **specs):
+    given = {"z": P("data", "model"), "of_rows": P("data")} | specs
+    mapped = jax.shard_map(
+        partial(sj.cross_entropy, reduction="none", axis_name=name), mesh=mesh, in_specs=tuple(given.values()), out_specs=P("data")
+    )
+    try:
+        jax.jit(mapped)(z, labels)
+    except ValueError as error:
+        return str(error)
+
+
+assert "logits must be divided by the axis 'model' of a jax.shard_map" in message("model", z=P("data"))
+assert "labels must be the same on all devices along the axis 'model'" in message("model", jnp.tile(labels, 2), of_rows=P("model"))
+assert "axis_name must name axes of the mesh" in message("classes")
+
+# A head under jit.
 head = jax.value_and_grad(lambda x, w: sj.linear_cross_entropy(x, w, labels, budget=4 * CLASSES * 4), (0, 1))
 near(jax.jit(head)(put(x, None, None), put(w, "model", None)), jax.jit(head)(x, w))
 print("equal")

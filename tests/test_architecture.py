@@ -177,7 +177,7 @@ FLOORS = {  # the lowest first; a file may import files of lower floors, and on 
     "doors": ("distributed", "loss", "linear", "lazy_logits", "huggingface", "__init__"),
 }
 FLOORS_OF_JAX = {
-    "compute": ("arrays", "call", "formulas", "native", "devices"),
+    "compute": ("arrays", "call", "formulas", "native", "by_classes", "devices"),
     "operators": ("operators", "linear_operators"),
     "arguments": ("arguments",),
     "doors": ("loss", "linear", "__init__"),

@@ -10,13 +10,16 @@ import math
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+from jax import lax
 from jax.experimental import checkify
 
 from .. import contract, truth
 from ..contract import NUMPY, fail
 from ..truth import Options as Options
 from ..truth import options as options
+from . import devices
 from .arrays import Array, computed_in, widest
+from .by_classes import Names
 from .call import IGNORED, LARGEST, OUTSIDE, Call, special
 from .formulas import averaged
 
@@ -77,24 +80,52 @@ def class_labels(fn: str, t: Array, classes: int, ignore_index: int | None, chec
     return t if ignore_index is None else jnp.where(ignored, special(IGNORED, t.dtype), t)
 
 
+def names_of(fn: str, axis_name: Any) -> Names:
+    """Return the axes of the mesh of a shard_map by which the classes are divided."""
+    if axis_name is None:
+        return ()
+    names = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
+    for name in names:
+        try:
+            lax.axis_size(name)
+        except NameError:
+            fail(fn, "axis_name", "name axes of the mesh of a jax.shard_map in which the function is called", repr(axis_name))
+    return names
+
+
+def check_devices(fn: str, names: Names, divided: dict[str, Any], t: Any = None, class_weight: Any = None, sample: Any = None) -> None:
+    """Check what the devices along `names` have: their own classes of the logits and of probabilities, and the same of all else."""
+    others = {"class_weight": class_weight, "sample_weight": sample}
+    if t is not None and t.dtype.name in FLOATS:
+        divided = {**divided, "labels": t}
+    else:
+        others["labels"] = t
+    devices.check_divided(fn, names, divided, others)
+
+
 def call_of(
-    fn: str, z: Array, t: Array, class_weight: Array | None, sample: Array | None, given: Options, check: bool
+    fn: str, z: Array, t: Array, class_weight: Array | None, sample: Array | None, given: Options, check: bool, names: Names = ()
 ) -> tuple[Call, Array]:
-    """Return the call of logits z [*rows, C] and labels, and the sum of the rows' weights, for a mean."""
-    classes, lead, wide = z.shape[-1], z.shape[:-1], computed_in(z.dtype)
+    """Return the call of logits z [*rows, C] and labels, and the sum of the rows' weights, for a mean.
+
+    `names` are axes of the mesh by which the classes are divided; `class_weight` has those of all devices.
+    """
+    here, lead, wide = z.shape[-1], z.shape[:-1], computed_in(z.dtype)
+    classes = devices.classes_of(names, here)
     w = None if class_weight is None else class_weight.astype(widest())
     each = None if sample is None else jnp.broadcast_to(sample.astype(widest()), lead)
     e = given.label_smoothing
     if t.dtype.kind not in "iu":
         label = special(LARGEST, jnp.int32)
         found = truth.row_numbers(None, None, each, 0.0, given.z_loss, classes)
+        w = None if w is None else devices.own(w, names, here)
         off = t if w is None and not e else truth.soft(t.astype(widest()), w, e, classes)
         off = off if off.dtype in (z.dtype, wide) else off.astype(wide)
         total = jnp.int32(math.prod(lead)) if each is None else each.sum()
         return Call(z, label, off, y=found.y, r=found.r, q=found.q), total
     label = class_labels(fn, t, classes, given.ignore_index, check)
     found = truth.row_numbers(label, w, each, e, given.z_loss, classes)
-    off = 0.0 if found.off is None else jnp.broadcast_to(found.off, classes).astype(wide)
+    off = 0.0 if found.off is None else devices.own(jnp.broadcast_to(found.off, classes), names, here).astype(wide)
     live = label != special(IGNORED, label.dtype)
     total = live.sum(dtype=jnp.int32) if isinstance(found.weight, float) else jnp.where(live, found.weight, 0.0).sum()
     return Call(z, label, off, y=found.y, r=found.r, q=found.q), total

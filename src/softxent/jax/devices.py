@@ -1,8 +1,8 @@
-"""How an operator is divided among devices, where the logits have a sharding under `jax.jit`: by rows, by classes, or both.
+"""How an operator is divided among devices: by rows, by classes, or both.
 
-Without this, XLA would gather the logits before a custom call. By rows, each device computes its rows; `mean` adds up over the devices. By
-classes, each device sums over its classes, all gather the sums [7, R] of each other and merge them in the order of the classes, and each
-computes its part of the gradient from them. `along`, `curvature` and `log_softmax` are divided by rows alone.
+Under `jax.jit`, where the logits have a sharding, `divided` tells XLA how; without it, XLA would gather the logits before a custom call. By
+rows, each device computes its rows, and `mean` adds up over the devices. by_classes.py computes what is divided by classes. Inside
+`jax.shard_map`, the function sees the rows of its device, and the user names the axes of the mesh by which the classes are divided.
 """
 
 from __future__ import annotations
@@ -11,17 +11,16 @@ import math
 from functools import lru_cache
 from typing import Any
 
-import jax.numpy as jnp
+import jax
 from jax import lax
 from jax.experimental.custom_partitioning import SdyShardingRule, custom_partitioning
 from jax.sharding import NamedSharding, PartitionSpec
 
-from .. import shards
+from ..contract import fail
+from . import by_classes
 from .arrays import Array
-from .call import LARGEST, OUTSIDE, Call, Fixed, by_row, restored, special
-from .formulas import averaged, inverse
-
-BY_CLASSES = ("rows", "gradient", "mean", "mean_and_gradient")
+from .by_classes import OF_CLASSES, Names
+from .call import Call, Fixed, restored
 
 
 def needed_when_lowered(primitive: Any) -> None:
@@ -57,8 +56,6 @@ def divided(operator: str, backend: Any, fixed: Fixed, how: tuple[tuple[str, Any
         call = restored(arguments, fixed)
         spec = tuple(call.z.sharding.spec) + (None,) * (call.z.ndim - len(call.z.sharding.spec))
         places = [_fitting(mesh, axes, n) for axes, n in zip(spec, call.z.shape, strict=True)]
-        if operator not in BY_CLASSES:
-            places[-1] = None
         given, found = (
             [NamedSharding(mesh, PartitionSpec(*(places[k] for k in axes))) for axes in each] for each in _axes(call, operator, options)
         )
@@ -69,7 +66,7 @@ def divided(operator: str, backend: Any, fixed: Fixed, how: tuple[tuple[str, Any
             if places[-1] is None:
                 found = compute(mine, **options)
             else:
-                found = _by_classes(operator, backend, mine, _names(places[-1]), **options)
+                found = by_classes.computed(operator, backend, mine, _names(places[-1]), **options)
             if not summed or "mean" not in operator:
                 return found
             if operator == "mean":
@@ -107,7 +104,7 @@ def _factors(axes: Any) -> Any:
     return tuple("c" if k == -1 else f"r{k}" for k in axes)
 
 
-def _names(place: Any) -> tuple[str, ...]:
+def _names(place: Any) -> Names:
     return () if place is None else (place,) if isinstance(place, str) else tuple(place)
 
 
@@ -116,40 +113,45 @@ def _fitting(mesh: Any, place: Any, length: int) -> Any:
     return place if length % math.prod(mesh.shape[name] for name in _names(place)) == 0 else None
 
 
-# ---- by classes ----
+# ---- in shard_map ----
 
 
-def _by_classes(operator: str, backend: Any, call: Call, names: tuple[str, ...], temperature: float, cap: float, **options: Any) -> Any:
-    """Compute an operator for the classes of this device; all devices along the axes `names` do so for theirs."""
-    kept, in_place = options.get("kept", 0), {"in_place": options["in_place"]} if "in_place" in options else {}
-    if "mean" in operator:
-        call = call._replace(g=inverse(call.total))
-    found, sums, mine = merged(backend, call._replace(total=0.0), names, temperature, cap)
-    if operator == "rows":
-        return found[: 5 if options["more"] else 2]
-    dz = None if operator == "mean" else backend.backward(mine, sums, temperature, cap, **in_place)
-    if operator == "gradient":
-        return dz
-    loss = averaged(found[0], call.total, kept)
-    return loss if operator == "mean" else [loss, dz]
+def varying(call: Call, names: Names, more: frozenset[str] = frozenset()) -> Call:
+    """Let the arrays of a call vary over the same axes of the mesh of a shard_map, and over `more`; those of rows do not vary over `names`.
+
+    So JAX adds up the derivatives by an array that is the same on several devices, such as class weights.
+    """
+    arrays = {name: a for name, a in call._asdict().items() if not isinstance(a, float)}
+    every = varies_over(*arrays.values()) | more
+    return call._replace(**{name: cast(a, every.difference(() if name in OF_CLASSES else names)) for name, a in arrays.items()})
 
 
-def merged(backend: Any, call: Call, names: tuple[str, ...], temperature: float, cap: float) -> tuple[list[Array], Array, Call]:
-    """Return the outputs of the rows and their sums over the classes of all devices, and the call with the labels of this device."""
-    classes, first = call.z.shape[-1], lax.axis_index(names) * call.z.shape[-1]
-    label = jnp.broadcast_to(by_row(call.label, call.rows), call.rows)
-    if not call.label.ndim:  # arguments.py gives the label LARGEST to all rows or to none
-        label = jnp.where(call.special(LARGEST), _largest(call, first, names).astype(label.dtype), label)
-    is_special = label <= special(OUTSIDE, label.dtype)
-    mine = call._replace(label=jnp.where(is_special, label, label - first.astype(label.dtype)))
-    sums = lax.all_gather(backend.forward(mine, temperature, cap)[-1], names)
-    order = shards.merge_order([shards.Columns(k * classes, (k + 1) * classes) for k in range(len(sums))])
-    *found, total = backend.merge(sums, order, call._replace(label=label))
-    return found, total, mine
+def varies_over(*arrays: Any) -> frozenset[str]:
+    """Return the axes of the mesh of a shard_map over which one of the arrays varies, which may be None."""
+    return frozenset[str]().union(*(jax.typeof(a).manual_axis_type.varying for a in arrays if a is not None))
 
 
-def _largest(call: Call, first: Array, names: tuple[str, ...]) -> Array:
-    """Return the class with the largest off of each row, or the largest logit if there is no off for each row."""
-    of = call.z if isinstance(call.off, float) or call.off.ndim == 1 else jnp.broadcast_to(call.off, call.z.shape)
-    value, index = lax.all_gather((of.max(-1), of.argmax(-1) + first), names)
-    return jnp.take_along_axis(index, value.argmax(0)[None], 0)[0]
+def cast(a: Array, axes: frozenset[str]) -> Array:
+    """Let an array vary over these axes of the mesh of a shard_map."""
+    return lax.pcast(a, tuple(sorted(axes - varies_over(a))), to="varying")
+
+
+def check_divided(fn: str, names: Names, divided: dict[str, Any], others: dict[str, Any]) -> None:
+    """Check that these arrays, by argument, are divided by the axes `names` of a shard_map, and that others are the same along them."""
+    for name in names:
+        for argument, a in divided.items():
+            if a is not None and name not in varies_over(a):
+                fail(fn, argument, f"be divided by the axis {name!r} of a jax.shard_map with check_vma=True", "an array that is not")
+        for argument, a in others.items():
+            if a is not None and name in varies_over(a):
+                fail(fn, argument, f"be the same on all devices along the axis {name!r}", "an array that varies over it")
+
+
+def classes_of(names: Names, here: int) -> int:
+    """Return the number of all classes, of which each device has `here`."""
+    return here * math.prod(lax.axis_size(name) for name in names)
+
+
+def own(a: Array, names: Names, here: int) -> Array:
+    """Return the entries of the classes of this device, from an array whose last axis has all classes."""
+    return lax.dynamic_slice_in_dim(a, lax.axis_index(names) * here, here, a.ndim - 1) if names else a

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from .. import contract
 from ..contract import NUMPY_LINEAR, fail
 from ..linear import BUDGET, chunk_rows
-from . import arguments
+from . import arguments, devices
 from .arguments import floats, labels_of
 from .call import operands
 from .linear_operators import Head, head_mean, head_rows
@@ -42,6 +42,7 @@ def linear_cross_entropy(
     return_correct: bool = False,
     check: bool = False,
     budget: int = BUDGET,
+    axis_name: str | tuple[str, ...] | None = None,
 ) -> Any:
     """Compute the cross-entropy of `logits = x W^T + b` and labels, with the logits computed a chunk of rows at a time.
 
@@ -54,6 +55,8 @@ def linear_cross_entropy(
         bias: b, [C].
         class_weight, ..., check: as in `cross_entropy`.
         budget: the bytes of logits that are held at once; 64 MiB by default. Larger chunks are faster, because each adds to all of dW.
+        axis_name: as in `cross_entropy`: `weight` and `bias` have the classes of this device, and `x` is the same on all devices along
+            these axes. The gradient by `x` is added up over them.
 
     Returns:
         The loss in the dtype of `x`, or a `Result`.
@@ -69,18 +72,23 @@ def linear_cross_entropy(
 
     Source: Part 3 of the derivation, and its part on linear heads.
     """
+    names = arguments.names_of(FN, axis_name)
     given = arguments.options(FN, ignore_index, reduction, label_smoothing, z_loss, temperature, softcap)
     contract.integer(FN, "budget", budget, low=1)
     head, lead = _head(x, weight, bias)
     rows, classes = math.prod(lead), len(head.w)
     t = labels_of(FN, labels, (*lead, classes), len(lead), NUMPY_LINEAR)
-    w, sample = arguments.weights(FN, class_weight, sample_weight, classes, lead)
+    w, sample = arguments.weights(FN, class_weight, sample_weight, devices.classes_of(names, classes), lead)
+    arguments.check_devices(FN, names, {"weight": head.w, "bias": head.b}, t, w, sample)
+    devices.check_divided(FN, names, {}, {"x": head.x})
     sample = None if sample is None else jnp.broadcast_to(sample, lead).reshape(rows)
     logits = jax.ShapeDtypeStruct((rows, classes), head.x.dtype)
-    call, total = arguments.call_of(FN, logits, t.reshape(rows, *t.shape[len(lead) :]), w, sample, given, check)
-    call = call._replace(z=0.0)
+    call, total = arguments.call_of(FN, logits, t.reshape(rows, *t.shape[len(lead) :]), w, sample, given, check, names)
+    over = devices.varies_over(*head, *operands(call._replace(z=0.0))[0])
+    head = Head(*(None if a is None else devices.cast(a, over) for a in head))
+    call, total = devices.varying(call._replace(z=0.0), names, over), devices.cast(total, over.difference(names))
     step = max(1, chunk_rows(rows, classes * head.x.dtype.itemsize, budget))
-    wanted, transform = (return_lse, return_entropy, return_logprobs, return_correct), (given.temperature, given.cap)
+    wanted, transform = (return_lse, return_entropy, return_logprobs, return_correct), (given.temperature, given.cap, names)
     if arguments.in_one_pass(given.reduction, wanted, head.x.dtype):
         arrays, fixed = operands(call)
         return head_mean(fixed, transform, step, head, arrays, arguments.divisor(given.reduction, total)).astype(head.x.dtype)

@@ -16,12 +16,13 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
 
-from . import operators
+from . import devices, operators
 from .arrays import Array, widest
+from .by_classes import Names
 from .call import IGNORED, Call, Fixed, restored, special
 from .formulas import averaged
 
-Transform = tuple[float, float]
+Transform = tuple[float, float, Names]  # temperature, cap, names
 
 
 class Head(NamedTuple):
@@ -59,7 +60,8 @@ def _head_mean_jvp(fixed: Fixed, transform: Transform, step: int, primals: Any, 
     loss, found = mean_and_gradients(head, restored(truth, fixed), total, transform, step, moving)
     moved = jnp.zeros((), loss.dtype)
     for gradient, tangent in zip(found, (t for t, yes in zip(dhead, moving, strict=True) if yes), strict=True):
-        moved += (gradient * tangent).sum(dtype=loss.dtype)
+        product = (gradient * tangent).sum(dtype=loss.dtype)
+        moved += lax.psum(product, transform[2]) if transform[2] else product
     if not all(isinstance(t, SymbolicZero) for t in (*dtruth, dtotal)):
 
         def of(truth: list[Array], total: Array) -> Array:
@@ -86,10 +88,11 @@ def mean_and_gradients(
     """
     sums = jnp.promote_types(head.x.dtype, jnp.float32)
     of_x, of_w, of_b = wanted
+    over, names = devices.varies_over(head.w), transform[2]
     start = (
-        jnp.zeros((), widest()),
-        jnp.zeros(head.w.shape, sums) if of_w else None,
-        jnp.zeros(head.w.shape[:1], sums) if of_b else None,
+        devices.cast(jnp.zeros((), widest()), over.difference(names)),
+        devices.cast(jnp.zeros(head.w.shape, sums), over) if of_w else None,
+        devices.cast(jnp.zeros(head.w.shape[:1], sums), over) if of_b else None,
     )
 
     def of_a_chunk(carry: Any, x: Array, truth: Call) -> Any:

@@ -11,9 +11,10 @@ from typing import Any
 import jax.numpy as jnp
 
 from ..contract import fail
-from . import arguments, operators
+from . import arguments, devices, operators
 from .arguments import class_axis, class_labels, floats, labels_of
 from .arrays import Array, computed_in
+from .by_classes import Names
 from .call import LARGEST, NO_LABEL, Call, special
 
 
@@ -35,6 +36,7 @@ def cross_entropy(
     return_logprobs: bool = False,
     return_correct: bool = False,
     check: bool = False,
+    axis_name: str | tuple[str, ...] | None = None,
 ) -> Any:
     """Compute the softmax cross-entropy of logits and labels.
 
@@ -51,6 +53,9 @@ def cross_entropy(
         return_lse, return_entropy, return_logprobs, return_correct: whether to return a `Result` with these numbers too.
         check: whether a label out of range is an error of `jax.experimental.checkify`. Otherwise the loss and the gradient of that row are
             NaN.
+        axis_name: inside `jax.shard_map`, the axes of the mesh by which the classes are divided. `logits`, and probabilities, then have the
+            classes of this device. Labels count through all classes, `class_weight` has all classes, and both are the same on all devices
+            along these axes, as the results are.
 
     Returns:
         The loss in the dtype of `logits`, or a `Result`.
@@ -68,12 +73,13 @@ def cross_entropy(
     """
     fn = "cross_entropy"
     given = arguments.options(fn, ignore_index, reduction, label_smoothing, z_loss, temperature, softcap)
-    z = floats(fn, "logits", logits)
+    names, z = arguments.names_of(fn, axis_name), floats(fn, "logits", logits)
     k = class_axis(fn, z, axis)
     t, z = labels_of(fn, labels, z.shape, k), jnp.moveaxis(z, k, -1)
-    w, sample = arguments.weights(fn, class_weight, sample_weight, z.shape[-1], z.shape[:-1])
-    call, total = arguments.call_of(fn, z, t, w, sample, given, check)
-    wanted, transform = (return_lse, return_entropy, return_logprobs, return_correct), (given.temperature, given.cap)
+    w, sample = arguments.weights(fn, class_weight, sample_weight, devices.classes_of(names, z.shape[-1]), z.shape[:-1])
+    arguments.check_devices(fn, names, {"logits": z}, t, w, sample)
+    call, total = arguments.call_of(fn, z, t, w, sample, given, check, names)
+    wanted, transform = (return_lse, return_entropy, return_logprobs, return_correct), (given.temperature, given.cap, names)
     if arguments.in_one_pass(given.reduction, wanted, z.dtype):
         return operators.mean(call._replace(total=arguments.divisor(given.reduction, total)), *transform).astype(z.dtype)
     found = operators.rows(call, *transform, more=any(wanted[1:]))
@@ -157,13 +163,14 @@ def _masked(z: Array, mask: Array | None) -> Array:
     return z if mask is None else jnp.where(mask, z, -jnp.inf)
 
 
-def logsumexp(logits: Any, axis: int = -1, keepdims: bool = False) -> Array:
+def logsumexp(logits: Any, axis: int = -1, keepdims: bool = False, *, axis_name: str | tuple[str, ...] | None = None) -> Array:
     """Compute log-sum-exp over one axis, `lse(z) = log sum_k exp(z_k)`, as `jax.nn.logsumexp` does. Its gradient is softmax.
 
     Args:
         logits: float32, float64, bfloat16 or float16, of any shape with at least one axis.
         axis: the axis.
         keepdims: whether the result keeps the axis, with length 1.
+        axis_name: inside `jax.shard_map`, the axes of the mesh by which `axis` is divided.
 
     Returns:
         An array with the dtype of `logits`.
@@ -173,12 +180,12 @@ def logsumexp(logits: Any, axis: int = -1, keepdims: bool = False) -> Array:
 
     Cost: one read; derivatives as in `cross_entropy`.
     """
-    z, k = _on_axis("logsumexp", logits, axis)
-    lse = operators.rows(Call(z, jnp.int32(NO_LABEL)))[1].astype(z.dtype)
+    z, k, names = _on_axis("logsumexp", logits, axis, axis_name)
+    lse = operators.rows(Call(z, jnp.int32(NO_LABEL)), names=names)[1].astype(z.dtype)
     return jnp.expand_dims(lse, k) if keepdims else lse
 
 
-def log_softmax(logits: Any, axis: int = -1) -> Array:
+def log_softmax(logits: Any, axis: int = -1, *, axis_name: str | tuple[str, ...] | None = None) -> Array:
     """Compute the logarithm of softmax over one axis, `log softmax(z)_k = z_k - lse(z)`, as `jax.nn.log_softmax` does.
 
     It is computed as (z_k - max z) - (lse - max z), so that values near 0 keep their digits. Arguments, errors and derivatives are those of
@@ -186,22 +193,23 @@ def log_softmax(logits: Any, axis: int = -1) -> Array:
 
     Cost: two reads and one write.
     """
-    z, k = _on_axis("log_softmax", logits, axis)
-    return jnp.moveaxis(operators.log_softmax(Call(z, y=1.0)), -1, k)
+    z, k, names = _on_axis("log_softmax", logits, axis, axis_name)
+    return jnp.moveaxis(operators.log_softmax(Call(z, y=1.0), names=names), -1, k)
 
 
-def entropy(logits: Any, axis: int = -1) -> Array:
+def entropy(logits: Any, axis: int = -1, *, axis_name: str | tuple[str, ...] | None = None) -> Array:
     """Compute the entropy of softmax over one axis, `- sum_k yhat_k log yhat_k` with yhat = softmax(z).
 
     Arguments, errors, cost and derivatives are those of `logsumexp`. The result is [*rows], in the dtype of `logits`. No term is negative,
     so that values near 0 keep their digits.
     """
-    z, _ = _on_axis("entropy", logits, axis)
-    return operators.rows(Call(z, special(LARGEST, jnp.int32)), more=True)[3].astype(z.dtype)
+    z, _, names = _on_axis("entropy", logits, axis, axis_name)
+    return operators.rows(Call(z, special(LARGEST, jnp.int32)), names=names, more=True)[3].astype(z.dtype)
 
 
-def _on_axis(fn: str, logits: Any, axis: int) -> tuple[Array, int]:
-    """Return the logits with the axis last, and the axis, not negative."""
-    z = floats(fn, "logits", logits)
+def _on_axis(fn: str, logits: Any, axis: int, axis_name: Any) -> tuple[Array, int, Names]:
+    """Return the logits with the axis last, the axis, not negative, and the axes of the mesh by which it is divided."""
+    names, z = arguments.names_of(fn, axis_name), floats(fn, "logits", logits)
     k = class_axis(fn, z, axis)
-    return jnp.moveaxis(z, k, -1), k
+    arguments.check_devices(fn, names, {"logits": z})
+    return jnp.moveaxis(z, k, -1), k, names

@@ -11,6 +11,9 @@ Their argument is a `Call`. Each is a primitive of JAX, with closed derivatives 
 The derivatives of `along` and `curvature` by the logits, of second and third order, are those of expressions of the other operators. On the
 CPU the operators are computed by the compiled kernel (native.py), elsewhere by formula.py (formulas.py); JAX chooses when it lowers a
 function for a platform.
+
+`names` are axes of the mesh of a `jax.shard_map` by which the classes are divided. Each device has the logits, v and off of its classes.
+The other arguments, and what the rows give, are the same on all devices along these axes.
 """
 
 from __future__ import annotations
@@ -24,13 +27,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from .. import contract, formula
-from . import devices, formulas, native
+from . import by_classes, devices, formulas, native
 from .arrays import Array, as_rows, computed_in, widest
+from .by_classes import Names
 from .call import IGNORED, NO_LABEL, UPSTREAM, Call, Fixed, by_row, off_by_row, operands, restored, summed_to
 from .formulas import averaged, inverse
 
@@ -43,47 +48,47 @@ _warned = False
 # ---- the operators ----
 
 
-def rows(call: Call, temperature: float = 1.0, cap: float = math.inf, more: bool = False) -> list[Array]:
+def rows(call: Call, temperature: float = 1.0, cap: float = math.inf, names: Names = (), more: bool = False) -> list[Array]:
     """Return loss and lse of each row and, if `more`, the log-probability of the label, the entropy and correct (bool).
 
     All are 0 in rows with the label IGNORED.
     """
-    return list(_bound(rows_p, call, temperature, cap, more=more))
+    return list(_bound(rows_p, call, temperature, cap, names, more=more))
 
 
-def along(call: Call, temperature: float = 1.0, cap: float = math.inf, more: bool = False) -> list[Array]:
+def along(call: Call, temperature: float = 1.0, cap: float = math.inf, names: Names = (), more: bool = False) -> list[Array]:
     """Return the derivatives of loss, lse and, if `more`, log-probability and entropy along v."""
-    return list(_bound(along_p, call, temperature, cap, more=more))
+    return list(_bound(along_p, call, temperature, cap, names, more=more))
 
 
-def gradient(call: Call, temperature: float = 1.0, cap: float = math.inf) -> Array:
+def gradient(call: Call, temperature: float = 1.0, cap: float = math.inf, names: Names = ()) -> Array:
     """Return the gradient of sum g loss + l lse + b logprob + n entropy by the logits."""
-    return _bound(gradient_p, call, temperature, cap)
+    return _bound(gradient_p, call, temperature, cap, names)
 
 
-def curvature(call: Call, temperature: float = 1.0, cap: float = math.inf) -> Array:
+def curvature(call: Call, temperature: float = 1.0, cap: float = math.inf, names: Names = ()) -> Array:
     """Return the derivative of `gradient` along v."""
-    return _bound(curvature_p, call, temperature, cap)
+    return _bound(curvature_p, call, temperature, cap, names)
 
 
-def log_softmax(call: Call, temperature: float = 1.0, cap: float = math.inf) -> Array:
+def log_softmax(call: Call, temperature: float = 1.0, cap: float = math.inf, names: Names = ()) -> Array:
     """Return y log softmax(z), in the type of z. It is 0 where y is 0."""
-    return _bound(log_softmax_p, call, temperature, cap)
+    return _bound(log_softmax_p, call, temperature, cap, names)
 
 
-def mean(call: Call, temperature: float = 1.0, cap: float = math.inf, kept: int = 0) -> Array:
+def mean(call: Call, temperature: float = 1.0, cap: float = math.inf, names: Names = (), kept: int = 0) -> Array:
     """Return the losses divided by `total`, added up over the axes of the rows except for the first `kept` ones."""
-    return _bound(mean_p, call, temperature, cap, kept=kept)
+    return _bound(mean_p, call, temperature, cap, names, kept=kept)
 
 
-def mean_and_gradient(call: Call, temperature: float = 1.0, cap: float = math.inf, kept: int = 0) -> list[Array]:
+def mean_and_gradient(call: Call, temperature: float = 1.0, cap: float = math.inf, names: Names = (), kept: int = 0) -> list[Array]:
     """Return `mean` and the gradient of its sum by the logits, computed in one pass."""
-    return list(_bound(mean_and_gradient_p, call, temperature, cap, kept=kept))
+    return list(_bound(mean_and_gradient_p, call, temperature, cap, names, kept=kept))
 
 
-def _bound(primitive: Primitive, call: Call, temperature: float, cap: float, **how: Any) -> Any:
-    arrays, fixed = operands(call)
-    return primitive.bind(*arrays, fixed=fixed, temperature=temperature, cap=cap, by_formula=_formula, **how)
+def _bound(primitive: Primitive, call: Call, temperature: float, cap: float, names: Names, **how: Any) -> Any:
+    arrays, fixed = operands(devices.varying(call, names))
+    return primitive.bind(*arrays, fixed=fixed, temperature=temperature, cap=cap, names=names, by_formula=_formula, **how)
 
 
 @contextmanager
@@ -113,25 +118,27 @@ def _primitive(name: str, results: Callable[..., Any], computed_as: str = "") ->
     """Return a primitive whose operands are the arrays of a `Call`.
 
     name: that of the function in native.py and formulas.py, unless `computed_as` is.
-    results: returns what it gives, one ShapedArray or a list, from a Call and the parameters.
+    results: returns what it gives, one ShapedArray or a list, from a Call, `names` and the other parameters.
     """
     primitive, operator = Primitive(f"softxent_{name}"), computed_as or name
     primitive.multiple_results = name in ("rows", "along", "mean_and_gradient")
 
-    def lowered(context: Any, *values: Any, fixed: Fixed, by_formula: bool, **how: Any) -> Any:
+    def lowered(context: Any, *values: Any, fixed: Fixed, names: Names, by_formula: bool, **how: Any) -> Any:
         on_the_cpu = tuple(context.module_context.platforms) == ("cpu",)
         by_kernel = on_the_cpu and not by_formula and context.avals_in[0].size and not _kernel_missing()
         backend = native if by_kernel else formulas
         if backend is native and operator in ("gradient", "mean_and_gradient"):
             how["in_place"] = native.may_be_overwritten(values[0])
-        if devices.several(context):
+        if names:
+            compute = lambda *arrays: by_classes.computed(operator, backend, restored(arrays, fixed), names, **how)  # noqa: E731
+        elif devices.several(context):
             compute = devices.divided(operator, backend, fixed, tuple(how.items()))
         else:
             compute = lambda *arrays: getattr(backend, operator)(restored(arrays, fixed), **how)  # noqa: E731
         return mlir.lower_fun(compute, primitive.multiple_results)(context, *values)
 
-    def abstract(*arrays: Any, fixed: Fixed, temperature: float, cap: float, by_formula: bool, **how: Any) -> Any:
-        return results(restored(arrays, fixed), **how)
+    def abstract(*arrays: Any, fixed: Fixed, temperature: float, cap: float, names: Names, by_formula: bool, **how: Any) -> Any:
+        return results(restored(arrays, fixed), names, **how)
 
     def batched(arrays: Sequence[Any], dims: Sequence[Any], **parameters: Any) -> Any:
         parameters |= {"kept": parameters["kept"] + 1} if "kept" in parameters else {}
@@ -169,36 +176,43 @@ def _batched(arrays: Sequence[Array], dims: Sequence[int | None], fixed: Fixed) 
     return [moved(*each) for each in zip(there, arrays, dims, strict=True)]
 
 
-def _result(call: Call, axes: int, dtype: Any) -> ShapedArray:
-    """Return the type of a result that has the first axes of the logits, with their sharding."""
+def _result(call: Call, axes: int, dtype: Any, names: Names) -> ShapedArray:
+    """Return the type of a result that has the first axes of the logits, with their sharding.
+
+    In shard_map, it varies over the axes of the mesh over which the logits do, but for `names` if it has no axis of classes.
+    """
     z, sharding = call.z, call.z.sharding
-    found: ShapedArray = z.update(shape=z.shape[:axes], dtype=jnp.dtype(dtype), sharding=sharding.update(spec=sharding.spec[:axes]))
+    over = z.manual_axis_type.varying.difference(names if axes < z.ndim else ())
+    found: ShapedArray = z.update(
+        shape=z.shape[:axes], dtype=jnp.dtype(dtype), sharding=sharding.update(spec=sharding.spec[:axes]),
+        manual_axis_type=z.manual_axis_type.update(varying=over),
+    )  # fmt: skip
     return found
 
 
-def _like_logits(call: Call) -> ShapedArray:
-    return _result(call, call.z.ndim, call.z.dtype)
+def _like_logits(call: Call, names: Names) -> ShapedArray:
+    return _result(call, call.z.ndim, call.z.dtype, names)
 
 
-def _of_rows(call: Call) -> ShapedArray:
-    return _result(call, call.z.ndim - 1, widest())
+def _of_rows(call: Call, names: Names) -> ShapedArray:
+    return _result(call, call.z.ndim - 1, widest(), names)
 
 
-def _of_kept(call: Call, kept: int) -> ShapedArray:
-    return _result(call, kept, widest())
+def _of_kept(call: Call, names: Names, kept: int) -> ShapedArray:
+    return _result(call, kept, widest(), names)
 
 
-def _outputs(call: Call, more: bool) -> list[ShapedArray]:
-    return [_of_rows(call)] * (4 if more else 2) + [_result(call, call.z.ndim - 1, bool)] * more
+def _outputs(call: Call, names: Names, more: bool) -> list[ShapedArray]:
+    return [_of_rows(call, names)] * (4 if more else 2) + [_result(call, call.z.ndim - 1, bool, names)] * more
 
 
 rows_p = _primitive("rows", _outputs)
-along_p = _primitive("along", lambda call, more: [_of_rows(call)] * (4 if more else 2))
+along_p = _primitive("along", lambda call, names, more: [_of_rows(call, names)] * (4 if more else 2))
 gradient_p = _primitive("gradient", _like_logits)
 curvature_p = _primitive("curvature", _like_logits, "product")
 log_softmax_p = _primitive("log_softmax", _like_logits)
 mean_p = _primitive("mean", _of_kept)
-mean_and_gradient_p = _primitive("mean_and_gradient", lambda call, kept: [_of_kept(call, kept), _like_logits(call)])
+mean_and_gradient_p = _primitive("mean_and_gradient", lambda call, names, kept: [_of_kept(call, names, kept), _like_logits(call, names)])
 
 
 # ---- derivatives ----
@@ -258,19 +272,19 @@ def _jvp_of(function: Callable[[Call], Any], call: Call, moving: Tangents) -> An
 
 
 @_differentiated(rows_p)
-def _(call: Call, moving: Tangents, temperature: float, cap: float, more: bool) -> Any:
-    found, moved = rows(call, temperature, cap, more), [None] * (4 if more else 2)
+def _(call: Call, moving: Tangents, temperature: float, cap: float, names: Names, more: bool) -> Any:
+    found, moved = rows(call, temperature, cap, names, more), [None] * (4 if more else 2)
     if moving.z is not None:
-        moved = along(call._replace(v=moving.z), temperature, cap, more)
-    by_truth = _loss_along_truth(call, moving, temperature, cap)
+        moved = along(call._replace(v=moving.z), temperature, cap, names, more)
+    by_truth = _loss_along_truth(call, moving, temperature, cap, names)
     if by_truth is not None:
         moved[0] = by_truth if moved[0] is None else moved[0] + by_truth
     return found, moved + [None] * more
 
 
-def _loss_along_truth(call: Call, moving: Tangents, temperature: float, cap: float) -> Any:
+def _loss_along_truth(call: Call, moving: Tangents, temperature: float, cap: float, names: Names) -> Any:
     """Return the derivative of the loss along y, r, q and off, in which it is linear, or None."""
-    bare, how, terms = call._replace(y=0.0, r=0.0, q=0.0), (temperature, cap), []
+    bare, how, terms = call._replace(y=0.0, r=0.0, q=0.0), (temperature, cap, names), []
     if moving.y is not None:
         terms.append(by_row(moving.y, call.rows) * rows(bare._replace(y=1.0, off=0.0), *how)[0])
     if moving.r is not None:
@@ -282,35 +296,35 @@ def _loss_along_truth(call: Call, moving: Tangents, temperature: float, cap: flo
         scale = jnp.where(by_row(call.special(IGNORED), call.rows), 0.0, by_row(call.r, call.rows)).astype(widest())
         by = -log_softmax(Call(wide, y=jnp.broadcast_to(scale, call.rows)), *how)
         by = jnp.where(by == jnp.inf, 0, by)  # of a masked class, whose truth is 0
-        terms.append((by * off_by_row(call._replace(off=moving.off))).sum(-1, dtype=widest()))
+        terms.append(_over_classes(by * off_by_row(call._replace(off=moving.off)), names))
     return sum(terms[1:], terms[0]) if terms else None
 
 
 @_differentiated(along_p)
-def _(call: Call, moving: Tangents, temperature: float, cap: float, more: bool) -> Any:
+def _(call: Call, moving: Tangents, temperature: float, cap: float, names: Names, more: bool) -> Any:
     def of(call: Call) -> Any:
         bare = call._replace(v=0.0)
-        each = [gradient(bare._replace(**{name: 1.0}), temperature, cap) for name in UPSTREAM[: 4 if more else 2]]
-        return [(dz * call.v).sum(-1, dtype=widest()) for dz in each]
+        each = [gradient(bare._replace(**{name: 1.0}), temperature, cap, names) for name in UPSTREAM[: 4 if more else 2]]
+        return [_over_classes(dz * call.v, names) for dz in each]
 
-    found, moved = along(call, temperature, cap, more), None
+    found, moved = along(call, temperature, cap, names, more), None
     if any(t is not None for t in moving._replace(v=None)):
         _, moved = _jvp_of(of, call, moving._replace(v=None))
     if moving.v is not None:
-        linear = along(call._replace(v=moving.v), temperature, cap, more)
+        linear = along(call._replace(v=moving.v), temperature, cap, names, more)
         moved = linear if moved is None else [a + b for a, b in zip(moved, linear, strict=True)]
     return found, moved or [None] * len(found)
 
 
 @_transposed(along_p)
-def _(cotangents: Any, call: Call, unknown: Any, temperature: float, cap: float, more: bool) -> Any:
+def _(cotangents: Any, call: Call, unknown: Any, temperature: float, cap: float, names: Names, more: bool) -> Any:
     upstream = dict(zip(UPSTREAM, cotangents, strict=False))
-    return {"v": gradient(call._replace(v=0.0, **upstream), temperature, cap)}
+    return {"v": gradient(call._replace(v=0.0, **upstream), temperature, cap, names)}
 
 
 @_differentiated(gradient_p)
-def _(call: Call, moving: Tangents, temperature: float, cap: float) -> Any:
-    how, terms = (temperature, cap), []
+def _(call: Call, moving: Tangents, temperature: float, cap: float, names: Names) -> Any:
+    how, terms = (temperature, cap, names), []
     if moving.z is not None:
         terms.append(curvature(call._replace(v=moving.z), *how))
     upstream = {name: getattr(moving, name) for name in UPSTREAM}
@@ -326,36 +340,38 @@ def _(call: Call, moving: Tangents, temperature: float, cap: float) -> Any:
         yhat = gradient(of_loss._replace(off=0.0, g=0.0, l=1.0), *how)
         gr = jnp.where(by_row(call.special(IGNORED), call.rows), 0.0, by_row(call.g, call.rows) * by_row(call.r, call.rows))
         doff = off_by_row(call._replace(off=moving.off)).astype(yhat.dtype)
-        slope = formula.transformed(as_rows(call.z.astype(yhat.dtype), 1), *how)[1]
+        slope = formula.transformed(as_rows(call.z.astype(yhat.dtype), 1), temperature, cap)[1]
         at_each = doff * (slope if isinstance(slope, float) else slope.reshape(call.z.shape))
-        terms.append(by_row(gr, call.rows, True).astype(yhat.dtype) * (doff.sum(-1, keepdims=True) * yhat - at_each))
+        terms.append(
+            by_row(gr, call.rows, True).astype(yhat.dtype) * (_over_classes(doff, names)[..., None].astype(yhat.dtype) * yhat - at_each)
+        )
     return gradient(call, *how), sum(terms[1:], terms[0]) if terms else None
 
 
 @_transposed(gradient_p)
-def _(cotangents: Any, call: Call, unknown: Any, temperature: float, cap: float) -> Any:
+def _(cotangents: Any, call: Call, unknown: Any, temperature: float, cap: float, names: Names) -> Any:
     known = call._replace(v=cotangents[0], **dict.fromkeys(UPSTREAM, 0.0))
-    by_upstream = dict(zip(UPSTREAM, along(known, temperature, cap, more=unknown[-1] in UPSTREAM[2:]), strict=False))
+    by_upstream = dict(zip(UPSTREAM, along(known, temperature, cap, names, more=unknown[-1] in UPSTREAM[2:]), strict=False))
     avals = {name: getattr(call, name).aval for name in unknown}
     return {name: summed_to(by_upstream[name], a.shape).astype(a.dtype) for name, a in avals.items()}
 
 
 @_differentiated(curvature_p)
-def _(call: Call, moving: Tangents, temperature: float, cap: float) -> Any:
+def _(call: Call, moving: Tangents, temperature: float, cap: float, names: Names) -> Any:
     terms = []
     if any(t is not None for t in moving._replace(v=None)):
-        terms.append(_jvp_of(lambda c: _composed_curvature(c, temperature, cap), call, moving._replace(v=None))[1])
+        terms.append(_jvp_of(lambda c: _composed_curvature(c, temperature, cap, names), call, moving._replace(v=None))[1])
     if moving.v is not None:
-        terms.append(curvature(call._replace(v=moving.v), temperature, cap))
-    return curvature(call, temperature, cap), sum(terms[1:], terms[0])
+        terms.append(curvature(call._replace(v=moving.v), temperature, cap, names))
+    return curvature(call, temperature, cap, names), sum(terms[1:], terms[0])
 
 
 @_transposed(curvature_p)
-def _(cotangents: Any, call: Call, unknown: Any, temperature: float, cap: float) -> Any:
-    return {"v": curvature(call._replace(v=cotangents[0]), temperature, cap)}
+def _(cotangents: Any, call: Call, unknown: Any, temperature: float, cap: float, names: Names) -> Any:
+    return {"v": curvature(call._replace(v=cotangents[0]), temperature, cap, names)}
 
 
-def _composed_curvature(call: Call, temperature: float, cap: float) -> Array:
+def _composed_curvature(call: Call, temperature: float, cap: float, names: Names) -> Array:
     """Return `curvature`, written with the other operators: formula.curvature for any shape."""
     wide = widest()
     z, slope, bend = (
@@ -363,57 +379,64 @@ def _composed_curvature(call: Call, temperature: float, cap: float) -> Array:
         for x in formula.transformed(as_rows(call.z.astype(wide), 1), temperature, cap)
     )
     v, y, r, q, g, l, b, n = call.v.astype(wide), *(by_row(x, call.rows, True) for x in call[5:])  # noqa: E741
-    hidden = Call(z, jnp.where(call.special(IGNORED), call.label, NO_LABEL))
-    yhat = gradient(hidden._replace(l=1.0))
-    away = -log_softmax(Call(z, y=1.0))
+    hidden, whole = Call(z, jnp.where(call.special(IGNORED), call.label, NO_LABEL)), (1.0, math.inf, names)
+    yhat = gradient(hidden._replace(l=1.0), *whole)
+    away = -log_softmax(Call(z, y=1.0), *whole)
     away = jnp.where(away == jnp.inf, 0.0, away)
-    lse = rows(hidden)[1][..., None]
-    mean = (yhat * v * slope).sum(-1, keepdims=True)
+    lse = rows(hidden, *whole)[1][..., None]
+    mean = _over_classes(yhat * v * slope, names)[..., None]
     apart = v * slope - mean
-    entropy, dentropy = ((yhat * x * away).sum(-1, keepdims=True) for x in (1, apart))
-    mass = y if isinstance(call.off, float) else y + (r * off_by_row(call).astype(wide)).sum(-1, keepdims=True)
+    entropy, dentropy = (_over_classes(yhat * x * away, names)[..., None] for x in (1, apart))
+    mass = y if isinstance(call.off, float) else y + r * _over_classes(off_by_row(call).astype(wide), names)[..., None]
     a = g * (mass + jnp.where(q == 0, 0.0, q * lse)) + l - b - n * entropy
     hv = slope * yhat * ((a - n + n * away) * apart + g * q * mean - n * dentropy)
     if cap != math.inf:
         off = call.off if isinstance(call.off, float) else call.off.astype(wide)
-        hv = hv + bend * v * gradient(call._replace(z=z, v=0.0, off=off))
+        hv = hv + bend * v * gradient(call._replace(z=z, v=0.0, off=off), *whole)
     return jnp.where(by_row(call.special(IGNORED), call.rows, True), 0.0, hv).astype(call.z.dtype)
 
 
 @_differentiated(log_softmax_p)
-def _(call: Call, moving: Tangents, temperature: float, cap: float) -> Any:
-    found, terms = log_softmax(call, temperature, cap), []
+def _(call: Call, moving: Tangents, temperature: float, cap: float, names: Names) -> Any:
+    found, terms = log_softmax(call, temperature, cap, names), []
     if moving.z is not None:
         wide = computed_in(call.z.dtype)
         slope = formula.transformed(as_rows(call.z.astype(wide), 1), temperature, cap)[1]
         dz = moving.z.astype(wide) * (slope if isinstance(slope, float) else slope.reshape(call.z.shape))
-        dlse = along(Call(call.z, jnp.int32(NO_LABEL), v=moving.z), temperature, cap)[1]
+        dlse = along(Call(call.z, jnp.int32(NO_LABEL), v=moving.z), temperature, cap, names)[1]
         terms.append((by_row(call.y, call.rows, True) * (dz - dlse[..., None])).astype(found.dtype))
     if moving.y is not None:
-        terms.append((by_row(moving.y, call.rows, True) * log_softmax(call._replace(y=1.0), temperature, cap)).astype(found.dtype))
+        terms.append((by_row(moving.y, call.rows, True) * log_softmax(call._replace(y=1.0), temperature, cap, names)).astype(found.dtype))
     return found, sum(terms[1:], terms[0])
 
 
 @_differentiated(mean_p)
-def _(call: Call, moving: Tangents, temperature: float, cap: float, kept: int) -> Any:
+def _(call: Call, moving: Tangents, temperature: float, cap: float, names: Names, kept: int) -> Any:
     found, moved = None, None
     if moving.z is not None:
-        found, dz = mean_and_gradient(call, temperature, cap, kept)
+        found, dz = mean_and_gradient(call, temperature, cap, names, kept)
         moved = (dz * moving.z).sum(tuple(range(kept, dz.ndim)), dtype=widest())
+        moved = lax.psum(moved, names) if names else moved
     if any(t is not None for t in moving._replace(z=None)):
-        other, more = _jvp_of(lambda c: _composed_mean(c, temperature, cap, kept), call, moving._replace(z=None))
+        other, more = _jvp_of(lambda c: _composed_mean(c, temperature, cap, names, kept), call, moving._replace(z=None))
         found, moved = (other, more) if moved is None else (found, moved + more)
     return found, moved
 
 
 @_differentiated(mean_and_gradient_p)
-def _(call: Call, moving: Tangents, temperature: float, cap: float, kept: int) -> Any:
+def _(call: Call, moving: Tangents, temperature: float, cap: float, names: Names, kept: int) -> Any:
     def of(call: Call) -> list[Array]:
-        dz = gradient(call._replace(total=0.0, g=inverse(call.total)), temperature, cap)
-        return [_composed_mean(call, temperature, cap, kept), dz]
+        dz = gradient(call._replace(total=0.0, g=inverse(call.total)), temperature, cap, names)
+        return [_composed_mean(call, temperature, cap, names, kept), dz]
 
-    return mean_and_gradient(call, temperature, cap, kept), _jvp_of(of, call, moving)[1]
+    return mean_and_gradient(call, temperature, cap, names, kept), _jvp_of(of, call, moving)[1]
 
 
-def _composed_mean(call: Call, temperature: float, cap: float, kept: int) -> Array:
-    return averaged(rows(call._replace(total=0.0), temperature, cap)[0], call.total, kept)
+def _composed_mean(call: Call, temperature: float, cap: float, names: Names, kept: int) -> Array:
+    return averaged(rows(call._replace(total=0.0), temperature, cap, names)[0], call.total, kept)
+
+
+def _over_classes(a: Array, names: Names) -> Array:
+    """Return the sum over the last axis, on all devices along `names`."""
+    total = a.sum(-1, dtype=widest())
+    return lax.psum(total, names) if names else total
