@@ -129,13 +129,11 @@ def _along(backend: Any, row: _Whole, call: Call, names: Names, temperature: flo
     off_sum = jnp.zeros_like(mean_here) if isinstance(call.off, float) else off_by_row(call).astype(mean_here.dtype).sum(-1) + 0 * mean_here
     there = (label >= 0) & (label < call.z.shape[-1])
     by_entropy = times(row.share, entropy_here + mean_here * row.entropy_here) + times(row.away, mean_here)
-    sums = jnp.stack([
-        times(row.share, mean_here), jnp.where(there, at_label + mean_here, 0.0), off_here + mean_here * off_sum, by_entropy, off_sum,
-        there.astype(mean_here.dtype),
-    ])  # fmt: skip
-    mean, at_label, by_off, by_entropy, all_off, has_label = lax.psum(sums, names)
+    at_label = jnp.where(there, at_label + mean_here, 0.0)
+    sums = jnp.stack([times(row.share, mean_here), at_label, off_here + mean_here * off_sum, by_entropy, off_sum])
+    mean, at_label, by_off, by_entropy, all_off = lax.psum(sums, names)
     live = ~by_row(call.special(IGNORED), call.rows)
-    found = (mean, jnp.where(has_label > 0, at_label - mean, 0.0), by_off - mean * all_off, by_entropy - mean * row.entropy)
+    found = (mean, at_label - mean, by_off - mean * all_off, by_entropy - mean * row.entropy)
     mean, at_label, by_off, by_entropy = (jnp.where(live, a, 0.0) for a in found)
     return _Along(mean, at_label, by_off, by_entropy, mean_here, entropy_here, all_off, label)
 
@@ -146,7 +144,6 @@ def _product(backend: Any, row: _Whole, by: _Along, call: Call, temperature: flo
     Written with p, it is one of p, for which the kernel is called, plus a gradient of the log-sum-exp and the entropy of p.
     """
     y, r, q, g, l, b, n = (by_row(x, call.rows) + jnp.zeros_like(row.lse) for x in call[-len(NUMBERS) :])  # noqa: E741
-    y = jnp.where(by_row(call.special(OUTSIDE), call.rows), jnp.nan, y)
     off_here = 0.0 if isinstance(call.off, float) else off_by_row(call).astype(row.lse.dtype).sum(-1)
     a = times(g, y + r * by.off_total + times(q, row.lse)) + l - b - times(n, row.entropy)
     a, e = times(row.share, a) + times(row.away, n), times(row.share, n)
