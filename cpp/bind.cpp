@@ -74,7 +74,7 @@ static Job job(const Logits& z, const std::optional<Labels>& label, const Number
   if (label) set_label(j, *label);
   set_numbers(j, numbers);
   if (off) {
-    need(off->ndim() >= 1 && off->ndim() <= 2 && (int64_t)off->shape(off->ndim() - 1) == j.cols && adjacent(*off),
+    need(off->ndim() >= 1 && off->ndim() <= 2 && (int64_t)off->shape(off->ndim() - 1) == j.cols && (adjacent(*off) || !j.rows),
          "off must be [C] or [R, C]");
     need(off->ndim() == 1 || (int64_t)off->shape(0) == j.rows, "off must have one row, or as many as z");
     j.off = off->data();

@@ -97,8 +97,9 @@ class Copy:
         if status is None:
             os.waitpid(child, 0)
             return "too long", ""
-        failed = re.search(r"^(?:FAILED|ERROR) (\S+)", log.read_text(errors="replace"), re.MULTILINE)
-        return ("passed" if status == 0 else "failed"), failed[1] if failed else "the process"
+        failed = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", log.read_text(errors="replace"), re.MULTILINE)
+        by = failed[1] if failed else "the process"
+        return {0: "passed", 4 << 8: "no such test"}.get(status, "failed"), by
 
     def _in_child(self, arguments: list[str], log: Path) -> None:
         import pytest
@@ -178,8 +179,8 @@ def attempt(copy: Copy, m: Mutation, text: str, usual: dict[str, float], first: 
         return "noticed", "the compiler"
     for tests in [*filter(None, first), *TESTS[m.file]]:
         outcome, by = copy.test(tests, 3 * usual.get(str(tests), 0) + LONG)
-        if outcome != "passed":
-            return ("noticed" if outcome == "failed" else "too long"), by
+        if outcome != "passed" and not (outcome == "no such test" and tests in first):
+            return ("too long" if outcome == "too long" else "noticed"), by
     return "unnoticed", ""
 
 

@@ -85,13 +85,14 @@ def _expressions(node: ast.AST) -> Iterator[tuple[ast.expr, str]]:
             if len(args) > 1 and not any(isinstance(a, ast.Starred) for a in args[:2]) and ast.dump(args[0]) != ast.dump(args[1]):
                 yield ast.Call(func, [args[1], args[0], *args[2:]], keywords), "swapped arguments"
             for k in range(len(keywords)):
-                yield ast.Call(func, args, keywords[:k] + keywords[k + 1 :]), "dropped argument"
+                if keywords[k].arg != "strict":  # an assertion
+                    yield ast.Call(func, args, keywords[:k] + keywords[k + 1 :]), "dropped argument"
 
 
 def _skipped(node: ast.AST) -> bool:
     """Whether nothing in this part of the tree is changed: it is a type, a message, or is run by a type checker alone."""
     match node:
-        case ast.Raise() | ast.Assert() | ast.JoinedStr() | ast.Import() | ast.ImportFrom():
+        case ast.keyword(arg="strict" | "stacklevel") | ast.Raise() | ast.Assert() | ast.JoinedStr() | ast.Import() | ast.ImportFrom():
             return True
         case ast.Call(func=ast.Attribute(attr="fail" | "renamed" | "warn")) | ast.Call(func=ast.Name(id="cast" | "TypeVar")):
             return True
