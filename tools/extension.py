@@ -52,8 +52,12 @@ class Extension:
         subprocess.run([compiler(), "-shared", *self.flags, *objects, "-o", str(whole), "-lpthread", "-ldl"], check=True)
 
     def all(self, to: Path) -> None:
-        """Compile everything, and put the extension into the folder `to`."""
+        """Compile what is older than the sources, and put the extension into the folder `to`."""
+        newest = max(file.stat().st_mtime for file in self.source.iterdir())
         for name in ("nanobind", "bind", "run", "kernel"):
+            there = self.build / f"{name}.o"
+            if there.exists() and there.stat().st_mtime > newest:
+                continue
             done = self.compile(name)
             if done.returncode:
                 raise SystemExit(f"{name}: {done.stderr[-3000:]}")
