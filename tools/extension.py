@@ -53,10 +53,10 @@ class Extension:
 
     def all(self, to: Path) -> None:
         """Compile what is older than the sources, and put the extension into the folder `to`."""
-        newest = max(file.stat().st_mtime for file in self.source.iterdir())
         for name in ("nanobind", "bind", "run", "kernel"):
             there = self.build / f"{name}.o"
-            if there.exists() and there.stat().st_mtime > newest:
+            sources = [*self.source.glob("*.h"), *self.source.glob(f"{name}.cpp")]
+            if there.exists() and there.stat().st_mtime > max(file.stat().st_mtime for file in sources):
                 continue
             done = self.compile(name)
             if done.returncode:

@@ -239,7 +239,7 @@ no test fails, and that the table below says why the result is the same. Changes
 
 def chosen(every: dict[str, list[Mutation]], sample: int, seed: int) -> list[Mutation]:
     """Return the changes to try: all of them, or so many of each file."""
-    some = [random.Random(f"{seed} {file}").sample(all_, min(sample or len(all_), len(all_))) for file, all_ in every.items()]
+    some = [random.Random(f"{seed} {file}").sample(all_, len(all_))[: sample or None] for file, all_ in every.items()]
     return [m for tier in zip_longest(*some) for m in tier if m]  # the files in turn, so that a run that is stopped has tried all of them
 
 
@@ -294,7 +294,8 @@ def run(todo: list[Mutation], jobs: int, results: dict[str, Any]) -> None:
                 raise SystemExit(f"mutate: {by}")
             usual.update(measured)
             results[m.key] = {"status": status, "by": by, "seconds": round(seconds, 1), "line": m.number}
-            RESULTS.write_text(json.dumps(results, indent=1))
+            others = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}  # of a run beside this one
+            RESULTS.write_text(json.dumps(others | results, indent=1))
             if status == "unnoticed":
                 progress.console.print(f"{m.file}:{m.number}: {m.line}: {m.old} -> {m.new}", highlight=False, markup=False)
             progress.update(task, advance=1, description=f"{m.file} {status} {by[-40:]}")
