@@ -8,8 +8,12 @@
 #include <nanobind/stl/array.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/tuple.h>
+#include <pthread.h>
 #include <array>
+#include <atomic>
+#include <chrono>
 #include <optional>
+#include <thread>
 #include <tuple>
 #include <vector>
 #include "run.h"
@@ -74,7 +78,7 @@ static Job job(const Logits& z, const std::optional<Labels>& label, const Number
   if (label) set_label(j, *label);
   set_numbers(j, numbers);
   if (off) {
-    need(off->ndim() >= 1 && off->ndim() <= 2 && (int64_t)off->shape(off->ndim() - 1) == j.cols && adjacent(*off),
+    need(off->ndim() >= 1 && off->ndim() <= 2 && (int64_t)off->shape(off->ndim() - 1) == j.cols && (adjacent(*off) || !j.rows),
          "off must be [C] or [R, C]");
     need(off->ndim() == 1 || (int64_t)off->shape(0) == j.rows, "off must have one row, or as many as z");
     j.off = off->data();
@@ -109,9 +113,29 @@ static nb::ndarray<nb::numpy, uint8_t> buffer(size_t bytes) {
   return nb::ndarray<nb::numpy, uint8_t>(mine.data, {bytes}, nb::capsule(new Kept(mine), give_back));
 }
 
+// Once Python ends, a daemon thread that asks for the GIL is unwound by pthread_exit (before Python 3.14), and the first function that is
+// noexcept then ends the process by std::terminate. So it sleeps instead, as from 3.14 on, until the process is gone.
+static std::atomic<bool> ending{false};
+static std::atomic<int> asking{0};  // threads that ask for the GIL, from before they look at `ending` until they have it
+static std::thread::id ends;        // the thread that ends Python
+static void before_gil() {
+  asking++;
+  if (!ending || std::this_thread::get_id() == ends) return;
+  asking--;
+  for (;;) std::this_thread::sleep_for(std::chrono::hours(1));
+}
+static void at_exit() {
+  ends = std::this_thread::get_id();
+  ending = true;
+  nb::gil_scoped_release free;
+  while (asking) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+}
+
 // Runs pending signal handlers. Returns whether one raised an exception.
 static bool interrupted() {
+  before_gil();
   nb::gil_scoped_acquire held;
+  asking--;
   return PyErr_CheckSignals() != 0;
 }
 static void call(Op op, Job j, Type type, Off kind, int threads) {
@@ -119,7 +143,9 @@ static void call(Op op, Job j, Type type, Off kind, int threads) {
   {
     nb::gil_scoped_release free;
     complete = run(op, j, type, kind, threads, interrupted);
+    before_gil();
   }
+  asking--;
   if (!complete) throw nb::python_error();
 }
 
@@ -263,6 +289,8 @@ NB_MODULE(_kernel, m) {
   using namespace softxent;
   typedef std::optional<Dense> Off_;
   typedef std::optional<Results> Parts_;
+  nb::module_::import_("atexit").attr("register")(nb::cpp_function(at_exit));
+  pthread_atfork(nullptr, nullptr, [] { asking = 0; });  // a child has none of these threads
   m.def("isa", [] { return isa().name; });
   m.def(
       "forward",

@@ -26,7 +26,7 @@ def cross_entropy_and_grad(
     z, labels = np.asarray(logits).astype(np.float64), np.asarray(labels)
     shape, classes = z.shape, z.shape[-1]
     z = z.reshape(-1, classes)
-    hard = labels.dtype.kind != "f"
+    hard = labels.dtype.kind in "iu"
     live, one_hot = np.ones(len(z)), labels.reshape(z.shape if not hard else -1).astype(np.float64)
     if hard:
         t = labels.reshape(-1)
@@ -272,6 +272,15 @@ def _with_smoothing(self, smoothing, classes, weight):
     return smoothing / classes if weight is None or not smoothing else smoothing / classes / weight.double().mean()
 
 
+class Three(Right):
+    """Wrong where three options are given."""
+
+    def __call__(self, input, target, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
+        loss = super().__call__(input, target, weight, ignore_index, reduction, label_smoothing)
+        given = (weight is not None) + (ignore_index != -100) + bool(label_smoothing)
+        return loss * 1.01 if given == 3 else loss
+
+
 def _frozen(input, linear_weight, target, *, linear_bias=None, weight=None, reduction="mean", ignore_index=-100, label_smoothing=0.0):
     w = linear_weight if input.requires_grad else linear_weight.detach() + 0 * linear_weight
     return linear_right(
@@ -326,6 +335,7 @@ MUTANTS = {  # a fault: the mutant, and the law that it breaks
     "one upstream for all rows": (_gradient(_one_upstream), "each row has its upstream gradient"),
     "smoothing by the size of a shard": (_place(smoothing=lambda self, e, c, w: e / max(1, c // 2)), "each option is its definition"),
     "smoothing with other weights": (_place(smoothing=_with_smoothing), "each pair of options is its definition"),
+    "three options": (function(Three()), "any combination of options is its definition"),
     "a mass of 1": (_gradient(lambda ctx, up, dz: dz - dz.mean(-1, keepdim=True) + 1e-3), "a truth need not sum to 1"),
     "clipped probabilities": (_place(rows=_clipped), "an improbable label costs its gap"),
     "no maximum": (_place(rows=_no_max), "a common offset changes nothing"),

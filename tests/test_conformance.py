@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import math
 import re
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import implementations
 import numpy as np
 import pytest
-from cases import command, environment
+from cases import BACKENDS, command, environment
 
 from softxent import conformance
 from softxent.conformance import BROKEN, CRASHED, HOLDS, LACKING, LAWS, REFUSED, Subject, laws
@@ -21,11 +23,17 @@ from softxent.conformance.check import try_law
 COMPILE = "a compiler changes nothing"  # takes seconds
 RIGHT = {"numpy": implementations.numpy_right, "torch": implementations.torch_right, "torch-linear": implementations.linear_right}
 SOFTXENT = [
-    "softxent:cross_entropy",
-    "softxent:linear_cross_entropy",
-    "softxent.torch:cross_entropy",
-    "softxent.torch:linear_cross_entropy",
+    *((f"softxent:{f}", backend) for f in ("cross_entropy", "linear_cross_entropy") for backend in BACKENDS),
+    *(("softxent.torch:cross_entropy", backend) for backend in ("default", "formula", "triton")),
+    ("softxent.torch:linear_cross_entropy", "default"),
+    ("softxent.jax:cross_entropy", "default"),
 ]
+# of Triton, which runs in an interpreter here, and of JAX, which compiles each shape; tools/field.py tries all laws of JAX
+QUICK = {
+    "any combination of options is its definition", "a loss near 0 keeps its digits", "a gradient near 0 keeps its digits",
+    "an improbable label costs its gap", "a masked class has no part", "a masked class of probability 0 has no part",
+    "a row of NaN is alone", "an ignored row may hold NaN", "all rows may be ignored", "there may be no rows", "one class costs nothing",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", RIGHT)
@@ -47,11 +55,14 @@ def test_a_law_that_does_not_apply_is_known():
     assert lacking[1] == set()
 
 
-@pytest.mark.parametrize("name", SOFTXENT)
-def test_softxent_breaks_no_law(name):
-    subject = Subject(name)
-    for law in LAWS.values():
-        if law.name != COMPILE:
+@pytest.mark.parametrize(("name", "backend"), SOFTXENT)
+def test_softxent_breaks_no_law(name, backend):
+    front = importlib.import_module(name.partition(":")[0])
+    with nullcontext() if backend == "default" else front.use_backend(backend):
+        subject = Subject(name)
+        for law in LAWS.values():
+            if law.name == COMPILE or (law.name not in QUICK and ("jax" in name or backend == "triton")):
+                continue
             found = try_law(law, subject, quick=True)
             refused = name == "softxent:linear_cross_entropy" and law.name == "reduced precision is rounded once"
             assert found.status in (HOLDS, LACKING) or (refused and found.status == REFUSED), found
@@ -274,3 +285,11 @@ def test_the_reference_is_the_definition():
     for k in range(5):
         unit = {"z": np.eye(5)[k] * np.ones((4, 1)) * (np.arange(4) == 2)[:, None]}
         assert float(dz[2, k]) == pytest.approx(float(one.upstream * definition.along(one, unit)), rel=1e-10)
+
+
+def test_memory_that_the_system_does_not_tell_of_is_not_applicable(monkeypatch):
+    law, subject = LAWS["repeated calls keep no memory"], Subject("softxent:cross_entropy")
+    assert law.missing(subject) == []
+    monkeypatch.setattr("softxent.conformance.law.resident", lambda: 0)
+    found = try_law(law, subject, quick=True)
+    assert (found.status, found.what) == (LACKING, "needs the memory of the process")

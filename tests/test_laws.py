@@ -1,4 +1,7 @@
-"""The laws of the mathematics, for the cases of cases.py and within the bounds of proof/bounds.py."""
+"""The laws of the kernels, for the cases of cases.py and within the bounds of proof/bounds.py.
+
+Those of the public functions are in softxent.conformance, and test_conformance.py tries them.
+"""
 
 from __future__ import annotations
 
@@ -123,37 +126,6 @@ def logits_of(kind, rng, rows, classes, labels):
         at = labels.argmax(axis=1) if labels.ndim == 2 else labels.clip(0, classes - 1)
         z[np.arange(rows), np.where(np.arange(rows) % 2, at, (at + 1) % classes)] += 12
     return z
-
-
-@each_option
-@pytest.mark.parametrize("kind", ["flat", "peaked"])
-def test_the_gradient_is_the_derivative_of_the_loss(backend, option, kind, rng):
-    """Each entry is compared with a difference quotient of the row's loss, with upstream gradients other than 1. The tolerance is relative,
-    so that entries of 1e-6 are checked too."""
-    rows, classes = 6, 7
-    labels, options = option_cases(rng, rows, classes)[option]
-    z, up = logits_of(kind, rng, rows, classes, labels), rng.uniform(-3, 3, rows)
-    loss, dz = softxent.cross_entropy_and_grad(z, labels, reduction="none", upstream=up, **options)
-    for k in range(classes):
-        e = np.eye(classes)[k]
-        slope = up * stencil(lambda h, e=e: softxent.cross_entropy(z + h * e, labels, reduction="none", **options), H)
-        noise = 1e-13 * np.abs(up * loss) / H
-        within(
-            dz[:, k],
-            slope,
-            1e-8 * np.abs(slope) + noise * (1e-3 if option == "plain" else 1) + 1e-9 * (option in ("z_loss", "softcap")),
-            f"column {k}",
-        )
-
-
-@each_option
-@pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_the_gradient_is_the_derivative_of_the_reduced_loss(backend, option, reduction, rng):
-    labels, options = option_cases(rng, 6, 7)[option]
-    z, v, up = 2 * rng.standard_normal((6, 7)), rng.standard_normal((6, 7)), -1.75
-    _, dz = softxent.cross_entropy_and_grad(z, labels, reduction=reduction, upstream=up, **options)
-    slope = up * stencil(lambda h: softxent.cross_entropy(z + h * v, labels, reduction=reduction, **options), H)
-    assert (dz * v).sum() == pytest.approx(slope, rel=1e-8)
 
 
 # ---- merging partial sums ----

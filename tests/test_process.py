@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -156,6 +157,80 @@ print("ok")
 @pytest.mark.parametrize("threads", (1, 2))
 def test_a_signal_handler_may_call_the_library_within_a_call(threads):
     assert python(NESTED.format(threads=threads)) == "ok\n"
+
+
+# ---- the end of the process, and what the system refuses ----
+
+needs_the_kernel = pytest.mark.skipif("cpu" not in BACKENDS, reason="the formula is NumPy's; test_architecture.py requires the kernel")
+
+EXIT = """
+import threading, time, numpy as np, softxent
+from softxent import kernels
+from softxent.truth import IDENTITY, constant
+z = np.broadcast_to(np.linspace(-3, 3, 100_000, dtype=np.float32), (1_000_000, 100_000))  # minutes of work
+results = [np.full((2, len(z)), np.nan) for _ in range(3)]
+def call(result):
+    kernels.cpu.forward(z, np.zeros(len(z), int), constant(1.0, 0.0, 0.0, 1.0), None, IDENTITY, result, None, 2)
+for result in results:
+    threading.Thread(target=call, args=(result,), daemon=True).start()
+while any(np.isnan(result[0]).all() for result in results):
+    time.sleep(0.01)
+print("ends")
+"""
+
+
+@needs_the_kernel
+def test_the_process_may_end_while_daemon_threads_are_in_a_call():
+    """They ask for the GIL now and then, which Python would answer by unwinding them."""
+    assert python(EXIT) == "ends\n"
+
+
+NO_THREADS = """
+import os, resource, sys
+if "again" not in os.environ:  # the size of a thread's stack is that of the limit when the program starts
+    resource.setrlimit(resource.RLIMIT_STACK, (64 << 30, resource.RLIM_INFINITY))
+    os.execve(sys.executable, [sys.executable, "-c", sys.orig_argv[2]], os.environ | {"again": "", "OPENBLAS_NUM_THREADS": "1"})
+resource.setrlimit(resource.RLIMIT_AS, (32 << 30, resource.RLIM_INFINITY))
+import numpy as np, softxent
+rng = np.random.default_rng(0)
+z, t = rng.standard_normal((3000, 500)), rng.integers(0, 500, 3000)
+found = []
+for threads in (4, 1):
+    softxent.set_num_threads(threads)
+    found.append(softxent.cross_entropy_and_grad(z, t)[1].tobytes())
+    print(len(os.listdir("/proc/self/task")))
+print(found[0] == found[1])
+"""
+
+
+@needs_the_kernel
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads by /proc")
+def test_without_more_threads_a_call_takes_longer_and_is_right():
+    assert python(NO_THREADS) == "1\n1\nTrue\n"
+
+
+NO_MEMORY = """
+import resource, numpy as np, softxent
+z, t = np.broadcast_to(np.zeros(20_000_000, np.float32), ({rows}, 20_000_000)), np.zeros({rows}, int)
+softxent.set_num_threads({threads})
+softxent.cross_entropy(z[:, :100], t)
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (16 << 20), -1))
+for call in (softxent.cross_entropy, softxent.cross_entropy_and_grad, lambda z, t: softxent.softmax(z)):
+    try:
+        call(z, t)
+    except MemoryError:
+        print("none")
+resource.setrlimit(resource.RLIMIT_AS, (-1, -1))
+print(abs(softxent.cross_entropy(z, t) - np.log(20_000_000)) < 1e-12)
+"""
+
+
+@needs_the_kernel
+@pytest.mark.skipif(sys.platform != "linux", reason="measures memory by /proc")
+@pytest.mark.parametrize(("rows", "threads"), [(1, 1), (3, 2)])
+def test_memory_that_is_refused_is_a_memory_error(rows, threads):
+    assert python(NO_MEMORY.format(rows=rows, threads=threads)) == "none\nnone\nnone\nTrue\n"
 
 
 def test_other_threads_run_meanwhile(backend):

@@ -41,6 +41,8 @@ SUBJECTS = {  # what is checked, and its distribution; each shape of a case is c
     "softxent:linear_cross_entropy": "softxent",
     "softxent.torch:cross_entropy": "softxent",
     "softxent.torch:linear_cross_entropy": "softxent",
+    "softxent.jax:cross_entropy": "softxent",
+    "softxent.jax:linear_cross_entropy": "softxent",
 }
 OPTIONS = "options=LinearCrossEntropyOptions(batch_chunk_size=2, allow_retain_graph=True)"
 TITLES = {"field:torch_in_chunks": f"`torch.nn.functional:linear_cross_entropy` with `{OPTIONS}`"}
@@ -85,7 +87,7 @@ def main(quick: bool) -> None:
         if not importlib.util.find_spec(distribution.replace("scikit-learn", "sklearn")):
             print(f"{name}: {distribution} is not installed", file=sys.stderr)
             continue
-        report = check(name, quick=quick or distribution == "optax", progress=lambda law, n, total: None)
+        report = check(name, quick=quick or distribution == "optax" or "jax" in name, progress=lambda law, n, total: None)
         counts = [report.count(HOLDS), report.count(BROKEN) + report.count(CRASHED), report.count(REFUSED), report.count(LACKING)]
         rows.append(f"| {TITLES.get(name, f'`{name}`')} | {version(distribution)} | " + " | ".join(map(str, counts)) + " |")
         sections.append(section(report, name))

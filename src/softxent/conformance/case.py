@@ -164,6 +164,25 @@ def option_values(one: Case, names: tuple[str, ...]) -> Case:
     return one
 
 
+def any_options(one: Case, options: frozenset[str], rng: np.random.Generator) -> Case:
+    """Return the case with random values of about half of the options, other than probabilities."""
+    values: dict[str, Any] = {
+        "class_weight": _stored(rng.random(one.classes) * rng.choice([0, 1], one.classes, p=[0.1, 0.9]), one.dtype),
+        "label_smoothing": float(rng.choice([0.05, 0.3, 1])),
+        "sample_weight": _stored(rng.random(one.rows) + 0.05, one.dtype),
+        "z_loss": float(rng.choice([1e-4, 0.1])),
+        "temperature": float(rng.choice([0.5, 1.3, 4])),
+        "softcap": float(rng.choice([2, 10, 50])),
+    }
+    chosen = {name: value for name, value in values.items() if rng.random() < 0.5 and name in options}
+    index = int(rng.choice([-100, -1, 0, one.classes - 1, 255]))
+    if one.soft or "ignore_index" not in options:
+        return one.with_options(**chosen)
+    kept = np.where(one.labels == index, 1, one.labels)  # the first row is not ignored, and its weight is not 0
+    labels = np.where((rng.random(one.rows) < 0.3) & (np.arange(one.rows) > 0), index, kept)
+    return replace(one.with_options(**chosen, ignore_index=index), labels=labels)
+
+
 def combinations(options: frozenset[str], count: int) -> Iterator[tuple[str, ...]]:
     """Yield the combinations of `count` options, except for ignored labels that are probabilities."""
     for names in itertools.combinations(sorted(options), count):

@@ -182,11 +182,13 @@ def _of_input(name: str, case: Case, dz: Array, error: Array, u: float, store: f
 def sharp(case: Case) -> tuple[Array, list[Array]]:
     """Return the bounds of proof/bounds.py, which softxent's kernels keep: relative ones, also where the loss is near 0.
 
-    They are for logits that are given, in float32 or float64, without softcap and temperature.
+    They are for logits that are given, or that a linear head computes without rounding, in float32 or float64, without softcap and
+    temperature.
     """
-    r, z = rows(case), case.inputs["z"].astype(case.dtype)
+    r = rows(case)
     numbers = np.array([np.broadcast_to(n, case.rows) for n in r.numbers[:4]], np.float64)
-    each, dz = bounds.row_bounds(z, r.label, numbers, None if r.off is None else np.asarray(r.off, np.float64))
+    each, dz = bounds.row_bounds(r.z.astype(case.dtype), r.label, numbers, None if r.off is None else np.asarray(r.off, np.float64))
     size = np.abs(_finite(loss(replace(case, options=case.options | {"reduction": "none"}))))
     each = each + (case.rows + 2) * bounds.UNIT[case.dtype] * size + bounds.TINY[case.dtype]
-    return _reduced(each, case, np.abs(r.scale)), [dz]
+    value, u = np.abs(_finite(of_logits(case))), bounds.UNIT[case.dtype]
+    return _reduced(each, case, np.abs(r.scale)), [_of_input(name, case, value, dz, u, u) for name in case.inputs]

@@ -1,12 +1,13 @@
 """The laws: statements that hold for every right implementation of softmax cross-entropy, each with the cases that it is tried on.
 
 A law is a function of a subject and a case that raises `Broken` where its statement does not hold. Its docstring is the statement. `needs`
-names what the subject must have for the law to apply: a mode of its dialect ("gradients", "jvp", ...), an option, "logits" (and not a
-linear head), "labels" or "probabilities", a reduction.
+names what the subject must have for the law to apply: a mode of its dialect ("gradients", "jvp", ...), an option, "exact logits" (and not
+probabilities), "logits" (and not a linear head), "labels" or "probabilities", a reduction, and what the system must tell.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -46,7 +47,9 @@ class Law(NamedTuple):
         has = subject.can | subject.options | set(subject.reductions) | ({"linear"} if subject.linear else set())
         has |= {"labels"} if subject.hard else set()
         has |= {"a label check"} if subject.hard and not subject.log_softmax else set()
+        has |= {"exact logits"} if subject.dialect.name != "sklearn" else set()
         has |= {"logits"} if not subject.linear and subject.dialect.name != "sklearn" else set()
+        has |= {"the memory of the process"} if resident() else set()
         return sorted(self.needs - has)
 
 
@@ -64,6 +67,15 @@ def law(
         return LAWS[name]
 
     return made
+
+
+def resident() -> int:
+    """Return the bytes of memory of this process, or 0 if the system does not say."""
+    try:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
 
 
 # ---- comparisons ----

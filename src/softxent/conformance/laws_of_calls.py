@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -18,6 +17,7 @@ from .law import (
     law,
     make,
     near,
+    resident,
     results,
     same_bits,
 )
@@ -116,19 +116,10 @@ def _memory(subject: Subject, quick: bool) -> Iterator[Case]:
     yield make(subject, 64, 250)
 
 
-def resident() -> int:
-    """Return the bytes of memory of this process, or 0 if the system does not say."""
-    try:
-        with open("/proc/self/statm") as file:
-            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return 0
-
-
 CALLS, WARM = 100, 20
 
 
-@law("repetition", _memory, shrinks=False)
+@law("repetition", _memory, "the memory of the process", shrinks=False)
 def repeated_calls_keep_no_memory(subject: Subject, one: Case) -> None:
     """After warm-up, 100 calls do not add the memory of 50 copies of the logits."""
     mode = "gradients" if "gradients" in subject.can else "loss"

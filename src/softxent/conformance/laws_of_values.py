@@ -8,13 +8,14 @@ from dataclasses import replace
 import numpy as np
 
 from . import definition
-from .case import KINDS, Case, combinations, option_values
+from .case import KINDS, Case, any_options, combinations, option_values
 from .law import (
     Cases,
     at,
     check_both,
     check_gradients,
     check_loss,
+    counted,
     law,
     make,
     near,
@@ -82,6 +83,21 @@ def each_pair_of_options_is_its_definition(subject: Subject, one: Case) -> None:
     check_both(subject, one)
 
 
+def _any_options(subject: Subject, quick: bool) -> Iterator[Case]:
+    rng = np.random.default_rng(20261126)
+    for n in range(12 if quick else 60):
+        soft = not subject.hard or ("probabilities" in subject.options and n % 3 == 0)
+        kind, reduction = KINDS[n % 2], subject.reductions[n % len(subject.reductions)]
+        one = make(subject, 5, 7, kind=kind, soft=soft, reduction=reduction)
+        yield any_options(one, subject.options, rng)
+
+
+@law("values", _any_options)
+def any_combination_of_options_is_its_definition(subject: Subject, one: Case) -> None:
+    """With random values of random options, extreme ones among them, the loss and the gradients are those of the truth they stand for."""
+    check_both(subject, one)
+
+
 def _unnormalised(subject: Subject, quick: bool) -> Iterator[Case]:
     for reduction in subject.reductions:
         one = make(subject, 3, 4, soft=True, reduction=reduction)
@@ -126,18 +142,20 @@ def _certain(subject: Subject, quick: bool) -> Iterator[Case]:
             yield at(subject, [[0.25, gap, -0.5]], [1], dtype)
 
 
-@law("precision", _certain, "logits")
+@law("precision", _certain, "exact logits")
 def a_loss_near_0_keeps_its_digits(subject: Subject, one: Case) -> None:
     """If the label's logit is 20 above the others, the loss is 2e-9 and not 0: its error is relative to the loss itself."""
     allowed, _ = definition.sharp(one)
     near("loss", subject.run("loss", one)[0], definition.loss(one), allowed)
 
 
-@law("precision", _certain, "logits", "gradients", "labels")
+@law("precision", _certain, "exact logits", "gradients", "labels")
 def a_gradient_near_0_keeps_its_digits(subject: Subject, one: Case) -> None:
     """If softmax is near 1 at the label, the label's entry of the gradient is 1 - softmax with all its digits, and not 0."""
     _, allowed = definition.sharp(one)
-    near("gradient by z", subject.run("gradients", one)[0], definition.gradients(one)[0], allowed[0])
+    found = counted("gradients", subject.run("gradients", one), len(one.inputs))
+    for name, got, want, bound in zip(one.inputs, found, definition.gradients(one), allowed, strict=True):
+        near(f"gradient by {name}", got, want, bound)
 
 
 def _narrow(subject: Subject, quick: bool) -> Iterator[Case]:
@@ -146,6 +164,11 @@ def _narrow(subject: Subject, quick: bool) -> Iterator[Case]:
             for dtype in ("bfloat16", "float16"):
                 for reduction in subject.reductions:
                     yield make(subject, rows, classes, kind=kind, dtype=dtype, reduction=reduction)
+    for (name,) in combinations(subject.options, 1):
+        soft = name == "probabilities" or not subject.hard
+        if not (soft and name == "ignore_index"):
+            for dtype in ("bfloat16", "float16"):
+                yield option_values(make(subject, 5, 7, soft=soft, dtype=dtype), (name,))
 
 
 @law("precision", _narrow)
