@@ -1,4 +1,4 @@
-"""The checks of the derivation: each line by its rule and by SymPy or sums of squares, and its theorem by Coq.
+"""The checks of the derivation: each line by its rule and by SymPy or sums of squares, and its theorem by Coq. And the check of Rounding.v.
 
 `softxent prove` and the tests call it.
 """
@@ -18,8 +18,10 @@ from pathlib import Path
 
 from .coq import BEYOND, INDUCTIVE, MEANINGS, meant, of_softmax_v, same_definitions, statements
 from .derivation import DERIVATIONS, Derivation
+from .rounding import lines_file
 
 SOURCE = Path(__file__).with_name("Softmax.v")
+ROUNDING = Path(__file__).with_name("Rounding.v")
 AXIOMS = {  # the axioms of the real numbers of Coq's standard library; no others may be used
     "ClassicalDedekindReals.sig_forall_dec",
     "ClassicalDedekindReals.sig_not_dec",
@@ -34,6 +36,7 @@ _HEAD = [
 ]
 _SAME = "the definition of "
 HOW_TO_GET_COQ = "on Debian or Ubuntu: apt-get install --no-install-recommends coq; elsewhere: https://rocq-prover.org/install"
+HOW_TO_GET_FLOCQ = "on Debian or Ubuntu: apt-get install --no-install-recommends libcoq-flocq; elsewhere: opam install coq-flocq"
 
 
 @dataclass
@@ -65,10 +68,25 @@ class Checked:
 
 
 @dataclass
+class Rounding:
+    """The result for Rounding.v: what Coq refuses, or that Flocq is missing."""
+
+    error: str | None = None
+    missing: bool = False
+    axioms: set[str] = field(default_factory=set)
+    seconds: float = 0.0
+
+    @property
+    def proved(self) -> bool:
+        return self.error is None and not self.missing and bool(self.axioms) and self.axioms <= AXIOMS
+
+
+@dataclass
 class Proof:
-    """The results of all checks. `coq` is the version of Coq, or None if it is not installed."""
+    """The results of all checks. `coq` is the version of Coq, or None if it is not installed. `rounding` is None if it was not asked for."""
 
     lines: list[Checked]
+    rounding: Rounding | None = None
     coq: str | None = None
     coq_error: str | None = None  # of the file as a whole
     axioms: set[str] = field(default_factory=set)
@@ -80,7 +98,8 @@ class Proof:
     @property
     def proved(self) -> bool:
         lines = bool(self.lines) and all(x.proved for x in self.lines)
-        return self.coq is not None and self.coq_error is None and lines and self.axioms <= AXIOMS
+        rounding = self.rounding is None or self.rounding.proved
+        return self.coq is not None and self.coq_error is None and lines and self.axioms <= AXIOMS and rounding
 
 
 def counts() -> dict[str, int]:
@@ -93,14 +112,51 @@ def silent(what: str, n: int, of: int) -> None:
     pass
 
 
-def prove(derivations: Iterable[Derivation] = DERIVATIONS.values(), *, tell: Callable[[str, int, int], None] = silent) -> Proof:
-    """Check every line of the derivations. The progress is reported by calls of `tell(what, n, of)`."""
+def prove(
+    derivations: Iterable[Derivation] = DERIVATIONS.values(), *, rounding: bool = False, tell: Callable[[str, int, int], None] = silent
+) -> Proof:
+    """Check every line of the derivations, and Rounding.v if `rounding` is true. `tell(what, n, of)` is called with the progress."""
     lines = [Checked(d, n, d.theorem(n) if n else d.name) for d in derivations for n in (*range(1, len(d.steps) + 1), 0)]
     proof = Proof(lines)
     _by_rules(lines, tell)
     if coqc := shutil.which("coqc"):
         _by_coq(coqc, proof, tell)
+        if rounding:
+            tell("Coq: Rounding.v", 1, 2)
+            proof.rounding = check_rounding(coqc)
     return proof
+
+
+def check_rounding(coqc: str) -> Rounding:
+    """Compile Rounding.v, and compare its definitions and theorems with those of rounding.py."""
+    softmax, text = SOURCE.read_text(), ROUNDING.read_text()
+    compiled, error, seconds = _compiled_rounding(coqc, softmax, text)
+    if error:
+        return Rounding(None, True) if "Flocq" in error and "physical path" in error else Rounding(f"Rounding.v: {error}")
+    with tempfile.TemporaryDirectory() as folder:
+        where = Path(folder)
+        (where / "Softmax.vo").write_bytes(_compiled(coqc, softmax)[0])
+        (where / "Rounding.vo").write_bytes(compiled)
+        (where / "RoundingLines.v").write_text(lines_file())
+        done = _coqc(coqc, where, "RoundingLines.v")
+    if done.returncode:
+        return Rounding(f"Rounding.v states something else: {_message(done)}")
+    return Rounding(axioms=_assumed(done.stdout), seconds=seconds)
+
+
+@lru_cache(maxsize=4)
+def _compiled_rounding(coqc: str, softmax: str, text: str) -> tuple[bytes, str | None, float]:
+    """Return Rounding.v compiled, or the error, and the seconds it took."""
+    with tempfile.TemporaryDirectory() as folder:
+        where = Path(folder)
+        compiled, error, _ = _compiled(coqc, softmax)
+        if error:
+            return b"", f"Softmax.v: {error}", 0.0
+        (where / "Softmax.vo").write_bytes(compiled)
+        (where / "Rounding.v").write_text(text)
+        start = time.perf_counter()
+        done = _coqc(coqc, where, "Rounding.v")
+        return (b"", _message(done), 0.0) if done.returncode else ((where / "Rounding.vo").read_bytes(), None, time.perf_counter() - start)
 
 
 def _by_rules(lines: list[Checked], tell: Callable[[str, int, int], None]) -> None:
