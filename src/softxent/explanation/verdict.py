@@ -13,9 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from ..proof.derivation import DERIVATIONS, PARTS, Derivation
-from ..proof.prove import HOW_TO_GET_COQ, HOW_TO_GET_FLOCQ, Checked, Proof, Rounding, prove
+from ..proof.prove import HOW_TO_GET_COQ, Checked, CheckedFile, Proof, prove
 from ..proof.reading import SIGNS, latex, prose, text
-from ..proof.rounding import THEOREMS
 from . import chosen
 
 OK, NO = ("✓", "green"), ("✗", "bold red")
@@ -26,7 +25,7 @@ def run(wanted: Sequence[str], as_json_: bool) -> int:
     """Prove these derivations, or all if there are none, and print the result. Returns the exit code."""
     console = Console(stderr=as_json_)
     named = [one for _, derivations in chosen("prove", wanted) for one in derivations] if wanted else list(DERIVATIONS.values())
-    proof = with_progress(named, console, rounding=not wanted)
+    proof = with_progress(named, console, further=not wanted)
     if as_json_:
         print(json.dumps(as_json(proof), ensure_ascii=False, indent=1))
     else:
@@ -36,17 +35,17 @@ def run(wanted: Sequence[str], as_json_: bool) -> int:
 
 def wrong(proof: Proof) -> bool:
     """Whether something is refused, and not only missing."""
-    return bool(proof.refused or proof.coq_error or (proof.rounding and not proof.rounding.proved and not proof.rounding.missing))
+    return bool(proof.refused or proof.coq_error or any(not x.proved and not x.missing for x in proof.further))
 
 
-def with_progress(derivations: Sequence[Derivation], console: Console, *, rounding: bool = False) -> Proof:
-    """Prove the derivations, and the bounds of rounding errors if `rounding` is true, with a progress bar on a terminal."""
+def with_progress(derivations: Sequence[Derivation], console: Console, *, further: bool = False) -> Proof:
+    """Prove the derivations, and check the further files if `further` is true, with a progress bar on a terminal."""
     if not console.is_terminal:
-        return prove(derivations, rounding=rounding)
+        return prove(derivations, further=further)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("")
-        return prove(derivations, rounding=rounding, tell=lambda what, n, of: bar.update(task, description=what, completed=n, total=of))
+        return prove(derivations, further=further, tell=lambda what, n, of: bar.update(task, description=what, completed=n, total=of))
 
 
 def show(console: Console, proof: Proof) -> None:
@@ -58,14 +57,14 @@ def show(console: Console, proof: Proof) -> None:
             console.print("\n", Text(part.title, "bold"), sep="")
         for one in dict.fromkeys(x.derivation.name for x in mine):
             console.print(_table([x for x in mine if x.derivation.name == one], proof))
-    if proof.rounding:
-        console.print("\n", Text("Rounding errors", "bold"), sep="")
-        mark = OK if proof.rounding.proved else ("not run", "yellow") if proof.rounding.missing else NO
-        for name, (words, _) in THEOREMS.items():
-            console.print(Text.assemble("  ", mark, " ", name, (f"  {words}", "dim")))
+    for x in proof.further:
+        console.print("\n", Text(x.file.title, "bold"), sep="")
+        mark = OK if x.proved else ("not run", "yellow") if x.missing else NO
+        for name, (words, _) in x.file.theorems.items():
+            console.print(Text.assemble("  ", mark, " ", name, (f"  {prose(words)}", "dim")))
     console.print(Text(summary(proof), "bold green" if proof.proved else "bold red" if wrong(proof) else "bold yellow"))
-    for x in proof.refused:
-        console.print(Text(f"  {x.theorem}: {x.refused or x.coq_refused}", "red"))
+    for line in proof.refused:
+        console.print(Text(f"  {line.theorem}: {line.refused or line.coq_refused}", "red"))
 
 
 def _table(lines: list[Checked], proof: Proof) -> Table:
@@ -112,18 +111,16 @@ def summary(proof: Proof) -> str:
         return f"{checked}. Not proved: Coq {proof.coq} refuses {sum(1 for x in proof.lines if x.coq_refused)} of {theorems} theorems"
     return (
         f"{checked}. Proved: Coq {proof.coq} accepts {theorems} theorems, for the real numbers of its standard library "
-        f"({', '.join(sorted(a.split('.')[-1] for a in proof.axioms))}).{_of_rounding(proof.rounding)}"
+        f"({', '.join(sorted(a.split('.')[-1] for a in proof.axioms))}).{''.join(map(_of_file, proof.further))}"
     )
 
 
-def _of_rounding(found: Rounding | None) -> str:
-    if found is None:
-        return ""
-    if found.missing:
-        return f" The bounds of rounding errors are not proved: Flocq, a library of Coq, is missing ({HOW_TO_GET_FLOCQ})."
-    if not found.proved:
-        return f" The bounds of rounding errors are not proved: {found.error or 'they rest on other axioms'}"
-    return f" {len(THEOREMS)} theorems about rounding errors are proved with Flocq ({found.seconds:.0f} s)."
+def _of_file(x: CheckedFile) -> str:
+    if x.missing:
+        return f" {x.file.source.name} is not proved: {x.file.library}, a library of Coq, is missing ({x.file.how_to_get})."
+    if not x.proved:
+        return f" Not proved: {x.error or f'{x.file.source.name} rests on other axioms'}."
+    return f" {x.file.source.name}, with {x.file.library}: {len(x.file.theorems)} theorems ({x.seconds:.0f} s)."
 
 
 def as_json(proof: Proof) -> dict[str, Any]:
@@ -133,21 +130,21 @@ def as_json(proof: Proof) -> dict[str, Any]:
         "coq_error": proof.coq_error,
         "axioms": sorted(proof.axioms),
         "summary": summary(proof),
-        "rounding": _rounding_json(proof.rounding),
+        "further": [_file(x) for x in proof.further],
         "lines": [_line(x) for x in proof.lines],
     }
 
 
-def _rounding_json(found: Rounding | None) -> dict[str, Any] | None:
-    if found is None:
-        return None
+def _file(x: CheckedFile) -> dict[str, Any]:
     return {
-        "proved": found.proved,
-        "missing": HOW_TO_GET_FLOCQ if found.missing else None,
-        "error": found.error,
-        "axioms": sorted(found.axioms),
-        "seconds": found.seconds,
-        "theorems": {name: words for name, (words, _) in THEOREMS.items()},
+        "file": x.file.source.name,
+        "library": x.file.library,
+        "proved": x.proved,
+        "missing": x.file.how_to_get if x.missing else None,
+        "error": x.error,
+        "axioms": sorted(x.axioms),
+        "seconds": x.seconds,
+        "theorems": {name: words for name, (words, _) in x.file.theorems.items()},
     }
 
 

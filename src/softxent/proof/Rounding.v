@@ -976,6 +976,12 @@ Notation nll := (nll_ Exp Log Log1p m (z t) s_).
 Notation miss := (miss_ Exp Log m (z t) s_).
 Notation unit := (unit_ Exp Log m (z t) s_).
 
+Lemma exp_minus_1_1001 x : 0 <= x -> x <= 1/1001 -> exp x - 1 <= 1.001 * x.
+Proof.
+  intros X Y. eapply Rle_trans; [apply exp_minus_1; lra|]. apply Rmult_le_reg_r with (1 - x); [lra|].
+  unfold Rdiv at 1. rewrite Rmult_assoc, Rinv_l by lra. nra.
+Qed.
+
 Lemma exp_minus_1_small x : 0 <= x -> x <= 1/3000 -> exp x - 1 <= (1 + 1/2500) * x.
 Proof.
   intros X Y. eapply Rle_trans; [apply exp_minus_1; lra|]. apply Rmult_le_reg_r with (1 - x); [lra|].
@@ -1181,7 +1187,7 @@ Proof.
     { replace e1 with (e1 + 0) by ring. apply within_mul; auto; [lra | apply near_refl; lra]. }
     destruct SC as [[_ [B _]] | [J [_ N]]].
     - exists (1.01 * eta_n). split; [lra|]. split; [|apply rounded_narrow; unfold e1 in *; auto; lra].
-      assert (0 <= e * power j) by (apply Rmult_le_pos; lra). nra.
+      assert (eta_n * (e * power j) <= eta_n * (3/2)) by (apply Rmult_le_compat_l; lra). lra.
     - exists 0. split; [lra|]. split; [lra|]. rewrite Rplus_0_r. apply within_near_trans with (1 := W).
       apply rounded_normal; try exact _; lra. }
   destruct A4 as (b & b0 & b1 & A4).
@@ -1206,7 +1212,8 @@ Proof.
   assert (EK : 1 <= exp ek <= 1.001). { pose proof (exp_pos_ge ek). pose proof (exp_minus_1 ek ltac:(lra)) as Q. split; [lra|].
     assert (ek / (1 - ek) <= 0.001); [|lra]. apply Rmult_le_reg_r with (1 - ek); [lra|]. unfold Rdiv. rewrite Rmult_assoc, Rinv_l; lra. }
   apply within_mono with (3 := F); [unfold e1, ek; lra|].
-  assert (H : e * power (i + j) * block <= 1.001) by (destruct NE as [_ NE]; nra).
+  assert (H : e * power (i + j) * block <= 1.001).
+  { destruct NE as [_ NE]. apply Rle_trans with (1 := NE). rewrite <- (Rmult_1_r 1.001). apply Rmult_le_compat; lra. }
   assert (H5 : a5 * power j + 1.01 * eta_n <= 1.001 * a + 1.52 * eta + 3.63 * eta_n).
   { unfold a5. replace ((((a * block + 1.01 * eta) * power i + b) * e + 1.01 * eta_n) * power j) with
       (a * (e * power (i + j) * block) + 1.01 * (eta * (e * power (i + j))) + b * (e * power j) + 1.01 * (eta_n * power j))
@@ -1284,15 +1291,15 @@ Proof.
     { replace (y - x) with ((y - w) + (w - x)) by ring. eapply Rle_trans; [apply Rabs_triang | lra]. }
     assert (Q5 : u * y <= u * (c1 * w)) by (apply Rmult_le_compat_l; lra).
     assert (Q6 : c1 * (1 + u) * w <= c1 * c2 * w) by (apply Rmult_le_compat_r; [auto | apply Rmult_le_compat_l; lra]).
+    assert (Q9 : 1 <= c1 * c2) by (rewrite <- (Rmult_1_l 1); apply Rmult_le_compat; lra).
     assert (Q7 : (c1 * c2 - 1) * w <= (c1 * c2 - 1) * (x + Rabs (w - x))).
-    { apply Rmult_le_compat_l; [nra|]. pose proof (Rle_abs (w - x)). lra. }
-    assert (Q8 : c1 * c2 * Rabs (w - x) <= 1.001 * a') by (apply Rmult_le_compat; auto using Rabs_pos; nra). lra. }
+    { apply Rmult_le_compat_l; [lra|]. pose proof (Rle_abs (w - x)). lra. }
+    assert (Q8 : c1 * c2 * Rabs (w - x) <= 1.001 * a') by (apply Rmult_le_compat; auto using Rabs_pos; lra). lra. }
   set (aA := 1.02 * (g * lost_mass) + _ + _ + _) in *. set (aB := 1.02 * off * _ + _) in *. set (eA := LB + (LB + 4 * u + 2 * v * (m - z k))) in *.
   assert (G1 : eA + u = grad_bound u v depth (INR n) G (m - z k)) by (unfold eA, grad_bound; ring). rewrite <- G1 in *.
   apply H in A; [|unfold eA; lra | lra | auto]. apply H in B; [|lra | lra | auto].
   assert (EA : exp (eA + u) - 1 <= 1.001 * (eA + u)).
-  { eapply Rle_trans; [apply exp_minus_1; unfold eA in *; lra|]. apply Rmult_le_reg_r with (1 - (eA + u)); [lra|].
-    unfold Rdiv. rewrite Rmult_assoc, Rinv_l by lra. assert (0 <= eA + u) by (unfold eA; lra). nra. }
+  { assert (0 <= eA + u) by (unfold eA; lra). apply exp_minus_1_1001; lra. }
   assert (EB : exp (1.001 * u + u) - 1 <= 1.001 * (2 * u)).
   { pose proof (exp_minus_1_small (1.001 * u + u) ltac:(lra) ltac:(lra)). lra. }
   assert (F : Rabs ((a - b) * (1 + d) + t' - (X - g * r * off)) <= Rabs (a - X) + u * a + (Rabs (b - g * r * off) + u * b) + eta_n).

@@ -1,4 +1,4 @@
-"""The checks of the derivation: each line by its rule and by SymPy or sums of squares, and its theorem by Coq. And the check of Rounding.v.
+"""The checks of the derivation: each line by its rule and by SymPy or sums of squares, and its theorem by Coq; and of two further files.
 
 `softxent prove` and the tests call it.
 """
@@ -15,13 +15,13 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
+from . import frechet, rounding
 from .coq import BEYOND, INDUCTIVE, MEANINGS, meant, of_softmax_v, same_definitions, statements
 from .derivation import DERIVATIONS, Derivation
-from .rounding import lines_file
 
 SOURCE = Path(__file__).with_name("Softmax.v")
-ROUNDING = Path(__file__).with_name("Rounding.v")
 AXIOMS = {  # the axioms of the real numbers of Coq's standard library; no others may be used
     "ClassicalDedekindReals.sig_forall_dec",
     "ClassicalDedekindReals.sig_not_dec",
@@ -36,7 +36,35 @@ _HEAD = [
 ]
 _SAME = "the definition of "
 HOW_TO_GET_COQ = "on Debian or Ubuntu: apt-get install --no-install-recommends coq; elsewhere: https://rocq-prover.org/install"
-HOW_TO_GET_FLOCQ = "on Debian or Ubuntu: apt-get install --no-install-recommends libcoq-flocq; elsewhere: opam install coq-flocq"
+
+
+class Further(NamedTuple):
+    """A file of theorems that are not lines of a derivation and need a library of Coq."""
+
+    source: Path
+    title: str
+    library: str
+    package: str  # of Debian
+    theorems: dict[str, tuple[str, str]]
+    lines_file: Callable[[], str]
+
+    @property
+    def how_to_get(self) -> str:
+        opam = f"coq-{self.library.lower()}"
+        return f"on Debian or Ubuntu: apt-get install --no-install-recommends {self.package}; elsewhere: opam install {opam}"
+
+
+ROUNDING = Further(
+    SOURCE.with_name("Rounding.v"), "Rounding errors", "Flocq", "libcoq-flocq", rounding.THEOREMS, lambda: rounding.lines_file()
+)
+FRECHET = Further(
+    SOURCE.with_name("Frechet.v"),
+    "The derivative on R^n",
+    "Coquelicot",
+    "libcoq-coquelicot",
+    frechet.THEOREMS,
+    lambda: frechet.lines_file(),
+)
 
 
 @dataclass
@@ -68,9 +96,10 @@ class Checked:
 
 
 @dataclass
-class Rounding:
-    """The result for Rounding.v: what Coq refuses, or that Flocq is missing."""
+class CheckedFile:
+    """The result for a further file: what Coq refuses, or that the library is missing."""
 
+    file: Further
     error: str | None = None
     missing: bool = False
     axioms: set[str] = field(default_factory=set)
@@ -83,10 +112,10 @@ class Rounding:
 
 @dataclass
 class Proof:
-    """The results of all checks. `coq` is the version of Coq, or None if it is not installed. `rounding` is None if it was not asked for."""
+    """The results of all checks. `coq` is the version of Coq, or None if it is not installed; `further` is empty if not asked for."""
 
     lines: list[Checked]
-    rounding: Rounding | None = None
+    further: list[CheckedFile] = field(default_factory=list)
     coq: str | None = None
     coq_error: str | None = None  # of the file as a whole
     axioms: set[str] = field(default_factory=set)
@@ -98,8 +127,8 @@ class Proof:
     @property
     def proved(self) -> bool:
         lines = bool(self.lines) and all(x.proved for x in self.lines)
-        rounding = self.rounding is None or self.rounding.proved
-        return self.coq is not None and self.coq_error is None and lines and self.axioms <= AXIOMS and rounding
+        further = all(x.proved for x in self.further)
+        return self.coq is not None and self.coq_error is None and lines and self.axioms <= AXIOMS and further
 
 
 def counts() -> dict[str, int]:
@@ -113,50 +142,51 @@ def silent(what: str, n: int, of: int) -> None:
 
 
 def prove(
-    derivations: Iterable[Derivation] = DERIVATIONS.values(), *, rounding: bool = False, tell: Callable[[str, int, int], None] = silent
+    derivations: Iterable[Derivation] = DERIVATIONS.values(), *, further: bool = False, tell: Callable[[str, int, int], None] = silent
 ) -> Proof:
-    """Check every line of the derivations, and Rounding.v if `rounding` is true. `tell(what, n, of)` is called with the progress."""
+    """Check every line of the derivations, and if `further` is true the further files. `tell(what, n, of)` is called with the progress."""
     lines = [Checked(d, n, d.theorem(n) if n else d.name) for d in derivations for n in (*range(1, len(d.steps) + 1), 0)]
     proof = Proof(lines)
     _by_rules(lines, tell)
     if coqc := shutil.which("coqc"):
         _by_coq(coqc, proof, tell)
-        if rounding:
-            tell("Coq: Rounding.v", 1, 2)
-            proof.rounding = check_rounding(coqc)
+        for file in (ROUNDING, FRECHET) if further else ():
+            tell(f"Coq: {file.source.name}", 1, 2)
+            proof.further.append(check_file(coqc, file))
     return proof
 
 
-def check_rounding(coqc: str) -> Rounding:
-    """Compile Rounding.v, and compare its definitions and theorems with those of rounding.py."""
-    softmax, text = SOURCE.read_text(), ROUNDING.read_text()
-    compiled, error, seconds = _compiled_rounding(coqc, softmax, text)
+def check_file(coqc: str, file: Further) -> CheckedFile:
+    """Compile a further file, and compare its definitions and theorems with those that are stated in Python."""
+    softmax, name = SOURCE.read_text(), file.source.name
+    compiled, error, seconds = _compiled_file(coqc, softmax, name, file.source.read_text())
     if error:
-        return Rounding(None, True) if "Flocq" in error and "physical path" in error else Rounding(f"Rounding.v: {error}")
+        missing = f"prefix {file.library}" in error
+        return CheckedFile(file, None if missing else f"{name}: {error}", missing)
     with tempfile.TemporaryDirectory() as folder:
         where = Path(folder)
         (where / "Softmax.vo").write_bytes(_compiled(coqc, softmax)[0])
-        (where / "Rounding.vo").write_bytes(compiled)
-        (where / "RoundingLines.v").write_text(lines_file())
-        done = _coqc(coqc, where, "RoundingLines.v")
+        (where / f"{name}o").write_bytes(compiled)
+        (where / "Lines.v").write_text(file.lines_file())
+        done = _coqc(coqc, where, "Lines.v")
     if done.returncode:
-        return Rounding(f"Rounding.v states something else: {_message(done)}")
-    return Rounding(axioms=_assumed(done.stdout), seconds=seconds)
+        return CheckedFile(file, f"{name} states something else: {_message(done)}")
+    return CheckedFile(file, axioms=_assumed(done.stdout), seconds=seconds)
 
 
 @lru_cache(maxsize=4)
-def _compiled_rounding(coqc: str, softmax: str, text: str) -> tuple[bytes, str | None, float]:
-    """Return Rounding.v compiled, or the error, and the seconds it took."""
+def _compiled_file(coqc: str, softmax: str, name: str, text: str) -> tuple[bytes, str | None, float]:
+    """Return a further file compiled, or the error, and the seconds it took."""
     with tempfile.TemporaryDirectory() as folder:
         where = Path(folder)
         compiled, error, _ = _compiled(coqc, softmax)
         if error:
             return b"", f"Softmax.v: {error}", 0.0
         (where / "Softmax.vo").write_bytes(compiled)
-        (where / "Rounding.v").write_text(text)
+        (where / name).write_text(text)
         start = time.perf_counter()
-        done = _coqc(coqc, where, "Rounding.v")
-        return (b"", _message(done), 0.0) if done.returncode else ((where / "Rounding.vo").read_bytes(), None, time.perf_counter() - start)
+        done = _coqc(coqc, where, name)
+        return (b"", _message(done), 0.0) if done.returncode else ((where / f"{name}o").read_bytes(), None, time.perf_counter() - start)
 
 
 def _by_rules(lines: list[Checked], tell: Callable[[str, int, int], None]) -> None:

@@ -74,10 +74,10 @@ HYPOTHESES = {  # what the records of Rounding.v assume: the types of their cons
         "row_computed pn en pw ew Exp Log Log1p n t z m depth lost c s"
     ),
     "Build_entry_computed": (
-        "forall (pn en pw ew : Z) (Exp Log : R -> R) (n t : nat) (z : vec) (m depth : R) (s : tree) (g mass mass_ lost_mass r off e block cb "
-        ": R) (i j h : Z) (k : nat), let u := unit_roundoff pn in let v := unit_roundoff pw in let power := bpow radix2 in "
-        "let scale := scale_ pw ew g mass_ (unit_ pw ew Exp Log m (z t) (computed pn en pw ew s)) block in let drop := rounded pw ew (g * r) in "
-        "(k < n)%nat /\\ k <> t -> 0 <= g /\\ 0 <= mass /\\ 0 <= r /\\ 0 <= off /\\ 0 <= lost_mass -> "
+        "forall (pn en pw ew : Z) (Exp Log : R -> R) (n t : nat) (z : vec) (m depth : R) (s : tree) (g mass mass_ lost_mass r off "
+        "e block cb : R) (i j h : Z) (k : nat), let u := unit_roundoff pn in let v := unit_roundoff pw in let power := bpow radix2 in "
+        "let scale := scale_ pw ew g mass_ (unit_ pw ew Exp Log m (z t) (computed pn en pw ew s)) block in "
+        "let drop := rounded pw ew (g * r) in (k < n)%nat /\\ k <> t -> 0 <= g /\\ 0 <= mass /\\ 0 <= r /\\ 0 <= off /\\ 0 <= lost_mass -> "
         f"{_NARROW} e /\\ {_NARROW} off -> within (loss_bound u v depth (INR n) (Rabs (m - z t))) lost_mass mass mass_ -> "
         "0 <= cb <= 4 /\\ near (2 * u + cb * v + 2 * v * (m - z k)) (exp (z k - m)) (e * power (i + j)%Z * block) /\\ "
         "0 <= e * power (i + j)%Z <= 3/2 /\\ 0 <= block -> "
