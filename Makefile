@@ -18,7 +18,8 @@ demo: build ## show the layer at work
 test: $(INSTALLED) ## all rules (make check) and all tests
 	@[ "$$(uname -m)" != x86_64 ] || { command -v qemu-aarch64 && command -v aarch64-linux-gnu-g++ && command -v nm; } >/dev/null \
 		|| tools/system.sh "for the tests of the ARM kernel, an emulator and a cross compiler" qemu-user g++-aarch64-linux-gnu binutils || true
-	@command -v coqc >/dev/null || tools/system.sh "for the tests of the proof, Coq" coq || true
+	@{ command -v coqc >/dev/null && coqlib=$$(coqc -where) && [ -d "$$coqlib/user-contrib/Flocq" ] && [ -d "$$coqlib/user-contrib/Coquelicot" ]; } \
+		|| tools/system.sh "for the tests of the proof, Coq and two of its libraries" coq libcoq-flocq libcoq-coquelicot || true
 	@{ command -v chromium || command -v google-chrome; } >/dev/null || tools/system.sh "for the tests of the page, a browser" chromium || true
 	@$(MAKE) --no-print-directory check
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder

@@ -331,24 +331,19 @@ ALWAYS void dot(const typename T::S* z, const typename T::A* y, const typename O
 }
 
 // The factors of dz = scale e - drop off. The scale is divided by the lift of e and multiplied by `power`, a power of two, as two factors,
-// so that no intermediate result overflows or is subnormal unless the result is. If drop may be subnormal, which off may be large enough
-// to balance, everything is 2^100 times as large until the end.
+// so that no intermediate result overflows or is subnormal unless the result is. If drop is subnormal in float, it is 2^126 times as large
+// and off 2^-126 times, because off may be large (Rounding.v, other_entry).
 template <class A> struct Scale {
-  A first, last, minus, end;
+  A first, last, minus, off_factor;
   ALWAYS explicit Scale(double scale, double drop, double power = 1) {
-    const bool tiny = drop && drop < TINY && drop > -TINY && scale < 0x1p-20 && scale > -0x1p-20;
-    if (tiny) {
-      scale *= 0x1p100;
-      drop *= 0x1p100;
-    }
+    const bool tiny = sizeof(A) == 4 && drop < 0x1p-126 && drop > -0x1p-126;
     const bool small = scale < 1 && scale > -1;
     const double by = power * (1 / (double)Exp<A>::lift);
     first = small ? scale : scale * by;
     last = small ? by : 1;
-    minus = -drop;
-    end = tiny ? 0x1p-100 : 1;
+    minus = tiny ? -drop * 0x1p126 : -drop;
+    off_factor = tiny ? 0x1p-126 : 1;
   }
-  static constexpr double TINY = sizeof(A) == 4 ? 0x1p-100 : 0x1p-990;
 };
 
 // Computes dz := slope (scale e - drop off). Stores past the caches must be aligned. If a 16-bit dz is not, it is first written into the
@@ -368,7 +363,7 @@ ALWAYS void write(typename T::A* e, double scale, double power, double drop, con
     for (int i = 0; i < T::PER; i++) v[i] = read(e + k + i * L + u * W) * by.first * by.last;
     if (with_off) {
       load_off<T, O>(p, u, away);
-      for (int i = 0; i < T::PER; i++) v[i] = fma<A>(splat(by.minus), away[i], v[i]) * by.end;
+      for (int i = 0; i < T::PER; i++) v[i] = fma<A>(splat(by.minus), away[i] * by.off_factor, v[i]);
     }
     if (with_slope)
       for (int i = 0; i < T::PER; i++) v[i] = v[i] * read(slope + k + i * L + u * W);
@@ -478,7 +473,7 @@ ALONE void write_general(const Job& j, const typename T::S* z, const typename T:
       v[i] = read(e + k + i * L + u * W) * factor.first * factor.last;
       const V<A> below = linear == 0 ? V<A>{} : linear * fma<A>(splat(-scale), x[i], splat(top));
       v[i] = times<A>(v[i], constant + below);
-      if (w) v[i] = fma<A>(splat(factor.minus), away[i], v[i]) * factor.end;
+      if (w) v[i] = fma<A>(splat(factor.minus), away[i] * factor.off_factor, v[i]);
       if (slope) v[i] = v[i] * read(slope + k + i * L + u * W);
     }
     return T::pack(v);
@@ -957,8 +952,8 @@ template <class T, class O, Op op, bool plain> ALONE void short_rows(const Job& 
   finish<op>(j, f.x, first, some);
   if (op == FORWARD) return;
   EACH(u) {
-    A first[W], last[W], minus[W], end[W], constant[W], linear[W], top[W], *eu = e + u * W, *wu = w + u * W, *zu = z + u * W,
-                                                                           *su = slope + u * W;
+    A first[W], last[W], minus[W], off_factor[W], constant[W], linear[W], top[W], *eu = e + u * W, *wu = w + u * W, *zu = z + u * W,
+                                                                                  *su = slope + u * W;
     for (int g = 0; g < W; g++) {
       const int at = u * W + g;
       double by = 1;
@@ -976,7 +971,7 @@ template <class T, class O, Op op, bool plain> ALONE void short_rows(const Job& 
       first[g] = factor.first;
       last[g] = factor.last;
       minus[g] = factor.minus;
-      end[g] = factor.end;
+      off_factor[g] = factor.off_factor;
     }
     for (int64_t c = 0; c < C; c++) {
       V<A> v = read(eu + c * L) * read(first) * read(last);
@@ -984,7 +979,7 @@ template <class T, class O, Op op, bool plain> ALONE void short_rows(const Job& 
         const V<A> by = read(linear), below = times<A>(by, fma<A>(splat(-scale), read(zu + c * L), read(top)));
         v = times<A>(v, read(constant) + below);
       }
-      if (with_off) v = fma<A>(read(minus), read(wu + c * L), v) * read(end);
+      if (with_off) v = fma<A>(read(minus), read(wu + c * L) * read(off_factor), v);
       if (capped) v = v * read(su + c * L);
       auto slots = T::narrow(v);
       __builtin_memcpy(eu + c * L, &slots, sizeof slots);

@@ -29,13 +29,14 @@ from softxent.explanation.row import arrange
 from softxent.proof.coq import BEYOND
 from softxent.proof.derivation import DEFINITIONS, DERIVATIONS, Step
 from softxent.proof.expr import E
-from softxent.proof.prove import AXIOMS, SOURCE, counts
+from softxent.proof.prove import AXIOMS, FRECHET, ROUNDING, SOURCE, Further, counts
 from softxent.proof.reading import SIGNS, mathml, prose
 from softxent.proof.replay import short
 from softxent.proof.rules import RULES
 
 ROOT = Path(__file__).parent.parent
-PICTURES = {"img/bench.png": ROOT / "bench/results/bench.png", "Softmax.v": SOURCE}
+PROOFS = {file.name: file for file in (SOURCE, ROUNDING.source, FRECHET.source)}
+PICTURES = {"img/bench.png": ROOT / "bench/results/bench.png", **PROOFS}
 HEAD = "<thead><tr><th>line</th><th>rule and reason</th><th>value</th><th>proved by</th></tr></thead>"
 SCORES, LABEL, NAMES = (2, 1, 0.1), 0, ("cat", "dog", "owl")
 
@@ -124,13 +125,17 @@ def because(step: Step) -> str:
     return f"<em>{step.rule}</em>: {sentence(step.why)}"
 
 
-def theorem(name: str) -> str:
-    """Return a link to a theorem of Softmax.v, with its line."""
-    source = SOURCE.read_text()
+def theorem(name: str, file: Path = SOURCE) -> str:
+    """Return a link to a theorem in a file of Coq, with its line."""
+    source = file.read_text()
     found = re.search(rf"^(Theorem|Lemma) {name}\b", source, re.M)
     if not found:
-        raise ValueError(f"docs: Softmax.v has no theorem {name}")
-    return f'<a href="../Softmax.v" title="Softmax.v, line {source[: found.start()].count(chr(10)) + 1}"><code>{name}</code></a>'
+        raise ValueError(f"docs: {file.name} has no theorem {name}")
+    return f'<a href="../{file.name}" title="{file.name}, line {source[: found.start()].count(chr(10)) + 1}"><code>{name}</code></a>'
+
+
+def further(file: Further) -> str:
+    return rows("theorem | what it states", [(theorem(name, file.source), prose(words)) for name, (words, _) in file.theorems.items()])
 
 
 def rows(head: str, cells: list[tuple[str, ...]]) -> str:
@@ -145,6 +150,8 @@ TABLES = {
         "rule | what it says | in Coq", [(n, prose(r.says), f"`{r.lemma}`" if r.lemma else "") for n, r in RULES.items()]
     ),
     "theorems": lambda: rows("theorem | what it states", [(theorem(name), prose(words)) for name, (words, _) in BEYOND.items()]),
+    "rounding": lambda: further(ROUNDING),
+    "frechet": lambda: further(FRECHET),
     "axioms": lambda: "\n".join(f"- `{name}`" for name in sorted(AXIOMS)),
     "counts": lambda: (
         "There are {lines} lines in {derivations} derivations. Coq proves {theorems} theorems about them, one for each line and one for "

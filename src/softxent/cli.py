@@ -163,8 +163,10 @@ def prove(
 ) -> None:
     """Check every line of the derivation by its rule, by SymPy (an inequality as a sum of squares) and by Coq.
 
-    For each line, its rule, its reason, what accepts it, and the time are shown. The exit status is 0 if everything is proved, 1 if a line
-    is refused, and 3 if Coq is not installed; in the last case the lines are checked by their rules and by SymPy, but not proved.
+    For each line, its rule, its reason, what accepts it, and the time are shown. Without names, the theorems about rounding errors and
+    about the derivative on R^n are checked too; they need the libraries Flocq and Coquelicot. The exit status is 0 if everything is proved,
+    1 if something is refused, and 3 if Coq is not installed or a library is missing; without Coq the lines are checked by their rules and
+    by SymPy, but not proved.
     """
     from .explanation.verdict import run
 

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..proof.derivation import DERIVATIONS, PARTS, Derivation
-from ..proof.prove import HOW_TO_GET_COQ, Checked, Proof, prove
+from ..proof.prove import HOW_TO_GET_COQ, Checked, CheckedFile, Proof, prove
 from ..proof.reading import SIGNS, latex, prose, text
 from . import chosen
 
@@ -25,22 +25,27 @@ def run(wanted: Sequence[str], as_json_: bool) -> int:
     """Prove these derivations, or all if there are none, and print the result. Returns the exit code."""
     console = Console(stderr=as_json_)
     named = [one for _, derivations in chosen("prove", wanted) for one in derivations] if wanted else list(DERIVATIONS.values())
-    proof = with_progress(named, console)
+    proof = with_progress(named, console, further=not wanted)
     if as_json_:
         print(json.dumps(as_json(proof), ensure_ascii=False, indent=1))
     else:
         show(console, proof)
-    return 0 if proof.proved else 1 if proof.refused or proof.coq_error else 3
+    return 0 if proof.proved else 1 if wrong(proof) else 3
 
 
-def with_progress(derivations: Sequence[Derivation], console: Console) -> Proof:
-    """Prove the derivations, with a progress bar on a terminal."""
+def wrong(proof: Proof) -> bool:
+    """Whether something is refused, and not only missing."""
+    return bool(proof.refused or proof.coq_error or any(not x.proved and not x.missing for x in proof.further))
+
+
+def with_progress(derivations: Sequence[Derivation], console: Console, *, further: bool = False) -> Proof:
+    """Prove the derivations, and check the further files if `further` is true, with a progress bar on a terminal."""
     if not console.is_terminal:
-        return prove(derivations)
+        return prove(derivations, further=further)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("")
-        return prove(derivations, tell=lambda what, n, of: bar.update(task, description=what, completed=n, total=of))
+        return prove(derivations, further=further, tell=lambda what, n, of: bar.update(task, description=what, completed=n, total=of))
 
 
 def show(console: Console, proof: Proof) -> None:
@@ -52,9 +57,14 @@ def show(console: Console, proof: Proof) -> None:
             console.print("\n", Text(part.title, "bold"), sep="")
         for one in dict.fromkeys(x.derivation.name for x in mine):
             console.print(_table([x for x in mine if x.derivation.name == one], proof))
-    console.print(Text(summary(proof), "bold green" if proof.proved else "bold red" if proof.refused or proof.coq_error else "bold yellow"))
-    for x in proof.refused:
-        console.print(Text(f"  {x.theorem}: {x.refused or x.coq_refused}", "red"))
+    for x in proof.further:
+        console.print("\n", Text(x.file.title, "bold"), sep="")
+        mark = OK if x.proved else ("not run", "yellow") if x.missing else NO
+        for name, (words, _) in x.file.theorems.items():
+            console.print(Text.assemble("  ", mark, " ", name, (f"  {prose(words)}", "dim")))
+    console.print(Text(summary(proof), "bold green" if proof.proved else "bold red" if wrong(proof) else "bold yellow"))
+    for line in proof.refused:
+        console.print(Text(f"  {line.theorem}: {line.refused or line.coq_refused}", "red"))
 
 
 def _table(lines: list[Checked], proof: Proof) -> Table:
@@ -101,8 +111,16 @@ def summary(proof: Proof) -> str:
         return f"{checked}. Not proved: Coq {proof.coq} refuses {sum(1 for x in proof.lines if x.coq_refused)} of {theorems} theorems"
     return (
         f"{checked}. Proved: Coq {proof.coq} accepts {theorems} theorems, for the real numbers of its standard library "
-        f"({', '.join(sorted(a.split('.')[-1] for a in proof.axioms))})."
+        f"({', '.join(sorted(a.split('.')[-1] for a in proof.axioms))}).{''.join(map(_of_file, proof.further))}"
     )
+
+
+def _of_file(x: CheckedFile) -> str:
+    if x.missing:
+        return f" {x.file.source.name} is not proved: {x.file.library}, a library of Coq, is missing ({x.file.how_to_get})."
+    if not x.proved:
+        return f" Not proved: {x.error or f'{x.file.source.name} rests on other axioms'}."
+    return f" {x.file.source.name}, with {x.file.library}: {len(x.file.theorems)} theorems ({x.seconds:.0f} s)."
 
 
 def as_json(proof: Proof) -> dict[str, Any]:
@@ -112,7 +130,21 @@ def as_json(proof: Proof) -> dict[str, Any]:
         "coq_error": proof.coq_error,
         "axioms": sorted(proof.axioms),
         "summary": summary(proof),
+        "further": [_file(x) for x in proof.further],
         "lines": [_line(x) for x in proof.lines],
+    }
+
+
+def _file(x: CheckedFile) -> dict[str, Any]:
+    return {
+        "file": x.file.source.name,
+        "library": x.file.library,
+        "proved": x.proved,
+        "missing": x.file.how_to_get if x.missing else None,
+        "error": x.error,
+        "axioms": sorted(x.axioms),
+        "seconds": x.seconds,
+        "theorems": {name: words for name, (words, _) in x.file.theorems.items()},
     }
 
 

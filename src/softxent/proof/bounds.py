@@ -21,6 +21,9 @@ the larger error is counted:
                          that is halfway between two numbers is at least 1 + UNIT times a power of two, and UNIT^2 >= u
 
 The bounds hold if the exact value is finite and the result is within the range of its type. The truth must not be negative.
+
+Rounding.v proves `sum_bound`, `loss_bound` for the loss of a label and for miss, and the bound of dz_k for k other than the label, for any
+number of classes, from the steps of the kernel (rounding.py). The other bounds are derived in the docstrings only.
 """
 
 from __future__ import annotations
@@ -141,7 +144,8 @@ def row_bounds(
 
     The last term of each bound is for results near the smallest numbers of a type. A subnormal e^-gap has an error of TINY of float64, and
     the odds are s <= C times it. off_k (m - z_k), scale, drop, and e_k, which is 0 far below the maximum, have an error of TINY of the
-    compute type. Weights and the upstream gradient multiply these errors.
+    compute type. Weights and the upstream gradient multiply these errors. g r is a float64 number, so that a subnormal one costs TINY of
+    float64 times off_k, and never that of float32. `other_entry` in Rounding.v has these terms, for a class other than the label.
     """
     dtype, classes = z.dtype, z.shape[1]
     u, store = unit(dtype), UNIT[dtype.name]
@@ -156,7 +160,7 @@ def row_bounds(
         level = np.abs(lse(x)) + e
         at = y + r * x.wt
         size = times(at, nll) + times(r, x.d + times(x.o, over)) + times(q, level**2 / 2)
-        loss = e * (size + r * x.o + times(q, level)) + classes * (tiny * (1 + at) + least * r)
+        loss = e * (size + r * x.o + times(q, level)) + classes * (2 * tiny * (1 + at) + least * r)
         rest = r * x.o + times(q, 1 + level)
         mass = at + rest
         yhat = formula.softmax(z64, x)
@@ -165,7 +169,8 @@ def row_bounds(
         dz = np.where(formula.at_label(z64, label), ((e * np.exp(-nll) + 14 * _V) * (rest + times(mass, miss)))[:, None], dz)
         sums = formula.partials(z64, label, o64)
         value = np.abs(formula.gradient(z64, sums, label, formula.coefficients(sums, formula.Numbers(*truth)), o64))
-        floor = TINY[dtype.name] + 2 * least + (g * (2 * least * mass + classes * tiny * (1 + mass)))[:, None]
+        floor = TINY[dtype.name] + 6 * least + (g * (2 * least * mass + 3 * classes * tiny * (1 + mass)))[:, None]
+        floor = floor + (0.0 if o64 is None else 2 * tiny * np.abs(o64))
         return loss, g[:, None] * dz * (1 + store) * _PRODUCTS + store * value + floor
 
 

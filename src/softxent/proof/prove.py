@@ -1,4 +1,4 @@
-"""The checks of the derivation: each line by its rule and by SymPy or sums of squares, and its theorem by Coq.
+"""The checks of the derivation: each line by its rule and by SymPy or sums of squares, and its theorem by Coq; and of two further files.
 
 `softxent prove` and the tests call it.
 """
@@ -15,7 +15,9 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
+from . import frechet, rounding
 from .coq import BEYOND, INDUCTIVE, MEANINGS, meant, of_softmax_v, same_definitions, statements
 from .derivation import DERIVATIONS, Derivation
 
@@ -34,6 +36,35 @@ _HEAD = [
 ]
 _SAME = "the definition of "
 HOW_TO_GET_COQ = "on Debian or Ubuntu: apt-get install --no-install-recommends coq; elsewhere: https://rocq-prover.org/install"
+
+
+class Further(NamedTuple):
+    """A file of theorems that are not lines of a derivation and need a library of Coq."""
+
+    source: Path
+    title: str
+    library: str
+    package: str  # of Debian
+    theorems: dict[str, tuple[str, str]]
+    lines_file: Callable[[], str]
+
+    @property
+    def how_to_get(self) -> str:
+        opam = f"coq-{self.library.lower()}"
+        return f"on Debian or Ubuntu: apt-get install --no-install-recommends {self.package}; elsewhere: opam install {opam}"
+
+
+ROUNDING = Further(
+    SOURCE.with_name("Rounding.v"), "Rounding errors", "Flocq", "libcoq-flocq", rounding.THEOREMS, lambda: rounding.lines_file()
+)
+FRECHET = Further(
+    SOURCE.with_name("Frechet.v"),
+    "The derivative on R^n",
+    "Coquelicot",
+    "libcoq-coquelicot",
+    frechet.THEOREMS,
+    lambda: frechet.lines_file(),
+)
 
 
 @dataclass
@@ -65,10 +96,26 @@ class Checked:
 
 
 @dataclass
+class CheckedFile:
+    """The result for a further file: what Coq refuses, or that the library is missing."""
+
+    file: Further
+    error: str | None = None
+    missing: bool = False
+    axioms: set[str] = field(default_factory=set)
+    seconds: float = 0.0
+
+    @property
+    def proved(self) -> bool:
+        return self.error is None and not self.missing and bool(self.axioms) and self.axioms <= AXIOMS
+
+
+@dataclass
 class Proof:
-    """The results of all checks. `coq` is the version of Coq, or None if it is not installed."""
+    """The results of all checks. `coq` is the version of Coq, or None if it is not installed; `further` is empty if not asked for."""
 
     lines: list[Checked]
+    further: list[CheckedFile] = field(default_factory=list)
     coq: str | None = None
     coq_error: str | None = None  # of the file as a whole
     axioms: set[str] = field(default_factory=set)
@@ -80,7 +127,8 @@ class Proof:
     @property
     def proved(self) -> bool:
         lines = bool(self.lines) and all(x.proved for x in self.lines)
-        return self.coq is not None and self.coq_error is None and lines and self.axioms <= AXIOMS
+        further = all(x.proved for x in self.further)
+        return self.coq is not None and self.coq_error is None and lines and self.axioms <= AXIOMS and further
 
 
 def counts() -> dict[str, int]:
@@ -93,14 +141,52 @@ def silent(what: str, n: int, of: int) -> None:
     pass
 
 
-def prove(derivations: Iterable[Derivation] = DERIVATIONS.values(), *, tell: Callable[[str, int, int], None] = silent) -> Proof:
-    """Check every line of the derivations. The progress is reported by calls of `tell(what, n, of)`."""
+def prove(
+    derivations: Iterable[Derivation] = DERIVATIONS.values(), *, further: bool = False, tell: Callable[[str, int, int], None] = silent
+) -> Proof:
+    """Check every line of the derivations, and if `further` is true the further files. `tell(what, n, of)` is called with the progress."""
     lines = [Checked(d, n, d.theorem(n) if n else d.name) for d in derivations for n in (*range(1, len(d.steps) + 1), 0)]
     proof = Proof(lines)
     _by_rules(lines, tell)
     if coqc := shutil.which("coqc"):
         _by_coq(coqc, proof, tell)
+        for file in (ROUNDING, FRECHET) if further else ():
+            tell(f"Coq: {file.source.name}", 1, 2)
+            proof.further.append(check_file(coqc, file))
     return proof
+
+
+def check_file(coqc: str, file: Further) -> CheckedFile:
+    """Compile a further file, and compare its definitions and theorems with those that are stated in Python."""
+    softmax, name = SOURCE.read_text(), file.source.name
+    compiled, error, seconds = _compiled_file(coqc, softmax, name, file.source.read_text())
+    if error:
+        missing = f"prefix {file.library}" in error
+        return CheckedFile(file, None if missing else f"{name}: {error}", missing)
+    with tempfile.TemporaryDirectory() as folder:
+        where = Path(folder)
+        (where / "Softmax.vo").write_bytes(_compiled(coqc, softmax)[0])
+        (where / f"{name}o").write_bytes(compiled)
+        (where / "Lines.v").write_text(file.lines_file())
+        done = _coqc(coqc, where, "Lines.v")
+    if done.returncode:
+        return CheckedFile(file, f"{name} states something else: {_message(done)}")
+    return CheckedFile(file, axioms=_assumed(done.stdout), seconds=seconds)
+
+
+@lru_cache(maxsize=4)
+def _compiled_file(coqc: str, softmax: str, name: str, text: str) -> tuple[bytes, str | None, float]:
+    """Return a further file compiled, or the error, and the seconds it took."""
+    with tempfile.TemporaryDirectory() as folder:
+        where = Path(folder)
+        compiled, error, _ = _compiled(coqc, softmax)
+        if error:
+            return b"", f"Softmax.v: {error}", 0.0
+        (where / "Softmax.vo").write_bytes(compiled)
+        (where / name).write_text(text)
+        start = time.perf_counter()
+        done = _coqc(coqc, where, name)
+        return (b"", _message(done), 0.0) if done.returncode else ((where / f"{name}o").read_bytes(), None, time.perf_counter() - start)
 
 
 def _by_rules(lines: list[Checked], tell: Callable[[str, int, int], None]) -> None:
