@@ -88,6 +88,14 @@ def test_the_bounds_are_those_of_bounds_py(dtype, classes):
         assert list(ours.values()) == pytest.approx(theirs, rel=1e-14, abs=0)  # the order of the additions
 
 
+@pytest.mark.parametrize("lanes", [16, 8])
+def test_a_block_is_as_deep_as_bounds_py_says(lanes):
+    """`sum_of_a_block`, and 3 units for the factor of the block. Rows of up to 64 columns have another tree."""
+    for classes in range(65, 4097):
+        groups = -(-classes // (4 * lanes))
+        assert groups + math.log2(lanes) + 1 + 3 <= bounds.depth(classes)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("classes", (2, 10, 65))
 def test_the_tolerance_of_the_gradient_is_not_below_the_theorem(dtype, classes):

@@ -8,10 +8,9 @@
     e of a sum of positive terms is the largest of theirs. At the end, e is a relative error of at most 1.001 e. [within e a x y] adds an
     absolute error of a, for numbers below the smallest normal one. *)
 
-From Coq Require Import Reals Lra Lia ZArith List Permutation.
+From Coq Require Import Reals Lra Lia ZArith.
 From Flocq Require Import Core Relative Plus_error Mult_error.
 From Softxent Require Import Softmax.
-Import ListNotations.
 Open Scope R_scope.
 
 (** ** Relative errors *)
@@ -295,14 +294,6 @@ Fixpoint exactly (t : tree) : R :=
   | Scaled c a => c * exactly a
   end.
 
-(** its terms, multiplied by the factors *)
-Fixpoint terms (c : R) (t : tree) : list R :=
-  match t with
-  | Leaf x => [c * x]
-  | Narrow a b | Wide a b => terms c a ++ terms c b
-  | Scaled d a => terms (c * d) a
-  end.
-
 (** *** The mean distance from the maximum adds at most 2 v ln n *)
 
 Lemma exp_convex p d : 0 <= p <= 1 -> exp (p * d) <= p * exp d + (1 - p).
@@ -369,23 +360,6 @@ Qed.
 
 (** *** The rounded sum *)
 
-Fixpoint add_up (l : list R) : R := match l with [] => 0 | x :: l => x + add_up l end.
-
-Lemma add_up_app l l' : add_up (l ++ l') = add_up l + add_up l'.
-Proof. induction l; simpl; lra. Qed.
-
-Lemma add_up_permutation l l' : Permutation l l' -> add_up l = add_up l'.
-Proof. induction 1; simpl; lra. Qed.
-
-Lemma add_up_zeros m : add_up (repeat 0 m) = 0.
-Proof. induction m; simpl; lra. Qed.
-
-Lemma add_up_map n f : add_up (map f (seq 0 n)) = sum n f.
-Proof. induction n; [easy|]. rewrite seq_S, map_app, add_up_app, IHn. simpl. lra. Qed.
-
-Lemma exactly_terms t c : add_up (terms c t) = c * exactly t.
-Proof. revert c. induction t; intros c; simpl; [ring | rewrite add_up_app, IHt1, IHt2; ring .. | rewrite IHt; ring]. Qed.
-
 (** the largest number of additions in the compute type, and of operations in float64, that a term passes through *)
 Fixpoint narrow_depth (t : tree) : nat :=
   match t with
@@ -401,6 +375,67 @@ Fixpoint wide_depth (t : tree) : nat :=
   | Wide a b => S (Nat.max (wide_depth a) (wide_depth b))
   | Scaled _ a => S (wide_depth a)
   end.
+
+(** *** The tree of the kernel
+
+    A block of n = groups * 4 * lanes columns, where the columns after the end of the row and that of the label are 0: groups of four vectors
+    are added in the compute type, each lane has a sum in float64, and the lanes, of which there are 2^d, are added as a tree. *)
+
+Fixpoint lane_sum (four : nat -> tree) (groups : nat) : tree :=
+  match groups with O => Leaf 0 | S g => Wide (lane_sum four g) (four g) end.
+Fixpoint lanes_sum (lane : nat -> tree) (d : nat) : tree :=
+  match d with O => lane 0%nat | S d => lanes_sum (fun i => Wide (lane i) (lane (i + 2 ^ d)%nat)) d end.
+Definition block_tree (d groups : nat) (e : vec) (factor : R) : tree :=
+  let column g c lane := Leaf (e ((g * 4 + c) * 2 ^ d + lane)%nat) in
+  let four g lane := Narrow (Narrow (column g 0%nat lane) (column g 1%nat lane)) (Narrow (column g 2%nat lane) (column g 3%nat lane)) in
+  Scaled factor (lanes_sum (fun lane => lane_sum (fun g => four g lane) groups) d).
+
+Lemma sum_product n m f : sum (n * m) f = sum n (fun i => sum m (fun j => f (i * m + j)%nat)).
+Proof.
+  assert (A : forall k l g, sum (k + l) g = sum k g + sum l (fun j => g (k + j)%nat)).
+  { intros k l g. induction l; simpl; [rewrite Nat.add_0_r; lra|]. rewrite Nat.add_succ_r. simpl. rewrite IHl. lra. }
+  induction n; [easy|]. replace (S n * m)%nat with (n * m + m)%nat by ring. rewrite A, IHn. easy.
+Qed.
+
+Lemma lane_sum_is four groups : exactly (lane_sum four groups) = sum groups (fun g => exactly (four g)).
+Proof. induction groups; simpl; lra. Qed.
+
+Lemma lanes_sum_is lane d : exactly (lanes_sum lane d) = sum (2 ^ d) (fun i => exactly (lane i)).
+Proof.
+  revert lane. induction d as [|d IH]; intros lane; simpl lanes_sum; [simpl; lra|]. rewrite IH. simpl exactly. rewrite sum_add.
+  replace (2 ^ S d)%nat with (2 * 2 ^ d)%nat by (simpl; lia). rewrite sum_product. simpl. rewrite Rplus_0_l. f_equal.
+  apply sum_ext. intros i _. do 2 f_equal. lia.
+Qed.
+
+Lemma lanes_sum_depth lane d a b : (forall i, (narrow_depth (lane i) <= a)%nat /\ (wide_depth (lane i) <= b)%nat) ->
+  (narrow_depth (lanes_sum lane d) <= a)%nat /\ (wide_depth (lanes_sum lane d) <= b + d)%nat.
+Proof.
+  revert lane b. induction d as [|d IH]; intros lane b L; simpl; [rewrite Nat.add_0_r; apply L|].
+  destruct (IH (fun i => Wide (lane i) (lane (i + 2 ^ d)%nat)) (S b)) as [N W]; [|split; [auto | lia]].
+  intros i. destruct (L i), (L (i + 2 ^ d)%nat). simpl. lia.
+Qed.
+
+Lemma lane_sum_depth four groups a : (forall g, (narrow_depth (four g) <= a)%nat /\ wide_depth (four g) = 0%nat) ->
+  (narrow_depth (lane_sum four groups) <= a)%nat /\ (wide_depth (lane_sum four groups) <= groups)%nat.
+Proof. intros F. induction groups as [|g [N W]]; simpl; [lia|]. destruct (F g). lia. Qed.
+
+(** It adds up all columns; a test compares its depth with `bounds.depth`. *)
+Theorem sum_of_a_block d groups e factor :
+  let s := block_tree d groups e factor in
+  exactly s = sum (groups * (4 * 2 ^ d)) (fun k => factor * e k) /\ (narrow_depth s <= 2)%nat /\ (wide_depth s <= groups + d + 1)%nat.
+Proof.
+  cbv zeta. unfold block_tree. split.
+  - simpl exactly. rewrite lanes_sum_is, sum_scal. f_equal. rewrite sum_product.
+    rewrite (sum_ext _ _ (fun i => sum groups (fun g => sum 4 (fun c => e ((g * 4 + c) * 2 ^ d + i)%nat)))).
+    + rewrite sum_swap. apply sum_ext. intros g _. rewrite sum_swap, sum_product. apply sum_ext. intros c _. apply sum_ext. intros i _.
+      f_equal. lia.
+    + intros i _. rewrite lane_sum_is. apply sum_ext. intros g _. simpl. lra.
+  - simpl. destruct (lanes_sum_depth (fun lane => lane_sum (fun g => Narrow
+      (Narrow (Leaf (e ((g * 4 + 0) * 2 ^ d + lane)%nat)) (Leaf (e ((g * 4 + 1) * 2 ^ d + lane)%nat)))
+      (Narrow (Leaf (e ((g * 4 + 2) * 2 ^ d + lane)%nat)) (Leaf (e ((g * 4 + 3) * 2 ^ d + lane)%nat)))) groups) d 2 groups) as [N W].
+    + intros i. apply lane_sum_depth. intros g. simpl. lia.
+    + lia.
+Qed.
 
 Section Kernel.
 Context (pn en pw ew : Z) {Hpn : Prec_gt_0 pn} {Hpw : Prec_gt_0 pw}. (* the compute type, and float64 *)
@@ -510,10 +545,10 @@ Qed.
 
 Definition sum_bound (u v depth n : R) : R := 1.001 * (4 * u + v * (depth + 2 * ln n)).
 
-(** [sums t n z m s]: the tree s adds up the computed exponentials e^(z_k - m) of the columns k other than t, and zeros. An exponential and
+(** The tree s adds up the computed exponentials e^(z_k - m) of the columns k other than t, and zeros. An exponential and
     the factor of its block have a relative error of 2 u + c v + 2 v (m - z_k) together, or of at most `lost`, an absolute one. *)
 Definition adds_up (n t : nat) (z : vec) (m c lost : R) (s : tree) : Prop :=
-  well_made s /\ exists (e : vec) (zeros : nat), Permutation (terms 1 s) (map e (seq 0 n) ++ repeat 0 zeros) /\
+  well_made s /\ exists e : vec, exactly s = sum n e /\
   forall k, (k < n)%nat -> if Nat.eqb k t then e k = 0 else 
     near (2 * u + c * v + 2 * v * (m - z k)) (exp (z k - m)) (e k) \/ Rabs (e k - exp (z k - m)) <= lost.
 
@@ -526,12 +561,10 @@ Lemma sum_near n t z m c lost s : (0 < n)%nat -> 0 <= c -> 2 * u + c * v + 2 * v
   (forall k, (k < n)%nat -> k <> t -> z k <= m) -> 1 <= sum_but t n (fun k => exp (z k - m)) -> adds_up n t z m c lost s ->
   near (depth_error s + 2 * u + c * v + 2 * v * ln (INR n) + 4 * (INR n * lost)) (sum_but t n (fun k => exp (z k - m))) (computed s).
 Proof.
-  intros N C0 C L0 L M S1 [W (x & zeros & P & X)]. set (e := sum_but t n _) in *. destruct (rounded_sum s W) as [_ S].
-  assert (T : exactly s = sum n x).
-  { rewrite <- (Rmult_1_l (exactly s)), <- exactly_terms, (add_up_permutation _ _ P), add_up_app, add_up_zeros, add_up_map. ring. }
+  intros N C0 C L0 L M S1 [W (x & T & X)]. set (e := sum_but t n _) in *. destruct (rounded_sum s W) as [_ S].
   rewrite T in S. replace (depth_error s + _ + _ + _ + _) with
     (2 * u + c * v + 2 * v * ln (INR n) + 4 * (INR n * lost) + depth_error s) by ring.
-  apply near_trans with (2 := S). clear T S P W. pose proof v_pos as V. pose proof u_pos as U. pose proof unit_le_half as H.
+  apply near_trans with (2 := S). clear T S W. pose proof v_pos as V. pose proof u_pos as U. pose proof unit_le_half as H.
   set (a := 2 * u + c * v) in *. assert (A : 0 <= a) by (unfold a; nra).
   destruct (distances n t (2 * v) (fun k => m - z k) e) as [D1 D2]; [lra | auto | | auto |].
   { apply sum_but_ext. intros k _ _. f_equal. ring. }
@@ -1414,8 +1447,8 @@ Proof.
   - split; [lia|]. split; [lia | lra].
   - intros. lra.
   - exists 0%nat. repeat split; auto.
-  - split; [repeat split; auto; lra|]. exists (fun k => if Nat.eqb k 1 then 0 else 1), 0%nat. split.
-    + simpl. rewrite !Rmult_1_l. apply Permutation_refl.
+  - split; [repeat split; auto; lra|]. exists (fun k => if Nat.eqb k 1 then 0 else 1). split.
+    + simpl. ring.
     + intros k K. destruct (Nat.eqb k 1); [auto|]. right. rewrite Rminus_diag, exp_0, Rminus_diag, Rabs_R0. lra.
   - simpl. split; [auto|]. lra.
   - pose proof v_is as V. rewrite Rminus_diag, Rabs_R0. unfold loss_bound, sum_bound.

@@ -21,7 +21,7 @@ _FORMATS = (
 )
 _ROW = (
     _FORMATS + "forall (Exp Log Log1p : R -> R) (n t : nat) (z : vec) (m depth lost c : R) (s : tree), "
-    "row_computed pn en pw ew Exp Log Log1p n t z m depth lost c s -> let sum := computed pn en pw ew s in "
+    "row_computed pn en pw ew Exp Log Log1p n t z m depth lost c s -> let s_ := computed pn en pw ew s in "
     "let bound := loss_bound u v depth (INR n) (Rabs (m - z t)) in "
 )
 _FLOAT64 = "generic_format radix2 (FLT_exp ew pw)"
@@ -33,18 +33,25 @@ THEOREMS = {
         _FORMATS + "forall t : tree, well_made pn en pw ew t -> 0 <= exactly t /\\ "
         "near (INR (narrow_depth t) * u + INR (wide_depth t) * v) (exactly t) (computed pn en pw ew t)",
     ),
+    "sum_of_a_block": (
+        "The tree of the kernel for a block adds up all columns: 2 additions on a path in the compute type, for groups of 4, and in "
+        "float64 one for each group, those of the tree over the 2^d lanes, and the factor of the block.",
+        "forall (d groups : nat) (e : vec) (factor : R), let s := block_tree d groups e factor in "
+        "exactly s = sum (groups * (4 * 2 ^ d)) (fun k => factor * e k) /\\ (narrow_depth s <= 2)%nat /\\ "
+        "(wide_depth s <= groups + d + 1)%nat",
+    ),
     "sum_of_exponentials": (
         "The sum s of e^(z_k - m) has a relative error of at most `sum_bound`, for any number of classes and any tree of additions.",
-        _ROW + "let s0 := sum_but t n (fun k => exp (z k - m)) in Rabs (sum - s0) <= sum_bound u v depth (INR n) * s0",
+        _ROW + "let s0 := sum_but t n (fun k => exp (z k - m)) in Rabs (s_ - s0) <= sum_bound u v depth (INR n) * s0",
     ),
     "loss_of_label": (
         "The loss of the label, - log yhat_t, has a relative error of at most `loss_bound`, and an absolute one of 2 C times the smallest "
         "number of float64.",
-        _ROW + "Rabs (nll_ pw ew Exp Log Log1p m (z t) sum - (lse n z - z t)) <= bound * (lse n z - z t) + 4 * INR n * eta",
+        _ROW + "Rabs (nll_ pw ew Exp Log Log1p m (z t) s_ - (lse n z - z t)) <= bound * (lse n z - z t) + 4 * INR n * eta",
     ),
     "probability_of_a_miss": (
         "The probability of a miss, 1 - yhat_t, has the same relative error.",
-        _ROW + "Rabs (miss_ pw ew Exp Log m (z t) sum - (1 - softmax n z t)) <= bound * (1 - softmax n z t) + 4 * INR n * eta",
+        _ROW + "Rabs (miss_ pw ew Exp Log m (z t) s_ - (1 - softmax n z t)) <= bound * (1 - softmax n z t) + 4 * INR n * eta",
     ),
     "other_entry": (
         "An entry of the gradient, g (mass yhat_k - r off_k) for k other than the label, has an error of `grad_bound` times the first term "
@@ -52,7 +59,7 @@ THEOREMS = {
         "subnormal r g would cost eta_n off_k.",
         _ROW + "forall (g mass mass_ lost_mass r off e block cb : R) (i j h : Z) (k : nat), "
         "entry_computed pn en pw ew Exp Log n t z m depth s g mass mass_ lost_mass r off e block cb i j h k -> "
-        "Rabs (entry_ pn en (scale_ pw ew g mass_ (unit_ pw ew Exp Log m (z t) sum) block) (rounded pw ew (g * r)) e off i j h - "
+        "Rabs (entry_ pn en (scale_ pw ew g mass_ (unit_ pw ew Exp Log m (z t) s_) block) (rounded pw ew (g * r)) e off i j h - "
         "(g * mass * softmax n z k - g * r * off)) <= " + OTHER_ENTRY,
     ),
     "a_row_is_computed": (
@@ -102,8 +109,14 @@ Notation v := (unit_roundoff pw).
 Notation eta := (half_tiny ew).
 Fixpoint exactly (t : tree) : R :=
   match t with Leaf x => x | Narrow a b | Wide a b => exactly a + exactly b | Scaled c a => c * exactly a end.
-Fixpoint terms (c : R) (t : tree) : list R :=
-  match t with Leaf x => [c * x] | Narrow a b | Wide a b => terms c a ++ terms c b | Scaled d a => terms (c * d) a end.
+Fixpoint lane_sum (four : nat -> tree) (groups : nat) : tree :=
+  match groups with O => Leaf 0 | S g => Wide (lane_sum four g) (four g) end.
+Fixpoint lanes_sum (lane : nat -> tree) (d : nat) : tree :=
+  match d with O => lane 0%nat | S d => lanes_sum (fun i => Wide (lane i) (lane (i + 2 ^ d)%nat)) d end.
+Definition block_tree (d groups : nat) (e : vec) (factor : R) : tree :=
+  let column g c lane := Leaf (e ((g * 4 + c) * 2 ^ d + lane)%nat) in
+  let four g lane := Narrow (Narrow (column g 0%nat lane) (column g 1%nat lane)) (Narrow (column g 2%nat lane) (column g 3%nat lane)) in
+  Scaled factor (lanes_sum (fun lane => lane_sum (fun g => four g lane) groups) d).
 Fixpoint narrow_depth (t : tree) : nat :=
   match t with
   | Leaf _ => 0
@@ -134,7 +147,7 @@ Fixpoint well_made (t : tree) : Prop :=
   | t => in_narrow t
   end.
 Definition adds_up (n t : nat) (z : vec) (m c lost : R) (s : tree) : Prop :=
-  well_made s /\\ exists (e : vec) (zeros : nat), Permutation (terms 1 s) (map e (seq 0 n) ++ repeat 0 zeros) /\\
+  well_made s /\\ exists e : vec, exactly s = sum n e /\\
   forall k, (k < n)%nat -> if Nat.eqb k t then e k = 0 else
     near (2 * unit_roundoff pn + c * v + 2 * v * (m - z k)) (exp (z k - m)) (e k) \\/ Rabs (e k - exp (z k - m)) <= lost.
 Definition elementary (Exp Log Log1p : R -> R) : Prop :=
@@ -165,12 +178,11 @@ TREE = (
 def lines_file() -> str:
     """Return a Coq file that compares the definitions, hypotheses and theorems of Rounding.v with those stated here."""
     given = ["tree", "Leaf", "Narrow", "Wide", "Scaled"]
-    softmax = ["vec", "softmax", "lse", "sum_but"]
+    softmax = ["vec", "softmax", "lse", "sum", "sum_but"]
     names = [line.split()[1] for line in DEFINITIONS.splitlines() if line.startswith(("Definition ", "Fixpoint "))] + list(BOUNDS)
     text = [
-        "From Coq Require Import Reals ZArith List Permutation.",
+        "From Coq Require Import Reals ZArith.",
         "From Flocq Require Import Core.",
-        "Import ListNotations.",
         "From Softxent Require Softmax Rounding.",
         "Open Scope R_scope.",
         *(f"Notation {name} := Softmax.{name}." for name in softmax),
