@@ -544,6 +544,23 @@ def test_every_error_says_function_argument_expected_got(case):
     assert str(e.value).startswith(text)
 
 
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("cross_entropy", (Z, T)),
+        ("cross_entropy_and_grad", (Z, T)),
+        ("cross_entropy_hvp", (Z, Z, T)),
+        ("linear_cross_entropy", (Z, Z, T)),
+        ("linear_cross_entropy_and_grad", (Z, Z, T)),
+        ("linear_cross_entropy_hvp", (Z, Z, T, Z, Z)),
+        ("linear_cross_entropy_ggn", (Z, Z, T, Z, Z)),
+    ],
+)
+def test_every_loss_refuses_an_unknown_reduction(name, arguments):
+    with pytest.raises(ValueError, match=rf"^{name}: reduction must be"):
+        getattr(softxent, name)(*arguments, reduction="average")
+
+
 def test_every_line_that_raises_has_its_case():
     """ERRORS contains a case for each line of contract.py that raises an error, and no others."""
     tree = ast.parse(open(contract.__file__).read())

@@ -178,7 +178,7 @@ def attempt(copy: Copy, m: Mutation, text: str, usual: dict[str, float], first: 
     if not copy.put(m.file, m.applied(text)):
         return "noticed", "the compiler"
     for tests in [*filter(None, first), *TESTS[m.file]]:
-        outcome, by = copy.test(tests, 3 * usual.get(str(tests), 0) + LONG)
+        outcome, by = copy.test(tests, LONG / 3 if tests in first else 3 * usual[str(tests)] + LONG)
         if outcome == "failed" or (outcome != "passed" and tests not in first):
             return ("too long" if outcome == "too long" else "noticed"), by
     return "unnoticed", ""
