@@ -22,6 +22,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import textwrap
 import time
 import tomllib
 from collections import Counter
@@ -148,7 +149,9 @@ def work(todo: Any, done: Any, usual: dict[str, float], noticed: Counter[tuple[s
                 current = m.file
                 measure(copy, m.file, text, usual)
             started = time.monotonic()
-            status, by = attempt(copy, m, text, usual, [[test for (file, test), _ in noticed.most_common() if file == m.file][:FIRST]])
+            status, by = attempt(
+                copy, m, text, usual, [[test for (file, test), count in noticed.most_common() if file == m.file and count][:FIRST]]
+            )
             noticed[m.file, by] += "::" in by
             if m.file.endswith(".py"):
                 copy.put(m.file, text)
@@ -190,7 +193,8 @@ def attempt(copy: Copy, m: Mutation, text: str, usual: dict[str, float], first: 
 def explained(m: Mutation) -> str:
     """Return why a change has no effect, or ""."""
     for e in SETTINGS.get("unnoticed", []):
-        if m.file.endswith(e["file"]) and m.line == e["line"] and e.get("change", f"{m.old} -> {m.new}") == f"{m.old} -> {m.new}":
+        change = e.get("change")
+        if m.file.endswith(e["file"]) and m.line == e["line"] and (change is None or m.key == f"{m.file}: {m.line}: {change}"):
             return str(e["why"])
     return ""
 
@@ -210,7 +214,8 @@ def page(every: dict[str, list[Mutation]], results: dict[str, Any]) -> list[Muta
             f"| {file} | {len(all_)} | {sum(count.values())} | {count['noticed']} | {count['too long']} | {len(why) - left} | {left} |"
         )
         for m in of["unnoticed"]:
-            code = f"`` {m.old} `` → `` {m.new} ``".replace("|", "\\|").replace("\n", " ")
+            old, new = (textwrap.shorten(" ".join(text.split()), 90, placeholder=" ...") for text in (m.old, m.new))
+            code = f"{m.kind}: `` {old} `` → `` {new} ``".replace("|", "\\|")
             lines.append(f"| {file.removeprefix(SRC)}:{m.number} | {code} | {why[m.key] or '**not explained**'} |")
     PAGE.write_text(HEAD.format(rows="\n".join(rows), unnoticed="\n".join(lines), date=datetime.date.today()))
     return open_
