@@ -261,6 +261,13 @@ def test_a_mean_without_options_takes_any_layout(backend, dtype, rng):
             np.testing.assert_array_equal(a, want, err_msg=f"{name}, as the output")
 
 
+def test_windows_that_overlap_are_read_as_their_copy(backend, rng):
+    """The step between matrices is that of three classes, as if the rows were shorter than they are."""
+    raw = rng.standard_normal(40)
+    z = np.lib.stride_tricks.as_strided(raw, (2, 3, 4), (3 * 8, 5 * 8, 8), writeable=False)
+    np.testing.assert_array_equal(softxent.softmax(z), softxent.softmax(z.copy()))
+
+
 def test_a_row_may_be_larger_than_what_is_copied_at_a_time(backend):
     """256 KiB of logits whose classes are not adjacent are copied at a time, or one row."""
     z = np.zeros((70_000, 3), np.float32).T
@@ -419,6 +426,7 @@ def test_what_comes_back_has_the_documented_type(backend, dtype, rng):
             assert loss.dtype == alone.dtype == np.float64 and np.shape(loss) == shape and dz.dtype == dtype and dz.shape == z.shape
             np.testing.assert_array_equal(loss, alone)
     assert computed(dtype) == softxent.cross_entropy_and_grad(z.astype(computed(dtype)), t)[1].dtype
+    assert softxent.softmax_jacobian(z).dtype == np.float64
 
 
 # ---- backends ----

@@ -80,7 +80,7 @@ def sanitized(name: str) -> int:
     shutil.copytree(ROOT / "src" / "softxent", package, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     print(f"{name}: compiling", flush=True)
     Extension(ROOT / "cpp", folder / "objects", *one.flags).all(package)
-    (folder / "sitecustomize.py").write_text(one.before)  # also in the processes that tests start
+    (folder / "src" / "sitecustomize.py").write_text(one.before)  # also in the processes that tests start
     log = f":log_path={folder / 'report'}"  # pytest would not show what is reported
     environment = os.environ | {name: options + log for name, options in one.environment.items()} | {"LD_PRELOAD": loaded(one.library)}
     environment["PYTHONPATH"] = os.pathsep.join(str(p) for p in (folder, folder / "src", ROOT / "tests"))
