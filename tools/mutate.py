@@ -37,6 +37,7 @@ RESULTS, PAGE = ROOT / "build" / "mutation.json", ROOT / "docs" / "mutation.md"
 SRC = "src/softxent/"
 SETTINGS = tomllib.loads((ROOT / "tools" / "mutation.toml").read_text())
 TESTS: dict[str, list[list[str]]] = {file: [shlex.split(line) for line in lines] for file, lines in SETTINGS["tests"].items()}
+SECONDS = "seconds of tests"  # a key of the results
 FIRST = 12  # so many tests, those that noticed most changes of a file before, run first
 MEMORY = 12 << 30  # bytes of addresses that a change may take
 LONG = 60.0  # seconds beyond three times what the tests take without a change
@@ -267,7 +268,7 @@ def main() -> int:
         todo = [m for m in todo if m.key not in results]
     if todo and not given.page:
         run(todo, given.jobs, results)
-    unexplained = page(every, results)
+    unexplained = page(every, json.loads(RESULTS.read_text()) if RESULTS.exists() else {})
     for m in unexplained:
         print(f"not noticed: {m.file}:{m.number}: {m.line}\n    {m.old!r} -> {m.new!r}")
     return 1 if unexplained else 0
@@ -283,13 +284,14 @@ def run(todo: list[Mutation], jobs: int, results: dict[str, Any]) -> None:
     queue.cancel_join_thread()  # if a process ends with an error, nobody reads what is left
     for m in [*todo, *[None] * jobs]:
         queue.put(m)
-    usual, noticed = results.setdefault("seconds of tests", {}), Counter[tuple[str, str]]()
-    for key, found in results.items():
-        noticed[key.partition(": ")[0], found.get("by", "")] += "::" in found.get("by", "")
-    workers = [context.Process(target=work, args=(queue, done, usual, noticed)) for _ in range(jobs)]
+    usual, noticed = results.get(SECONDS, {}), Counter[tuple[str, str]]()
+    for key, before in results.items():
+        noticed[key.partition(": ")[0], before.get("by", "")] += "::" in before.get("by", "")
+    workers = [context.Process(target=work, args=(queue, done, usual, noticed), daemon=True) for _ in range(jobs)]
     for w in workers:
         w.start()
     RESULTS.parent.mkdir(exist_ok=True)
+    found: dict[str, Any] = {}
     columns = BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}")
     with Progress(*columns) as progress:
         task = progress.add_task("", total=len(todo))
@@ -298,9 +300,10 @@ def run(todo: list[Mutation], jobs: int, results: dict[str, Any]) -> None:
             if m is None:
                 raise SystemExit(f"mutate: {by}")
             usual.update(measured)
-            results[m.key] = {"status": status, "by": by, "seconds": round(seconds, 1), "line": m.number}
+            found[m.key] = {"status": status, "by": by, "seconds": round(seconds, 1), "line": m.number}
             others = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}  # of a run beside this one
-            RESULTS.write_text(json.dumps(others | results, indent=1))
+            known = others.get(SECONDS, {}) | usual
+            RESULTS.write_text(json.dumps(others | found | {SECONDS: known}, indent=1))
             if status == "unnoticed":
                 progress.console.print(f"{m.file}:{m.number}: {m.line}: {m.old} -> {m.new}", highlight=False, markup=False)
             progress.update(task, advance=1, description=f"{m.file} {status} {by[-40:]}")
