@@ -30,6 +30,15 @@ check: $(INSTALLED) ## format, lint and types
 	$(BIN)/clang-format --dry-run --Werror cpp/*
 	$(BIN)/mypy
 
+mutate: $(INSTALLED) ## change the sources in one place at a time; the tests must notice (hours; SAMPLE=40 tries so many changes of each file)
+	nice $(BIN)/python tools/mutate.py --sample $(or $(SAMPLE),0)
+
+sanitize: $(INSTALLED) ## the tests of the C++ code with address, undefined behaviour and thread sanitizers (a quarter of an hour)
+	nice $(BIN)/python tools/sanitize.py
+
+fuzz: $(INSTALLED) ## random calls of the compiled kernel beside guard pages, for SECONDS (60)
+	cd tests && ../$(BIN)/python fuzz.py --seconds $(or $(SECONDS),60)
+
 test-newest: $(UV) ## the tests with the newest versions of everything, in .venv-newest
 	tools/test-ends.sh newest $(UV)
 
@@ -86,5 +95,5 @@ $(UV):
 	$(BIN)/python -m venv --clear .venv-uv
 	.venv-uv/bin/python -m pip install --quiet uv
 
-.PHONY: help build demo test test-newest test-oldest check bench wheels docs lock vendor clean
+.PHONY: help build demo test mutate sanitize fuzz test-newest test-oldest check bench wheels docs lock vendor clean
 .DEFAULT_GOAL := help

@@ -162,8 +162,12 @@ numpy_right, torch_right, linear_right = cross_entropy, function(Right()), linea
 # ---- mutants of the right one: a place at which it differs ----
 
 
+def _faulty(**places):
+    return type("Mutant", (Right,), places)()
+
+
 def _place(**places):
-    return function(type("Mutant", (Right,), places)())
+    return function(_faulty(**places))
 
 
 def _after(change):
@@ -340,6 +344,8 @@ MUTANTS = {  # a fault: the mutant, and the law that it breaks
     "clipped probabilities": (_place(rows=_clipped), "an improbable label costs its gap"),
     "no maximum": (_place(rows=_no_max), "a common offset changes nothing"),
     "log_softmax in float32": (_place(rows=_in_float32), "a loss near 0 keeps its digits"),
+    "log_softmax of a head in float32": (linear(_faulty(rows=_in_float32)), "a loss near 0 keeps its digits"),
+    "a gradient of a head by 1 - p": (linear(_faulty(rows=_in_float32)), "a gradient near 0 keeps its digits"),
     "a gradient by 1 - p": (_place(rows=_in_float32), "a gradient near 0 keeps its digits"),
     "sums in bfloat16": (_place(wide=lambda self, z: z if z.itemsize == 2 else z.double()), "reduced precision is rounded once"),
     "0 times infinity": (_place(rest=lambda self, away, y: y * away), "a masked class has no part"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 import sys
 import traceback
@@ -542,6 +543,26 @@ def test_every_error_says_function_argument_expected_got(case):
     assert type(e.value) in (kind if isinstance(kind, tuple) else (kind,))
     assert re.fullmatch(r"[a-z_]+: [a-z_ ]+ must .+; got .+", str(e.value), re.S), str(e.value)
     assert str(e.value).startswith(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("cross_entropy", (Z, T)),
+        ("cross_entropy_and_grad", (Z, T)),
+        ("cross_entropy_hvp", (Z, Z, T)),
+        ("linear_cross_entropy", (Z, Z, T)),
+        ("linear_cross_entropy_and_grad", (Z, Z, T)),
+        ("linear_cross_entropy_hvp", (Z, Z, T, Z, Z)),
+        ("linear_cross_entropy_ggn", (Z, Z, T, Z, Z)),
+    ],
+)
+def test_every_loss_refuses_an_unknown_reduction_and_two_empty_values(name, arguments):
+    with pytest.raises(ValueError, match=rf"^{name}: reduction must be"):
+        getattr(softxent, name)(*arguments, reduction="average")
+    if "empty_value" in inspect.signature(getattr(softxent, name)).parameters:
+        with pytest.raises(ValueError, match=rf"^{name}: empty_value must"):
+            getattr(softxent, name)(*arguments, empty_value=np.zeros(2))
 
 
 def test_every_line_that_raises_has_its_case():

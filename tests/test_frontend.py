@@ -166,6 +166,8 @@ def test_the_other_gradients_are_derivatives(backend, rng):
     h, dh = softxent.entropy_and_grad(z, upstream=up)
     np.testing.assert_array_equal(h, softxent.entropy(z))
     np.testing.assert_allclose((dh * v).sum(1), up * derivative(softxent.entropy, z, v), rtol=1e-8)
+    np.testing.assert_array_equal(softxent.entropy_and_grad(z)[1], softxent.entropy_and_grad(z, upstream=np.ones(5))[1])
+    np.testing.assert_array_equal(softxent.token_logprobs_and_grad(z, t)[1], softxent.token_logprobs_and_grad(z, t, upstream=np.ones(5))[1])
     lp, dlp = softxent.token_logprobs_and_grad(z, t, upstream=up, softcap=4.0)
     np.testing.assert_array_equal(lp, softxent.token_logprobs(z, t, softcap=4.0))
     np.testing.assert_allclose(
@@ -257,6 +259,19 @@ def test_a_mean_without_options_takes_any_layout(backend, dtype, rng):
         if a.flags.writeable and a.dtype.isnative and axis == -1:  # `a` as the output of contiguous logits
             assert softxent.cross_entropy_and_grad(same, t, out=a)[1] is a
             np.testing.assert_array_equal(a, want, err_msg=f"{name}, as the output")
+
+
+def test_windows_that_overlap_are_read_as_their_copy(backend, rng):
+    """The step between matrices is that of three classes, as if the rows were shorter than they are."""
+    raw = rng.standard_normal(40)
+    z = np.lib.stride_tricks.as_strided(raw, (2, 3, 4), (3 * 8, 5 * 8, 8), writeable=False)
+    np.testing.assert_array_equal(softxent.softmax(z), softxent.softmax(z.copy()))
+
+
+def test_a_row_may_be_larger_than_what_is_copied_at_a_time(backend):
+    """256 KiB of logits whose classes are not adjacent are copied at a time, or one row."""
+    z = np.zeros((70_000, 3), np.float32).T
+    assert (softxent.softmax(z) == np.float32(1 / 70_000)).all()
 
 
 def test_a_large_gradient_may_be_written_to_an_odd_address():
@@ -411,6 +426,7 @@ def test_what_comes_back_has_the_documented_type(backend, dtype, rng):
             assert loss.dtype == alone.dtype == np.float64 and np.shape(loss) == shape and dz.dtype == dtype and dz.shape == z.shape
             np.testing.assert_array_equal(loss, alone)
     assert computed(dtype) == softxent.cross_entropy_and_grad(z.astype(computed(dtype)), t)[1].dtype
+    assert softxent.softmax_jacobian(z).dtype == np.float64
 
 
 # ---- backends ----

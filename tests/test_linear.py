@@ -143,6 +143,16 @@ def test_chunks_share_the_rows_evenly():
                 assert even or step % linear.TILE == 0, "the rows are spread evenly, or in whole tiles"
 
 
+@pytest.mark.parametrize("copies", (1, 3))
+def test_logits_take_seven_eighths_of_the_budget(copies):
+    """The other eighth is for products that are added."""
+    budget = 80_000
+    head = linear._head("f", np.zeros((999, 4)), np.zeros((100, 4)), np.zeros(999, int), None, budget, 1.0, None)
+    sizes = [copies * z.nbytes for _, z in head.chunks(copies)]
+    assert 0.8 * budget < max(sizes) <= budget - budget // 8
+    assert head.budget == budget
+
+
 def test_memory_is_flat_in_the_rows(backend):
     """All logits of 16 384 rows would be 1.3 GB. The peak is the budget, the gradients, and the memory of the backend."""
     classes, width, budget = 20_000, 32, 16 << 20

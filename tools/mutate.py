@@ -22,6 +22,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import textwrap
 import time
 import tomllib
 from collections import Counter
@@ -36,6 +37,7 @@ RESULTS, PAGE = ROOT / "build" / "mutation.json", ROOT / "docs" / "mutation.md"
 SRC = "src/softxent/"
 SETTINGS = tomllib.loads((ROOT / "tools" / "mutation.toml").read_text())
 TESTS: dict[str, list[list[str]]] = {file: [shlex.split(line) for line in lines] for file, lines in SETTINGS["tests"].items()}
+SECONDS = "seconds of tests"  # a key of the results
 FIRST = 12  # so many tests, those that noticed most changes of a file before, run first
 MEMORY = 12 << 30  # bytes of addresses that a change may take
 LONG = 60.0  # seconds beyond three times what the tests take without a change
@@ -148,7 +150,9 @@ def work(todo: Any, done: Any, usual: dict[str, float], noticed: Counter[tuple[s
                 current = m.file
                 measure(copy, m.file, text, usual)
             started = time.monotonic()
-            status, by = attempt(copy, m, text, usual, [[test for (file, test), _ in noticed.most_common() if file == m.file][:FIRST]])
+            status, by = attempt(
+                copy, m, text, usual, [[test for (file, test), count in noticed.most_common() if file == m.file and count][:FIRST]]
+            )
             noticed[m.file, by] += "::" in by
             if m.file.endswith(".py"):
                 copy.put(m.file, text)
@@ -178,7 +182,7 @@ def attempt(copy: Copy, m: Mutation, text: str, usual: dict[str, float], first: 
     if not copy.put(m.file, m.applied(text)):
         return "noticed", "the compiler"
     for tests in [*filter(None, first), *TESTS[m.file]]:
-        outcome, by = copy.test(tests, 3 * usual.get(str(tests), 0) + LONG)
+        outcome, by = copy.test(tests, LONG / 3 if tests in first else 3 * usual[str(tests)] + LONG)
         if outcome == "failed" or (outcome != "passed" and tests not in first):
             return ("too long" if outcome == "too long" else "noticed"), by
     return "unnoticed", ""
@@ -190,7 +194,8 @@ def attempt(copy: Copy, m: Mutation, text: str, usual: dict[str, float], first: 
 def explained(m: Mutation) -> str:
     """Return why a change has no effect, or ""."""
     for e in SETTINGS.get("unnoticed", []):
-        if m.file.endswith(e["file"]) and m.line == e["line"] and e.get("change", f"{m.old} -> {m.new}") == f"{m.old} -> {m.new}":
+        change = e.get("change")
+        if m.file.endswith(e["file"]) and m.line == e["line"] and (change is None or m.key == f"{m.file}: {m.line}: {change}"):
             return str(e["why"])
     return ""
 
@@ -210,7 +215,8 @@ def page(every: dict[str, list[Mutation]], results: dict[str, Any]) -> list[Muta
             f"| {file} | {len(all_)} | {sum(count.values())} | {count['noticed']} | {count['too long']} | {len(why) - left} | {left} |"
         )
         for m in of["unnoticed"]:
-            code = f"`` {m.old} `` → `` {m.new} ``".replace("|", "\\|").replace("\n", " ")
+            old, new = (textwrap.shorten(" ".join(text.split()), 90, placeholder=" ...") for text in (m.old, m.new))
+            code = f"{m.kind}: `` {old} `` → `` {new} ``".replace("|", "\\|")
             lines.append(f"| {file.removeprefix(SRC)}:{m.number} | {code} | {why[m.key] or '**not explained**'} |")
     PAGE.write_text(HEAD.format(rows="\n".join(rows), unnoticed="\n".join(lines), date=datetime.date.today()))
     return open_
@@ -262,7 +268,7 @@ def main() -> int:
         todo = [m for m in todo if m.key not in results]
     if todo and not given.page:
         run(todo, given.jobs, results)
-    unexplained = page(every, results)
+    unexplained = page(every, json.loads(RESULTS.read_text()) if RESULTS.exists() else {})
     for m in unexplained:
         print(f"not noticed: {m.file}:{m.number}: {m.line}\n    {m.old!r} -> {m.new!r}")
     return 1 if unexplained else 0
@@ -278,13 +284,14 @@ def run(todo: list[Mutation], jobs: int, results: dict[str, Any]) -> None:
     queue.cancel_join_thread()  # if a process ends with an error, nobody reads what is left
     for m in [*todo, *[None] * jobs]:
         queue.put(m)
-    usual, noticed = results.setdefault("seconds of tests", {}), Counter[tuple[str, str]]()
-    for key, found in results.items():
-        noticed[key.partition(": ")[0], found.get("by", "")] += "::" in found.get("by", "")
-    workers = [context.Process(target=work, args=(queue, done, usual, noticed)) for _ in range(jobs)]
+    usual, noticed = results.get(SECONDS, {}), Counter[tuple[str, str]]()
+    for key, before in results.items():
+        noticed[key.partition(": ")[0], before.get("by", "")] += "::" in before.get("by", "")
+    workers = [context.Process(target=work, args=(queue, done, usual, noticed), daemon=True) for _ in range(jobs)]
     for w in workers:
         w.start()
     RESULTS.parent.mkdir(exist_ok=True)
+    found: dict[str, Any] = {}
     columns = BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}")
     with Progress(*columns) as progress:
         task = progress.add_task("", total=len(todo))
@@ -293,9 +300,10 @@ def run(todo: list[Mutation], jobs: int, results: dict[str, Any]) -> None:
             if m is None:
                 raise SystemExit(f"mutate: {by}")
             usual.update(measured)
-            results[m.key] = {"status": status, "by": by, "seconds": round(seconds, 1), "line": m.number}
+            found[m.key] = {"status": status, "by": by, "seconds": round(seconds, 1), "line": m.number}
             others = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}  # of a run beside this one
-            RESULTS.write_text(json.dumps(others | results, indent=1))
+            known = others.get(SECONDS, {}) | usual
+            RESULTS.write_text(json.dumps(others | found | {SECONDS: known}, indent=1))
             if status == "unnoticed":
                 progress.console.print(f"{m.file}:{m.number}: {m.line}: {m.old} -> {m.new}", highlight=False, markup=False)
             progress.update(task, advance=1, description=f"{m.file} {status} {by[-40:]}")

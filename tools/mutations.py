@@ -51,6 +51,7 @@ COMPARED = {
     ast.Lt: [ast.LtE, ast.GtE], ast.LtE: [ast.Lt, ast.Gt], ast.Gt: [ast.GtE, ast.LtE], ast.GtE: [ast.Gt, ast.Lt], ast.Eq: [ast.NotEq],
     ast.NotEq: [ast.Eq], ast.Is: [ast.IsNot], ast.IsNot: [ast.Is], ast.In: [ast.NotIn], ast.NotIn: [ast.In],
 }  # fmt: skip
+SYMMETRIC = {"min", "max", "minimum", "maximum", "logaddexp"}
 OTHER = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult, ast.Pow: ast.Mult}
 
 
@@ -82,7 +83,8 @@ def _expressions(node: ast.AST) -> Iterator[tuple[ast.expr, str]]:
         case ast.Constant(value=int(value) | float(value)):
             yield ast.Constant(value + 1 if value != 1 else 0), "another constant"
         case ast.Call(func=func, args=args, keywords=keywords):
-            if len(args) > 1 and not any(isinstance(a, ast.Starred) for a in args[:2]) and ast.dump(args[0]) != ast.dump(args[1]):
+            plain = len(args) > 1 and not any(isinstance(a, ast.Starred) for a in args[:2]) and ast.dump(args[0]) != ast.dump(args[1])
+            if plain and ast.unparse(func).rpartition(".")[2] not in SYMMETRIC:
                 yield ast.Call(func, [args[1], args[0], *args[2:]], keywords), "swapped arguments"
             for k in range(len(keywords)):
                 if keywords[k].arg != "strict":  # an assertion
