@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from . import contract, kernels
+from . import contract, kernels, lbfgs
 
 try:
     import sklearn  # noqa: F401  # the first import that may fail
@@ -239,10 +239,9 @@ class _Problem(NamedTuple):
     rows: int  # of coef_
     intercepts: bool
 
-    def minimum(self, start: Array, solver: str, tol: float, max_iter: int) -> OptimizeResult:
+    def minimum(self, start: Array, solver: str, tol: float, max_iter: int) -> lbfgs.Found | OptimizeResult:
         if solver == "lbfgs":
-            options = {"gtol": tol, "maxiter": max_iter, "ftol": 64 * np.finfo(np.float64).eps, "maxls": 50}
-            found = minimize(self.loss_and_gradient, start.ravel(), jac=True, method="L-BFGS-B", options=options)
+            found = lbfgs.minimize(self.loss_and_gradient, start.ravel(), tol, max_iter)
         else:
             # From the default radius, 1, coefficients of some hundreds take 100 iterations in place of 25.
             options = {"gtol": tol, "maxiter": max_iter, "initial_trust_radius": 100.0, "max_trust_radius": 1e6}
