@@ -333,28 +333,27 @@ ALWAYS void dot(const typename T::S* z, const typename T::A* y, const typename O
 // The factors of dz = scale e - drop off, of a row in each lane. The scale is divided by the lift of e and multiplied by `power`, a power of
 // two, as two factors, so that no intermediate result overflows or is subnormal unless the result is. If drop may be subnormal, which off
 // may be large enough to balance, everything is 2^100 times as large until the end.
-template <class A> struct Scales {
-  V<double> first, last, minus, end;
-  ALWAYS explicit Scales(V<double> scale, V<double> drop, double power = 1) {
-    const V<double> zero = {}, one = splat(1.0), size = scale < 0 ? -scale : scale, other = drop < 0 ? -drop : drop;
-    const V<double> raise = other == 0 ? one : other < TINY ? (size < 0x1p-20 ? splat(0x1p100) : one) : one;
+template <class A, class X> struct Scales {  // X: V<double>, or double for one row
+  X first, last, minus, end;
+  ALWAYS explicit Scales(X scale, X drop, double power = 1) {
+    const X zero = {}, one = zero + 1, size = scale < 0 ? -scale : scale, other = drop < 0 ? -drop : drop;
+    const X raise = other == 0 ? one : other < TINY ? (size < 0x1p-20 ? zero + 0x1p100 : one) : one, raised = scale * raise;
     const double by = power * (1 / (double)Exp<A>::lift);
-    scale = scale * raise;
-    first = size * raise < 1 ? scale : scale * by;
-    last = size * raise < 1 ? splat(by) : one;
+    first = size * raise < 1 ? raised : raised * by;
+    last = size * raise < 1 ? zero + by : one;
     minus = -(drop * raise);
-    end = raise > 1 ? splat(0x1p-100) : one;
+    end = raise > 1 ? zero + 0x1p-100 : one;
   }
   static constexpr double TINY = sizeof(A) == 4 ? 0x1p-100 : 0x1p-990;
 };
-template <class A> struct Scale {  // of one row
+template <class A> struct Scale {  // of one row, in the type of the computation
   A first, last, minus, end;
   ALWAYS explicit Scale(double scale, double drop, double power = 1) {
-    const Scales<A> of(splat(scale), splat(drop), power);
-    first = of.first[0];
-    last = of.last[0];
-    minus = of.minus[0];
-    end = of.end[0];
+    const Scales<A, double> of(scale, drop, power);
+    first = of.first;
+    last = of.last;
+    minus = of.minus;
+    end = of.end;
   }
 };
 
@@ -1079,7 +1078,7 @@ template <class T, class O, Op op, bool plain> ALONE void short_rows(const Job& 
   double factors[4][L];
   for (int g = 0; g < L; g += Lanes<double>::W) {
     const V<double> of_e = (keep_z ? read(f.x.unit + g) * read(by + g) : read(f.x.scale + g)) * read(f.b.down + g);
-    const Scales<A> scales(of_e, with_off ? read(f.x.drop + g) : V<double>{});
+    const Scales<A, V<double>> scales(of_e, with_off ? read(f.x.drop + g) : V<double>{});
     store(factors[0] + g, scales.first);
     store(factors[1] + g, scales.last);
     store(factors[2] + g, scales.minus);
@@ -1156,7 +1155,7 @@ template <class T, class O> ALONE void log_softmax(const Job& j, Scratch<typenam
   each_unit<T, plain<A>>(z, (const A*)nullptr, (const A*)nullptr, dz, j.cols, j.stream, unit);
 }
 
-// What the product of the Hessian and v needs of rows, a row in each lane: of short rows, or the same long row in all lanes. j0 is the most
+// What the product of the Hessian and v needs of rows, a row in each lane: of short rows, or one long row in all lanes. j0 is the most
 // probable class, t the label. v is the given one times the slope.
 enum Coefficient { FIRST, LINEAR, START, SHIFT, LEAD, DROP, ENDS, TOP, TOP_V, HIT, NLL_T, HIT_T, APART_T, HOT, LIVE, COEFFICIENTS };
 template <class A> struct Curved {
@@ -1165,29 +1164,21 @@ template <class A> struct Curved {
   double m[L], s[L], u[L];        // the sums of the row without j0
   double p[L], q[L];              // sum e^(z - m) (v_j0 - v) and sum e^(z - m) (z_j0 - z) (v_j0 - v), without j0
   double all_off[L], off_v[L];    // sum off and sum off (v - v_j0)
-  double z0[L], zt[L];            // the logits of j0 and t
-  A v0[L], vt[L], off_t[L];       // v of both; off of t
+  double z0[L], rest[L], zt[L];   // the logit of j0, what it loses as it is rounded, and the logit of t
+  double v0[L], vt[L], off_t[L];  // v of both; off of t
   double labelled[L], at_top[L];  // whether t is a class, and whether it is j0
-  // the results
-  double product[PRODUCTS][L], unit[L];
-  A of[COEFFICIENTS][L];
+  double product[PRODUCTS][L], unit[L], of[COEFFICIENTS][L];  // the results
 };
 
 // With apart_k = v_k - mean and away_k = lse - z_k, the product is slope yhat_k ((a - e + e away_k) apart_k + da), plus, with a softcap, its
 // second derivative times v and dz.
-template <class A> ALONE void curve(Curved<A>& c) {
-  constexpr int L = Lanes<A>::L, W = Lanes<double>::W;
-  double of[COEFFICIENTS][L];
+template <class A> ALONE void curve(Curved<A>& c, int lanes) {
+  constexpr int W = Lanes<double>::W;
   const V<double> zero = {}, one = splat(1.0);
-  for (int k = 0; k < L; k += W) {
+  for (int k = 0; k < lanes; k += W) {
     auto number = [&](Number n) { return read(c.number[n] + k); };
-    auto in_double = [&](const A* a) {
-      V<double> d;
-      for (int i = 0; i < W; i++) d[i] = a[k + i];
-      return d;
-    };
-    const V<double> m = read(c.m + k), s = read(c.s + k), u = read(c.u + k), z0 = read(c.z0 + k), zt = read(c.zt + k), v0 = in_double(c.v0),
-                    all_off = read(c.all_off + k), off_t = in_double(c.off_t), labelled = read(c.labelled + k), at_top = read(c.at_top + k);
+    const V<double> m = read(c.m + k), s = read(c.s + k), u = read(c.u + k), z0 = read(c.z0 + k), zt = read(c.zt + k), v0 = read(c.v0 + k),
+                    all_off = read(c.all_off + k), off_t = read(c.off_t + k), labelled = read(c.labelled + k), at_top = read(c.at_top + k);
     const Finished x = finished(m, s, z0);
     const V<double> unit = s == 0 ? zero : x.unit, gap = s == 0 ? zero : z0 - m;
     const V<double> lead = read(c.p + k) * unit, q = read(c.q + k) * unit, mean = v0 - lead;
@@ -1195,7 +1186,7 @@ template <class A> ALONE void curve(Curved<A>& c) {
     const V<double> by_entropy = times<double>(lead, below) - q;
     const V<double> nll_t = labelled == 0 ? zero : at_top > 0 ? x.nll : (z0 - zt) + x.nll;
     const V<double> hit_t = labelled == 0 ? zero : at_top > 0 ? x.hit : exp(-nll_t);
-    const V<double> apart_t = labelled == 0 ? zero : (in_double(c.vt) - v0) + lead;
+    const V<double> apart_t = labelled == 0 ? zero : (read(c.vt + k) - v0) + lead;
     store(c.product[MEAN] + k, mean);
     store(c.product[AT_LABEL] + k, apart_t);
     store(c.product[BY_OFF] + k, read(c.off_v + k) + all_off * lead);
@@ -1207,16 +1198,11 @@ template <class A> ALONE void curve(Curved<A>& c) {
     const V<double> miss_t = at_top > 0 ? unit * s : 1 - hit_t, of_t = times<double>(e, nll_t) - times<double>(e, entropy);
     V<double> any = zero;
     for (int n = 0; n < NUMBERS; n++) any = number((Number)n) == 0 ? any : one;
-    auto put = [&](Coefficient i, V<double> value) { store(of[i] + k, value); };
-    const V<double> rounded = [&] {
-      V<double> d = z0;
-      for (int i = 0; i < W; i++) d[i] = (A)z0[i];
-      return d;
-    }();
+    auto put = [&](Coefficient i, V<double> value) { store(c.of[i] + k, value); };
     store(c.unit + k, unit);
     put(FIRST, a - e);
     put(LINEAR, e);
-    put(START, x.nll + (rounded - rounded == 0 ? z0 - rounded : zero));
+    put(START, x.nll + read(c.rest + k));
     put(SHIFT, times<double>(times<double>(g, number(Q)), mean) - times<double>(e, by_entropy));
     put(LEAD, lead);
     put(DROP, times<double>(g, r));
@@ -1231,19 +1217,22 @@ template <class A> ALONE void curve(Curved<A>& c) {
                  times<double>(number(GRAD_LOGPROB), miss_t) + times<double>(hit_t, of_t));
     put(LIVE, any);
   }
-  for (int i = 0; i < COEFFICIENTS; i++)
-    for (int k = 0; k < L; k++) c.of[i][k] = of[i][k];
 }
 
-// The entries of the product for the rows of native vector u.
+// The entries of the product for the rows of native vector u, or for one long row.
 template <class A> struct Entries {
   V<A> of[COEFFICIENTS];
   A scale, bend;  // the second derivative of the softcap is bend y slope
   bool with_entropy, bent;
-  ALWAYS Entries(const Job& j, const Curved<A>& c, int u) : scale(j.scale), with_entropy(j.number_count > 4) {
+  ALWAYS Entries(const Job& j, const Curved<A>& c, int u, bool one_row) : scale(j.scale), with_entropy(j.number_count > 4) {
+    constexpr int W = Lanes<A>::W;
     bend = -2 * j.inverse_cap / (j.lift * j.lift);
     bent = j.inverse_cap && !j.gauss_newton;
-    for (int i = 0; i < COEFFICIENTS; i++) of[i] = read(c.of[i] + u * Lanes<A>::W);
+    for (int i = 0; i < COEFFICIENTS; i++) {
+      A lanes[W];
+      for (int w = 0; w < W; w++) lanes[w] = c.of[i][one_row ? 0 : u * W + w];
+      of[i] = read(lanes);
+    }
   }
   ALWAYS V<A> apart(V<A> v, V<A> slope) const { return (v * slope - of[TOP_V]) + of[LEAD]; }
   ALWAYS V<A> entry(V<A> yhat, V<A> v, V<A> z, V<A> apart, V<A> slope, V<A> off) const {
@@ -1280,6 +1269,7 @@ template <class T, class O> ALONE void curvature(const Job& j, Scratch<typename 
   most_probable_apart<T, O, CURVATURE>(j, f, i, j0);
   const double exact = f.x.part[ZT][0];
   const A scale = j.scale, cool = j.inverse_temperature, z0 = exact;
+  const double rest = z0 - z0 == 0 ? exact - (double)z0 : 0;
   A slope0, slope_t = 1, y_t = 0;
   const A y0 = softcapped<T>(j, z + j0, slope0);
   if (labelled) y_t = softcapped<T>(j, z + t, slope_t);
@@ -1308,35 +1298,35 @@ template <class T, class O> ALONE void curvature(const Job& j, Scratch<typename 
     });
     const double down = f.b.down[b] * (1 / Exp<A>::lift), pb = sp.total();
     p += times(down, pb);
-    q += times(down, sq.total() + times(z0 - z0 == 0 ? exact - (double)z0 : 0, pb));
+    q += times(down, sq.total() + times(rest, pb));
     all_off += so.total();
     off_v += sd.total();
   }
   Curved<A> c;
-  for (int g = 0; g < L; g++) {
-    for (int k = 0; k < NUMBERS; k++) c.number[k][g] = number(j, (Number)k, i);
-    c.m[g] = f.x.part[M][0];
-    c.s[g] = f.x.part[Part::S][0];
-    c.u[g] = f.x.part[U][0];
-    c.p[g] = p;
-    c.q[g] = q;
-    c.all_off[g] = all_off;
-    c.off_v[g] = off_v;
-    c.z0[g] = exact;
-    c.zt[g] = (double)y_t * (double)scale;
-    c.v0[g] = v0;
-    c.vt[g] = v_t;
-    c.off_t[g] = labelled && w ? get<O>(w + t) : 0;
-    c.labelled[g] = labelled;
-    c.at_top[g] = labelled && t == j0;
-  }
-  curve<A>(c);
+  auto set = [](double* lanes, double value) { store(lanes, splat(value)); };
+  for (int k = 0; k < NUMBERS; k++) set(c.number[k], number(j, (Number)k, i));
+  set(c.m, f.x.part[M][0]);
+  set(c.s, f.x.part[Part::S][0]);
+  set(c.u, f.x.part[U][0]);
+  set(c.p, p);
+  set(c.q, q);
+  set(c.all_off, all_off);
+  set(c.off_v, off_v);
+  set(c.z0, exact);
+  set(c.rest, rest);
+  set(c.zt, (double)y_t * (double)scale);
+  set(c.v0, v0);
+  set(c.vt, v_t);
+  set(c.off_t, labelled && w ? get<O>(w + t) : 0);
+  set(c.labelled, labelled);
+  set(c.at_top, labelled && t == j0);
+  curve<A>(c, Lanes<double>::W);
   for (int k = 0; k < PRODUCTS; k++) j.result[k * j.result_step + i] = c.product[k][0];
   if (!c.of[LIVE][0]) {
     for (int64_t k = 0; k < j.cols; k++) dz[k] = 0;
     return;
   }
-  const Entries<A> entries(j, c, 0);
+  const Entries<A> entries(j, c, 0, true);
   S kept_0, kept_t;
   put<T>(&kept_0, entries.entry(entries.of[HIT], splat(v[j0]), splat(y0), entries.of[LEAD], splat(slope0 * cool),
                                 splat(w ? (A)get<O>(w + j0) : 0))[0]);
@@ -1369,7 +1359,7 @@ template <class T, class O> ALONE void short_curvature(const Job& j, Scratch<typ
   const A scale = j.scale, cool = j.inverse_temperature;
   const bool capped = j.inverse_cap, with_off = j.off;
   Panel<A> p(f.e);
-  A label[L], v_t[L], y_t[L], slope_t[L];
+  A label[L], v_0[L], v_t[L], y_t[L], slope_t[L], off_t[L];
   Curved<A> c;
   fill<T, O>(j, p, first, some, with_off, capped);
   rows_to_panel<plain<A>>((const A*)j.v + first * j.v_step, j.v_step, C, some, p.v);
@@ -1399,9 +1389,8 @@ template <class T, class O> ALONE void short_curvature(const Job& j, Scratch<typ
     store(v_t + at, v);
     store(y_t + at, y);
     store(slope_t + at, slope * cool);
-    store(c.v0 + at, v0);
-    store(c.vt + at, v * (slope * cool));
-    store(c.off_t + at, off);
+    store(v_0 + at, v0);
+    store(off_t + at, off);
   }
   take_apart<A>(p, C, false, capped);
   sum_panel<A>(p, C, scale, true, false, j.entropy);
@@ -1409,7 +1398,7 @@ template <class T, class O> ALONE void short_curvature(const Job& j, Scratch<typ
   Sum<A> sp, sq, so, sd;
   EACH(u) {
     const int at = u * W;
-    const V<A> v0 = read(c.v0 + at), z0 = read(p.at + at) * scale;
+    const V<A> v0 = read(v_0 + at), z0 = read(p.at + at) * scale;
     for (int64_t k = at; k < C * L; k += L) {
       const V<A> slope = (capped ? read(p.slope + k) : splat<A>(1)) * cool, away = v0 - read(p.v + k) * slope;
       const V<A> term = times<A>(read(p.e + k), away);
@@ -1426,23 +1415,27 @@ template <class T, class O> ALONE void short_curvature(const Job& j, Scratch<typ
   sd.lanes(c.off_v);
   for (int g = 0; g < L; g++) {
     const int64_t i = first + least(g, some - 1);
-    const double exact = f.x.part[ZT][g], down = f.b.down[g] * (1 / Exp<A>::lift), rest = exact - (double)(A)exact;
+    const double exact = f.x.part[ZT][g], down = f.b.down[g] * (1 / Exp<A>::lift), lost = exact - (double)(A)exact;
     for (int k = 0; k < NUMBERS; k++) c.number[k][g] = number(j, (Number)k, i);
     c.m[g] = f.x.part[M][g];
     c.s[g] = f.x.part[Part::S][g];
     c.u[g] = f.x.part[U][g];
-    c.q[g] = times(down, c.q[g] + times(rest == rest ? rest : 0, c.p[g]));
+    c.rest[g] = lost == lost ? lost : 0;
+    c.q[g] = times(down, c.q[g] + times(c.rest[g], c.p[g]));
     c.p[g] = times(down, c.p[g]);
     c.z0[g] = exact;
     c.zt[g] = (double)y_t[g] * (double)scale;
+    c.v0[g] = v_0[g];
+    c.vt[g] = v_t[g] * slope_t[g];
+    c.off_t[g] = off_t[g];
     c.labelled[g] = label[g] >= 0;
     c.at_top[g] = label[g] >= 0 && label[g] == p.apart[g];
   }
-  curve<A>(c);
+  curve<A>(c, L);
   double factors[2][L];
   A first_factor[L], last_factor[L];
   for (int g = 0; g < L; g += Lanes<double>::W) {
-    const Scales<A> scales(read(c.unit + g) * read(f.b.down + g), V<double>{});
+    const Scales<A, V<double>> scales(read(c.unit + g) * read(f.b.down + g), V<double>{});
     store(factors[0] + g, scales.first);
     store(factors[1] + g, scales.last);
   }
@@ -1455,7 +1448,7 @@ template <class T, class O> ALONE void short_curvature(const Job& j, Scratch<typ
   }
   EACH(u) {
     const int at = u * W;
-    const Entries<A> entries(j, c, u);
+    const Entries<A> entries(j, c, u, false);
     const V<A> j0 = read(p.apart + at), t = read(label + at), h_t = entries.at_label(read(v_t + at), read(y_t + at), read(slope_t + at));
     V<A> column = {};
     for (int64_t k = at; k < C * L; k += L) {
