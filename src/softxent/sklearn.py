@@ -1,7 +1,7 @@
 """The front end of scikit-learn: `SoftmaxRegression`, a linear classifier with the softmax cross-entropy, and the metric `log_loss`.
 
 It needs the extra `sklearn`. The loss, its gradient and its Hessian products are those of linear.py, which computes the scores a chunk of
-rows at a time. scipy.optimize.minimize looks for the coefficients.
+rows at a time. lbfgs.py or scipy.optimize.minimize looks for the coefficients.
 """
 
 from __future__ import annotations
