@@ -330,19 +330,28 @@ ALWAYS void dot(const typename T::S* z, const typename T::A* y, const typename O
   d = 2 * sd.total();
 }
 
-// The factors of dz = scale e - drop off. The scale is divided by the lift of e and multiplied by `power`, a power of two, as two factors,
-// so that no intermediate result overflows or is subnormal unless the result is. If drop is subnormal in float, it is 2^126 times as large
-// and off 2^-126 times, because off may be large (Rounding.v, other_entry).
-template <class A> struct Scale {
+// The factors of dz = scale e - drop off, of a row in each lane. The scale is divided by the lift of e and multiplied by `power`, a power of
+// two, as two factors, so that no intermediate result overflows or is subnormal unless the result is. If drop is subnormal in float, it is
+// 2^126 times as large and off 2^-126 times, because off may be large (Rounding.v, other_entry).
+template <class A, class X> struct Scales {  // X: V<double>, or double for one row
+  X first, last, minus, off_factor;
+  ALWAYS explicit Scales(X scale, X drop, double power = 1) {
+    const X zero = {}, one = zero + 1, size = scale < 0 ? -scale : scale, other = drop < 0 ? -drop : drop;
+    const double by = power * (1 / (double)Exp<A>::lift), smallest = sizeof(A) == 4 ? 0x1p-126 : 0;
+    first = size < 1 ? scale : scale * by;
+    last = size < 1 ? zero + by : one;
+    minus = -(other < smallest ? drop * 0x1p126 : drop);
+    off_factor = other < smallest ? zero + 0x1p-126 : one;
+  }
+};
+template <class A> struct Scale {  // of one row, in the type of the computation
   A first, last, minus, off_factor;
   ALWAYS explicit Scale(double scale, double drop, double power = 1) {
-    const bool tiny = sizeof(A) == 4 && drop < 0x1p-126 && drop > -0x1p-126;
-    const bool small = scale < 1 && scale > -1;
-    const double by = power * (1 / (double)Exp<A>::lift);
-    first = small ? scale : scale * by;
-    last = small ? by : 1;
-    minus = tiny ? -drop * 0x1p126 : -drop;
-    off_factor = tiny ? 0x1p-126 : 1;
+    const Scales<A, double> of(scale, drop, power);
+    first = of.first;
+    last = of.last;
+    minus = of.minus;
+    off_factor = of.off_factor;
   }
 };
 
@@ -495,27 +504,25 @@ ALWAYS void lower(const Blocks& b, int64_t n) {
 // e^-|a|:
 //   nll = log(1 + e^a), miss = 1 - yhat_t = 1 / (1 + e^-a), over = lse - m = log s + log(1 + e^-a), unit = e^(m - lse)
 struct Finished {
-  V<double> nll, miss, over, lse, unit, a, odds;
-  ALWAYS V<double> hit() const { return (a < 0 ? splat(1.0) : odds) / (1 + odds); }  // yhat_t
+  V<double> nll, miss, hit, over, lse, unit;  // hit = yhat_t
 };
 ALWAYS Finished finished(V<double> m, V<double> s, V<double> zt) {
   const V<double> zero = {}, one = splat(1.0), log_s = log(s);
   V<double> gap = zt == INF ? zt - zt : m - zt, back = gap - m, low = (m - (gap - back)) - (zt + back);  // m - zt = gap + low
   V<double> a = gap + log_s, w = exp(a < 0 ? gap : -gap);
   w += low == low ? (a < 0 ? w * low : -w * low) : zero;
-  const V<double> odds = a < 0 ? s * w : w / s, soft = log1p(odds);
+  const V<double> inverse_s = 1 / s, odds = a < 0 ? s * w : w * inverse_s, inverse = 1 / (1 + odds), soft = log1p(odds, inverse);
   Finished f;
   f.nll = (a < 0 ? zero : a) + soft;
-  f.miss = (a < 0 ? odds : one) / (1 + odds);
-  f.a = a;
-  f.odds = odds;
+  f.miss = (a < 0 ? odds : one) * inverse;
+  f.hit = (a < 0 ? one : odds) * inverse;
   f.over = a < 0 ? soft - gap : log_s + soft;
   f.lse = zt > m ? zt + f.nll : m + f.over;
-  f.unit = s == 0 ? f.miss : f.miss / s;
+  f.unit = s == 0 ? f.miss : f.miss * inverse_s;
   return f;
 }
 ALWAYS V<double> entropy_of(const Finished& f, V<double> s, V<double> u) {
-  return times<double>(f.hit(), f.nll) + times<double>(f.unit, u + times<double>(s, f.over));
+  return times<double>(f.hit, f.nll) + times<double>(f.unit, u + times<double>(s, f.over));
 }
 
 // Computes what the rows give and the coefficients of dz, for `some` rows from `first` on, as formula.outputs and formula.coefficients do.
@@ -553,8 +560,7 @@ template <Op op> ALONE void finish(const Job& j, Tile& x, int64_t first, int som
       e = read(number_of[GRAD_ENTROPY] + g);
       const V<double> down = times<double>(e, entropy), by_entropy = times<double>(e, f.nll) - down;
       a = ((a + l) - b) - down;
-      const V<double> hit = f.hit();
-      hot = hot + times<double>(l, hit) + times<double>(b, f.miss) + (by_entropy == 0 ? zero : times<double>(hit, by_entropy));
+      hot = hot + times<double>(l, f.hit) + times<double>(b, f.miss) + (by_entropy == 0 ? zero : times<double>(f.hit, by_entropy));
     }
     if (op != BACKWARD) {
       store(output[LOSS] + g, times<double>(at, f.nll) + times<double>(r, d + times<double>(o, f.over)) + 0.5 * times<double>(lift, f.lse));
@@ -820,18 +826,89 @@ template <class T, class O, Op op> ALONE void write_block(const Job& j, Scratch<
   if (within(t, n)) put<T>(dz + t, (A)f.x.hot[g] * slope);
 }
 
-// ---- short rows; vector lanes are rows: a panel holds L rows, and its virtual vector c their columns c ----
-template <class T> ALWAYS void row_to_lane(const typename T::S* z, int64_t n, typename T::A* lane) {  // copies a row into a lane
-  for (int64_t c = 0; c < n; c++) {
-    typename T::Slot s = z[c];
-    __builtin_memcpy(lane + c * Lanes<typename T::A>::L, &s, sizeof s);
+// ---- short rows; vector lanes are rows ----
+
+// Up to L short rows, a row in each lane: the virtual vector c of an array holds their columns c. Unused lanes repeat the last row.
+template <class A> struct Panel {
+  static constexpr int L = Lanes<A>::L;
+  A *e, *off, *slope, *z, *v;       // e: the logits, and then their exponentials
+  A apart[L];                       // the column that is kept apart, or -1
+  A at[L], off_at[L], slope_at[L];  // the logit, off and the slope in this column; -inf, 0 and 1 if there is none
+  A m[L], sub[L], n[L];             // the largest logit of the other columns, and the shift of the exponentials
+  double s[L], o[L], d[L], sum_u[L];
+  explicit Panel(A* scratch) {
+    A** array[] = {&e, &off, &slope, &z, &v};
+    for (A** a : array) {
+      *a = scratch;
+      scratch += L * (SHORT_ROW + 4);
+    }
+  }
+};
+
+template <class X> struct FourOf {
+  typedef X V __attribute__((vector_size(4 * sizeof(X))));
+};
+#if defined(__clang__)
+#define SHUFFLE(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
+#else
+#define SHUFFLE(a, b, i, j, k, l) __builtin_shuffle(a, b, Index{i, j, k, l})
+#endif
+template <class X> ALWAYS void transpose(typename FourOf<X>::V* v) {  // four vectors of four
+  typedef decltype(v[0] == v[0]) Index;
+  const auto a = SHUFFLE(v[0], v[1], 0, 4, 1, 5), b = SHUFFLE(v[2], v[3], 0, 4, 1, 5);
+  const auto c = SHUFFLE(v[0], v[1], 2, 6, 3, 7), d = SHUFFLE(v[2], v[3], 2, 6, 3, 7);
+  v[0] = SHUFFLE(a, b, 0, 1, 4, 5);
+  v[1] = SHUFFLE(a, b, 2, 3, 6, 7);
+  v[2] = SHUFFLE(c, d, 0, 1, 4, 5);
+  v[3] = SHUFFLE(c, d, 2, 3, 6, 7);
+}
+
+// Copies n columns of `some` rows to a panel, as slots. Four columns of four rows are moved at a time; the last four may overlap others.
+template <class T> ALWAYS void rows_to_panel(const typename T::S* z, int64_t step, int64_t n, int some, typename T::A* panel) {
+  SHAPE
+  typedef typename T::Slot Slot;
+  for (int g = 0; g < L; g += 4) {
+    const S* rows[4];
+    FOUR(i) rows[i] = z + least(g + i, some - 1) * step;
+    for (int64_t c = 0; n < 4 && c < n; c++)
+      FOUR(i) {
+        const Slot slot = rows[i][c];
+        __builtin_memcpy(panel + c * L + g + i, &slot, sizeof slot);
+      }
+    for (int64_t next = 0; n >= 4 && next < n; next += 4) {
+      const int64_t c = least(next, n - 4);
+      typename FourOf<Slot>::V v[4];
+      FOUR(i) {
+        typename FourOf<S>::V stored;
+        __builtin_memcpy(&stored, rows[i] + c, sizeof stored);
+        v[i] = __builtin_convertvector(stored, typename FourOf<Slot>::V);
+      }
+      transpose<Slot>(v);
+      FOUR(i) __builtin_memcpy(panel + (c + i) * L + g, v + i, sizeof v[i]);
+    }
   }
 }
-template <class T> ALWAYS void lane_to_row(const typename T::A* lane, int64_t n, typename T::S* dz) {  // copies a lane into a row
-  for (int64_t c = 0; c < n; c++) {
-    typename T::Slot s;
-    __builtin_memcpy(&s, lane + c * Lanes<typename T::A>::L, sizeof s);
-    dz[c] = s;
+// Copies n columns of a panel of slots to `some` rows.
+template <class T> ALWAYS void panel_to_rows(const typename T::A* panel, int64_t n, typename T::S* dz, int64_t step, int some) {
+  SHAPE
+  typedef typename T::Slot Slot;
+  for (int g = 0; g < some; g += 4) {
+    for (int64_t c = 0; n < 4 && c < n; c++)
+      for (int i = 0; i < 4 && g + i < some; i++) {
+        Slot slot;
+        __builtin_memcpy(&slot, panel + c * L + g + i, sizeof slot);
+        dz[(g + i) * step + c] = slot;
+      }
+    for (int64_t next = 0; n >= 4 && next < n; next += 4) {
+      const int64_t c = least(next, n - 4);
+      typename FourOf<Slot>::V v[4];
+      FOUR(i) __builtin_memcpy(v + i, panel + (c + i) * L + g, sizeof v[i]);
+      transpose<Slot>(v);
+      for (int i = 0; i < 4 && g + i < some; i++) {
+        const auto stored = __builtin_convertvector(v[i], typename FourOf<S>::V);
+        __builtin_memcpy(dz + (g + i) * step + c, &stored, sizeof stored);
+      }
+    }
   }
 }
 template <class T> ALWAYS void widen(typename T::A* panel, int64_t n) {  // converts slots to values
@@ -847,67 +924,77 @@ template <class T> ALWAYS void widen(typename T::A* panel, int64_t n) {  // conv
 // Whether a call needs the loss and lse alone, of logits as they are, without off. Such calls are compiled separately for short rows.
 ALWAYS bool is_plain(const Job& j) { return !j.off && !j.inverse_cap && j.scale == 1 && !j.entropy && j.number_count == 4; }
 
-// Computes up to L short rows from `first` on, in all phases.
-template <class T, class O, Op op, bool plain> ALONE void short_rows(const Job& j, Scratch<typename T::A>& f, int64_t first, int some) {
+// Reads `some` rows from `first` on: off, and the logits or, with a softcap, y and its slope.
+template <class T, class O> ALWAYS void fill(const Job& j, Panel<typename T::A>& p, int64_t first, int some, bool with_off, bool capped) {
   SHAPE
-  const int64_t C = j.cols, C4 = (C + 3) / 4 * 4, panel = L * (SHORT_ROW + 4);
-  A *e = f.e, *w = e + panel, *z = w + panel, *slope = z + panel, m[L], sub[L], n[L];
-  double s[L], o[L], d[L], u_of[L], zt[L], wt[L] = {}, slope_of[L];
-  int64_t labels[L];
-  Sum<A> ss, so, sd, su;
-  const A scale = plain ? 1 : j.scale;
-  const bool capped = !plain && j.inverse_cap, keep_z = !plain && op != FORWARD && j.number_count > 4,
-             with_u = !plain && op != BACKWARD && j.entropy, with_off = !plain && j.off;
-  auto lane_of = [&](int g) { return first + least(g, some - 1); };  // unused lanes repeat the last row
-  for (int g = 0; g < L; g++) {
-    row_to_lane<T>(row<T>(j, lane_of(g)), C, e + g);
-    if (with_off) row_to_lane<O>(off<O>(j, lane_of(g)), C, w + g);
+  rows_to_panel<T>(row<T>(j, first), j.z_step, j.cols, some, p.e);
+  widen<T>(p.e, j.cols * L);
+  if (with_off) {
+    rows_to_panel<O>(off<O>(j, first), j.off_step, j.cols, some, p.off);
+    widen<O>(p.off, j.cols * L);
   }
-  widen<T>(e, C * L);
-  if (with_off) widen<O>(w, C * L);
-  if (capped)
-    for (int64_t k = 0; k < C * L; k += W) {
-      V<A> y = read(e + k) * (A)j.inverse_cap, by;
-      tanh_and_slope<A, 1>(&y, (A)j.lift, &by);
-      store(e + k, y);
-      store(slope + k, by);
-    }
-  for (int64_t k = C * L; k < C4 * L; k++) {
-    e[k] = -INF;
-    w[k] = 0;
+  for (int64_t k = 0; capped && k < j.cols * L; k += W) {
+    V<A> y = read(p.e + k) * (A)j.inverse_cap, by;
+    tanh_and_slope<A, 1>(&y, (A)j.lift, &by);
+    store(p.e + k, y);
+    store(p.slope + k, by);
   }
-  for (int g = 0; g < L; g++) {
-    int64_t t = labels[g] = find_label<T, O>(j, lane_of(g));
-    zt[g] = -INF;
-    slope_of[g] = 1;
-    if (!within(t, C)) continue;
-    zt[g] = (double)e[t * L + g] * (double)scale;
-    e[t * L + g] = -INF;
-    if (capped) slope_of[g] = slope[t * L + g];
-    if (with_off) {
-      wt[g] = w[t * L + g];
-      w[t * L + g] = 0;
-    }
+}
+template <class T, class O> ALWAYS void find_labels(const Job& j, int64_t first, int some, typename T::A* column) {
+  for (int g = 0; g < Lanes<typename T::A>::L; g++) {
+    const int64_t t = find_label<T, O>(j, first + least(g, some - 1));
+    column[g] = within(t, j.cols) ? (typename T::A)t : -1;
   }
-  if (keep_z) __builtin_memcpy(z, e, C * L * sizeof(A));
+}
+
+// Takes the column `apart` of each row out of e and off, where it is then -inf and 0, and finds the largest of the other logits. Fills the
+// columns up to a multiple of four in the same way.
+template <class A> ALWAYS void take_apart(Panel<A>& p, int64_t cols, bool with_off, bool capped) {
+  constexpr int W = Lanes<A>::W, L = Lanes<A>::L;
+  const int64_t padded = (cols + 3) / 4 * 4;
   EACH(u) {
-    A *eu = e + u * W, *wu = w + u * W;
-    V<A> most = splat<A>(-INF);
-    for (int64_t c = 0; c < C; c++) {
-      V<A> v = read(eu + c * L);
+    V<A> most = splat<A>(-INF), at = most, off_at = {}, slope_at = splat<A>(1), column = {};
+    const V<A> apart = read(p.apart + u * W);
+    for (int64_t k = u * W; k < cols * L; k += L) {
+      V<A> v = read(p.e + k);
+      at = column == apart ? v : at;
+      v = column == apart ? splat<A>(-INF) : v;
+      store(p.e + k, v);
       most = v > most ? v : most;
+      if (with_off) {
+        const V<A> w = read(p.off + k);
+        off_at = column == apart ? w : off_at;
+        store(p.off + k, column == apart ? V<A>{} : w);
+      }
+      if (capped) slope_at = column == apart ? read(p.slope + k) : slope_at;
+      column = column + 1;
     }
-    most = most + 0;
-    store(m + u * W, most);
-    most = most * scale;  // rounded; the exact product counts
+    store(p.m + u * W, most + 0);  // turns -0 into 0
+    store(p.at + u * W, at);
+    store(p.off_at + u * W, off_at);
+    store(p.slope_at + u * W, slope_at);
+    for (int64_t k = cols * L + u * W; k < padded * L; k += L) {
+      store(p.e + k, splat<A>(-INF));
+      if (with_off) store(p.off + k, V<A>{});
+    }
+  }
+}
+
+// Computes the exponentials and their sums, as `exponentials` and `dot` do.
+template <class A> ALWAYS void sum_panel(Panel<A>& p, int64_t cols, A scale, bool with_sum, bool with_off, bool with_u) {
+  constexpr int W = Lanes<A>::W, L = Lanes<A>::L;
+  Sum<A> ss, so, sd, su;
+  EACH(u) {
+    A *e = p.e + u * W, *off = p.off + u * W;
+    const V<A> most = read(p.m + u * W) * scale;  // rounded; the exact product counts
     const Shift<A> shift(most);
     const V<A> finite = most == -(A)INF ? V<A>{} : most;
-    for (int64_t c = 0; c < C4; c += 4) {
+    for (int64_t c = 0; c < cols; c += 4) {
       V<A> v[4], a[4], b[4];
-      FOUR(k) v[k] = read(eu + (c + k) * L);
-      if (op != BACKWARD && with_off) {
+      FOUR(k) v[k] = read(e + (c + k) * L);
+      if (with_off) {
         FOUR(k) {
-          a[k] = read(wu + (c + k) * L);
+          a[k] = read(off + (c + k) * L);
           b[k] = times<A>(a[k], fma<A>(splat((A)-0.5 * scale), v[k], finite * (A)0.5));
         }
         so.add(u, a);
@@ -917,102 +1004,126 @@ template <class T, class O, Op op, bool plain> ALONE void short_rows(const Job& 
         FOUR(k) b[k] = fma<A>(splat(-scale), v[k], finite);
       FOUR(k) v[k] = fma<A>(v[k], splat(scale), -shift.sub);
       exps<A, 4>(v, shift.magic, shift.low);
-      FOUR(k) store(eu + (c + k) * L, v[k]);
-      if (op != BACKWARD) ss.add(u, v);
+      FOUR(k) store(e + (c + k) * L, v[k]);
+      if (with_sum) ss.add(u, v);
       if (with_u) {
         FOUR(k) b[k] = times<A>(v[k], b[k]);
         su.add(u, b);
       }
     }
-    store(sub + u * W, shift.sub);
-    store(n + u * W, shift.n);
+    store(p.sub + u * W, shift.sub);
+    store(p.n + u * W, shift.n);
   }
-  ss.lanes(s);
-  so.lanes(o);
-  sd.lanes(d);
-  if (with_u) su.lanes(u_of);
+  ss.lanes(p.s);
+  so.lanes(p.o);
+  sd.lanes(p.d);
+  su.lanes(p.sum_u);
+}
+
+// Puts the sums of the rows, with the factor e^(shift - top), into their parts. `top` has the m of the caller, or is null.
+template <class A> ALWAYS void put_panel_parts(Scratch<A>& f, const Panel<A>& p, A scale, const double* top, bool with_sum, bool with_u) {
+  constexpr int L = Lanes<A>::L;
   for (int g = 0; g < L; g++) {
-    f.b.m[g] = (double)m[g] * (double)scale;
-    f.b.sub[g] = sub[g];
-    f.b.n[g] = n[g];
-    f.b.top[g] = op == BACKWARD ? j.parts[M * j.parts_step + lane_of(g)] : f.b.m[g];
+    f.b.m[g] = (double)p.m[g] * (double)scale;
+    f.b.sub[g] = p.sub[g];
+    f.b.n[g] = p.n[g];
+    f.b.top[g] = top ? top[g] : f.b.m[g];
   }
   lower(f.b, L);
-  for (int g = 0; g < L && op != BACKWARD; g++) {
-    const double down = f.b.down[g], sum = s[g] * (1 / Exp<A>::lift),
+  for (int g = 0; g < L && with_sum; g++) {
+    const double down = f.b.down[g], sum = p.s[g] * (1 / Exp<A>::lift),
                  gap = scale == 1 || f.b.m[g] == -INF ? 0 : f.b.m[g] - (double)(A)f.b.m[g];
     f.x.part[M][g] = f.b.m[g];
     f.x.part[Part::S][g] = sum * down;
-    f.x.part[Part::O][g] = o[g];
-    f.x.part[D][g] = gap == 0 ? 2 * d[g] : 2 * d[g] + o[g] * gap;
-    f.x.part[ZT][g] = zt[g];
-    f.x.part[WT][g] = wt[g];
-    f.x.part[U][g] = with_u ? times(down, u_of[g] * (1 / Exp<A>::lift) + times(sum, gap)) : 0;
+    f.x.part[Part::O][g] = p.o[g];
+    f.x.part[D][g] = gap == 0 ? 2 * p.d[g] : 2 * p.d[g] + p.o[g] * gap;
+    f.x.part[ZT][g] = (double)p.at[g] * (double)scale;
+    f.x.part[WT][g] = p.off_at[g];
+    f.x.part[U][g] = with_u ? times(down, p.sum_u[g] * (1 / Exp<A>::lift) + times(sum, gap)) : 0;
   }
+}
+
+// Computes up to L short rows from `first` on, in all phases.
+template <class T, class O, Op op, bool plain> ALONE void short_rows(const Job& j, Scratch<typename T::A>& f, int64_t first, int some) {
+  SHAPE
+  const int64_t C = j.cols;
+  const A scale = plain ? 1 : j.scale;
+  const bool capped = !plain && j.inverse_cap, keep_z = !plain && op != FORWARD && j.number_count > 4,
+             with_u = !plain && op != BACKWARD && j.entropy, with_off = !plain && j.off;
+  Panel<A> p(f.e);
+  fill<T, O>(j, p, first, some, with_off, capped);
+  find_labels<T, O>(j, first, some, p.apart);
+  take_apart<A>(p, C, with_off, capped);
+  if (keep_z) __builtin_memcpy(p.z, p.e, C * L * sizeof(A));
+  sum_panel<A>(p, C, scale, op != BACKWARD, op != BACKWARD && with_off, with_u);
+  double top[L];
+  for (int g = 0; g < L && op == BACKWARD; g++) top[g] = j.parts[M * j.parts_step + first + least(g, some - 1)];
+  put_panel_parts<A>(f, p, scale, op == BACKWARD ? top : nullptr, op != BACKWARD, with_u);
   finish<op>(j, f.x, first, some);
   if (op == FORWARD) return;
+  double by[L], constant_of[L], linear_of[L];
+  for (int g = 0; g < L; g++) {
+    by[g] = 1;
+    if (!keep_z) continue;
+    const A rounded = f.b.m[g];
+    const double away = rounded == -(A)INF ? 0 : (f.b.top[g] - (double)rounded) + f.x.over[g];
+    const double a = f.x.a[g] + times(f.x.e[g], away), size = a < 0 ? -a : a, other = f.x.e[g] < 0 ? -f.x.e[g] : f.x.e[g];
+    by[g] = size > other ? size : other;
+    by[g] = by[g] > 0 ? by[g] : 1;
+    constant_of[g] = a / by[g];
+    linear_of[g] = f.x.e[g] / by[g];
+  }
+  double factors[4][L];
+  for (int g = 0; g < L; g += Lanes<double>::W) {
+    const V<double> of_e = (keep_z ? read(f.x.unit + g) * read(by + g) : read(f.x.scale + g)) * read(f.b.down + g);
+    const Scales<A, V<double>> scales(of_e, with_off ? read(f.x.drop + g) : V<double>{});
+    store(factors[0] + g, scales.first);
+    store(factors[1] + g, scales.last);
+    store(factors[2] + g, scales.minus);
+    store(factors[3] + g, scales.off_factor);
+  }
+  A first_factor[L], last_factor[L], minus[L], off_factor[L], hot[L], live[L], constant[L], linear[L], most[L];
+  for (int g = 0; g < L; g++) {
+    first_factor[g] = factors[0][g];
+    last_factor[g] = factors[1][g];
+    minus[g] = factors[2][g];
+    off_factor[g] = factors[3][g];
+    hot[g] = (A)f.x.hot[g] * p.slope_at[g];
+    live[g] = f.x.live[g];
+    if (!keep_z) continue;
+    constant[g] = constant_of[g];
+    linear[g] = linear_of[g];
+    most[g] = f.b.m[g];
+  }
   EACH(u) {
-    A first[W], last[W], minus[W], off_factor[W], constant[W], linear[W], top[W], *eu = e + u * W, *wu = w + u * W, *zu = z + u * W,
-                                                                                  *su = slope + u * W;
-    for (int g = 0; g < W; g++) {
-      const int at = u * W + g;
-      double by = 1;
+    const int at = u * W;
+    V<A> column = {};
+    for (int64_t k = at; k < C * L; k += L) {
+      V<A> v = read(p.e + k) * read(first_factor + at) * read(last_factor + at);
       if (keep_z) {
-        const A rounded = f.b.m[at];
-        const double away = rounded == -(A)INF ? 0 : (f.b.top[at] - (double)rounded) + f.x.over[at];
-        const double a = f.x.a[at] + times(f.x.e[at], away), size = a < 0 ? -a : a, other = f.x.e[at] < 0 ? -f.x.e[at] : f.x.e[at];
-        by = size > other ? size : other;
-        by = by > 0 ? by : 1;
-        constant[g] = a / by;
-        linear[g] = f.x.e[at] / by;
-        top[g] = rounded;
+        const V<A> of_gap = read(linear + at), below = times<A>(of_gap, fma<A>(splat(-scale), read(p.z + k), read(most + at)));
+        v = times<A>(v, read(constant + at) + below);
       }
-      const Scale<A> factor((keep_z ? f.x.unit[at] * by : f.x.scale[at]) * f.b.down[at], with_off ? f.x.drop[at] : 0);
-      first[g] = factor.first;
-      last[g] = factor.last;
-      minus[g] = factor.minus;
-      off_factor[g] = factor.off_factor;
-    }
-    for (int64_t c = 0; c < C; c++) {
-      V<A> v = read(eu + c * L) * read(first) * read(last);
-      if (keep_z) {
-        const V<A> by = read(linear), below = times<A>(by, fma<A>(splat(-scale), read(zu + c * L), read(top)));
-        v = times<A>(v, read(constant) + below);
-      }
-      if (with_off) v = fma<A>(read(minus), read(wu + c * L) * read(off_factor), v);
-      if (capped) v = v * read(su + c * L);
+      if (with_off) v = fma<A>(read(minus + at), read(p.off + k) * read(off_factor + at), v);
+      if (capped) v = v * read(p.slope + k);
+      v = column == read(p.apart + at) ? read(hot + at) : v;
+      v = read(live + at) == 0 ? V<A>{} : v;
+      column = column + 1;
       auto slots = T::narrow(v);
-      __builtin_memcpy(eu + c * L, &slots, sizeof slots);
+      __builtin_memcpy(p.e + k, &slots, sizeof slots);
     }
   }
-  for (int g = 0; g < some; g++) {
-    const int64_t i = first + g, t = labels[g];
-    S* dz = (S*)j.dz + i * j.dz_step;
-    if (!f.x.live[g]) {
-      for (int64_t c = 0; c < C; c++) dz[c] = 0;
-      continue;
-    }
-    lane_to_row<T>(e + g, C, dz);
-    if (within(t, C)) put<T>(dz + t, (A)f.x.hot[g] * (A)slope_of[g]);
-  }
+  panel_to_rows<T>(p.e, C, (S*)j.dz + first * j.dz_step, j.dz_step, some);
 }
 
 // ---- one row at a time, with its most probable class j0 kept apart: log-softmax and the curvature ----
 
-struct Row {                            // what follows from the sums of the row without j0
-  double z0, nll, lse, unit, hit, gap;  // z_j0, -log yhat_j0, lse, e^(m - lse), yhat_j0, and z_j0 - m, where m is the largest other logit
-};
-
 // Computes the exponentials of the row and its sums, in f.b and f.x.part.
-template <class T, class O, Op op> ALONE Row most_probable_apart(const Job& j, Scratch<typename T::A>& f, int64_t i, int64_t j0) {
+template <class T, class O, Op op> ALWAYS void most_probable_apart(const Job& j, Scratch<typename T::A>& f, int64_t i, int64_t j0) {
   const int64_t blocks = blocks_of(j.cols);
   for (int64_t b = 0; b < blocks; b++) sum_block<T, O, op>(j, f, i, j0, 0, b);
   merge_blocks<op>(j, f.b, i, 1);
   put_parts<T, O>(j, f, i, j0, 0);
-  const double z0 = f.x.part[ZT][0], s = f.x.part[S][0];
-  const double m = f.b.top[0];
-  const Finished x = finished(splat(m), splat(s), splat(z0));
-  return {z0, x.nll[0], x.lse[0], s == 0 ? 0 : x.unit[0], x.hit()[0], s == 0 ? 0 : z0 - m};
 }
 
 // Computes dz := number log yhat, from (z_j0 - z_k) + nll, so that values near 0 keep their digits.
@@ -1020,9 +1131,11 @@ template <class T, class O> ALONE void log_softmax(const Job& j, Scratch<typenam
   SHAPE
   const S* z = row<T>(j, i);
   S* dz = (S*)j.dz + i * j.dz_step;
-  const Row x = most_probable_apart<T, O, LOG_SOFTMAX>(j, f, i, largest<T>(z, j.cols, nullptr));
-  const A scale = j.scale, z0 = x.z0, by = number(j, (Number)0, i);
-  const A lift = x.nll + (z0 - z0 == 0 ? x.z0 - z0 : 0);  // z0 is rounded, if scale is not 1
+  most_probable_apart<T, O, LOG_SOFTMAX>(j, f, i, largest<T>(z, j.cols, nullptr));
+  const double exact = f.x.part[ZT][0];
+  const Finished x = finished(splat(f.x.part[M][0]), splat(f.x.part[Part::S][0]), splat(exact));
+  const A scale = j.scale, z0 = exact, by = number(j, (Number)0, i);
+  const A lift = x.nll[0] + (z0 - z0 == 0 ? exact - z0 : 0);  // z0 is rounded, if scale is not 1
   A slope;
   auto unit = [&](int64_t k, int u, const auto& p) {
     V<A> v[T::PER];
@@ -1040,8 +1153,103 @@ template <class T, class O> ALONE void log_softmax(const Job& j, Scratch<typenam
   each_unit<T, plain<A>>(z, (const A*)nullptr, (const A*)nullptr, dz, j.cols, j.stream, unit);
 }
 
-// Computes the derivative of dz along v, and what Product lists. With v the given one times the slope, apart_k = v_k - mean and
-// away_k = lse - z_k, it is slope yhat_k ((a - e + e away_k) apart_k + da), plus, with a softcap, its second derivative times v and dz.
+// What the product of the Hessian and v needs of rows, a row in each lane: of short rows, or one long row in all lanes. j0 is the most
+// probable class, t the label. v is the given one times the slope.
+enum Coefficient { FIRST, LINEAR, START, SHIFT, LEAD, DROP, ENDS, TOP, TOP_V, HIT, NLL_T, HIT_T, APART_T, HOT, LIVE, COEFFICIENTS };
+template <class A> struct Curved {
+  static constexpr int L = Lanes<A>::L;
+  double number[NUMBERS][L];
+  double m[L], s[L], u[L];        // the sums of the row without j0
+  double p[L], q[L];              // sum e^(z - m) (v_j0 - v) and sum e^(z - m) (z_j0 - z) (v_j0 - v), without j0
+  double all_off[L], off_v[L];    // sum off and sum off (v - v_j0)
+  double z0[L], rest[L], zt[L];   // the logit of j0, what it loses as it is rounded, and the logit of t
+  double v0[L], vt[L], off_t[L];  // v of both; off of t
+  double labelled[L], at_top[L];  // whether t is a class, and whether it is j0
+  double product[PRODUCTS][L], unit[L], of[COEFFICIENTS][L];  // the results
+};
+
+// With apart_k = v_k - mean and away_k = lse - z_k, the product is slope yhat_k ((a - e + e away_k) apart_k + da), plus, with a softcap, its
+// second derivative times v and dz.
+template <class A> ALONE void curve(Curved<A>& c, int lanes) {
+  constexpr int W = Lanes<double>::W;
+  const V<double> zero = {}, one = splat(1.0);
+  for (int k = 0; k < lanes; k += W) {
+    auto number = [&](Number n) { return read(c.number[n] + k); };
+    const V<double> m = read(c.m + k), s = read(c.s + k), u = read(c.u + k), z0 = read(c.z0 + k), zt = read(c.zt + k), v0 = read(c.v0 + k),
+                    all_off = read(c.all_off + k), off_t = read(c.off_t + k), labelled = read(c.labelled + k), at_top = read(c.at_top + k);
+    const Finished x = finished(m, s, z0);
+    const V<double> unit = s == 0 ? zero : x.unit, gap = s == 0 ? zero : z0 - m;
+    const V<double> lead = read(c.p + k) * unit, q = read(c.q + k) * unit, mean = v0 - lead;
+    const V<double> below = unit * (u + times<double>(s, gap));  // sum yhat (z_j0 - z)
+    const V<double> by_entropy = times<double>(lead, below) - q;
+    const V<double> nll_t = labelled == 0 ? zero : at_top > 0 ? x.nll : (z0 - zt) + x.nll;
+    const V<double> hit_t = labelled == 0 ? zero : at_top > 0 ? x.hit : exp(-nll_t);
+    const V<double> apart_t = labelled == 0 ? zero : (read(c.vt + k) - v0) + lead;
+    store(c.product[MEAN] + k, mean);
+    store(c.product[AT_LABEL] + k, apart_t);
+    store(c.product[BY_OFF] + k, read(c.off_v + k) + all_off * lead);
+    store(c.product[BY_ENTROPY] + k, by_entropy);
+    const V<double> g = number(Number::G), r = number(R), e = number(GRAD_ENTROPY), lift = times<double>(number(Q), x.lse);
+    const V<double> rest = r * (all_off - off_t) + lift, mass = number(Y) + r * off_t + rest;
+    const V<double> entropy = times<double>(x.hit, x.nll) + times<double>(unit, u + times<double>(s, gap + x.nll));
+    const V<double> a = times<double>(g, mass) + number(GRAD_LSE) - number(GRAD_LOGPROB) - times<double>(e, entropy);
+    const V<double> miss_t = at_top > 0 ? unit * s : 1 - hit_t, of_t = times<double>(e, nll_t) - times<double>(e, entropy);
+    V<double> any = zero;
+    for (int n = 0; n < NUMBERS; n++) any = number((Number)n) == 0 ? any : one;
+    auto put = [&](Coefficient i, V<double> value) { store(c.of[i] + k, value); };
+    store(c.unit + k, unit);
+    put(FIRST, a - e);
+    put(LINEAR, e);
+    put(START, x.nll + read(c.rest + k));
+    put(SHIFT, times<double>(times<double>(g, number(Q)), mean) - times<double>(e, by_entropy));
+    put(LEAD, lead);
+    put(DROP, times<double>(g, r));
+    put(ENDS, a);
+    put(TOP, z0);
+    put(TOP_V, v0);
+    put(HIT, x.hit);
+    put(NLL_T, nll_t);
+    put(HIT_T, hit_t);
+    put(APART_T, apart_t);
+    put(HOT, times<double>(g, rest - times<double>(mass, miss_t)) + times<double>(number(GRAD_LSE), hit_t) +
+                 times<double>(number(GRAD_LOGPROB), miss_t) + times<double>(hit_t, of_t));
+    put(LIVE, any);
+  }
+}
+
+// The entries of the product for the rows of native vector u, or for one long row.
+template <class A> struct Entries {
+  V<A> of[COEFFICIENTS];
+  A scale, bend;  // the second derivative of the softcap is bend y slope
+  bool with_entropy, bent;
+  ALWAYS Entries(const Job& j, const Curved<A>& c, int u, bool one_row) : scale(j.scale), with_entropy(j.number_count > 4) {
+    constexpr int W = Lanes<A>::W;
+    bend = -2 * j.inverse_cap / (j.lift * j.lift);
+    bent = j.inverse_cap && !j.gauss_newton;
+    for (int i = 0; i < COEFFICIENTS; i++) {
+      A lanes[W];
+      for (int w = 0; w < W; w++) lanes[w] = c.of[i][one_row ? 0 : u * W + w];
+      of[i] = read(lanes);
+    }
+  }
+  ALWAYS V<A> apart(V<A> v, V<A> slope) const { return (v * slope - of[TOP_V]) + of[LEAD]; }
+  ALWAYS V<A> entry(V<A> yhat, V<A> v, V<A> z, V<A> apart, V<A> slope, V<A> off) const {
+    const V<A> plain = of[FIRST] * apart, e = of[LINEAR], away = fma<A>(splat(-scale), z, of[TOP]) + of[START];
+    const V<A> inner = !with_entropy || e == 0 ? plain : fma<A>(times<A>(e, away), apart, plain);
+    const V<A> h = times<A>(yhat, inner + of[SHIFT]) * slope;
+    if (!bent) return h;
+    const V<A> gradient = times<A>(yhat, e == 0 ? of[ENDS] : fma<A>(e, away, of[ENDS])) - times<A>(of[DROP], off);
+    return h + times<A>(gradient, v * (bend * z * slope));
+  }
+  ALWAYS V<A> at_label(V<A> v, V<A> z, V<A> slope) const {
+    const V<A> plain = of[FIRST] * of[APART_T];
+    const V<A> inner = of[LINEAR] == 0 ? plain : plain + of[LINEAR] * of[NLL_T] * of[APART_T];
+    const V<A> h = times<A>(of[HIT_T], inner + of[SHIFT]) * slope;
+    return bent ? h + of[HOT] * v * (bend * z * slope) : h;
+  }
+};
+
+// Computes the derivative of dz along v, and what Product lists, of one row.
 template <class T, class O> ALONE void curvature(const Job& j, Scratch<typename T::A>& f, int64_t i) {
   SHAPE
   typedef plain<A> P;
@@ -1049,30 +1257,22 @@ template <class T, class O> ALONE void curvature(const Job& j, Scratch<typename 
   const A* v = (const A*)j.v + i * j.v_step;
   const typename O::S* w = off<O>(j, i);
   S* dz = (S*)j.dz + i * j.dz_step;
-  double number_of[NUMBERS], product[PRODUCTS] = {};
-  bool live = false;
-  for (int k = 0; k < NUMBERS; k++) live |= (number_of[k] = number(j, (Number)k, i)) != 0;
-  live = live && !ignored(j, i);
-  auto give = [&] {
-    for (int k = 0; k < PRODUCTS; k++) j.result[k * j.result_step + i] = product[k];
-  };
   if (ignored(j, i)) {
-    give();
+    for (int k = 0; k < PRODUCTS; k++) j.result[k * j.result_step + i] = 0;
     for (int64_t c = 0; c < j.cols; c++) dz[c] = 0;
     return;
   }
   const int64_t t = find_label<T, O>(j, i), j0 = largest<T>(z, j.cols, nullptr), blocks = blocks_of(j.cols);
   const bool labelled = within(t, j.cols);
-  const Row x = most_probable_apart<T, O, CURVATURE>(j, f, i, j0);
-  const A scale = j.scale, cool = j.inverse_temperature, z0 = x.z0;
-  const double z0_rest = z0 - z0 == 0 ? x.z0 - (double)z0 : 0, e = number_of[GRAD_ENTROPY];
+  most_probable_apart<T, O, CURVATURE>(j, f, i, j0);
+  const double exact = f.x.part[ZT][0];
+  const A scale = j.scale, cool = j.inverse_temperature, z0 = exact;
+  const double rest = z0 - z0 == 0 ? exact - (double)z0 : 0;
   A slope0, slope_t = 1, y_t = 0;
-  softcapped<T>(j, z + j0, slope0);
+  const A y0 = softcapped<T>(j, z + j0, slope0);
   if (labelled) y_t = softcapped<T>(j, z + t, slope_t);
-  const A v0 = v[j0] * (slope0 * cool), v_t = labelled ? v[t] * (slope_t * cool) : 0;
+  const A v0 = v[j0] * (slope0 * cool), v_t = labelled ? v[t] * (slope_t * cool) : 0, v_at_t = labelled ? v[t] : 0;
 
-  // sums of v, over the columns except j0: p = sum yhat (v_j0 - v), q = sum yhat (z_j0 - z) (v_j0 - v); over all columns: sum off, sum off
-  // (v - v_j0)
   double p = 0, q = 0, all_off = 0, off_v = 0;
   for (int64_t b = 0; b < blocks; b++) {
     const int64_t k0 = b * BLOCK, n = least(j.cols - k0, BLOCK);
@@ -1096,63 +1296,42 @@ template <class T, class O> ALONE void curvature(const Job& j, Scratch<typename 
     });
     const double down = f.b.down[b] * (1 / Exp<A>::lift), pb = sp.total();
     p += times(down, pb);
-    q += times(down, sq.total() + times(z0_rest, pb));
+    q += times(down, sq.total() + times(rest, pb));
     all_off += so.total();
     off_v += sd.total();
   }
-  p *= x.unit;
-  q *= x.unit;
-  const double lead = p, mean = v0 - lead, sum_s = f.x.part[Part::S][0];
-  const double below = x.unit * (f.x.part[Part::U][0] + times(sum_s, x.gap));  // sum yhat (z_j0 - z)
-  const double by_entropy = times(lead, below) - q;
-  const double nll_t = !labelled ? 0 : t == j0 ? x.nll : (x.z0 - (double)y_t * (double)scale) + x.nll;
-  const double hit_t = !labelled ? 0 : t == j0 ? x.hit : exp(splat(-nll_t))[0];
-  product[MEAN] = mean;
-  product[AT_LABEL] = labelled ? (v_t - v0) + lead : 0;
-  product[BY_OFF] = w ? off_v + all_off * lead : 0;
-  product[BY_ENTROPY] = by_entropy;
-  give();
-  if (!live) {
-    for (int64_t c = 0; c < j.cols; c++) dz[c] = 0;
+  Curved<A> c;
+  auto set = [](double* lanes, double value) { store(lanes, splat(value)); };
+  for (int k = 0; k < NUMBERS; k++) set(c.number[k], number(j, (Number)k, i));
+  set(c.m, f.x.part[M][0]);
+  set(c.s, f.x.part[Part::S][0]);
+  set(c.u, f.x.part[U][0]);
+  set(c.p, p);
+  set(c.q, q);
+  set(c.all_off, all_off);
+  set(c.off_v, off_v);
+  set(c.z0, exact);
+  set(c.rest, rest);
+  set(c.zt, (double)y_t * (double)scale);
+  set(c.v0, v0);
+  set(c.vt, v_t);
+  set(c.off_t, labelled && w ? get<O>(w + t) : 0);
+  set(c.labelled, labelled);
+  set(c.at_top, labelled && t == j0);
+  curve<A>(c, Lanes<double>::W);
+  for (int k = 0; k < PRODUCTS; k++) j.result[k * j.result_step + i] = c.product[k][0];
+  if (!c.of[LIVE][0]) {
+    for (int64_t k = 0; k < j.cols; k++) dz[k] = 0;
     return;
   }
-  const double g = number_of[Number::G], r = number_of[R], lift = times(number_of[Q], x.lse),
-               off_t = labelled && w ? (double)get<O>(w + t) : 0;
-  const double rest = r * (all_off - off_t) + lift, mass = number_of[Y] + r * off_t + rest;
-  const double entropy = times(x.hit, x.nll) + times(x.unit, f.x.part[Part::U][0] + times(sum_s, x.gap + x.nll));
-  const double a = times(g, mass) + number_of[GRAD_LSE] - number_of[GRAD_LOGPROB] - times(e, entropy);
-  const double da = times(times(g, number_of[Q]), mean) - times(e, by_entropy);
-  const double miss_t = t == j0 ? x.unit * sum_s : 1 - hit_t;
-  const double hot = times(g, rest - times(mass, miss_t)) + times(number_of[GRAD_LSE], hit_t) + times(number_of[GRAD_LOGPROB], miss_t) +
-                     times(hit_t, times(e, nll_t) - times(e, entropy));
-  const bool bent = j.inverse_cap && !j.gauss_newton;
-  const A first = a - e, linear = e, start = x.nll + z0_rest, shift = da, leading = lead, drop = times(g, r), ends = a;
-  const A bend = -2 * j.inverse_cap / (j.lift * j.lift);  // the second derivative is bend y slope
-  auto value = [&](V<A> yhat, V<A> vk, V<A> zk, V<A> apart, V<A> slope, V<A> o) {
-    const V<A> away = fma<A>(splat(-scale), zk, splat(z0)) + start;
-    const V<A> inner = linear == 0 ? first * apart : fma<A>(times<A>(splat(linear), away), apart, first * apart);
-    V<A> h = times<A>(yhat, inner + shift) * slope;
-    if (!bent) return h;
-    const V<A> gradient = times<A>(yhat, linear == 0 ? splat(ends) : fma<A>(splat(linear), away, splat(ends))) - times<A>(splat(drop), o);
-    return h + times<A>(gradient, vk * (bend * zk * slope));
-  };
+  const Entries<A> entries(j, c, 0, true);
   S kept_0, kept_t;
-  {
-    const A hit = x.hit, y0 = softcapped<T>(j, z + j0, slope0);
-    const A o = w ? get<O>(w + j0) : 0;
-    const V<A> h = value(splat(hit), splat(v[j0]), splat(y0), splat(leading), splat(slope0 * cool), splat(o));
-    put<T>(&kept_0, h[0]);
-    if (labelled) {
-      const A yhat = hit_t, apart = product[AT_LABEL], slope = slope_t * cool;
-      const A away = nll_t, inner = linear == 0 ? first * apart : first * apart + linear * away * apart;
-      A h_t = (yhat == 0 ? 0 : yhat * (inner + shift)) * slope;
-      if (bent) h_t += (A)hot * v[t] * (bend * y_t * slope);
-      put<T>(&kept_t, h_t);
-    }
-  }
+  put<T>(&kept_0, entries.entry(entries.of[HIT], splat(v[j0]), splat(y0), entries.of[LEAD], splat(slope0 * cool),
+                                splat(w ? (A)get<O>(w + j0) : 0))[0]);
+  put<T>(&kept_t, entries.at_label(splat(v_at_t), splat(y_t), splat(slope_t * cool))[0]);
   for (int64_t b = 0; b < blocks; b++) {
     const int64_t k0 = b * BLOCK, n = least(j.cols - k0, BLOCK);
-    const Scale<A> factor(x.unit * f.b.down[b], 0);
+    const Scale<A> factor(c.unit[0] * f.b.down[b], 0);
     each_unit<T, O>(z + k0, w ? w + k0 : w, v + k0, dz + k0, n, j.stream, [&](int64_t k, int u, const auto& at) {
       V<A> vk[T::PER], zk[T::PER], o[T::PER] = {};
       load_off<T, P>(at.v, u, vk);
@@ -1162,7 +1341,7 @@ template <class T, class O> ALONE void curvature(const Job& j, Scratch<typename 
         const int64_t from_here = k + c * L + u * W;
         const V<A> slope = (f.y ? read(f.slope + k0 + from_here) : splat<A>(1)) * cool;
         const V<A> yhat = read(f.e + k0 + from_here) * factor.first * factor.last;
-        vk[c] = value(yhat, vk[c], zk[c], (vk[c] * slope - v0) + leading, slope, o[c]);
+        vk[c] = entries.entry(yhat, vk[c], zk[c], entries.apart(vk[c], slope), slope, o[c]);
       }
       return T::pack(vk);
     });
@@ -1171,16 +1350,134 @@ template <class T, class O> ALONE void curvature(const Job& j, Scratch<typename 
   if (labelled) dz[t] = kept_t;
 }
 
+// As `curvature`, of up to L short rows from `first` on.
+template <class T, class O> ALONE void short_curvature(const Job& j, Scratch<typename T::A>& f, int64_t first, int some) {
+  SHAPE
+  const int64_t C = j.cols;
+  const A scale = j.scale, cool = j.inverse_temperature;
+  const bool capped = j.inverse_cap, with_off = j.off;
+  Panel<A> p(f.e);
+  A label[L], v_0[L], v_t[L], y_t[L], slope_t[L], off_t[L];
+  Curved<A> c;
+  fill<T, O>(j, p, first, some, with_off, capped);
+  rows_to_panel<plain<A>>((const A*)j.v + first * j.v_step, j.v_step, C, some, p.v);
+  find_labels<T, O>(j, first, some, label);
+  __builtin_memcpy(p.z, p.e, C * L * sizeof(A));
+  EACH(u) {  // the most probable class, and what is at both columns
+    const int at = u * W;
+    V<A> most = splat<A>(-INF), j0 = {}, column = {}, v = {}, y = {}, slope = splat<A>(1), off = {};
+    const V<A> t = read(label + at);
+    for (int64_t k = at; k < C * L; k += L) {
+      const V<A> z = read(p.e + k);
+      j0 = z > most ? column : j0;
+      most = z > most ? z : most;
+      v = column == t ? read(p.v + k) : v;
+      y = column == t ? z : y;
+      if (capped) slope = column == t ? read(p.slope + k) : slope;
+      if (with_off) off = column == t ? read(p.off + k) : off;
+      column = column + 1;
+    }
+    V<A> v0 = {};
+    column = V<A>{};
+    for (int64_t k = at; k < C * L; k += L) {
+      v0 = column == j0 ? read(p.v + k) * ((capped ? read(p.slope + k) : splat<A>(1)) * cool) : v0;
+      column = column + 1;
+    }
+    store(p.apart + at, j0);
+    store(v_t + at, v);
+    store(y_t + at, y);
+    store(slope_t + at, slope * cool);
+    store(v_0 + at, v0);
+    store(off_t + at, off);
+  }
+  take_apart<A>(p, C, false, capped);
+  sum_panel<A>(p, C, scale, true, false, j.entropy);
+  put_panel_parts<A>(f, p, scale, nullptr, true, j.entropy);
+  Sum<A> sp, sq, so, sd;
+  EACH(u) {
+    const int at = u * W;
+    const V<A> v0 = read(v_0 + at), z0 = read(p.at + at) * scale;
+    for (int64_t k = at; k < C * L; k += L) {
+      const V<A> slope = (capped ? read(p.slope + k) : splat<A>(1)) * cool, away = v0 - read(p.v + k) * slope;
+      const V<A> term = times<A>(read(p.e + k), away);
+      sp.add(u, term);
+      sq.add(u, times<A>(term, fma<A>(splat(-scale), read(p.z + k), z0)));
+      if (!with_off) continue;
+      so.add(u, read(p.off + k));
+      sd.add(u, times<A>(read(p.off + k), -away));
+    }
+  }
+  sp.lanes(c.p);
+  sq.lanes(c.q);
+  so.lanes(c.all_off);
+  sd.lanes(c.off_v);
+  for (int g = 0; g < L; g++) {
+    const int64_t i = first + least(g, some - 1);
+    const double exact = f.x.part[ZT][g], down = f.b.down[g] * (1 / Exp<A>::lift), lost = exact - (double)(A)exact;
+    for (int k = 0; k < NUMBERS; k++) c.number[k][g] = number(j, (Number)k, i);
+    c.m[g] = f.x.part[M][g];
+    c.s[g] = f.x.part[Part::S][g];
+    c.u[g] = f.x.part[U][g];
+    c.rest[g] = lost == lost ? lost : 0;
+    c.q[g] = times(down, c.q[g] + times(c.rest[g], c.p[g]));
+    c.p[g] = times(down, c.p[g]);
+    c.z0[g] = exact;
+    c.zt[g] = (double)y_t[g] * (double)scale;
+    c.v0[g] = v_0[g];
+    c.vt[g] = v_t[g] * slope_t[g];
+    c.off_t[g] = off_t[g];
+    c.labelled[g] = label[g] >= 0;
+    c.at_top[g] = label[g] >= 0 && label[g] == p.apart[g];
+  }
+  curve<A>(c, L);
+  double factors[2][L];
+  A first_factor[L], last_factor[L];
+  for (int g = 0; g < L; g += Lanes<double>::W) {
+    const Scales<A, V<double>> scales(read(c.unit + g) * read(f.b.down + g), V<double>{});
+    store(factors[0] + g, scales.first);
+    store(factors[1] + g, scales.last);
+  }
+  for (int g = 0; g < L; g++) {
+    first_factor[g] = factors[0][g];
+    last_factor[g] = factors[1][g];
+    const bool skip = ignored(j, first + least(g, some - 1));
+    if (skip) c.of[LIVE][g] = 0;
+    for (int k = 0; k < PRODUCTS && g < some; k++) j.result[k * j.result_step + first + g] = skip ? 0 : c.product[k][g];
+  }
+  EACH(u) {
+    const int at = u * W;
+    const Entries<A> entries(j, c, u, false);
+    const V<A> j0 = read(p.apart + at), t = read(label + at), h_t = entries.at_label(read(v_t + at), read(y_t + at), read(slope_t + at));
+    V<A> column = {};
+    for (int64_t k = at; k < C * L; k += L) {
+      const V<A> slope = (capped ? read(p.slope + k) : splat<A>(1)) * cool, v = read(p.v + k);
+      const V<A> yhat = column == j0 ? entries.of[HIT] : read(p.e + k) * read(first_factor + at) * read(last_factor + at);
+      const V<A> apart = column == j0 ? entries.of[LEAD] : entries.apart(v, slope);
+      V<A> h = entries.entry(yhat, v, read(p.z + k), apart, slope, with_off ? read(p.off + k) : V<A>{});
+      h = column == t ? h_t : h;
+      h = entries.of[LIVE] == 0 ? V<A>{} : h;
+      column = column + 1;
+      auto slots = T::narrow(h);
+      __builtin_memcpy(p.e + k, &slots, sizeof slots);
+    }
+  }
+  panel_to_rows<T>(p.e, C, (S*)j.dz + first * j.dz_step, j.dz_step, some);
+}
+
 // Computes the rows [first, last), a tile at a time, so that a tile stays in the cache between its two passes; or one phase of one long
 // row.
 template <class T, class O, Op op> void run(const Job& j, int64_t first, int64_t last, void* scratch, Phase phase, int64_t block) {
   Scratch<typename T::A> f(scratch, j);
   if constexpr (op == CURVATURE || op == LOG_SOFTMAX) {
-    for (int64_t i = first; i < last; i++) {
-      if constexpr (op == CURVATURE)
-        curvature<T, O>(j, f, i);
-      else
+    const bool lanes_are_rows = op == CURVATURE && j.cols <= SHORT_ROW;
+    const int64_t tile = lanes_are_rows ? (int64_t)Lanes<typename T::A>::L : 1;
+    for (int64_t i = first; i < last; i += tile) {
+      if constexpr (op == LOG_SOFTMAX)
         log_softmax<T, O>(j, f, i);
+      else if (lanes_are_rows)
+        short_curvature<T, O>(j, f, i, least(tile, last - i));
+      else
+        curvature<T, O>(j, f, i);
     }
   } else {
     const int64_t t = label(j, first);

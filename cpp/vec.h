@@ -311,9 +311,10 @@ ALWAYS V<double> log(V<double> x) {                   // the algorithm of fdlibm
   V<double> y = n * 0x1.62e42fee00000p-1 - ((h - (s * (h + z * q) + n * 0x1.a39ef35793c76p-33)) - u);
   return x == 0 ? splat(-__builtin_inf()) : x < __builtin_inf() ? y : x;
 }
-ALWAYS V<double> log1p(V<double> x) {
-  V<double> u = x + 1, y = log(u) * x / (u - 1);
-  return u == 1 ? x : y;
+// log(1 + x) for x >= 0, where `inverse` is 1 / (1 + x), which the caller has anyway. The second term corrects the rounding of 1 + x.
+ALWAYS V<double> log1p(V<double> x, V<double> inverse) {
+  const V<double> u = 1 + x;
+  return fma<double>(x - (u - 1), inverse, log(u));
 }
 
 #if defined(__AVX512F__)  // gcc 12 compiles the general form to eight instructions

@@ -41,7 +41,7 @@ int main() {
     }
     store(out, exp(read(a[0])));   for (int i = 0; i < D; i++) worst[0] = std::max(worst[0], off(out[i], expl(a[0][i]), 0x1p-53L));
     store(out, log(read(a[1])));   for (int i = 0; i < D; i++) worst[1] = std::max(worst[1], off(out[i], logl(a[1][i]), 0x1p-53L));
-    store(out, log1p(read(a[2]))); for (int i = 0; i < D; i++) worst[2] = std::max(worst[2], off(out[i], log1pl(a[2][i]), 0x1p-53L));
+    store(out, log1p(read(a[2]), 1 / (1 + read(a[2])))); for (int i = 0; i < D; i++) worst[2] = std::max(worst[2], off(out[i], log1pl(a[2][i]), 0x1p-53L));
   }
   std::printf("%.3f %.3f %.3f %.3f\n", single, worst[0], worst[1], worst[2]);
 }

@@ -5,7 +5,7 @@ The tests use them as tolerances. The log-probability of a label is minus its lo
 u is the unit roundoff of the type of the computation (2^-24 for float32 and 16-bit types, 2^-53 for float64), v = 2^-53 that of the float64
 numbers of a row, and C the number of classes. The relative error of an operation is one unit, that of exp and log two units (one ulp), and
 that of log1p four. These figures for exp, log and log1p are measured and not derived: the largest errors of the kernel's functions were
-1.3u for exp in float32, over a third of all numbers from -103.5 to 0, and in float64, at 2e7 points, 1.3v for exp, 1.3v for log and 2.9v
+1.3u for exp in float32, over a third of all numbers from -103.5 to 0, and in float64, at 2e7 points, 1.3v for exp, 1.3v for log and 2.2v
 for log1p. The factor `_PRODUCTS` covers the products of two errors. The steps of a row are the same on every backend; where they differ,
 the larger error is counted:
 
@@ -78,8 +78,8 @@ def loss_bound(dtype: npt.DTypeLike, classes: int, gap: float | Array = 0.0) -> 
         d ln miss / da = 1 - sigma <= 1,   d (lse - m) / d log s = sigma <= 1,   d (lse - z_t) / da = sigma <= 1
 
     The functions of a add: v gap for miss = e^-L, where L = log(1 + e^-a) <= gap + ln 2 is rounded; v ln C for lse - top, which can be of
-    that size; and 14v for the functions (3 for e^-|a|, 1 for s e^-|a|, 4 for log1p; 1 + x and the quotient have fewer), the weight (2), its
-    product and two additions.
+    that size; and 14v for the functions (3 for e^-|a|, 2 for s e^-|a| or (1 / s) e^-|a|, 4 for log1p; 1 + x, its inverse and the product
+    have fewer), the weight (2), its product and two additions.
     """
     return sum_bound(dtype, classes) + _V * (3 * gap + 4 * math.log(classes) + 14)
 
