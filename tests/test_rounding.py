@@ -14,6 +14,7 @@ from test_bounds import first, measured
 import softxent
 from softxent import formula
 from softxent.explanation import verdict
+from softxent.partials import finish
 from softxent.proof import bounds, frechet, prove, rounding
 from softxent.proof.derivation import DERIVATIONS
 from softxent.proof.prove import AXIOMS, FRECHET, ROUNDING, check_file
@@ -30,7 +31,15 @@ def evaluated(expression: str, **numbers):
             inner = dict(zip(arguments.split(), (evaluated(x, **numbers) for x in found.groups()), strict=True))
             numbers[f"_{name}"] = evaluated(rounding.BOUNDS[name][1], **inner)
             expression = expression[: found.start()] + f"_{name}" + expression[found.end() :]
-    names = {"z t": "zt", "z k": "zk", "INR n": "n", "ln n": "ln(n)", "softmax n": "softmax", "softmax zk": "yhat", "bpow radix2 h": "2**h"}
+    names = {
+        "z t": "zt",
+        "z k": "zk",
+        "INR n": "n",
+        "ln n": "ln(n)",
+        "softmax n zk": "yhat",
+        "softmax n zt": "hit",
+        "bpow radix2 h": "2**h",
+    }
     for coq, python in names.items():
         expression = re.sub(rf"\b{coq}\b", python, expression)
     expression = expression.replace("Rabs (", "abs(")
@@ -110,14 +119,19 @@ def test_the_tolerance_of_the_gradient_is_not_below_the_theorem(dtype, classes):
     mass = y + r * off.sum(axis=1)
     gap = np.where(p.label >= 0, np.abs(x.m - x.zt), 0)
     smallest = bounds.TINY["float64"], bounds.TINY[dtype]
-    ours = evaluated(
-        rounding.OTHER_ENTRY,
-        u=bounds.unit(dtype), v=2.0**-53, depth=bounds.depth(classes), n=classes, m=x.m[:, None], zt=(x.m - gap)[:, None], zk=z,
-        g=g[:, None], mass=mass[:, None], yhat=formula.softmax(z, x), r=r[:, None], off=off, lost_mass=0.0, h=126,
-        eta=smallest[0] / 2, eta_n=smallest[1] / 2,
-    )  # fmt: skip
-    others = np.arange(classes) != p.label[:, None]
-    assert (ours <= allowed(p)[1])[others & (p.label >= 0)[:, None]].all()
+    numbers = {
+        "u": bounds.unit(dtype), "v": 2.0**-53, "depth": bounds.depth(classes), "n": classes, "m": x.m[:, None], "zt": (x.m - gap)[:, None],
+        "g": g[:, None], "r": r[:, None], "off": off, "lost_mass": 0.0, "h": 126, "eta": smallest[0] / 2, "eta_n": smallest[1] / 2,
+    }  # fmt: skip
+    ours = evaluated(rounding.OTHER_ENTRY, zk=z, yhat=formula.softmax(z, x), mass=mass[:, None], **numbers)
+    hot = np.arange(classes) == p.label[:, None]
+    tolerance = allowed(p)[1]
+    assert (ours <= tolerance)[~hot & (p.label >= 0)[:, None]].all()
+    p = p._replace(truth=p.truth * [[1], [0], [1], [1]])
+    nll, miss, _ = finish(x)
+    bound = rounding.LABEL_ENTRY.replace("(1 - softmax n z t)", "miss")  # without cancellation
+    ours = evaluated(bound, hit=np.exp(-nll)[:, None], miss=miss[:, None], mass=y[:, None], **numbers) + 0 * z
+    assert (ours <= allowed(p)[1] * (1 + 1e-12))[hot].all()  # the order of the operations differs
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -36,6 +36,15 @@ Proof.
   assert (exp e * (1 - e) <= 1) by nra. apply Rmult_le_reg_r with (1 - e); [lra|]. field_simplify; [nra | lra].
 Qed.
 
+Lemma exp_minus_1_1001 x : 0 <= x -> x <= 1/1001 -> exp x - 1 <= 1.001 * x.
+Proof.
+  intros X Y. eapply Rle_trans; [apply exp_minus_1; lra|]. apply Rmult_le_reg_r with (1 - x); [lra|].
+  unfold Rdiv at 1. rewrite Rmult_assoc, Rinv_l by lra. nra.
+Qed.
+
+Lemma part_le a y : 0 <= a -> 0 <= y <= 1 -> 0 <= a * y <= a.
+Proof. intros. split; [apply Rmult_le_pos; lra | rewrite <- (Rmult_1_r a) at 2; apply Rmult_le_compat_l; lra]. Qed.
+
 Ltac sure := repeat match goal with
   | |- 0 <= exp _ => left; apply exp_pos
   | |- 0 < exp _ => apply exp_pos
@@ -677,6 +686,62 @@ Proof.
     apply Rmult_le_compat_l; lra.
 Qed.
 
+(** an error of x changes x / (1 + x) by the part 1 / (1 + x) of it *)
+Lemma near_fraction_fine e x y : 0 <= e <= 1/3900 -> 0 <= x -> near e x y -> near (1.0008 * e * / (1 + x)) (x / (1 + x)) (y / (1 + y)).
+Proof.
+  intros E X N. pose proof (near_pos _ _ _ N X) as Y. destruct N as [L U]. pose proof (exp_minus_1 e ltac:(lra)) as P.
+  assert (P' : e / (1 - e) <= 1.00026 * e) by (apply Rmult_le_reg_r with (1 - e); [lra|]; unfold Rdiv; rewrite Rmult_assoc, Rinv_l by lra; nra).
+  pose proof (exp_pos_ge e) as Q. pose proof (exp_minus e) as I. pose proof (exp_pos_ge (- e)) as Q'. set (c := exp e) in *. set (d := exp (- e)) in *.
+  pose proof (inverse_1_plus x X) as W. set (w := / (1 + x)) in *. assert (WX : w * (1 + x) = 1) by (unfold w; field; lra).
+  assert (D : 0 < d <= 1) by (split; [apply exp_pos | unfold d; rewrite <- exp_0; apply exp_le; lra]).
+  pose proof (exp_pos_ge (1.0008 * e * w)) as R. pose proof (exp_minus (1.0008 * e * w)) as S. pose proof (exp_pos (- (1.0008 * e * w))) as S'.
+  assert (EW : 0 <= e * w <= 1/3900) by nra. assert (XW : 0 <= x / (1 + x)) by (apply Rmult_le_pos; [lra | left; apply Rinv_0_lt_compat; lra]).
+  split.
+  - apply Rle_trans with (d * x / (1 + d * x)).
+    + assert (T : exp (- (1.0008 * e * w)) <= 1 - 1.0003 * (e * w)).
+      { set (q := e * w) in *. replace (1.0008 * e * w) with (1.0008 * q) in * by (unfold q; ring).
+        assert (exp (- (1.0008 * q)) * (1 + 1.0008 * q) <= 1) by nra. apply Rmult_le_reg_r with (1 + 1.0008 * q); [lra|]. nra. }
+      assert (V : 0 <= d * x) by (apply Rmult_le_pos; lra).
+      apply Rle_trans with ((1 - 1.0003 * (e * w)) * (x / (1 + x))); [apply Rmult_le_compat_r; auto|].
+      assert (0 <= 1 + d * x) by lra. apply Rmult_le_reg_r with (1 + d * x); [lra|].
+      replace (d * x / (1 + d * x) * (1 + d * x)) with (x * d) by (field; lra).
+      replace ((1 - 1.0003 * (e * w)) * (x / (1 + x)) * (1 + d * x)) with (x * ((1 - 1.0003 * (e * w)) * (w * (1 + d * x))))
+        by (unfold w; field; lra).
+      apply Rmult_le_compat_l; auto.
+      assert (HH : w * (1 + d * x) = d + (1 - d) * w) by (replace (d + (1 - d) * w) with (d * (w * (1 + x)) + (1 - d) * w) by (rewrite WX; ring); ring).
+      rewrite HH. assert (H1 : (1 - d) * w <= e * w) by (apply Rmult_le_compat_r; lra).
+      assert (H2 : 0.99974 <= d) by lra. set (q := e * w) in *. assert (q * 0.99974 <= q * d) by (apply Rmult_le_compat_l; lra).
+      assert (0 <= q * q) by (apply Rmult_le_pos; lra).
+      apply Rle_trans with ((1 - 1.0003 * q) * (d + q)); [apply Rmult_le_compat_l; lra | lra].
+    + apply Rmult_le_reg_r with ((1 + d * x) * (1 + y)); [apply Rmult_lt_0_compat; nra|].
+      replace (d * x / (1 + d * x) * ((1 + d * x) * (1 + y))) with (d * x * (1 + y)) by (field; nra).
+      replace (y / (1 + y) * ((1 + d * x) * (1 + y))) with (y * (1 + d * x)) by (field; nra). nra.
+  - apply Rle_trans with (c * x / (1 + c * x)).
+    + apply Rmult_le_reg_r with ((1 + c * x) * (1 + y)); [apply Rmult_lt_0_compat; nra|].
+      replace (y / (1 + y) * ((1 + c * x) * (1 + y))) with (y * (1 + c * x)) by (field; nra).
+      replace (c * x / (1 + c * x) * ((1 + c * x) * (1 + y))) with (c * x * (1 + y)) by (field; nra). nra.
+    + apply Rle_trans with ((1 + 1.0008 * e * w) * (x / (1 + x))); [|apply Rmult_le_compat_r; [auto | lra]].
+      apply Rmult_le_reg_r with (1 + c * x); [nra|]. replace (c * x / (1 + c * x) * (1 + c * x)) with (x * c) by (field; nra).
+      replace ((1 + 1.0008 * e * w) * (x / (1 + x)) * (1 + c * x)) with (x * ((1 + 1.0008 * e * w) * (w * (1 + c * x)))) by (unfold w; field; lra).
+      apply Rmult_le_compat_l; auto.
+      assert (HH : w * (1 + c * x) = c - (c - 1) * w) by (replace (c - (c - 1) * w) with (c * (w * (1 + x)) - (c - 1) * w) by (rewrite WX; ring); ring).
+      rewrite HH. assert (H1 : (c - 1) * w <= 1.00026 * e * w) by (apply Rmult_le_compat_r; lra). set (q := e * w) in *.
+      replace (1.0008 * e * w) with (1.0008 * q) by (unfold q; ring). assert (q * 1 <= q * c) by (apply Rmult_le_compat_l; lra).
+      assert (q * q <= q * (1/3900)) by (apply Rmult_le_compat_l; lra).
+      assert (H4 : (c - 1) * w <= 1.00026 * q) by (unfold q; lra).
+      apply Rle_trans with ((1 + 1.0008 * q) * (c - 1.00026 * q)); [lra | apply Rmult_le_compat_l; lra].
+Qed.
+
+Lemma near_inverse_fine e x y : 0 <= e <= 1/3900 -> 0 <= x -> near e x y -> near (1.0008 * e * (x / (1 + x))) (1 / (1 + x)) (1 / (1 + y)).
+Proof.
+  intros E [X | <-] N.
+  - assert (Y : 0 < y) by (destruct N as [L _]; apply Rlt_le_trans with (2 := L); apply Rmult_lt_0_compat; [apply exp_pos | auto]).
+    pose proof (Rinv_0_lt_compat _ X). apply near_inv in N; auto. apply near_fraction_fine in N; [|auto | lra].
+    replace (x / (1 + x)) with (/ (1 + / x)) by (field; lra). replace (1 / (1 + x)) with (/ x / (1 + / x)) by (field; lra).
+    replace (1 / (1 + y)) with (/ y / (1 + / y)) by (field; lra). auto.
+  - unfold near in N. rewrite !Rmult_0_r in N. replace y with 0 by lra. unfold Rdiv. rewrite Rmult_0_l, Rmult_0_r. apply near_refl; lra.
+Qed.
+
 (** *** The steps of `finish`
 
     exp, log and log1p are any functions with these errors: two units, two units and four units; a result of exp near the smallest numbers
@@ -702,11 +767,11 @@ Definition miss_ : R := rw ((if Rlt_dec a_ 0 then odds_ else 1) / rw (1 + odds_)
 Definition unit_ : R := rw (miss_ / s).
 
 Hypothesis functions : elementary Exp Log Log1p.
-Hypothesis small : v <= 1/10000.
+Hypothesis small : v <= 1/50000.
 Hypothesis smallest : (ew <= 0)%Z.
 Hypothesis formats : wide_format m /\ wide_format zt /\ wide_format s.
 Hypothesis s_is : 0.99 <= s /\ ln s <= 20.
-Hypothesis moderate : v * Rabs (m - zt) <= 1/2000.
+Hypothesis moderate : v * Rabs (m - zt) <= 1/10000.
 
 Notation G := (Rabs (m - zt)).
 Notation tiny := (3.1 * eta * (1 + s)).
@@ -889,6 +954,49 @@ Proof.
     + rewrite exp_Ropp. field. repeat split; nra.
 Qed.
 
+(** miss, with an error that yhat_t multiplies *)
+Lemma miss_fine : tiny <= v -> within (1.001 * (v * (4 + G)) * / (1 + s * exp (m - zt)) + 3 * v) (tiny + 1.01 * eta)
+  (s * exp (m - zt) / (1 + s * exp (m - zt))) miss_.
+Proof.
+  intros FEW. destruct odds_within as (O & W & F & P). pose proof v_pos as V. pose proof (Rabs_pos (m - zt)). destruct s_is as [S1 S2].
+  pose proof (exp_pos (m - zt)) as X. pose proof (tiny_pos ew) as T. unfold miss_. set (y := / (1 + s * exp (m - zt))).
+  assert (SX : 0 < s * exp (m - zt)) by (apply Rmult_lt_0_compat; lra). pose proof (inverse_1_plus _ (Rlt_le _ _ SX)) as Y1. fold y in Y1.
+  set (e := v * (4 + G)) in *. assert (E0 : 0 <= e <= 1/3900) by (unfold e; nra). assert (EY : 0 <= e * y <= e) by nra.
+  assert (T0 : 0 <= tiny) by nra.
+  assert (D : near v (1 + odds_) (rw (1 + odds_))).
+  { apply rounded_plus_near; try exact _; auto; [|lra]. change 1 with (bpow radix2 0). apply generic_format_bpow.
+    unfold FLT_exp, Prec_gt_0 in *. lia. }
+  replace (1.001 * e * y + 3 * v) with (1.001 * e * y + 2 * v + v) by ring. apply rounded_within; try exact _; [lra | lra|].
+  destruct W as (x & X0 & XD & N). apply Rabs_le_inv in XD. pose proof (inverse_1_plus x X0) as W1.
+  destruct (Rlt_dec a_ 0) as [_ | _].
+  - set (o := s * exp (m - zt)) in *.
+    assert (B : e * / (1 + x) <= e * y * 1.0001).
+    { rewrite Rmult_assoc. apply Rmult_le_compat_l; [lra|]. apply Rmult_le_reg_r with ((1 + x) * (1 + o)); [apply Rmult_lt_0_compat; lra|].
+      replace (/ (1 + x) * ((1 + x) * (1 + o))) with (1 + o) by (field; lra).
+      replace (y * 1.0001 * ((1 + x) * (1 + o))) with (1.0001 * (1 + x)) by (unfold y; field; lra). lra. }
+    pose proof (within_fraction 0 tiny o x ltac:(lra) ltac:(lra)) as Q.
+    assert (A : within 0 tiny o x) by (exists x; split; [auto|]; split; [apply Rabs_le; lra | apply near_refl; lra]).
+    apply within_mono with (0 + 1.0008 * e * / (1 + x) + v) tiny; [lra | lra|]. apply within_near_trans with (odds_ / (1 + odds_)).
+    + apply within_near_trans with (x / (1 + x)); [now apply Q | now apply near_fraction_fine].
+    + rewrite <- (Rplus_0_l v). apply near_div; auto; [lra | apply near_refl; lra].
+  - set (o := exp (- (m - zt)) / s) in *.
+    assert (Z : s * exp (m - zt) / (1 + s * exp (m - zt)) = 1 / (1 + o)).
+    { unfold o. rewrite exp_Ropp. field. repeat split; nra. }
+    assert (Z' : y = o / (1 + o)). { unfold y, o. rewrite exp_Ropp. field. repeat split; nra. }
+    rewrite Z.
+    assert (B : x / (1 + x) <= y + tiny).
+    { rewrite Z'. pose proof (within_fraction 0 tiny o x ltac:(lra) O) as Q. destruct Q as (q & _ & Q1 & Q2 & Q3).
+      - exists x. split; [auto|]. split; [apply Rabs_le; lra | apply near_refl; lra].
+      - rewrite Ropp_0, exp_0, !Rmult_1_l in *. apply Rabs_le_inv in Q1. lra. }
+    assert (B' : e * (x / (1 + x)) <= e * y + e * tiny) by (rewrite <- Rmult_plus_distr_l; apply Rmult_le_compat_l; lra).
+    assert (B2 : e * tiny <= 1/3900 * v) by (apply Rmult_le_compat; lra).
+    pose proof (within_inverse 0 tiny o x ltac:(lra) O) as Q.
+    assert (A : within 0 tiny o x) by (exists x; split; [auto|]; split; [apply Rabs_le; lra | apply near_refl; lra]).
+    apply within_mono with (0 + 1.0008 * e * (x / (1 + x)) + v) tiny; [lra | lra|]. apply within_near_trans with (1 / (1 + odds_)).
+    + apply within_near_trans with (1 / (1 + x)); [now apply Q | now apply near_inverse_fine].
+    + rewrite <- (Rplus_0_l v). apply near_div; auto; [lra | lra | apply near_refl; lra].
+Qed.
+
 (** e^(m - lse) *)
 Lemma unit_within : within (v * (G + 7)) (4.3 * eta * (1 + s)) (exp (m - zt) / (1 + s * exp (m - zt))) unit_.
 Proof.
@@ -1009,12 +1117,6 @@ Notation nll := (nll_ Exp Log Log1p m (z t) s_).
 Notation miss := (miss_ Exp Log m (z t) s_).
 Notation unit := (unit_ Exp Log m (z t) s_).
 
-Lemma exp_minus_1_1001 x : 0 <= x -> x <= 1/1001 -> exp x - 1 <= 1.001 * x.
-Proof.
-  intros X Y. eapply Rle_trans; [apply exp_minus_1; lra|]. apply Rmult_le_reg_r with (1 - x); [lra|].
-  unfold Rdiv at 1. rewrite Rmult_assoc, Rinv_l by lra. nra.
-Qed.
-
 Lemma exp_minus_1_small x : 0 <= x -> x <= 1/3000 -> exp x - 1 <= (1 + 1/2500) * x.
 Proof.
   intros X Y. eapply Rle_trans; [apply exp_minus_1; lra|]. apply Rmult_le_reg_r with (1 - x); [lra|].
@@ -1045,8 +1147,8 @@ Proof.
 Qed.
 
 Lemma computed_functions (P : Prop) :
-  (elementary Exp Log Log1p -> v <= 1/10000 -> (ew <= 0)%Z -> wide_format m /\ wide_format (z t) /\ wide_format s_ -> 0.99 <= s_ /\ ln s_ <= 20 ->
-   v * G <= 1/2000 -> Rabs (ln s_) <= ln (INR n) + E -> P) -> P.
+  (elementary Exp Log Log1p -> v <= 1/50000 -> (ew <= 0)%Z -> wide_format m /\ wide_format (z t) /\ wide_format s_ -> 0.99 <= s_ /\ ln s_ <= 20 ->
+   v * G <= 1/10000 -> Rabs (ln s_) <= ln (INR n) + E -> P) -> P.
 Proof.
   pose proof row_numbers as (U & V & L & D & G0 & E2 & L0 & H1 & H2 & H3). pose proof s_computed as (S1 & S2 & _). intros F.
   destruct row as [FF W [_ [_ L19]] [M M'] _ _ [SW _] _ [_ L2] _]. apply F; auto; try lra; try lia.
@@ -1109,6 +1211,73 @@ Proof.
   - now apply unit_within with Log1p.
   - apply within_mono with (3 := W); [lra|]. assert (eta * (1 + s_) <= eta * (1.001 * INR n)) by (apply Rmult_le_compat_l; lra).
     assert (0 <= eta * INR n) by (apply Rmult_le_pos; lra). lra.
+Qed.
+
+(** *** The gradient at the label
+
+    For a truth at the label alone it is - g mass (1 - yhat_t). *)
+
+Definition label_entry_ (g mass miss : R) : R := rn (rw (g * rw (mass * miss))).
+
+Theorem label_entry g mass : 0 <= g -> 0 <= mass -> 3.2 * INR n * eta <= v -> u <= 1/4000 ->
+  Rabs (label_entry_ g mass miss - g * mass * (1 - softmax n z t)) <=
+    1.001 * (loss_bound u v depth (INR n) G * softmax n z t + 14 * v + u) * (g * mass * (1 - softmax n z t)) +
+    5 * INR n * eta * (g * mass) + 2 * eta * g + 2 * eta + 2 * half_tiny en.
+Proof.
+  intros P1 P2 FEW U1. pose proof row_numbers as (U & V & L & D & G0 & E2 & L0 & H1 & H2 & H3). pose proof s_computed as (S1 & S2 & S3).
+  pose proof s_between. pose proof (tiny_pos ew) as T. pose proof (tiny_pos en) as T'. pose proof (exp_pos (m - z t)) as X. apply computed_functions.
+  intros F1 F2 F3 F4 F5 F6 F7. rewrite softmax_label. destruct row as [_ _ [_ [N _]] _ _ _ _ _ [_ L2] SM]. apply le_INR in N. simpl (INR 2) in N.
+  set (w0 := exp (m - z t)) in *. assert (X1 : 0 < exact_s * w0) by (apply Rmult_lt_0_compat; lra). assert (X2 : 0 < s_ * w0) by (apply Rmult_lt_0_compat; lra).
+  pose proof (inverse_1_plus _ (Rlt_le _ _ X1)) as Y. set (y := / (1 + exact_s * w0)) in *.
+  replace (1 - y) with (exact_s * w0 / (1 + exact_s * w0)) by (unfold y; field; lra). set (M := exact_s * w0 / (1 + exact_s * w0)).
+  assert (NE : near E (exact_s * w0) (s_ * w0)) by (replace E with (E + 0) by ring; apply near_mul; [lra | lra | apply s_near | apply near_refl; lra]).
+  assert (TN : 3.1 * eta * (1 + s_) <= 3.12 * INR n * eta).
+  { assert (eta * (1 + s_) <= eta * (1.001 * INR n)) by (apply Rmult_le_compat_l; lra). assert (0 <= eta * INR n) by (apply Rmult_le_pos; lra). lra. }
+  assert (W : within (1.001 * (v * (4 + G)) * / (1 + s_ * w0) + 3 * v) (3.1 * eta * (1 + s_) + 1.01 * eta) (s_ * w0 / (1 + s_ * w0)) miss).
+  { apply miss_fine with Log1p; auto. assert (0 <= eta * INR n) by (apply Rmult_le_pos; lra). lra. }
+  pose proof (near_fraction_fine E _ _ ltac:(lra) (Rlt_le _ _ X1) NE) as NF. fold y in NF. fold M in NF.
+  assert (YS : / (1 + s_ * w0) <= 1.0005 * y).
+  { pose proof (near_inv E (1 + exact_s * w0) (1 + s_ * w0) ltac:(lra) (near_plus_1 E _ _ ltac:(lra) (Rlt_le _ _ X1) NE)) as [_ B]. apply Rle_trans with (1 := B). fold y.
+    apply Rmult_le_compat_r; [lra|]. pose proof (exp_minus_1_small E ltac:(lra) ltac:(lra)). lra. }
+  assert (M0 : 0 <= M) by (unfold M; apply Rmult_le_pos; [lra | left; apply Rinv_0_lt_compat; lra]).
+  set (q := v * (4 + G)) in *. assert (Q0 : 0 <= q <= 1/5000) by (unfold q; lra). assert (Q0' : 0 <= q) by lra.
+  assert (QY : q * / (1 + s_ * w0) <= q * (1.0005 * y)) by (apply Rmult_le_compat_l; lra). pose proof (part_le E y ltac:(lra) ltac:(lra)) as EY.
+  assert (QY0 : 0 <= q * / (1 + s_ * w0)) by (apply Rmult_le_pos; [lra | left; apply Rinv_0_lt_compat; lra]). pose proof (part_le q y Q0' ltac:(lra)) as QY1.
+  apply (near_within (1.0008 * E * y) _ _ _ _ _ ltac:(lra) M0 NF) in W. set (e1 := 1.0008 * E * y + 1.002 * (q * y) + 3 * v).
+  assert (ET : exp (1.0008 * E * y) <= 1.001) by (pose proof (exp_minus_1_small (1.0008 * E * y) ltac:(lra) ltac:(lra)); lra).
+  assert (A : within e1 (3.2 * INR n * eta + 1.1 * eta) M miss).
+  { apply within_mono with (3 := W); [unfold e1; lra|]. apply Rle_trans with (1.001 * (3.12 * INR n * eta + 1.01 * eta)).
+    - assert (0 <= eta * (1 + s_)) by (apply Rmult_le_pos; lra). apply Rmult_le_compat; [left; apply exp_pos | lra | auto | lra].
+    - assert (0 <= eta * INR n) by (apply Rmult_le_pos; lra). lra. }
+  assert (E1 : 0 <= e1 <= 1/1500) by (unfold e1; lra).
+  assert (A1 : within (e1 + v) ((3.2 * INR n * eta + 1.1 * eta) * mass + 1.01 * eta) (M * mass) (rw (mass * miss))).
+  { apply rounded_within; try exact _; [lra | lra|]. rewrite (Rmult_comm mass). replace e1 with (e1 + 0) by ring.
+    apply within_mul; auto. apply near_refl; lra. }
+  assert (A2 : within (e1 + 2 * v) (((3.2 * INR n * eta + 1.1 * eta) * mass + 1.01 * eta) * g + 1.01 * eta) (M * mass * g) (rw (g * rw (mass * miss)))).
+  { replace (e1 + 2 * v) with (e1 + v + v) by ring. apply rounded_within; try exact _; [lra | lra|]. rewrite (Rmult_comm g).
+    replace (e1 + v) with (e1 + v + 0) by ring. apply within_mul; auto. apply near_refl; lra. }
+  assert (A3 : within (e1 + 2 * v + u) (((3.2 * INR n * eta + 1.1 * eta) * mass + 1.01 * eta) * g + 1.01 * eta + 1.01 * half_tiny en) (M * mass * g)
+    (label_entry_ g mass miss)) by (apply rounded_within; try exact _; auto; lra).
+  apply within_error in A3; [|lra]. replace (g * mass * M) with (M * mass * g) by ring. apply Rle_trans with (1 := A3).
+  set (e3 := e1 + 2 * v + u) in *. assert (E3 : 0 <= e3 <= 1/1001) by (unfold e3; lra). pose proof (exp_minus_1_1001 e3 ltac:(lra) ltac:(lra)) as Q.
+  assert (GM : 0 <= g * mass) by now apply Rmult_le_pos. assert (GX : 0 <= M * mass * g) by (apply Rmult_le_pos; [apply Rmult_le_pos|]; auto).
+  assert (NG : 0 <= INR n * eta * (g * mass)) by (apply Rmult_le_pos; [apply Rmult_le_pos|]; lra).
+  assert (N2 : 2 * (eta * (g * mass)) <= INR n * eta * (g * mass)) by (rewrite Rmult_assoc; apply Rmult_le_compat_r; [apply Rmult_le_pos|]; lra).
+  assert (EG : 0 <= eta * g) by (apply Rmult_le_pos; lra).
+  assert (LBY : e3 <= loss_bound u v depth (INR n) G * y + 14 * v + u).
+  { unfold e3, e1, loss_bound, sum_bound, q. set (w' := v * G) in *. set (w := v * ln (INR n)) in *.
+    assert (E * y <= 1.0001 * E0 * y) by (apply Rmult_le_compat_r; lra). assert (0 <= w' * y) by (apply Rmult_le_pos; lra).
+    assert (0 <= w * y) by (apply Rmult_le_pos; lra). assert (0 <= E0 * y) by (apply Rmult_le_pos; lra). pose proof (part_le v y ltac:(lra) ltac:(lra)).
+    replace (v * (4 + G) * y) with (4 * (v * y) + w' * y) by (unfold w'; ring).
+    replace ((1.001 * (4 * u + v * (depth + 2 * ln (INR n))) + v * (3 * G + 4 * ln (INR n) + 14)) * y) with
+      (1.001 * (E0 * y) + 3 * (w' * y) + 4 * (w * y) + 14 * (v * y)) by (unfold w', w; ring). lra. }
+  assert (B1 : (exp e3 - 1) * (M * mass * g) <= 1.001 * (loss_bound u v depth (INR n) G * y + 14 * v + u) * (M * mass * g))
+    by (apply Rmult_le_compat_r; [auto | lra]).
+  set (b := ((3.2 * INR n * eta + 1.1 * eta) * mass + 1.01 * eta) * g + 1.01 * eta + 1.01 * half_tiny en) in *.
+  assert (B2 : b = 3.2 * (INR n * eta * (g * mass)) + 1.1 * (eta * (g * mass)) + 1.01 * (eta * g) + 1.01 * eta + 1.01 * half_tiny en)
+    by (unfold b; ring).
+  assert (B3 : 0 <= eta * (g * mass)) by (apply Rmult_le_pos; lra).
+  assert (B4 : exp e3 * b <= 1.001 * b) by (apply Rmult_le_compat_r; lra). lra.
 Qed.
 
 (** *** The gradient at a class other than the label

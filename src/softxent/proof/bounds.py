@@ -22,8 +22,9 @@ the larger error is counted:
 
 The bounds hold if the exact value is finite and the result is within the range of its type. The truth must not be negative.
 
-Rounding.v proves `sum_bound`, `loss_bound` for the loss of a label and for miss, and the bound of dz_k for k other than the label, for any
-number of classes, from the steps of the kernel (rounding.py). The other bounds are derived in the docstrings only.
+Rounding.v proves `sum_bound`, `loss_bound` for the loss of a label and for miss, and the bound of dz_k for k other than the label, and of
+dz_t for a truth at the label alone, for any number of classes, from the steps of the kernel (rounding.py). The other bounds are derived in
+the docstrings only.
 """
 
 from __future__ import annotations
@@ -171,7 +172,7 @@ def row_bounds(
         value = np.abs(formula.gradient(z64, sums, label, formula.coefficients(sums, formula.Numbers(*truth)), o64))
         floor = TINY[dtype.name] + 6 * least + (g * (2 * least * mass + 3 * classes * tiny * (1 + mass)))[:, None]
         floor = floor + (0.0 if o64 is None else 2 * tiny * np.abs(o64))
-        return loss, g[:, None] * dz * (1 + store) * _PRODUCTS + store * value + floor
+        return loss, (g[:, None] * dz * (1 + store) + store * value) * _PRODUCTS + floor
 
 
 def entropy_bounds(z: Array, label: Array) -> tuple[Array, Array]:  # [R, C] in its dtype, [R] -> [R], [R, C]

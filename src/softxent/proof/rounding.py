@@ -15,6 +15,11 @@ OTHER_ENTRY = (
     "1.001 * (grad_bound u v depth (INR n) (Rabs (m - z t)) (m - z k) * (g * mass * softmax n z k) + 2 * u * (g * r * off)) + "
     "1.03 * (g * lost_mass) + 5 * INR n * eta * (g * mass) + 5 * eta + 6 * eta_n + 1.03 * off * (eta + eta_n / bpow radix2 h)"
 )
+# The same at the label, for a truth at the label alone; yhat_t is softmax n z t.
+LABEL_ENTRY = (
+    "1.001 * (loss_bound u v depth (INR n) (Rabs (m - z t)) * softmax n z t + 14 * v + u) * (g * mass * (1 - softmax n z t)) + "
+    "5 * INR n * eta * (g * mass) + 2 * eta * g + 2 * eta + 2 * eta_n"
+)
 _FORMATS = (
     "forall (pn en pw ew : Z), Prec_gt_0 pn -> Prec_gt_0 pw -> (pn <= pw)%Z /\\ (ew <= en)%Z -> let u := unit_roundoff pn in "
     "let v := unit_roundoff pw in let eta := half_tiny ew in let eta_n := half_tiny en in "
@@ -52,6 +57,12 @@ THEOREMS = {
     "probability_of_a_miss": (
         "The probability of a miss, 1 - yhat_t, has the same relative error.",
         _ROW + "Rabs (miss_ pw ew Exp Log m (z t) s_ - (1 - softmax n z t)) <= bound * (1 - softmax n z t) + 4 * INR n * eta",
+    ),
+    "label_entry": (
+        "The entry of the gradient at the label, for a truth at the label alone, is - g mass (1 - yhat_t). yhat_t multiplies the error "
+        "of the sums.",
+        _ROW + "forall g mass : R, 0 <= g -> 0 <= mass -> 3.2 * INR n * eta <= v -> u <= 1/4000 -> "
+        "Rabs (label_entry_ pn en pw ew g mass (miss_ pw ew Exp Log m (z t) s_) - g * mass * (1 - softmax n z t)) <= " + LABEL_ENTRY,
     ),
     "other_entry": (
         "An entry of the gradient, g (mass yhat_k - r off_k) for k other than the label, has an error of `grad_bound` times the first term "
@@ -165,6 +176,7 @@ Definition nll_ : R := if Rlt_dec a_ 0 then Log1p odds_ else rw (a_ + Log1p odds
 Definition miss_ : R := rw ((if Rlt_dec a_ 0 then odds_ else 1) / rw (1 + odds_)).
 Definition unit_ : R := rw (miss_ / s).
 End Finish.
+Definition label_entry_ (g mass miss : R) : R := rn (rw (g * rw (mass * miss))).
 Definition scale_ (g mass factor block : R) : R := rw (rw (rw (g * mass) * factor) * block).
 Definition entry_ (scale drop e off : R) (i j h : Z) : R :=
   rn (rn (rn (e * rn (scale * bpow radix2 i)) * bpow radix2 j) - rn (drop * bpow radix2 h) * rn (off * bpow radix2 (- h))).
