@@ -68,16 +68,16 @@ def logits(shape: list[int], donated: bool) -> dict[str, Call]:
     z, target = 3 * rng.standard_normal(shape, np.float32), np.empty(shape, np.float32)
     labels = jax.numpy.asarray(rng.integers(0, shape[1], shape[0]))
     losses = {
-        OPTAX: lambda z: optax.softmax_cross_entropy_with_integer_labels(z, labels).mean(),
-        ROWS: lambda z: ours.softmax_cross_entropy_with_integer_labels(z, labels).mean(),
-        MEAN: lambda z: ours.cross_entropy(z, labels),
+        OPTAX: lambda z, labels: optax.softmax_cross_entropy_with_integer_labels(z, labels).mean(),
+        ROWS: lambda z, labels: ours.softmax_cross_entropy_with_integer_labels(z, labels).mean(),
+        MEAN: ours.cross_entropy,
     }
 
-    def contender(loss: Callable[[Any], Any]) -> Call:
+    def contender(loss: Callable[[Any, Any], Any]) -> Call:
         function, state = jax.jit(jax.value_and_grad(loss), donate_argnums=0 if donated else ()), [jax.numpy.array(z)]
 
         def call() -> None:
-            _, dz = jax.block_until_ready(function(state[0]))
+            _, dz = jax.block_until_ready(function(state[0], labels))
             if donated:
                 state[0] = dz
 
@@ -88,29 +88,27 @@ def logits(shape: list[int], donated: bool) -> dict[str, Call]:
 
 def head(shape: list[int]) -> dict[str, Call]:
     jax = import_module("jax")
-    functions, x, w = _of_head(shape)
-    return {name: partial(_called, jax, jax.jit(function), x, w) for name, function in functions.items()}
+    functions, arguments = _of_head(shape)
+    return {name: partial(_called, jax, jax.jit(function), *arguments) for name, function in functions.items()}
 
 
-def _of_head(shape: list[int]) -> tuple[dict[str, Callable[..., Any]], Any, Any]:
-    """Return the contenders as functions of x and W, and these."""
+def _of_head(shape: list[int]) -> tuple[dict[str, Callable[..., Any]], tuple[Any, ...]]:
+    """Return the contenders as functions of x, W and labels, and these."""
     jax, optax, ours = (import_module(name) for name in ("jax", "optax", "softxent.jax"))
     rows, width, classes = shape
     rng, array = np.random.default_rng(0), jax.numpy.asarray
     x, w = (array(rng.standard_normal((n, width), np.float32) / width**0.5) for n in (rows, classes))
     labels = array(rng.integers(0, classes, rows))
 
-    def products(x: Any, w: Any) -> Any:
+    def products(x: Any, w: Any, labels: Any) -> Any:
         z = x @ w.T
         return z @ w, z.T @ x
 
-    def whole(x: Any, w: Any) -> Any:
+    def whole(x: Any, w: Any, labels: Any) -> Any:
         return optax.softmax_cross_entropy_with_integer_labels(x @ w.T, labels).mean()
 
-    def chunks(x: Any, w: Any) -> Any:
-        return ours.linear_cross_entropy(x, w, labels)
-
-    return {PRODUCTS: products, OPTAX: jax.value_and_grad(whole, (0, 1)), HEAD: jax.value_and_grad(chunks, (0, 1))}, x, w
+    head = ours.linear_cross_entropy
+    return {PRODUCTS: products, OPTAX: jax.value_and_grad(whole, (0, 1)), HEAD: jax.value_and_grad(head, (0, 1))}, (x, w, labels)
 
 
 def _called(jax: Any, function: Any, *arguments: Any) -> None:
@@ -120,8 +118,8 @@ def _called(jax: Any, function: Any, *arguments: Any) -> None:
 def memory(shape: list[int]) -> dict[str, int]:
     """Return the bytes that the compiled functions hold beside arguments and results, as XLA says."""
     jax = import_module("jax")
-    functions, x, w = _of_head(shape)
-    compiled = {name: jax.jit(function).lower(x, w).compile() for name, function in functions.items() if name != PRODUCTS}
+    functions, arguments = _of_head(shape)
+    compiled = {name: jax.jit(function).lower(*arguments).compile() for name, function in functions.items() if name != PRODUCTS}
     return {name: c.memory_analysis().temp_size_in_bytes for name, c in compiled.items()}
 
 
