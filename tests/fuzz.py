@@ -294,7 +294,8 @@ def main() -> int:
             os._exit(code)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if status < 0:
-        print(f"signal {-status} in call {int.from_bytes(at[:8], 'little')}: python tests/fuzz.py --seed {given.seed} --only ...")
+        number = int.from_bytes(at[:8], "little")
+        print(f"signal {-status} in call {number}: python tests/fuzz.py --seed {given.seed} --only {number}")
     return int(status != 0)
 
 

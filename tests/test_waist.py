@@ -232,6 +232,26 @@ def test_log_softmax_keeps_its_digits(dtype, transform):
         within(out, want, bound.astype(float), f"{shape}")
 
 
+@pytest.mark.parametrize("classes", (5, 100, 5000))
+def test_a_temperature_costs_no_digit_of_a_common_offset(classes, rng):
+    """10000 / 0.7 is rounded to float32, by up to 5e-4, and the products with 1 / T are not."""
+    wide, cool = np.longdouble, np.longdouble(0.7)
+    z, t = (1e4 + rng.integers(0, 4, (6, classes))).astype(np.float32), rng.integers(0, classes, 6)
+    numbers = np.array([1, 0.5, 0, 1, 0.5, 0.25, 2.0])[:, None] * np.ones((1, 6))
+    p = Problem(z, t, numbers, np.full(classes, 1 / classes, np.float32), (0.7, np.inf))
+    got, want = fused(p, outputs=5), exact(p, outputs=5)
+    for k in (0, 2, 3):
+        np.testing.assert_allclose(got.result[k], want.result[k], rtol=1e-6)
+    np.testing.assert_allclose(got.dz, want.dz.astype(float), rtol=1e-5, atol=1e-6)
+    v, out = rng.standard_normal(z.shape).astype(np.float32), np.empty_like(z)
+    product, _ = curved(p, v)
+    exactly = curvature_of_formula(p._replace(z=z.astype(wide)), v.astype(wide))[0]
+    np.testing.assert_allclose(product, exactly.astype(float), atol=3e-6 * float(np.abs(exactly).max()))
+    kernels.active().log_softmax(z, np.ones(1), p.transform, out, 1)
+    sums = formula.partials(z / cool, t)
+    np.testing.assert_allclose(out, -formula.surprisal(z / cool, sums).astype(float), atol=2e-6)
+
+
 @each_dtype
 def test_an_ignored_row_is_not_read_and_gives_0(dtype):
     for shape in SHAPES:

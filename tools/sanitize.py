@@ -21,7 +21,12 @@ from extension import Extension, compiler
 ROOT = Path(__file__).parent.parent
 # without tests of large or refused memory, of the other backend, and of PyTorch's threads
 ALONE = "not few_long_rows and not refused and not without_more and not formula and not after_torch and not within_a_call"
-NO_JAX = "import sys\nsys.modules['jax_backend'] = None\n"
+# an editable installation would come before PYTHONPATH
+NO_JAX = """
+import sys
+sys.meta_path[:] = [f for f in sys.meta_path if "ScikitBuild" not in type(f).__name__]
+sys.modules["jax_backend"] = None
+"""
 NO_TORCH = NO_JAX + "sys.modules['torch'] = None\n"
 
 
@@ -88,10 +93,8 @@ def sanitized(name: str) -> int:
     failed = 0
     for tests in one.tests:
         print(f"{name}: {tests}", flush=True)
-        # a process of its own for each file; an editable installation must not come before PYTHONPATH
-        code = "import sys; sys.meta_path[:] = [f for f in sys.meta_path if 'ScikitBuild' not in type(f).__name__]; import pytest; "
-        code += f"sys.exit(pytest.main({['-x', '-q', '-p', 'no:cacheprovider', *shlex.split(tests)]!r}))"
-        done = subprocess.run([*start, sys.executable, "-c", code], env=environment, cwd=ROOT)
+        command = [*start, sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *shlex.split(tests)]
+        done = subprocess.run(command, env=environment, cwd=ROOT)
         reports = list(folder.glob("report.*"))
         for report in reports:
             print(report.read_text(errors="replace")[:5000])
