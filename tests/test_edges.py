@@ -497,6 +497,9 @@ ERRORS = {
         lambda: linear(Z, np.zeros((5, 4)), T), ValueError,
         LINEAR + "weight must have shape (classes, 6) to match x (4, 6); got (5, 4)",
     ),
+    "no_features": (
+        lambda: linear(Z[:, :0], np.zeros((5, 0)), T), ValueError, LINEAR + "x must have at least one feature; got shape (4, 0)"
+    ),
     "weight_transposed": (
         lambda: linear(Z, np.zeros((6, 5)), T), ValueError,
         LINEAR + "weight must have shape (classes, 6) to match x (4, 6) (weight.T has it); got (6, 5)",

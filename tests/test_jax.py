@@ -365,6 +365,10 @@ def test_a_label_out_of_range_is_nan_in_its_row_and_an_error_of_checkify(compute
             "cross_entropy: class_weight must have shape (3,), one number a class; got (2,)",
         ),
         (
+            lambda z, t: sj.linear_cross_entropy(z[:, :0], z[:, :0], t),
+            "linear_cross_entropy: x must have at least one feature; got shape (4, 0)",
+        ),
+        (
             lambda z, t: sj.linear_cross_entropy(z, z[:, :2], t),
             "linear_cross_entropy: weight must have shape (classes, 3) to match x (4, 3); got (4, 2)",
         ),

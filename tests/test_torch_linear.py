@@ -738,6 +738,7 @@ def test_edges():
         (lambda x, w, b, t: ours(x, w, b, t, class_weight=w), TypeError, "class_weight must be passed as weight, as it is called here"),
         (lambda x, w, b, t: ours(x, w, b, t + 7), ValueError, r"target must lie in \[0, 7\) or be ignore_index=-100; got \d+ at row 0"),
         (lambda x, w, b, t: ours(x, w[:, :3], b, t), ValueError, r"linear_weight must have shape \(classes, 4\) to match input"),
+        (lambda x, w, b, t: ours(x[:, :0], w[:, :0], b, t), ValueError, r"input must have at least one feature; got shape \(\d+, 0\)"),
         (lambda x, w, b, t: ours(x, w.T, b, t), ValueError, r"linear_weight must have shape .* \(linear_weight.T has it\); got \(4, 7\)"),
         (lambda x, w, b, t: ours(x, w, b[:3], t), ValueError, r"linear_bias must have shape \(7,\) to match linear_weight; got \(3,\)"),
         (lambda x, w, b, t: ours(x, w.float(), b, t), TypeError, "linear_weight must be torch.float64 as input is; got torch.float32"),

@@ -151,6 +151,16 @@ def test_a_second_backward_gives_the_same_bits(function, reduction, options, dty
     assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(first, second, third, strict=True))
 
 
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}, {"reduction": "none"}])
+def test_forward_mode_of_vmap_is_a_loop(options):
+    z, t, v = torch.randn(2, 3, 4, dtype=F64), torch.randint(4, (2, 3)), torch.randn(2, 3, 4, dtype=F64)
+    many = lambda z: torch.func.vmap(lambda z, t: st.cross_entropy(z, t, **options))(z, t)  # noqa: E731
+    found = torch.func.jvp(many, (z,), (v,))
+    each = [torch.func.jvp(lambda z, i=i: st.cross_entropy(z, t[i], **options), (z[i],), (v[i],)) for i in range(2)]
+    for got, *want in zip(found, *each, strict=True):
+        assert torch.equal(got, torch.stack(want))
+
+
 def test_nested_forward_mode_is_refused_and_not_0():
     """torch gives 0 for functions of autograd in nested forward mode, without an error."""
     z, t, v = torch.randn(4, 5, dtype=torch.float64), torch.tensor([0, 1, 2, 3]), torch.ones(4, 5, dtype=torch.float64)

@@ -226,6 +226,8 @@ def direction(fn: str, v: Any, z: Array, axis: int) -> Array:
 def wrong_head(fn: str, argument: str, shape: tuple[int, ...], x: str, x_shape: tuple[int, ...]) -> NoReturn:
     """Refuse a head's matrix of this shape for features `x`."""
     features = x_shape[-1] if x_shape else "D"
+    if features == 0:
+        fail(fn, x, "have at least one feature", f"shape {x_shape}")
     transposed = f" ({argument}.T has it)" if len(shape) == 2 and shape[:1] == x_shape[-1:] else ""
     fail(fn, argument, f"have shape (classes, {features}) to match {x} {x_shape}{transposed}", shape)
 

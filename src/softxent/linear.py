@@ -220,7 +220,7 @@ def _head(
     x, w = contract.floats(fn, "x", x), contract.floats(fn, "weight", weight)
     if x.dtype not in (np.float32, np.float64) or w.dtype != x.dtype:
         contract.fail(fn, "x and weight", "both be float32 or both float64", f"{x.dtype} and {w.dtype}", TypeError)
-    if x.ndim == 0 or w.ndim != 2 or w.shape[1] != x.shape[-1] or not w.shape[0]:
+    if x.ndim == 0 or w.ndim != 2 or w.shape[1] != x.shape[-1] or not w.size:
         contract.wrong_head(fn, "weight", w.shape, "x", x.shape)
     b = None if bias is None else contract.floats(fn, "bias", bias).astype(x.dtype, copy=False)
     if b is not None and b.shape != (len(w),):

@@ -101,7 +101,7 @@ def _head(x: Any, weight: Any, bias: Any) -> tuple[Head, tuple[int, ...]]:
     a, w = floats(FN, "x", x), floats(FN, "weight", weight)
     if w.dtype != a.dtype:
         fail(FN, "weight", f"be {a.dtype} as x is", w.dtype, TypeError)
-    if a.ndim == 0 or w.ndim != 2 or w.shape[1] != a.shape[-1] or not w.shape[0]:
+    if a.ndim == 0 or w.ndim != 2 or w.shape[1] != a.shape[-1] or not w.size:
         contract.wrong_head(FN, "weight", w.shape, "x", a.shape)
     b = None if bias is None else floats(FN, "bias", bias).astype(a.dtype)
     if b is not None and b.shape != w.shape[:1]:
