@@ -553,7 +553,8 @@ template <Op op> ALONE void finish(const Job& j, Tile& x, int64_t first, int som
     const Finished f = finished(m, s, zt);
     const V<double> at = y + r * read(x.part[WT] + g), lift = q == 0 ? zero : q * f.lse, rest = r * o + lift, mass = at + rest,
                     drop = up * r;
-    V<double> a = times<double>(up, mass), hot = times<double>(up, rest - times<double>(mass, f.miss)), e = zero, entropy = zero;
+    V<double> a = times<double>(up, mass), hot = times<double>(up, times<double>(rest, f.hit) - times<double>(at, f.miss)), e = zero,
+              entropy = zero;
     if (j.entropy) entropy = entropy_of(f, s, read(x.part[U] + g));
     if (j.number_count > 4) {
       const V<double> l = read(number_of[GRAD_LSE] + g), b = read(number_of[GRAD_LOGPROB] + g);
@@ -1190,7 +1191,7 @@ template <class A> ALONE void curve(Curved<A>& c, int lanes) {
     store(c.product[BY_OFF] + k, read(c.off_v + k) + all_off * lead);
     store(c.product[BY_ENTROPY] + k, by_entropy);
     const V<double> g = number(Number::G), r = number(R), e = number(GRAD_ENTROPY), lift = times<double>(number(Q), x.lse);
-    const V<double> rest = r * (all_off - off_t) + lift, mass = number(Y) + r * off_t + rest;
+    const V<double> rest = r * (all_off - off_t) + lift, at = number(Y) + r * off_t, mass = at + rest;
     const V<double> entropy = times<double>(x.hit, x.nll) + times<double>(unit, u + times<double>(s, gap + x.nll));
     const V<double> a = times<double>(g, mass) + number(GRAD_LSE) - number(GRAD_LOGPROB) - times<double>(e, entropy);
     const V<double> miss_t = at_top > 0 ? unit * s : 1 - hit_t, of_t = times<double>(e, nll_t) - times<double>(e, entropy);
@@ -1211,7 +1212,7 @@ template <class A> ALONE void curve(Curved<A>& c, int lanes) {
     put(NLL_T, nll_t);
     put(HIT_T, hit_t);
     put(APART_T, apart_t);
-    put(HOT, times<double>(g, rest - times<double>(mass, miss_t)) + times<double>(number(GRAD_LSE), hit_t) +
+    put(HOT, times<double>(g, times<double>(rest, hit_t) - times<double>(at, miss_t)) + times<double>(number(GRAD_LSE), hit_t) +
                  times<double>(number(GRAD_LOGPROB), miss_t) + times<double>(hit_t, of_t));
     put(LIVE, any);
   }

@@ -61,7 +61,7 @@ def agree_with_composite(z, labels, options, upstream):
     room = size * (near[:, None] + bent + 6 * u)
     room[np.arange(len(z)), (labels.clip(0, z.shape[1] - 1) if labels.ndim == 1 else y.argmax(axis=1))] += (
         24 * v * mass
-    )  # dz_t = rest - mass miss
+    )  # dz_t = rest yhat_t - truth_t miss
     within(dz, true, slope * room + bounds.UNIT[dtype.name] * np.abs(true) + 2 * bounds.TINY[dtype.name], "gradient")
 
 

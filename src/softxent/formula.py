@@ -102,17 +102,20 @@ def outputs(x: Partials, y: Array, r: Array, q: Array) -> Outputs:
 
 
 def coefficients(x: Partials, of: Numbers) -> Coefficients:
-    """Return the coefficients of the gradient. At the label, g (mass + q lse - truth_t) is computed as g (rest - (mass + q lse) miss)."""
+    """Return the coefficients of the gradient.
+
+    At the label, g ((mass + q lse) yhat_t - truth_t) is computed as g (rest yhat_t - truth_t miss), where rest = mass + q lse - truth_t.
+    """
     y, r, q, g, l, b, n = of  # noqa: E741
     xp = library(x.s)
     nll, miss, _ = finish(x)
     hit = xp.exp(-nll)  # yhat_t; 1 - miss would lose its digits if the label is improbable
     l, b, n = (number + xp.zeros_like(miss) for number in (l, b, n))  # noqa: E741
     rest = r * x.o + times(q, lse(x))
-    total = y + r * x.wt + rest  # mass + q lse
+    at = y + r * x.wt  # truth_t
     down = times(n, entropy(x))
-    a = times(g, total) + l - b - down
-    h = times(g, rest - times(total, miss)) + times(l, hit) + times(b, miss) - times(down, hit)
+    a = times(g, at + rest) + l - b - down
+    h = times(g, times(rest, hit) - times(at, miss)) + times(l, hit) + times(b, miss) - times(down, hit)
     return Coefficients(a, n, g * r, h)
 
 

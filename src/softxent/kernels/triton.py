@@ -259,11 +259,11 @@ def _coefficients(y, r, q, g, l, b, n, s, o, wt, u, nll, miss, over, top, lift, 
     """Return a, e, c and the gradient at the label for `_gradient`: the coefficients of formula.py, but of exp(z_k - top) and top - z_k
     in place of yhat_k and lse - z_k. Also return whether they are not all 0."""
     rest = r * o + _times(q, top + lift)
-    total = y + r * wt + rest
-    a = _times(g, total)
-    h = _times(g, rest - total * miss)
+    at = y + r * wt
+    yhat_t = tl.exp(-nll)
+    a = _times(g, at + rest)
+    h = _times(g, _times(rest, yhat_t) - _times(at, miss))
     if NUMBERS == 7:
-        yhat_t = tl.exp(-nll)
         down = _times(n, _entropy(s, u, nll, over))
         a += l - b - down + _times(n, lift)
         h += _times(l, yhat_t) + _times(b, miss) - _times(down, yhat_t) + _times(n, _times(yhat_t, nll))

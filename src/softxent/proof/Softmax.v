@@ -2104,22 +2104,22 @@ Theorem backward_label_3 : forall (n : nat) (z off : vec) (g1 g2 g3 g4 y0 r0 q :
 Proof. intros. now rewrite delta_same. Qed.
 Theorem backward_label_4 : forall (n : nat) (z off : vec) (g1 g2 g3 g4 y0 r0 q : R) (t : nat), (t < n)%nat ->
   softmax n z t * (alpha n (truth y0 r0 off t) z g1 g2 g3 g4 q + g4 * (lse n z - z t)) - g1 * (y0 * delta t t + r0 * off t) + g3 * 1
-    = g1 * (sum n (truth y0 r0 off t) - (y0 * delta t t + r0 * off t) + q * lse n z
-    - (sum n (truth y0 r0 off t) + q * lse n z) * (1 - softmax n z t)) + g2 * softmax n z t + g3 * (1 - softmax n z t)
+    = g1 * ((sum n (truth y0 r0 off t) - (y0 * delta t t + r0 * off t) + q * lse n z) * softmax n z t
+    - (y0 * delta t t + r0 * off t) * (1 - softmax n z t)) + g2 * softmax n z t + g3 * (1 - softmax n z t)
     - g4 * entropy n z * softmax n z t + g4 * softmax n z t * (lse n z - z t).
 Proof. intros. unfold alpha. rewrite delta_same. ring. Qed.
 Theorem backward_label_5 : forall (n : nat) (z off : vec) (g1 g2 g3 g4 y0 r0 q : R) (t : nat), (t < n)%nat ->
-  g1 * (sum n (truth y0 r0 off t) - (y0 * delta t t + r0 * off t) + q * lse n z
-    - (sum n (truth y0 r0 off t) + q * lse n z) * (1 - softmax n z t)) + g2 * softmax n z t + g3 * (1 - softmax n z t)
+  g1 * ((sum n (truth y0 r0 off t) - (y0 * delta t t + r0 * off t) + q * lse n z) * softmax n z t
+    - (y0 * delta t t + r0 * off t) * (1 - softmax n z t)) + g2 * softmax n z t + g3 * (1 - softmax n z t)
     - g4 * entropy n z * softmax n z t + g4 * softmax n z t * (lse n z - z t)
-    = g1 * (r0 * sum_but t n (fun j => off j) + q * lse n z - (sum n (truth y0 r0 off t) + q * lse n z) * (1 - softmax n z t))
+    = g1 * ((r0 * sum_but t n (fun j => off j) + q * lse n z) * softmax n z t - (y0 * delta t t + r0 * off t) * (1 - softmax n z t))
     + g2 * softmax n z t + g3 * (1 - softmax n z t) - g4 * entropy n z * softmax n z t + g4 * softmax n z t * (lse n z - z t).
 Proof. intros. now rewrite truth_apart. Qed.
 
 (** ... and at the label, by 1 - yhat_t *)
 Theorem backward_label : forall (n : nat) (z off : vec) (g1 g2 g3 g4 y0 r0 q : R) (t : nat), (t < n)%nat ->
-  partial (fun z => outputs n (truth y0 r0 off t) g1 g2 g3 g4 q t z) t z (g1 * (r0 * sum_but t n (fun j => off j) + q * lse n z
-    - (sum n (truth y0 r0 off t) + q * lse n z) * (1 - softmax n z t)) + g2 * softmax n z t + g3 * (1 - softmax n z t)
+  partial (fun z => outputs n (truth y0 r0 off t) g1 g2 g3 g4 q t z) t z (g1 * ((r0 * sum_but t n (fun j => off j) + q * lse n z) * softmax n z t
+    - (y0 * delta t t + r0 * off t) * (1 - softmax n z t)) + g2 * softmax n z t + g3 * (1 - softmax n z t)
     - g4 * entropy n z * softmax n z t + g4 * softmax n z t * (lse n z - z t)).
 Proof.
   intros n z off g1 g2 g3 g4 y0 r0 q t T.
@@ -3078,20 +3078,20 @@ Qed.
 (** ** The coefficients of a kernel *)
 
 Theorem coefficients_of_outputs n z off g1 g2 g3 g4 y0 r0 q t k : (t < n)%nat -> (k < n)%nat ->
-  let total := sum n (truth y0 r0 off t) + q * lse n z in let miss := 1 - softmax n z t in
-  let a := g1 * total + g2 - g3 - g4 * entropy n z in
-  let h := g1 * (r0 * sum_but t n off + q * lse n z - total * miss) + g2 * softmax n z t + g3 * miss - g4 * entropy n z * softmax n z t in
+  let rest := r0 * sum_but t n off + q * lse n z in let at_t := y0 + r0 * off t in let miss := 1 - softmax n z t in
+  let a := g1 * (at_t + rest) + g2 - g3 - g4 * entropy n z in
+  let h := g1 * (rest * softmax n z t - at_t * miss) + g2 * softmax n z t + g3 * miss - g4 * entropy n z * softmax n z t in
   (k <> t -> dz n (truth y0 r0 off t) z g1 g2 g3 g4 q t k = a * softmax n z k + g4 * (softmax n z k * (lse n z - z k)) - g1 * r0 * off k) /\
   dz n (truth y0 r0 off t) z g1 g2 g3 g4 q t t = h + g4 * (softmax n z t * (lse n z - z t)).
 Proof.
-  intros T K. unfold dz, alpha. split.
-  - intros E. unfold truth at 2. rewrite !delta_other by auto. ring.
-  - rewrite delta_same. unfold truth at 2. rewrite delta_same.
-    assert (P : sum n (truth y0 r0 off t) = y0 + r0 * off t + r0 * sum_but t n off).
-    { rewrite (sum_split n t) by easy. unfold truth at 1. rewrite delta_same. rewrite (sum_but_ext t n _ (fun j => r0 * off j)).
-      - rewrite sum_but_scal. change (sum_but t n (fun j => off j)) with (sum_but t n off). ring.
-      - intros j _ J. unfold truth. rewrite delta_other by easy. ring. }
-    rewrite P. ring.
+  intros T K.
+  assert (P : sum n (truth y0 r0 off t) = y0 + r0 * off t + r0 * sum_but t n off).
+  { rewrite (sum_split n t) by easy. unfold truth at 1. rewrite delta_same. rewrite (sum_but_ext t n _ (fun j => r0 * off j)).
+    - rewrite sum_but_scal. change (sum_but t n (fun j => off j)) with (sum_but t n off). ring.
+    - intros j _ J. unfold truth. rewrite delta_other by easy. ring. }
+  unfold dz, alpha. rewrite P. split.
+  - intros E. unfold truth. rewrite !delta_other by auto. ring.
+  - unfold truth. rewrite delta_same. ring.
 Qed.
 
 (** ** The gradient filter *)

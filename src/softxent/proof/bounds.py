@@ -139,9 +139,9 @@ def row_bounds(
         is near 0.
     dz:   grad_bound for M yhat_k, and 2u for r off_k (the rounding of r and of the difference). M is the sum of the magnitudes of all parts
         of the mass, with 1 + |lse| for lse, whose error is absolute.
-    dz_t: g (rest - M miss), with M = truth_t + rest. It is equal to g (rest yhat_t - truth_t miss), so an error of rest is multiplied by
-        yhat_t, and so is an error of a, because d miss / da = miss yhat_t. Hence loss_bound for yhat_t (rest + M miss), which is as small
-        as the entry itself if the label has nearly all of the probability, and 14v for the evaluation of (rest + M miss).
+    dz_t: g (rest yhat_t - truth_t miss). rest and yhat_t have relative errors of loss_bound, that of yhat_t times miss, because
+        d ln yhat_t / da = -miss, and that of miss is multiplied by yhat_t. Hence loss_bound for yhat_t ((1 + miss) rest + truth_t miss), which
+        is as small as the entry itself if the label has nearly all of the probability, and 14v for the evaluation of both terms.
 
     The last term of each bound is for results near the smallest numbers of a type. A subnormal e^-gap has an error of TINY of float64, and
     the odds are s <= C times it. off_k (m - z_k), scale, drop, and e_k, which is 0 far below the maximum, have an error of TINY of the
@@ -167,7 +167,9 @@ def row_bounds(
         yhat = formula.softmax(z64, x)
         relative = (5 * u + 2 * e)[:, None] + 2 * _V * np.abs(z64 - lse(x)[:, None])
         dz = times(yhat, relative * mass[:, None]) + (0.0 if o64 is None else 2 * u * r[:, None] * np.abs(o64))
-        dz = np.where(formula.at_label(z64, label), ((e * np.exp(-nll) + 14 * _V) * (rest + times(mass, miss)))[:, None], dz)
+        hit, missed = np.exp(-nll), times(at, miss)
+        entry = e * hit * (times(rest, 1 + miss) + missed) + 14 * _V * (times(rest, hit) + missed)
+        dz = np.where(formula.at_label(z64, label), entry[:, None], dz)
         sums = formula.partials(z64, label, o64)
         value = np.abs(formula.gradient(z64, sums, label, formula.coefficients(sums, formula.Numbers(*truth)), o64))
         floor = TINY[dtype.name] + 6 * least + (g * (2 * least * mass + 3 * classes * tiny * (1 + mass)))[:, None]

@@ -221,12 +221,12 @@ BEYOND = {  # theorems of Softmax.v that are not lines of a derivation: in words
     "coefficients_of_outputs": (
         "The gradient of all outputs by the coefficients of a kernel, and its entry at the label, which is computed by the "
         "probability of a miss.",
-        "forall (n : nat) (z off : vec) (g1 g2 g3 g4 y0 r0 q : R) (t k : nat), (t < n)%nat -> (k < n)%nat -> let total := sum "
-        "n (truth y0 r0 off t) + q * lse n z in let miss := 1 - softmax n z t in let a := g1 * total + g2 - g3 - g4 * entropy "
-        "n z in let h := g1 * (r0 * sum_but t n off + q * lse n z - total * miss) + g2 * softmax n z t + g3 * miss - g4 * "
-        "entropy n z * softmax n z t in (k <> t -> dz n (truth y0 r0 off t) z g1 g2 g3 g4 q t k = a * softmax n z k + g4 * "
-        "(softmax n z k * (lse n z - z k)) - g1 * r0 * off k) /\\ dz n (truth y0 r0 off t) z g1 g2 g3 g4 q t t = h + g4 * "
-        "(softmax n z t * (lse n z - z t))",
+        "forall (n : nat) (z off : vec) (g1 g2 g3 g4 y0 r0 q : R) (t k : nat), (t < n)%nat -> (k < n)%nat -> let rest := r0 * "
+        "sum_but t n off + q * lse n z in let at_t := y0 + r0 * off t in let miss := 1 - softmax n z t in let a := g1 * (at_t + "
+        "rest) + g2 - g3 - g4 * entropy n z in let h := g1 * (rest * softmax n z t - at_t * miss) + g2 * softmax n z t + g3 * "
+        "miss - g4 * entropy n z * softmax n z t in (k <> t -> dz n (truth y0 r0 off t) z g1 g2 g3 g4 q t k = a * softmax n z k "
+        "+ g4 * (softmax n z k * (lse n z - z k)) - g1 * r0 * off k) /\\ dz n (truth y0 r0 off t) z g1 g2 g3 g4 q t t = h + g4 "
+        "* (softmax n z t * (lse n z - z t))",
     ),
     "filter_within_tolerance": (
         "The gradient filter: if the bounds of what is left out of G W satisfy the condition of `filter_losses`, the relative "

@@ -688,9 +688,9 @@ BACKWARD_LABEL = Derivation("backward_label", "The gradient at the label", D(OUT
     Step(yhat[t] @ P(ALPHA + g4 @ P(lse - z[t])) - g1 @ y[t] + g3 @ delta(t, t), "definition", "dz_t and alpha are written out.",
          ("dz", "alpha")),
     Step(yhat[t] @ P(ALPHA + g4 @ P(lse - z[t])) - g1 @ y[t] + g3 * 1, "one-hot", "delta_tt is 1."),
-    Step(g1 @ P(P(p - y[t]) + q @ lse - P(p + q @ lse) @ P(1 - yhat[t])) + g2 @ yhat[t] + g3 @ P(1 - yhat[t]) - g4 @ H @ yhat[t]
+    Step(g1 @ P(P(P(p - y[t]) + q @ lse) @ yhat[t] - y[t] @ P(1 - yhat[t])) + g2 @ yhat[t] + g3 @ P(1 - yhat[t]) - g4 @ H @ yhat[t]
          + g4 @ yhat[t] @ P(lse - z[t]), "distribute", "1 - yhat_t, the probability of a miss, is written apart."),
-    Step(g1 @ P(P(r0 @ Sum(j, off[j], but=t)) + q @ lse - P(p + q @ lse) @ P(1 - yhat[t])) + g2 @ yhat[t] + g3 @ P(1 - yhat[t])
+    Step(g1 @ P(P(P(r0 @ Sum(j, off[j], but=t)) + q @ lse) @ yhat[t] - y[t] @ P(1 - yhat[t])) + g2 @ yhat[t] + g3 @ P(1 - yhat[t])
          - g4 @ H @ yhat[t] + g4 @ yhat[t] @ P(lse - z[t]), "result",
          "yhat_t and 1 - yhat_t are both computed from the odds, so that no digits are lost where one of them is small.", ("truth_apart",)),
 ), where=(GIVEN_TRUTH, COEFFICIENT, WHOLE))  # fmt: skip
