@@ -116,10 +116,9 @@ def log(x: Array) -> Array:
     return n * high - ((h - (s * (h + z * q) + n * low)) - u)
 
 
-def log1p(x: Array) -> Array:
-    u = x + 1
-    with np.errstate(invalid="ignore"):
-        return np.where(u == 1, x, log(u) * x / (u - 1))
+def log1p(x: Array, inverse: Array) -> Array:  # inverse = 1 / (1 + x)
+    u = 1 + x
+    return fma(F64, x - (u - 1), inverse, log(u))
 
 
 def total(e: Array) -> Array:  # [R, C] -> [R]
@@ -147,10 +146,12 @@ def finished(m: Array, s: Array, zt: Array) -> tuple[Array, Array, Array]:
     negative = a < 0
     w = exp(np.where(negative, gap, -gap))
     w = w + np.where(negative, w * low, -w * low)
-    odds = np.where(negative, s * w, w / s)
-    nll = np.where(negative, 0, a) + log1p(odds)
-    miss = np.where(negative, odds, 1) / (1 + odds)
-    return nll, miss, miss / s
+    inverse_s = 1 / s
+    odds = np.where(negative, s * w, w * inverse_s)
+    inverse = 1 / (1 + odds)
+    nll = np.where(negative, 0, a) + log1p(odds, inverse)
+    miss = np.where(negative, odds, 1) * inverse
+    return nll, miss, miss * inverse_s
 
 
 def loss_and_gradient(z: Array, label: Array) -> tuple[Array, Array, Array]:  # [R, C], [R] -> s [R], loss [R], dz [R, C]

@@ -60,7 +60,7 @@ FALSE = {  # what is replaced in rounding.py or frechet.py, by what is not prove
     "a smaller bound": (ROUNDING, rounding.BOUNDS, "loss_bound", "3 * gap", "2 * gap"),
     "no term for a subnormal g r": (ROUNDING, rounding.THEOREMS, "other_entry", " + 1.03 * off * (eta + eta_n / bpow radix2 h)", ""),
     "no underflow": (ROUNDING, rounding.THEOREMS, "loss_of_label", " + 4 * INR n * eta", ""),
-    "a hypothesis less": (ROUNDING, rounding.HYPOTHESES, "Build_row_computed", "(en <= 0)%Z -> ", ""),
+    "a hypothesis less": (ROUNDING, rounding.HYPOTHESES, "Build_row_computed", "(en <= 0)%Z /\\ ", ""),
     "another gradient": (FRECHET, frechet.THEOREMS, "gradient_is_the_derivative", "gradient n y", "softmax n"),
 }
 

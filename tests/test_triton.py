@@ -233,6 +233,17 @@ def test_loss_and_gradient_are_the_formula(kernel, dtype, off):
         same((result, parts, dz), two_calls(kernel, p))
 
 
+@pytest.mark.parametrize("of_r", [-140, -240])
+@each_kernel
+def test_a_subnormal_weight_of_a_large_truth_keeps_its_digits(kernel, of_r):
+    """g r is subnormal in float32 or 0 there, but not its product with off."""
+    z = np.array([[20, 0, 1, -3.0], [-3, 0, 1, 0.0]] * 3, np.float32)
+    off = (np.array([1, 0.5, 0.7, 0.2]) * 2.0**120 * np.ones((6, 1))).astype(np.float32)
+    truth = np.array([[0.0] * 6, np.array([1.37, 1.9, 1.01] * 2) * 2.0**of_r, [0.0] * 6, [1.0] * 6])
+    p = Problem(z, np.array([-1, 0, 1, 2, 3, -1]), truth, off)
+    within(array(fused(kernel, p)[2]), exact(p).dz, 6 * allowed(p)[1])
+
+
 @each_transform
 @each_case
 @each_kernel

@@ -287,7 +287,12 @@ def _gradient(z, top, hot, a, e, c, h, active, off, mask, NUMBERS: tl.constexpr,
     else:
         dz = a.to(WIDE)[:, None] * exp
     if OFF:
-        dz -= c.to(WIDE)[:, None] * tl.load(off, mask=mask, other=0.0).to(WIDE)
+        w = tl.load(off, mask=mask, other=0.0).to(WIDE)
+        if WIDE == tl.float32:  # off may be so large that its product with a subnormal c is not: no digit of c is lost
+            small = tl.abs(c) < 2.0**-126
+            c *= tl.where(small, 2.0**126, 1.0)
+            w *= tl.where(small, 2.0**-126, 1.0)[:, None]
+        dz -= c.to(WIDE)[:, None] * w
     return tl.where(active[:, None], tl.where(hot, h.to(WIDE)[:, None], dz), 0.0)
 
 

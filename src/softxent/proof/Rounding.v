@@ -761,14 +761,16 @@ Definition gap_ : R := rw (m - zt).
 Definition low_ : R := (m - zt) - gap_. (* computed without an error, as m - zt - gap *)
 Definition a_ : R := rw (gap_ + Log s).
 Definition w_ (g l : R) : R := rw (Exp g + rw (Exp g * l)).
-Definition odds_ : R := if Rlt_dec a_ 0 then rw (s * w_ gap_ low_) else rw (w_ (- gap_) (- low_) / s).
+Definition inverse_s_ : R := rw (1 / s).
+Definition odds_ : R := if Rlt_dec a_ 0 then rw (s * w_ gap_ low_) else rw (w_ (- gap_) (- low_) * inverse_s_).
+Definition inverse_ : R := rw (1 / rw (1 + odds_)).
 Definition nll_ : R := if Rlt_dec a_ 0 then Log1p odds_ else rw (a_ + Log1p odds_).
-Definition miss_ : R := rw ((if Rlt_dec a_ 0 then odds_ else 1) / rw (1 + odds_)).
-Definition unit_ : R := rw (miss_ / s).
+Definition miss_ : R := rw ((if Rlt_dec a_ 0 then odds_ else 1) * inverse_).
+Definition unit_ : R := rw (miss_ * inverse_s_).
 
 Hypothesis functions : elementary Exp Log Log1p.
 Hypothesis small : v <= 1/50000.
-Hypothesis smallest : (ew <= 0)%Z.
+Hypothesis smallest : (ew + pw <= -40)%Z. (* so that the inverses are normal *)
 Hypothesis formats : wide_format m /\ wide_format zt /\ wide_format s.
 Hypothesis s_is : 0.99 <= s /\ ln s <= 20.
 Hypothesis moderate : v * Rabs (m - zt) <= 1/10000.
@@ -847,12 +849,36 @@ Proof.
   replace (-1/50) with (- (1/50)) by lra. pose proof (exp_pos (- (1/50))). nra.
 Qed.
 
-Lemma odds_within : 0 <= odds /\ within (v * (4 + G)) tiny odds odds_ /\ wide_format odds_ /\ 0 <= odds_.
+(** 1 / s is not subnormal, nor is 1 / (1 + odds) *)
+Lemma exp_20 : exp 20 <= bpow radix2 32.
+Proof.
+  change (bpow radix2 32) with 4294967296. assert (D : forall x, exp (2 * x) = exp x * exp x) by (intros x; rewrite <- exp_plus; f_equal; ring).
+  replace 20 with (2 * (2 * (2 * (2 * 1) + 1))) by ring. rewrite !D, exp_plus, !D. pose proof exp_le_3. pose proof (exp_pos 1).
+  set (x := exp 1) in *. assert (0 <= x * x <= 9) by nra. set (x2 := x * x) in *. assert (0 <= x2 * x2 <= 81) by nra. set (x4 := x2 * x2) in *.
+  assert (0 <= x4 * x <= 243) by nra. set (x5 := x4 * x) in *. assert (0 <= x5 * x5 <= 59049) by nra. nra.
+Qed.
+
+Lemma s_below : s <= bpow radix2 32.
+Proof. destruct s_is as [S1 S2]. rewrite <- (exp_ln s) by lra. apply Rle_trans with (2 := exp_20). now apply exp_le. Qed.
+
+Lemma inverse_near x : 0 < x -> x <= bpow radix2 32 -> near v (/ x) (rw (1 / x)).
+Proof.
+  intros P L. unfold Rdiv. rewrite Rmult_1_l. apply rounded_normal; try exact _. apply Rle_trans with (bpow radix2 (- (32))); [apply bpow_le; lia|].
+  rewrite bpow_opp. now apply Rinv_le_contravar.
+Qed.
+
+Lemma inverse_s : near v (/ s) inverse_s_.
+Proof. apply inverse_near; [lra | apply s_below]. Qed.
+
+(** a product with s has one rounding, a product with its inverse two *)
+Notation of_odds := ((if Rlt_dec a_ 0 then 4 else 5) + G).
+
+Lemma odds_steps : 0 <= odds /\ within (v * of_odds) tiny odds odds_ /\ wide_format odds_ /\ 0 <= odds_.
 Proof.
   pose proof v_pos as V. pose proof low_small as L. pose proof gap_low as E. pose proof (tiny_pos ew) as T. pose proof log_s_error as LE.
   pose proof ln_s_above as LS. destruct s_is as [S1 S2]. pose proof a_sign as A. pose proof (Rabs_pos low_). pose proof (Rabs_pos (m - zt)).
   apply Rabs_le_inv in LE. assert (Rabs (ln s) <= 20) by (apply Rabs_le; lra).
-  assert (O : within (v * (4 + G)) tiny odds odds_).
+  assert (O : within (v * of_odds) tiny odds odds_).
   { unfold odds_. destruct (Rlt_dec a_ 0) as [N | N].
     - apply A in N. assert (B : gap_ <= 40) by nra. pose proof (w_within gap_ low_ gap_format B ltac:(nra)) as W. rewrite E in W.
       rewrite (Rmult_comm s), (Rmult_comm s).
@@ -863,16 +889,66 @@ Proof.
       pose proof (w_within (- gap_) (- low_) (generic_format_opp _ _ _ gap_format) B ltac:(rewrite Rabs_Ropp; nra)) as W. rewrite Rabs_Ropp in W.
       replace (- gap_ + - low_) with (- (m - zt)) in W by (rewrite <- E; ring).
       assert (I : 0 < / s) by (apply Rinv_0_lt_compat; lra).
-      apply within_mono with (0 + (3 * v + Rabs low_) + v) (3.05 * eta * / s + 1.01 * eta); [nra | |].
+      apply within_mono with (3 * v + Rabs low_ + v + v) (3.05 * eta * / s + 1.01 * eta); [nra | |].
       { assert (eta * / s <= eta * (1.0102)). { apply Rmult_le_compat_l; [lra|]. apply Rmult_le_reg_l with s; [lra|]. rewrite Rinv_r by lra. nra. }
         assert (eta * 0.99 <= eta * s) by (apply Rmult_le_compat_l; lra). lra. }
-      rewrite Rplus_0_l. apply rounded_within; auto; try exact _; try nra.
-      replace (3 * v + Rabs low_) with (3 * v + Rabs low_ + 0) by ring. apply within_mul; auto; [lra|]. apply near_refl; lra. }
+      apply rounded_within; auto; try exact _; try nra. apply within_mul; auto; [lra | apply inverse_s]. }
   split; [|split; [auto|split]].
   - destruct (Rlt_dec a_ 0); [apply Rmult_le_pos; [lra|] | apply Rmult_le_pos; [|left; apply Rinv_0_lt_compat; lra]]; left; apply exp_pos.
   - unfold odds_. destruct (Rlt_dec a_ 0); now apply rounded_format.
   - now apply within_pos with (1 := O).
 Qed.
+
+Lemma odds_within : 0 <= odds /\ within (v * (5 + G)) tiny odds odds_ /\ wide_format odds_ /\ 0 <= odds_.
+Proof.
+  destruct odds_steps as (O & W & F). split; [auto|]. split; [|auto]. pose proof v_pos. apply within_mono with (3 := W); [|lra].
+  apply Rmult_le_compat_l; [lra|]. destruct (Rlt_dec a_ 0); lra.
+Qed.
+
+Lemma odds_below : odds <= 1.01.
+Proof.
+  pose proof v_pos as V. pose proof low_small as L. pose proof gap_low as E. pose proof log_s_error as LE. pose proof ln_s_above as LS.
+  destruct s_is as [S1 S2]. pose proof a_sign as A. assert (Rabs (ln s) <= 20) by (apply Rabs_le; lra).
+  assert (LE' : Rabs (Log s - ln s) <= 1/1000) by nra. assert (L' : Rabs low_ <= 1/1000) by lra. apply Rabs_le_inv in LE', L'.
+  pose proof (exp_minus_1 (1/500) ltac:(lra)). destruct (Rlt_dec a_ 0) as [N | N].
+  - apply A in N. replace (s * exp (m - zt)) with (exp (ln s + (m - zt))) by (rewrite exp_plus, exp_ln; lra).
+    pose proof (exp_le (ln s + (m - zt)) (1/500)). lra.
+  - assert (~ gap_ + Log s < 0) by (intros Z; apply A in Z; lra).
+    replace (exp (- (m - zt)) / s) with (exp (- (m - zt) + - ln s)) by (rewrite exp_plus, (exp_Ropp (ln s)), exp_ln; [easy | lra]).
+    pose proof (exp_le (- (m - zt) + - ln s) (1/500)). lra.
+Qed.
+
+Lemma tiny_below : tiny <= 1/50.
+Proof.
+  pose proof s_below as S. destruct s_is as [S1 _]. unfold half_tiny.
+  assert (B : bpow radix2 ew * bpow radix2 32 <= bpow radix2 (-9)).
+  { rewrite <- bpow_plus. apply bpow_le. unfold Prec_gt_0 in *. lia. }
+  assert (B0 : 1 <= bpow radix2 32) by (change 1 with (bpow radix2 0); apply bpow_le; lia).
+  change (bpow radix2 (-9)) with (/ 512) in B. pose proof (bpow_gt_0 radix2 ew). set (x := bpow radix2 ew) in *. set (y := bpow radix2 32) in *.
+  assert (x * (1 + s) <= x * (2 * y)) by (apply Rmult_le_compat_l; lra). lra.
+Qed.
+
+Lemma one_wide_format : wide_format 1.
+Proof. change 1 with (bpow radix2 0). apply generic_format_bpow. unfold FLT_exp, Prec_gt_0 in *. lia. Qed.
+
+(** the inverse of 1 + odds *)
+Lemma inverse_within : near (2 * v) (/ (1 + odds_)) inverse_.
+Proof.
+  destruct odds_within as (O & W & F & P). pose proof odds_below as OB. pose proof tiny_below as TB. pose proof v_pos as V.
+  assert (D : near v (1 + odds_) (rw (1 + odds_))) by (apply rounded_plus_near; try exact _; auto using one_wide_format; lra).
+  assert (B : odds_ <= 2).
+  { apply within_error in W; [|pose proof (Rabs_pos (m - zt)); nra]. apply Rabs_le_inv in W.
+    pose proof (exp_minus_1 (v * (5 + G))) as X. pose proof (Rabs_pos (m - zt)). set (e := v * (5 + G)) in *.
+    assert (E0 : 0 <= e <= 1/1000) by (unfold e; nra). specialize (X ltac:(lra)). pose proof (exp_le e (1/1000) ltac:(lra)) as Y.
+    pose proof (exp_minus_1 (1/1000) ltac:(lra)). assert (exp e <= 1.1) by lra. pose proof (exp_ge_1 e ltac:(lra)). nra. }
+  replace (2 * v) with (v + v) by ring. apply near_trans with (/ rw (1 + odds_)); [apply near_inv; [lra | auto]|].
+  destruct D as [D1 D2]. pose proof (exp_le v 1) as X. pose proof exp_le_3. pose proof (exp_pos (- v)).
+  apply inverse_near; [apply Rlt_le_trans with (2 := D1); apply Rmult_lt_0_compat; lra|]. apply Rle_trans with (1 := D2).
+  change (bpow radix2 32) with 4294967296. pose proof (exp_pos v). assert (exp v <= 3) by lra. nra.
+Qed.
+
+Lemma inverse_exact : rw inverse_ = inverse_.
+Proof. apply round_generic; auto with typeclass_instances. now apply rounded_format. Qed.
 
 Lemma ln_2_below : exp 0.67 <= 1.98.
 Proof.
@@ -897,7 +973,7 @@ Proof.
 Qed.
 
 (** the loss of the label, - log yhat_t = log (1 + s e^(m - z_t)) *)
-Lemma nll_within : within (v * (2.6 * G + 3.2 * Rabs (ln s) + 9)) (3.15 * eta * (1 + s)) (ln (1 + s * exp (m - zt))) nll_.
+Lemma nll_within : within (v * (2.6 * G + 3.2 * Rabs (ln s) + 10)) (3.15 * eta * (1 + s)) (ln (1 + s * exp (m - zt))) nll_.
 Proof.
   destruct odds_within as (O & W & F & P). pose proof v_pos as V. pose proof (Rabs_pos (m - zt)). pose proof (Rabs_pos (ln s)).
   pose proof low_small as L. pose proof gap_low as E. pose proof log_s_error as LE. pose proof ln_s_above as LS. pose proof a_sign as A.
@@ -910,7 +986,7 @@ Proof.
   - assert (B' : 0 <= gap_ + Log s) by (apply Rnot_lt_le; intros Z; apply A in Z; lra).
     set (Q := ln (1 + exp (- (m - zt)) / s)) in *. set (x := gap_ + Log s) in *.
     assert (R : near v x a_) by (apply rounded_plus_near; try exact _; auto; now apply rounded_format).
-    assert (Y : within (v * (8 + G) + v) tiny (x + Q) (rw (a_ + Log1p odds_))).
+    assert (Y : within (v * (9 + G) + v) tiny (x + Q) (rw (a_ + Log1p odds_))).
     { apply within_near_trans with (a_ + Log1p odds_).
       - rewrite <- (Rplus_0_l tiny). apply within_add.
         + apply within_near; auto. apply near_mono with v; [nra | auto | auto].
@@ -930,56 +1006,50 @@ Proof.
       - rewrite <- I. replace (s * exp (m - zt)) with (exp (m - zt + ln s)) by (rewrite exp_plus, exp_ln; [ring | lra]).
         apply softplus_above. apply Rabs_le_inv in H1. lra.
       - now replace (x + Q - (m - zt + ln s + Q)) with (x - (m - zt + ln s)) by ring. }
-    apply within_mono with (1.6 * h + (v * (8 + G) + v)) (exp (1.6 * h) * tiny); [unfold h; nra | |].
+    apply within_mono with (1.6 * h + (v * (9 + G) + v)) (exp (1.6 * h) * tiny); [unfold h; nra | |].
     + pose proof (exp_le (1.6 * h) (1/100)). pose proof (exp_minus_1 (1/100) ltac:(lra)).
       assert (h <= 1/160); [|nra]. unfold h. assert (Rabs (ln s) <= 20) by (apply Rabs_le; lra). nra.
     + apply near_within with (3 := J); auto; [lra|]. left. rewrite <- ln_1. apply ln_increasing; [lra|]. pose proof (exp_pos (m - zt)). nra.
 Qed.
 
 (** 1 - yhat_t = s e^(m - z_t) / (1 + s e^(m - z_t)) *)
-Lemma miss_within : within (v * (G + 6)) (tiny + 1.01 * eta) (s * exp (m - zt) / (1 + s * exp (m - zt))) miss_.
+Lemma miss_within : within (v * (G + 7)) (tiny + 1.01 * eta) (s * exp (m - zt) / (1 + s * exp (m - zt))) miss_.
 Proof.
-  destruct odds_within as (O & W & F & P). pose proof v_pos as V. pose proof (Rabs_pos (m - zt)). destruct s_is as [S1 S2].
-  pose proof (exp_pos (m - zt)) as X. pose proof (tiny_pos ew) as T. unfold miss_.
-  assert (D : near v (1 + odds_) (rw (1 + odds_))).
-  { apply rounded_plus_near; try exact _; auto; [|lra]. change 1 with (bpow radix2 0). apply generic_format_bpow.
-    unfold FLT_exp, Prec_gt_0 in *. lia. }
-  replace (v * (G + 6)) with (v * (4 + G) + v + v) by ring. apply rounded_within; try exact _; [nra | nra|].
-  destruct (Rlt_dec a_ 0) as [_ | _].
-  - apply within_near_trans with (odds_ / (1 + odds_)); [apply within_fraction; auto; nra|].
-    rewrite <- (Rplus_0_l v). apply near_div; auto; [lra | apply near_refl; lra].
-  - replace (s * exp (m - zt) / (1 + s * exp (m - zt))) with (1 / (1 + exp (- (m - zt)) / s)).
-    + apply within_near_trans with (1 / (1 + odds_)); [apply within_inverse; auto; nra|].
-      rewrite <- (Rplus_0_l v). apply near_div; auto; [lra | lra | apply near_refl; lra].
+  destruct odds_steps as (O & W & F & P). pose proof inverse_within as D. pose proof v_pos as V. pose proof (Rabs_pos (m - zt)).
+  destruct s_is as [S1 S2]. pose proof (exp_pos (m - zt)) as X. pose proof (tiny_pos ew) as T. unfold miss_. destruct (Rlt_dec a_ 0) as [_ | _].
+  - apply within_mono with (v * (4 + G) + 2 * v + v) (tiny + 1.01 * eta); [nra | lra|]. apply rounded_within; try exact _; [nra | nra|].
+    apply within_near_trans with (odds_ / (1 + odds_)); [apply within_fraction; auto; nra|].
+    rewrite <- (Rplus_0_l (2 * v)). apply near_mul; auto; [left; apply Rinv_0_lt_compat; lra | apply near_refl; lra].
+  - rewrite Rmult_1_l, inverse_exact. replace (s * exp (m - zt) / (1 + s * exp (m - zt))) with (1 / (1 + exp (- (m - zt)) / s)).
+    + apply within_mono with (v * (5 + G) + 2 * v) tiny; [nra | nra|].
+      apply within_near_trans with (1 / (1 + odds_)); [apply within_inverse; auto; nra|]. unfold Rdiv. now rewrite Rmult_1_l.
     + rewrite exp_Ropp. field. repeat split; nra.
 Qed.
 
 (** miss, with an error that yhat_t multiplies *)
-Lemma miss_fine : tiny <= v -> within (1.001 * (v * (4 + G)) * / (1 + s * exp (m - zt)) + 3 * v) (tiny + 1.01 * eta)
+Lemma miss_fine : tiny <= v -> within (1.001 * (v * (5 + G)) * / (1 + s * exp (m - zt)) + 3 * v) (tiny + 1.01 * eta)
   (s * exp (m - zt) / (1 + s * exp (m - zt))) miss_.
 Proof.
   intros FEW. destruct odds_within as (O & W & F & P). pose proof v_pos as V. pose proof (Rabs_pos (m - zt)). destruct s_is as [S1 S2].
   pose proof (exp_pos (m - zt)) as X. pose proof (tiny_pos ew) as T. unfold miss_. set (y := / (1 + s * exp (m - zt))).
   assert (SX : 0 < s * exp (m - zt)) by (apply Rmult_lt_0_compat; lra). pose proof (inverse_1_plus _ (Rlt_le _ _ SX)) as Y1. fold y in Y1.
-  set (e := v * (4 + G)) in *. assert (E0 : 0 <= e <= 1/3900) by (unfold e; nra). assert (EY : 0 <= e * y <= e) by nra.
+  set (e := v * (5 + G)) in *. assert (E0 : 0 <= e <= 1/3900) by (unfold e; nra). assert (EY : 0 <= e * y <= e) by nra.
   assert (T0 : 0 <= tiny) by nra.
-  assert (D : near v (1 + odds_) (rw (1 + odds_))).
-  { apply rounded_plus_near; try exact _; auto; [|lra]. change 1 with (bpow radix2 0). apply generic_format_bpow.
-    unfold FLT_exp, Prec_gt_0 in *. lia. }
-  replace (1.001 * e * y + 3 * v) with (1.001 * e * y + 2 * v + v) by ring. apply rounded_within; try exact _; [lra | lra|].
+  pose proof inverse_within as D.
   destruct W as (x & X0 & XD & N). apply Rabs_le_inv in XD. pose proof (inverse_1_plus x X0) as W1.
   destruct (Rlt_dec a_ 0) as [_ | _].
-  - set (o := s * exp (m - zt)) in *.
+  - replace (1.001 * e * y + 3 * v) with (1.001 * e * y + 2 * v + v) by ring. apply rounded_within; try exact _; [lra | lra|].
+    set (o := s * exp (m - zt)) in *.
     assert (B : e * / (1 + x) <= e * y * 1.0001).
     { rewrite Rmult_assoc. apply Rmult_le_compat_l; [lra|]. apply Rmult_le_reg_r with ((1 + x) * (1 + o)); [apply Rmult_lt_0_compat; lra|].
       replace (/ (1 + x) * ((1 + x) * (1 + o))) with (1 + o) by (field; lra).
       replace (y * 1.0001 * ((1 + x) * (1 + o))) with (1.0001 * (1 + x)) by (unfold y; field; lra). lra. }
     pose proof (within_fraction 0 tiny o x ltac:(lra) ltac:(lra)) as Q.
     assert (A : within 0 tiny o x) by (exists x; split; [auto|]; split; [apply Rabs_le; lra | apply near_refl; lra]).
-    apply within_mono with (0 + 1.0008 * e * / (1 + x) + v) tiny; [lra | lra|]. apply within_near_trans with (odds_ / (1 + odds_)).
+    apply within_mono with (0 + 1.0008 * e * / (1 + x) + 2 * v) tiny; [lra | lra|]. apply within_near_trans with (odds_ / (1 + odds_)).
     + apply within_near_trans with (x / (1 + x)); [now apply Q | now apply near_fraction_fine].
-    + rewrite <- (Rplus_0_l v). apply near_div; auto; [lra | apply near_refl; lra].
-  - set (o := exp (- (m - zt)) / s) in *.
+    + rewrite <- (Rplus_0_l (2 * v)). apply near_mul; auto; [left; apply Rinv_0_lt_compat; lra | apply near_refl; lra].
+  - rewrite Rmult_1_l, inverse_exact. set (o := exp (- (m - zt)) / s) in *.
     assert (Z : s * exp (m - zt) / (1 + s * exp (m - zt)) = 1 / (1 + o)).
     { unfold o. rewrite exp_Ropp. field. repeat split; nra. }
     assert (Z' : y = o / (1 + o)). { unfold y, o. rewrite exp_Ropp. field. repeat split; nra. }
@@ -992,23 +1062,23 @@ Proof.
     assert (B2 : e * tiny <= 1/3900 * v) by (apply Rmult_le_compat; lra).
     pose proof (within_inverse 0 tiny o x ltac:(lra) O) as Q.
     assert (A : within 0 tiny o x) by (exists x; split; [auto|]; split; [apply Rabs_le; lra | apply near_refl; lra]).
-    apply within_mono with (0 + 1.0008 * e * (x / (1 + x)) + v) tiny; [lra | lra|]. apply within_near_trans with (1 / (1 + odds_)).
+    apply within_mono with (0 + 1.0008 * e * (x / (1 + x)) + 2 * v) tiny; [lra | lra|]. apply within_near_trans with (1 / (1 + odds_)).
     + apply within_near_trans with (1 / (1 + x)); [now apply Q | now apply near_inverse_fine].
-    + rewrite <- (Rplus_0_l v). apply near_div; auto; [lra | lra | apply near_refl; lra].
+    + unfold Rdiv. now rewrite Rmult_1_l.
 Qed.
 
 (** e^(m - lse) *)
-Lemma unit_within : within (v * (G + 7)) (4.3 * eta * (1 + s)) (exp (m - zt) / (1 + s * exp (m - zt))) unit_.
+Lemma unit_within : within (v * (G + 9)) (4.3 * eta * (1 + s)) (exp (m - zt) / (1 + s * exp (m - zt))) unit_.
 Proof.
   pose proof v_pos as V. pose proof (Rabs_pos (m - zt)). destruct s_is as [S1 S2]. pose proof (tiny_pos ew) as T.
   pose proof (exp_pos (m - zt)) as X. assert (I : 0 < / s <= 1.02) by (split; [apply Rinv_0_lt_compat; lra |
     apply Rmult_le_reg_l with s; [lra|]; rewrite Rinv_r; nra]).
-  apply within_mono with (v * (G + 6) + 0 + v) ((tiny + 1.01 * eta) * / s + 1.01 * eta); [nra | |].
+  apply within_mono with (v * (G + 7) + v + v) ((tiny + 1.01 * eta) * / s + 1.01 * eta); [nra | |].
   { assert (eta * 0.99 <= eta * s) by (apply Rmult_le_compat_l; lra).
     assert (eta * (/ s * s) = eta) by (rewrite Rinv_l; lra). assert (eta * / s <= eta * 1.02) by (apply Rmult_le_compat_l; lra). lra. }
   unfold unit_. apply rounded_within; try exact _; [nra | nra|].
   replace (exp (m - zt) / (1 + s * exp (m - zt))) with (s * exp (m - zt) / (1 + s * exp (m - zt)) * / s) by (field; split; nra).
-  apply within_mul; [lra | apply miss_within | apply near_refl; lra].
+  apply within_mul; [lra | apply miss_within | apply inverse_s].
 Qed.
 End Finish.
 
@@ -1025,7 +1095,7 @@ Variables (n t : nat) (z : vec) (m depth lost c : R) (s : tree).
     exponentials, as deep as stated; and the bound itself is small. *)
 Record row_computed : Prop := {
   functions : elementary Exp Log Log1p;
-  smallest : (en <= 0)%Z;
+  smallest : (en <= 0)%Z /\ (ew + pw <= -40)%Z;
   label_there : (t < n)%nat /\ (1 < n)%nat /\ ln (INR n) <= 19;
   formats : wide_format m /\ wide_format (z t);
   m_above : forall k, (k < n)%nat -> k <> t -> z k <= m;
@@ -1125,7 +1195,7 @@ Qed.
 
 (** the relative error of a function of the sum, from that of the sum and that of the steps *)
 Lemma from_sum (f : R -> R) e a y : 0 < f exact_s -> near E (f exact_s) (f s_) -> 0 <= a -> 0 <= e ->
-  e <= v * (2.6 * G + 3.2 * (ln (INR n) + E) + 9) -> within e a (f s_) y ->
+  e <= v * (2.6 * G + 3.2 * (ln (INR n) + E) + 10) -> within e a (f s_) y ->
   within (E + e) (1.001 * a) (f exact_s) y /\
   Rabs (y - f exact_s) <= loss_bound u v depth (INR n) G * f exact_s + 1.002 * a.
 Proof.
@@ -1133,13 +1203,13 @@ Proof.
   destruct row as [_ _ _ _ _ _ _ _ [_ L2] S]. unfold loss_bound in *. pose proof (Rabs_pos (m - z t)).
   assert (W' := near_within E e a _ _ _ ltac:(lra) (Rlt_le _ _ P) N W).
   set (w := v * ln (INR n)) in *. set (w' := v * G) in *. set (x := E + e) in *.
-  assert (V2 : v * (2.6 * G + 3.2 * (ln (INR n) + E) + 9) <= 2.6 * w' + 3.2 * w + 10 * v).
+  assert (V2 : v * (2.6 * G + 3.2 * (ln (INR n) + E) + 10) <= 2.6 * w' + 3.2 * w + 11 * v).
   { assert (v * E <= v * (1/1000)) by (apply Rmult_le_compat_l; lra). unfold w, w'. lra. }
   assert (S' : 1.001 * E0 + 3 * w' + 4 * w + 14 * v <= 1/4000) by (unfold w, w', sum_bound in *; lra).
   assert (X0 : 0 <= x) by (unfold x; lra). assert (X : x <= 1/3000) by (unfold x; lra). pose proof (exp_minus_1_small x X0 X) as Y.
   assert (Q : exp x - 1 <= sum_bound u v depth (INR n) + v * (3 * G + 4 * ln (INR n) + 14)).
   { unfold sum_bound. replace (v * (3 * G + 4 * ln (INR n) + 14)) with (3 * w' + 4 * w + 14 * v) by (unfold w, w'; ring).
-    apply Rle_trans with (1 := Y). assert (x <= 1.0001 * E0 + (2.6 * w' + 3.2 * w + 10 * v)) by (unfold x; lra). lra. }
+    apply Rle_trans with (1 := Y). assert (x <= 1.0001 * E0 + (2.6 * w' + 3.2 * w + 11 * v)) by (unfold x; lra). lra. }
   assert (Q1 : 0 < exp E <= exp x) by (split; [apply exp_pos | apply exp_le; unfold x; lra]). assert (Q2 : exp x <= 1.0005) by lra.
   split; [apply within_mono with (3 := W'); [lra | apply Rmult_le_compat_r; lra]|].
   apply within_error in W'; [|lra]. eapply Rle_trans; [apply W'|]. apply Rplus_le_compat; [apply Rmult_le_compat_r; lra|].
@@ -1147,7 +1217,7 @@ Proof.
 Qed.
 
 Lemma computed_functions (P : Prop) :
-  (elementary Exp Log Log1p -> v <= 1/50000 -> (ew <= 0)%Z -> wide_format m /\ wide_format (z t) /\ wide_format s_ -> 0.99 <= s_ /\ ln s_ <= 20 ->
+  (elementary Exp Log Log1p -> v <= 1/50000 -> (ew + pw <= -40)%Z -> wide_format m /\ wide_format (z t) /\ wide_format s_ -> 0.99 <= s_ /\ ln s_ <= 20 ->
    v * G <= 1/10000 -> Rabs (ln s_) <= ln (INR n) + E -> P) -> P.
 Proof.
   pose proof row_numbers as (U & V & L & D & G0 & E2 & L0 & H1 & H2 & H3). pose proof s_computed as (S1 & S2 & _). intros F.
@@ -1162,7 +1232,7 @@ Proof.
   pose proof row_numbers as (U & V & L & D & G0 & E2 & L0 & H1 & H2 & H3). pose proof s_computed as (S1 & S2 & S3). pose proof s_between.
   pose proof (tiny_pos ew). pose proof (exp_pos (m - z t)). apply computed_functions. intros F1 F2 F3 F4 F5 F6 F7. rewrite <- nll_is.
   destruct row as [_ _ [_ [N _]] _ _ _ _ _ [_ L2] _]. apply le_INR in N. simpl (INR 2) in N. pose proof (Rabs_pos (ln s_)).
-  destruct (from_sum (fun s => ln (1 + s * exp (m - z t))) (v * (2.6 * G + 3.2 * Rabs (ln s_) + 9)) (3.15 * eta * (1 + s_)) nll) as [_ B].
+  destruct (from_sum (fun s => ln (1 + s * exp (m - z t))) (v * (2.6 * G + 3.2 * Rabs (ln s_) + 10)) (3.15 * eta * (1 + s_)) nll) as [_ B].
   - rewrite <- ln_1. apply ln_increasing; nra.
   - apply near_log1p; [lra | nra|]. replace E with (E + 0) by ring. apply near_mul; [lra | lra | apply s_near | apply near_refl; lra].
   - nra.
@@ -1179,7 +1249,7 @@ Proof.
   destruct row as [_ _ [_ [N _]] _ _ _ _ _ [_ L2] _]. apply le_INR in N. simpl (INR 2) in N.
   assert (P : 0 < exact_s * exp (m - z t)) by (apply Rmult_lt_0_compat; lra).
   replace (1 - / (1 + exact_s * exp (m - z t))) with (exact_s * exp (m - z t) / (1 + exact_s * exp (m - z t))) by (field; lra).
-  destruct (from_sum (fun s => s * exp (m - z t) / (1 + s * exp (m - z t))) (v * (G + 6)) (3.1 * eta * (1 + s_) + 1.01 * eta) miss) as [_ B].
+  destruct (from_sum (fun s => s * exp (m - z t) / (1 + s * exp (m - z t))) (v * (G + 7)) (3.1 * eta * (1 + s_) + 1.01 * eta) miss) as [_ B].
   - apply Rdiv_lt_0_compat; lra.
   - apply within_0. apply within_fraction; [lra | lra|]. apply within_near; [lra|].
     replace E with (E + 0) by ring. apply near_mul; [lra | lra | apply s_near | apply near_refl; lra].
@@ -1193,7 +1263,7 @@ Proof.
 Qed.
 
 (** e^(m - lse), the factor of the other predictions *)
-Lemma unit_row : within (E + v * (G + 7)) (4.32 * INR n * eta) (exp (m - lse n z)) unit.
+Lemma unit_row : within (E + v * (G + 9)) (4.32 * INR n * eta) (exp (m - lse n z)) unit.
 Proof.
   pose proof row_numbers as (U & V & L & D & G0 & E2 & L0 & H1 & H2 & H3). pose proof s_computed as (S1 & S2 & S3). pose proof s_between.
   pose proof (tiny_pos ew). pose proof (exp_pos (m - z t)) as X. apply computed_functions. intros F1 F2 F3 F4 F5 F6 F7.
@@ -1201,7 +1271,7 @@ Proof.
   replace (exp (m - lse n z)) with (exp (m - z t) / (1 + exact_s * exp (m - z t))).
   2:{ replace (m - lse n z) with ((m - z t) + - (lse n z - z t)) by ring. rewrite <- nll_is, exp_plus, exp_Ropp, exp_ln; [easy | lra]. }
   destruct row as [_ _ [_ [N _]] _ _ _ _ _ [_ L2] _]. apply le_INR in N. simpl (INR 2) in N.
-  destruct (from_sum (fun s => exp (m - z t) / (1 + s * exp (m - z t))) (v * (G + 7)) (4.3 * eta * (1 + s_)) unit) as [W B].
+  destruct (from_sum (fun s => exp (m - z t) / (1 + s * exp (m - z t))) (v * (G + 9)) (4.3 * eta * (1 + s_)) unit) as [W B].
   - apply Rdiv_lt_0_compat; lra.
   - replace E with (0 + E) by ring. apply near_div; [lra | lra | apply near_refl; lra|]. apply near_plus_1; [lra | lra|].
     replace E with (E + 0) by ring. apply near_mul; [lra | lra | apply s_near | apply near_refl; lra].
@@ -1233,14 +1303,14 @@ Proof.
   assert (NE : near E (exact_s * w0) (s_ * w0)) by (replace E with (E + 0) by ring; apply near_mul; [lra | lra | apply s_near | apply near_refl; lra]).
   assert (TN : 3.1 * eta * (1 + s_) <= 3.12 * INR n * eta).
   { assert (eta * (1 + s_) <= eta * (1.001 * INR n)) by (apply Rmult_le_compat_l; lra). assert (0 <= eta * INR n) by (apply Rmult_le_pos; lra). lra. }
-  assert (W : within (1.001 * (v * (4 + G)) * / (1 + s_ * w0) + 3 * v) (3.1 * eta * (1 + s_) + 1.01 * eta) (s_ * w0 / (1 + s_ * w0)) miss).
+  assert (W : within (1.001 * (v * (5 + G)) * / (1 + s_ * w0) + 3 * v) (3.1 * eta * (1 + s_) + 1.01 * eta) (s_ * w0 / (1 + s_ * w0)) miss).
   { apply miss_fine with Log1p; auto. assert (0 <= eta * INR n) by (apply Rmult_le_pos; lra). lra. }
   pose proof (near_fraction_fine E _ _ ltac:(lra) (Rlt_le _ _ X1) NE) as NF. fold y in NF. fold M in NF.
   assert (YS : / (1 + s_ * w0) <= 1.0005 * y).
   { pose proof (near_inv E (1 + exact_s * w0) (1 + s_ * w0) ltac:(lra) (near_plus_1 E _ _ ltac:(lra) (Rlt_le _ _ X1) NE)) as [_ B]. apply Rle_trans with (1 := B). fold y.
     apply Rmult_le_compat_r; [lra|]. pose proof (exp_minus_1_small E ltac:(lra) ltac:(lra)). lra. }
   assert (M0 : 0 <= M) by (unfold M; apply Rmult_le_pos; [lra | left; apply Rinv_0_lt_compat; lra]).
-  set (q := v * (4 + G)) in *. assert (Q0 : 0 <= q <= 1/5000) by (unfold q; lra). assert (Q0' : 0 <= q) by lra.
+  set (q := v * (5 + G)) in *. assert (Q0 : 0 <= q <= 1/5000) by (unfold q; lra). assert (Q0' : 0 <= q) by lra.
   assert (QY : q * / (1 + s_ * w0) <= q * (1.0005 * y)) by (apply Rmult_le_compat_l; lra). pose proof (part_le E y ltac:(lra) ltac:(lra)) as EY.
   assert (QY0 : 0 <= q * / (1 + s_ * w0)) by (apply Rmult_le_pos; [lra | left; apply Rinv_0_lt_compat; lra]). pose proof (part_le q y Q0' ltac:(lra)) as QY1.
   apply (near_within (1.0008 * E * y) _ _ _ _ _ ltac:(lra) M0 NF) in W. set (e1 := 1.0008 * E * y + 1.002 * (q * y) + 3 * v).
@@ -1268,7 +1338,7 @@ Proof.
   { unfold e3, e1, loss_bound, sum_bound, q. set (w' := v * G) in *. set (w := v * ln (INR n)) in *.
     assert (E * y <= 1.0001 * E0 * y) by (apply Rmult_le_compat_r; lra). assert (0 <= w' * y) by (apply Rmult_le_pos; lra).
     assert (0 <= w * y) by (apply Rmult_le_pos; lra). assert (0 <= E0 * y) by (apply Rmult_le_pos; lra). pose proof (part_le v y ltac:(lra) ltac:(lra)).
-    replace (v * (4 + G) * y) with (4 * (v * y) + w' * y) by (unfold w'; ring).
+    replace (v * (5 + G) * y) with (5 * (v * y) + w' * y) by (unfold w'; ring).
     replace ((1.001 * (4 * u + v * (depth + 2 * ln (INR n))) + v * (3 * G + 4 * ln (INR n) + 14)) * y) with
       (1.001 * (E0 * y) + 3 * (w' * y) + 4 * (w * y) + 14 * (v * y)) by (unfold w', w; ring). lra. }
   assert (B1 : (exp e3 - 1) * (M * mass * g) <= 1.001 * (loss_bound u v depth (INR n) G * y + 14 * v + u) * (M * mass * g))
@@ -1323,7 +1393,7 @@ Proof.
 Qed.
 
 Lemma entry_numbers : 0 <= X /\ 0 <= exp (m - lse n z) <= 1 /\ 0 <= exp (z k - m) <= 1 /\ 0 <= LB <= 1/4000 /\ 0 <= u <= 1/10000 /\ 0 < v <= 1/56000 /\
-  0 <= 2 * u + cb * v + 2 * v * (m - z k) <= 1/2000 /\ E + v * (G + 7) + (3 + cb) * v <= LB /\ 0 <= E + v * (G + 7) /\
+  0 <= 2 * u + cb * v + 2 * v * (m - z k) <= 1/2000 /\ E + v * (G + 9) + (3 + cb) * v <= LB /\ 0 <= E + v * (G + 9) /\
   0 <= v * (m - z k) /\ 0 <= cb * v.
 Proof.
   pose proof row_numbers as (U & V & L & D & G0 & E2 & L0 & H1 & H2 & H3). pose proof s_between as [S1 _]. pose proof (exp_pos (m - z t)).
@@ -1334,6 +1404,9 @@ Proof.
     assert (ln (exp (m - z t)) <= ln (1 + exact_s * exp (m - z t))) by (apply ln_le; nra). rewrite ln_exp in *. lra. }
   assert (R' : exp (z k - m) <= 1) by (rewrite <- exp_0; apply exp_le; lra).
   assert (W : 0 <= v * (m - z k) /\ 0 <= v * G) by (split; auto).
+  assert (L67 : v * 0.67 <= v * ln (INR n)).
+  { apply Rmult_le_compat_l; [lra|]. apply le_INR in N. simpl (INR 2) in N. rewrite <- (ln_exp 0.67). apply ln_le; [apply exp_pos|].
+    pose proof ln_2_below. lra. }
   assert (B : 0 <= v * cb <= v * 4) by (split; [apply Rmult_le_pos | apply Rmult_le_compat_l]; lra).
   pose proof SM as SM'. unfold grad_bound in S. unfold loss_bound, sum_bound in *.
   repeat split; try lra; try (left; apply exp_pos).
@@ -1346,7 +1419,7 @@ Lemma rounded_wide d a x y : 0 <= d -> d + v <= 1/200 -> within d a x y -> withi
 Proof. apply rounded_within; exact _. Qed.
 
 Lemma scale_within :
-  within (LB + (E + v * (G + 7)) + 3 * v) ((1.001 * (g * lost_mass) + 4.33 * INR n * eta * (g * mass) + 2.03 * eta) * block + 1.01 * eta)
+  within (LB + (E + v * (G + 9)) + 3 * v) ((1.001 * (g * lost_mass) + 4.33 * INR n * eta * (g * mass) + 2.03 * eta) * block + 1.01 * eta)
     (g * mass * exp (m - lse n z) * block) scale.
 Proof.
   destruct entry_numbers as (X0 & M0 & Z0 & L0 & U0 & V0 & K0 & S0 & E1 & _ & CB). destruct entry as [_ [P1 [P2 [P3 [P4 P5]]]] _ W [_ [_ [_ P6]]] _ _ _ FEW].
@@ -1358,13 +1431,13 @@ Proof.
   assert (G1 : 0 <= g * mass) by now apply Rmult_le_pos. assert (G2 : 0 <= g * lost_mass) by now apply Rmult_le_pos.
   pose proof (within_product _ _ _ _ _ _ _ _ G1 (proj1 M0) A1 R) as A2. apply rounded_wide in A2; [|lra|lra].
   set (x := exp (m - lse n z)) in *. set (q := 4.32 * INR n * eta) in *. assert (Q : 0 <= q) by (unfold q; lra).
-  assert (A3 : within (LB + (E + v * (G + 7)) + 2 * v) (1.001 * (g * lost_mass) + 4.33 * INR n * eta * (g * mass) + 2.03 * eta) (g * mass * x)
+  assert (A3 : within (LB + (E + v * (G + 9)) + 2 * v) (1.001 * (g * lost_mass) + 4.33 * INR n * eta * (g * mass) + 2.03 * eta) (g * mass * x)
     (rw (rw (g * mass_) * unit))).
   { apply within_mono with (3 := A2); [lra|]. unfold q in *. set (y := g * mass) in *. set (y' := g * lost_mass) in *.
     assert ((y' + 1.01 * eta) * x <= (y' + 1.01 * eta) * 1) by (apply Rmult_le_compat_l; lra).
     assert ((y' + 1.01 * eta) * (4.32 * INR n * eta) <= (y' + 1.01 * eta) * (1/1000)) by (apply Rmult_le_compat_l; lra).
     assert (0 <= INR n * eta * y) by (apply Rmult_le_pos; lra). lra. }
-  replace (LB + (E + v * (G + 7)) + 3 * v) with (LB + (E + v * (G + 7)) + 2 * v + 0 + v) by ring.
+  replace (LB + (E + v * (G + 9)) + 3 * v) with (LB + (E + v * (G + 9)) + 2 * v + 0 + v) by ring.
   apply rounded_wide; [lra | lra|]. apply within_mul; auto. apply near_refl; lra.
 Qed.
 
@@ -1381,7 +1454,7 @@ Proof.
   pose proof (bpow_gt_0 radix2 i) as PI. pose proof (bpow_gt_0 radix2 j) as PJ.
   assert (e0 : 0 <= e). { apply Rmult_le_reg_r with (power (i + j)); [apply bpow_gt_0 | lra]. }
   set (a := 1.001 * (g * lost_mass) + 4.33 * INR n * eta * (g * mass) + 2.03 * eta) in *. assert (A0 : 0 <= a) by (unfold a; lra).
-  set (y := g * mass * exp (m - lse n z)) in *. set (e1 := LB + (E + v * (G + 7)) + 3 * v) in *.
+  set (y := g * mass * exp (m - lse n z)) in *. set (e1 := LB + (E + v * (G + 9)) + 3 * v) in *.
   (* after the rounding to the compute type; the absolute error is 0 where the scale is multiplied by 2^i *)
   assert (A4 : exists b, 0 <= b /\ b * (e * power j) <= 1.6 * eta_n /\
     within (e1 + u) ((a * block + 1.01 * eta) * power i + b) (y * block * power i) (rn (scale * power i))).

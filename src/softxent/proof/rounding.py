@@ -83,7 +83,7 @@ THEOREMS = {
 HYPOTHESES = {  # what the records of Rounding.v assume: the types of their constructors
     "Build_row_computed": (
         "forall (pn en pw ew : Z) (Exp Log Log1p : R -> R) (n t : nat) (z : vec) (m depth lost c : R) (s : tree), "
-        "elementary pw ew Exp Log Log1p -> (en <= 0)%Z -> (t < n)%nat /\\ (1 < n)%nat /\\ ln (INR n) <= 19 -> "
+        "elementary pw ew Exp Log Log1p -> (en <= 0)%Z /\\ (ew + pw <= -40)%Z -> (t < n)%nat /\\ (1 < n)%nat /\\ ln (INR n) <= 19 -> "
         f"{_FLOAT64} m /\\ {_FLOAT64} (z t) -> (forall k, (k < n)%nat -> k <> t -> z k <= m) -> "
         "(exists k, (k < n)%nat /\\ k <> t /\\ z k = m) -> adds_up pn en pw ew n t z m c lost s -> "
         "(narrow_depth s <= 2)%nat /\\ 0 <= c /\\ INR (wide_depth s) + c <= depth -> "
@@ -171,10 +171,12 @@ Definition gap_ : R := rw (m - zt).
 Definition low_ : R := (m - zt) - gap_.
 Definition a_ : R := rw (gap_ + Log s).
 Definition w_ (g l : R) : R := rw (Exp g + rw (Exp g * l)).
-Definition odds_ : R := if Rlt_dec a_ 0 then rw (s * w_ gap_ low_) else rw (w_ (- gap_) (- low_) / s).
+Definition inverse_s_ : R := rw (1 / s).
+Definition odds_ : R := if Rlt_dec a_ 0 then rw (s * w_ gap_ low_) else rw (w_ (- gap_) (- low_) * inverse_s_).
+Definition inverse_ : R := rw (1 / rw (1 + odds_)).
 Definition nll_ : R := if Rlt_dec a_ 0 then Log1p odds_ else rw (a_ + Log1p odds_).
-Definition miss_ : R := rw ((if Rlt_dec a_ 0 then odds_ else 1) / rw (1 + odds_)).
-Definition unit_ : R := rw (miss_ / s).
+Definition miss_ : R := rw ((if Rlt_dec a_ 0 then odds_ else 1) * inverse_).
+Definition unit_ : R := rw (miss_ * inverse_s_).
 End Finish.
 Definition label_entry_ (g mass miss : R) : R := rn (rw (g * rw (mass * miss))).
 Definition scale_ (g mass factor block : R) : R := rw (rw (rw (g * mass) * factor) * block).
