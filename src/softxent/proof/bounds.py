@@ -140,8 +140,8 @@ def row_bounds(
     dz:   grad_bound for M yhat_k, and 2u for r off_k (the rounding of r and of the difference). M is the sum of the magnitudes of all parts
         of the mass, with 1 + |lse| for lse, whose error is absolute.
     dz_t: g (rest yhat_t - truth_t miss). rest and yhat_t have relative errors of loss_bound, that of yhat_t times miss, because
-        d ln yhat_t / da = -miss, and that of miss is multiplied by yhat_t. Hence loss_bound for yhat_t ((1 + miss) rest + truth_t miss), which
-        is as small as the entry itself if the label has nearly all of the probability, and 14v for the evaluation of both terms.
+        d ln yhat_t / da = -miss, and that of miss is multiplied by yhat_t. Hence loss_bound for yhat_t ((1 + miss) rest + truth_t miss),
+        which is as small as the entry itself if the label has nearly all of the probability, and 14v for the evaluation of both terms.
 
     The last term of each bound is for results near the smallest numbers of a type. A subnormal e^-gap has an error of TINY of float64, and
     the odds are s <= C times it. off_k (m - z_k), scale, drop, and e_k, which is 0 far below the maximum, have an error of TINY of the
