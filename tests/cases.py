@@ -170,7 +170,8 @@ def composed(p: Problem) -> Answer:
     entropy = times(yhat, surprisal).sum(axis=1)
     total = y + truth.sum(axis=1, keepdims=True) + q * lse
     others = np.where(hot, 0, truth).sum(axis=1, keepdims=True) + q * lse  # total less the truth of the label, without its cancellation
-    dz = g * np.where(hot, others - total * odds / (1 + odds), total * yhat - truth)
+    at = y + np.where(hot, truth, 0).sum(axis=1, keepdims=True)  # the truth of the label
+    dz = g * np.where(hot, (others - at * odds) / (1 + odds), total * yhat - truth)
     return Answer(np.array([loss, lse[:, 0], entropy]), np.empty(0), dz)
 
 

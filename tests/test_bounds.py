@@ -203,7 +203,7 @@ WORSE = {  # code of formula.py or partials.py, its replacement by less accurate
     ),
     "a gradient of float32": ("(h != 0), dz, 0.0)", "(h != 0), dz.astype(np.float32).astype(float), 0.0)", F64, 10),
     "a float32 z-loss": ("lse(x) ** 2 / 2", "lse(x).astype(np.float32).astype(float) ** 2 / 2", F64, 10),
-    "the mass in float32": ("total = y + r * x.wt + rest", "total = (y + r * x.wt + rest).astype(np.float32).astype(float)", F64, 10),
+    "the mass in float32": ("times(g, at + rest)", "times(g, (at + rest).astype(np.float32).astype(float))", F64, 10),
 }  # fmt: skip
 
 
