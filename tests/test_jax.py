@@ -434,6 +434,19 @@ def test_importing_softxent_jax_without_jax_says_what_to_install():
     assert python(code).strip() == "softxent.jax needs JAX: pip install jax, or in a clone of softxent: pip install '.[jax]'"
 
 
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_a_head_outside_jit_is_compiled_once(reduction, caplog):
+    x, w, labels = jnp.ones((6, 3)), jnp.ones((5, 3)), jnp.zeros(6, jnp.int32)
+    gradient = jax.grad(lambda x: sj.linear_cross_entropy(x, w, labels, reduction=reduction).sum())
+    compiled = []
+    for value in (1.0, 2.0):
+        caplog.clear()
+        with jax.log_compiles():
+            gradient(value * x)
+        compiled.append(caplog.text.count("Compiling "))
+    assert compiled[0] > 0 == compiled[1], caplog.text
+
+
 def test_logits_that_are_divided_among_devices_are_not_gathered():
     from cases import HERE
 

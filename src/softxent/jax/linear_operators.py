@@ -19,7 +19,7 @@ from jax.custom_derivatives import SymbolicZero
 from . import devices, operators
 from .arrays import Array, widest
 from .by_classes import Names
-from .call import IGNORED, Call, Fixed, restored, special
+from .call import IGNORED, Call, Fixed, operands, restored, special
 from .formulas import averaged
 
 Transform = tuple[float, float, Names]  # temperature, cap, names
@@ -39,6 +39,18 @@ class Head(NamedTuple):
 
 def head_rows(head: Head, truth: Call, transform: Transform, more: bool, step: int) -> list[Array]:
     """Return the outputs of every row, as `operators.rows`. The logits of `truth` are not read."""
+    arrays, fixed = operands(truth)
+    found: list[Array] = _head_rows(fixed, transform, more, step, operators.by_formula(), head, arrays)
+    return found
+
+
+# Under jit, so that calls outside of it do not compile the loop anew each time. The backend is an argument because it is chosen when JAX
+# traces.
+@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+def _head_rows(
+    fixed: Fixed, transform: Transform, more: bool, step: int, by_formula: bool, head: Head, arrays: list[Array]
+) -> list[Array]:  # fmt: skip
+    truth = restored(arrays, fixed)
 
     def of_a_chunk(carry: None, x: Array, truth: Call) -> tuple[None, list[Array]]:
         return None, operators.rows(truth._replace(z=head._replace(x=x).logits()), *transform, more=more)
@@ -47,13 +59,24 @@ def head_rows(head: Head, truth: Call, transform: Transform, more: bool, step: i
     return found
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
 def head_mean(fixed: Fixed, transform: Transform, step: int, head: Head, truth: list[Array], total: Array) -> Array:
     """Return the sum of the losses divided by `total`. `truth` has the arrays of a call whose logits are not read, `fixed` its numbers."""
+    return _head_mean_under_jit(fixed, transform, step, operators.by_formula(), head, truth, total)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _head_mean_under_jit(
+    fixed: Fixed, transform: Transform, step: int, by_formula: bool, head: Head, truth: list[Array], total: Array
+) -> Array:  # fmt: skip
+    return _head_mean(fixed, transform, step, head, truth, total)
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
+def _head_mean(fixed: Fixed, transform: Transform, step: int, head: Head, truth: list[Array], total: Array) -> Array:
     return averaged(head_rows(head, restored(truth, fixed), transform, False, step)[0], total, 0)
 
 
-@partial(head_mean.defjvp, symbolic_zeros=True)
+@partial(_head_mean.defjvp, symbolic_zeros=True)
 def _head_mean_jvp(fixed: Fixed, transform: Transform, step: int, primals: Any, tangents: Any) -> tuple[Array, Array]:
     (head, truth, total), (dhead, dtruth, dtotal) = primals, tangents
     moving = [t is not None and not isinstance(t, SymbolicZero) for t in dhead]

@@ -91,6 +91,11 @@ def _bound(primitive: Primitive, call: Call, temperature: float, cap: float, nam
     return primitive.bind(*arrays, fixed=fixed, temperature=temperature, cap=cap, names=names, by_formula=_formula, **how)
 
 
+def by_formula() -> bool:
+    """Whether functions that are traced now use formula.py on every platform."""
+    return _formula
+
+
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
     """Use the backend "formula", the equations in jax.numpy, for functions that JAX traces within a `with` block, on every platform.
