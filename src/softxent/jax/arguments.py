@@ -118,14 +118,14 @@ def call_of(
     if t.dtype.kind not in "iu":
         label = special(LARGEST, jnp.int32)
         found = truth.row_numbers(None, None, each, 0.0, given.z_loss, classes)
-        w = None if w is None else devices.own(w, names, here)
+        w = None if w is None else devices.own_classes(w, names, here)
         off = t if w is None and not e else truth.soft(t.astype(widest()), w, e, classes)
         off = off if off.dtype in (z.dtype, wide) else off.astype(wide)
         total = jnp.int32(math.prod(lead)) if each is None else each.sum()
         return Call(z, label, off, y=found.y, r=found.r, q=found.q), total
     label = class_labels(fn, t, classes, given.ignore_index, check)
     found = truth.row_numbers(label, w, each, e, given.z_loss, classes)
-    off = 0.0 if found.off is None else devices.own(jnp.broadcast_to(found.off, classes), names, here).astype(wide)
+    off = 0.0 if found.off is None else devices.own_classes(jnp.broadcast_to(found.off, classes), names, here).astype(wide)
     live = label != special(IGNORED, label.dtype)
     total = live.sum(dtype=jnp.int32) if isinstance(found.weight, float) else jnp.where(live, found.weight, 0.0).sum()
     return Call(z, label, off, y=found.y, r=found.r, q=found.q), total

@@ -49,6 +49,11 @@ def computed(operator: str, backend: Any, call: Call, names: Names, temperature:
     return loss if operator == "mean" else [loss, dz]
 
 
+def added_up(a: Array, names: Names) -> Array:
+    """Return the sum of an array over the devices along `names`."""
+    return lax.psum(a, names) if names else a
+
+
 def merged(backend: Any, call: Call, names: Names, temperature: float, cap: float) -> tuple[list[Array], Array, Call]:
     """Return the outputs of the rows and their sums over the classes of all devices, and the call with the labels of this device."""
     label, here = _labels(call, names)

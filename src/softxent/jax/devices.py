@@ -152,6 +152,6 @@ def classes_of(names: Names, here: int) -> int:
     return here * math.prod(lax.axis_size(name) for name in names)
 
 
-def own(a: Array, names: Names, here: int) -> Array:
+def own_classes(a: Array, names: Names, here: int) -> Array:
     """Return the entries of the classes of this device, from an array whose last axis has all classes."""
     return lax.dynamic_slice_in_dim(a, lax.axis_index(names) * here, here, a.ndim - 1) if names else a

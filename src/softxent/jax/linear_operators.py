@@ -18,7 +18,7 @@ from jax.custom_derivatives import SymbolicZero
 
 from . import devices, operators
 from .arrays import Array, widest
-from .by_classes import Names
+from .by_classes import Names, added_up
 from .call import IGNORED, Call, Fixed, operands, restored, special
 from .formulas import averaged
 
@@ -83,8 +83,7 @@ def _head_mean_jvp(fixed: Fixed, transform: Transform, step: int, primals: Any, 
     loss, found = mean_and_gradients(head, restored(truth, fixed), total, transform, step, moving)
     moved = jnp.zeros((), loss.dtype)
     for gradient, tangent in zip(found, (t for t, yes in zip(dhead, moving, strict=True) if yes), strict=True):
-        product = (gradient * tangent).sum(dtype=loss.dtype)
-        moved += lax.psum(product, transform[2]) if transform[2] else product
+        moved += added_up((gradient * tangent).sum(dtype=loss.dtype), transform[2])
     if not all(isinstance(t, SymbolicZero) for t in (*dtruth, dtotal)):
 
         def of(truth: list[Array], total: Array) -> Array:

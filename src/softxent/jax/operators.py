@@ -27,7 +27,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
@@ -35,7 +34,7 @@ from jax.interpreters import ad, batching, mlir
 from .. import contract, formula
 from . import by_classes, devices, formulas, native
 from .arrays import Array, as_rows, computed_in, widest
-from .by_classes import Names
+from .by_classes import Names, added_up
 from .call import IGNORED, NO_LABEL, UPSTREAM, Call, Fixed, by_row, off_by_row, operands, restored, summed_to
 from .formulas import averaged, inverse
 
@@ -420,8 +419,7 @@ def _(call: Call, moving: Tangents, temperature: float, cap: float, names: Names
     found, moved = None, None
     if moving.z is not None:
         found, dz = mean_and_gradient(call, temperature, cap, names, kept)
-        moved = (dz * moving.z).sum(tuple(range(kept, dz.ndim)), dtype=widest())
-        moved = lax.psum(moved, names) if names else moved
+        moved = added_up((dz * moving.z).sum(tuple(range(kept, dz.ndim)), dtype=widest()), names)
     if any(t is not None for t in moving._replace(z=None)):
         other, more = _jvp_of(lambda c: _composed_mean(c, temperature, cap, names, kept), call, moving._replace(z=None))
         found, moved = (other, more) if moved is None else (found, moved + more)
@@ -443,5 +441,4 @@ def _composed_mean(call: Call, temperature: float, cap: float, names: Names, kep
 
 def _over_classes(a: Array, names: Names) -> Array:
     """Return the sum over the last axis, on all devices along `names`."""
-    total = a.sum(-1, dtype=widest())
-    return lax.psum(total, names) if names else total
+    return added_up(a.sum(-1, dtype=widest()), names)

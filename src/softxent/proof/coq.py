@@ -570,3 +570,36 @@ def meant() -> Iterator[str]:
 def of_softmax_v(names: Iterable[str]) -> Iterator[str]:
     """Yield the commands that give each name the meaning that it has in Softmax.v."""
     return (f"Notation {name} := Softmax.{name}." for name in names)
+
+
+def comparison(
+    module: str,
+    libraries: Iterable[str],
+    of_softmax: Iterable[str],
+    definitions: str,
+    theorems: dict[str, str],
+    types: dict[str, tuple[list[str], str]] | None = None,
+    records: Iterable[str] = (),
+) -> str:
+    """Return a Coq file that compares a module with definitions and theorems that are stated in Python, and prints its assumptions.
+
+    libraries: the commands that load the libraries of the module.
+    of_softmax: the names of Softmax.v in the statements.
+    definitions: those that the module must have, as text of Coq.
+    theorems: the statement of each theorem by its name.
+    types: inductive types of the module by name: their constructors, and the cases of their induction principle.
+    records: further names of the module in the statements.
+    """
+    names = [line.split()[1] for line in definitions.splitlines() if line.startswith(("Definition ", "Fixpoint "))]
+    text = [*libraries, f"From Softxent Require Softmax {module}.", "Open Scope R_scope."]
+    text += of_softmax_v(of_softmax)
+    for name, (constructors, cases) in (types or {}).items():
+        text += [f"Notation {x} := {module}.{x}." for x in (name, *constructors)]
+        text.append(f"Definition same_{name} : forall P : {name} -> Prop, {cases} -> forall t, P t := @{module}.{name}_ind.")
+    text += ["Module Meant.", definitions, "End Meant."]
+    text += [f"Definition same_{name} : @Meant.{name} = @{module}.{name} := eq_refl." for name in names]
+    text += [f"Notation {name} := {module}.{name}." for name in (*names, *records)]
+    for name, says in theorems.items():
+        text += [f"Definition says_{name} : Prop := {says}.", f"Definition line_{name} : says_{name} := @{module}.{name}."]
+    text += [f"Definition everything := ({', '.join(f'line_{name}' for name in theorems)}, tt).", "Print Assumptions everything.", ""]
+    return "\n".join(text)

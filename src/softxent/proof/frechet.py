@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from .coq import comparison
+
 THEOREMS = {
     "loss_derivative": (
         "The chain rule: if the scores z_k are differentiable functions of a point of any normed space, such as the parameters of a "
@@ -32,20 +34,6 @@ Fixpoint point (n : nat) (z : vec) : space n := match n with O => 0 | S n => (z 
 
 def lines_file() -> str:
     """Return a Coq file that compares the definitions and theorems of Frechet.v with those stated here."""
-    names = ("space", "coordinate", "point")
-    text = [
-        "From Coq Require Import Reals.",
-        "From Coquelicot Require Import Hierarchy Derive.",
-        "From Softxent Require Softmax Frechet.",
-        "Open Scope R_scope.",
-        *(f"Notation {name} := Softmax.{name}." for name in ("vec", "sum", "loss", "gradient")),
-        "Module Meant.",
-        DEFINITIONS,
-        "End Meant.",
-        *(f"Definition same_{name} : @Meant.{name} = @Frechet.{name} := eq_refl." for name in names),
-        *(f"Notation {name} := Frechet.{name}." for name in names),
-    ]
-    for name, (_, says) in THEOREMS.items():
-        text += [f"Definition says_{name} : Prop := {says}.", f"Definition line_{name} : says_{name} := @Frechet.{name}."]
-    text += [f"Definition everything := ({', '.join(f'line_{name}' for name in THEOREMS)}, tt).", "Print Assumptions everything.", ""]
-    return "\n".join(text)
+    libraries = ["From Coq Require Import Reals.", "From Coquelicot Require Import Hierarchy Derive."]
+    statements = {name: says for name, (_, says) in THEOREMS.items()}
+    return comparison("Frechet", libraries, ["vec", "sum", "loss", "gradient"], DEFINITIONS, statements)

@@ -54,17 +54,10 @@ class Further(NamedTuple):
         return f"on Debian or Ubuntu: apt-get install --no-install-recommends {self.package}; elsewhere: opam install {opam}"
 
 
-ROUNDING = Further(
-    SOURCE.with_name("Rounding.v"), "Rounding errors", "Flocq", "libcoq-flocq", rounding.THEOREMS, lambda: rounding.lines_file()
-)
+ROUNDING = Further(SOURCE.with_name("Rounding.v"), "Rounding errors", "Flocq", "libcoq-flocq", rounding.THEOREMS, rounding.lines_file)
 FRECHET = Further(
-    SOURCE.with_name("Frechet.v"),
-    "The derivative on R^n",
-    "Coquelicot",
-    "libcoq-coquelicot",
-    frechet.THEOREMS,
-    lambda: frechet.lines_file(),
-)
+    SOURCE.with_name("Frechet.v"), "The derivative on R^n", "Coquelicot", "libcoq-coquelicot", frechet.THEOREMS, frechet.lines_file
+)  # fmt: skip
 
 
 @dataclass

@@ -5,6 +5,8 @@ BOUNDS has the bounds of relative errors, in the syntax that Python and Coq shar
 
 from __future__ import annotations
 
+from .coq import comparison
+
 BOUNDS = {  # name: (arguments, expression); u and v are the unit roundoffs of the compute type and of float64, n the number of classes
     "sum_bound": ("u v depth n", "1.001 * (4 * u + v * (depth + 2 * ln n))"),
     "loss_bound": ("u v depth n gap", "sum_bound u v depth n + v * (3 * gap + 4 * ln n + 14)"),
@@ -191,26 +193,13 @@ TREE = (
 
 def lines_file() -> str:
     """Return a Coq file that compares the definitions, hypotheses and theorems of Rounding.v with those stated here."""
-    given = ["tree", "Leaf", "Narrow", "Wide", "Scaled"]
-    softmax = ["vec", "softmax", "lse", "sum", "sum_but"]
-    names = [line.split()[1] for line in DEFINITIONS.splitlines() if line.startswith(("Definition ", "Fixpoint "))] + list(BOUNDS)
-    text = [
-        "From Coq Require Import Reals ZArith.",
-        "From Flocq Require Import Core.",
-        "From Softxent Require Softmax Rounding.",
-        "Open Scope R_scope.",
-        *(f"Notation {name} := Softmax.{name}." for name in softmax),
-        *(f"Notation {name} := Rounding.{name}." for name in given),
-        f"Definition same_tree : forall P : tree -> Prop, {TREE} -> forall t, P t := @Rounding.tree_ind.",
-        "Module Meant.",
-        DEFINITIONS,
-        *(f"Definition {name} ({arguments} : R) : R := {says}." for name, (arguments, says) in BOUNDS.items()),
-        "End Meant.",
-        *(f"Definition same_{name} : @Meant.{name} = @Rounding.{name} := eq_refl." for name in names),
-        *(f"Notation {name} := Rounding.{name}." for name in (*names, "row_computed", "entry_computed")),
-    ]
-    everything = {name: says for name, (_, says) in THEOREMS.items()} | HYPOTHESES
-    for name, says in everything.items():
-        text += [f"Definition says_{name} : Prop := {says}.", f"Definition line_{name} : says_{name} := @Rounding.{name}."]
-    text += [f"Definition everything := ({', '.join(f'line_{name}' for name in everything)}, tt).", "Print Assumptions everything.", ""]
-    return "\n".join(text)
+    bounds = [f"Definition {name} ({arguments} : R) : R := {says}." for name, (arguments, says) in BOUNDS.items()]
+    return comparison(
+        "Rounding",
+        ["From Coq Require Import Reals ZArith.", "From Flocq Require Import Core."],
+        ["vec", "softmax", "lse", "sum", "sum_but"],
+        "\n".join([DEFINITIONS, *bounds]),
+        {name: says for name, (_, says) in THEOREMS.items()} | HYPOTHESES,
+        types={"tree": (["Leaf", "Narrow", "Wide", "Scaled"], TREE)},
+        records=["row_computed", "entry_computed"],
+    )
