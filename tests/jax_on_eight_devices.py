@@ -39,10 +39,10 @@ labels = jnp.asarray(rng.integers(0, CLASSES, ROWS)).at[3].set(-100)
 soft, weight = jax.nn.softmax(z[::-1]), jnp.asarray(rng.random(CLASSES), jnp.float32)
 
 
-def losses(z, labels, soft):
+def losses(z, labels, soft, weight=weight):
     options = dict(class_weight=weight, label_smoothing=0.1, z_loss=0.01, softcap=20.0)
     each = sj.cross_entropy(z, soft, reduction="none", return_entropy=True)
-    return sj.cross_entropy(z, labels, **options) + (each.loss * jnp.arange(ROWS)).sum() + each.entropy[2]
+    return sj.cross_entropy(z, labels, **options) + (each.loss * jnp.arange(ROWS)).sum() + (each.entropy * (jnp.arange(ROWS) == 2)).sum()
 
 
 want = jax.jit(jax.value_and_grad(losses, (0, 2)))(z, labels, soft)
@@ -57,6 +57,15 @@ for backend, spec in [*(("default", spec) for spec in specs), ("formula", ("data
         with sj.use_backend(backend):
             plain = jax.jit(jax.grad(lambda z, t: sj.cross_entropy(z, t, label_smoothing=0.1))).lower(*arguments[:2]).compile()
         assert not gathered(plain), gathered(plain)
+
+# The same where types have the placement: axes of the mesh that are Explicit.
+typed = jax.make_mesh((2, 4), ("data", "model"), axis_types=(jax.sharding.AxisType.Explicit,) * 2)
+for spec in specs:
+    places = NamedSharding(typed, P(*spec)), NamedSharding(typed, P(spec[0])), NamedSharding(typed, P(*spec))
+    arguments = [jax.device_put(a, place) for a, place in zip((z, labels, soft), places, strict=True)]
+    loss, gradients = jax.jit(jax.value_and_grad(losses, (0, 2)))(*arguments, jax.device_put(weight, NamedSharding(typed, P())))
+    near((loss, gradients), want)
+    assert all(jax.typeof(g).sharding.spec == P(*spec) for g in gradients)
 
 weights, tangent = jnp.cos(z), z * z
 

@@ -40,6 +40,7 @@ from .truth import IDENTITY, Truth, truth
 __all__ = ["SoftmaxRegression", "log_loss"]
 
 SOLVERS = ("lbfgs", "newton-cg")
+LARGE = 1 << 18  # coefficients. From here on, L-BFGS keeps 5 steps in place of 10: SciPy's passes over them take most of the time of a fit
 THREAD_WORK = 1 << 20  # multiplications of a sparse product that a thread computes at least: about half a millisecond
 FIT = "SoftmaxRegression.fit"
 
@@ -242,6 +243,7 @@ class _Problem(NamedTuple):
     def minimum(self, start: Array, solver: str, tol: float, max_iter: int) -> OptimizeResult:
         if solver == "lbfgs":
             options = {"gtol": tol, "maxiter": max_iter, "ftol": 64 * np.finfo(np.float64).eps, "maxls": 50}
+            options["maxcor"] = 10 if start.size < LARGE else 5
             found = minimize(self.loss_and_gradient, start.ravel(), jac=True, method="L-BFGS-B", options=options)
         else:
             # From the default radius, 1, coefficients of some hundreds take 100 iterations in place of 25.

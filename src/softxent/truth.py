@@ -19,7 +19,9 @@ means.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import lru_cache
+from operator import getitem
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -202,17 +204,25 @@ class RowNumbers(NamedTuple):
     weight: Any  # by the sum of which, over the rows that are not ignored, a mean is divided
 
 
-def row_numbers(label: Any, class_weight: Any, sample_weight: Any, smoothing: float, z_loss: float, classes: int) -> RowNumbers:
+def row_numbers(
+    label: Any,
+    class_weight: Any,
+    sample_weight: Any,
+    smoothing: float,
+    z_loss: float,
+    classes: int,
+    at: Callable[[Any, Any], Any] = getitem,
+) -> RowNumbers:
     """Return the numbers of rows whose truth is class indices or probabilities, in the arrays of any library, classes last.
 
     label: [*rows] int64, IGNORED for ignored rows, or None where the truth is probabilities, whose off is what `soft` returns.
-    class_weight: [C], or None, which stands for ones. sample_weight: [*rows] or None.
+    class_weight: [C], or None, which stands for ones. sample_weight: [*rows] or None. at(a, i) is a[i].
     """
     sample = 1.0 if sample_weight is None else sample_weight
     q = 2 * z_loss * sample
     if label is None:
         return RowNumbers(0.0, sample, q, None, sample)
-    weight = sample if class_weight is None else sample * class_weight[label.clip(0, classes - 1)]
+    weight = sample if class_weight is None else sample * at(class_weight, label.clip(0, classes - 1))
     if not smoothing:
         return RowNumbers(weight, 0.0, q, None, weight)
     off = everywhere(1.0 if class_weight is None else class_weight, smoothing, classes)

@@ -1,7 +1,7 @@
 """The benchmark of softxent.jax, `softxent bench --jax`: the loss and its gradient under `jax.jit`, beside optax.
 
-Logits are given ("a fresh gradient"), or donated, so that the gradient can take their memory ("in place"). The limits are a copy of the
-logits, and for a linear head its three matrix products in XLA.
+Logits are given ("a fresh gradient"), or donated, so that the gradient can take their memory ("in place"), or their classes are divided
+among two devices. The limits are a copy of the logits, and for a linear head its three matrix products in XLA.
 """
 
 from __future__ import annotations
@@ -26,10 +26,13 @@ from .report import header, machine, ratio, table
 Call = Callable[[], Any]
 COPY, OPTAX, MEAN, ROWS, PRODUCTS = "memcpy", "optax", "cross_entropy", "softmax_cross_entropy_with_integer_labels", "three products"
 HEAD = "linear_cross_entropy"
+DIVIDED, ONE_DEVICE = "axis_name", "one device"
 LOGITS = [(1024, 32000), (8192, 1000), (65536, 10), (32, 10)]
 HEADS = [(1024, 256, 32000), (2048, 768, 50257)]
 GROWTH = [(rows, 64, 32000) for rows in (1024, 4096, 16384)]
-QUICK: tuple[list[Any], ...] = ([(64, 1000), (32, 10)], [(64, 16, 300)], [(64, 8, 300), (256, 8, 300)])
+SHARDS = [(1024, 32000), (8192, 1000)]
+QUICK: tuple[list[Any], ...] = ([(64, 1000), (32, 10)], [(64, 16, 300)], [(64, 8, 300), (256, 8, 300)], [(64, 1000)])
+TWO_DEVICES = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
 MIB = 1 << 20
 
 
@@ -37,12 +40,13 @@ def run(repeats: int, output: Path, quick: bool) -> None:
     """Measure, print the tables and write jax.json and jax.md."""
     contract.place("bench", "output", output, folder=True)
     import_module("optax")  # before the work, for what is missing is said
-    logits, heads, growth = QUICK if quick else (LOGITS, HEADS, GROWTH)
+    logits, heads, growth, shards = QUICK if quick else (LOGITS, HEADS, GROWTH, SHARDS)
     jobs = [(shape, place) for shape in logits for place in ("fresh", "in place")] + [(shape, "time") for shape in heads]
     jobs += [(shape, "memory") for shape in growth]
+    processes = [[jobs, repeats], [[(shape, "divided") for shape in shards], repeats]]
     records = []
-    with progress(len(jobs)) as step:
-        for record in measured("jax-worker", [[jobs, repeats]], True, [{"JAX_PLATFORMS": "cpu"}]):
+    with progress(len(jobs) + len(shards)) as step:
+        for record in measured("jax-worker", processes, False, [{"JAX_PLATFORMS": "cpu"}, TWO_DEVICES]):
             records.append(record)
             step(record)
     results = {"machine": machine() | {"jax": import_module("jax").__version__}, "repeats": repeats, "records": records}
@@ -56,7 +60,7 @@ def work(jobs: list[tuple[list[int], str]], repeats: int) -> None:
         if kind == "memory":
             record["extra"] = memory(shape)
         else:
-            calls = head(shape) if kind == "time" else logits(shape, donated=kind == "in place")
+            calls = head(shape) if kind == "time" else divided(shape) if kind == "divided" else logits(shape, donated=kind == "in place")
             record["seconds"] = interleave(calls, repeats, PAUSE if threads > 1 else 0)
         print(json.dumps(record), flush=True)
 
@@ -84,6 +88,26 @@ def logits(shape: list[int], donated: bool) -> dict[str, Call]:
         return call
 
     return {COPY: lambda: np.copyto(target, z), **{name: contender(loss) for name, loss in losses.items()}}
+
+
+def divided(shape: list[int]) -> dict[str, Call]:
+    """Return the contenders whose logits have half of the classes on each of two devices, and `cross_entropy` on one device."""
+    jax, optax, ours = (import_module(name) for name in ("jax", "optax", "softxent.jax"))
+    rng, place = np.random.default_rng(0), jax.sharding.PartitionSpec
+    mesh = jax.make_mesh((2,), ("model",), axis_types=(jax.sharding.AxisType.Auto,))  # optax does not take explicit ones
+    halves, whole = jax.sharding.NamedSharding(mesh, place(None, "model")), jax.sharding.NamedSharding(mesh, place())
+    z, labels = 3 * rng.standard_normal(shape, np.float32), rng.integers(0, shape[1], shape[0])
+    given = [jax.device_put(a, where) for a, where in ((z, halves), (labels, whole))]
+
+    def theirs(z: Any, labels: Any) -> Any:
+        return optax.softmax_cross_entropy_with_integer_labels(z, labels).mean()
+
+    by_classes = jax.shard_map(
+        partial(ours.cross_entropy, axis_name="model"), mesh=mesh, in_specs=(place(None, "model"), place()), out_specs=place()
+    )
+    calls = {OPTAX: (theirs, given), MEAN: (ours.cross_entropy, given), DIVIDED: (by_classes, given)}
+    calls[ONE_DEVICE] = (ours.cross_entropy, [jax.numpy.asarray(a) for a in (z, labels)])
+    return {name: partial(_called, jax, jax.jit(jax.value_and_grad(f)), *arguments) for name, (f, arguments) in calls.items()}
 
 
 def head(shape: list[int]) -> dict[str, Call]:
@@ -145,6 +169,21 @@ def text(results: dict[str, Any]) -> str:
             "cross_entropy / memcpy",
         ]
         parts.append(table(f"Loss and gradient under jit, float32: {heading}", columns, rows))
+    names = OPTAX, MEAN, DIVIDED, ONE_DEVICE
+    rows = [
+        [str(r["shape"]), *(_milliseconds(r, name) for name in names), _ratio(r, OPTAX, DIVIDED), _ratio(r, DIVIDED, ONE_DEVICE)]
+        for r in records if r["kind"] == "divided"
+    ]  # fmt: skip
+    columns = [
+        "",
+        "optax under jit, ms",
+        "cross_entropy under jit, ms",
+        "cross_entropy with axis_name, ms",
+        "cross_entropy on one device, ms",
+        "optax / axis_name",
+        "axis_name / one device",
+    ]
+    parts.append(table("Loss and gradient, float32: the classes divided among two devices of one process", columns, rows))
     rows = [
         [_sizes(r), *(_milliseconds(r, name) for name in (PRODUCTS, HEAD, OPTAX)), _ratio(r, HEAD, PRODUCTS), _ratio(r, OPTAX, HEAD)]
         for r in records if r["kind"] == "time"

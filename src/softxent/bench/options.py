@@ -54,7 +54,8 @@ def cases(quick: bool) -> list[Case]:
     sizes = [Case("sizes", 1024, 32000, "f32", n) for n in (1, 2)]
     heads = [Case(kind, 1024, 32000, "f32", n, 256) for n in (1, 2) for kind in ("head", "numpy head")]
     narrower = [Case("numpy", 1024, 32000, "f32", 1, isa="avx2")] if softxent.kernels.isa() == "avx512" else []
-    return [*large, *narrower, *heads, Case("small", 32, 10, "f32", 1), *sizes]
+    short = [Case("numpy", 65536, 10, "f32", n) for n in (1, 2)]
+    return [*large, *short, *narrower, *heads, Case("small", 32, 10, "f32", 1), *sizes]
 
 
 def run(repeats: int, output: Path, quick: bool) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 from jax import lax
 from jax.experimental.custom_partitioning import SdyShardingRule, custom_partitioning
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from ..contract import fail
 from . import by_classes
@@ -111,6 +111,12 @@ def _names(place: Any) -> Names:
 def _fitting(mesh: Any, place: Any, length: int) -> Any:
     """Return the axes of the mesh by which an axis of the logits is divided, or None if its length is no multiple of their size."""
     return place if length % math.prod(mesh.shape[name] for name in _names(place)) == 0 else None
+
+
+def taken(a: Array, index: Array) -> Array:
+    """Return a[index], divided as `index` is, which JAX wants to be told if the axes of the mesh are explicit."""
+    where = jax.typeof(index).sharding
+    return a.at[index].get(out_sharding=where) if AxisType.Explicit in where.mesh.axis_types else a[index]
 
 
 # ---- in shard_map ----
