@@ -4,6 +4,11 @@ BIN := .venv/bin
 VENV := .venv/.created
 DEMO := .venv/.demo
 INSTALLED := .venv/.installed
+READY := $(INSTALLED) $(DEMO) # in this order: the first makes both
+PIP := $(BIN)/python -m pip install --quiet
+EDITABLE := $(PIP) --no-deps --no-build-isolation -e .
+# PyTorch must leave the locked versions as they are; pip wants hashes for all requirements or for none.
+TORCH := $(PIP) --no-compile -r requirements/torch.txt -c .venv/locked.txt
 UV := .venv-uv/bin/uv
 unexport PYTHONDONTWRITEBYTECODE # where it is set, each process of the tests would compile PyTorch's Python files anew
 
@@ -15,7 +20,7 @@ build: $(DEMO) ## prepare .venv: softxent, compiled, and what softxent demo need
 demo: build ## show the layer at work
 	$(BIN)/softxent demo
 
-test: $(INSTALLED) ## all rules (make check) and all tests
+test: $(READY) ## all rules (make check) and all tests
 	@[ "$$(uname -m)" != x86_64 ] || { command -v qemu-aarch64 && command -v aarch64-linux-gnu-g++ && command -v nm; } >/dev/null \
 		|| tools/system.sh "for the tests of the ARM kernel, an emulator and a cross compiler" qemu-user g++-aarch64-linux-gnu binutils || true
 	@{ command -v coqc >/dev/null && coqlib=$$(coqc -where) && [ -d "$$coqlib/user-contrib/Flocq" ] && [ -d "$$coqlib/user-contrib/Coquelicot" ]; } \
@@ -24,19 +29,19 @@ test: $(INSTALLED) ## all rules (make check) and all tests
 	@$(MAKE) --no-print-directory check
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-check: $(INSTALLED) ## format, lint and types
+check: $(READY) ## format, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/clang-format --dry-run --Werror cpp/*
 	$(BIN)/mypy
 
-mutate: $(INSTALLED) ## change the sources in one place at a time; the tests must notice (hours; SAMPLE=40 tries so many changes of each file)
+mutate: $(READY) ## change the sources in one place at a time; the tests must notice (hours; SAMPLE=40 tries so many changes of each file)
 	nice $(BIN)/python tools/mutate.py --sample $(or $(SAMPLE),0)
 
-sanitize: $(INSTALLED) ## the tests of the C++ code with address, undefined behaviour and thread sanitizers (a quarter of an hour)
+sanitize: $(READY) ## the tests of the C++ code with address, undefined behaviour and thread sanitizers (a quarter of an hour)
 	nice $(BIN)/python tools/sanitize.py
 
-fuzz: $(INSTALLED) ## random calls of the compiled kernel beside guard pages, for SECONDS (60)
+fuzz: $(READY) ## random calls of the compiled kernel beside guard pages, for SECONDS (60)
 	cd tests && ../$(BIN)/python fuzz.py --seconds $(or $(SECONDS),60)
 
 test-newest: $(UV) ## the tests with the newest versions of everything, in .venv-newest
@@ -45,13 +50,13 @@ test-newest: $(UV) ## the tests with the newest versions of everything, in .venv
 test-oldest: $(UV) ## the tests with the oldest versions that softxent allows, in .venv-oldest
 	tools/test-ends.sh oldest $(UV)
 
-bench: $(INSTALLED) ## times beside memcpy, NumPy, SciPy, scikit-learn and PyTorch (a quarter of an hour), into bench/results
+bench: $(READY) ## times beside memcpy, NumPy, SciPy, scikit-learn and PyTorch (a quarter of an hour), into bench/results
 	$(BIN)/softxent bench
 
 wheels: ## the sdist, and wheels for Linux on x86-64 and 64-bit ARM, into dist/; those that run here are tested (a quarter of an hour)
 	$(PYTHON) tools/wheels.py
 
-docs: $(INSTALLED) ## the documentation, into site/
+docs: $(READY) ## the documentation, into site/
 	$(BIN)/mkdocs build --quiet --strict
 
 lock: $(UV) ## resolve what .venv is made of anew, into requirements/
@@ -76,19 +81,18 @@ $(VENV):
 
 # What `softxent demo` needs. No build isolation: the C++ build finds nanobind in the same place every time, and compiles only what changed.
 $(DEMO): $(VENV) requirements/demo.txt pyproject.toml CMakeLists.txt $(wildcard cpp/*)
-	$(BIN)/python -m pip install --quiet --no-compile --require-hashes --no-deps -r requirements/demo.txt
-	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	$(PIP) --no-compile --require-hashes --no-deps -r requirements/demo.txt
+	$(EDITABLE)
 	@$(BIN)/python -m pip check >/dev/null
 	@touch $@
 
-# All that development needs. PyTorch must leave the locked versions as they are; pip wants hashes for all requirements or for none.
-$(INSTALLED): requirements/dev.txt requirements/torch.txt | $(DEMO)
-	$(BIN)/python -m pip install --quiet --no-compile --require-hashes --no-deps -r requirements/dev.txt
+# All that development needs, also what the demo needs. The kernel is compiled, with handlers for JAX, while PyTorch is fetched.
+$(INSTALLED): requirements/dev.txt requirements/torch.txt | $(VENV)
+	$(PIP) --no-compile --require-hashes --no-deps -r requirements/dev.txt
 	@sed -n 's/ *\\$$//; /^[a-z]/p' requirements/dev.txt >.venv/locked.txt
-	$(BIN)/python -m pip install --quiet --no-compile -r requirements/torch.txt -c .venv/locked.txt
-	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e . # with handlers for JAX, now that jaxlib is there
+	$(TORCH) & torch=$$!; $(EDITABLE) && wait $$torch
 	@$(BIN)/python -m pip check
-	@touch $@
+	@touch $(DEMO) $@
 
 $(UV):
 	@$(MAKE) --no-print-directory $(VENV)
@@ -96,4 +100,5 @@ $(UV):
 	.venv-uv/bin/python -m pip install --quiet uv
 
 .PHONY: help build demo test mutate sanitize fuzz test-newest test-oldest check bench wheels docs lock vendor clean
+.NOTPARALLEL:
 .DEFAULT_GOAL := help

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 
@@ -24,12 +25,22 @@ class _Ranges(dict[str, str]):
 RANGES = _Ranges(i="N", j="N", k="N", l="N", t="N", d="D", e="D", r="R")
 
 
+kept = lru_cache(maxsize=1 << 16)  # keeps what a function of a node returned
+
+
 @dataclass(frozen=True)
 class E:
     """A node of an expression: an operation and its arguments, which are nodes, or names and indices in `at`, `sum` and `delta`."""
 
     op: str
     args: tuple[Any, ...]
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:  # kept, because a node is a key of many dictionaries, and its hash takes its whole tree
+        return hash((self.op, self.args))
 
     def __neg__(self) -> E:
         return E("neg", (self,))
@@ -122,17 +133,19 @@ def walk(e: E) -> Iterator[E]:
         yield from walk(x)
 
 
-def names(e: E) -> set[str]:
-    return {x.args[0] for x in walk(e) if x.op == "at"}
+@kept
+def names(e: E) -> frozenset[str]:
+    return frozenset(x.args[0] for x in walk(e) if x.op == "at")
 
 
-def letters(e: E) -> set[str]:
+@kept
+def letters(e: E) -> frozenset[str]:
     """Return the free indices of `e`."""
     if e.op == "at":
-        return set(e.args[1:])
+        return frozenset(e.args[1:])
     if e.op == "delta":
-        return set(e.args)
-    inner = {x for child in children(e) for x in letters(child)}
+        return frozenset(e.args)
+    inner = frozenset(x for child in children(e) for x in letters(child))
     return inner - {e.args[0]} | ({e.args[1]} if e.args[1] else set()) if e.op == "sum" else inner
 
 
@@ -159,6 +172,7 @@ def reindex(e: E, to: Mapping[str, str]) -> E:
     return rebuild(e, lambda x: reindex(x, to))
 
 
+@kept
 def bare(e: E, depth: int = 0) -> E:
     """Return `e` without notation: without brackets, with one kind of product, and with bound indices named by their depth."""
     if e.op == "()":

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal, localcontext
-from functools import lru_cache
 from itertools import product
 from typing import Any
 
@@ -33,8 +32,6 @@ EXAMPLE = {  # values of further numbers that some derivations need
     "g1": "0.7", "g2": "-0.3", "g3": "0.4", "g4": "1.1",
 }  # fmt: skip
 FEATURES, ROWS = 2, 2
-
-_letters = lru_cache(maxsize=None)(letters)
 
 
 class Numbers:
@@ -86,7 +83,7 @@ class Numbers:
         return E("*", filled.args) if e.op == "@" else filled  # a product without a sign would read as one number
 
     def _dual(self, e: E, ix: dict[str, int], seed: Seed) -> Dual:
-        key = (e, tuple(ix[i] for i in sorted(_letters(e)) if i in ix), seed)
+        key = (e, tuple(ix[i] for i in sorted(letters(e)) if i in ix), seed)
         if key not in self.memo:
             self.memo[key] = self._compute(e, ix, seed)
         return self.memo[key]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from collections.abc import Set as AbstractSet
 from functools import lru_cache
 from itertools import product
 
@@ -44,7 +45,7 @@ def may_use(d: Derivation, used: Derivation, facts: Collection[Fact]) -> bool:
 def _reached(e: E, definitions: dict[str, Definition], kept: Collection[str]) -> set[str]:
     """Return the names in `e` and in the definitions of these names, except those of `kept`."""
     found: set[str] = set()
-    new = names(e)
+    new: AbstractSet[str] = names(e)
     while new:
         found |= new
         new = {x for name in new - set(kept) if name in definitions for x in names(definitions[name].body)} - found
