@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -45,6 +46,16 @@ class Call(NamedTuple):
         """Return whether the rows have the label IGNORED, LARGEST or OUTSIDE."""
         return self.label == special(which, self.label.dtype)
 
+
+class Static(NamedTuple):
+    """What the result of a call depends on beside its fields, and is known when JAX traces."""
+
+    temperature: float = 1.0
+    cap: float = math.inf
+    names: tuple[str, ...] = ()  # axes of the mesh of a shard_map by which the classes are divided
+
+
+PLAIN = Static()
 
 Fixed = tuple[float | None, ...]  # the fields of a Call that are floats, and None for those that are arrays
 

@@ -16,7 +16,7 @@ from ..contract import NUMPY_LINEAR, fail
 from ..linear import BUDGET, chunk_rows
 from . import arguments, devices
 from .arguments import floats, labels_of
-from .call import operands
+from .call import Static, operands
 from .linear_operators import Head, head_mean, head_rows
 
 FN = "linear_cross_entropy"
@@ -88,11 +88,11 @@ def linear_cross_entropy(
     head = Head(*(None if a is None else devices.cast(a, over) for a in head))
     call, total = devices.varying(call._replace(z=0.0), names, over), devices.cast(total, over.difference(names))
     step = max(1, chunk_rows(rows, classes * head.x.dtype.itemsize, budget))
-    wanted, transform = (return_lse, return_entropy, return_logprobs, return_correct), (given.temperature, given.cap, names)
+    wanted, static = (return_lse, return_entropy, return_logprobs, return_correct), Static(given.temperature, given.cap, names)
     if arguments.in_one_pass(given.reduction, wanted, head.x.dtype):
         arrays, fixed = operands(call)
-        return head_mean(fixed, transform, step, head, arrays, arguments.divisor(given.reduction, total)).astype(head.x.dtype)
-    found = head_rows(head, call, transform, any(wanted[1:]), step)
+        return head_mean(fixed, static, step, head, arrays, arguments.divisor(given.reduction, total)).astype(head.x.dtype)
+    found = head_rows(head, call, static, any(wanted[1:]), step)
     return arguments.results([a.reshape(lead) for a in found], total, given.reduction, wanted, head.x.dtype)
 
 

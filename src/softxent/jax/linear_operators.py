@@ -18,11 +18,9 @@ from jax.custom_derivatives import SymbolicZero
 
 from . import devices, operators
 from .arrays import Array, widest
-from .by_classes import Names, added_up
-from .call import IGNORED, Call, Fixed, operands, restored, special
+from .by_classes import added_up
+from .call import IGNORED, Call, Fixed, Static, operands, restored, special
 from .formulas import averaged
-
-Transform = tuple[float, float, Names]  # temperature, cap, names
 
 
 class Head(NamedTuple):
@@ -37,10 +35,10 @@ class Head(NamedTuple):
         return z if self.b is None else z + self.b
 
 
-def head_rows(head: Head, truth: Call, transform: Transform, more: bool, step: int) -> list[Array]:
+def head_rows(head: Head, truth: Call, static: Static, more: bool, step: int) -> list[Array]:
     """Return the outputs of every row, as `operators.rows`. The logits of `truth` are not read."""
     arrays, fixed = operands(truth)
-    found: list[Array] = _head_rows(fixed, transform, more, step, operators.by_formula(), head, arrays)
+    found: list[Array] = _head_rows(fixed, static, more, step, operators.by_formula(), head, arrays)
     return found
 
 
@@ -48,46 +46,46 @@ def head_rows(head: Head, truth: Call, transform: Transform, more: bool, step: i
 # traces.
 @partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
 def _head_rows(
-    fixed: Fixed, transform: Transform, more: bool, step: int, by_formula: bool, head: Head, arrays: list[Array]
+    fixed: Fixed, static: Static, more: bool, step: int, by_formula: bool, head: Head, arrays: list[Array]
 ) -> list[Array]:  # fmt: skip
     truth = restored(arrays, fixed)
 
     def of_a_chunk(carry: None, x: Array, truth: Call) -> tuple[None, list[Array]]:
-        return None, operators.rows(truth._replace(z=head._replace(x=x).logits()), *transform, more=more)
+        return None, operators.rows(truth._replace(z=head._replace(x=x).logits()), static, more=more)
 
     found: list[Array] = _by_chunks(of_a_chunk, None, head.x, truth, step)[1]
     return found
 
 
-def head_mean(fixed: Fixed, transform: Transform, step: int, head: Head, truth: list[Array], total: Array) -> Array:
+def head_mean(fixed: Fixed, static: Static, step: int, head: Head, truth: list[Array], total: Array) -> Array:
     """Return the sum of the losses divided by `total`. `truth` has the arrays of a call whose logits are not read, `fixed` its numbers."""
-    return _head_mean_under_jit(fixed, transform, step, operators.by_formula(), head, truth, total)
+    return _head_mean_under_jit(fixed, static, step, operators.by_formula(), head, truth, total)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _head_mean_under_jit(
-    fixed: Fixed, transform: Transform, step: int, by_formula: bool, head: Head, truth: list[Array], total: Array
+    fixed: Fixed, static: Static, step: int, by_formula: bool, head: Head, truth: list[Array], total: Array
 ) -> Array:  # fmt: skip
-    return _head_mean(fixed, transform, step, head, truth, total)
+    return _head_mean(fixed, static, step, head, truth, total)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
-def _head_mean(fixed: Fixed, transform: Transform, step: int, head: Head, truth: list[Array], total: Array) -> Array:
-    return averaged(head_rows(head, restored(truth, fixed), transform, False, step)[0], total, 0)
+def _head_mean(fixed: Fixed, static: Static, step: int, head: Head, truth: list[Array], total: Array) -> Array:
+    return averaged(head_rows(head, restored(truth, fixed), static, False, step)[0], total, 0)
 
 
 @partial(_head_mean.defjvp, symbolic_zeros=True)
-def _head_mean_jvp(fixed: Fixed, transform: Transform, step: int, primals: Any, tangents: Any) -> tuple[Array, Array]:
+def _head_mean_jvp(fixed: Fixed, static: Static, step: int, primals: Any, tangents: Any) -> tuple[Array, Array]:
     (head, truth, total), (dhead, dtruth, dtotal) = primals, tangents
     moving = [t is not None and not isinstance(t, SymbolicZero) for t in dhead]
-    loss, found = mean_and_gradients(head, restored(truth, fixed), total, transform, step, moving)
+    loss, found = mean_and_gradients(head, restored(truth, fixed), total, static, step, moving)
     moved = jnp.zeros((), loss.dtype)
     for gradient, tangent in zip(found, (t for t, yes in zip(dhead, moving, strict=True) if yes), strict=True):
-        moved += added_up((gradient * tangent).sum(dtype=loss.dtype), transform[2])
+        moved += added_up((gradient * tangent).sum(dtype=loss.dtype), static.names)
     if not all(isinstance(t, SymbolicZero) for t in (*dtruth, dtotal)):
 
         def of(truth: list[Array], total: Array) -> Array:
-            return averaged(head_rows(head, restored(truth, fixed), transform, False, step)[0], total, 0)
+            return averaged(head_rows(head, restored(truth, fixed), static, False, step)[0], total, 0)
 
         moved += jax.jvp(of, (truth, total), jax.tree.map(_instantiated, (dtruth, dtotal), is_leaf=_is_zero))[1]
     return loss, moved
@@ -101,16 +99,14 @@ def _instantiated(t: Any) -> Any:
     return jnp.zeros(t.shape, t.dtype) if _is_zero(t) else t
 
 
-def mean_and_gradients(
-    head: Head, truth: Call, total: Array, transform: Transform, step: int, wanted: list[bool]
-) -> tuple[Array, list[Array]]:
+def mean_and_gradients(head: Head, truth: Call, total: Array, static: Static, step: int, wanted: list[bool]) -> tuple[Array, list[Array]]:
     """Return the sum of the losses divided by `total`, and its gradients by those of x, W and b that are wanted, in one pass.
 
     With G the gradient by the logits, they are dX = G W, dW = G^T X and db = sum_i G_i. dW and db are added up at least in float32.
     """
     sums = jnp.promote_types(head.x.dtype, jnp.float32)
     of_x, of_w, of_b = wanted
-    over, names = devices.varies_over(head.w), transform[2]
+    over, names = devices.varies_over(head.w), static.names
     start = (
         devices.cast(jnp.zeros((), widest()), over.difference(names)),
         devices.cast(jnp.zeros(head.w.shape, sums), over) if of_w else None,
@@ -120,7 +116,7 @@ def mean_and_gradients(
     def of_a_chunk(carry: Any, x: Array, truth: Call) -> Any:
         loss, dw, db = carry
         call = truth._replace(z=head._replace(x=x).logits(), total=total)
-        part, g = operators.mean_and_gradient(call, *transform)
+        part, g = operators.mean_and_gradient(call, static)
         dw = dw + lax.dot_general(g, x, (((0,), (0,)), ((), ())), preferred_element_type=sums) if of_w else None
         db = db + g.sum(0, dtype=sums) if of_b else None
         return (loss + part, dw, db), (g @ head.w if of_x else None)

@@ -15,7 +15,7 @@ from . import arguments, devices, operators
 from .arguments import class_axis, class_labels, floats, labels_of
 from .arrays import Array, computed_in
 from .by_classes import Names
-from .call import LARGEST, NO_LABEL, Call, special
+from .call import LARGEST, NO_LABEL, Call, Static, special
 
 
 def cross_entropy(
@@ -79,10 +79,10 @@ def cross_entropy(
     w, sample = arguments.weights(fn, class_weight, sample_weight, devices.classes_of(names, z.shape[-1]), z.shape[:-1])
     arguments.check_devices(fn, names, {"logits": z}, t, w, sample)
     call, total = arguments.call_of(fn, z, t, w, sample, given, check, names)
-    wanted, transform = (return_lse, return_entropy, return_logprobs, return_correct), (given.temperature, given.cap, names)
+    wanted, static = (return_lse, return_entropy, return_logprobs, return_correct), Static(given.temperature, given.cap, names)
     if arguments.in_one_pass(given.reduction, wanted, z.dtype):
-        return operators.mean(call._replace(total=arguments.divisor(given.reduction, total)), *transform).astype(z.dtype)
-    found = operators.rows(call, *transform, more=any(wanted[1:]))
+        return operators.mean(call._replace(total=arguments.divisor(given.reduction, total)), static).astype(z.dtype)
+    found = operators.rows(call, static, more=any(wanted[1:]))
     return arguments.results(found, total, given.reduction, wanted, z.dtype)
 
 
@@ -181,7 +181,7 @@ def logsumexp(logits: Any, axis: int = -1, keepdims: bool = False, *, axis_name:
     Cost: one read; derivatives as in `cross_entropy`.
     """
     z, k, names = _on_axis("logsumexp", logits, axis, axis_name)
-    lse = operators.rows(Call(z, jnp.int32(NO_LABEL)), names=names)[1].astype(z.dtype)
+    lse = operators.rows(Call(z, jnp.int32(NO_LABEL)), Static(names=names))[1].astype(z.dtype)
     return jnp.expand_dims(lse, k) if keepdims else lse
 
 
@@ -194,7 +194,7 @@ def log_softmax(logits: Any, axis: int = -1, *, axis_name: str | tuple[str, ...]
     Cost: two reads and one write.
     """
     z, k, names = _on_axis("log_softmax", logits, axis, axis_name)
-    return jnp.moveaxis(operators.log_softmax(Call(z, y=1.0), names=names), -1, k)
+    return jnp.moveaxis(operators.log_softmax(Call(z, y=1.0), Static(names=names)), -1, k)
 
 
 def entropy(logits: Any, axis: int = -1, *, axis_name: str | tuple[str, ...] | None = None) -> Array:
@@ -204,7 +204,7 @@ def entropy(logits: Any, axis: int = -1, *, axis_name: str | tuple[str, ...] | N
     so that values near 0 keep their digits.
     """
     z, _, names = _on_axis("entropy", logits, axis, axis_name)
-    return operators.rows(Call(z, special(LARGEST, jnp.int32)), names=names, more=True)[3].astype(z.dtype)
+    return operators.rows(Call(z, special(LARGEST, jnp.int32)), Static(names=names), more=True)[3].astype(z.dtype)
 
 
 def _on_axis(fn: str, logits: Any, axis: int, axis_name: Any) -> tuple[Array, int, Names]:

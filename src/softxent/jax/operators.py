@@ -35,7 +35,7 @@ from .. import contract, formula
 from . import by_classes, devices, formulas, native
 from .arrays import Array, as_rows, computed_in, widest
 from .by_classes import Names, added_up
-from .call import IGNORED, NO_LABEL, UPSTREAM, Call, Fixed, by_row, off_by_row, operands, restored, summed_to
+from .call import IGNORED, NO_LABEL, PLAIN, UPSTREAM, Call, Fixed, Static, by_row, off_by_row, operands, restored, summed_to
 from .formulas import averaged, inverse
 
 Tangents = Any  # a Call whose fields are tangents, or None for 0
@@ -47,47 +47,47 @@ _warned = False
 # ---- the operators ----
 
 
-def rows(call: Call, temperature: float = 1.0, cap: float = math.inf, names: Names = (), more: bool = False) -> list[Array]:
+def rows(call: Call, static: Static = PLAIN, more: bool = False) -> list[Array]:
     """Return loss and lse of each row and, if `more`, the log-probability of the label, the entropy and correct (bool).
 
     All are 0 in rows with the label IGNORED.
     """
-    return list(_bound(rows_p, call, temperature, cap, names, more=more))
+    return list(_bound(rows_p, call, static, more=more))
 
 
-def along(call: Call, temperature: float = 1.0, cap: float = math.inf, names: Names = (), more: bool = False) -> list[Array]:
+def along(call: Call, static: Static = PLAIN, more: bool = False) -> list[Array]:
     """Return the derivatives of loss, lse and, if `more`, log-probability and entropy along v."""
-    return list(_bound(along_p, call, temperature, cap, names, more=more))
+    return list(_bound(along_p, call, static, more=more))
 
 
-def gradient(call: Call, temperature: float = 1.0, cap: float = math.inf, names: Names = ()) -> Array:
+def gradient(call: Call, static: Static = PLAIN) -> Array:
     """Return the gradient of sum g loss + l lse + b logprob + n entropy by the logits."""
-    return _bound(gradient_p, call, temperature, cap, names)
+    return _bound(gradient_p, call, static)
 
 
-def curvature(call: Call, temperature: float = 1.0, cap: float = math.inf, names: Names = ()) -> Array:
+def curvature(call: Call, static: Static = PLAIN) -> Array:
     """Return the derivative of `gradient` along v."""
-    return _bound(curvature_p, call, temperature, cap, names)
+    return _bound(curvature_p, call, static)
 
 
-def log_softmax(call: Call, temperature: float = 1.0, cap: float = math.inf, names: Names = ()) -> Array:
+def log_softmax(call: Call, static: Static = PLAIN) -> Array:
     """Return y log softmax(z), in the type of z. It is 0 where y is 0."""
-    return _bound(log_softmax_p, call, temperature, cap, names)
+    return _bound(log_softmax_p, call, static)
 
 
-def mean(call: Call, temperature: float = 1.0, cap: float = math.inf, names: Names = (), kept: int = 0) -> Array:
+def mean(call: Call, static: Static = PLAIN, kept: int = 0) -> Array:
     """Return the losses divided by `total`, added up over the axes of the rows except for the first `kept` ones."""
-    return _bound(mean_p, call, temperature, cap, names, kept=kept)
+    return _bound(mean_p, call, static, kept=kept)
 
 
-def mean_and_gradient(call: Call, temperature: float = 1.0, cap: float = math.inf, names: Names = (), kept: int = 0) -> list[Array]:
+def mean_and_gradient(call: Call, static: Static = PLAIN, kept: int = 0) -> list[Array]:
     """Return `mean` and the gradient of its sum by the logits, computed in one pass."""
-    return list(_bound(mean_and_gradient_p, call, temperature, cap, names, kept=kept))
+    return list(_bound(mean_and_gradient_p, call, static, kept=kept))
 
 
-def _bound(primitive: Primitive, call: Call, temperature: float, cap: float, names: Names, **how: Any) -> Any:
-    arrays, fixed = operands(devices.varying(call, names))
-    return primitive.bind(*arrays, fixed=fixed, temperature=temperature, cap=cap, names=names, by_formula=_formula, **how)
+def _bound(primitive: Primitive, call: Call, static: Static, **how: Any) -> Any:
+    arrays, fixed = operands(devices.varying(call, static.names))
+    return primitive.bind(*arrays, fixed=fixed, **static._asdict(), by_formula=_formula, **how)
 
 
 def by_formula() -> bool:
@@ -229,7 +229,7 @@ def _differentiated(primitive: Primitive) -> Callable[[Any], Any]:
         def jvp(primals: Any, tangents: Any, *, fixed: Fixed, by_formula: bool, **how: Any) -> Any:
             left = iter(tangents)
             moving = Call(*(_given(next(left)) if x is None else None for x in fixed))
-            found, moved = rule(restored(primals, fixed), moving, **how)
+            found, moved = rule(restored(primals, fixed), moving, **_with_static(how))
             if not primitive.multiple_results:
                 return found, _tangent(moved, found)
             return found, [_tangent(t, x) for t, x in zip(moved, found, strict=True)]
@@ -238,6 +238,11 @@ def _differentiated(primitive: Primitive) -> Callable[[Any], Any]:
         return rule
 
     return register
+
+
+def _with_static(how: dict[str, Any]) -> dict[str, Any]:
+    """Return the parameters of a primitive with those of `Static` as one of them."""
+    return {"static": Static(*(how.pop(name) for name in Static._fields)), **how}
 
 
 def _given(tangent: Any) -> Any:
@@ -256,7 +261,7 @@ def _transposed(primitive: Primitive) -> Callable[[Any], Any]:
             call = restored(arrays, fixed)
             unknown = [name for name, x in zip(Call._fields, call, strict=True) if ad.is_undefined_primal(x)]
             given = [0.0 if type(ct) is ad.Zero else ct for ct in (cotangents if primitive.multiple_results else [cotangents])]
-            found = rule(given, call, unknown, **how)
+            found = rule(given, call, unknown, **_with_static(how))
             return [found.get(name) for name, x in zip(Call._fields, fixed, strict=True) if x is None]
 
         ad.primitive_transposes[primitive] = transpose
@@ -276,167 +281,168 @@ def _jvp_of(function: Callable[[Call], Any], call: Call, moving: Tangents) -> An
 
 
 @_differentiated(rows_p)
-def _(call: Call, moving: Tangents, temperature: float, cap: float, names: Names, more: bool) -> Any:
-    found, moved = rows(call, temperature, cap, names, more), [None] * (4 if more else 2)
+def _(call: Call, moving: Tangents, static: Static, more: bool) -> Any:
+    found, moved = rows(call, static, more), [None] * (4 if more else 2)
     if moving.z is not None:
-        moved = along(call._replace(v=moving.z), temperature, cap, names, more)
-    by_truth = _loss_along_truth(call, moving, temperature, cap, names)
+        moved = along(call._replace(v=moving.z), static, more)
+    by_truth = _loss_along_truth(call, moving, static)
     if by_truth is not None:
         moved[0] = by_truth if moved[0] is None else moved[0] + by_truth
     return found, moved + [None] * more
 
 
-def _loss_along_truth(call: Call, moving: Tangents, temperature: float, cap: float, names: Names) -> Any:
+def _loss_along_truth(call: Call, moving: Tangents, static: Static) -> Any:
     """Return the derivative of the loss along y, r, q and off, in which it is linear, or None."""
-    bare, how, terms = call._replace(y=0.0, r=0.0, q=0.0), (temperature, cap, names), []
+    bare, terms = call._replace(y=0.0, r=0.0, q=0.0), []
     if moving.y is not None:
-        terms.append(by_row(moving.y, call.rows) * rows(bare._replace(y=1.0, off=0.0), *how)[0])
+        terms.append(by_row(moving.y, call.rows) * rows(bare._replace(y=1.0, off=0.0), static)[0])
     if moving.r is not None:
-        terms.append(by_row(moving.r, call.rows) * rows(bare._replace(r=1.0), *how)[0])
+        terms.append(by_row(moving.r, call.rows) * rows(bare._replace(r=1.0), static)[0])
     if moving.q is not None:
-        terms.append(by_row(moving.q, call.rows) * rows(bare._replace(off=0.0), *how)[1] ** 2 / 2)
+        terms.append(by_row(moving.q, call.rows) * rows(bare._replace(off=0.0), static)[1] ** 2 / 2)
     if moving.off is not None:
         wide = call.z.astype(jnp.promote_types(computed_in(call.z.dtype), moving.off.dtype))
         scale = jnp.where(by_row(call.special(IGNORED), call.rows), 0.0, by_row(call.r, call.rows)).astype(widest())
-        by = -log_softmax(Call(wide, y=jnp.broadcast_to(scale, call.rows)), *how)
+        by = -log_softmax(Call(wide, y=jnp.broadcast_to(scale, call.rows)), static)
         by = jnp.where(by == jnp.inf, 0, by)  # of a masked class, whose truth is 0
-        terms.append(_over_classes(by * off_by_row(call._replace(off=moving.off)), names))
+        terms.append(_over_classes(by * off_by_row(call._replace(off=moving.off)), static.names))
     return sum(terms[1:], terms[0]) if terms else None
 
 
 @_differentiated(along_p)
-def _(call: Call, moving: Tangents, temperature: float, cap: float, names: Names, more: bool) -> Any:
+def _(call: Call, moving: Tangents, static: Static, more: bool) -> Any:
     def of(call: Call) -> Any:
         bare = call._replace(v=0.0)
-        each = [gradient(bare._replace(**{name: 1.0}), temperature, cap, names) for name in UPSTREAM[: 4 if more else 2]]
-        return [_over_classes(dz * call.v, names) for dz in each]
+        each = [gradient(bare._replace(**{name: 1.0}), static) for name in UPSTREAM[: 4 if more else 2]]
+        return [_over_classes(dz * call.v, static.names) for dz in each]
 
-    found, moved = along(call, temperature, cap, names, more), None
+    found, moved = along(call, static, more), None
     if any(t is not None for t in moving._replace(v=None)):
         _, moved = _jvp_of(of, call, moving._replace(v=None))
     if moving.v is not None:
-        linear = along(call._replace(v=moving.v), temperature, cap, names, more)
+        linear = along(call._replace(v=moving.v), static, more)
         moved = linear if moved is None else [a + b for a, b in zip(moved, linear, strict=True)]
     return found, moved or [None] * len(found)
 
 
 @_transposed(along_p)
-def _(cotangents: Any, call: Call, unknown: Any, temperature: float, cap: float, names: Names, more: bool) -> Any:
+def _(cotangents: Any, call: Call, unknown: Any, static: Static, more: bool) -> Any:
     upstream = dict(zip(UPSTREAM, cotangents, strict=False))
-    return {"v": gradient(call._replace(v=0.0, **upstream), temperature, cap, names)}
+    return {"v": gradient(call._replace(v=0.0, **upstream), static)}
 
 
 @_differentiated(gradient_p)
-def _(call: Call, moving: Tangents, temperature: float, cap: float, names: Names) -> Any:
-    how, terms = (temperature, cap, names), []
+def _(call: Call, moving: Tangents, static: Static) -> Any:
+    terms = []
     if moving.z is not None:
-        terms.append(curvature(call._replace(v=moving.z), *how))
+        terms.append(curvature(call._replace(v=moving.z), static))
     upstream = {name: getattr(moving, name) for name in UPSTREAM}
     if any(t is not None for t in upstream.values()):
-        terms.append(gradient(call._replace(**{name: 0.0 if t is None else t for name, t in upstream.items()}), *how))
+        terms.append(gradient(call._replace(**{name: 0.0 if t is None else t for name, t in upstream.items()}), static))
     of_loss = call._replace(y=0.0, r=0.0, q=0.0, g=1.0, l=0.0, b=0.0, n=0.0)
     for name in ("y", "r", "q"):
         t = getattr(moving, name)
         if t is not None:
-            by = gradient(of_loss._replace(**{name: 1.0}), *how)
+            by = gradient(of_loss._replace(**{name: 1.0}), static)
             terms.append((by_row(t, call.rows, True) * by_row(call.g, call.rows, True)).astype(by.dtype) * by)
     if moving.off is not None:
-        yhat = gradient(of_loss._replace(off=0.0, g=0.0, l=1.0), *how)
+        yhat = gradient(of_loss._replace(off=0.0, g=0.0, l=1.0), static)
         gr = jnp.where(by_row(call.special(IGNORED), call.rows), 0.0, by_row(call.g, call.rows) * by_row(call.r, call.rows))
         doff = off_by_row(call._replace(off=moving.off)).astype(yhat.dtype)
-        slope = formula.transformed(as_rows(call.z.astype(yhat.dtype), 1), temperature, cap)[1]
+        slope = formula.transformed(as_rows(call.z.astype(yhat.dtype), 1), static.temperature, static.cap)[1]
         at_each = doff * (slope if isinstance(slope, float) else slope.reshape(call.z.shape))
         terms.append(
-            by_row(gr, call.rows, True).astype(yhat.dtype) * (_over_classes(doff, names)[..., None].astype(yhat.dtype) * yhat - at_each)
+            by_row(gr, call.rows, True).astype(yhat.dtype)
+            * (_over_classes(doff, static.names)[..., None].astype(yhat.dtype) * yhat - at_each)
         )
-    return gradient(call, *how), sum(terms[1:], terms[0]) if terms else None
+    return gradient(call, static), sum(terms[1:], terms[0]) if terms else None
 
 
 @_transposed(gradient_p)
-def _(cotangents: Any, call: Call, unknown: Any, temperature: float, cap: float, names: Names) -> Any:
+def _(cotangents: Any, call: Call, unknown: Any, static: Static) -> Any:
     known = call._replace(v=cotangents[0], **dict.fromkeys(UPSTREAM, 0.0))
-    by_upstream = dict(zip(UPSTREAM, along(known, temperature, cap, names, more=unknown[-1] in UPSTREAM[2:]), strict=False))
+    by_upstream = dict(zip(UPSTREAM, along(known, static, more=unknown[-1] in UPSTREAM[2:]), strict=False))
     avals = {name: getattr(call, name).aval for name in unknown}
     return {name: summed_to(by_upstream[name], a.shape).astype(a.dtype) for name, a in avals.items()}
 
 
 @_differentiated(curvature_p)
-def _(call: Call, moving: Tangents, temperature: float, cap: float, names: Names) -> Any:
+def _(call: Call, moving: Tangents, static: Static) -> Any:
     terms = []
     if any(t is not None for t in moving._replace(v=None)):
-        terms.append(_jvp_of(lambda c: _composed_curvature(c, temperature, cap, names), call, moving._replace(v=None))[1])
+        terms.append(_jvp_of(lambda c: _composed_curvature(c, static), call, moving._replace(v=None))[1])
     if moving.v is not None:
-        terms.append(curvature(call._replace(v=moving.v), temperature, cap, names))
-    return curvature(call, temperature, cap, names), sum(terms[1:], terms[0])
+        terms.append(curvature(call._replace(v=moving.v), static))
+    return curvature(call, static), sum(terms[1:], terms[0])
 
 
 @_transposed(curvature_p)
-def _(cotangents: Any, call: Call, unknown: Any, temperature: float, cap: float, names: Names) -> Any:
-    return {"v": curvature(call._replace(v=cotangents[0]), temperature, cap, names)}
+def _(cotangents: Any, call: Call, unknown: Any, static: Static) -> Any:
+    return {"v": curvature(call._replace(v=cotangents[0]), static)}
 
 
-def _composed_curvature(call: Call, temperature: float, cap: float, names: Names) -> Array:
+def _composed_curvature(call: Call, static: Static) -> Array:
     """Return `curvature`, written with the other operators: formula.curvature for any shape."""
     wide = widest()
     z, slope, bend = (
         x if isinstance(x, float) else x.reshape(call.z.shape)
-        for x in formula.transformed(as_rows(call.z.astype(wide), 1), temperature, cap)
+        for x in formula.transformed(as_rows(call.z.astype(wide), 1), static.temperature, static.cap)
     )
     v, y, r, q, g, l, b, n = call.v.astype(wide), *(by_row(x, call.rows, True) for x in call[5:])  # noqa: E741
-    hidden, whole = Call(z, jnp.where(call.special(IGNORED), call.label, NO_LABEL)), (1.0, math.inf, names)
-    yhat = gradient(hidden._replace(l=1.0), *whole)
-    away = -log_softmax(Call(z, y=1.0), *whole)
+    hidden, whole = Call(z, jnp.where(call.special(IGNORED), call.label, NO_LABEL)), Static(names=static.names)
+    yhat = gradient(hidden._replace(l=1.0), whole)
+    away = -log_softmax(Call(z, y=1.0), whole)
     away = jnp.where(away == jnp.inf, 0.0, away)
-    lse = rows(hidden, *whole)[1][..., None]
-    mean = _over_classes(yhat * v * slope, names)[..., None]
+    lse = rows(hidden, whole)[1][..., None]
+    mean = _over_classes(yhat * v * slope, static.names)[..., None]
     apart = v * slope - mean
-    entropy, dentropy = (_over_classes(yhat * x * away, names)[..., None] for x in (1, apart))
-    mass = y if isinstance(call.off, float) else y + r * _over_classes(off_by_row(call).astype(wide), names)[..., None]
+    entropy, dentropy = (_over_classes(yhat * x * away, static.names)[..., None] for x in (1, apart))
+    mass = y if isinstance(call.off, float) else y + r * _over_classes(off_by_row(call).astype(wide), static.names)[..., None]
     a = g * (mass + jnp.where(q == 0, 0.0, q * lse)) + l - b - n * entropy
     hv = slope * yhat * ((a - n + n * away) * apart + g * q * mean - n * dentropy)
-    if cap != math.inf:
+    if static.cap != math.inf:
         off = call.off if isinstance(call.off, float) else call.off.astype(wide)
-        hv = hv + bend * v * gradient(call._replace(z=z, v=0.0, off=off), *whole)
+        hv = hv + bend * v * gradient(call._replace(z=z, v=0.0, off=off), whole)
     return jnp.where(by_row(call.special(IGNORED), call.rows, True), 0.0, hv).astype(call.z.dtype)
 
 
 @_differentiated(log_softmax_p)
-def _(call: Call, moving: Tangents, temperature: float, cap: float, names: Names) -> Any:
-    found, terms = log_softmax(call, temperature, cap, names), []
+def _(call: Call, moving: Tangents, static: Static) -> Any:
+    found, terms = log_softmax(call, static), []
     if moving.z is not None:
         wide = computed_in(call.z.dtype)
-        slope = formula.transformed(as_rows(call.z.astype(wide), 1), temperature, cap)[1]
+        slope = formula.transformed(as_rows(call.z.astype(wide), 1), static.temperature, static.cap)[1]
         dz = moving.z.astype(wide) * (slope if isinstance(slope, float) else slope.reshape(call.z.shape))
-        dlse = along(Call(call.z, jnp.int32(NO_LABEL), v=moving.z), temperature, cap, names)[1]
+        dlse = along(Call(call.z, jnp.int32(NO_LABEL), v=moving.z), static)[1]
         terms.append((by_row(call.y, call.rows, True) * (dz - dlse[..., None])).astype(found.dtype))
     if moving.y is not None:
-        terms.append((by_row(moving.y, call.rows, True) * log_softmax(call._replace(y=1.0), temperature, cap, names)).astype(found.dtype))
+        terms.append((by_row(moving.y, call.rows, True) * log_softmax(call._replace(y=1.0), static)).astype(found.dtype))
     return found, sum(terms[1:], terms[0])
 
 
 @_differentiated(mean_p)
-def _(call: Call, moving: Tangents, temperature: float, cap: float, names: Names, kept: int) -> Any:
+def _(call: Call, moving: Tangents, static: Static, kept: int) -> Any:
     found, moved = None, None
     if moving.z is not None:
-        found, dz = mean_and_gradient(call, temperature, cap, names, kept)
-        moved = added_up((dz * moving.z).sum(tuple(range(kept, dz.ndim)), dtype=widest()), names)
+        found, dz = mean_and_gradient(call, static, kept)
+        moved = added_up((dz * moving.z).sum(tuple(range(kept, dz.ndim)), dtype=widest()), static.names)
     if any(t is not None for t in moving._replace(z=None)):
-        other, more = _jvp_of(lambda c: _composed_mean(c, temperature, cap, names, kept), call, moving._replace(z=None))
+        other, more = _jvp_of(lambda c: _composed_mean(c, static, kept), call, moving._replace(z=None))
         found, moved = (other, more) if moved is None else (found, moved + more)
     return found, moved
 
 
 @_differentiated(mean_and_gradient_p)
-def _(call: Call, moving: Tangents, temperature: float, cap: float, names: Names, kept: int) -> Any:
+def _(call: Call, moving: Tangents, static: Static, kept: int) -> Any:
     def of(call: Call) -> list[Array]:
-        dz = gradient(call._replace(total=0.0, g=inverse(call.total)), temperature, cap, names)
-        return [_composed_mean(call, temperature, cap, names, kept), dz]
+        dz = gradient(call._replace(total=0.0, g=inverse(call.total)), static)
+        return [_composed_mean(call, static, kept), dz]
 
-    return mean_and_gradient(call, temperature, cap, names, kept), _jvp_of(of, call, moving)[1]
+    return mean_and_gradient(call, static, kept), _jvp_of(of, call, moving)[1]
 
 
-def _composed_mean(call: Call, temperature: float, cap: float, names: Names, kept: int) -> Array:
-    return averaged(rows(call._replace(total=0.0), temperature, cap, names)[0], call.total, kept)
+def _composed_mean(call: Call, static: Static, kept: int) -> Array:
+    return averaged(rows(call._replace(total=0.0), static)[0], call.total, kept)
 
 
 def _over_classes(a: Array, names: Names) -> Array:
