@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from test_examples import EXAMPLES
+from tolerances import FLOAT32, TRAINED32
 from torch import nn
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -68,11 +69,12 @@ def result(model, **call):
     return out.loss.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}, out
 
 
-def same(mine, theirs, tol=1e-5):
+def same(mine, theirs, tol=TRAINED32):
     (loss, grads, _), (want, wants, _) = mine, theirs
     assert loss.dtype == want.dtype and grads.keys() == wants.keys()
     torch.testing.assert_close(loss, want, rtol=tol, atol=tol)
     for name in wants:
+        # a gradient that is nearly 0
         torch.testing.assert_close(grads[name], wants[name], rtol=tol, atol=tol * max(1e-2, wants[name].abs().max().item()), msg=name)
 
 
@@ -497,7 +499,7 @@ def test_functional_transforms_go_through():
     want = torch.func.grad(loss)(weights)
     patch(model)
     found = torch.func.grad(loss)(weights)
-    assert found.keys() == want.keys() and all(torch.allclose(found[name], want[name], atol=1e-6) for name in want)
+    assert found.keys() == want.keys() and all(torch.allclose(found[name], want[name], atol=FLOAT32) for name in want)
 
 
 class Adapted(nn.Module):
@@ -547,5 +549,6 @@ def test_the_example_trains_the_same_model_in_less_memory(capsys, monkeypatch):
     example = importlib.import_module("finetune_causal_lm")  # imported by its name, because its processes import it too
     found = example.main(steps=4, batch=8, length=64, classes=12000)
     (stock, _, stock_peak), (ours, _, our_peak) = found["stock"], found["patched"]
+    # four steps of training in float32 amplify the roundings
     assert max(abs(a - b) for a, b in zip(stock, ours, strict=True)) < 1e-4 and stock[-1] < stock[0] - 0.2
     assert our_peak < stock_peak and "times less" in capsys.readouterr().out
