@@ -321,6 +321,7 @@ def test_the_tests_run_on_this_checkout_or_an_installed_package():
 
 
 TOLERANCES = {"rtol", "atol", "rel", "abs", "tol", "tolerance", "relative"}
+HAVE_A_DEFAULT = {"assert_allclose", "allclose", "assert_close"}  # a relative tolerance that is not seen
 COMPARED_BY = {"near", "close", "same", "within", "agrees"}  # the tests' own functions, which take a tolerance
 
 
@@ -338,6 +339,7 @@ def literal_tolerances(source: str) -> list[int]:
         if isinstance(node, ast.Call):
             name = getattr(node.func, "attr", getattr(node.func, "id", ""))
             options = name[:1].isupper()  # of a class, such as a solver's
+            found += [node] if name in HAVE_A_DEFAULT and "rtol" not in {word.arg for word in node.keywords} else []
             found += [] if options else [word.value for word in node.keywords if word.arg in TOLERANCES and is_small(word.value)]
             found += [x for x in node.args if name in COMPARED_BY and isinstance(x, ast.Constant | ast.BinOp) and is_small(x)]
         if isinstance(node, ast.FunctionDef):
@@ -359,6 +361,12 @@ def test_a_tolerance_has_a_name_or_a_reason(path):
 
 
 def test_a_tolerance_without_a_reason_is_found():
-    for line in ("near(a, b, 1e-6)", "close(a, b, rtol=4 * 2.0**-53)", "assert abs(a - b) < 1e-12", "def f(a, tol=1e-9): pass"):
+    for line in (
+        "near(a, b, 1e-6)",
+        "close(a, b, rtol=4 * 2.0**-53)",
+        "assert abs(a - b) < 1e-12",
+        "def f(a, tol=1e-9): pass",
+        "allclose(a, b)",
+    ):
         assert literal_tolerances(line) == [1] and literal_tolerances(f"{line}  # because") == []
-    assert literal_tolerances("near(a, b, CLOSE)\nassert a < 3 * UNIT\nclose(a, b, atol=0)") == []
+    assert literal_tolerances("near(a, b, CLOSE)\nassert a < 3 * UNIT\nclose(a, b, atol=0)\nSolver(tol=1e-9)") == []

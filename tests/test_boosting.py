@@ -182,8 +182,8 @@ def test_the_interfaces_of_scikit_learn_take_them(data):
     model.fit(x, y, sample_weight=weights, eval_set=[(x, y)], verbose=False)
     theirs = xgboost.XGBClassifier(objective="multi:softprob", base_score=0.5, **shared).fit(x, y, sample_weight=weights)
     scores = model.predict(x, output_margin=True)
-    np.testing.assert_allclose(scores, theirs.predict(x, output_margin=True), atol=SCORES)
-    np.testing.assert_allclose(softxent.softmax(scores), theirs.predict_proba(x), atol=SCORES)
+    np.testing.assert_allclose(scores, theirs.predict(x, output_margin=True), rtol=0, atol=SCORES)
+    np.testing.assert_allclose(softxent.softmax(scores), theirs.predict_proba(x), rtol=0, atol=SCORES)
     assert model.evals_result()["validation_0"]["metric"][-1] == pytest.approx(softxent.cross_entropy(scores, y), rel=2 * FLOAT32)
 
     model = lightgbm.LGBMClassifier(objective=LightGBMObjective(), num_class=CLASSES, verbosity=-1, **shared)
@@ -191,7 +191,7 @@ def test_the_interfaces_of_scikit_learn_take_them(data):
     theirs = lightgbm.LGBMClassifier(objective="multiclass", boost_from_average=False, verbosity=-1, **shared).fit(
         x, y, sample_weight=weights
     )
-    np.testing.assert_allclose(model.predict(x, raw_score=True), theirs.predict(x, raw_score=True), atol=SCORES)
+    np.testing.assert_allclose(model.predict(x, raw_score=True), theirs.predict(x, raw_score=True), rtol=0, atol=SCORES)
     last = softxent.cross_entropy(model.predict(x, raw_score=True), y, sample_weight=weights)  # it is the training data, with its weights
     assert model.evals_result_["training"]["softxent"][-1] == pytest.approx(last, rel=WEIGHTS)
 

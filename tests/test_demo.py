@@ -164,7 +164,7 @@ def test_one_token_adds_up_and_a_wrong_slope_is_caught(text):
     token = examine(model, text.vocab, test, np.arange(50.0))
     assert token.label in {e.token for e in token.entries} and [e.y for e in token.entries].count(1.0) == 1
     assert abs(token.total) < FLOAT64
-    assert_allclose(sum(e.gradient for e in token.entries) + token.rest, 0, atol=FLOAT64)
+    assert_allclose(sum(e.gradient for e in token.entries) + token.rest, 0, rtol=0, atol=FLOAT64)
     assert all(c.holds for c in checks.slopes(token))
     first = token.entries[0]
     assert [c.holds for c in checks.slopes(token._replace(apart=1e-8))] == [False, True]

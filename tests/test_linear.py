@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from cases import OPTIONS, composite, option_cases
-from tolerances import DIFFERENCES, FLOAT32, FLOAT64
+from tolerances import DIFFERENCES, FEW64, FLOAT32, FLOAT64
 
 import softxent
 from softxent import linear
@@ -215,7 +215,7 @@ def test_second_derivatives_are_those_of_the_whole_logits(backend, option, gauss
     for budget in (1, 5 * 7 * 8, linear.BUDGET):
         got = product(x, w, labels, v[0], v[1], bias=b, vb=v[2], budget=budget, **options)
         for a, c in zip(got, want, strict=True):
-            np.testing.assert_allclose(a, c.numpy(), rtol=FLOAT64, atol=FLOAT64)
+            np.testing.assert_allclose(a, c.numpy(), rtol=FEW64, atol=FEW64)
 
 
 def test_gauss_newton_is_positive_and_both_are_symmetric(backend, rng):
@@ -225,7 +225,7 @@ def test_gauss_newton_is_positive_and_both_are_symmetric(backend, rng):
     for product in (softxent.linear_cross_entropy_ggn, softxent.linear_cross_entropy_hvp):
         images = [product(x, w, t, *v, **options) for v in vectors]
         matrix = np.array([[sum((a * c).sum() for a, c in zip(v, image, strict=True)) for image in images] for v in vectors])
-        np.testing.assert_allclose(matrix, matrix.T, atol=FLOAT64)
+        np.testing.assert_allclose(matrix, matrix.T, rtol=0, atol=FLOAT64)
         if product is softxent.linear_cross_entropy_ggn:
             assert np.linalg.eigvalsh(matrix).min() > -1e-12
 

@@ -201,7 +201,7 @@ def test_it_compiles_in_one_piece_for_any_number_of_rows():
     for n in (7, 9, 33):
         z, t = torch.randn(n, 11, requires_grad=True), torch.randint(0, 11, (n,))
         mine, theirs = torch.autograd.grad(f(z, t), z)[0], torch.autograd.grad(F.cross_entropy(z, t, label_smoothing=0.1), z)[0]
-        torch.testing.assert_close(mine, theirs)
+        torch.testing.assert_close(mine, theirs, rtol=FLOAT32, atol=FLOAT32)
         frames.add(seen.frame_count)
     assert len(frames) == 1
 
