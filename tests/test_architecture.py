@@ -346,10 +346,11 @@ def literal_tolerances(source: str) -> list[int]:
             named = zip(reversed(node.args.args), reversed(node.args.defaults), strict=False)
             named = [*named, *zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)]
             found += [value for of, value in named if of.arg in TOLERANCES and value and is_small(value)]
-        if isinstance(node, ast.Compare) and isinstance(node.ops[-1], ast.Lt | ast.LtE):
+        if isinstance(node, ast.Compare) and (isinstance(node.ops[-1], ast.Lt | ast.LtE) or isinstance(node.comparators[-1], ast.UnaryOp)):
             found += [x for x in node.comparators[-1:] if is_small(x)]
     lines = source.splitlines()
-    return sorted({x.lineno for x in found if not any("# " in line for line in lines[max(0, x.lineno - 2) : x.end_lineno])})
+    reason = re.compile(r"# (?!noqa|fmt|type|---)")
+    return sorted({x.lineno for x in found if not any(map(reason.search, lines[max(0, x.lineno - 2) : x.end_lineno]))})
 
 
 SUITES = sorted({*pathlib.Path(__file__).parent.glob("*.py"), *(PACKAGE / "conformance").glob("*.py")})

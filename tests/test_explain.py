@@ -113,7 +113,8 @@ def test_known_values_stand_in_the_lines(capsys):
         "prediction_minus_truth": dz[0], "short_way": dz[0], "loss_by_lse": loss, "softmax_sums_to_1": 1, "other_terms": 0,
         "smoothed_gradient": yhat[0] - 0.9 - 0.1 / 3, "miss": 1 - yhat[0], "tiny_loss": loss, "weighted_gradient": dz[0],
     }  # fmt: skip
-    assert {name: pytest.approx(value, rel=1e-14, abs=1e-30) for name, value in want.items()} == {name: values[name] for name in want}
+    # a value that is 0 may be as large as the 50 digits of the replay leave
+    assert {name: pytest.approx(value, rel=FEW64, abs=1e-30) for name, value in want.items()} == {name: values[name] for name in want}
 
 
 # ---------------------------------------------------------------- the lines
@@ -168,7 +169,7 @@ def test_a_chain_that_is_0_shows_0_and_nothing_that_rounding_left(capsys, monkey
 
 def test_small_values_that_are_no_rounding_stay(capsys):
     got = as_json(["result2", "--logits", "0,-400", "--label", "0"], capsys)
-    assert [line["value"] for line in derivations(got)[-1]["lines"]] == [pytest.approx(-np.exp(-400.0), rel=FLOAT64, abs=0)] * 6
+    assert [line["value"] for line in derivations(got)[-1]["lines"]] == [pytest.approx(-np.exp(-400.0), rel=FEW64, abs=0)] * 6
 
 
 @pytest.mark.parametrize("label", (0, 1, 2))
@@ -198,7 +199,7 @@ def test_putting_classes_together_changes_no_other_gradient(classes, rng):
     assert np.abs(np.array([*map(float, account.end.gradient)]) - [*dz[shown], np.delete(dz, shown).sum()]).max() < FEW64
     assert np.abs(np.array([*map(float, account.end.yhat)]) - [*yhat[shown], np.delete(yhat, shown).sum()]).max() < FEW64
     assert abs(float(account.end.loss) - loss) < FLOAT64 and abs(account.end.our_loss - loss) < FLOAT64
-    assert sum(account.end.ours) == pytest.approx(0, abs=FLOAT64)
+    assert sum(account.end.ours) == pytest.approx(0, abs=FEW64)
 
 
 def test_classes_with_truth_stand_apart_while_there_is_room(rng):
