@@ -32,7 +32,8 @@ KINDS = {"float32": F32, "float64": F64}
 def compiled(folder: Path) -> ctypes.CDLL:
     """Compile the functions for this processor. A hardware fma gives the bits of the emulated one and is faster."""
     library = folder / "functions.so"
-    flags = ["-mavx2", "-mfma"] if " fma " in Path("/proc/cpuinfo").read_text() else []
+    processor = Path("/proc/cpuinfo")
+    flags = ["-mavx2", "-mfma"] if processor.exists() and " fma " in processor.read_text() else []
     subprocess.run(["g++", *FLAGS, *flags, str(ROOT / "tests/native/functions.cpp"), "-o", str(library)], check=True)
     return ctypes.CDLL(str(library))
 
