@@ -44,6 +44,9 @@ sanitize: $(READY) ## the tests of the C++ code with address, undefined behaviou
 fuzz: $(READY) ## random calls of the compiled kernel beside guard pages, for SECONDS (60)
 	cd tests && ../$(BIN)/python fuzz.py --seconds $(or $(SECONDS),60)
 
+proof-bits: $(READY) ## the kernel's functions, loss and gradient beside tests/mirror.py, bit for bit, on COUNT (1e7) inputs each (some minutes)
+	nice $(BIN)/python tests/kernel_bits.py --count $(or $(COUNT),1e7)
+
 test-newest: $(UV) ## the tests with the newest versions of everything, in .venv-newest
 	tools/test-ends.sh newest $(UV)
 
@@ -99,6 +102,6 @@ $(UV):
 	$(BIN)/python -m venv --clear .venv-uv
 	.venv-uv/bin/python -m pip install --quiet uv
 
-.PHONY: help build demo test mutate sanitize fuzz test-newest test-oldest check bench wheels docs lock vendor clean
+.PHONY: help build demo test mutate sanitize fuzz proof-bits test-newest test-oldest check bench wheels docs lock vendor clean
 .NOTPARALLEL:
 .DEFAULT_GOAL := help

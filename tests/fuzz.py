@@ -196,6 +196,7 @@ def check_curvature(p: Problem, v: np.ndarray, out: np.ndarray) -> None:
     o = np.zeros(1) if p.off is None else np.abs(p.off.astype(float))
     amount = np.abs(p.truth).sum(axis=0) * (1 + np.abs(p.truth[3])) * (1 + o.sum(axis=-1)) * (1 + np.abs(v).max(axis=1).astype(float))
     stored = 4 * bounds.UNIT[p.z.dtype.name] * np.abs(want).astype(float) + bounds.TINY[p.z.dtype.name]
+    # the fifth derivative times h^4, and the rounding of the differences, are below 1e-12
     within(out, want, 100 * unit * (amount * size**3 * (1 + 1 / p.transform[0]) ** 2)[:, None] + 1e-12 + stored, "curvature")
 
 

@@ -246,7 +246,7 @@ def _in_float32(self, z, y, live):
 
 def _clipped(self, z, y, live):
     p = torch.softmax(torch.where(live[:, None], z, 0), 1)
-    return self.rest(-torch.log(torch.where(p < 1e-7, 1e-7, p)), y).sum(1)
+    return self.rest(-torch.log(torch.where(p < 1e-7, 1e-7, p)), y).sum(1)  # a clipped probability: the mistake itself
 
 
 def _written(loss, input, *_):

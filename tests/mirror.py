@@ -1,4 +1,4 @@
-"""The steps of the compiled kernel in NumPy: exp, log, log1p, the tree of a sum, `finish`, and an entry of the gradient.
+"""The steps of the compiled kernel in NumPy: exp, log, log1p, tanh, the tree of a sum, `finish`, and an entry of the gradient.
 
 They are the operations of cpp/vec.h and cpp/kernel.cpp for rows of one block, with a label and nothing else, in the same order, so that the
 results have the same bits. Rounding.v speaks of these steps: `finished` computes its gap_, a_, w_, odds_, nll_, miss_ and unit_.
@@ -57,7 +57,8 @@ def _to_odd(s: Array, error: Array) -> Array:
     """Return the float64 s + error, rounded to odd."""
     i = s.view(np.int64)
     step = np.where((error > 0) == (s > 0), 1, -1)
-    return np.where((error != 0) & (i % 2 == 0), i + step, i).view(np.float64)
+    inexact = (error < 0) | (error > 0)  # neither if s is infinite: the error is NaN then
+    return np.where(inexact & (i % 2 == 0), i + step, i).view(np.float64)
 
 
 def _two_product(a: Array, b: Array) -> tuple[Array, Array]:
@@ -113,12 +114,51 @@ def log(x: Array) -> Array:
     for c in rest:
         q = fma(F64, q, z, c)
     high, low = _hex("0x1.62e42fee00000p-1 0x1.a39ef35793c76p-33")
-    return n * high - ((h - (s * (h + z * q) + n * low)) - u)
+    y = n * high - ((h - (s * (h + z * q) + n * low)) - u)
+    return np.where(x == 0, -np.inf, np.where(x < np.inf, y, x))
 
 
 def log1p(x: Array, inverse: Array) -> Array:  # inverse = 1 / (1 + x)
     u = 1 + x
     return fma(F64, x - (u - 1), inverse, log(u))
+
+
+TANH = {  # near, far, and the coefficients of the polynomial
+    F32: (0.765625, 44, _hex("0x1.67656ep-10 -0x1.caf6f8p-8 0x1.58581cp-6 -0x1.b86a4p-5 0x1.1104b4p-3 -0x1.555518p-2")),
+    F64: (
+        0.25, 354.5,
+        _hex(
+            "0x1.dc83856c74dfcp-15 -0x1.c8d5f6b4dc2f0p-13 0x1.31d1a60fef032p-11 -0x1.7d49273e4696bp-10 0x1.d6cdf95854d1ep-9 "
+            "-0x1.226e163b9cde6p-7 0x1.664f47b4b0b1cp-6 -0x1.ba1ba1b709ffbp-5 0x1.111111110e2a2p-3 -0x1.5555555555537p-2"
+        ),
+    ),
+}  # fmt: skip
+
+
+def tanh_and_slope(k: Constants, x: Array, lift: float) -> tuple[Array, Array]:
+    """Return lift tanh(x / lift) and 1 - tanh^2(x / lift)."""
+    near, far, c = TANH[k]
+    lift, one = k.dtype(lift), k.dtype(1)
+    narrow = x * (one / lift)
+    square = narrow * narrow
+    q = np.full_like(x, c[0])
+    for coefficient in c[1:]:
+        q = fma(k, q, square, coefficient)
+    inner = fma(k, x, q * square, x)
+    tanh = inner * (one / lift)
+    inner_slope = fma(k, -tanh, tanh, one)
+    size = np.where(narrow < 0, -narrow, narrow)
+    w = exps(k, k.dtype(-2) * np.where(size > far, k.dtype(far), size), k.dtype(k.magic - np.log2(k.lift)), k.dtype(-np.inf))
+    d = _twice_inverse(w) if k is F32 else 2 / (1 + w)
+    h = w * d
+    outer = (1 - h) * lift
+    outside = square > near
+    return np.where(outside, np.where(narrow < 0, -outer, outer), inner), np.where(outside, h * d, inner_slope)
+
+
+def _twice_inverse(w: Array) -> Array:
+    d = fma(F32, fma(F32, *_hex("0x1.90abep0"), w, *_hex("-0x1.f9205cp0")), w, *_hex("0x1.ffef2cp0"))
+    return fma(F32, d, fma(F32, -fma(F32, w, 0.5, 0.5), d, 1), d)
 
 
 def total(e: Array) -> Array:  # [R, C] -> [R]

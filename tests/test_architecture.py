@@ -1,4 +1,4 @@
-"""The architecture: which file may import which, what an import loads, and that a missing kernel is reported."""
+"""The architecture: which file may import which, what an import loads, that a missing kernel is reported, that tolerances have reasons."""
 
 from __future__ import annotations
 
@@ -318,3 +318,56 @@ def test_all_names_what_is_public():
 
 def test_the_tests_run_on_this_checkout_or_an_installed_package():
     assert (PACKAGE / "py.typed").exists() and pathlib.Path(SRC) == PACKAGE.parent
+
+
+TOLERANCES = {"rtol", "atol", "rel", "abs", "tol", "tolerance", "relative"}
+HAVE_A_DEFAULT = {"assert_allclose", "allclose", "assert_close"}  # a relative tolerance that is not seen
+COMPARED_BY = {"near", "close", "same", "within", "agrees"}  # the tests' own functions, which take a tolerance
+
+
+def is_small(node: ast.AST) -> bool:
+    """Whether an expression has a literal below 0.1, or a power of two below 1."""
+    numbers = [n.value for n in ast.walk(node) if isinstance(n, ast.Constant) and isinstance(n.value, float)]
+    powers = [n for n in ast.walk(node) if isinstance(n, ast.BinOp) and isinstance(n.op, ast.Pow) and isinstance(n.right, ast.UnaryOp)]
+    return bool(powers) or any(0 < number < 0.1 for number in numbers)
+
+
+def literal_tolerances(source: str) -> list[int]:
+    """Return the lines with a tolerance that is written as a number, without a comment there or on the line before."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call):
+            name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            options = name[:1].isupper()  # of a class, such as a solver's
+            found += [node] if name in HAVE_A_DEFAULT and "rtol" not in {word.arg for word in node.keywords} else []
+            found += [] if options else [word.value for word in node.keywords if word.arg in TOLERANCES and is_small(word.value)]
+            found += [x for x in node.args if name in COMPARED_BY and isinstance(x, ast.Constant | ast.BinOp) and is_small(x)]
+        if isinstance(node, ast.FunctionDef):
+            named = zip(reversed(node.args.args), reversed(node.args.defaults), strict=False)
+            named = [*named, *zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)]
+            found += [value for of, value in named if of.arg in TOLERANCES and value and is_small(value)]
+        if isinstance(node, ast.Compare) and (isinstance(node.ops[-1], ast.Lt | ast.LtE) or isinstance(node.comparators[-1], ast.UnaryOp)):
+            found += [x for x in node.comparators[-1:] if is_small(x)]
+    lines = source.splitlines()
+    reason = re.compile(r"# (?!noqa|fmt|type|---)")
+    return sorted({x.lineno for x in found if not any(map(reason.search, lines[max(0, x.lineno - 2) : x.end_lineno]))})
+
+
+SUITES = sorted({*pathlib.Path(__file__).parent.glob("*.py"), *(PACKAGE / "conformance").glob("*.py")})
+
+
+@pytest.mark.parametrize("path", SUITES, ids=lambda path: path.name)
+def test_a_tolerance_has_a_name_or_a_reason(path):
+    assert literal_tolerances(path.read_text("utf-8")) == []
+
+
+def test_a_tolerance_without_a_reason_is_found():
+    for line in (
+        "near(a, b, 1e-6)",
+        "close(a, b, rtol=4 * 2.0**-53)",
+        "assert abs(a - b) < 1e-12",
+        "def f(a, tol=1e-9): pass",
+        "allclose(a, b)",
+    ):
+        assert literal_tolerances(line) == [1] and literal_tolerances(f"{line}  # because") == []
+    assert literal_tolerances("near(a, b, CLOSE)\nassert a < 3 * UNIT\nclose(a, b, atol=0)\nSolver(tol=1e-9)") == []

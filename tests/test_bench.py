@@ -102,7 +102,7 @@ def test_contenders_compute_the_same(dtype, threads):
         peers_loss, gradient = (x.detach().float().numpy() if name == "torch" else x for x in call())
         rows = len(dz) if name == "sklearn" else 1
         np.testing.assert_allclose(peers_loss, loss, rtol=tolerance, err_msg=name)
-        np.testing.assert_allclose(gradient / rows, dz, atol=tolerance / len(dz), err_msg=name)
+        np.testing.assert_allclose(gradient / rows, dz, rtol=0, atol=tolerance / len(dz), err_msg=name)
     for name in ("fused", "backward"):
         c.dz[...] = 7
         contenders.ours(c)[name]()
@@ -146,7 +146,7 @@ def test_a_process_that_dies_is_said_to(monkeypatch):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from /proc")
 def test_growth_sees_what_a_call_allocates():
-    assert measure.growth(lambda: np.ones(64 << 17)) == pytest.approx(64 << 20, rel=0.05)
+    assert measure.growth(lambda: np.ones(64 << 17)) == pytest.approx(64 << 20, rel=0.05)  # pages of memory
     assert measure.growth(lambda: None) < 1 << 20
 
 
@@ -209,7 +209,7 @@ def test_the_bench_of_linear_cross_entropy_runs(tmp_path):
     first, narrow, frozen = results["records"][:3]
     assert {linear.GEMMS, linear.WHOLE, linear.name(64)} <= set(first["seconds"]) and linear.TWO in frozen["seconds"]
     errors = narrow["error"]
-    assert len(errors) == 4 and all(0 <= loss < 0.01 and 0 < dw < 0.01 for loss, dw in errors.values())
+    assert len(errors) == 4 and all(0 <= loss < 0.01 and 0 < dw < 0.01 for loss, dw in errors.values())  # bfloat16 has 2^-9
     text = (tmp_path / "linear.md").read_text()
     assert text.count("\n| N=") == 5 and (tmp_path / "linear.png").stat().st_size > 5000
 
@@ -230,6 +230,7 @@ def test_the_bench_of_fits_runs(which, tmp_path):
     assert [r["case"] for r in records] == [list(c) for c in fits.QUICK[which]]
     for r in records:
         (_, ours), (_, theirs) = (r["found"][name] for name in (fits.OURS, r["case"][0]))
+        # both stop where the gradient is below their own tolerances
         assert ours == pytest.approx(theirs, rel=1e-3) and all(s[0] > 0 for s in r["seconds"].values())
     assert (tmp_path / f"{which}.md").read_text().count(" classes | ") == len(records)
 

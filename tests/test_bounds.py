@@ -130,7 +130,7 @@ def test_no_row_is_beyond_its_bounds(backend, dtype, classes):
 def test_rows_reach_a_hundredth_of_each_bound(dtype, classes):
     """At least one backend comes as close; the bound has to hold for both."""
     ratio = np.max([search(backend, dtype, classes).ratio for backend in BACKENDS], axis=0)
-    vacuous = [target for target, x in zip(TARGETS, ratio, strict=True) if x < 0.01]
+    vacuous = [target for target, x in zip(TARGETS, ratio, strict=True) if x < 0.01]  # a hundredth
     assert vacuous == (["sure"] if classes == 1 else []), ratio  # with one class, miss is exactly 0
 
 
@@ -160,6 +160,7 @@ def test_the_worst_rows_are_as_bad_by_the_definitions(backend, dtype, classes):
         k = [] if target == "loss" else k[(k == found.rows.label[i]) == (target != "other")]
         errors = [abs(mpmath.mpf(float(got.dz[i, n])) - want_dz[n]) / float(dz[i, n]) for n in k]
         worst = max(errors, default=0) if target != "loss" else abs(mpmath.mpf(got.result[0, i]) - want_loss) / float(loss[i])
+        # the errors of mpmath's comparison, where the search has longdouble, and of a ratio near 0
         assert float(worst) == pytest.approx(found.ratio[i], rel=0.02, abs=1e-3) and worst <= 1, target
 
 
@@ -171,10 +172,12 @@ def test_bounds_grow_with_classes_roundoff_and_distance(bound):
     sizes = [1, 2, 3, 7, 8, 31, 32, 33, 64, 65, 128, 129, 1000, 4096, 4097, 8193, 20000, 128_256, 10**7]
     by_size = {name: [bound(dtype, c) for c in sizes] for name, dtype in DTYPES.items()}
     for name, row in by_size.items():
+        # of 1e7 classes; a bound beyond would be of no use
         assert row == sorted(row) and 0 < row[0] and row[-1] < {"f64": 1e-12}.get(name, 1e-6)
     assert all(a < b == c == d for a, b, c, d in zip(*(by_size[n] for n in ("f64", "f32", "bf16", "f16")), strict=True))
     if bound is not bounds.sum_bound:
         by_gap = [bound(np.float64, 10, gap) for gap in (0.0, 1.0, 100.0, 1e4)]
+        # of a gap of 1e4
         assert by_gap == sorted(by_gap) and by_gap[0] < by_gap[-1] < 1e-10
 
 

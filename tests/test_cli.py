@@ -66,7 +66,9 @@ def test_demo_from_end_to_end(tmp_path, capsys):
     truths = re.findall(r"^ +\S+ +(0\.\d{6}) +([01]) +([-+]0\.\d{9}) +([-+]0\.\d{9}) *$", out, re.MULTILINE)
     assert len(truths) == 6 and [y for _, y, _, _ in truths].count("1") == 1
     for yhat, y, gradient, slope in truths:
+        # six and nine digits are printed
         assert abs(float(yhat) - float(y) - float(gradient)) < 2e-6
+        # nine digits are printed
         assert abs(float(gradient) - float(slope)) < 3e-9
     assert "FAILED" not in out and "claimed from 150,000 trained tokens, here 256" in out
     assert out.count("\n    ok  ") == 6 and out.count("\n     -  ") == 2

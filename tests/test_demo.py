@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 from rich.console import Console
+from tolerances import FLOAT32, FLOAT64
 
 import softxent
 from softxent.demo import baselines, checks, corpus, memory
@@ -86,7 +87,7 @@ def test_bigram_is_a_distribution_after_every_token(text):
     for before in (2, 50, classes - 1, corpus.START):
         p2 = baselines.bigram(text.train, np.full(classes, before), np.arange(classes), p1)
         assert p2.min() > 0
-        assert_allclose(p2.sum(), 1, rtol=1e-12)
+        assert_allclose(p2.sum(), 1, rtol=FLOAT64)
 
 
 @pytest.mark.parametrize("budget", [3000 * 4 * 100, 1 << 30], ids=["6 chunks", "1 chunk"])
@@ -94,7 +95,7 @@ def test_heads_agree(layer, budget):
     fused, plain = Fused(budget).gradients(*layer), Plain().gradients(*layer)
     assert fused.dx.dtype == plain.dx.dtype == fused.dw.dtype == plain.dw.dtype == np.float32
     assert checks.same_gradients(fused, plain).holds
-    assert_allclose(Fused(budget).losses(*layer), Plain().losses(*layer, rows=250), rtol=1e-5, atol=1e-5)
+    assert_allclose(Fused(budget).losses(*layer), Plain().losses(*layer, rows=250), rtol=10 * FLOAT32, atol=10 * FLOAT32)
 
 
 def test_heads_agree_with_the_equations_in_float64(layer):
@@ -140,6 +141,7 @@ def test_both_trainings_go_the_same_way(text):
     glances = train(trainers, text.train, test, steps=20, batch=256, seed=3, console=console)
     losses = np.array([[s.loss for s in t.steps] for t in trainers])
     assert losses.shape == (2, 20)
+    # 20 steps of training in float32 amplify the roundings
     assert_allclose(losses[0], losses[1], rtol=1e-3)
     perplexities = [baselines.perplexity(t.losses(test)) for t in trainers]
     assert [g.step for g in glances] == list(range(2, 21, 2))
@@ -161,8 +163,8 @@ def test_one_token_adds_up_and_a_wrong_slope_is_caught(text):
     model.W[:, :-1] = np.random.default_rng(0).standard_normal((len(counted), 127)) / 4
     token = examine(model, text.vocab, test, np.arange(50.0))
     assert token.label in {e.token for e in token.entries} and [e.y for e in token.entries].count(1.0) == 1
-    assert abs(token.total) < 1e-12
-    assert_allclose(sum(e.gradient for e in token.entries) + token.rest, 0, atol=1e-12)
+    assert abs(token.total) < FLOAT64
+    assert_allclose(sum(e.gradient for e in token.entries) + token.rest, 0, rtol=0, atol=FLOAT64)
     assert all(c.holds for c in checks.slopes(token))
     first = token.entries[0]
     assert [c.holds for c in checks.slopes(token._replace(apart=1e-8))] == [False, True]

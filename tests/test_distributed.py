@@ -14,6 +14,7 @@ from unittest import mock
 import numpy as np
 import processes as workers
 import pytest
+from tolerances import FLOAT32, FLOAT64, HIGHER
 
 torch = pytest.importorskip("torch")
 import torch.distributed as dist  # noqa: E402
@@ -95,7 +96,7 @@ def scalar(found, whole=lambda t: t):
     return total
 
 
-def close(found, expected, tolerance=1e-12):
+def close(found, expected, tolerance=FLOAT64):
     assert found.shape == expected.shape
     scale = expected.detach().abs().nan_to_num(0, 0, 0).max() if expected.numel() else torch.tensor(0.0)
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance * float(scale), equal_nan=True)
@@ -316,9 +317,9 @@ def _second_derivatives(world, options):
             dual = torch.autograd.forward_ad.make_dual(x.detach(), v[:, part].contiguous())
             result = st.cross_entropy(dual, t, **filled(options, weight, sample), **OUTPUTS, **group)
             sums[-1] = [sums[-1], *(torch.autograd.forward_ad.unpack_dual(o).tangent for o in result[:4])]
-    close(found[1], found[0][:, mine.first : mine.end], 1e-10)
+    close(found[1], found[0][:, mine.first : mine.end], HIGHER)
     for one, other in zip(sums[1], sums[0], strict=True):
-        close(one, other, 1e-10)
+        close(one, other, HIGHER)
 
 
 @pytest.mark.parametrize("world", WORLDS)
@@ -501,7 +502,7 @@ def _second_derivative_of_a_dtensor(world, placement, function):
         (dz,) = torch.autograd.grad(loss, x, create_graph=True)
         found.append((loss, dz, torch.autograd.grad((dz * dz).sum(), x)[0]))
     for one, several in zip(*found, strict=True):
-        close(several.full_tensor(), one, 1e-10)
+        close(several.full_tensor(), one, HIGHER)
 
 
 @pytest.mark.parametrize("world", [1, 3])
@@ -557,7 +558,7 @@ def _second_derivatives_by_each_argument(world, options, probable):
     expected, found = derivatives(slice(None), {}), derivatives(part, {"group": workers.groups[world], "first_class": mine.first})
     for one, several in zip(expected, found, strict=True):
         for name in one:
-            close(several[name], one[name][:, part] if name in ("z", "t") else one[name], 1e-10)
+            close(several[name], one[name][:, part] if name in ("z", "t") else one[name], HIGHER)
 
 
 @pytest.mark.parametrize("probable", [False, True], ids=["labels", "probabilities"])
@@ -622,8 +623,8 @@ def _compiled(world, placement):
     input = distribute_tensor(z, workers.meshes[world], [placement]).requires_grad_()
     found = torch.compile(lambda x: st.cross_entropy(x, t, label_smoothing=0.1), backend="aot_eager")(input)
     found.backward()
-    close(found.full_tensor(), expected, 1e-6)
-    close(input.grad.full_tensor(), whole.grad, 1e-6)
+    close(found.full_tensor(), expected, FLOAT32)
+    close(input.grad.full_tensor(), whole.grad, FLOAT32)
 
 
 @pytest.mark.parametrize("placement", [Shard(0), Shard(1)], ids=["rows", "classes"])

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from tolerances import FEW64, FLOAT64
 
 import softxent
 from softxent import FilterStats, filtering, linear
@@ -62,7 +63,7 @@ def kinds(rng) -> dict[str, Case]:
         "ignored": p._replace(labels=np.where(rng.random(ROWS) < 0.4, -100, labels)),
         "all ignored": p._replace(labels=np.full(ROWS, -100), options=dict(reduction="sum")),
         "probabilities": p._replace(labels=soft / soft.sum(1, keepdims=True)),
-        "huge rows of rare classes": p._replace(w=w * np.where(rng.random((CLASSES, 1)) < 0.002, 30.0, 1.0)),
+        "huge rows of rare classes": p._replace(w=w * np.where(rng.random((CLASSES, 1)) < 0.002, 30.0, 1.0)),  # a row of 500
         "huge, rare, orthogonal": p._replace(
             w=np.where((np.arange(CLASSES) == 2500)[:, None], 1e4 * np.eye(WIDTH)[0], w), x=x * (np.arange(WIDTH) > 0)
         ),
@@ -152,18 +153,18 @@ def test_no_error_is_beyond_its_tolerance(front, dtype):
     for kind, results in search(front, dtype).items():
         for key, f in results.items():
             for error, aside, bound in zip(f.error, f.aside, (f.stats.bound_dx, f.stats.bound_dw), strict=True):
-                assert error <= bound + 4 * aside + 1e-12, (kind, key, f)
+                assert error <= bound + 4 * aside + FLOAT64, (kind, key, f)
                 assert bound <= key[0], (kind, key, f)
 
 
 def test_rows_are_as_sure_as_where_a_filter_by_probability_lost_the_z_loss():
     case = kinds(np.random.default_rng(0))["z-loss of sure rows"]
     p = softxent.softmax(case.x @ case.w.T)
-    assert 1e-7 < (miss := 1 - p[np.arange(ROWS), case.labels]).min() and 5e-6 < miss.max() < 1e-5
+    assert 1e-7 < (miss := 1 - p[np.arange(ROWS), case.labels]).min() and 5e-6 < miss.max() < 1e-5  # the sureness of trained models
     whole, without = (gradients("numpy", case._replace(options=o), np.dtype("f8"), linear.BUDGET)[0] for o in (case.options, {}))
     assert apart(without, whole) > 0.99, "z-loss is all of the gradient"
     got = gradients("numpy", case, np.dtype("f8"), linear.BUDGET, 1e-2)[0]
-    assert apart(got, whole) <= 1e-2
+    assert apart(got, whole) <= 1e-2  # the tolerance asked for
 
 
 @each_front
@@ -205,10 +206,10 @@ def test_the_bounds_are_those_of_the_theorem(dtype, rng):
             columns = np.repeat(skip, filtering.BLOCK)[:classes]
             want_x, want_w = bounds.filter_losses(g, x, w, skip, filtering.BLOCK)
             for got, want in ((a[:, skip].sum(1), want_x), (np.where(columns, c, 0), want_w)):
-                assert (got >= want).all() and (got <= want * room**2 + 1e-28).all()
+                assert (got >= want).all() and (got <= want * room**2 + 1e-28).all()  # what the smallest numbers add
             g64 = np.where(columns, g.astype("f8"), 0)
             for lost, most in ((g64 @ w, want_x), (g64.T @ x, want_w)):
-                assert (np.linalg.norm(lost, axis=1) <= most * (1 + 1e-9)).all()
+                assert (np.linalg.norm(lost, axis=1) <= most * (1 + FLOAT64)).all()
 
 
 def test_norms_are_never_too_small(rng):
@@ -256,7 +257,7 @@ def test_the_statistics_tell_the_truth(front, dtype, rng, monkeypatch):
         blocks = -(-CLASSES // filtering.BLOCK) * chunks
         assert stats.blocks == blocks and not stats.recomputed
         assert product == dict(dx=blocks - stats.skipped_dx, dw=blocks - stats.skipped_dw)
-        assert 0 < stats.skipped_dx < blocks and 0 < stats.bound_dx <= 1e-2 and 0 < stats.bound_dw <= 1e-2
+        assert 0 < stats.skipped_dx < blocks and 0 < stats.bound_dx <= 1e-2 and 0 < stats.bound_dw <= 1e-2  # the tolerance asked for
 
 
 @each_front
@@ -265,7 +266,7 @@ def test_dw_made_anew_is_dw(front, rng):
     budget = 14 * CLASSES * 8
     _, dw = gradients(front, case, np.dtype("f8"), budget, 0.1, stats)
     assert stats.recomputed and stats.skipped_dw == 0 == stats.bound_dw and stats.skipped_dx > 0
-    assert apart(dw, gradients(front, case, np.dtype("f8"), budget)[1]) < 1e-11
+    assert apart(dw, gradients(front, case, np.dtype("f8"), budget)[1]) < FLOAT64
 
 
 def test_the_loss_and_db_are_exact(rng, monkeypatch):
@@ -274,8 +275,8 @@ def test_the_loss_and_db_are_exact(rng, monkeypatch):
     options = dict(bias=rng.standard_normal(CLASSES), label_smoothing=0.1, softcap=20.0)
     loss, *_, db = softxent.linear_cross_entropy_and_grad(x, w, labels, **options)
     got, dx, dw, found = softxent.linear_cross_entropy_and_grad(x, w, labels, **options, filter_tol=0.3)
-    assert got == pytest.approx(loss, rel=1e-14)
-    np.testing.assert_allclose(found, db, rtol=1e-12, atol=1e-16)
+    assert got == pytest.approx(loss, rel=FEW64)
+    np.testing.assert_allclose(found, db, rtol=FLOAT64, atol=FLOAT64 * np.abs(db).max())
     whole = softxent.linear_cross_entropy_and_grad(x, w, labels, **options)
     assert 1e-4 < apart(dx, whole[1]) <= 0.3 and apart(dw, whole[2]) <= 0.3
 
@@ -290,7 +291,7 @@ def test_torch_filters_what_it_makes_ahead_and_nothing_else(rng):
         got, exact = (torch.autograd.grad(o, (x, w)) for o in (out, want))
         assert torch.equal(out, want) and stats.skipped_dx > 0 < stats.skipped_dw
         for a, b, bound in zip(got, exact, (stats.bound_dx, stats.bound_dw), strict=True):
-            assert 0 < apart(a.numpy(), b.numpy()) <= bound + 1e-12 and bound <= 0.3
+            assert 0 < apart(a.numpy(), b.numpy()) <= bound + FLOAT64 and bound <= 0.3
     for options in (dict(reduction="none"), dict(return_lse=True)):
         stats = FilterStats()
         out = linear_cross_entropy(x, w, labels, filter_tol=0.3, filter_stats=stats, **options)
@@ -302,7 +303,7 @@ def test_torch_filters_what_it_makes_ahead_and_nothing_else(rng):
     first = torch.autograd.grad(loss, x, retain_graph=True)[0]
     again = torch.autograd.grad(loss, x)[0]
     whole = torch.autograd.grad(linear_cross_entropy(x, w, labels), x)[0]
-    assert not torch.equal(first, whole) and torch.allclose(again, whole, rtol=1e-12)
+    assert not torch.equal(first, whole) and torch.allclose(again, whole, rtol=FLOAT64)
     stats = FilterStats()  # with a frozen head, the statistics are of dX only
     linear_cross_entropy(x, w.detach(), labels, filter_tol=0.01, filter_stats=stats)
     assert stats.skipped_dx > 0 == stats.skipped_dw
@@ -382,12 +383,13 @@ def test_the_curve_of_the_benchmark(tmp_path, rng):
     for r in records:
         assert [p["tol"] for p in r["points"]] == list(curve.TOLS)
         for p in r["points"]:
-            assert p["error"][0] <= p["bound_dx"] + 1e-12 and p["bound_dx"] <= p["tol"]
-            assert p["error"][1] <= p["bound_dw"] + 1e-12 and p["bound_dw"] <= p["tol"]
+            assert p["error"][0] <= p["bound_dx"] + FLOAT64 and p["bound_dx"] <= p["tol"]
+            assert p["error"][1] <= p["bound_dw"] + FLOAT64 and p["bound_dw"] <= p["tol"]
     first, shuffled, wider, _ = records
     assert first["points"][3]["skipped_dx"] > shuffled["points"][3]["skipped_dx"]
     for p, q in zip(first["points"], wider["points"], strict=True):
-        assert p["skipped_dw"] == q["skipped_dw"] and p["error"] == pytest.approx(q["error"], rel=1e-3, abs=1e-12)
+        # the head is float32, and its classes have another order
+        assert p["skipped_dw"] == q["skipped_dw"] and p["error"] == pytest.approx(q["error"], rel=1e-3, abs=FLOAT64)
     results = dict(machine="here", steps=0, records=records)
     assert curve.text(results).count("\n| ") == 2 + len(records) * len(curve.TOLS)
     curve.plot(results, tmp_path / "filter.png")

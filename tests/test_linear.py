@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from cases import OPTIONS, composite, option_cases
+from tolerances import DIFFERENCES, FEW64, FLOAT32, FLOAT64
 
 import softxent
 from softxent import linear
@@ -24,6 +25,7 @@ def head(rng, rows, classes, width, dtype, bias=True):
 def close(got, want, dtype, terms, what):
     """Compare sums of `terms` products in any order: sqrt(terms) roundings of the largest entry are allowed, and that of the gradient."""
     u = bounds.unit(dtype)
+    # 1e-30: no division by 0
     np.testing.assert_allclose(got, want, atol=(40 + 4 * terms**0.5) * u * max(np.abs(want).max(), 1e-30), rtol=200 * u, err_msg=what)
 
 
@@ -94,7 +96,7 @@ def test_gradients_are_derivatives(backend, rng):
         v = rng.standard_normal(grad.shape)
         f = lambda s, i=i, v=v: loss(*(a + s * v if i == j else a for j, a in enumerate((x, w, b))))  # noqa: E731
         slope = (8 * (f(h) - f(-h)) - (f(2 * h) - f(-2 * h))) / (12 * h)
-        assert (grad * v).sum() == pytest.approx(-2 * slope, rel=1e-8)
+        assert (grad * v).sum() == pytest.approx(-2 * slope, rel=DIFFERENCES)
 
 
 def test_shapes_and_edges(backend, rng):
@@ -116,8 +118,8 @@ def test_shapes_and_edges(backend, rng):
         want = softxent.linear_cross_entropy_and_grad(x2, w, t2, **options)
         x2[7] = np.nan
         got = softxent.linear_cross_entropy_and_grad(x2, w, t2, **options)
-        assert got[0] == pytest.approx(want[0], rel=1e-6) and (got[1][7] == 0).all(), options
-        np.testing.assert_allclose(got[1], want[1], rtol=1e-5)
+        assert got[0] == pytest.approx(want[0], rel=FLOAT32) and (got[1][7] == 0).all(), options
+        np.testing.assert_allclose(got[1], want[1], rtol=FLOAT32)
     loss, dx, dw = softxent.linear_cross_entropy_and_grad(x, w, np.full(12, -100), empty_value=0.0)
     assert loss == 0 and (dx == 0).all() and (dw == 0).all()
     for strided in (np.asfortranarray(x), np.repeat(x, 2, axis=0)[::2], x[::-1][::-1]):
@@ -213,7 +215,7 @@ def test_second_derivatives_are_those_of_the_whole_logits(backend, option, gauss
     for budget in (1, 5 * 7 * 8, linear.BUDGET):
         got = product(x, w, labels, v[0], v[1], bias=b, vb=v[2], budget=budget, **options)
         for a, c in zip(got, want, strict=True):
-            np.testing.assert_allclose(a, c.numpy(), rtol=1e-9, atol=1e-11)
+            np.testing.assert_allclose(a, c.numpy(), rtol=FEW64, atol=FEW64)
 
 
 def test_gauss_newton_is_positive_and_both_are_symmetric(backend, rng):
@@ -223,9 +225,9 @@ def test_gauss_newton_is_positive_and_both_are_symmetric(backend, rng):
     for product in (softxent.linear_cross_entropy_ggn, softxent.linear_cross_entropy_hvp):
         images = [product(x, w, t, *v, **options) for v in vectors]
         matrix = np.array([[sum((a * c).sum() for a, c in zip(v, image, strict=True)) for image in images] for v in vectors])
-        np.testing.assert_allclose(matrix, matrix.T, atol=1e-12)
+        np.testing.assert_allclose(matrix, matrix.T, rtol=0, atol=FLOAT64)
         if product is softxent.linear_cross_entropy_ggn:
-            assert np.linalg.eigvalsh(matrix).min() > -1e-12
+            assert np.linalg.eigvalsh(matrix).min() > -FLOAT64
 
 
 def test_a_row_of_weight_0_has_gradient_0_if_its_logits_are_nan(backend):

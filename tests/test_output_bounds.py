@@ -189,6 +189,7 @@ def test_the_bound_of_an_entropy_is_relative_if_the_largest_logit_is_kept_apart(
         some = h > 1e-30  # below, predictions are lost, as e^-103 is in float32
         of_h, near = bounds.entropy_bounds(z, top)[0], bounds.loss_bound(dtype, classes, gap)
         assert (
+            # below the smallest float32
             of_h[some] <= ((6 * bounds.unit(dtype) + 7 * near + 4 * bounds.UNIT["float64"] * gap) * h)[some] * 1.01 + 1e-38 * classes
         ).all()
 

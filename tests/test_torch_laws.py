@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cases import DTYPES, OPTIONS, option_cases
+from tolerances import FEW64, FLOAT32
 
 import softxent
 from softxent import torch as st
@@ -75,7 +76,7 @@ def test_a_row_of_nan_whose_lse_is_not_used_has_gradient_0(device):
     z = torch.tensor([[torch.nan, 1.0, 2.0], [3.0, 1.0, 2.0]], device=device, requires_grad=True)
     (dz,) = torch.autograd.grad(st.logsumexp(z, 1), z, torch.tensor([0.0, 1.0], device=device))
     assert (dz[0] == 0).all()
-    torch.testing.assert_close(dz[1], z[1].softmax(0))
+    torch.testing.assert_close(dz[1], z[1].softmax(0), rtol=FLOAT32, atol=0)
 
 
 LAZY = {"negated": torch._neg_view, "zeros": lambda x: torch._efficientzerotensor(x.shape, dtype=x.dtype, device=x.device)}
@@ -91,6 +92,6 @@ def test_values_that_are_not_in_memory(device, options, make):
     for given, target in ((make(x), t), (x, make(-t)), (make(x), make(-u))):
         z, w = given.detach().requires_grad_(), given.clone().requires_grad_()
         loss, want = st.cross_entropy(z, target, **options), F.cross_entropy(w, target.clone(), **options)
-        torch.testing.assert_close(loss, want)
+        torch.testing.assert_close(loss, want, rtol=FEW64, atol=FEW64)
         up = make(torch.ones_like(want))
-        torch.testing.assert_close(torch.autograd.grad(loss, z, up), torch.autograd.grad(want, w, up.clone()))
+        torch.testing.assert_close(torch.autograd.grad(loss, z, up), torch.autograd.grad(want, w, up.clone()), rtol=FEW64, atol=FEW64)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from tolerances import FLOAT64, HIGHER
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 
 from softxent import torch as st
@@ -98,7 +99,7 @@ def test_forward_mode_by_each_argument_alone(function, names, reduction):
             dual = values | {moving: forward_ad.make_dual(values[moving], direction)}
             got = forward_ad.unpack_dual(loss(function, dual, label_smoothing=0.1, reduction=reduction)).tangent
             want = forward_ad.unpack_dual(written_out(function, dual, label_smoothing=0.1, reduction=reduction)).tangent
-        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(got, want, rtol=HIGHER, atol=FLOAT64)
 
         def f(t, of=loss, moving=moving):
             return of(function, values | {moving: t}, label_smoothing=0.1, reduction="sum")
@@ -107,8 +108,8 @@ def test_forward_mode_by_each_argument_alone(function, names, reduction):
         forward_over_reverse = torch.func.jvp(torch.func.grad(f), (values[moving],), (direction,))[1]
         wanted = torch.func.jvp(lambda t: f(t, written_out), (values[moving],), (direction,))[1]
         wanted_too = torch.func.jvp(torch.func.grad(lambda t: f(t, written_out)), (values[moving],), (direction,))[1]
-        torch.testing.assert_close(by_func, wanted, rtol=1e-9, atol=1e-12)
-        torch.testing.assert_close(forward_over_reverse, wanted_too, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(by_func, wanted, rtol=HIGHER, atol=FLOAT64)
+        torch.testing.assert_close(forward_over_reverse, wanted_too, rtol=HIGHER, atol=FLOAT64)
 
 
 @each_reduction
@@ -121,7 +122,7 @@ def test_a_masked_class_whose_probability_stays_0_adds_nothing_in_forward_mode(r
     for kept in ([0, 1, 2, 3], [0, 2, 3]):
         f = lambda u, kept=kept: st.cross_entropy(z[:, kept], u, reduction=reduction)  # noqa: E731
         found.append(torch.func.jvp(f, (target[:, kept],), (direction[:, kept],))[1])
-    torch.testing.assert_close(*found, rtol=1e-12, atol=0)
+    torch.testing.assert_close(*found, rtol=FLOAT64, atol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from tolerances import FEW64
 from torch.autograd import gradcheck, gradgradcheck
 
 from softxent import torch as st
@@ -67,18 +68,18 @@ def test_what_a_row_gives_is_the_definitions(case):
         (a, b) if i != 2 else (a[label != NO_LABEL], b[label != NO_LABEL]) for i, (a, b) in enumerate(zip(found[:4], want, strict=True))
     ]
     for a, b in wanted:
-        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(a, b, rtol=FEW64, atol=FEW64)
     short = operators.rows(z, label, y, r, q, off, 1, *transform)
     assert torch.equal(short[0], found[0]) and torch.equal(short[1], found[1]) and not sum(t.numel() for t in short[2:])
     ups = [torch.randn(ROWS, dtype=F64) * (label != NO_LABEL) for _ in range(4)]
     arguments = given(z, *(t for t in (y, r, q, off) if t is not None and t.requires_grad))
     mine, theirs = (torch.autograd.grad(f[:4], arguments, ups, create_graph=True) for f in (found, want))
     for a, b in zip(mine, theirs, strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-13)
+        torch.testing.assert_close(a, b, rtol=FEW64, atol=FEW64)
     seconds = [torch.autograd.grad(sum((t**2).sum() for t in first), arguments, create_graph=True) for first in (mine, theirs)]
     thirds = [torch.autograd.grad(sum((t**2).sum() for t in second), arguments) for second in seconds]
     for a, b in (*zip(*seconds, strict=True), *zip(*thirds, strict=True)):
-        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
+        torch.testing.assert_close(a, b, rtol=FEW64, atol=FEW64)
 
 
 @each_case
@@ -130,7 +131,7 @@ def test_the_curvature_is_the_same_by_the_kernel_and_composed(case):
     v, ups = torch.randn(ROWS, CLASSES, dtype=F64), [t.detach() for t in upstream()]
     arguments = (z, v, label, y, r, q, off, *ups, 1, *transform)
     for a, b in zip(operators.compute.curvature(*arguments), operators._composed_curvature(*arguments), strict=True):
-        torch.testing.assert_close(a, b.to(a.dtype), rtol=1e-12, atol=1e-13)
+        torch.testing.assert_close(a, b.to(a.dtype), rtol=FEW64, atol=FEW64)
 
 
 @each_case
@@ -155,7 +156,7 @@ def test_vmap_over_any_argument_is_a_loop(case):
             found = torch.func.vmap(f, in_dims)(*arguments[:moving], many, *arguments[moving + 1 :])
             want = [f(*arguments[:moving], one, *arguments[moving + 1 :]) for one in many]
             want = torch.stack(want) if f is gradient else tuple(map(torch.stack, zip(*want, strict=True)))
-            torch.testing.assert_close(found, want, rtol=1e-12, atol=1e-13)
+            torch.testing.assert_close(found, want, rtol=FEW64, atol=FEW64)
 
 
 @pytest.mark.parametrize("shape", [(CLASSES,), (2, CLASSES, 2)], ids=str)
@@ -171,7 +172,7 @@ def test_vmap_over_a_number_that_is_the_same_for_all_rows_is_a_loop(shape):
             return operators.gradient(z, label, y, r, q, off, *ups, axis)
 
         many = torch.tensor([0.5, -2.0], dtype=F64)
-        torch.testing.assert_close(torch.func.vmap(f)(many), torch.stack([f(x) for x in many]), rtol=1e-12, atol=1e-13)
+        torch.testing.assert_close(torch.func.vmap(f)(many), torch.stack([f(x) for x in many]), rtol=FEW64, atol=FEW64)
 
 
 # ---- what the outputs are, with the options of the public function ----

@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from test_examples import EXAMPLES
+from tolerances import FLOAT32, TRAINED32
 from torch import nn
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -68,11 +69,12 @@ def result(model, **call):
     return out.loss.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}, out
 
 
-def same(mine, theirs, tol=1e-5):
+def same(mine, theirs, tol=TRAINED32):
     (loss, grads, _), (want, wants, _) = mine, theirs
     assert loss.dtype == want.dtype and grads.keys() == wants.keys()
     torch.testing.assert_close(loss, want, rtol=tol, atol=tol)
     for name in wants:
+        # a gradient that is nearly 0
         torch.testing.assert_close(grads[name], wants[name], rtol=tol, atol=tol * max(1e-2, wants[name].abs().max().item()), msg=name)
 
 
@@ -144,9 +146,9 @@ def test_labels_may_be_positional_and_the_result_a_tuple():
     want = model(*args).loss
     patch(model)
     assert list(inspect.signature(model.forward).parameters) == names
-    assert lazy(model(*args)) and torch.allclose(model(*args).loss, want)
+    assert lazy(model(*args)) and torch.allclose(model(*args).loss, want, rtol=TRAINED32)
     loss, logits = model(**given, return_dict=False)[:2]
-    assert torch.allclose(loss, want) and isinstance(logits, Logits)
+    assert torch.allclose(loss, want, rtol=TRAINED32) and isinstance(logits, Logits)
 
 
 def test_all_rows_ignored_is_nan_and_no_gradient():
@@ -165,7 +167,7 @@ def test_what_has_no_labels_is_unchanged():
     patch(model)
     assert type(model(ids).logits) is torch.Tensor and torch.equal(model(ids).logits, plain.logits)
     assert torch.equal(model.generate(ids, max_new_tokens=4, do_sample=False, num_beams=2), tokens)
-    assert torch.equal(model(ids, **last).logits[:], kept.logits) and torch.allclose(model(ids, **last).loss, kept.loss)
+    assert torch.equal(model(ids, **last).logits[:], kept.logits) and torch.allclose(model(ids, **last).loss, kept.loss, rtol=TRAINED32)
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
@@ -173,7 +175,7 @@ def test_an_evaluation_has_the_stock_loss_and_metrics(mode):
     model, given = MODELS["gemma2, tied, softcap"]().eval(), inputs()
     with mode():
         want, out = model(**given), patch(model)(**given)
-        assert lazy(out) and torch.allclose(out.loss, want.loss) and not out.logits.requires_grad
+        assert lazy(out) and torch.allclose(out.loss, want.loss, rtol=TRAINED32) and not out.logits.requires_grad
     assert torch.equal(out.logits.argmax(-1), want.logits.argmax(-1))
 
 
@@ -480,7 +482,7 @@ def test_compiled_whole_it_is_stock_and_compiled_in_its_body_it_is_patched():
     theirs = result(model, **given)
     compiled = torch.compile(patch(model), fullgraph=True, backend="aot_eager")
     loss = compiled(**given).loss
-    assert torch.allclose(loss, theirs[0]) and not isinstance(compiled(**given).logits, Logits)
+    assert torch.allclose(loss, theirs[0], rtol=TRAINED32) and not isinstance(compiled(**given).logits, Logits)
     model.model.compile(backend="aot_eager")
     mine = result(model, **given)
     assert lazy(mine[2])
@@ -497,7 +499,7 @@ def test_functional_transforms_go_through():
     want = torch.func.grad(loss)(weights)
     patch(model)
     found = torch.func.grad(loss)(weights)
-    assert found.keys() == want.keys() and all(torch.allclose(found[name], want[name], atol=1e-6) for name in want)
+    assert found.keys() == want.keys() and all(torch.allclose(found[name], want[name], rtol=TRAINED32, atol=FLOAT32) for name in want)
 
 
 class Adapted(nn.Module):
@@ -547,5 +549,6 @@ def test_the_example_trains_the_same_model_in_less_memory(capsys, monkeypatch):
     example = importlib.import_module("finetune_causal_lm")  # imported by its name, because its processes import it too
     found = example.main(steps=4, batch=8, length=64, classes=12000)
     (stock, _, stock_peak), (ours, _, our_peak) = found["stock"], found["patched"]
+    # four steps of training in float32 amplify the roundings
     assert max(abs(a - b) for a, b in zip(stock, ours, strict=True)) < 1e-4 and stock[-1] < stock[0] - 0.2
     assert our_peak < stock_peak and "times less" in capsys.readouterr().out

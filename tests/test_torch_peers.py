@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from cases import composite
 from sklearn._loss import HalfMultinomialLoss
+from tolerances import FLOAT32
 from torch.autograd import forward_ad, grad
 
 import softxent
@@ -34,6 +35,7 @@ def torch_threads():
 # ---- helpers ----
 
 
+# float64, by default
 def near(got, want, what, rtol=1e-10, atol=1e-12):
     got, want = torch.as_tensor(got).detach().double(), torch.as_tensor(want).detach().double()
     assert got.shape == want.shape, f"{what}: shape {tuple(got.shape)}, not {tuple(want.shape)}"
@@ -77,40 +79,41 @@ def agrees(f, z, target, upstream=1.0, **options):
 
 
 def a_sure_prediction_keeps_its_loss(f):
-    near(f(torch.tensor([[20.0, 0.0]]), torch.tensor([0]), reduction="sum"), -SURE, "loss", 1e-6, 0)
+    near(f(torch.tensor([[20.0, 0.0]]), torch.tensor([0]), reduction="sum"), -SURE, "loss", FLOAT32, 0)
 
 
 def a_sure_prediction_keeps_its_gradient(f):
     z = torch.tensor([[20.0, 0.0]], requires_grad=True)
-    near(grad(f(z, torch.tensor([0])), z)[0], [[np.expm1(SURE), -np.expm1(SURE)]], "gradient", 1e-6, 0)
+    near(grad(f(z, torch.tensor([0])), z)[0], [[np.expm1(SURE), -np.expm1(SURE)]], "gradient", FLOAT32, 0)
 
 
 def a_common_offset_costs_no_digit(f):
-    near(f(torch.tensor([[1e4, 1e4 - 5, 1e4 - 8]]), torch.tensor([0]), reduction="sum"), np.log1p(np.exp(-5) + np.exp(-8)), "loss", 1e-5, 0)
+    loss = f(torch.tensor([[1e4, 1e4 - 5, 1e4 - 8]]), torch.tensor([0]), reduction="sum")
+    near(loss, np.log1p(np.exp(-5) + np.exp(-8)), "loss", 10 * FLOAT32, 0)
 
 
 def a_tie_costs_log_2_however_large(f):
-    near(f(torch.tensor([[1e8, 1e8]]), torch.tensor([0]), reduction="sum"), np.log(2), "loss", 1e-6, 0)
+    near(f(torch.tensor([[1e8, 1e8]]), torch.tensor([0]), reduction="sum"), np.log(2), "loss", FLOAT32, 0)
 
 
 def a_common_offset_costs_no_digit_of_the_gradient(f):
     z = torch.tensor([[1e4, 1e4 - 5, 1e4 - 8]], requires_grad=True)
     want = torch.softmax(z.detach().double(), 1) - torch.tensor([[0.0, 1, 0]])
-    near(grad(f(z, torch.tensor([1])), z)[0], want, "gradient", 1e-5, 0)
+    near(grad(f(z, torch.tensor([1])), z)[0], want, "gradient", 10 * FLOAT32, 0)
 
 
 def a_wide_gap_is_a_large_loss(f):
     z = torch.tensor([[200.0, 0.0], [0.0, -200.0], [200.0, 200.0]], requires_grad=True)
     loss = f(z, torch.tensor([1, 1, 0]), reduction="sum")
-    near(loss, 400 + np.log(2), "loss", 1e-6)
-    near(grad(loss, z)[0], [[1.0, -1], [1, -1], [-0.5, 0.5]], "gradient", 1e-6)
+    near(loss, 400 + np.log(2), "loss", FLOAT32)
+    near(grad(loss, z)[0], [[1.0, -1], [1, -1], [-0.5, 0.5]], "gradient", FLOAT32)
 
 
 def a_saturated_softcap_keeps_its_slope(f):
     z, t = torch.tensor([[60.0, 0.5, 1.0]], requires_grad=True), torch.tensor([1])
     w = z.detach().double().requires_grad_()
     want = grad(composite(w, t.numpy(), softcap=5.0).loss, w)[0]
-    near(grad(f(z, t, softcap=5.0), z)[0], want, "gradient", 1e-5, 0)
+    near(grad(f(z, t, softcap=5.0), z)[0], want, "gradient", 10 * FLOAT32, 0)
 
 
 # ---- laws: memory, arguments are not written, bits ----
@@ -513,7 +516,7 @@ def targets_without_gradient(z, target):
 
 def filtered_by_the_prediction(z, target, **options):
     """Entries with a small yhat - y are skipped, whatever other terms they have."""
-    small = (z.softmax(1) - F.one_hot(target, z.shape[1])).abs() < 2**-12
+    small = (z.softmax(1) - F.one_hot(target, z.shape[1])).abs() < 2**-12  # the mistake itself
     return torch_composite(torch.where(small, z.detach(), z), target, **options)
 
 

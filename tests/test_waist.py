@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from cases import BACKENDS, DTYPES, OFFS, Problem, computed, exact, fused, problem, python, two_calls, within
 from test_bits import isas
+from tolerances import FEW64, FLOAT32, FLOAT64
 
 import softxent
 from softxent import formula, kernels
@@ -86,6 +87,7 @@ def test_all_outputs_and_the_gradient_by_all_of_them(backend, dtype, off, transf
         within(-got.result[2][labelled], nll, unit, f"{where} log-probability")
         within(got.result[3], want.result[3], entropy, f"{where} entropy")
         within(got.dz, want.dz, dz, f"{where} gradient")
+        # a tie of float32
         tied = np.abs(want.parts[0] - want.parts[4]) < 1e-5 * (1 + np.abs(np.where(np.isfinite(want.parts[0]), want.parts[0], 0)))
         np.testing.assert_array_equal(got.result[4][~tied], want.result[4][~tied])
 
@@ -126,8 +128,8 @@ def test_four_numbers_and_two_results_give_the_same_bits_as_all(dtype):
 def test_a_very_large_softcap_is_none(dtype):
     p = problem(9, 300, dtype, "shared").rows([0, 1, 2, 4, 5, 7])  # a softcap makes -inf finite
     got, want = fused(p._replace(transform=(1.0, 1e280))), fused(p)
-    np.testing.assert_allclose(got.result, want.result, rtol=1e-11)
-    np.testing.assert_allclose(got.dz.astype(float), want.dz.astype(float), rtol=1e-11, atol=1e-100)
+    np.testing.assert_allclose(got.result, want.result, rtol=FEW64)
+    np.testing.assert_allclose(got.dz.astype(float), want.dz.astype(float), rtol=FLOAT64, atol=bounds.TINY["float64"])
 
 
 def curved(p: Problem, v: np.ndarray, gauss_newton: bool = False, threads: int = 1) -> tuple[np.ndarray, np.ndarray]:
@@ -194,8 +196,8 @@ def test_curvature_without_the_second_derivative_of_the_softcap_is_positive():
     p = p._replace(truth=np.abs(p.truth), z=np.clip(p.z, -20, 20))
     v = np.random.default_rng(1).standard_normal(p.z.shape)
     gauss_newton, whole = curved(p, v, True)[0], curved(p, v)[0]
-    assert ((v * gauss_newton).sum(axis=1) > -1e-15).all()
-    assert not np.allclose(gauss_newton, whole)
+    assert ((v * gauss_newton).sum(axis=1) > -8 * bounds.UNIT["float64"]).all()
+    assert np.abs(gauss_newton - whole).max() > 1e-3
     flat = p._replace(transform=(0.9, np.inf))
     assert curved(flat, v, True)[0].tobytes() == curved(flat, v)[0].tobytes()
 
@@ -241,15 +243,15 @@ def test_a_temperature_costs_no_digit_of_a_common_offset(classes, rng):
     p = Problem(z, t, numbers, np.full(classes, 1 / classes, np.float32), (0.7, np.inf))
     got, want = fused(p, outputs=5), exact(p, outputs=5)
     for k in (0, 2, 3):
-        np.testing.assert_allclose(got.result[k], want.result[k], rtol=1e-6)
-    np.testing.assert_allclose(got.dz, want.dz.astype(float), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(got.result[k], want.result[k], rtol=FLOAT32)
+    np.testing.assert_allclose(got.dz, want.dz.astype(float), rtol=FLOAT32, atol=FLOAT32)
     v, out = rng.standard_normal(z.shape).astype(np.float32), np.empty_like(z)
     product, _ = curved(p, v)
     exactly = curvature_of_formula(p._replace(z=z.astype(wide)), v.astype(wide))[0]
-    np.testing.assert_allclose(product, exactly.astype(float), atol=3e-6 * float(np.abs(exactly).max()))
+    np.testing.assert_allclose(product, exactly.astype(float), rtol=0, atol=4 * FLOAT32 * float(np.abs(exactly).max()))
     kernels.active().log_softmax(z, np.ones(1), p.transform, out, 1)
     sums = formula.partials(z / cool, t)
-    np.testing.assert_allclose(out, -formula.surprisal(z / cool, sums).astype(float), atol=2e-6)
+    np.testing.assert_allclose(out, -formula.surprisal(z / cool, sums).astype(float), rtol=0, atol=2 * FLOAT32)
 
 
 @each_dtype
@@ -296,9 +298,10 @@ def test_softcap_and_temperature_far_out(backend):
             z = (rng.standard_normal((9, 33)) * size).astype(np.float32)
             p = Problem(z, rng.integers(0, 33, 9), np.array([[1.0], [0], [0], [1.0]]), None, (temperature, cap))
             got, want = fused(p), exact(p)
-            np.testing.assert_allclose(got.result[0], want.result[0], rtol=1e-4, atol=1e-5 * 50, err_msg=f"{cap} {temperature}")
-            largest = np.abs(want.dz).max(initial=0)
-            np.testing.assert_allclose(got.dz, want.dz, rtol=1e-4, atol=1e-4 * largest + 1e-37, err_msg=f"{cap} {temperature}")
+            # z / T is rounded to float32 where it is 50, and the loss to a part of that
+            np.testing.assert_allclose(got.result[0], want.result[0], rtol=4 * FLOAT32, atol=10 * FLOAT32, err_msg=f"{cap} {temperature}")
+            near = 4 * FLOAT32 * np.abs(want.dz).max(initial=0) + 1e-37  # as above, and a gradient may be subnormal
+            np.testing.assert_allclose(got.dz, want.dz, rtol=4 * FLOAT32, atol=near, err_msg=f"{cap} {temperature}")
 
 
 def test_tanh_has_a_few_units_of_error():
@@ -311,9 +314,11 @@ def test_tanh_has_a_few_units_of_error():
             got = fused(p, outputs=5)
             wide = p.z[:, 0].astype(np.longdouble) / cap
             unit = bounds.UNIT[np.dtype(dtype).name]
+            # subnormal numbers
             within(got.parts[0], cap * np.tanh(wide), 8 * unit * np.abs(cap * np.tanh(wide)).astype(float) + 1e-44, "tanh")
             slope = np.cosh(wide[:-1].astype(np.longdouble)) ** -2
             relative = 4 * np.abs(wide[:-1]).astype(float) * unit + 10 * unit
+            # subnormal numbers
             within(got.dz[:-1, 0], slope, relative * slope.astype(float) + (2e-37 if dtype == np.float32 else 1e-306), "slope")
 
 

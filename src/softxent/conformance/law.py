@@ -135,9 +135,13 @@ def counted(what: str, found: list[Array], count: int) -> list[Array]:
     return found
 
 
-def close(what: str, got: list[Array], want: list[Array], *, relative: float = 1e-8) -> None:
-    """Compare derivatives in float64, within 1e-8 of the largest entry of each: the rounding of both is below 1e-10."""
+DERIVATIVE = 1e-8  # of derivatives in float64, relative to the largest entry: the rounding of both is below 1e-10
+
+
+def close(what: str, got: list[Array], want: list[Array], *, relative: float = DERIVATIVE) -> None:
+    """Compare derivatives in float64, within DERIVATIVE of the largest entry of each."""
     for n, (a, b) in enumerate(zip(counted(f"{what}s", got, len(want)), want, strict=True)):
+        # an entry that should be 0 may be as large as rounding leaves
         near(f"{what} {n}" if len(want) > 1 else what, a, b, relative * (np.abs(b).max(initial=0) + 1e-6))
 
 

@@ -70,6 +70,7 @@ def forward_mode_is_the_derivative(subject: Subject, one: Case) -> None:
 def the_second_derivative_is_that_of_the_loss(subject: Subject, one: Case) -> None:
     """A backward pass through the backward pass gives the Hessian of the loss, here of its square, times a vector."""
     v = directions(one)
+    # of a second derivative, an implementation may lose a few more digits to cancellation than of a first
     close("Hessian product", subject.run("double backward", one, v), definition.hessian_product(one, v), relative=1e-7)
 
 
@@ -77,6 +78,7 @@ def the_second_derivative_is_that_of_the_loss(subject: Subject, one: Case) -> No
 def forward_over_reverse_is_the_second_derivative(subject: Subject, one: Case) -> None:
     """Forward mode through the gradient gives the Hessian of the loss, here of its square, times a vector."""
     v = directions(one)
+    # of a second derivative, an implementation may lose a few more digits to cancellation than of a first
     close("Hessian product", subject.run("forward over reverse", one, v), definition.hessian_product(one, v), relative=1e-7)
 
 

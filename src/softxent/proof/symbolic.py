@@ -156,6 +156,12 @@ class Meaning:
         return self.form(body, dict(zip(own, at, strict=True)), kept)
 
     def _sum(self, e: E, ix: Index, kept: frozenset[str]) -> Any:
+        key = ("sum", e, tuple(self._letter(i, ix) for i in sorted(letters(e))), kept)
+        if key not in self.memo:
+            self.memo[key] = self._sum_over(e, ix, kept)
+        return self.memo[key]
+
+    def _sum_over(self, e: E, ix: Index, kept: frozenset[str]) -> Any:
         index, but, body = e.args
         i = sp.Dummy(index)
         if but is not None and RANGES[but] != RANGES[index]:
@@ -191,21 +197,25 @@ class Meaning:
 
     def _log(self, x: Any) -> Any:
         """Return the sum of the logarithms of the factors, all of which must be positive; NaN if one is not."""
+        if ("log", x) not in self.memo:
+            self.memo["log", x] = self._sum_of_logs(x)
+        return self.memo["log", x]
+
+    def _sum_of_logs(self, x: Any) -> Any:
         over, under = sp.fraction(sp.factor(reduced(x)))
+        factors = [(sign, f) for sign, product in ((1, over), (-1, under)) for f in sp.Mul.make_args(product)]
+        for minus in [one for one in factors if one[1] == -1]:  # SymPy writes (a - b) / c as -(b - a) / c
+            factors.remove(minus)
+            n = next((n for n, (_, f) in enumerate(factors) if f.is_Add and not self.positive(f)), None)
+            if n is None:
+                return sp.nan
+            factors[n] = factors[n][0], sp.expand(-factors[n][1])
         total = sp.Integer(0)
-        for sign, product in ((1, over), (-1, under)):
-            factors = list(sp.Mul.make_args(product))
-            if -1 in factors:  # SymPy writes a - b as -1 (b - a)
-                factors.remove(-1)
-                n = next((n for n, f in enumerate(factors) if f.is_Add), None)
-                if n is None:
-                    return sp.nan
-                factors[n] = sp.expand(-factors[n])
-            for f in factors:
-                base, power = (f, 1) if isinstance(f, sp.exp) else f.as_base_exp()
-                if not self.positive(base):
-                    return sp.nan
-                total += sign * power * (base.args[0] if isinstance(base, (sp.exp, EXP)) else sp.log(base))
+        for sign, f in factors:
+            base, power = (f, 1) if isinstance(f, sp.exp) else f.as_base_exp()
+            if not self.positive(base):
+                return sp.nan
+            total += sign * power * (base.args[0] if isinstance(base, (sp.exp, EXP)) else sp.log(base))
         return sp.expand(total)
 
     def positive(self, x: Any) -> bool:
@@ -300,6 +310,7 @@ def settled(f: Any) -> Any:
     return total
 
 
+@lru_cache(maxsize=1 << 12)
 def reduced(f: Any) -> Any:
     """Return a fraction in lowest terms."""
     return sp.cancel(sp.together(f))
