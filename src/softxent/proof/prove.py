@@ -209,7 +209,7 @@ def _by_coq(coqc: str, proof: Proof, tell: Callable[[str, int, int], None]) -> N
         checked = {x.theorem: x for x in proof.lines}
         while wanted:
             tell("Coq: what each line says", 1, 2)
-            source, at = _lines_file(wanted)
+            source, at = _lines_file(wanted, set(theorems(source_text)))
             (where / "Lines.v").write_text(source)
             done = _coqc(coqc, where, "Lines.v")
             if not done.returncode:
@@ -222,8 +222,9 @@ def _by_coq(coqc: str, proof: Proof, tell: Callable[[str, int, int], None]) -> N
                 return
             checked[culprit].coq_refused = _message(done)
             del wanted[culprit]
+        generated = _seconds(source, done.stdout)
         for name in wanted:
-            checked[name].coq_seconds = seconds.get(name, 0.0)
+            checked[name].coq_seconds = seconds.get(name, 0.0) or generated.get(f"line_{name}", 0.0)
         proof.axioms = _assumed(done.stdout)
         tell("Coq", 2, 2)
 
@@ -240,9 +241,14 @@ def _compiled(coqc: str, source: str) -> tuple[bytes, str | None, dict[str, floa
         return (where / "Softmax.vo").read_bytes(), None, _seconds(source, done.stdout)
 
 
-def _lines_file(wanted: dict[str, str]) -> tuple[str, list[tuple[int, int, str]]]:
-    """Return a Coq file that compares the definitions of Softmax.v with those of the statements, and proves the generated statement of each
-    line by the theorem of Softmax.v, and where each comparison and statement begins.
+def theorems(source: str) -> Iterator[str]:
+    """Yield the name of each theorem in a file of Coq."""
+    return (m[1] for m in re.finditer(r"^(?:Theorem|Lemma) (\w+)", source, re.M))
+
+
+def _lines_file(wanted: dict[str, str], by_hand: set[str]) -> tuple[str, list[tuple[int, int, str]]]:
+    """Return a Coq file that compares the definitions of Softmax.v with those of the statements, and proves the statement of each line: by the
+    theorem of Softmax.v that has its name, or else by the tactics of Softmax.v. Return also where each comparison and statement begins.
     """
     # each name is imported alone, so that the notations of Softmax.v have no effect here
     text, at = [*_HEAD, *meant()], []
@@ -257,12 +263,25 @@ def _lines_file(wanted: dict[str, str]) -> tuple[str, list[tuple[int, int, str]]
     text += of_softmax_v((*chain(*INDUCTIVE), *MEANINGS))
     everything = wanted | {name: says for name, (_, says) in BEYOND.items()}
     for name, says in everything.items():
-        add(name, f"Definition says_{name} : Prop := {says}.", f"Definition line_{name} : says_{name} := @Softmax.{name}.")
+        if name in by_hand or name in BEYOND:
+            add(name, f"Definition says_{name} : Prop := {says}.", f"Definition line_{name} : says_{name} := @Softmax.{name}.")
+        else:
+            add(name, f"Theorem line_{name} : {says}.", f"Proof. {_proof(name, wanted)} Qed.")
     names = [f"line_{name}" for name in everything]
     some = range(0, len(names), 16)
     text += [f"Definition all_{n} := ({', '.join(names[n : n + 16])}, tt)." for n in some]
     text += [f"Definition everything := ({', '.join(f'all_{n}' for n in some)}, tt).", "Print Assumptions everything.", ""]
     return "\n".join(text), at
+
+
+def _proof(name: str, wanted: dict[str, str]) -> str:
+    """Return the proof of a line, or of a whole derivation, which follows from its lines."""
+    lines = [f"line_{name}_{n}" for n in range(1, 1 + sum(f"{name}_{n}" in wanted for n in range(1, 99)))]
+    if not lines:
+        return "Softmax.line."
+    first, *rest = [f"Softmax.line_after {line}; " for line in lines]
+    chain, derivative = "".join(rest) + "reflexivity", f"Softmax.line_by {lines[0]}"
+    return f"intros; first [solve [{first}{chain}] | solve [eapply Softmax.partial_eq; [reflexivity| |{derivative}]; {chain}] | Softmax.line]."
 
 
 def _assumed(output: str) -> set[str]:
