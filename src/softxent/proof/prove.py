@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from . import frechet, rounding
-from .coq import BEYOND, INDUCTIVE, MEANINGS, meant, of_softmax_v, same_definitions, statements
+from .coq import BEYOND, INDUCTIVE, MEANINGS, meant, of_softmax_v, proof_of, same_definitions, statements
 from .derivation import DERIVATIONS, Derivation
 
 SOURCE = Path(__file__).with_name("Softmax.v")
@@ -246,9 +246,16 @@ def theorems(source: str) -> Iterator[str]:
     return (m[1] for m in re.finditer(r"^(?:Theorem|Lemma) (\w+)", source, re.M))
 
 
+def lines_file() -> str:
+    """Return the Coq file of the theorems of all lines."""
+    wanted = {name: says for d in DERIVATIONS.values() for name, says in statements(d)}
+    return _lines_file(wanted, set(theorems(SOURCE.read_text())))[0]
+
+
 def _lines_file(wanted: dict[str, str], by_hand: set[str]) -> tuple[str, list[tuple[int, int, str]]]:
-    """Return a Coq file that compares the definitions of Softmax.v with those of the statements, and proves the statement of each line: by the
-    theorem of Softmax.v that has its name, or else by the tactics of Softmax.v. Return also where each comparison and statement begins.
+    """Return a Coq file that compares the definitions of Softmax.v with those of the statements, and proves the generated statement of each
+    line: by the theorem of Softmax.v with its name if there is one (`by_hand`), and else by a tactic. Return also where each comparison and
+    statement begins.
     """
     # each name is imported alone, so that the notations of Softmax.v have no effect here
     text, at = [*_HEAD, *meant()], []
@@ -266,22 +273,12 @@ def _lines_file(wanted: dict[str, str], by_hand: set[str]) -> tuple[str, list[tu
         if name in by_hand or name in BEYOND:
             add(name, f"Definition says_{name} : Prop := {says}.", f"Definition line_{name} : says_{name} := @Softmax.{name}.")
         else:
-            add(name, f"Theorem line_{name} : {says}.", f"Proof. {_proof(name, wanted)} Qed.")
+            add(name, f"Theorem line_{name} : {says}.", f"Proof. {proof_of(name, wanted)} Qed.")
     names = [f"line_{name}" for name in everything]
     some = range(0, len(names), 16)
     text += [f"Definition all_{n} := ({', '.join(names[n : n + 16])}, tt)." for n in some]
     text += [f"Definition everything := ({', '.join(f'all_{n}' for n in some)}, tt).", "Print Assumptions everything.", ""]
     return "\n".join(text), at
-
-
-def _proof(name: str, wanted: dict[str, str]) -> str:
-    """Return the proof of a line, or of a whole derivation, which follows from its lines."""
-    lines = [f"line_{name}_{n}" for n in range(1, 1 + sum(f"{name}_{n}" in wanted for n in range(1, 99)))]
-    if not lines:
-        return "Softmax.line."
-    first, *rest = [f"Softmax.line_after {line}; " for line in lines]
-    chain, derivative = "".join(rest) + "reflexivity", f"Softmax.line_by {lines[0]}"
-    return f"intros; first [solve [{first}{chain}] | solve [eapply Softmax.partial_eq; [reflexivity| |{derivative}]; {chain}] | Softmax.line]."
 
 
 def _assumed(output: str) -> set[str]:
