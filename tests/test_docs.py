@@ -23,7 +23,7 @@ from softxent.proof.prove import counts
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.M | re.S)
-GENERATED = {"explain.html", "Softmax.v", "Rounding.v", "Frechet.v"}  # by tools/docs_hooks.py
+GENERATED = {"explain.html", "Softmax.v", "Lines.v", "Rounding.v", "Frechet.v"}  # by tools/docs_hooks.py
 MODULES = sorted(m.name for m in pkgutil.walk_packages(softxent.__path__, "softxent.") if not m.name.endswith(("__main__", "._kernel")))
 
 

@@ -29,7 +29,7 @@ from softxent.explanation.row import arrange
 from softxent.proof.coq import BEYOND
 from softxent.proof.derivation import DEFINITIONS, DERIVATIONS, Step
 from softxent.proof.expr import E
-from softxent.proof.prove import AXIOMS, FRECHET, ROUNDING, SOURCE, Further, counts
+from softxent.proof.prove import AXIOMS, FRECHET, ROUNDING, SOURCE, Further, counts, lines_file
 from softxent.proof.reading import SIGNS, mathml, prose
 from softxent.proof.replay import short
 from softxent.proof.rules import RULES
@@ -46,6 +46,7 @@ def on_files(files: Files, config: Any) -> Files:
         if source.exists():
             files.append(File.generated(config, place, abs_src_path=str(source)))
     files.append(File.generated(config, "explain.html", content=explained(SCORES, LABEL, NAMES)))
+    files.append(File.generated(config, "Lines.v", content=lines()))
     return files
 
 
@@ -126,12 +127,17 @@ def because(step: Step) -> str:
 
 
 def theorem(name: str, file: Path = SOURCE) -> str:
-    """Return a link to a theorem in a file of Coq, with its line."""
-    source = file.read_text()
-    found = re.search(rf"^(Theorem|Lemma) {name}\b", source, re.M)
-    if not found:
-        raise ValueError(f"docs: {file.name} has no theorem {name}")
-    return f'<a href="../{file.name}" title="{file.name}, line {source[: found.start()].count(chr(10)) + 1}"><code>{name}</code></a>'
+    """Return a link to a theorem, with its line: in a file of Coq, or in the generated one."""
+    for place, source in ((file.name, file.read_text()), ("Lines.v", lines())):
+        if found := re.search(rf"^(Theorem|Lemma) (line_)?{name}\b", source, re.M):
+            at = source[: found.start()].count("\n") + 1
+            return f'<a href="../{place}" title="{place}, line {at}"><code>{name}</code></a>'
+    raise ValueError(f"docs: {file.name} has no theorem {name}")
+
+
+@functools.cache
+def lines() -> str:
+    return lines_file()
 
 
 def further(file: Further) -> str:

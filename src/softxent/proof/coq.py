@@ -1,4 +1,4 @@
-"""The statement of each line of the derivation in Coq, generated from its expression. prove.py compares it with the theorem in Softmax.v.
+"""The statement of each line of the derivation in Coq, generated from its expression, and its proof by the tactics of Softmax.v.
 
 In Coq a derivative is a relation and not a value: `partial f k z d` states that d is the derivative of f with respect to the k-th
 coordinate at z. If a derivation starts with a derivative, the statement of a line is `partial ... (the line)`. A derivative inside a line
@@ -7,6 +7,7 @@ becomes a number d1, or a family of numbers in a sum, with the hypothesis that i
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from itertools import chain
 
@@ -552,6 +553,21 @@ def statements(derivation: Derivation) -> Iterator[tuple[str, str]]:
         yield derivation.theorem(n), str(Statement(derivation, lines[n - 1], step.expr, step.rel, step.given))
     given = tuple(dict.fromkeys(fact for step in derivation.steps for fact in step.given))
     yield derivation.name, str(Statement(derivation, lines[0], lines[-1], derivation.steps[-1].rel, given))
+
+
+def proof_of(name: str, wanted: Iterable[str]) -> str:
+    """Return the proof of a line by `line`, or that of a whole derivation from the theorems of its lines, which are in `wanted`.
+
+    If the derivation starts with a derivative, the first line says what it is, and the others are equations. If the first line needs
+    derivatives that the whole does not name, or if a line is not proved, `line` proves the whole.
+    """
+    lines = [f"line_{one}" for one in wanted if re.fullmatch(rf"{name}_\d+", one)]
+    if not lines:
+        return "Softmax.line."
+    first, *others = [f"Softmax.line_after {one}; " for one in lines]
+    equations = "".join(others) + "reflexivity"
+    derivative = f"eapply Softmax.partial_eq; [reflexivity| |Softmax.line_by {lines[0]}]"
+    return f"intros; first [solve [{first}{equations}] | solve [{derivative}; {equations}] | Softmax.line]."
 
 
 def same_definitions() -> Iterator[tuple[str, str]]:

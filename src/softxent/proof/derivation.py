@@ -76,7 +76,7 @@ class Step(NamedTuple):
 
 
 class Derivation(NamedTuple):
-    """A chain of lines, each equal to the one before (the last may be >=). Its name is that of its theorem in Softmax.v.
+    """A chain of lines, each equal to the one before (the last may be >=). Its name is that of its theorem in Coq.
 
     `result` is what later parts call its first and last line together, such as "Result 1". A derivation with `lemma` is
     shown inside the step that uses it, where that step stands in the same part.
@@ -119,7 +119,7 @@ class Derivation(NamedTuple):
         return fact == TWO_CLASSES or (named and every and fact.right in (ZERO, ONE) and fact.rel in FACTS)
 
     def theorem(self, line: int) -> str:
-        """The name, in Softmax.v, of the theorem that says: line `line` follows from the one before (from 1)."""
+        """The name, in Coq, of the theorem that says: line `line` follows from the one before (from 1)."""
         return f"{self.name}_{line}"
 
     @property

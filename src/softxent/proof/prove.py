@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from . import frechet, rounding
-from .coq import BEYOND, INDUCTIVE, MEANINGS, meant, of_softmax_v, same_definitions, statements
+from .coq import BEYOND, INDUCTIVE, MEANINGS, meant, of_softmax_v, proof_of, same_definitions, statements
 from .derivation import DERIVATIONS, Derivation
 
 SOURCE = Path(__file__).with_name("Softmax.v")
@@ -209,7 +209,7 @@ def _by_coq(coqc: str, proof: Proof, tell: Callable[[str, int, int], None]) -> N
         checked = {x.theorem: x for x in proof.lines}
         while wanted:
             tell("Coq: what each line says", 1, 2)
-            source, at = _lines_file(wanted)
+            source, at = _lines_file(wanted, set(theorems(source_text)))
             (where / "Lines.v").write_text(source)
             done = _coqc(coqc, where, "Lines.v")
             if not done.returncode:
@@ -222,8 +222,9 @@ def _by_coq(coqc: str, proof: Proof, tell: Callable[[str, int, int], None]) -> N
                 return
             checked[culprit].coq_refused = _message(done)
             del wanted[culprit]
+        generated = _seconds(source, done.stdout)
         for name in wanted:
-            checked[name].coq_seconds = seconds.get(name, 0.0)
+            checked[name].coq_seconds = seconds.get(name, 0.0) or generated.get(f"line_{name}", 0.0)
         proof.axioms = _assumed(done.stdout)
         tell("Coq", 2, 2)
 
@@ -240,9 +241,21 @@ def _compiled(coqc: str, source: str) -> tuple[bytes, str | None, dict[str, floa
         return (where / "Softmax.vo").read_bytes(), None, _seconds(source, done.stdout)
 
 
-def _lines_file(wanted: dict[str, str]) -> tuple[str, list[tuple[int, int, str]]]:
+def theorems(source: str) -> Iterator[str]:
+    """Yield the name of each theorem in a file of Coq."""
+    return (m[1] for m in re.finditer(r"^(?:Theorem|Lemma) (\w+)", source, re.M))
+
+
+def lines_file() -> str:
+    """Return the Coq file of the theorems of all lines."""
+    wanted = {name: says for d in DERIVATIONS.values() for name, says in statements(d)}
+    return _lines_file(wanted, set(theorems(SOURCE.read_text())))[0]
+
+
+def _lines_file(wanted: dict[str, str], by_hand: set[str]) -> tuple[str, list[tuple[int, int, str]]]:
     """Return a Coq file that compares the definitions of Softmax.v with those of the statements, and proves the generated statement of each
-    line by the theorem of Softmax.v, and where each comparison and statement begins.
+    line: by the theorem of Softmax.v with its name if there is one (`by_hand`), and else by a tactic. Return also where each comparison and
+    statement begins.
     """
     # each name is imported alone, so that the notations of Softmax.v have no effect here
     text, at = [*_HEAD, *meant()], []
@@ -257,7 +270,10 @@ def _lines_file(wanted: dict[str, str]) -> tuple[str, list[tuple[int, int, str]]
     text += of_softmax_v((*chain(*INDUCTIVE), *MEANINGS))
     everything = wanted | {name: says for name, (_, says) in BEYOND.items()}
     for name, says in everything.items():
-        add(name, f"Definition says_{name} : Prop := {says}.", f"Definition line_{name} : says_{name} := @Softmax.{name}.")
+        if name in by_hand or name in BEYOND:
+            add(name, f"Definition says_{name} : Prop := {says}.", f"Definition line_{name} : says_{name} := @Softmax.{name}.")
+        else:
+            add(name, f"Theorem line_{name} : {says}.", f"Proof. {proof_of(name, wanted)} Qed.")
     names = [f"line_{name}" for name in everything]
     some = range(0, len(names), 16)
     text += [f"Definition all_{n} := ({', '.join(names[n : n + 16])}, tt)." for n in some]
