@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from cases import DTYPES, OPTIONS, composite, computed, option_cases, probabilities, random_options, within
 
 import softxent
+from softxent import kernels, truth
 from softxent.proof import bounds
 
 each_dtype = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
@@ -453,3 +454,75 @@ def test_probabilities_may_lie_in_any_order(backend, rng):
     for order in (np.asfortranarray(u), u[::-1].copy()[::-1], np.repeat(u, 2, axis=1)[:, ::2]):
         for got, right in zip(softxent.cross_entropy_and_grad(z, order), want, strict=True):
             assert np.array_equal(got, right)
+
+
+# ---- the truth of a call ----
+
+Z, LABELS, ONES = np.ones((3, 4), np.float32), np.array([0, 3, 1]), np.ones(4)
+FREQUENT = dict(
+    z=Z, labels=LABELS, axis=-1, class_weight=None, smoothing=0.0, ignore_index=-100, sample_weight=None, reduction="mean", z_loss=0.0,
+    temperature=1.0, softcap=None,
+)  # fmt: skip
+QUICK = [
+    {}, *(dict(z=Z.astype(dtype)) for dtype in DTYPES.values()), dict(z=Z[:1, :1], labels=LABELS[:1]), dict(z=np.ones((6, 8))[::2, :4]),
+    dict(axis=1), dict(labels=np.array([0, -100, 3])), dict(ignore_index=-1), dict(ignore_index=4), dict(smoothing=1), dict(smoothing=0.5),
+    dict(z_loss=2), dict(temperature=truth.SMALLEST), dict(temperature=2), dict(softcap=truth.SMALLEST), dict(softcap=2),
+    dict(class_weight=ONES), dict(sample_weight=ONES[1:]), *(dict(reduction=r) for r in ("none", "sum")),
+]  # fmt: skip
+NOT_QUICK = [
+    dict(z=Z.tolist()), dict(labels=LABELS.tolist()), dict(z=Z[None], labels=LABELS[None]), dict(axis=True), dict(axis=0),
+    dict(z=Z.astype(int)), dict(z=Z.astype(">f4")), dict(z=Z.T.copy().T), dict(z=np.zeros(3, [("a", "S1"), ("z", "f4", 4)])["z"]),
+    dict(labels=LABELS.astype(np.int32)), dict(labels=LABELS[:2]), dict(labels=LABELS.repeat(2)[::2]), dict(z=Z[:0], labels=LABELS[:0]),
+    dict(ignore_index=np.int64(-1)), dict(ignore_index=0), dict(ignore_index=3), dict(smoothing=np.float32(0)), dict(smoothing=-0.1),
+    dict(smoothing=1.1), dict(z_loss=-1), dict(z_loss=np.inf), dict(z_loss="0"), dict(temperature=truth.SMALLEST / 2),
+    dict(temperature=np.inf), dict(temperature="1"), dict(softcap=truth.SMALLEST / 2), dict(softcap=np.inf), dict(softcap="1"),
+    dict(reduction=None), dict(reduction="all"), dict(labels=np.array([4, 0, 1])), dict(labels=np.array([0, -1, 1])),
+    dict(class_weight=[1.0] * 4), dict(class_weight=ONES[1:]), dict(class_weight=ONES.astype(np.float32)), dict(class_weight=0 * ONES),
+    dict(sample_weight=[1.0] * 3), dict(sample_weight=ONES), dict(sample_weight=Z[:, 0]), dict(sample_weight=ONES[1:] * 1e308),
+]  # fmt: skip
+
+
+def test_which_calls_are_frequent():
+    """The others are checked, and prepared for the kernel, by truth(): the same results, but microseconds later."""
+    assert all(truth.frequent(**FREQUENT | changed) for changed in QUICK)
+    with np.errstate(over="ignore"):
+        assert [changed for changed in NOT_QUICK if truth.frequent(**FREQUENT | changed)] == []
+    assert truth.frequent(**FREQUENT)[2] is truth.IDENTITY
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_the_mass_of_a_row_is_the_sum_of_its_truth(option, rng):
+    labels, options = option_cases(rng, 6, 9)[option]
+    of = truth.truth("test", labels, np.zeros((6, 9)), -1, **{k: v for k, v in options.items() if k not in ("temperature", "softcap")})
+    label, (y, r, _, _), off = of.piece(slice(None), np.dtype(np.float64))
+    want = y + r * (0 if off is None else off.sum(axis=-1))
+    np.testing.assert_allclose(of.mass(), np.where(label == kernels.IGNORED, 0, want), rtol=1e-15)
+
+
+def test_numbers_that_calls_share_cannot_be_written():
+    for numbers in (truth.constant(1.0, 2.0), truth._smoothed(0.1, 5, "f")):
+        with pytest.raises(ValueError, match="read-only"):
+            numbers[:] = 0
+
+
+def test_which_arrays_a_kernel_reads_in_place():
+    packed = np.zeros(3, [("a", "S1"), ("z", "f4", 4)])["z"]
+    assert [truth.adjacent(a) for a in (Z, Z[:, :2], Z[::-1], Z.T[:, :1], Z.T, Z[:, ::2], packed)] == [True] * 4 + [False] * 3
+    assert truth.truth("f", LABELS, Z, -1).usable(Z.dtype)
+    soft = truth.truth("f", Z, Z, -1)
+    assert soft.usable(Z.dtype) and not soft.usable(np.dtype(np.float64))
+
+
+def test_class_weights_of_labels_that_were_not_checked():
+    """On a GPU, a label that is out of range is a row of NaN, and no error."""
+    assert (truth.row_numbers(np.array([-1, 0, 3, 9]), ONES + LABELS.repeat([1, 1, 2]), None, 0.0, 0.0, 4).weight == [1, 1, 2, 2]).all()
+
+
+@pytest.mark.parametrize("name", ["ignore_index", "reduction", "label_smoothing", "z_loss", "temperature", "softcap"])
+def test_options_are_checked_for_every_front_end(name):
+    right = dict(ignore_index=-1, reduction="sum", label_smoothing=0.25, z_loss=0.5, temperature=2.0, softcap=3.0)
+    assert truth.options("f", **right) == tuple(right.values())
+    assert truth.options("f", **right | dict(softcap=None)).cap == np.inf
+    for wrong in (-0.5, "wrong"):
+        with pytest.raises((TypeError, ValueError), match=f"^f: {name} must be .*; got {wrong!r}"):
+            truth.options("f", **right | {name: wrong})

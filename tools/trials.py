@@ -36,6 +36,7 @@ from mutations import Mutation
 ROOT = Path(__file__).parent.parent
 MEASURED = ROOT / "build" / "mutation-tests.json"  # file -> test -> what it takes and executes
 MEMORY = 12 << 30  # bytes of addresses that a change may take
+ALIKE = 3  # of the parameters of a test that execute the same lines, so many are run
 NOTICED, UNNOTICED, FRESH = 1, 0, 9  # exit statuses of a child
 
 
@@ -126,7 +127,14 @@ class Trials:
         def cost(item: Any) -> float:
             return (self.measured[item.nodeid].seconds + 0.003) / (self.kills[item.nodeid] + 0.05)
 
-        return sorted((item for item in items if item.nodeid in self.measured), key=cost)
+        alike, some = Counter[Any](), []
+        for item in sorted((item for item in items if item.nodeid in self.measured), key=cost):
+            lines = self.measured[item.nodeid].lines
+            kind = item.nodeid if lines is None else (item.nodeid.partition("[")[0], tuple(lines))
+            alike[kind] += 1
+            if alike[kind] <= ALIKE:
+                some.append(item)
+        return some
 
     def _all(self, items: list[Any]) -> None:
         self._child(self._ordered(items), lambda: None)
@@ -188,12 +196,15 @@ class Trials:
         except BaseException:  # a function with another number of outer variables, say
             os._exit(FRESH)
         running, taken = self.root / "running", {}
+        kept = caches() if measure else []
         for item, following in zip(items, [*items[1:], None], strict=True):
             running.write_text(item.nodeid)
             known = self.measured.get(item.nodeid)
             signal.setitimer(signal.ITIMER_REAL, 5 * known.seconds + 10 if known else 600)
             started = time.monotonic()
             lines = Lines(str(self.path)) if measure and not self.extension else None
+            for cache in kept:
+                cache.cache_clear()
             if lines:
                 lines.start()
             reports = runtestprotocol(item, nextitem=following, log=False)
@@ -225,7 +236,7 @@ class Trials:
         sys.path[:0] = [str(self.root / "src"), str(self.root / "tests")]
         sys.modules["jax_backend"] = None  # type: ignore[assignment]  # importing JAX would take seconds
         try:
-            options = ["-q", "--no-header", "--tb=short", "-p", "no:cacheprovider", "-p", "no:xdist"]
+            options = ["-q", "--no-header", "--tb=short", "-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:faulthandler"]
             pytest.main([*options, *self.arguments], plugins=[Plugin()])
         finally:
             os._exit(NOTICED)
@@ -280,9 +291,13 @@ def patch(functions: list[types.FunctionType], path: Path, text: str, m: Mutatio
                 args, make = node.args, functools.partial(_value, f.__globals__)
                 f.__defaults__ = tuple(map(make, args.defaults)) or None
                 f.__kwdefaults__ = {a.arg: make(d) for a, d in zip(args.kwonlyargs, args.kw_defaults, strict=True) if d} or None
-    for o in gc.get_objects():
-        if type(o) is functools._lru_cache_wrapper and str(o.__module__).startswith("softxent"):
-            o.cache_clear()
+    for cache in caches():
+        cache.cache_clear()
+
+
+def caches() -> list[Any]:
+    """Return the functions of softxent that keep results for the next call."""
+    return [o for o in gc.get_objects() if type(o) is functools._lru_cache_wrapper and str(o.__module__).startswith("softxent")]
 
 
 def _value(names: dict[str, Any], node: ast.expr) -> Any:
