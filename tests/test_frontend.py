@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import sys
 
 import numpy as np
 import pytest
@@ -488,6 +489,23 @@ def test_which_calls_are_frequent():
     with np.errstate(over="ignore"):
         assert [changed for changed in NOT_QUICK if truth.frequent(**FREQUENT | changed)] == []
     assert truth.frequent(**FREQUENT)[2] is truth.IDENTITY
+
+
+def test_frequent_calls_are_not_prepared(monkeypatch):
+    monkeypatch.setattr(sys.modules["softxent.loss"], "_problem", None)
+    softxent.cross_entropy(Z, LABELS)
+    for out in (None, Z.copy()):
+        softxent.cross_entropy_and_grad(Z, LABELS, out=out)
+    with pytest.raises(TypeError, match="not callable"):
+        softxent.cross_entropy_and_grad(Z, LABELS, upstream=2.0)
+
+
+def test_the_gradient_of_a_log_probability_is_minus_that_of_the_loss(backend, rng):
+    z, t, up = rng.standard_normal((5, 4)), np.array([0, 1, 4, 2]), rng.standard_normal(4)
+    options, out = dict(axis=0, ignore_index=1, temperature=0.5, softcap=3.0, upstream=up), np.empty_like(z)
+    loss, dz = softxent.cross_entropy_and_grad(z, t, reduction="none", **options)
+    logprob, found = softxent.token_logprobs_and_grad(z, t, out=out, **options)
+    assert found is out and (found == -dz).all() and (logprob == -loss).all() and logprob[1] == 0
 
 
 @pytest.mark.parametrize("option", OPTIONS)

@@ -64,6 +64,16 @@ def test_loss_and_gradient_are_the_formula(backend, dtype, shape, off):
     within(got.result[1], want.result[1], near, "lse")
 
 
+@pytest.mark.parametrize("dtype", [DTYPES["f32"], DTYPES["f64"]], ids=["f32", "f64"])
+def test_rows_of_many_blocks_are_the_formula(backend, dtype):
+    """The sums of 41 blocks are merged, four pairs at a time, through several levels of a tree."""
+    p = problem(3, 40 * 4096 + 5, dtype, "shared")
+    got, want, (loss, dz) = fused(p, outputs=5), exact(p, outputs=5), allowed(p)
+    within(got.result[0], want.result[0], loss, "loss")
+    within(got.dz, want.dz, dz, "gradient")
+    np.testing.assert_allclose(got.result[3], want.result[3].astype(float), rtol=2e-6 if dtype == np.float32 else 1e-14)
+
+
 @each_off
 @each_dtype
 @pytest.mark.skipif(np.finfo(np.longdouble).nmant < 63, reason="there are no numbers with more digits than float64")

@@ -1,7 +1,7 @@
 """Change the sources of softxent in one place at a time, and find out whether the tests notice.
 
 Run it as `make mutate`, or as `python tools/mutate.py [--sample N] [--file NAME] [--jobs N]`. Each change (mutations.py) is made in a copy
-of src/ and tests/; the tests that should notice it run there until one fails. What was found is kept in build/mutation.json, from which
+of src/ and tests/, whose tests run until one fails (trials.py). What was found is kept in build/mutation.json, from which
 the next run goes on, and written to docs/mutation.md. A change that no test notices must be explained in tools/mutation.toml: either it
 changes no result, or a test is missing. The exit status is 1 if one is neither noticed nor explained.
 """
@@ -48,7 +48,7 @@ def preload() -> None:
     torch.set_num_threads(1)
 
 
-def work(todo: Any, done: Any, texts: dict[str, str], results: dict[str, Any]) -> None:
+def work(todo: Any, done: Any, texts: dict[str, str], every: dict[str, list[Mutation]], results: dict[str, Any]) -> None:
     """Try changes from one queue and put what becomes of them into the other: what a process of `--jobs` does."""
     trials: Trials | None = None
     try:
@@ -57,7 +57,7 @@ def work(todo: Any, done: Any, texts: dict[str, str], results: dict[str, Any]) -
                 if trials:
                     trials.close()
                 by = (r["by"] for key, r in results.items() if key.startswith(m.file) and "::" in r["by"])
-                trials = Trials(m.file, texts[m.file], TESTS[m.file], Counter(by))
+                trials = Trials(m.file, texts[m.file], every[m.file], TESTS[m.file], Counter(by))
             started = time.monotonic()
             status, by = trials.attempt(m)
             done.put((m, status, by, time.monotonic() - started))
@@ -107,12 +107,17 @@ HEAD = """# Changes that the tests notice
 
 `make mutate` changes the sources in one place at a time: another comparison or operation, a term or a statement less, a constant that is
 one larger, two arguments swapped, a condition negated. The tests must notice. This page is written by `tools/mutate.py` ({date}); do not
-edit it. The changes that were tried are a random sample where they are fewer than the possible ones.
+edit it.
 
-*Too long* means that the tests did not end within three times their usual time and a minute; it counts as noticed. *No effect* means that
-no test fails, and that the table below says why the result is the same. Changes of the C++ kernel are tested with float32 and float64.
+It makes one change at each of at most two places of a line of Python, and at one place of a line of C++; the text of the line decides which.
+Annotations, messages, imports, assertions, the arguments of templates, declarations of types, prefetches and advice on pages are left as
+they are. The tests of a file that execute the changed lines run until one fails; of a test's parameters with which it executes the same
+lines, three are run. The C++ kernel is compiled for one instruction set and without 16-bit types.
 
-| file | possible changes | tried | noticed | too long | no effect | not explained |
+*Too long* means that a test did not end within five times its usual time and ten seconds; it counts as noticed. *No effect* means that no
+test fails, and that the table below says why the result is the same.
+
+| file | changes | tried | noticed | too long | no effect | not explained |
 | --- | --- | --- | --- | --- | --- | --- |
 {rows}
 
@@ -142,14 +147,14 @@ def main() -> int:
     some = [random.Random(file).sample(all_, len(all_))[: given.sample or None] for file, all_ in wanted.items()]
     todo = [m for changes in some for m in changes if m.key not in tried]
     if todo and not given.page:
-        run(todo, texts, given.jobs, results)
+        run(todo, texts, every, given.jobs, results)
     unexplained = page(every, json.loads(RESULTS.read_text()) if RESULTS.exists() else {})
     for m in unexplained:
         print(f"not noticed: {m.file}:{m.number}: {m.line}\n    {m.old!r} -> {m.new!r}")
     return 1 if unexplained else 0
 
 
-def run(todo: list[Mutation], texts: dict[str, str], jobs: int, results: dict[str, Any]) -> None:
+def run(todo: list[Mutation], texts: dict[str, str], every: dict[str, list[Mutation]], jobs: int, results: dict[str, Any]) -> None:
     """Try the changes, and keep what is found in the results and their file."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -159,7 +164,7 @@ def run(todo: list[Mutation], texts: dict[str, str], jobs: int, results: dict[st
     queue.cancel_join_thread()  # if a process ends with an error, nobody reads what is left
     for m in [*todo, *[None] * jobs]:
         queue.put(m)
-    workers = [context.Process(target=work, args=(queue, done, texts, results)) for _ in range(jobs)]
+    workers = [context.Process(target=work, args=(queue, done, texts, every, results)) for _ in range(jobs)]
     for w in workers:
         w.start()
     RESULTS.parent.mkdir(exist_ok=True)

@@ -1,13 +1,15 @@
 """The tests of one file of the sources, run with one change of it after another: a part of tools/mutate.py, in a process of its own.
 
 pytest collects the tests once, in a copy of src/ and tests/. Each change is made in a child of that process: of Python by new code for the
-functions that are there, of C++ by a new extension. The child runs the tests that execute the changed lines until one fails: first those
-that take little time and noticed many changes before. A change of what runs at import is tried in a new process, with all tests.
+functions that are there, of C++ by a number that switches it on (switches.py), or by a new extension. The child runs the tests that execute
+the changed lines until one fails: first those that take little time and noticed many changes before. A change of what runs at import is
+tried in a new process, with all tests.
 """
 
 from __future__ import annotations
 
 import ast
+import ctypes
 import functools
 import gc
 import hashlib
@@ -31,6 +33,7 @@ from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import switches
 from mutations import Mutation
 
 ROOT = Path(__file__).parent.parent
@@ -42,7 +45,7 @@ NOTICED, UNNOTICED, FRESH = 1, 0, 9  # exit statuses of a child
 
 class Test(NamedTuple):
     seconds: float
-    lines: list[int] | None  # of the file, that the test executes; None if it runs what cannot be seen: another process, or a compiler
+    lines: list[int] | None  # that the test executes, or switches; None if it runs what cannot be seen: another process, or a compiler
     digest: str  # of the file of the test
 
 
@@ -53,7 +56,7 @@ def digest(path: Path) -> str:
 class Trials:
     """A copy of the sources and the tests of one file, in which changes of the file are tried."""
 
-    def __init__(self, file: str, text: str, tests: str, kills: Counter[str]) -> None:
+    def __init__(self, file: str, text: str, changes: list[Mutation], tests: str, kills: Counter[str]) -> None:
         self.file, self.text, self.arguments, self.kills = file, text, shlex.split(tests), kills
         self.root = Path(tempfile.mkdtemp(prefix="softxent-mutate-"))
         for name in ("src", "tests", "cpp"):
@@ -62,7 +65,7 @@ class Trials:
         self.path = self.root / file
         self.path.write_text(text)
         self.measured: dict[str, Test] = {}
-        self.extension = Extensions(self.root, Path(file).stem) if file.startswith("cpp/") else None
+        self.extension = Extensions(self.root, self.path, text, changes) if file.startswith("cpp/") else None
         if not self.extension:
             shutil.copy(compiled_kernel(), self.root / "src" / "softxent")
         self.here, there = Pipe()
@@ -103,7 +106,8 @@ class Trials:
             if m.where == "module":
                 there.send(("fresh", ""))
                 continue
-            if self.extension and not (kernel := self.extension.made()):
+            kernel = None
+            if self.extension and m.key not in self.extension.switches and not (kernel := self.extension.made()):
                 there.send(("noticed", "the compiler"))
                 continue
             some = self._ordered([item for item in items if self._runs(item, m)])
@@ -111,9 +115,11 @@ class Trials:
                 there.send(("fresh", ""))
                 continue
 
-            def change(m: Mutation = m) -> None:
-                if self.extension:
+            def change(m: Mutation = m, kernel: Path | None = kernel) -> None:
+                if kernel:
                     self.extension.load(kernel)
+                elif self.extension:
+                    self.extension.switch(m)
                 else:
                     patch(functions, self.path, self.text, m)
 
@@ -121,6 +127,8 @@ class Trials:
 
     def _runs(self, item: Any, m: Mutation) -> bool:
         lines = self.measured[item.nodeid].lines
+        if self.extension:
+            return m.key not in self.extension.switches or lines is None or self.extension.switches[m.key] in lines
         return lines is None or any(m.first <= line <= m.last for line in lines)
 
     def _ordered(self, items: list[Any]) -> list[Any]:
@@ -202,7 +210,7 @@ class Trials:
             known = self.measured.get(item.nodeid)
             signal.setitimer(signal.ITIMER_REAL, 5 * known.seconds + 10 if known else 600)
             started = time.monotonic()
-            lines = Lines(str(self.path)) if measure and not self.extension else None
+            lines: Any = (self.extension or Lines(str(self.path))) if measure else None
             for cache in kept:
                 cache.cache_clear()
             if lines:
@@ -327,24 +335,55 @@ def compiled_kernel() -> Path:
 class Extensions:
     """The compiled extension of a copy, and others of a changed source."""
 
-    def __init__(self, root: Path, source: str) -> None:
+    unseen = False
+
+    def __init__(self, root: Path, source: Path, text: str, changes: list[Mutation]) -> None:
         from extension import Extension
 
         self.root, self.source, self.count = root, source, 0
         self.extension = Extension(root / "cpp", root / "objects", "-O0", "-g0")
         for name in ("nanobind", "bind", "run", "kernel"):
-            assert self._compile(name), "the sources cannot be compiled without a change"
+            assert name == source.stem or not self._compile(name), "the sources cannot be compiled without a change"
+        self.switches = self._switches(text, changes)
         self.extension.link(root / "src" / "softxent")
 
-    def _compile(self, name: str) -> bool:
+    def _switches(self, text: str, changes: list[Mutation]) -> dict[str, int]:
+        """Compile the source with all changes that a number can switch on. Returns the number of each."""
+        some = changes
+        while True:
+            switched, places = switches.switched(text, some)
+            self.source.write_text(switched)
+            if not (wrong := self._compile(self.source.stem)):
+                return {some[k].key: k for k in places}
+            lines = {int(line) for line in re.findall(rf"{self.source.name}:(\d+):\d+: error", wrong)}
+            less = [m for m in some if m.number not in lines]
+            assert len(less) < len(some), wrong[:3000]
+            some = less
+
+    def _compile(self, name: str) -> str:
+        """Compile a source. Returns what the compiler says if it does not accept it."""
         source = self.root / "cpp" / f"{name}.cpp"
         if name == "kernel":  # 16-bit types would take two thirds of the time of the compiler
             source.write_text(re.sub(r"\{OPS_OF\(b?f16, b?f16\), OPS_OF\(b?f16, f32\)\}", "{}", source.read_text()))
-        return bool(self.extension.compile(name, limit=300).returncode == 0)
+        done = self.extension.compile(name, limit=300)
+        return done.stderr if done.returncode else ""
+
+    def _variable(self, kind: Any, name: str) -> Any:
+        library = ctypes.CDLL(str(sys.modules["softxent._kernel"].__file__))
+        return kind.in_dll(library, name)
+
+    def switch(self, m: Mutation) -> None:
+        self._variable(ctypes.c_int, "softxent_change").value = self.switches[m.key]
+
+    def start(self) -> None:
+        ctypes.memset(self._variable(switches.Seen, "softxent_seen"), 0, ctypes.sizeof(switches.Seen))
+
+    def stop(self) -> None:
+        self.seen = {k for k, reached in enumerate(self._variable(switches.Seen, "softxent_seen")) if reached}
 
     def made(self) -> Path | None:
         """Compile the changed source, and return the new extension, or None if the compiler does not accept the change."""
-        if not self._compile(self.source):
+        if self._compile(self.source.stem):
             return None
         folder = self.root / "objects" / str(self.count)  # a new name, because Python imports an extension once
         shutil.rmtree(self.root / "objects" / str(self.count - 1), ignore_errors=True)
