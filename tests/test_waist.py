@@ -123,11 +123,42 @@ def test_four_numbers_and_two_results_give_the_same_bits_as_all(dtype):
 
 
 @each_dtype
+def test_a_softcap_has_the_same_gradient_with_four_numbers(dtype):
+    """Which exponentials are stored depends on the numbers."""
+    for shape in SHAPES:
+        p = problem(*shape, dtype)._replace(transform=TRANSFORMS["both"])
+        few, many = fused(p), fused(p._replace(truth=np.concatenate([p.truth, np.zeros((3, len(p.z)))])))
+        near = 8 * bounds.UNIT[dtype.name]
+        np.testing.assert_allclose(few.dz.astype(float), many.dz.astype(float), rtol=near, atol=near * 1e-6)
+
+
+@pytest.mark.parametrize("off", ["label", "dense"])
+@each_dtype
+def test_ignored_rows_among_others_are_0_and_change_nothing(dtype, off):
+    for classes in (10, 64, 300, 5000):
+        p = with_all_numbers(problem(21, classes, dtype, off))
+        p.label[[1, 2, 5, 11, 12, 13, 20]] = kernels.IGNORED
+        got = fused(p, outputs=5)
+        for i in range(21):
+            if p.label[i] == kernels.IGNORED:
+                assert not got.dz[i].any() and not got.result[:, i].any()
+            else:
+                one = fused(p.rows(slice(i, i + 1)), outputs=5)
+                assert one.bits() == got._replace(result=got.result[:, [i]], parts=got.parts[:, [i]], dz=got.dz[[i]]).bits(), (classes, i)
+
+
+@each_dtype
 def test_a_very_large_softcap_is_none(dtype):
     p = problem(9, 300, dtype, "shared").rows([0, 1, 2, 4, 5, 7])  # a softcap makes -inf finite
     got, want = fused(p._replace(transform=(1.0, 1e280))), fused(p)
     np.testing.assert_allclose(got.result, want.result, rtol=1e-11)
     np.testing.assert_allclose(got.dz.astype(float), want.dz.astype(float), rtol=1e-11, atol=1e-100)
+    v = np.tile(np.arange(300), (6, 1)).astype(computed(dtype))
+    hv = curved(p, v)[0]
+    unit = 2048 * bounds.UNIT[computed(dtype).name] + 2 * bounds.UNIT[dtype.name]
+    for cap in (1e25, 1e50, 1e280):
+        capped = curved(p._replace(transform=(1.0, cap)), v)[0]
+        np.testing.assert_allclose(capped.astype(float), hv.astype(float), rtol=unit, atol=unit * np.abs(hv.astype(float)).max())
 
 
 def curved(p: Problem, v: np.ndarray, gauss_newton: bool = False, threads: int = 1) -> tuple[np.ndarray, np.ndarray]:
