@@ -458,7 +458,7 @@ ERRORS = {
         lambda: loss(Z, T, class_weight=[1.0, 2.0]), ValueError,
         LOSS + "class_weight must have shape (6,), one number a class; got (2,)",
     ),
-    "linear_weight": (
+    "linear_weight_type": (
         lambda: softxent.linear_cross_entropy(Z, [["a"] * 6], T), TypeError,
         "linear_cross_entropy: weight must have dtype",
     ),

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import fcntl
 import json
 import multiprocessing
 import os
@@ -109,7 +110,7 @@ HEAD = """# Changes that the tests notice
 one larger, two arguments swapped, a condition negated. The tests must notice. This page is written by `tools/mutate.py` ({date}); do not
 edit it.
 
-It makes one change at each of at most two places of a line of Python, and at one place of a line of C++; the text of the line decides which.
+It makes one change at each of at most two places of a line of Python, and at one place of a line of C++; the text of the line says which.
 Annotations, messages, imports, assertions, the arguments of templates, declarations of types, prefetches and advice on pages are left as
 they are. The tests of a file that execute the changed lines run until one fails; of a test's parameters with which it executes the same
 lines, three are run. The C++ kernel is compiled for one instruction set and without 16-bit types.
@@ -154,6 +155,16 @@ def main() -> int:
     return 1 if unexplained else 0
 
 
+def keep(found: dict[str, Any]) -> None:
+    """Add to the results, to which another run may add at the same time."""
+    with RESULTS.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        before = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+        new = RESULTS.with_suffix(".new")
+        new.write_text(json.dumps(before | found, indent=1))
+        new.replace(RESULTS)
+
+
 def run(todo: list[Mutation], texts: dict[str, str], every: dict[str, list[Mutation]], jobs: int, results: dict[str, Any]) -> None:
     """Try the changes, and keep what is found in the results and their file."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -168,7 +179,6 @@ def run(todo: list[Mutation], texts: dict[str, str], every: dict[str, list[Mutat
     for w in workers:
         w.start()
     RESULTS.parent.mkdir(exist_ok=True)
-    found: dict[str, Any] = {}
     columns = BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}")
     with Progress(*columns) as progress:
         task = progress.add_task("", total=len(todo))
@@ -176,9 +186,7 @@ def run(todo: list[Mutation], texts: dict[str, str], every: dict[str, list[Mutat
             m, status, by, seconds = done.get()
             if m is None:
                 raise SystemExit(f"mutate: {by}")
-            found[m.key] = {"status": status, "by": by, "seconds": round(seconds, 1), "line": m.number}
-            others = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}  # of a run beside this one
-            RESULTS.write_text(json.dumps(others | found, indent=1))
+            keep({m.key: {"status": status, "by": by, "seconds": round(seconds, 1), "line": m.number}})
             if status == "unnoticed":
                 progress.console.print(f"{m.file}:{m.number}: {m.line}: {m.old} -> {m.new}", highlight=False, markup=False)
             progress.update(task, advance=1, description=f"{m.file} {status} {by[-40:]}")

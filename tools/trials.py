@@ -112,7 +112,7 @@ class Trials:
                 continue
             some = self._ordered([item for item in items if self._runs(item, m)])
             if not some:
-                there.send(("fresh", ""))
+                there.send(("unnoticed", "") if self.extension else ("fresh", ""))
                 continue
 
             def change(m: Mutation = m, kernel: Path | None = kernel) -> None:
