@@ -462,6 +462,10 @@ ERRORS = {
         lambda: softxent.linear_cross_entropy(Z, [["a"] * 6], T), TypeError,
         "linear_cross_entropy: weight must have dtype",
     ),
+    "linear_bias_type": (
+        lambda: softxent.linear_cross_entropy(Z, Z, T, bias=["a"] * 4), TypeError,
+        "linear_cross_entropy: bias must have dtype",
+    ),
     "linear_vw": (
         lambda: softxent.linear_cross_entropy_hvp(Z, np.eye(6), T, Z, ["a"]), TypeError,
         "linear_cross_entropy_hvp: vw must hold real numbers; got strings",

@@ -268,6 +268,15 @@ def test_dw_made_anew_is_dw(front, rng):
     assert apart(dw, gradients(front, case, np.dtype("f8"), budget)[1]) < 1e-11
 
 
+def test_dw_made_anew_leaves_db_as_it_was(rng):
+    x, w, labels, options = kinds(rng)["late cancellation"]
+    options |= dict(bias=np.zeros(CLASSES), budget=14 * CLASSES * 8)
+    stats = FilterStats()
+    found = softxent.linear_cross_entropy_and_grad(x, w, labels, **options, filter_tol=0.1, filter_stats=stats)[-1]
+    assert stats.recomputed
+    np.testing.assert_allclose(found, softxent.linear_cross_entropy_and_grad(x, w, labels, **options)[-1], rtol=1e-12, atol=1e-16)
+
+
 def test_the_loss_and_db_are_exact(rng, monkeypatch):
     monkeypatch.setattr(np, "empty", lambda shape, dtype=float: np.full(shape, -1, dtype))  # not the losses of an earlier call
     x, w, labels, _ = peaked(rng)

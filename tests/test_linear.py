@@ -202,6 +202,18 @@ def test_memory_is_flat_in_the_rows(backend):
         assert peak < budget + (1 << 20) + dx.nbytes + dw.nbytes + 200 * rows + works_in, f"{rows} rows: {peak / 2**20:.1f} MiB"
 
 
+def test_memory_of_a_second_derivative_is_within_the_budget():
+    """Two arrays of the size of the logits are held at once."""
+    x, w, t, budget = np.ones((3000, 8)), np.ones((1000, 8)), np.zeros(3000, int), 4 << 20
+    tracemalloc.start()
+    try:
+        softxent.linear_cross_entropy_hvp(x, w, t, x, w, budget=budget)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert 0.7 * budget < peak < budget + (1 << 20)
+
+
 # ---- the loss alone, and second derivatives ----
 
 

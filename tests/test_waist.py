@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from cases import BACKENDS, DTYPES, OFFS, Problem, computed, exact, fused, problem, python, two_calls, within
+from guarded import guarded
 from test_bits import isas
 
 import softxent
@@ -145,6 +146,15 @@ def test_ignored_rows_among_others_are_0_and_change_nothing(dtype, off):
             else:
                 one = fused(p.rows(slice(i, i + 1)), outputs=5)
                 assert one.bits() == got._replace(result=got.result[:, [i]], parts=got.parts[:, [i]], dz=got.dz[[i]]).bits(), (classes, i)
+
+
+@each_dtype
+def test_the_largest_of_a_row_of_nan_is_looked_for_within_the_row(dtype):
+    """Behind the row is a page of memory that must not be read."""
+    for classes in (100, 5000):
+        z = guarded(classes * dtype.itemsize, at_end=True)[0].view(dtype).reshape(1, classes)
+        z[:] = np.nan
+        assert np.isnan(fused(Problem(z, np.full(1, kernels.LARGEST), np.ones((4, 1)), None)).result).all()
 
 
 @each_dtype
