@@ -148,6 +148,22 @@ def test_ignored_rows_among_others_are_0_and_change_nothing(dtype, off):
                 assert one.bits() == got._replace(result=got.result[:, [i]], parts=got.parts[:, [i]], dz=got.dz[[i]]).bits(), (classes, i)
 
 
+@pytest.mark.parametrize("off", ["label", "dense"])
+def test_merged_shards_are_the_whole(backend, off):
+    """If shards begin at multiples of 4096 columns and are merged as the blocks of a row are, the bits are the same too."""
+    p = with_all_numbers(problem(9, 3 * 4096 + 5, DTYPES["f64"], off))
+    p.label[4] = kernels.IGNORED
+    sums = []
+    for first in range(0, p.z.shape[1], 4096):
+        shard = p.columns(slice(first, first + 4096))
+        shard.label[4] = kernels.IGNORED
+        sums.append(two_calls(shard, outputs=5).parts)
+    want, result, parts = two_calls(p, outputs=5), np.full((5, 9), -7.0), np.full((7, 9), -7.0)
+    kernels.active().merge(np.array(sums), np.array([[0, 1], [2, 3], [0, 2]]), p.label, p.truth, result, parts, 1)
+    np.testing.assert_allclose(result, want.result, rtol=0 if backend == "cpu" else 1e-13)
+    np.testing.assert_allclose(parts, want.parts, rtol=0 if backend == "cpu" else 1e-13)
+
+
 @each_dtype
 def test_the_largest_of_a_row_of_nan_is_looked_for_within_the_row(dtype):
     """Behind the row is a page of memory that must not be read."""
