@@ -281,11 +281,15 @@ def test_a_row_may_be_larger_than_what_is_copied_at_a_time(backend):
 def test_a_large_gradient_may_be_written_to_an_odd_address():
     """From 48 MiB on, gradients are stored past the caches, which needs aligned addresses."""
     z = np.zeros((12_600, 1000), np.float32)
-    raw = np.zeros(z.nbytes + 1, np.uint8)
-    for shift in (0, 1):
+    raw, probabilities = np.zeros(z.nbytes + 4, np.uint8), np.zeros_like(z)
+    probabilities[:, 7] = 1
+    for shift in (0, 1, 4):
         out = raw[shift : z.nbytes + shift].view(np.float32).reshape(z.shape)
-        softxent.cross_entropy_and_grad(z, np.full(len(z), 7), out=out, reduction="sum")
-        assert z.nbytes > 48 << 20 and (out[:, 7] == np.float32(0.001 - 1)).all() and (out[:, 8] == np.float32(0.001)).all()
+        for labels in (np.full(len(z), 7), probabilities):
+            out[:] = 7
+            softxent.cross_entropy_and_grad(z, labels, out=out, reduction="sum")
+            assert z.nbytes > 48 << 20 and (out[:, 7] == np.float32(0.001 - 1)).all()
+            assert (out[:, :7] == np.float32(0.001)).all() and (out[:, 8:] == np.float32(0.001)).all()
         assert (softxent.softmax(z, out=out) == np.float32(0.001)).all()
 
 

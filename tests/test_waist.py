@@ -164,6 +164,24 @@ def test_merged_shards_are_the_whole(backend, off):
     np.testing.assert_allclose(parts, want.parts, rtol=0 if backend == "cpu" else 1e-13)
 
 
+@pytest.mark.parametrize("off", ["label", "dense"])
+@each_dtype
+def test_nothing_behind_an_array_is_read_or_written(dtype, off):
+    """Behind each array is a page of memory that must not be touched."""
+
+    def placed(a):
+        copy = guarded(a.nbytes, at_end=True)[0].view(a.dtype).reshape(a.shape)
+        copy[:] = a
+        return copy
+
+    for rows, classes in [(9, 3), (9, 6), (17, 33), (9, 130), (2, 5001)]:
+        p = with_all_numbers(problem(rows, classes, dtype, off))
+        q = p._replace(z=placed(p.z), off=None if p.off is None else placed(p.off))
+        assert fused(q, out=placed(p.z), outputs=5).bits() == fused(p, outputs=5).bits()
+        v = p.z.astype(computed(dtype))
+        assert curved(q, placed(v))[0].tobytes() == curved(p, v)[0].tobytes()
+
+
 @each_dtype
 def test_the_largest_of_a_row_of_nan_is_looked_for_within_the_row(dtype):
     """Behind the row is a page of memory that must not be read."""

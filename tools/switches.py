@@ -27,8 +27,6 @@ def switched(text: str, changes: list[Mutation]) -> tuple[str, list[int]]:
         begin, end = m.begin - start, m.end - start
         if m.kind == "dropped statement":
             new = f"{{ if (!softxent_is({k})) {{ {line[begin:end]} }} }}"
-        elif m.old.strip() in ("+=", "-=", "*="):
-            continue
         else:
             begin, end = expression(line, begin, end)
             old = line[begin:end]
