@@ -540,11 +540,10 @@ def test_class_weights_of_labels_that_were_not_checked():
     assert (truth.row_numbers(np.array([-1, 0, 3, 9]), ONES + LABELS.repeat([1, 1, 2]), None, 0.0, 0.0, 4).weight == [1, 1, 2, 2]).all()
 
 
-@pytest.mark.parametrize("name", ["ignore_index", "reduction", "label_smoothing", "z_loss", "temperature", "softcap"])
-def test_options_are_checked_for_every_front_end(name):
+def test_options_are_checked_for_every_front_end():
     right = dict(ignore_index=-1, reduction="sum", label_smoothing=0.25, z_loss=0.5, temperature=2.0, softcap=3.0)
     assert truth.options("f", **right) == tuple(right.values())
     assert truth.options("f", **right | dict(softcap=None)).cap == np.inf
-    for wrong in (-0.5, "wrong"):
+    for name, wrong in itertools.product(right, (-0.5, "wrong")):
         with pytest.raises((TypeError, ValueError), match=f"^f: {name} must be .*; got {wrong!r}"):
             truth.options("f", **right | {name: wrong})

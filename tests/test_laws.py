@@ -177,6 +177,8 @@ def test_the_formula_warns_of_no_logits():
         x = formula.partials(z, label, np.ones(3))
         formula.softmax(z, x), formula.surprisal(z, x)
         formula.gradient(z, x, label, formula.coefficients(x, of), np.ones(3))
+        large = formula.coefficients(x, formula.Numbers(1e300 * ones, 0 * ones, 0 * ones, 1e300 * ones))  # inf times a probability of 0
+        formula.gradient(z, x, label, large)
 
 
 @each_off
