@@ -12,7 +12,18 @@ import softxent
 from softxent import formula, kernels
 from softxent.proof import bounds
 
-SHAPES = [(5, 1), (9, 2), (33, 10), (17, 64), (9, 65), (8, 1024), (10, 300), (9, 1000), (5, 4097), (3, 9001)]  # (8, 1024): all rows of a tile
+SHAPES = [
+    (5, 1),
+    (9, 2),
+    (33, 10),
+    (17, 64),
+    (9, 65),
+    (8, 1024),
+    (10, 300),
+    (9, 1000),
+    (5, 4097),
+    (3, 9001),
+]  # (8, 1024): all rows of a tile
 TRANSFORMS = {"none": (1.0, np.inf), "temperature": (0.7, np.inf), "softcap": (1.0, 5.0), "both": (2.5, 30.0)}
 each_dtype = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 each_off = pytest.mark.parametrize("off", OFFS)

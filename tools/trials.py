@@ -40,7 +40,7 @@ ROOT = Path(__file__).parent.parent
 MEASURED = ROOT / "build" / "mutation-tests.json"  # file -> test -> what it takes and executes
 MEMORY = 12 << 30  # bytes of addresses that a change may take
 ALIKE = 3  # of the parameters of a test that execute the same lines, so many are run
-LONG = 2.0  # seconds of a test that is not run
+LONG = 2.0  # seconds of a test that is not run if there are others
 NOTICED, UNNOTICED, FRESH = 1, 0, 9  # exit statuses of a child
 
 
@@ -137,7 +137,7 @@ class Trials:
             return (self.measured[item.nodeid].seconds + 0.003) / (self.kills[item.nodeid] + 0.05)
 
         alike, some = Counter[Any](), []
-        for item in sorted((item for item in items if self.measured[item.nodeid].seconds < LONG), key=cost):
+        for item in sorted([item for item in items if self.measured[item.nodeid].seconds < LONG] or items, key=cost):
             lines = self.measured[item.nodeid].lines
             kind = item.nodeid if lines is None else (item.nodeid.partition("[")[0], tuple(lines))
             alike[kind] += 1
