@@ -29,6 +29,7 @@ import time
 import types
 from collections import Counter
 from collections.abc import Callable
+from itertools import accumulate
 from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,7 +40,8 @@ from mutations import Mutation
 ROOT = Path(__file__).parent.parent
 MEASURED = ROOT / "build" / "mutation-tests.json"  # file -> test -> what it takes and executes
 MEMORY = 12 << 30  # bytes of addresses that a change may take
-ALIKE = 3  # of the parameters of a test that execute the same lines, so many are run
+ALIKE = 3  # of the parameters of a test that execute the same lines, so many run first
+LATER = 20.0  # seconds of the others
 LONG = 2.0  # seconds of a test that is not run if there are others
 NOTICED, UNNOTICED, FRESH = 1, 0, 9  # exit statuses of a child
 
@@ -136,14 +138,14 @@ class Trials:
         def cost(item: Any) -> float:
             return (self.measured[item.nodeid].seconds + 0.003) / (self.kills[item.nodeid] + 0.05)
 
-        alike, some = Counter[Any](), []
+        alike, first, later = Counter[Any](), [], list[Any]()
         for item in sorted([item for item in items if self.measured[item.nodeid].seconds < LONG] or items, key=cost):
             lines = self.measured[item.nodeid].lines
             kind = item.nodeid if lines is None else (item.nodeid.partition("[")[0], tuple(lines))
             alike[kind] += 1
-            if alike[kind] <= ALIKE:
-                some.append(item)
-        return some
+            (first if alike[kind] <= ALIKE else later).append(item)
+        seconds = accumulate(self.measured[item.nodeid].seconds for item in later)
+        return first + [item for item, until in zip(later, seconds, strict=True) if until < LATER]
 
     def _all(self, items: list[Any]) -> None:
         self._child(self._ordered(items), lambda: None)
