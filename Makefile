@@ -30,7 +30,7 @@ check: $(INSTALLED) ## format, lint and types
 	$(BIN)/clang-format --dry-run --Werror cpp/*
 	$(BIN)/mypy
 
-mutate: $(INSTALLED) ## change the sources in one place at a time; the tests must notice (an hour; SAMPLE=40 tries so many changes of each file)
+mutate: $(INSTALLED) ## change the sources in one place at a time; the tests must notice (hours; SAMPLE=40 tries so many changes of each file)
 	nice $(BIN)/python tools/mutate.py --sample $(or $(SAMPLE),0)
 
 sanitize: $(INSTALLED) ## the tests of the C++ code with address, undefined behaviour and thread sanitizers (a quarter of an hour)

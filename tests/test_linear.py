@@ -146,6 +146,7 @@ def test_chunks_share_the_rows_evenly():
 def test_a_chunk_is_a_multiple_of_a_tile_if_that_makes_no_more_chunks():
     assert linear.chunk_rows(4 * 293, 1, 330) == 5 * linear.TILE == 320
     assert linear.chunk_rows(4 * 293, 1, 319) == 293  # five tiles do not fit
+    assert linear.chunk_rows(1000, 1, 800) == 8 * linear.TILE
 
 
 def test_a_product_that_is_added_takes_the_memory_that_is_given():
