@@ -42,7 +42,7 @@ MEASURED = ROOT / "build" / "mutation-tests.json"  # file -> test -> what it tak
 MEMORY = 12 << 30  # bytes of addresses that a change may take
 ALIKE = 3  # of the parameters of a test that execute the same lines, so many run first
 LATER = 20.0  # seconds of the others
-LONG = 2.0  # seconds of a test that is not run if there are others
+LONG = 8.0  # seconds of a test that is not run if there are others
 NOTICED, UNNOTICED, FRESH = 1, 0, 9  # exit statuses of a child
 
 
