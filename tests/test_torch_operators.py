@@ -236,3 +236,14 @@ def test_float32_has_the_derivatives_of_float64(case):
 
     for got, want in zip(results(torch.float32), results(F64), strict=True):
         torch.testing.assert_close(got.to(F64), want, rtol=2e-4, atol=2e-5)
+
+
+@each_case
+def test_tangents_are_those_of_the_definition(case):
+    label, _, *transform = case
+    z, *numbers = (None if t is None else t.detach() for t in tensors(case))
+    v = torch.randn_like(z)
+    found = torch.func.jvp(lambda z: operators.rows(z, label, *numbers, 1, *transform, True)[:4], (z,), (v,))[1]
+    want = torch.func.jvp(lambda z: definition(z, label, *numbers, *transform), (z,), (v,))[1]
+    for k in (0, 1, 3) if (label == NO_LABEL).any() else range(4):
+        torch.testing.assert_close(found[k][label != NO_LABEL], want[k][label != NO_LABEL], rtol=1e-9, atol=1e-12)
