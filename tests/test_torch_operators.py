@@ -247,3 +247,8 @@ def test_tangents_are_those_of_the_definition(case):
     want = torch.func.jvp(lambda z: definition(z, label, *numbers, *transform), (z,), (v,))[1]
     for k in (0, 1, 3) if (label == NO_LABEL).any() else range(4):
         torch.testing.assert_close(found[k][label != NO_LABEL], want[k][label != NO_LABEL], rtol=1e-9, atol=1e-12)
+
+
+def test_labels_of_any_type_are_int64_for_a_compiler_too():
+    with torch._subclasses.FakeTensorMode():
+        assert operators.labels_operator("f", torch.zeros(3, dtype=torch.int32), 4, -100).dtype == torch.int64
