@@ -114,7 +114,7 @@ It makes one change at each of at most two places of a line of Python, and at on
 Annotations, messages, imports, assertions, the arguments of templates, declarations of types, prefetches and advice on pages are left as
 they are. The tests of a file that execute the changed lines run until one fails: of a test's parameters with which it executes the same
 lines, three and then others for twenty seconds; tests of more than eight seconds only if there are no others. The C++ kernel is compiled
-for one instruction set and without 16-bit types.
+for one instruction set and without 16-bit types. Where fewer changes were tried than there are, they are a random sample.
 
 *Too long* means that a test did not end within five times its usual time and ten seconds; it counts as noticed. *No effect* means that no
 test fails, and that the table below says why the result is the same.
