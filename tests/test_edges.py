@@ -460,6 +460,18 @@ ERRORS = {
         lambda: loss(Z, T, class_weight=[1.0, 2.0]), ValueError,
         LOSS + "class_weight must have shape (6,), one number a class; got (2,)",
     ),
+    "linear_weight_type": (
+        lambda: softxent.linear_cross_entropy(Z, [["a"] * 6], T), TypeError,
+        "linear_cross_entropy: weight must have dtype",
+    ),
+    "linear_bias_type": (
+        lambda: softxent.linear_cross_entropy(Z, Z, T, bias=["a"] * 4), TypeError,
+        "linear_cross_entropy: bias must have dtype",
+    ),
+    "linear_vw": (
+        lambda: softxent.linear_cross_entropy_hvp(Z, np.eye(6), T, Z, ["a"]), TypeError,
+        "linear_cross_entropy_hvp: vw must hold real numbers; got strings",
+    ),
     "class_weight_type": (lambda: loss(Z, T, class_weight=["a"] * 6), TypeError, LOSS + "class_weight must have dtype"),
     "sample_weight": (
         lambda: loss(Z, T, sample_weight=[1.0, 2.0]), ValueError,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import sys
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from cases import DTYPES, OPTIONS, composite, computed, option_cases, probabilit
 from tolerances import DIFFERENCES, FEW64, FLOAT64
 
 import softxent
+from softxent import kernels, truth
 from softxent.proof import bounds
 
 each_dtype = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
@@ -280,14 +282,24 @@ def test_a_row_may_be_larger_than_what_is_copied_at_a_time(backend):
 
 
 def test_a_large_gradient_may_be_written_to_an_odd_address():
-    """From 48 MiB on, gradients are stored past the caches, which needs aligned addresses."""
-    z = np.zeros((12_600, 1000), np.float32)
-    raw = np.zeros(z.nbytes + 1, np.uint8)
-    for shift in (0, 1):
+    """From 48 MiB and rows of 8 KiB on, gradients are stored past the caches, which needs aligned addresses."""
+    z = np.zeros((4200, 3000), np.float32)
+    raw, probabilities, labels = np.zeros(z.nbytes + 4, np.uint8), np.zeros_like(z), np.full(len(z), 7)
+    probabilities[:, 7] = 1
+    with_entropy = np.array([[1.0, 0, 0, 1, 0, 0, 1]]).T
+    assert z.nbytes > 48 << 20
+    for shift in (0, 1, 4):
         out = raw[shift : z.nbytes + shift].view(np.float32).reshape(z.shape)
-        softxent.cross_entropy_and_grad(z, np.full(len(z), 7), out=out, reduction="sum")
-        assert z.nbytes > 48 << 20 and (out[:, 7] == np.float32(0.001 - 1)).all() and (out[:, 8] == np.float32(0.001)).all()
-        assert (softxent.softmax(z, out=out) == np.float32(0.001)).all()
+        for write in (
+            lambda out: softxent.cross_entropy_and_grad(z, labels, out=out, reduction="sum"),
+            lambda out: softxent.cross_entropy_and_grad(z, probabilities, out=out, reduction="sum"),
+            lambda out: kernels.active().fused(z, labels, with_entropy, None, truth.IDENTITY, out, np.empty((5, len(z))), None, 1),
+        ):
+            out[:] = 7
+            write(out)
+            out[:, 7] += 1
+            assert np.abs(out - 1 / 3000).max() < 2.0**-24  # half a unit of 1, to which the label's entry was added
+        assert np.abs(softxent.softmax(z, out=out) - 1 / 3000).max() < 2.0**-24 / 3000  # half a unit of 1/3000
 
 
 def test_no_rows_in_any_order(backend):
@@ -456,3 +468,91 @@ def test_probabilities_may_lie_in_any_order(backend, rng):
     for order in (np.asfortranarray(u), u[::-1].copy()[::-1], np.repeat(u, 2, axis=1)[:, ::2]):
         for got, right in zip(softxent.cross_entropy_and_grad(z, order), want, strict=True):
             assert np.array_equal(got, right)
+
+
+# ---- the truth of a call ----
+
+Z, LABELS, ONES = np.ones((3, 4), np.float32), np.array([0, 3, 1]), np.ones(4)
+FREQUENT = dict(
+    z=Z, labels=LABELS, axis=-1, class_weight=None, smoothing=0.0, ignore_index=-100, sample_weight=None, reduction="mean", z_loss=0.0,
+    temperature=1.0, softcap=None,
+)  # fmt: skip
+QUICK = [
+    {}, *(dict(z=Z.astype(dtype)) for dtype in DTYPES.values()), dict(z=Z[:1, :1], labels=LABELS[:1]), dict(z=np.ones((6, 8))[::2, :4]),
+    dict(axis=1), dict(labels=np.array([0, -100, 3])), dict(ignore_index=-1), dict(ignore_index=4), dict(smoothing=1), dict(smoothing=0.5),
+    dict(z_loss=2), dict(temperature=truth.SMALLEST), dict(temperature=2), dict(softcap=truth.SMALLEST), dict(softcap=2),
+    dict(class_weight=ONES), dict(sample_weight=ONES[1:]), *(dict(reduction=r) for r in ("none", "sum")),
+]  # fmt: skip
+NOT_QUICK = [
+    dict(z=Z.tolist()), dict(labels=LABELS.tolist()), dict(z=Z[None], labels=LABELS[None]), dict(axis=True), dict(axis=0),
+    dict(z=Z.astype(int)), dict(z=Z.astype(">f4")), dict(z=Z.T.copy().T), dict(z=np.zeros(3, [("a", "S1"), ("z", "f4", 4)])["z"]),
+    dict(labels=LABELS.astype(np.int32)), dict(labels=LABELS[:2]), dict(labels=LABELS.repeat(2)[::2]), dict(z=Z[:0], labels=LABELS[:0]),
+    dict(ignore_index=np.int64(-1)), dict(ignore_index=0), dict(ignore_index=3), dict(smoothing=np.float32(0)), dict(smoothing=-0.1),
+    dict(smoothing=1.1), dict(z_loss=-1), dict(z_loss=np.inf), dict(z_loss="0"), dict(temperature=truth.SMALLEST / 2),
+    dict(temperature=np.inf), dict(temperature="1"), dict(softcap=truth.SMALLEST / 2), dict(softcap=np.inf), dict(softcap="1"),
+    dict(reduction=None), dict(reduction="all"), dict(labels=np.array([4, 0, 1])), dict(labels=np.array([0, -1, 1])),
+    dict(class_weight=[1.0] * 4), dict(class_weight=ONES[1:]), dict(class_weight=ONES.astype(np.float32)), dict(class_weight=0 * ONES),
+    dict(sample_weight=[1.0] * 3), dict(sample_weight=ONES), dict(sample_weight=Z[:, 0]), dict(sample_weight=ONES[1:] * 1e308),
+]  # fmt: skip
+
+
+def test_which_calls_are_frequent():
+    """The others are checked, and prepared for the kernel, by truth(): the same results, but microseconds later."""
+    assert all(truth.frequent(**FREQUENT | changed) for changed in QUICK)
+    with np.errstate(over="ignore"):
+        assert [changed for changed in NOT_QUICK if truth.frequent(**FREQUENT | changed)] == []
+    assert truth.frequent(**FREQUENT)[2] is truth.IDENTITY
+
+
+def test_frequent_calls_are_not_prepared(monkeypatch):
+    monkeypatch.setattr(sys.modules["softxent.loss"], "_problem", None)
+    softxent.cross_entropy(Z, LABELS)
+    for out in (None, Z.copy()):
+        softxent.cross_entropy_and_grad(Z, LABELS, out=out)
+    with pytest.raises(TypeError, match="not callable"):
+        softxent.cross_entropy_and_grad(Z, LABELS, upstream=2.0)
+
+
+def test_the_gradient_of_a_log_probability_is_minus_that_of_the_loss(backend, rng):
+    z, t, up = rng.standard_normal((5, 4)), np.array([0, 1, 4, 2]), rng.standard_normal(4)
+    options, out = dict(axis=0, ignore_index=1, temperature=0.5, softcap=3.0, upstream=up), np.empty_like(z)
+    loss, dz = softxent.cross_entropy_and_grad(z, t, reduction="none", **options)
+    logprob, found = softxent.token_logprobs_and_grad(z, t, out=out, **options)
+    assert found is out and (found == -dz).all() and (logprob == -loss).all() and logprob[1] == 0
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_the_mass_of_a_row_is_the_sum_of_its_truth(option, rng):
+    labels, options = option_cases(rng, 6, 9)[option]
+    of = truth.truth("test", labels, np.zeros((6, 9)), -1, **{k: v for k, v in options.items() if k not in ("temperature", "softcap")})
+    label, (y, r, _, _), off = of.piece(slice(None), np.dtype(np.float64))
+    want = y + r * (0 if off is None else off.sum(axis=-1))
+    np.testing.assert_allclose(of.mass(), np.where(label == kernels.IGNORED, 0, want), rtol=FEW64)
+
+
+def test_numbers_that_calls_share_cannot_be_written():
+    for numbers in (truth.constant(1.0, 2.0), truth._smoothed(0.1, 5, "f")):
+        with pytest.raises(ValueError, match="read-only"):
+            numbers[:] = 0
+
+
+def test_which_arrays_a_kernel_reads_in_place():
+    packed = np.zeros(3, [("a", "S1"), ("z", "f4", 4)])["z"]
+    assert [truth.adjacent(a) for a in (Z, Z[:, :2], Z[::-1], Z.T[:, :1], Z.T, Z[:, ::2], packed)] == [True] * 4 + [False] * 3
+    assert truth.truth("f", LABELS, Z, -1).usable(Z.dtype)
+    soft = truth.truth("f", Z, Z, -1)
+    assert soft.usable(Z.dtype) and not soft.usable(np.dtype(np.float64))
+
+
+def test_class_weights_of_labels_that_were_not_checked():
+    """On a GPU, a label that is out of range is a row of NaN, and no error."""
+    assert (truth.row_numbers(np.array([-1, 0, 3, 9]), ONES + LABELS.repeat([1, 1, 2]), None, 0.0, 0.0, 4).weight == [1, 1, 2, 2]).all()
+
+
+def test_options_are_checked_for_every_front_end():
+    right = dict(ignore_index=-1, reduction="sum", label_smoothing=0.25, z_loss=0.5, temperature=2.0, softcap=3.0)
+    assert truth.options("f", **right) == tuple(right.values())
+    assert truth.options("f", **right | dict(softcap=None)).cap == np.inf
+    for name, wrong in itertools.product(right, (-0.5, "wrong")):
+        with pytest.raises((TypeError, ValueError), match=f"^f: {name} must be .*; got {wrong!r}"):
+            truth.options("f", **right | {name: wrong})

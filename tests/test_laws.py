@@ -25,7 +25,7 @@ from cases import (
     shapes_of,
     within,
 )  # fmt: skip
-from tolerances import DIFFERENCES, FEW64
+from tolerances import DIFFERENCES, FEW64, FLOAT32
 
 import softxent
 from softxent import formula, kernels
@@ -63,6 +63,16 @@ def test_loss_and_gradient_are_the_formula(backend, dtype, shape, off):
     lse = want.result[1].astype(float)
     near = bounds.loss_bound(dtype, shape[1]) + 4 * np.where(np.isfinite(lse), np.abs(lse), 0) * 2.0**-53
     within(got.result[1], want.result[1], near, "lse")
+
+
+@pytest.mark.parametrize("dtype", [DTYPES["f32"], DTYPES["f64"]], ids=["f32", "f64"])
+def test_rows_of_many_blocks_are_the_formula(backend, dtype):
+    """The sums of 41 blocks are merged, four pairs at a time, through several levels of a tree."""
+    p = problem(3, 40 * 4096 + 5, dtype, "shared")
+    got, want, (loss, dz) = fused(p, outputs=5), exact(p, outputs=5), allowed(p)
+    within(got.result[0], want.result[0], loss, "loss")
+    within(got.dz, want.dz, dz, "gradient")
+    np.testing.assert_allclose(got.result[3], want.result[3].astype(float), rtol=2 * FLOAT32 if dtype == np.float32 else FEW64)
 
 
 @each_off
@@ -151,12 +161,25 @@ def random_parts(rng, rows=64):
 def test_merge_is_a_commutative_monoid(rng):
     for _ in range(20):
         a, b, c = (random_parts(rng) for _ in range(3))
-        for ours, theirs in zip(merge(a, identity(64)), a, strict=True):
-            np.testing.assert_array_equal(ours, theirs)
+        for ours, theirs in zip(merge(a, formula.partials(np.zeros((64, 0)), np.zeros(64, int))), a, strict=True):
+            np.testing.assert_array_equal(ours, theirs)  # a shard without classes is the identity
         for ours, theirs in zip(merge(a, b), merge(b, a), strict=True):
             np.testing.assert_array_equal(ours, theirs)
         for ours, theirs in zip(merge(merge(a, b), c), merge(a, merge(b, c)), strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=60 * 2.0**-53)  # the difference of two maxima is rounded, by up to 60 v
+
+
+def test_the_formula_warns_of_no_logits():
+    """Rows with NaN or infinities give what the edge contract says, without a warning of an invalid operation."""
+    z = np.array([[1, 2, -np.inf], [np.inf, 0, 1], [-np.inf, -np.inf, -np.inf], [np.nan, 0, 1], [np.inf, np.inf, -np.inf]])
+    ones, label = np.ones(5), np.array([0, 0, 1, 2, 1])
+    of = formula.Numbers(ones, ones, ones, ones, ones, ones, ones)
+    with np.errstate(all="ignore", invalid="raise"):
+        x = formula.partials(z, label, np.ones(3))
+        formula.softmax(z, x), formula.surprisal(z, x)
+        formula.gradient(z, x, label, formula.coefficients(x, of), np.ones(3))
+        large = formula.coefficients(x, formula.Numbers(1e300 * ones, 0 * ones, 0 * ones, 1e300 * ones))  # inf times a probability of 0
+        formula.gradient(z, x, label, large)
 
 
 @each_off

@@ -145,6 +145,37 @@ def test_chunks_share_the_rows_evenly():
                 assert even or step % linear.TILE == 0, "the rows are spread evenly, or in whole tiles"
 
 
+def test_a_chunk_is_a_multiple_of_a_tile_if_that_makes_no_more_chunks():
+    assert linear.chunk_rows(4 * 293, 1, 330) == 5 * linear.TILE == 320
+    assert linear.chunk_rows(4 * 293, 1, 319) == 293  # five tiles do not fit
+    assert linear.chunk_rows(1000, 1, 800) == 8 * linear.TILE
+
+
+def test_a_product_that_is_added_takes_the_memory_that_is_given():
+    rng = np.random.default_rng(0)
+    a, b, out = rng.standard_normal((4000, 10)), rng.standard_normal((10, 100)), np.ones((4000, 100))
+    tracemalloc.start()
+    try:
+        linear.NumPyProducts(100_000).product(a, b, out, True)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert 50_000 < peak < 110_000
+    np.testing.assert_allclose(out, 1 + a @ b, rtol=FLOAT64, atol=FLOAT64)
+
+
+@pytest.mark.parametrize("missing", ["dx", "dw", "db", "w", "x", "bias"])
+def test_a_sum_that_is_not_wanted_is_left_out(missing, rng):
+    g, x, w = rng.standard_normal((3, 4)), rng.standard_normal((3, 2)), rng.standard_normal((4, 2))
+    sums = linear.Sums(*(np.zeros(shape) for shape in ((3, 2), (4, 2), 4)), linear.NumPyProducts(1000))
+    sums = sums._replace(**{missing: None}) if missing in sums._fields else sums
+    sums.add(slice(0, 3), g, None if missing == "x" else x, None if missing == "w" else w, bias=missing != "bias")
+    left_out = {"w": "dx", "x": "dw", "bias": "db"}.get(missing)
+    for name, want in {"dx": g @ w, "dw": g.T @ x, "db": g.sum(0)}.items():
+        if name != missing:
+            np.testing.assert_allclose(getattr(sums, name), 0 * want if name == left_out else want, rtol=FLOAT64)
+
+
 @pytest.mark.parametrize("copies", (1, 3))
 def test_logits_take_seven_eighths_of_the_budget(copies):
     """The other eighth is for products that are added."""
@@ -152,7 +183,8 @@ def test_logits_take_seven_eighths_of_the_budget(copies):
     head = linear._head("f", np.zeros((999, 4)), np.zeros((100, 4)), np.zeros(999, int), None, budget, 1.0, None)
     sizes = [copies * z.nbytes for _, z in head.chunks(copies)]
     assert 0.8 * budget < max(sizes) <= budget - budget // 8
-    assert head.budget == budget
+    assert head.budget == budget and head.products.fold == budget // 8
+    assert linear.budget_beside_filter(budget) == budget - budget // 16
 
 
 def test_memory_is_flat_in_the_rows(backend):
@@ -170,8 +202,19 @@ def test_memory_is_flat_in_the_rows(backend):
             peak = tracemalloc.get_traced_memory()[1]
         finally:
             tracemalloc.stop()
-        fold = linear.FOLD + (1 << 20)
-        assert peak < budget + fold + dx.nbytes + dw.nbytes + 200 * rows + works_in, f"{rows} rows: {peak / 2**20:.1f} MiB"
+        assert peak < budget + (1 << 20) + dx.nbytes + dw.nbytes + 200 * rows + works_in, f"{rows} rows: {peak / 2**20:.1f} MiB"
+
+
+def test_memory_of_a_second_derivative_is_within_the_budget():
+    """Two arrays of the size of the logits are held at once."""
+    x, w, t, budget = np.ones((3000, 8)), np.ones((1000, 8)), np.zeros(3000, int), 4 << 20
+    tracemalloc.start()
+    try:
+        softxent.linear_cross_entropy_hvp(x, w, t, x, w, budget=budget)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert 0.7 * budget < peak < budget + (1 << 20)
 
 
 # ---- the loss alone, and second derivatives ----

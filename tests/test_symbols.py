@@ -423,7 +423,11 @@ MUTATIONS = [  # code, the same code with a mistake, and the law that fails with
     ("return (v - vj) + lead, (vj - lead)", "return (v - vj) - lead, (vj - lead)", curvature_is_the_theorem),
     ("return (v - vj) + lead, (vj - lead)", "return (v - vj) + lead, (vj + lead)", derivatives_by_the_numbers_are_the_theorems),
     ("lead = times(yhat, vj - v)", "lead = times(yhat, v - vj)", curvature_is_the_theorem),
-    ("yhat: Array = xp.exp(-surprisal(z, x))", "yhat: Array = xp.exp(surprisal(z, x))", softmax_and_lse_are_the_definitions),
+    (
+        "yhat: Array = library(z).exp(-surprisal(z, x))",
+        "yhat: Array = library(z).exp(surprisal(z, x))",
+        softmax_and_lse_are_the_definitions,
+    ),
     ("- z) + lift[:, None]", "- z)", softmax_and_lse_are_the_definitions),
     ("cap * tanh / temperature, slope", "cap * tanh, slope", transform_is_the_theorem),
     ("return x / temperature, 1 / temperature, 0.0", "return x / temperature, 1.0, 0.0", transform_is_the_theorem),

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from tolerances import FEW64
+from tolerances import FEW64, FLOAT64, HIGHER
 from torch.autograd import gradcheck, gradgradcheck
 
 from softxent import torch as st
@@ -203,3 +203,54 @@ def test_a_row_without_upstream_gradients_is_not_read(dtype):
     for output in result[:4]:
         (dz,) = torch.autograd.grad(output, z, up, retain_graph=True)
         assert (dz[1] == 0).all() and dz[0].isfinite().all() and (dz[2] != 0).any()
+
+
+@pytest.mark.parametrize("case", [CASES["a shared truth"], CASES["all"]], ids=["a shared truth", "all"])
+def test_float32_has_the_derivatives_of_float64(case):
+    """In both, what a row gives is float64, and so are its tangents."""
+    label, _, *transform = case
+    jvp, grad = torch.func.jvp, torch.func.grad
+
+    def results(dtype):
+        z, y, r, q, off = (t.detach() for t in tensors(case))
+        v, w, u = (torch.randn_like(t) for t in (z, y, off))
+        z, off, v, u = (t.to(dtype) for t in (z, off, v, u))
+
+        def rows(z, y, off):
+            return operators.rows(z, label, y, r, q, off, -1, *transform, True)[:4]
+
+        def total(z, y, off):
+            return sum(a * t.sum() for a, t in zip((0.5, 2.0, -1.5, 3.0), rows(z, y, off), strict=True))
+
+        def scaled(z, y):
+            return operators.log_softmax(z, y, -1, *transform)
+
+        by_each = grad(total, (0, 1, 2))(z, y, off)
+        again = grad(lambda *given: sum(g.square().sum() for g in grad(total, (0, 2))(*given)), (0, 1, 2))(z, y, off)
+        by_scale = grad(lambda z, y: scaled(z, y).square().sum(), (0, 1))(z, y)
+        tangents = [jvp(lambda z: rows(z, y, off), (z,), (v,))[1], jvp(lambda y: rows(z, y, off), (y,), (w,))[1]]
+        tangents.append(jvp(lambda off: rows(z, y, off), (off,), (u,))[1])
+        assert all(t.dtype == F64 for each in tangents for t in each)
+        forward_over_reverse = jvp(lambda z: grad(total)(z, y, off), (z,), (v,))[1]
+        of_log_softmax = jvp(scaled, (z, y), (v, w))[1]
+        return *by_each, *again, *by_scale, *(t for each in tangents for t in each), forward_over_reverse, of_log_softmax
+
+    for got, want in zip(results(torch.float32), results(F64), strict=True):
+        # float32: third derivatives subtract terms of 100 times their size
+        torch.testing.assert_close(got.to(F64), want, rtol=2e-4, atol=2e-5)
+
+
+@each_case
+def test_tangents_are_those_of_the_definition(case):
+    label, _, *transform = case
+    z, *numbers = (None if t is None else t.detach() for t in tensors(case))
+    v = torch.randn_like(z)
+    found = torch.func.jvp(lambda z: operators.rows(z, label, *numbers, 1, *transform, True)[:4], (z,), (v,))[1]
+    want = torch.func.jvp(lambda z: definition(z, label, *numbers, *transform), (z,), (v,))[1]
+    for k in (0, 1, 3) if (label == NO_LABEL).any() else range(4):
+        torch.testing.assert_close(found[k][label != NO_LABEL], want[k][label != NO_LABEL], rtol=HIGHER, atol=FLOAT64)
+
+
+def test_labels_of_any_type_are_int64_for_a_compiler_too():
+    with torch._subclasses.FakeTensorMode():
+        assert operators.labels_operator("f", torch.zeros(3, dtype=torch.int32), 4, -100).dtype == torch.int64

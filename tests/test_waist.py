@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from cases import BACKENDS, DTYPES, OFFS, Problem, computed, exact, fused, problem, python, two_calls, within
+from guarded import guarded
 from test_bits import isas
 from tolerances import FEW64, FLOAT32, FLOAT64
 
@@ -12,7 +13,18 @@ import softxent
 from softxent import formula, kernels
 from softxent.proof import bounds
 
-SHAPES = [(5, 1), (9, 2), (33, 10), (17, 64), (9, 65), (10, 300), (9, 1000), (5, 4097), (3, 9001)]
+SHAPES = [
+    (5, 1),
+    (9, 2),
+    (33, 10),
+    (17, 64),
+    (9, 65),
+    (8, 1024),
+    (10, 300),
+    (9, 1000),
+    (5, 4097),
+    (3, 9001),
+]  # (8, 1024): all rows of a tile
 TRANSFORMS = {"none": (1.0, np.inf), "temperature": (0.7, np.inf), "softcap": (1.0, 5.0), "both": (2.5, 30.0)}
 each_dtype = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 each_off = pytest.mark.parametrize("off", OFFS)
@@ -125,11 +137,86 @@ def test_four_numbers_and_two_results_give_the_same_bits_as_all(dtype):
 
 
 @each_dtype
+def test_a_softcap_has_the_same_gradient_with_four_numbers(dtype):
+    """Which exponentials are stored depends on the numbers."""
+    for shape in SHAPES:
+        p = problem(*shape, dtype)._replace(transform=TRANSFORMS["both"])
+        few, many = fused(p), fused(p._replace(truth=np.concatenate([p.truth, np.zeros((3, len(p.z)))])))
+        near = 8 * bounds.UNIT[dtype.name]
+        # entries far below the others are subnormal in float16
+    np.testing.assert_allclose(few.dz.astype(float), many.dz.astype(float), rtol=near, atol=near * 1e-6)
+
+
+@pytest.mark.parametrize("off", ["label", "dense"])
+@each_dtype
+def test_ignored_rows_among_others_are_0_and_change_nothing(dtype, off):
+    for classes in (10, 64, 300, 5000):
+        p = with_all_numbers(problem(21, classes, dtype, off))
+        p.label[[1, 2, 5, 11, 12, 13, 20]] = kernels.IGNORED
+        got = fused(p, outputs=5)
+        for i in range(21):
+            if p.label[i] == kernels.IGNORED:
+                assert not got.dz[i].any() and not got.result[:, i].any()
+            else:
+                one = fused(p.rows(slice(i, i + 1)), outputs=5)
+                assert one.bits() == got._replace(result=got.result[:, [i]], parts=got.parts[:, [i]], dz=got.dz[[i]]).bits(), (classes, i)
+
+
+@pytest.mark.parametrize("off", ["label", "dense"])
+def test_merged_shards_are_the_whole(backend, off):
+    """If shards begin at multiples of 4096 columns and are merged as the blocks of a row are, the bits are the same too."""
+    p = with_all_numbers(problem(9, 3 * 4096 + 5, DTYPES["f64"], off))
+    p.label[4] = kernels.IGNORED
+    sums = []
+    for first in range(0, p.z.shape[1], 4096):
+        shard = p.columns(slice(first, first + 4096))
+        shard.label[4] = kernels.IGNORED
+        sums.append(two_calls(shard, outputs=5).parts)
+    want, result, parts = two_calls(p, outputs=5), np.full((5, 9), -7.0), np.full((7, 9), -7.0)
+    kernels.active().merge(np.array(sums), np.array([[0, 1], [2, 3], [0, 2]]), p.label, p.truth, result, parts, 1)
+    np.testing.assert_allclose(result, want.result, rtol=0 if backend == "cpu" else FLOAT64)
+    np.testing.assert_allclose(parts, want.parts, rtol=0 if backend == "cpu" else FLOAT64)
+
+
+@pytest.mark.parametrize("off", ["label", "dense"])
+@each_dtype
+def test_nothing_behind_an_array_is_read_or_written(dtype, off):
+    """Behind each array is a page of memory that must not be touched."""
+
+    def placed(a):
+        copy = guarded(a.nbytes, at_end=True)[0].view(a.dtype).reshape(a.shape)
+        copy[:] = a
+        return copy
+
+    for rows, classes in [(9, 3), (9, 6), (17, 33), (9, 130), (2, 5001)]:
+        p = with_all_numbers(problem(rows, classes, dtype, off))
+        q = p._replace(z=placed(p.z), off=None if p.off is None else placed(p.off))
+        assert fused(q, out=placed(p.z), outputs=5).bits() == fused(p, outputs=5).bits()
+        v = p.z.astype(computed(dtype))
+        assert curved(q, placed(v))[0].tobytes() == curved(p, v)[0].tobytes()
+
+
+@each_dtype
+def test_the_largest_of_a_row_of_nan_is_looked_for_within_the_row(dtype):
+    """Behind the row is a page of memory that must not be read."""
+    for classes in (100, 5000):
+        z = guarded(classes * dtype.itemsize, at_end=True)[0].view(dtype).reshape(1, classes)
+        z[:] = np.nan
+        assert np.isnan(fused(Problem(z, np.full(1, kernels.LARGEST), np.ones((4, 1)), None)).result).all()
+
+
+@each_dtype
 def test_a_very_large_softcap_is_none(dtype):
     p = problem(9, 300, dtype, "shared").rows([0, 1, 2, 4, 5, 7])  # a softcap makes -inf finite
     got, want = fused(p._replace(transform=(1.0, 1e280))), fused(p)
     np.testing.assert_allclose(got.result, want.result, rtol=FEW64)
     np.testing.assert_allclose(got.dz.astype(float), want.dz.astype(float), rtol=FLOAT64, atol=bounds.TINY["float64"])
+    v = np.tile(np.arange(300), (6, 1)).astype(computed(dtype))
+    hv = curved(p, v)[0]
+    unit = 2048 * bounds.UNIT[computed(dtype).name] + 2 * bounds.UNIT[dtype.name]
+    for cap in (1e25, 1e50, 1e280):
+        capped = curved(p._replace(transform=(1.0, cap)), v)[0]
+        np.testing.assert_allclose(capped.astype(float), hv.astype(float), rtol=unit, atol=unit * np.abs(hv.astype(float)).max())
 
 
 def curved(p: Problem, v: np.ndarray, gauss_newton: bool = False, threads: int = 1) -> tuple[np.ndarray, np.ndarray]:

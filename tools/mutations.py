@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ast
+import random
 import re
 from collections import Counter
 from collections.abc import Iterator
 from typing import NamedTuple
 
-Edit = tuple[int, int, str, str]  # begin and end in the text, what is put there, and the kind of change
+Edit = tuple[int, int, str, str, int, int, str]  # begin, end, new, kind, first, last and where of a Mutation
 
 
 class Mutation(NamedTuple):
@@ -23,26 +24,54 @@ class Mutation(NamedTuple):
     count: int  # how many changes before it have the same line, old and new
     begin: int
     end: int
+    first: int  # the lines of its statement; of C++, of everything
+    last: int
+    where: str  # "code" of a function, the "default" of an argument, or "module": what runs at import
 
     @property
     def key(self) -> str:
         return f"{self.file}: {self.line}: {self.old} -> {self.new}" + f" ({self.count})" * (self.count > 0)
 
     def applied(self, text: str) -> str:
-        return text[: self.begin] + self.new + text[self.end :]
+        """Return the text with the change, and each line after it where it was."""
+        lost = text.count("\n", self.begin, self.end)
+        new = self.new[:-1] + "\n" * lost + self.new[-1:] if self.new.endswith(")") else self.new + "\n" * lost
+        return text[: self.begin] + new + text[self.end :]
 
 
 def mutations(file: str, text: str) -> list[Mutation]:
     """Return all changes of a file, in the order of its lines."""
     found, seen = [], Counter[tuple[str, str, str]]()
     lines = text.split("\n")
-    for begin, end, new, kind in sorted(set(_of_python(text) if file.endswith(".py") else _of_cpp(text))):
+    for begin, end, new, kind, first, last, where in sorted(set(_of_python(text) if file.endswith(".py") else _of_cpp(text))):
         number = text.count("\n", 0, begin) + 1
         line, old = lines[number - 1].strip(), text[begin:end]
         same = line, old, new
-        found.append(Mutation(file, number, line, kind, old, new, seen[same], begin, end))
+        found.append(Mutation(file, number, line, kind, old, new, seen[same], begin, end, first, last, where))
         seen[same] += 1
     return [m for m in found if m.old != m.new]
+
+
+LATE = ["negated condition", "another constant"]  # tests notice them more easily than the other kinds
+
+
+def chosen(every: list[Mutation], per_line: int) -> list[Mutation]:
+    """Return one change of each place, of so many places of each line at most. The choice depends on the line alone."""
+
+    def rank(m: Mutation) -> tuple[int, float]:
+        easy = LATE.index(m.kind) + 1 if m.kind in LATE else 0
+        return easy, random.Random(m.key).random()
+
+    places: dict[tuple[int, int], Mutation] = {}
+    for m in sorted(every, key=rank):
+        places.setdefault((m.begin, m.end), m)
+    lines = Counter[int]()
+    found = []
+    for m in sorted(places.values(), key=rank):
+        lines[m.number] += 1
+        if lines[m.number] <= per_line:
+            found.append(m)
+    return sorted(found, key=lambda m: m.begin)
 
 
 # ---- Python ----
@@ -84,7 +113,8 @@ def _expressions(node: ast.AST) -> Iterator[tuple[ast.expr, str]]:
             yield ast.Constant(value + 1 if value != 1 else 0), "another constant"
         case ast.Call(func=func, args=args, keywords=keywords):
             plain = len(args) > 1 and not any(isinstance(a, ast.Starred) for a in args[:2]) and ast.dump(args[0]) != ast.dump(args[1])
-            if plain and ast.unparse(func).rpartition(".")[2] not in SYMMETRIC:
+            names = all(isinstance(a, ast.Constant) and isinstance(a.value, str) for a in args[:2])  # of a function and its argument
+            if plain and not names and ast.unparse(func).rpartition(".")[2] not in SYMMETRIC:
                 yield ast.Call(func, [args[1], args[0], *args[2:]], keywords), "swapped arguments"
             for k in range(len(keywords)):
                 if keywords[k].arg != "strict":  # an assertion
@@ -114,12 +144,15 @@ def _of_python(text: str) -> Iterator[Edit]:
     def place(line: int, column: int) -> int:  # columns of the tree are bytes
         return starts[line - 1] + len(raw[line - 1].encode()[:column].decode())
 
-    def edit(node: ast.AST, new: str, kind: str) -> Edit:
-        return place(node.lineno, node.col_offset), place(node.end_lineno, node.end_col_offset), new, kind
+    def walk(node: ast.AST, first: int, last: int, where: str) -> Iterator[Edit]:
+        def edit(node: ast.AST, new: str, kind: str) -> Edit:
+            return place(node.lineno, node.col_offset), place(node.end_lineno, node.end_col_offset), new, kind, first, last, where
 
-    def walk(node: ast.AST) -> Iterator[Edit]:
         if _skipped(node):
             return
+        if isinstance(node, ast.stmt):
+            body = getattr(node, "body", None)
+            first, last = node.lineno, max(node.lineno, body[0].lineno - 1) if body else node.end_lineno
         for other, kind in _expressions(node):
             yield edit(node, f"({ast.unparse(other)})", kind)
         if isinstance(node, ast.If | ast.While):
@@ -128,15 +161,20 @@ def _of_python(text: str) -> Iterator[Edit]:
             yield edit(node, "pass", "dropped statement")
         if isinstance(node, ast.AugAssign) or (isinstance(node, ast.Assign) and not isinstance(node.targets[0], ast.Name | ast.Tuple)):
             yield edit(node, "pass", "dropped statement")
+        function = isinstance(node, ast.FunctionDef | ast.Lambda)
         for name, field in ast.iter_fields(node):
             if name in ("annotation", "returns", "decorator_list", "type_params"):
                 continue
+            inside = where
+            if where == "module" and function:
+                plain = isinstance(node, ast.FunctionDef) and not node.decorator_list and not node.col_offset
+                inside = "code" if name == "body" else "default" if plain else "module"
             for child in field if isinstance(field, list) else [field]:
                 documented = isinstance(child, ast.Expr) and isinstance(child.value, ast.Constant)
                 if isinstance(child, ast.AST) and not documented:
-                    yield from walk(child)
+                    yield from walk(child, first, node.end_lineno if function and inside == "default" else last, inside)
 
-    yield from walk(ast.parse(text))
+    yield from walk(ast.parse(text), 0, 0, "module")
 
 
 # ---- C++ ----
@@ -164,11 +202,10 @@ def _of_cpp(text: str) -> Iterator[Edit]:
         code = line.split("//")[0]
         if not NO_CODE.search(code):
             body = code.rstrip()
-            if found := STATEMENT.match(body):
-                yield place + found.start(1), place + found.end(1), ";", "dropped statement"
-            for pattern, new, kind in TOKENS:
-                for match in re.finditer(pattern, body):
-                    yield place + match.start(), place + match.end(), new, kind
-            for match in NUMBER.finditer(body):
-                yield place + match.start(), place + match.end(), str(int(match[0]) + 1) if match[0] != "1" else "0", "another constant"
+            found = [(m.start(1), m.end(1), ";", "dropped statement") for m in [STATEMENT.match(body)] if m]
+            found += [(m.start(), m.end(), new, kind) for pattern, new, kind in TOKENS for m in re.finditer(pattern, body)]
+            larger = [(m, str(int(m[0]) + 1) if m[0] != "1" else "0") for m in NUMBER.finditer(body)]
+            found += [(m.start(), m.end(), new, "another constant") for m, new in larger]
+            for begin, end, new, kind in found:
+                yield place + begin, place + end, new, kind, 0, len(text), "code"
         place += len(line) + 1

@@ -157,10 +157,8 @@ def centred(yhat: Array, v: Array) -> tuple[Array, Array]:
 
 def softmax(z: Array, x: Partials) -> Array:
     """Return yhat_k = exp(z_k - lse), computed as exp((z_k - top) - (lse - top)), so that a common offset of the logits costs no digit."""
-    xp = library(z)
-    with np.errstate(invalid="ignore"):
-        yhat: Array = xp.exp(-surprisal(z, x))
-        return yhat
+    yhat: Array = library(z).exp(-surprisal(z, x))
+    return yhat
 
 
 def surprisal(z: Array, x: Partials) -> Array:

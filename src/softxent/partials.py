@@ -83,8 +83,7 @@ def peak(x: Partials) -> tuple[Array, Array]:
 def lse(x: Partials) -> Array:
     """Return log-sum-exp over all columns."""
     top, lift = peak(x)
-    with np.errstate(invalid="ignore"):
-        return top + lift
+    return top + lift
 
 
 def entropy(x: Partials) -> Array:

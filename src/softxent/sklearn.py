@@ -264,7 +264,7 @@ class _Problem(NamedTuple):
 
     def hessian_product(self, coefficients: Array, v: Array) -> Array:
         w, b = self._matrices(coefficients)
-        return self._vector(self.head._replace(w=w, b=b).curvature_sums(None, *self._matrices(v)), v)
+        return self._vector(self.head._replace(w=w, b=b).curvature_sums(None, *self._matrices(v), whole=False), v)
 
     def _matrices(self, coefficients: Array) -> tuple[Array, Array | None]:
         """Return W and b of all classes, in the dtype of X."""

@@ -16,13 +16,14 @@ from torch import Tensor
 
 from .. import contract
 from ..filtering import Filter, FilterStats
-from ..linear import FOLD, Sums, budget_beside_filter, chunk_rows, chunks
+from ..linear import Sums, budget_beside_filter, chunk_rows, chunks
 from . import compute, cpu, operators
 from .by_chunks import RowFunction, Tensors, by_chunks, computed, summed_in
 from .sharded_operators import Shards, local_labels, merged, sums_of
 
 COLUMNS = 1024  # columns of logits in a product: 128 and 320 rows of float32 take 20 and 25 % less time than with all columns at once (CPU)
 COPIES = 4  # arrays of the size of the logits that the function of a chunk holds at once
+FOLD = 16 << 20  # bytes of a product held at once, if it is added to a gradient of another dtype
 OUTPUTS = ("loss", "lse", "logprobs", "entropy", "correct")
 
 

@@ -144,11 +144,11 @@ def differentiated(*tensors: Optional) -> bool:
 
 
 def has_tangent(t: Tensor) -> bool:
-    """Whether forward mode may differentiate with respect to this tensor. For tensors inside torch.func, only True is a safe answer."""
+    """Whether forward mode differentiates with respect to this tensor."""
     if forward_ad._current_level < 0:
         return False
     unpack: Any = forward_ad.unpack_dual  # untyped
-    return torch._C._functorch.is_functorch_wrapped_tensor(t) or unpack(t).tangent is not None
+    return unpack(t).tangent is not None
 
 
 def batched_by_autograd(*grads: Optional) -> bool:
