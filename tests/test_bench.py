@@ -238,8 +238,8 @@ def test_the_bench_of_fits_runs(which, tmp_path):
 def test_the_bench_of_jax_runs(tmp_path):
     of_jax.run(2, tmp_path, quick=True)
     records = json.loads((tmp_path / "jax.json").read_text())["records"]
-    assert [r["kind"] for r in records] == ["fresh", "in place"] * 2 + ["time"] + ["memory"] * 2 + ["divided"]
+    assert [r["kind"] for r in records] == ["fresh", "in place"] * 2 + ["time"] + ["memory"] * 2 + [*of_jax.OF_SHARDS]
     assert all(min(s) > 0 for r in records if r["kind"] != "memory" for s in r["seconds"].values())
-    assert records[-2]["extra"][of_jax.HEAD] > 0
+    assert records[-3]["extra"][of_jax.HEAD] > 0
     text = (tmp_path / "jax.md").read_text()
-    assert text.count("\n| [") == 5 and text.count("\n| N=") == 3
+    assert text.count("\n| [") == 6 and text.count("\n| N=") == 3

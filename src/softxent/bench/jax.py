@@ -30,6 +30,7 @@ DIVIDED, ONE_DEVICE = "axis_name", "one device"
 LOGITS = [(1024, 32000), (8192, 1000), (65536, 10), (32, 10)]
 HEADS = [(1024, 256, 32000), (2048, 768, 50257)]
 GROWTH = [(rows, 64, 32000) for rows in (1024, 4096, 16384)]
+OF_SHARDS = ("divided", "divided, in place")
 SHARDS = [(1024, 32000), (8192, 1000)]
 QUICK: tuple[list[Any], ...] = ([(64, 1000), (32, 10)], [(64, 16, 300)], [(64, 8, 300), (256, 8, 300)], [(64, 1000)])
 TWO_DEVICES = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
@@ -43,9 +44,9 @@ def run(repeats: int, output: Path, quick: bool) -> None:
     logits, heads, growth, shards = QUICK if quick else (LOGITS, HEADS, GROWTH, SHARDS)
     jobs = [(shape, place) for shape in logits for place in ("fresh", "in place")] + [(shape, "time") for shape in heads]
     jobs += [(shape, "memory") for shape in growth]
-    processes = [[jobs, repeats], [[(shape, "divided") for shape in shards], repeats]]
+    processes = [[jobs, repeats], [[(shape, kind) for shape in shards for kind in OF_SHARDS], repeats]]
     records = []
-    with progress(len(jobs) + len(shards)) as step:
+    with progress(len(jobs) + 2 * len(shards)) as step:
         for record in measured("jax-worker", processes, False, [{"JAX_PLATFORMS": "cpu"}, TWO_DEVICES]):
             records.append(record)
             step(record)
@@ -60,7 +61,8 @@ def work(jobs: list[tuple[list[int], str]], repeats: int) -> None:
         if kind == "memory":
             record["extra"] = memory(shape)
         else:
-            calls = head(shape) if kind == "time" else divided(shape) if kind == "divided" else logits(shape, donated=kind == "in place")
+            donated = kind.endswith("in place")
+            calls = head(shape) if kind == "time" else divided(shape, donated) if kind.startswith("divided") else logits(shape, donated)
             record["seconds"] = interleave(calls, repeats, PAUSE if threads > 1 else 0)
         print(json.dumps(record), flush=True)
 
@@ -77,27 +79,30 @@ def logits(shape: list[int], donated: bool) -> dict[str, Call]:
         MEAN: ours.cross_entropy,
     }
 
-    def contender(loss: Callable[[Any, Any], Any]) -> Call:
-        function, state = jax.jit(jax.value_and_grad(loss), donate_argnums=0 if donated else ()), [jax.numpy.array(z)]
-
-        def call() -> None:
-            _, dz = jax.block_until_ready(function(state[0], labels))
-            if donated:
-                state[0] = dz
-
-        return call
-
-    return {COPY: lambda: np.copyto(target, z), **{name: contender(loss) for name, loss in losses.items()}}
+    calls = {name: stepping(loss, jax.numpy.array(z), labels, donated) for name, loss in losses.items()}
+    return {COPY: lambda: np.copyto(target, z), **calls}
 
 
-def divided(shape: list[int]) -> dict[str, Call]:
+def stepping(loss: Callable[[Any, Any], Any], z: Any, labels: Any, donated: bool) -> Call:
+    """Return a function that computes the loss and its gradient, in place if the logits are donated."""
+    jax = import_module("jax")
+    function, state = jax.jit(jax.value_and_grad(loss), donate_argnums=0 if donated else ()), [z]
+
+    def call() -> None:
+        _, dz = jax.block_until_ready(function(state[0], labels))
+        if donated:
+            state[0] = dz
+
+    return call
+
+
+def divided(shape: list[int], donated: bool) -> dict[str, Call]:
     """Return the contenders whose logits have half of the classes on each of two devices, and `cross_entropy` on one device."""
     jax, optax, ours = (import_module(name) for name in ("jax", "optax", "softxent.jax"))
     rng, place = np.random.default_rng(0), jax.sharding.PartitionSpec
     mesh = jax.make_mesh((2,), ("model",), axis_types=(jax.sharding.AxisType.Auto,))  # optax does not take explicit ones
     halves, whole = jax.sharding.NamedSharding(mesh, place(None, "model")), jax.sharding.NamedSharding(mesh, place())
     z, labels = 3 * rng.standard_normal(shape, np.float32), rng.integers(0, shape[1], shape[0])
-    given = [jax.device_put(a, where) for a, where in ((z, halves), (labels, whole))]
 
     def theirs(z: Any, labels: Any) -> Any:
         return optax.softmax_cross_entropy_with_integer_labels(z, labels).mean()
@@ -105,9 +110,9 @@ def divided(shape: list[int]) -> dict[str, Call]:
     by_classes = jax.shard_map(
         partial(ours.cross_entropy, axis_name="model"), mesh=mesh, in_specs=(place(None, "model"), place()), out_specs=place()
     )
-    calls = {OPTAX: (theirs, given), MEAN: (ours.cross_entropy, given), DIVIDED: (by_classes, given)}
-    calls[ONE_DEVICE] = (ours.cross_entropy, [jax.numpy.asarray(a) for a in (z, labels)])
-    return {name: partial(_called, jax, jax.jit(jax.value_and_grad(f)), *arguments) for name, (f, arguments) in calls.items()}
+    losses = {OPTAX: theirs, MEAN: ours.cross_entropy, DIVIDED: by_classes}
+    calls = {name: stepping(loss, jax.device_put(z, halves), jax.device_put(labels, whole), donated) for name, loss in losses.items()}
+    return calls | {ONE_DEVICE: stepping(ours.cross_entropy, jax.numpy.array(z), jax.numpy.asarray(labels), donated)}
 
 
 def head(shape: list[int]) -> dict[str, Call]:
@@ -171,8 +176,11 @@ def text(results: dict[str, Any]) -> str:
         parts.append(table(f"Loss and gradient under jit, float32: {heading}", columns, rows))
     names = OPTAX, MEAN, DIVIDED, ONE_DEVICE
     rows = [
-        [str(r["shape"]), *(_milliseconds(r, name) for name in names), _ratio(r, OPTAX, DIVIDED), _ratio(r, DIVIDED, ONE_DEVICE)]
-        for r in records if r["kind"] == "divided"
+        [
+            f"{r['shape']}{r['kind'].removeprefix('divided')}", *(_milliseconds(r, name) for name in names),
+            _ratio(r, OPTAX, DIVIDED), _ratio(r, DIVIDED, ONE_DEVICE),
+        ]
+        for r in records if r["kind"] in OF_SHARDS
     ]  # fmt: skip
     columns = [
         "",
