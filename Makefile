@@ -27,7 +27,7 @@ test: $(READY) ## all rules (make check) and all tests
 		|| tools/system.sh "for the tests of the proof, Coq and two of its libraries" coq libcoq-flocq libcoq-coquelicot || true
 	@{ command -v chromium || command -v google-chrome; } >/dev/null || tools/system.sh "for the tests of the page, a browser" chromium || true
 	@$(MAKE) --no-print-directory check
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 check: $(READY) ## format, lint and types
 	$(BIN)/ruff format --check .

@@ -26,7 +26,7 @@ LONGEST = ["test_torch_linear.py", "test_triton.py", "test_proof.py", "test_benc
 
 
 def pytest_collection_modifyitems(items):
-    """Run the files that take the longest first, so that two processes (pytest -n 2) end at about the same time."""
+    """Run the files that take the longest first, so that the processes end at about the same time. Three of them keep two cores busy."""
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
 
 
