@@ -266,6 +266,17 @@ def test_a_mean_without_options_takes_any_layout(backend, dtype, rng):
             np.testing.assert_array_equal(a, want, err_msg=f"{name}, as the output")
 
 
+def test_rows_with_gaps_give_the_contiguous_result(backend, rng):
+    """They are not copied if they have one stride over both leading axes. A new gradient has the layout of the logits."""
+    whole, labels = rng.standard_normal((3, 2, 16)), rng.integers(0, 11, (3, 2))
+    for z, t in ((whole[..., :11], labels), (whole[:, :1, :11], labels[:, :1])):
+        same = np.ascontiguousarray(z)
+        assert softxent.cross_entropy(z, t) == softxent.cross_entropy(same, t)
+        np.testing.assert_array_equal(softxent.logsumexp(z), softxent.logsumexp(same))
+    columns = np.asfortranarray(whole[0])
+    assert softxent.cross_entropy_and_grad(columns, labels[0])[1].flags.f_contiguous
+
+
 def test_windows_that_overlap_are_read_as_their_copy(backend, rng):
     """The step between matrices is that of three classes, as if the rows were shorter than they are, or that of four rows and not three."""
     raw = rng.standard_normal(60)
