@@ -241,6 +241,22 @@ def test_derivatives_by_the_truth_are_those_of_the_whole_logits_to_third_order(o
     close(*found, tol=HIGHER)
 
 
+def test_a_product_with_the_hessian_in_float32_is_that_in_float64():
+    torch.manual_seed(0)
+    exact = [torch.randn(7, 5, dtype=torch.float64), torch.randn(9, 5, dtype=torch.float64), torch.randn(9, dtype=torch.float64)]
+    along, target = [torch.randn_like(t) for t in exact], torch.tensor([0, 8, 3, -100, 2, 2, 7])
+
+    def products(dtype):
+        inputs = [t.to(dtype).requires_grad_() for t in exact]
+        loss = st.linear_cross_entropy(*inputs[:2], target, linear_bias=inputs[2], label_smoothing=0.1, z_loss=0.01)
+        first = torch.autograd.grad(loss, inputs, create_graph=True)
+        return torch.autograd.grad(first, inputs, [v.to(dtype) for v in along])
+
+    for got, want in zip(products(torch.float32), products(torch.float64), strict=True):
+        assert got.dtype == torch.float32
+        torch.testing.assert_close(got.double(), want, rtol=4 * FLOAT32, atol=4 * FLOAT32)
+
+
 @pytest.mark.parametrize("rows", [1, 2, 3])
 def test_gradgradcheck_by_every_argument(rows):
     few = 3
