@@ -17,6 +17,7 @@ import pytest
 from tolerances import FLOAT32, FLOAT64, HIGHER
 
 torch = pytest.importorskip("torch")
+import torch.autograd.forward_ad as forward_ad  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor  # noqa: E402
 from torch.distributed.tensor.debug import CommDebugMode  # noqa: E402
@@ -474,6 +475,8 @@ def _wrong(world):
     (dx,) = torch.autograd.grad(loss, x, create_graph=True)
     with pytest.raises(RuntimeError, match=r"derivatives of a head whose classes are divided must be of first order"):
         dx.sum().backward()
+    with forward_ad.dual_level(), pytest.raises(RuntimeError, match=r"must be of first order, .*; got in forward mode"):
+        st.linear_cross_entropy(forward_ad.make_dual(x.detach(), torch.ones_like(x)), w[:8], t.repeat(2)[:10], group=group)
 
 
 def _not_supported(world):

@@ -257,6 +257,12 @@ def test_a_product_with_the_hessian_in_float32_is_that_in_float64():
         torch.testing.assert_close(got.double(), want, rtol=4 * FLOAT32, atol=4 * FLOAT32)
 
 
+def test_probabilities_may_have_another_type_than_the_logits():
+    x, w, target = torch.randn(4, 5), torch.randn(7, 5), torch.randn(4, 7, dtype=torch.float64).softmax(1)
+    got, want = (st.linear_cross_entropy(x, w, t) for t in (target, target.float()))
+    torch.testing.assert_close(got, want, rtol=FLOAT32, atol=0)
+
+
 @pytest.mark.parametrize("rows", [1, 2, 3])
 def test_gradgradcheck_by_every_argument(rows):
     few = 3
