@@ -16,6 +16,7 @@ from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
 
 from softxent import kernels
 from softxent import torch as st
+from softxent.torch import compute
 
 SHAPES = [(5,), (6, 5), (3, 5, 4), (3, 5, 2, 2)]
 OPTIONS = [{}, {"label_smoothing": 0.1}, {"weight": torch.rand(5, dtype=torch.float64) + 0.1}, {"ignore_index": 2}]
@@ -378,3 +379,25 @@ def test_contiguous_logits_which_one_call_of_the_kernel_computes_give_the_bits_o
                     )
                     torch.testing.assert_close(loss, same, rtol=4 * torch.finfo(dtype).eps, atol=0)
                     assert one == other, (target.dtype, wanted, given, reduction)
+
+
+@pytest.mark.parametrize("scratch", [1, 150, 400])
+def test_chunks_of_logits_with_other_strides_give_what_all_rows_give(scratch, monkeypatch):
+    """With the classes on another axis than the last, the rows are copied a chunk at a time; each takes its own numbers and truth."""
+    torch.manual_seed(0)
+    z, target, weight = torch.randn(4, 7, 3, 2), torch.randint(0, 7, (4, 3, 2)), torch.rand(4, 3, 2)
+    truths = target, torch.softmax(torch.randn(4, 7, 3, 2), 1)
+
+    def found():
+        results = []
+        for truth in truths:
+            x = z.clone().requires_grad_()
+            loss = st.cross_entropy(x, truth, sample_weight=weight, reduction="none", label_smoothing=0.1)
+            (dz,) = torch.autograd.grad(loss, x, weight.cos(), create_graph=True)
+            results += [loss, dz, *torch.autograd.grad(dz, x, z.sin())]
+        return results
+
+    want = found()
+    monkeypatch.setattr(compute, "SCRATCH", scratch)
+    for a, b in zip(found(), want, strict=True):
+        assert torch.equal(a, b)
