@@ -242,8 +242,8 @@ class _Problem(NamedTuple):
 
     def minimum(self, start: Array, solver: str, tol: float, max_iter: int) -> OptimizeResult:
         if solver == "lbfgs":
-            options = {"gtol": tol, "maxiter": max_iter, "ftol": 64 * np.finfo(np.float64).eps, "maxls": 50}
-            options["maxcor"] = 10 if start.size < LARGE else 5
+            steps = 10 if start.size < LARGE else 5
+            options = {"gtol": tol, "maxiter": max_iter, "ftol": 64 * np.finfo(np.float64).eps, "maxls": 50, "maxcor": steps}
             found = minimize(self.loss_and_gradient, start.ravel(), jac=True, method="L-BFGS-B", options=options)
         else:
             # From the default radius, 1, coefficients of some hundreds take 100 iterations in place of 25.

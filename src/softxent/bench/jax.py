@@ -44,9 +44,9 @@ def run(repeats: int, output: Path, quick: bool) -> None:
     logits, heads, growth, shards = QUICK if quick else (LOGITS, HEADS, GROWTH, SHARDS)
     jobs = [(shape, place) for shape in logits for place in ("fresh", "in place")] + [(shape, "time") for shape in heads]
     jobs += [(shape, "memory") for shape in growth]
-    processes = [[jobs, repeats], [[(shape, kind) for shape in shards for kind in OF_SHARDS], repeats]]
+    processes: list[Any] = [[jobs, repeats], [[(shape, kind) for shape in shards for kind in OF_SHARDS], repeats]]
     records = []
-    with progress(len(jobs) + 2 * len(shards)) as step:
+    with progress(sum(len(some) for some, _ in processes)) as step:
         for record in measured("jax-worker", processes, False, [{"JAX_PLATFORMS": "cpu"}, TWO_DEVICES]):
             records.append(record)
             step(record)
@@ -69,18 +69,22 @@ def work(jobs: list[tuple[list[int], str]], repeats: int) -> None:
 
 def logits(shape: list[int], donated: bool) -> dict[str, Call]:
     """Return the contenders. In place, each takes its last gradient as its next logits."""
-    jax, optax, ours = (import_module(name) for name in ("jax", "optax", "softxent.jax"))
+    jax, ours = (import_module(name) for name in ("jax", "softxent.jax"))
     rng = np.random.default_rng(0)
     z, target = 3 * rng.standard_normal(shape, np.float32), np.empty(shape, np.float32)
     labels = jax.numpy.asarray(rng.integers(0, shape[1], shape[0]))
     losses = {
-        OPTAX: lambda z, labels: optax.softmax_cross_entropy_with_integer_labels(z, labels).mean(),
+        OPTAX: mean_by_optax,
         ROWS: lambda z, labels: ours.softmax_cross_entropy_with_integer_labels(z, labels).mean(),
         MEAN: ours.cross_entropy,
     }
 
     calls = {name: stepping(loss, jax.numpy.array(z), labels, donated) for name, loss in losses.items()}
     return {COPY: lambda: np.copyto(target, z), **calls}
+
+
+def mean_by_optax(z: Any, labels: Any) -> Any:
+    return import_module("optax").softmax_cross_entropy_with_integer_labels(z, labels).mean()
 
 
 def stepping(loss: Callable[[Any, Any], Any], z: Any, labels: Any, donated: bool) -> Call:
@@ -98,19 +102,16 @@ def stepping(loss: Callable[[Any, Any], Any], z: Any, labels: Any, donated: bool
 
 def divided(shape: list[int], donated: bool) -> dict[str, Call]:
     """Return the contenders whose logits have half of the classes on each of two devices, and `cross_entropy` on one device."""
-    jax, optax, ours = (import_module(name) for name in ("jax", "optax", "softxent.jax"))
+    jax, ours = (import_module(name) for name in ("jax", "softxent.jax"))
     rng, place = np.random.default_rng(0), jax.sharding.PartitionSpec
     mesh = jax.make_mesh((2,), ("model",), axis_types=(jax.sharding.AxisType.Auto,))  # optax does not take explicit ones
     halves, whole = jax.sharding.NamedSharding(mesh, place(None, "model")), jax.sharding.NamedSharding(mesh, place())
     z, labels = 3 * rng.standard_normal(shape, np.float32), rng.integers(0, shape[1], shape[0])
 
-    def theirs(z: Any, labels: Any) -> Any:
-        return optax.softmax_cross_entropy_with_integer_labels(z, labels).mean()
-
     by_classes = jax.shard_map(
         partial(ours.cross_entropy, axis_name="model"), mesh=mesh, in_specs=(place(None, "model"), place()), out_specs=place()
     )
-    losses = {OPTAX: theirs, MEAN: ours.cross_entropy, DIVIDED: by_classes}
+    losses = {OPTAX: mean_by_optax, MEAN: ours.cross_entropy, DIVIDED: by_classes}
     calls = {name: stepping(loss, jax.device_put(z, halves), jax.device_put(labels, whole), donated) for name, loss in losses.items()}
     return calls | {ONE_DEVICE: stepping(ours.cross_entropy, jax.numpy.array(z), jax.numpy.asarray(labels), donated)}
 
@@ -123,7 +124,7 @@ def head(shape: list[int]) -> dict[str, Call]:
 
 def _of_head(shape: list[int]) -> tuple[dict[str, Callable[..., Any]], tuple[Any, ...]]:
     """Return the contenders as functions of x, W and labels, and these."""
-    jax, optax, ours = (import_module(name) for name in ("jax", "optax", "softxent.jax"))
+    jax, ours = (import_module(name) for name in ("jax", "softxent.jax"))
     rows, width, classes = shape
     rng, array = np.random.default_rng(0), jax.numpy.asarray
     x, w = (array(rng.standard_normal((n, width), np.float32) / width**0.5) for n in (rows, classes))
@@ -134,7 +135,7 @@ def _of_head(shape: list[int]) -> tuple[dict[str, Callable[..., Any]], tuple[Any
         return z @ w, z.T @ x
 
     def whole(x: Any, w: Any, labels: Any) -> Any:
-        return optax.softmax_cross_entropy_with_integer_labels(x @ w.T, labels).mean()
+        return mean_by_optax(x @ w.T, labels)
 
     head = ours.linear_cross_entropy
     return {PRODUCTS: products, OPTAX: jax.value_and_grad(whole, (0, 1)), HEAD: jax.value_and_grad(head, (0, 1))}, (x, w, labels)
