@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import math
 
@@ -401,3 +402,18 @@ def test_chunks_of_logits_with_other_strides_give_what_all_rows_give(scratch, mo
     monkeypatch.setattr(compute, "SCRATCH", scratch)
     for a, b in zip(found(), want, strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("backend", [contextlib.nullcontext(), st.use_backend("formula")], ids=["cpu", "formula"])
+def test_an_infinite_upstream_gradient_leaves_entries_that_are_0(backend):
+    """0 times infinity would be NaN: ignored rows and classes whose logit is -inf keep their 0."""
+    z = torch.tensor([[0.0, -math.inf, 1.0], [1.0, 2.0, 3.0]], requires_grad=True)
+    with backend:
+        loss = st.cross_entropy(z, torch.tensor([0, -100]), reduction="sum")
+        (dz,) = torch.autograd.grad(loss, z, torch.tensor(math.inf))
+    assert dz.tolist() == [[-math.inf, 0, math.inf], [0, 0, 0]]
+
+
+def test_no_classes_have_the_results_of_torch():
+    z = torch.empty(3, 0)
+    assert torch.equal(st.log_softmax(z, -1), z.log_softmax(-1)) and torch.equal(st.logsumexp(z, -1), z.logsumexp(-1))

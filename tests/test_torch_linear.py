@@ -18,7 +18,7 @@ from tolerances import FEW64, FLOAT32, FLOAT64, HIGHER
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
 from softxent import torch as st
-from softxent.torch import linear_operators
+from softxent.torch import by_chunks, linear_operators
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 N, D, C = 9, 4, 7
@@ -780,3 +780,21 @@ def test_edges():
 def test_what_does_not_fit_is_refused_by_name(call, error, says):
     with pytest.raises(error, match=f"^linear_cross_entropy: {says}"):
         call(*head(), labels(ignored=False))
+
+
+def test_sums_of_chunks_of_reduced_precision_are_added_up_in_float32():
+    ones = torch.ones(1000, 1, dtype=torch.bfloat16)
+    (found,) = by_chunks.RowFunction(lambda t: (t.sum(0),), [True], [False], 1).compute(ones)
+    assert found.dtype == torch.bfloat16 and found.item() == 1000  # in bfloat16, 256 + 1 is 256
+
+
+def test_vmap_over_the_last_axis_of_any_argument_is_a_loop():
+    t, heads = labels(ignored=False), [torch.stack([a.detach(), 2 * a.detach()], -1) for a in head()]
+    for k in range(3):
+        one = [h[..., 0] for h in heads]
+
+        def loss(moving, k=k, one=one):
+            return ours(*one[:k], moving, *one[k + 1 :], t, reduction="none")
+
+        found = vmap(loss, in_dims=-1)(heads[k])
+        close([found], [torch.stack([loss(heads[k][..., i]) for i in range(2)])])

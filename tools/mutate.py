@@ -31,6 +31,7 @@ RESULTS, PAGE = ROOT / "build" / "mutation.json", ROOT / "docs" / "mutation.md"
 SRC = "src/softxent/"
 SETTINGS = tomllib.loads((ROOT / "tools" / "mutation.toml").read_text())
 TESTS: dict[str, str] = SETTINGS["tests"]
+SLOW: dict[str, str] = SETTINGS["slow"]  # tests that are run for changes that those of TESTS do not notice
 PER_LINE = {".py": 2, ".cpp": 1}  # so many places of a line, at most
 
 
@@ -49,8 +50,9 @@ def preload() -> None:
     torch.set_num_threads(1)
 
 
-def work(todo: Any, done: Any, texts: dict[str, str], every: dict[str, list[Mutation]], results: dict[str, Any]) -> None:
+def work(todo: Any, done: Any, texts: dict[str, str], every: dict[str, list[Mutation]], results: dict[str, Any], slow: bool) -> None:
     """Try changes from one queue and put what becomes of them into the other: what a process of `--jobs` does."""
+    tests = SLOW if slow else TESTS
     trials: Trials | None = None
     try:
         while (m := todo.get()) is not None:
@@ -58,7 +60,7 @@ def work(todo: Any, done: Any, texts: dict[str, str], every: dict[str, list[Muta
                 if trials:
                     trials.close()
                 by = (r["by"] for key, r in results.items() if key.startswith(m.file) and "::" in r["by"])
-                trials = Trials(m.file, texts[m.file], every[m.file], TESTS[m.file], Counter(by))
+                trials = Trials(m.file, texts[m.file], every[m.file], tests[m.file], Counter(by), slow)
             started = time.monotonic()
             status, by = trials.attempt(m)
             done.put((m, status, by, time.monotonic() - started))
@@ -150,7 +152,13 @@ def main() -> int:
     todo = [m for changes in some for m in changes if m.key not in tried]
     if todo and not given.page:
         run(todo, texts, every, given.jobs, results)
-    unexplained = page(every, json.loads(RESULTS.read_text()) if RESULTS.exists() else {})
+        results = json.loads(RESULTS.read_text())
+    again = [m for file, all_ in wanted.items() if file in SLOW for m in all_ if not results.get(m.key, {"slow": True}).get("slow")]
+    again = [m for m in again if results[m.key]["status"] == "unnoticed" and not explained(m)]
+    if again and not given.page:
+        run(again, texts, every, given.jobs, results, slow=True)
+        results = json.loads(RESULTS.read_text())
+    unexplained = page(every, results)
     for m in unexplained:
         print(f"not noticed: {m.file}:{m.number}: {m.line}\n    {m.old!r} -> {m.new!r}")
     return 1 if unexplained else 0
@@ -166,8 +174,10 @@ def keep(found: dict[str, Any]) -> None:
         new.replace(RESULTS)
 
 
-def run(todo: list[Mutation], texts: dict[str, str], every: dict[str, list[Mutation]], jobs: int, results: dict[str, Any]) -> None:
-    """Try the changes, and keep what is found in the results and their file."""
+def run(
+    todo: list[Mutation], texts: dict[str, str], every: dict[str, list[Mutation]], jobs: int, results: dict[str, Any], slow: bool = False
+) -> None:
+    """Try the changes, and keep what is found in the file of the results."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     preload()
@@ -176,7 +186,7 @@ def run(todo: list[Mutation], texts: dict[str, str], every: dict[str, list[Mutat
     queue.cancel_join_thread()  # if a process ends with an error, nobody reads what is left
     for m in [*todo, *[None] * jobs]:
         queue.put(m)
-    workers = [context.Process(target=work, args=(queue, done, texts, every, results)) for _ in range(jobs)]
+    workers = [context.Process(target=work, args=(queue, done, texts, every, results, slow)) for _ in range(jobs)]
     for w in workers:
         w.start()
     RESULTS.parent.mkdir(exist_ok=True)
@@ -187,7 +197,7 @@ def run(todo: list[Mutation], texts: dict[str, str], every: dict[str, list[Mutat
             m, status, by, seconds = done.get()
             if m is None:
                 raise SystemExit(f"mutate: {by}")
-            keep({m.key: {"status": status, "by": by, "seconds": round(seconds, 1), "line": m.number}})
+            keep({m.key: {"status": status, "by": by, "seconds": round(seconds, 1), "line": m.number, "slow": slow}})
             if status == "unnoticed":
                 progress.console.print(f"{m.file}:{m.number}: {m.line}: {m.old} -> {m.new}", highlight=False, markup=False)
             progress.update(task, advance=1, description=f"{m.file} {status} {by[-40:]}")

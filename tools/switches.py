@@ -11,7 +11,9 @@ MOST = 4096  # changes
 Seen = ctypes.c_ubyte * MOST
 EXPORT = 'extern "C" __attribute__((visibility("default")))'
 HEAD = (
-    f"{EXPORT} int softxent_change = -1; {EXPORT} unsigned char softxent_seen[{MOST}] = {{}}; "
+    "#include <cstdlib>\n"
+    f'{EXPORT} int softxent_change = std::getenv("SOFTXENT_CHANGE") ? std::atoi(std::getenv("SOFTXENT_CHANGE")) : -1; '
+    f"{EXPORT} unsigned char softxent_seen[{MOST}] = {{}}; "
     "static inline bool softxent_is(int n) { softxent_seen[n] = 1; return n == softxent_change; } "
 )
 LEFT = re.compile(r"(?:[,;{]|\breturn\b|(?<![=!<>+\-*/|&]) [-+*/|&]?= |\? | : )\s*")  # begin an expression

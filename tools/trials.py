@@ -44,6 +44,8 @@ ALIKE = 3  # of the parameters of a test that execute the same lines, so many ru
 LATER = 20.0  # seconds of the others
 LONG = 8.0  # seconds of a test that is not run if there are others
 NOTICED, UNNOTICED, FRESH = 1, 0, 9  # exit statuses of a child
+# Processes that tests start must import the copy, too, and not what is installed.
+FOR_PROCESSES = 'import sys; sys.meta_path[:] = [f for f in sys.meta_path if "ScikitBuild" not in type(f).__name__]'
 
 
 class Test(NamedTuple):
@@ -59,12 +61,13 @@ def digest(path: Path) -> str:
 class Trials:
     """A copy of the sources and the tests of one file, in which changes of the file are tried."""
 
-    def __init__(self, file: str, text: str, changes: list[Mutation], tests: str, kills: Counter[str]) -> None:
-        self.file, self.text, self.arguments, self.kills = file, text, shlex.split(tests), kills
+    def __init__(self, file: str, text: str, changes: list[Mutation], tests: str, kills: Counter[str], slow: bool) -> None:
+        self.file, self.text, self.arguments, self.kills, self.slow = file, text, shlex.split(tests), kills, slow
         self.root = Path(tempfile.mkdtemp(prefix="softxent-mutate-"))
         for name in ("src", "tests", "cpp"):
             shutil.copytree(ROOT / name, self.root / name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
         shutil.copy(ROOT / "pyproject.toml", self.root)
+        (self.root / "tests" / "sitecustomize.py").write_text(FOR_PROCESSES)
         self.path = self.root / file
         self.path.write_text(text)
         self.measured: dict[str, Test] = {}
@@ -138,6 +141,8 @@ class Trials:
         def cost(item: Any) -> float:
             return (self.measured[item.nodeid].seconds + 0.003) / (self.kills[item.nodeid] + 0.05)
 
+        if self.slow:
+            return sorted(items, key=cost)
         alike, first, later = Counter[Any](), [], list[Any]()
         for item in sorted([item for item in items if self.measured[item.nodeid].seconds < LONG] or items, key=cost):
             lines = self.measured[item.nodeid].lines
@@ -243,8 +248,9 @@ class Trials:
         os.chdir(self.root)
         out = os.open(self.root / "output", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(out, 1)
-        sys.meta_path[:] = [f for f in sys.meta_path if "ScikitBuild" not in type(f).__name__]  # an editable installation
+        exec(FOR_PROCESSES)
         sys.path[:0] = [str(self.root / "src"), str(self.root / "tests")]
+        os.environ["PYTHONPATH"] = os.pathsep.join(sys.path[:2])
         sys.modules["jax_backend"] = None  # type: ignore[assignment]  # importing JAX would take seconds
         try:
             options = ["-q", "--no-header", "--tb=short", "-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:faulthandler"]
@@ -377,6 +383,7 @@ class Extensions:
 
     def switch(self, m: Mutation) -> None:
         self._variable(ctypes.c_int, "softxent_change").value = self.switches[m.key]
+        os.environ["SOFTXENT_CHANGE"] = str(self.switches[m.key])  # for processes that the test starts
 
     def start(self) -> None:
         ctypes.memset(self._variable(switches.Seen, "softxent_seen"), 0, ctypes.sizeof(switches.Seen))
