@@ -217,6 +217,51 @@ def test_a_call_that_does_not_return_is_a_finding(faulty):
     assert [(f.status, f.got) for f in report.findings] == [(CRASHED, "no result within 2 seconds")]
 
 
+OF_RANKS = """
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch.distributed.tensor import Replicate
+
+def _whole(input, target, reduction):
+    return F.cross_entropy(input.redistribute(placements=[Replicate()]).to_local(), target, reduction=reduction)
+
+def of_its_rank(input, target, reduction="mean"):
+    return _whole(input, target, reduction) + 1e-3 * dist.get_rank()
+
+def refuses_on_one_rank(input, target, label_smoothing=0.0, reduction="mean"):
+    if label_smoothing and dist.get_rank() == 1:
+        raise ValueError("no smoothing")
+    return _whole(input, target, reduction)
+"""
+
+
+def test_a_function_of_divided_classes_is_tried_on_all_ranks(tmp_path, monkeypatch):
+    """What one rank alone gives or refuses is a finding; the next laws are tried with new processes."""
+    (tmp_path / "of_ranks.py").write_text(OF_RANKS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SOFTXENT_RANKS_TIMEOUT", "6")
+    names = ["the loss is the definition", "each option is its definition", "one class costs nothing"]
+
+    def found(name):
+        report = conformance.check(f"of_ranks:{name}", ranks=2, quick=True, laws=names)
+        return [f.status for f in report.findings], report.findings
+
+    statuses, (loss, *_) = found("of_its_rank")
+    assert statuses[0] == BROKEN and "torchrun --nproc-per-node 2" in loss.script and "f = divided(f)" in loss.script
+    assert loss.got == "rank 1 has another result 0 than rank 0", loss
+    statuses, (_, option, _) = found("refuses_on_one_rank")
+    assert statuses == [HOLDS, CRASHED, HOLDS] and option.got.endswith("rank 1: ValueError: no smoothing"), option
+    with pytest.raises(ValueError, match="check: ranks must be 1 for a function that does not have the signature of torch's; got 2"):
+        conformance.check("softxent:cross_entropy", ranks=2, laws=names)
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "linear_cross_entropy"])
+def test_softxent_breaks_no_law_with_divided_classes(name):
+    names = ["a loss near 0 keeps its digits", "an ignored row may hold NaN", "upstream gradients may be batched"]
+    report = conformance.check(f"softxent.torch:{name}", ranks=2, quick=True, laws=names)
+    assert [f.status for f in report.findings] == [HOLDS, HOLDS, REFUSED], report
+
+
 def test_the_command_has_a_table_and_json_and_a_page(tmp_path, capsys):
     page = tmp_path / "report.html"
     code, out, _ = command(["check", "softxent:cross_entropy", "--quick", "--html", str(page)], capsys)

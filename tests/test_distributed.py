@@ -785,3 +785,22 @@ def _with_a_fault(world, fault, law, *given):
 )
 def test_the_laws_see_the_faults_of_other_libraries(processes, fault, law, given):
     assert any(processes(_with_a_fault, 2, fault, law, *given))
+
+
+# ---- what is refused ----
+
+
+def _refused(world):
+    mesh = workers.meshes[world]
+    z = distribute_tensor(torch.randn(2, 4), mesh, [Shard(1)])
+    with pytest.raises(TypeError, match="cross_entropy: class_weight"):
+        st.cross_entropy(z, torch.tensor([0, 1]), class_weight=torch.ones(4))
+    x, w = (DTensor.from_local(torch.randn(4, 3), mesh, [Replicate()], run_check=False).requires_grad_() for _ in range(2))
+    divided = w.redistribute(placements=[Shard(0)])
+    loss = st.linear_cross_entropy(x, divided, torch.tensor([0, 1, 2, 3]), reduction="none").full_tensor()
+    with pytest.raises(ValueError, match="is_grads_batched must be False for DTensors"):
+        torch.autograd.grad(loss, w, torch.ones(2, 4), is_grads_batched=True)
+
+
+def test_what_torch_would_compute_wrongly_or_ignore_is_refused(processes):
+    processes(_refused, 2)

@@ -187,6 +187,7 @@ def check(
     law: Annotated[list[str] | None, typer.Option(help="Only this law; may be repeated.", show_default="all")] = None,
     listed: Annotated[bool, typer.Option("--list", help="List the laws and exit.")] = False,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds in which a call must return.")] = 300,
+    ranks: Annotated[int, typer.Option(min=1, help="Divide the classes among so many processes (gloo); for DTensors.")] = 1,
     json: Annotated[bool, typer.Option("--json", help="Print everything as JSON instead.")] = False,
     html: Annotated[Path | None, typer.Option(help="Write the report as a page there too.")] = None,
 ) -> None:
@@ -201,7 +202,7 @@ def check(
     from .conformance.report import run
 
     try:
-        good = run(subject, as_, quick=quick, as_json=json, html=html, laws=law or [], listed=listed, timeout=timeout)
+        good = run(subject, as_, quick=quick, as_json=json, html=html, laws=law or [], listed=listed, timeout=timeout, ranks=ranks)
     except ValueError as error:
         _stop(f"softxent {error}", 2)
     if not good:

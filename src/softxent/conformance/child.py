@@ -24,7 +24,7 @@ def main(descriptor: int, given: dict[str, Any]) -> None:
         os.write(descriptor, (json.dumps({"event": event, **more}) + "\n").encode())
 
     try:
-        subject = Subject(given["subject"], given["as_"])
+        subject = Subject(given["subject"], given["as_"], given["ranks"])
     except (ValueError, TypeError) as error:
         say("error", text=str(error))
         return

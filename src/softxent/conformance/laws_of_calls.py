@@ -101,15 +101,18 @@ def a_call_is_repeated_to_the_bit(subject: Subject, one: Case) -> None:
 def _batches(subject: Subject, quick: bool) -> Iterator[Case]:
     for rows, classes in [(3, 5), (9, 33), (17, 130)] + ([] if quick else [(5, 5000)]):
         for dtype in ("float32", "float64"):
-            yield make(subject, rows, classes, kind="spread", dtype=dtype, reduction="none")
+            one = make(subject, rows, classes, kind="spread", dtype=dtype, reduction="none")
+            yield replace(one, inputs={name: np.round(a) for name, a in one.inputs.items()}) if subject.linear else one
 
 
-@law("repetition", _batches, "none", "logits")
+@law("repetition", _batches, "none", "exact logits")
 def a_row_does_not_depend_on_its_batch(subject: Subject, one: Case) -> None:
-    """The loss and the gradient of a row have the same bits whether it is alone or among others."""
-    whole = results(subject, one)
+    """The loss and the gradient of a row have the same bits whether it is alone or among others; of a linear head, whose numbers are integers
+    here so that any matrix product is exact, the loss."""
+    count = 1 if subject.linear else None
+    whole = results(subject, one)[:count]
     for i in [slice(0, 1), slice(one.rows - 1, one.rows), slice(1, max(2, one.rows - 1))]:
-        same_bits("result", results(subject, one.with_rows(i)), [a[i] for a in whole])
+        same_bits("result", results(subject, one.with_rows(i))[:count], [a[i] for a in whole])
 
 
 def _memory(subject: Subject, quick: bool) -> Iterator[Case]:

@@ -24,8 +24,17 @@ MEANING = {
 
 
 def run(
-    subject: str, as_: str | None, *, quick: bool, as_json: bool, html: Path | None, laws: list[str], listed: bool, timeout: float
-) -> bool:  # fmt: skip
+    subject: str,
+    as_: str | None,
+    *,
+    quick: bool,
+    as_json: bool,
+    html: Path | None,
+    laws: list[str],
+    listed: bool,
+    timeout: float,
+    ranks: int,
+) -> bool:
     """Check a subject and show the report. Returns whether no law is broken."""
     from rich.console import Console
 
@@ -35,7 +44,7 @@ def run(
         return True
     if html is not None:
         contract.place("check", "--html", html, folder=False)
-    report = _with_progress(subject, as_, quick, laws, timeout)
+    report = _with_progress(subject, as_, quick, laws, timeout, ranks)
     if html is not None:
         html.write_text(page(report))
     if as_json:
@@ -45,7 +54,7 @@ def run(
     return report.passed
 
 
-def _with_progress(subject: str, as_: str | None, quick: bool, laws: list[str], timeout: float) -> Report:
+def _with_progress(subject: str, as_: str | None, quick: bool, laws: list[str], timeout: float, ranks: int) -> Report:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
@@ -57,7 +66,7 @@ def _with_progress(subject: str, as_: str | None, quick: bool, laws: list[str], 
         def progress(law: str, done: int, total: int) -> None:
             bar.update(task, description=law, completed=done, total=total)
 
-        return check(subject, as_, quick=quick, laws=laws or None, timeout=timeout, progress=progress)
+        return check(subject, as_, quick=quick, laws=laws or None, timeout=timeout, ranks=ranks, progress=progress)
 
 
 def _list(console: Any) -> None:

@@ -52,6 +52,7 @@ def check(
     quick: bool = False,
     laws: list[str] | None = None,
     timeout: float = TIMEOUT,
+    ranks: int = 1,
     progress: Progress | None = None,
 ) -> Report:
     """Try the laws of cross-entropy on a function, in a process of its own.
@@ -63,6 +64,8 @@ def check(
         quick: whether to leave out large cases and most of the dtypes.
         laws: the names of the laws, or None for all of them.
         timeout: seconds in which a call must return, compilation included.
+        ranks: the number of processes of torch.distributed (gloo) among which the classes are divided. With more than one, a function of
+            torch's signature is given DTensors, and all processes must have the same result.
         progress: called with the name of a law, its number and the number of laws, before the law is tried.
 
     Returns:
@@ -74,18 +77,16 @@ def check(
     names = [law.name for law in applicable(laws)]
     report, left = Report(subject), names
     while left:
-        done = _some(report, left, as_, quick, timeout, progress, len(names))
+        given = {"subject": subject, "as_": as_, "laws": left, "quick": quick, "ranks": ranks}
+        done = _some(report, left, given, timeout, progress, len(names))
         left = left[done:]
     return report
 
 
-def _some(
-    report: Report, names: list[str], as_: str | None, quick: bool, timeout: float, progress: Progress | None, total: int
-) -> int:  # fmt: skip
+def _some(report: Report, names: list[str], given: dict[str, Any], timeout: float, progress: Progress | None, total: int) -> int:
     """Try laws in one process until all are done or it ends. Returns the number of laws that have a finding."""
-    given = json.dumps({"subject": report.subject, "as_": as_, "laws": names, "quick": quick})
     found, law, script, started = 0, "", "", False
-    events = _events(given, timeout)
+    events = _events(json.dumps(given), timeout)
     for event in events:
         kind = event.pop("event")
         if kind == "error":

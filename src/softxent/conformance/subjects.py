@@ -10,14 +10,18 @@ import inspect
 import sys
 from collections.abc import Callable
 from types import CodeType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .. import contract
 from ..partials import Array
 from . import definition
 from .case import Case, case, option_values
-from .dialects import BIAS, NAMES, NUMPY, OPTIONS, CallError, called_like, dialect, load, numpy_array, parsed
+from .dialects import BIAS, FN, NAMES, NUMPY, OPTIONS, CallError, called_like, dialect, load, numpy_array, parsed
+
+if TYPE_CHECKING:
+    from .ranks import Ranks
 
 LINES: dict[str, CodeType] = {}  # compiled code
 
@@ -28,9 +32,10 @@ class Subject:
     Args:
         subject: the function, or its name as MODULE:FUNCTION.
         as_: "numpy", "torch", "jax" or "sklearn", with "-linear" for a linear head or "-log_softmax"; None: by the signature.
+        ranks: the number of processes among which the classes are divided. With more than one, the function takes DTensors.
     """
 
-    def __init__(self, subject: str | Callable[..., Any], as_: str | None = None) -> None:
+    def __init__(self, subject: str | Callable[..., Any], as_: str | None = None, ranks: int = 1) -> None:
         if isinstance(subject, str):
             self.f, self.short = load(subject)
             self.name = subject
@@ -42,6 +47,7 @@ class Subject:
         self.linear, self.log_softmax = kind == "linear", kind == "log_softmax"
         self.dialect, self.kind = dialect(framework), f"{framework}-{kind}" if kind else framework
         self.gradient_of = sibling if framework == "numpy" else None
+        self.ranks = self._divide(ranks) if ranks > 1 else None
         self.last: tuple[str, Case, dict[str, Array] | None] | None = None  # what was run last
         self.announce: Callable[[], None] = lambda: None  # called before each run
         self.parameters = list(inspect.signature(self.f).parameters)
@@ -58,12 +64,23 @@ class Subject:
         self.can = frozenset(mode for mode in self.dialect.code if mode != "gradients" or framework != "numpy" or self.gradient_of)
         self.can |= {"strides"} if len(self.dialect.layouts) > 1 else set()
         self.can |= set() if framework == "sklearn" or self.log_softmax else {"axes"}
+        self.can -= {"undefined upstream"} if self.ranks else set()  # torch's DTensor.redistribute cannot take one
 
     def _sibling(self) -> Callable[..., Any] | None:
         """Return the function of the same module that gives the gradient, if there is one."""
         module = sys.modules.get(self.name.partition(":")[0])
         found: Callable[..., Any] | None = getattr(module, self.short + "_and_grad", None)
         return found
+
+    def _divide(self, ranks: int) -> Ranks:
+        """Start the other ranks, and divide the classes of the function among all of them."""
+        if self.dialect.name != "torch" or self.log_softmax:
+            contract.fail(FN, "ranks", "be 1 for a function that does not have the signature of torch's", ranks)
+        from .ranks import Ranks, divided
+
+        others = Ranks(ranks, self.name)
+        self.f = divided(self.f)
+        return others
 
     def _small(self, soft: bool) -> Case:
         return case(2, 3, linear=self.linear, bias=bool(self.bias), soft=soft)
@@ -182,15 +199,23 @@ class Subject:
         text = self.code(mode, one)
         if text not in LINES or mode == "compile":  # torch.compile remembers a code object, with the variables of its first run
             LINES[text] = compile(text, f"<{mode} of {self.name}>", "exec")
-        scope = {"f": self.f, "f_and_grad": self.gradient_of} | (self.arrays(one, directions) if arrays is None else arrays)
+        arrays = self.arrays(one, directions) if arrays is None else arrays
+        scope = {"f": self.f, "f_and_grad": self.gradient_of} | arrays
         exec(self.dialect.imports, scope)
+        if self.ranks:
+            self.ranks.begin(self.dialect.imports, text, arrays)
         try:
             exec(LINES[text], scope)
         except Exception as error:
-            raise CallError(f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0][:200]}") from error
+            short = f"{type(error).__name__}: {(str(error).strip() or 'no message').splitlines()[0][:200]}"
+            if self.ranks:
+                self.ranks.end(short, [])
+            raise CallError(short) from error
         result = scope["result"]
         results = result if isinstance(result, (tuple, list)) else [result]
         found = [self.dialect.to_numpy(a) for a in results]
+        if self.ranks:
+            self.ranks.end("", found)
         if mode != "compile":  # which keeps the variables
             scope.clear()  # `call` refers to it: without this, the arrays would live until the next garbage collection
         return found
@@ -206,6 +231,9 @@ class Subject:
         """Return a script that prints what this mode gives for a case."""
         module, _, path = self.name.partition(":")
         lines = ["from math import inf, nan", self.dialect.imports, f"from {module} import {path.partition('.')[0]}", f"f = {path}"]
+        if self.ranks:
+            lines.insert(0, f"# torchrun --nproc-per-node {len(self.ranks.processes) + 1} THIS_FILE")
+            lines += ["from softxent.conformance.ranks import divided", "f = divided(f)"]
         if one.dtype == "bfloat16" and self.dialect.imports == NUMPY.imports:
             lines.append("import ml_dtypes")
         text = self.code(mode, one)

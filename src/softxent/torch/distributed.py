@@ -126,14 +126,16 @@ class Layout(NamedTuple):
         from torch.distributed.tensor import DTensor
 
         stride = torch.empty(shape, device="meta").stride()
-        return DTensor.from_local(t.contiguous(), self.mesh, placements, run_check=False, shape=shape, stride=stride)
+        return DTensor.from_local(not_batched(t.contiguous()), self.mesh, placements, run_check=False, shape=shape, stride=stride)
 
     def total(self, t: Tensor) -> Any:
         """Return the sum of a number of each process over those that have other rows, a replicated DTensor."""
         from torch.distributed.tensor import DTensor, Partial, Replicate
 
         partial = [Partial() if where.is_shard() else where for where in self.rows]
-        return DTensor.from_local(t, self.mesh, partial, run_check=False).redistribute(self.mesh, [Replicate()] * self.mesh.ndim)
+        return DTensor.from_local(not_batched(t), self.mesh, partial, run_check=False).redistribute(
+            self.mesh, [Replicate()] * self.mesh.ndim
+        )
 
 
 def layout(input: Any, axis: int) -> tuple[Any, Layout]:
@@ -226,6 +228,28 @@ class OrderedSum(Function):
 
 
 ordered_sum: Callable[[Tensor], Tensor] = OrderedSum.apply
+
+
+class NotBatched(Function):
+    """The same tensor. A batch of its upstream gradients (is_grads_batched) is refused: torch's DTensor would redistribute the gradients of
+    the inputs as if they had no axis of the batch, and return what lies in memory beyond them."""
+
+    @staticmethod
+    def forward(ctx: Any, t: Tensor) -> Tensor:
+        return t.view_as(t)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        if not torch.compiler.is_compiling() and torch._C._functorch.is_legacy_batchedtensor(grads[0]):
+            fail("softxent.torch", "is_grads_batched", "be False for DTensors; call backward once for each upstream gradient", True)
+        return grads[0]
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
+        return tangents[0].view_as(tangents[0])
+
+
+not_batched: Callable[[Tensor], Tensor] = NotBatched.apply
 
 
 # ---- results ----

@@ -100,6 +100,8 @@ def cross_entropy(
     """
     if size_average is not None or reduce is not None:
         reduction = torch.nn._reduction.legacy_get_string(size_average, reduce)
+    if class_weight is not None:
+        renamed(FN, "class_weight", class_weight, "weight")
     wanted = ONLY_LOSS
     if return_lse or return_logprobs or return_entropy or return_correct:
         wanted = (return_lse, return_logprobs, return_entropy, return_correct)
@@ -108,15 +110,13 @@ def cross_entropy(
         options = (ignore_index, reduction, label_smoothing, z_loss, temperature, softcap)
         return _distributed(input, target, weight, sample_weight, options, wanted, check, group, first_class)
     endless = type(softcap) is float and math.isinf(softcap)  # is refused, although the kernels take inf for no softcap
-    if eager and class_weight is None and not endless:
+    if eager and not endless:
         cap = math.inf if softcap is None else softcap
         given = _quickly(input, target, weight, sample_weight, (ignore_index, reduction, label_smoothing, z_loss, temperature, cap), wanted)
         if given is not None:
             found = _quick(input, given)
             if found is not None:
                 return _result(input, found, given)
-    if class_weight is not None:
-        renamed(FN, "class_weight", class_weight, "weight")
     axis = arguments.class_axis(FN, input, target, weight, sample_weight, ignore_index)
     options = arguments.options(FN, ignore_index, reduction, label_smoothing, z_loss, temperature, softcap)
     if check and not input.is_cpu and not target.is_floating_point():
