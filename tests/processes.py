@@ -23,7 +23,7 @@ class Processes:
     """Calls functions in all processes; an error in one of them is raised here."""
 
     def __init__(self, size: int = SIZE) -> None:
-        context = multiprocessing.get_context("spawn")
+        context: Any = multiprocessing.get_context(os.environ.get("SOFTXENT_TEST_START", "spawn"))  # tools/mutate.py: "fork"
         self.folder = tempfile.TemporaryDirectory()
         self.pipes, self.children = [], []
         for rank in range(size):

@@ -215,6 +215,8 @@ def test_the_operators_are_what_torch_expects_of_operators():
     ops = torch.ops.softxent
     for more in (False, True):
         torch.library.opcheck(ops.rows.default, (z, label, y, r, q, off, 1, 2.0, 3.0, more))
+        many = [t.detach().expand(2, *t.shape) for t in (z, label, y, r, off)]
+        torch.library.opcheck(ops.rows.default, (*many[:4], q, many[4], 2, 2.0, 3.0, more))
     for upstream in ((g, None, None, None), (g, g, None, n)):
         torch.library.opcheck(ops.gradient.default, (z, label, y, r, q, None, *upstream, 1, 1.0, torch.inf))
     torch.library.opcheck(ops.log_softmax.default, (z, g, 1, 1.0, torch.inf))

@@ -798,3 +798,11 @@ def test_vmap_over_the_last_axis_of_any_argument_is_a_loop():
 
         found = vmap(loss, in_dims=-1)(heads[k])
         close([found], [torch.stack([loss(heads[k][..., i]) for i in range(2)])])
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_the_gradient_by_sample_weights_with_a_z_loss(reduction):
+    x, w, b = head()
+    t, sample = labels(), torch.rand(N, dtype=F64).requires_grad_()
+    got, want = (f(x, w, b, t, sample_weight=sample, z_loss=0.3, reduction=reduction) for f in (ours, whole))
+    close(grads(got, sample), grads(want, sample))

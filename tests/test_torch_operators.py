@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -132,6 +133,11 @@ def test_the_curvature_is_the_same_by_the_kernel_and_composed(case):
     arguments = (z, v, label, y, r, q, off, *ups, 1, *transform)
     for a, b in zip(operators.compute.curvature(*arguments), operators._composed_curvature(*arguments), strict=True):
         torch.testing.assert_close(a, b.to(a.dtype), rtol=FEW64, atol=FEW64)
+    z[2] = math.nan
+    for t in (y, r, q, *ups):
+        t[2] = 0
+    for found in (operators.compute.curvature(*arguments), operators._composed_curvature(*arguments)):
+        assert (found[0][2] == 0).all() and found[0][0].isfinite().all()
 
 
 @each_case
@@ -147,13 +153,16 @@ def test_vmap_over_any_argument_is_a_loop(case):
     def rows(*arguments):
         return operators.rows(*arguments[:6], 1, *transform, True)
 
+    def short(*arguments):
+        return operators.rows(*arguments[:6], 1, *transform)[:2]
+
     for moving in range(len(arguments)):
         if arguments[moving] is None:
             continue
-        many = torch.stack([arguments[moving], arguments[moving].flip(0)])
-        in_dims = tuple(0 if i == moving else None for i in range(len(arguments)))
-        for f in (gradient, rows):
-            found = torch.func.vmap(f, in_dims)(*arguments[:moving], many, *arguments[moving + 1 :])
+        many = [arguments[moving], arguments[moving].flip(0)]
+        for f, dim in itertools.product((gradient, rows, short), (0, -1)):
+            in_dims = tuple(dim if i == moving else None for i in range(len(arguments)))
+            found = torch.func.vmap(f, in_dims)(*arguments[:moving], torch.stack(many, dim), *arguments[moving + 1 :])
             want = [f(*arguments[:moving], one, *arguments[moving + 1 :]) for one in many]
             want = torch.stack(want) if f is gradient else tuple(map(torch.stack, zip(*want, strict=True)))
             torch.testing.assert_close(found, want, rtol=FEW64, atol=FEW64)
@@ -192,6 +201,18 @@ def test_outputs_do_not_depend_on_weights():
     assert all((a[3] == 0).all() for a in found[0] if a.ndim)
 
 
+def test_second_derivatives_of_an_output_without_the_loss_by_what_it_does_not_depend_on():
+    """lse depends on no weight or probability; only its second derivative by the logits differs from 0."""
+    z, target = torch.randn(2, 3, dtype=F64).requires_grad_(), torch.rand(2, 3, dtype=F64).requires_grad_()
+    sample = torch.rand(2, dtype=F64).requires_grad_()
+    lse = st.cross_entropy(z, target, sample_weight=sample, z_loss=0.1, return_lse=True).lse
+    (dz,) = torch.autograd.grad(lse.sum(), z, create_graph=True)
+    by_z, *others = torch.autograd.grad((dz**2).sum(), (z, target, sample), materialize_grads=True)
+    (want,) = torch.autograd.grad((z.softmax(1) ** 2).sum(), z)
+    torch.testing.assert_close(by_z, want, rtol=FEW64, atol=FEW64)
+    assert not any(t.any() for t in others)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 def test_a_row_without_upstream_gradients_is_not_read(dtype):
     """Its gradient is 0 even if its logits are NaN, for every output."""
@@ -217,13 +238,13 @@ def test_float32_has_the_derivatives_of_float64(case):
         z, off, v, u = (t.to(dtype) for t in (z, off, v, u))
 
         def rows(z, y, off):
-            return operators.rows(z, label, y, r, q, off, -1, *transform, True)[:4]
+            return operators.rows(z, label, y, r, q, off, 1, *transform, True)[:4]
 
         def total(z, y, off):
             return sum(a * t.sum() for a, t in zip((0.5, 2.0, -1.5, 3.0), rows(z, y, off), strict=True))
 
         def scaled(z, y):
-            return operators.log_softmax(z, y, -1, *transform)
+            return operators.log_softmax(z, y, 1, *transform)
 
         by_each = grad(total, (0, 1, 2))(z, y, off)
         again = grad(lambda *given: sum(g.square().sum() for g in grad(total, (0, 2))(*given)), (0, 1, 2))(z, y, off)

@@ -107,8 +107,8 @@ def _batches(subject: Subject, quick: bool) -> Iterator[Case]:
 
 @law("repetition", _batches, "none", "exact logits")
 def a_row_does_not_depend_on_its_batch(subject: Subject, one: Case) -> None:
-    """The loss and the gradient of a row have the same bits whether it is alone or among others; of a linear head, whose numbers are integers
-    here so that any matrix product is exact, the loss."""
+    """The loss and the gradient of a row have the same bits whether it is alone or among others; of a linear head, the loss, for integers,
+    whose products are exact."""
     count = 1 if subject.linear else None
     whole = results(subject, one)[:count]
     for i in [slice(0, 1), slice(one.rows - 1, one.rows), slice(1, max(2, one.rows - 1))]:

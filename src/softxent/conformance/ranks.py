@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, init_device_mesh
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 
 from .dialects import CallError, load
 
@@ -28,8 +29,8 @@ TIMEOUT = float(os.environ.get("SOFTXENT_RANKS_TIMEOUT", 20))  # seconds that a 
 def divided(f: Callable[..., Any]) -> Callable[..., Any]:
     """Return a function of whole tensors that gives `f` its logits, or the weight and the bias of its head, divided by classes.
 
-    `f` has the signature of torch's cross_entropy or linear_cross_entropy. It is called with DTensors and with the labels and the weights of
-    classes and rows as they are, in all processes of the default group, which is initialized as torchrun wants it if there is none.
+    `f` has the signature of torch's cross_entropy or linear_cross_entropy. It is called with DTensors, and with the labels and the weights
+    of classes and rows as they are, in all processes of the default group, which is initialized as torchrun wants it if there is none.
     """
     if not dist.is_initialized():
         dist.init_process_group("gloo")

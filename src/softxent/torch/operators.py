@@ -39,29 +39,29 @@ Five = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 def rows(
     z: Tensor, label: Tensor, y: Tensor, r: Tensor, q: Tensor, off: Optional,
-    axis: int = -1, temperature: float = 1.0, cap: float = math.inf, more: bool = False,
+    axis: int, temperature: float = 1.0, cap: float = math.inf, more: bool = False,
 ) -> Five:  # fmt: skip
     """Return loss, lse, log-probability of the label, entropy and correct of each row, float64 (correct: bool).
 
     The last three are empty unless `more` is set. All are 0 in rows with the label IGNORED.
     """
-    found: Five = _called(Rows, rows_operator, z, label, y, r, q, off, axis % z.ndim, temperature, cap, more)
+    found: Five = _called(Rows, rows_operator, z, label, y, r, q, off, axis, temperature, cap, more)
     return found
 
 
 def gradient(
     z: Tensor, label: Tensor, y: Tensor, r: Tensor, q: Tensor, off: Optional,
     g: Optional, l: Optional, b: Optional, n: Optional,  # noqa: E741
-    axis: int = -1, temperature: float = 1.0, cap: float = math.inf,
+    axis: int, temperature: float = 1.0, cap: float = math.inf,
 ) -> Tensor:  # fmt: skip
     """Return the gradient of sum g loss + l lse + b logprob + n entropy by the logits; g, l, b and n are None, [*lead] or 0-dim."""
-    found: Tensor = _called(Gradient, gradient_operator, z, label, y, r, q, off, g, l, b, n, axis % z.ndim, temperature, cap)
+    found: Tensor = _called(Gradient, gradient_operator, z, label, y, r, q, off, g, l, b, n, axis, temperature, cap)
     return found
 
 
-def log_softmax(z: Tensor, scale: Tensor, axis: int = -1, temperature: float = 1.0, cap: float = math.inf) -> Tensor:
+def log_softmax(z: Tensor, scale: Tensor, axis: int, temperature: float = 1.0, cap: float = math.inf) -> Tensor:
     """Return scale log softmax(z), in the dtype of z, for a float64 scale [*lead] or 0-dim. It is 0 where scale is 0."""
-    found: Tensor = _called(LogSoftmax, log_softmax_operator, z, scale, axis % z.ndim, temperature, cap)
+    found: Tensor = _called(LogSoftmax, log_softmax_operator, z, scale, axis, temperature, cap)
     return found
 
 
@@ -396,9 +396,9 @@ def _loss_by_numbers(needs: Sequence[bool], z: Tensor, label: Tensor, off: Optio
     zero, one = z.new_zeros((), dtype=torch.float64), z.new_ones((), dtype=torch.float64)
     nll = loss = lse = None
     if needs[0] or needs[2]:
-        nll, lse, *_ = rows(z, label, one, zero, zero, off, axis, *transform[:2])
+        nll, lse, *_ = rows(z, label, one, zero, zero, off, axis, *transform)
     if needs[1]:
-        loss = rows(z, label, zero, one, zero, off, axis, *transform[:2])[0]
+        loss = rows(z, label, zero, one, zero, off, axis, *transform)[0]
     return [nll if needs[0] else None, loss, lse**2 / 2 if lse is not None and needs[2] else None]
 
 
@@ -407,8 +407,8 @@ def _loss_by_off(z: Tensor, label: Tensor, r: Tensor, off: Tensor, axis: int, *t
     live = label != IGNORED
     wide = z.to(torch.promote_types(compute.compute_dtype(z), off.dtype))
     if batched_by_autograd(r):
-        return _columns(r, label, axis) * -log_softmax(wide, live, axis, *transform[:2])
-    return -log_softmax(wide, r * live, axis, *transform[:2])
+        return _columns(r, label, axis) * -log_softmax(wide, live, axis, *transform)
+    return -log_softmax(wide, r * live, axis, *transform)
 
 
 def _log_softmax_vjp(z: Tensor, v: Tensor, scale: Tensor, axis: int, *transform: Any) -> Tensor:
@@ -423,7 +423,6 @@ def _log_softmax_vjp(z: Tensor, v: Tensor, scale: Tensor, axis: int, *transform:
         by = -(_columns(scale, top, axis) * v).to(wide)
         yhat = gradient(z, top, zero, zero, zero, None, None, one, None, None, axis, *transform)
         return yhat * by.sum(axis, keepdim=True) - transformed(z, *transform)[1] * by
-    v = v if v.dtype in (z.dtype, wide) else v.to(wide)
     return gradient(z, top, zero, scale, zero, v, -one, None, None, None, axis, *transform)
 
 
