@@ -27,7 +27,18 @@ TRANSFORMS = {"as_given": (1.0, np.inf), "temperature": (0.7, np.inf), "softcap"
 each_dtype = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 CASES = [(dtype, off) for off in OFFS for dtype in DTYPES if off != "dense_narrow" or dtype in ("bf16", "f16")]  # else it is dense
 each_case = pytest.mark.parametrize(("dtype", "off"), [(DTYPES[dtype], off) for dtype, off in CASES], ids=map("-".join, CASES))
+# a transform does not depend on the type of the logits, and the interpreter takes its time
+TRANSFORMED = [
+    (*case, name) for case in CASES for name in TRANSFORMS if DEVICE == "cuda" or name == "as_given" or case[0] in ("f32", "f64")
+]
+each_transformed_case = pytest.mark.parametrize(
+    ("dtype", "off", "transform"),
+    [(DTYPES[dtype], off, TRANSFORMS[name]) for dtype, off, name in TRANSFORMED],
+    ids=map("-".join, TRANSFORMED),
+)
 each_off = pytest.mark.parametrize("off", OFFS)
+# the interpreter takes its time
+FEW_SHAPES = SHAPES if DEVICE == "cuda" else [(3, 1), (5, 2), (9, 5), (70, 10), (9, 33), (8, 129), (7, 1000), (2, 4097), (1, 9001)]
 each_kernel = pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
 each_transform = pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
 
@@ -51,10 +62,10 @@ def cases_of(kernel, dtype, off: str, transform):
     few, many = [(17, 16)], [(17, 16), (9, 1), (8, 129)]
     cases = [wider(problem(*shape, dtype, off), transform) for shape in (many if kernel is triton else few)]
     if kernel is triton and off == "dense" and (transform[1] != np.inf or dtype == np.float32):  # the interpreter takes its time
-        p = wider(problem(8, 4200, dtype, off), transform)
+        p = wider(problem(4, 4200, dtype, off), transform)
         p.z[::2, -50:] += 3
-        p.z[6, -7] += 40  # the product with the Hessian is small, if nothing cancels
-        p.truth[2, 6] = 0
+        p.z[2, -7] += 40  # the product with the Hessian is small, if nothing cancels
+        p.truth[2, 2] = 0
         cases.append(p)
     return cases
 
@@ -217,7 +228,7 @@ def bounds_of(p: Problem, scale: np.ndarray) -> Sizes:
 def test_loss_and_gradient_are_the_formula(kernel, dtype, off):
     """The results are within the bounds of the compiled kernel, with allowances: the interpreter truncates to bfloat16, and a GPU flushes
     subnormals to 0."""
-    for shape in SHAPES if kernel is triton else SHAPES[::3]:
+    for shape in FEW_SHAPES if kernel is triton else SHAPES[::3]:
         p = problem(*shape, dtype, off)
         result, parts, dz = fused(kernel, p)
         want, (loss_bound, dz_bound) = exact(p), allowed(p)
@@ -244,8 +255,7 @@ def test_a_subnormal_weight_of_a_large_truth_keeps_its_digits(kernel, of_r):
     within(array(fused(kernel, p)[2]), exact(p).dz, 6 * allowed(p)[1])
 
 
-@each_transform
-@each_case
+@each_transformed_case
 @each_kernel
 def test_all_outputs_and_all_upstream_gradients_are_the_formula(kernel, dtype, off, transform):
     for p in cases_of(kernel, dtype, off, transform):
@@ -260,8 +270,7 @@ def test_all_outputs_and_all_upstream_gradients_are_the_formula(kernel, dtype, o
         same(got, two_calls(kernel, p, outputs=5))
 
 
-@each_transform
-@each_case
+@each_transformed_case
 @each_kernel
 def test_curvature_and_log_softmax_are_the_formula(kernel, dtype, off, transform):
     for p in cases_of(kernel, dtype, off, transform):
@@ -332,8 +341,9 @@ def test_an_ignored_row_is_not_looked_at(kernel, transform):
 @each_off
 def test_the_label_may_be_the_class_with_the_largest_truth_or_logit(kernel, transform, off):
     """Of equal ones, it is the first."""
-    for classes in [33] + [5000] * (transform == TRANSFORMS["as_given"]):
-        p = wider(problem(9, classes, DTYPES["f32"], off), transform)
+    for shape in [(9, 33)] + [(4, 5000)] * (transform == TRANSFORMS["as_given"]):
+        classes = shape[1]
+        p = wider(problem(*shape, DTYPES["f32"], off), transform)
         of, rows, largest = p.off if off.startswith("dense") else p.z, [0, 2, 3], [classes - 1, 3, 0]
         of[2, [3, 7, classes - 1]] = of[rows, largest] = 1000
         p.label[rows] = largest
@@ -437,7 +447,7 @@ def test_a_product_may_be_written_over_the_direction(kernel):
     same([z], [log_softmax(kernel, p.z, np.ones(1), p.transform)])
 
 
-@pytest.mark.parametrize("shape", [(70, 10), (65, 100), (7, 5000)], ids=str)
+@pytest.mark.parametrize("shape", [(70, 10), (65, 100), (4, 5000)], ids=str)
 def test_a_row_has_the_same_bits_in_every_batch(shape):
     p = wider(problem(*shape, DTYPES["f32"], "dense"), TRANSFORMS["softcap"])
     scale, v = np.random.default_rng(0).standard_normal(len(p.z)), direction(p)
@@ -556,23 +566,23 @@ def of(functions, shapes, dtypes):
 
 
 print(json.dumps([
-    of([plain], [(48, 4096)], [torch.float32, torch.bfloat16, torch.float16]),
-    of([plain], [(304, 16)], [torch.float32, torch.bfloat16, torch.float64]),
-    of([more], [(48, 4096)], [torch.float32, torch.bfloat16, torch.float64]) + of([more], [(304, 16)], [torch.bfloat16]),
-    of([plain, more], [(1, 1)], [torch.float32]),
+    of([plain], [(48, 4096)], [torch.float32, torch.bfloat16]),
+    of([plain], [(304, 16)], [torch.bfloat16, torch.float64]),
+    of([more], [(48, 4096)], [torch.bfloat16, torch.float64]) + of([more], [(304, 16)], [torch.bfloat16]),
+    of([plain], [(1, 1)], [torch.float32]),
 ]))
 """
 
 
 def test_it_compiles_for_a_gpu_without_spilling(tmp_path, monkeypatch):
-    """All calls are compiled for sm_90 by Triton's compiler. The logits are read 16 bytes at a time, and the registers suffice.
+    """Calls of all kinds are compiled for sm_90 by Triton's compiler. The logits are read 16 bytes at a time, and the registers suffice.
 
     On the stack are only a few words: of the largest kernels, and of those that compute on many rows in each program, where the assembler
     prefers that more programs run at the same time.
     """
     monkeypatch.chdir(tmp_path)
     wide, narrow, more, one = json.loads(python(COMPILE, TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path)).splitlines()[-1])
-    assert [len(x) for x in (wide, narrow, more, one)] == [9, 9, 12, 6]
+    assert [len(x) for x in (wide, narrow, more, one)] == [6, 6, 9, 3]
     assert all(vector for _, _, vector in wide)
     assert all(stack == 0 for _, stack, _ in wide + one)
     assert all(stack <= 32 for _, stack, _ in narrow), narrow
@@ -638,8 +648,8 @@ def test_any_layout(backend, layout):
 @each_backend
 def test_every_derivative(backend):
     torch.manual_seed(0)
-    z = torch.randn(3, 4, 2, dtype=torch.float64, device=DEVICE, requires_grad=True)
-    t = torch.randint(0, 4, (3, 2), device=DEVICE)
+    z = torch.randn(2, 3, 2, dtype=torch.float64, device=DEVICE, requires_grad=True)
+    t = torch.randint(0, 3, (2, 2), device=DEVICE)
 
     def loss(z, reduction="none"):
         r = st.cross_entropy(z, t, reduction=reduction, label_smoothing=0.1, z_loss=0.01, return_lse=True)

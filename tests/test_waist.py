@@ -341,6 +341,18 @@ def test_a_temperature_costs_no_digit_of_a_common_offset(classes, rng):
     np.testing.assert_allclose(out, -formula.surprisal(z / cool, sums).astype(float), rtol=0, atol=2 * FLOAT32)
 
 
+@pytest.mark.parametrize("classes", (5, 100))
+@pytest.mark.parametrize("sign", (1, -1))
+def test_a_positive_or_negative_upstream_gradient_may_be_beyond_float32(sign, classes):
+    """Where a probability is small, its product with it is not."""
+    z = np.full((2, classes), -70, np.float32) + np.linspace(-1, 1, classes, dtype=np.float32)
+    z[:, 0] = 0
+    numbers = np.array([0, 0, 0, 0, sign * 1e39, 0, 1e-3])[:, None] * np.ones((1, 2))
+    p = Problem(z, np.zeros(2, np.int64), numbers, None, (1.0, np.inf))
+    got, want = fused(p, outputs=5).dz[:, 1:], exact(p, outputs=5).dz[:, 1:].astype(float)
+    np.testing.assert_allclose(got, want, rtol=2 * FLOAT32)
+
+
 @each_dtype
 def test_an_ignored_row_is_not_read_and_gives_0(dtype):
     for shape in SHAPES:

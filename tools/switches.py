@@ -11,7 +11,7 @@ MOST = 4096  # changes
 Seen = ctypes.c_ubyte * MOST
 EXPORT = 'extern "C" __attribute__((visibility("default")))'
 HEAD = (
-    "#include <cstdlib>\n"
+    "#include <cstdlib>\n#line 1\n"
     f'{EXPORT} int softxent_change = std::getenv("SOFTXENT_CHANGE") ? std::atoi(std::getenv("SOFTXENT_CHANGE")) : -1; '
     f"{EXPORT} unsigned char softxent_seen[{MOST}] = {{}}; "
     "static inline bool softxent_is(int n) { softxent_seen[n] = 1; return n == softxent_change; } "
