@@ -162,6 +162,42 @@ def test_forward_mode_of_vmap_is_a_loop(options):
         assert torch.equal(got, torch.stack(want))
 
 
+def test_forward_mode_over_two_backward_passes_is_torchs():
+    """The tangent of the product with the Hessian, of which only the last backward pass is not recorded."""
+    z, t, v, w = torch.randn(3, 4, dtype=F64), torch.tensor([2, 0, 1]), torch.randn(3, 4, dtype=F64), torch.randn(3, 4, dtype=F64)
+    found = []
+    for f in (st.cross_entropy, F.cross_entropy):
+        with forward_ad.dual_level():
+            dual = forward_ad.make_dual(z.clone().requires_grad_(), w)
+            (first,) = torch.autograd.grad(f(dual, t), dual, create_graph=True)
+            (second,) = torch.autograd.grad((first * v).sum(), dual)
+            found.append(forward_ad.unpack_dual(second))
+    for got, want in zip(*found, strict=True):
+        torch.testing.assert_close(got, want, rtol=HIGHER, atol=FLOAT64)
+
+
+def test_forward_mode_of_a_compiled_function_is_that_of_the_function():
+    z, t, v = torch.randn(3, 4, dtype=F64), torch.tensor([2, 0, 1]), torch.randn(3, 4, dtype=F64)
+    f = lambda z: st.cross_entropy(z, t, label_smoothing=0.1)  # noqa: E731
+    tangents = []
+    for g in (f, torch.compile(f, backend="aot_eager")):
+        with forward_ad.dual_level():
+            tangents.append(forward_ad.unpack_dual(g(forward_ad.make_dual(z, v))).tangent)
+    torch.testing.assert_close(*tangents, rtol=FLOAT64, atol=FLOAT64)
+
+
+def test_a_traced_function_has_our_operators_and_computes_other_values():
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    z, t = torch.randn(3, 4, dtype=F64), torch.tensor([2, 0, 1])
+    f = lambda z: torch.func.grad(lambda z: st.cross_entropy(z, t, reduction="none", z_loss=0.1).square().sum())(z)  # noqa: E731
+    traced = make_fx(f)(z)
+    names = {str(node.target) for node in traced.graph.nodes if node.op == "call_function"}
+    assert {"softxent.rows.default", "softxent.gradient.default"} <= names
+    other = torch.randn(3, 4, dtype=F64)
+    torch.testing.assert_close(traced(other), f(other), rtol=FLOAT64, atol=FLOAT64)
+
+
 def test_nested_forward_mode_is_refused_and_not_0():
     """torch gives 0 for functions of autograd in nested forward mode, without an error."""
     z, t, v = torch.randn(4, 5, dtype=torch.float64), torch.tensor([0, 1, 2, 3]), torch.ones(4, 5, dtype=torch.float64)

@@ -189,11 +189,25 @@ def test_nothing_behind_an_array_is_read_or_written(dtype, off):
         return copy
 
     for rows, classes in [(9, 3), (9, 6), (17, 33), (9, 130), (2, 5001)]:
-        p = with_all_numbers(problem(rows, classes, dtype, off))
-        q = p._replace(z=placed(p.z), off=None if p.off is None else placed(p.off))
-        assert fused(q, out=placed(p.z), outputs=5).bits() == fused(p, outputs=5).bits()
-        v = p.z.astype(computed(dtype))
-        assert curved(q, placed(v))[0].tobytes() == curved(p, v)[0].tobytes()
+        for count, last in [(7, 0), (4, kernels.IGNORED)]:
+            p = with_all_numbers(problem(rows, classes, dtype, off))
+            p = p._replace(label=np.append(p.label[:-1], last), truth=p.truth[:count])
+            q = p._replace(z=placed(p.z), off=None if p.off is None else placed(p.off), label=placed(p.label), truth=placed(p.truth))
+            assert fused(q, out=placed(p.z), outputs=5).bits() == fused(p, outputs=5).bits()
+            v = p.z.astype(computed(dtype))
+            hv, products = placed(np.zeros_like(p.z)), placed(np.zeros((4, rows)))
+            kernels.active().curvature(q.z, placed(v), q.label, q.truth, q.off, q.transform, False, hv, products, 1)
+            assert hv.tobytes() == curved(p, v)[0].tobytes()
+
+
+@pytest.mark.parametrize("classes", [33, 200, 5000])
+def test_the_label_largest_among_other_labels_is_that_of_its_row(classes, rng):
+    """Rows of a tile are computed together, and some labels are looked for while the largest logit is."""
+    p = problem(40, classes, DTYPES["f32"], "label")
+    p = p._replace(label=np.where(rng.random(40) < 0.5, kernels.LARGEST, p.label))
+    whole = fused(p)
+    for i in range(40):
+        assert fused(p.rows([i])).result.tobytes() == whole.result[:, [i]].tobytes()
 
 
 @each_dtype
