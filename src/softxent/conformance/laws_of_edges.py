@@ -86,6 +86,9 @@ def _ignored(subject: Subject, quick: bool) -> Iterator[Case]:
             one = make(subject, 4, 3, reduction=reduction)
             labels = np.where(np.arange(4) % 2 == 1, index, np.where(one.labels == index, 1, one.labels))
             yield replace(one.with_options(ignore_index=index), labels=labels)
+    if subject.dialect.name != "numpy":
+        one = make(subject, 4, 3, dtype="float16")  # which does not have the number 4097
+        yield replace(one.with_options(ignore_index=4097), labels=np.where(np.arange(4) % 2 == 1, 4097, one.labels))
 
 
 @law("edges", _ignored, "ignore_index", "labels")

@@ -19,6 +19,7 @@ from . import definition
 from .case import Case, case, option_values
 from .dialects import BIAS, NAMES, NUMPY, OPTIONS, CallError, called_like, dialect, load, numpy_array, parsed
 
+DTYPES = ("float64", "float32", "bfloat16", "float16")
 LINES: dict[str, CodeType] = {}  # compiled code
 
 
@@ -44,6 +45,7 @@ class Subject:
         self.gradient_of = sibling if framework == "numpy" else None
         self.last: tuple[str, Case, dict[str, Array] | None] | None = None  # what was run last
         self.announce: Callable[[], None] = lambda: None  # called before each run
+        self.dtypes: tuple[str, ...] = tuple(getattr(self.f, "dtypes", DTYPES))  # the first is the widest
         self.parameters = list(inspect.signature(self.f).parameters)
         others = self.parameters[3 if self.linear else 2 :]
         self.bias = next((name for name in BIAS if name in self.parameters), "") if self.linear else "b"
@@ -66,7 +68,7 @@ class Subject:
         return found
 
     def _small(self, soft: bool) -> Case:
-        return case(2, 3, linear=self.linear, bias=bool(self.bias), soft=soft)
+        return case(2, 3, linear=self.linear, bias=bool(self.bias), soft=soft, dtype=self.dtypes[0])
 
     def _runs(self, one: Case) -> bool:
         try:
