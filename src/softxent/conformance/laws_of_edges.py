@@ -87,8 +87,8 @@ def _ignored(subject: Subject, quick: bool) -> Iterator[Case]:
             labels = np.where(np.arange(4) % 2 == 1, index, np.where(one.labels == index, 1, one.labels))
             yield replace(one.with_options(ignore_index=index), labels=labels)
     if subject.dialect.name != "numpy":
-        one = make(subject, 4, 3, dtype="float16")  # which does not have the number 4097
-        yield replace(one.with_options(ignore_index=4097), labels=np.where(np.arange(4) % 2 == 1, 4097, one.labels))
+        one = make(subject, 4, 259, dtype="bfloat16")  # which has 256 and 258, and rounds 257 to 256
+        yield replace(one.with_options(ignore_index=257), labels=np.array([256, 257, 258, 0]))
 
 
 @law("edges", _ignored, "ignore_index", "labels")
