@@ -127,12 +127,6 @@ def _liger():
 @cache
 def _cce():
     _interpreter()
-    import cut_cross_entropy.tl_autotune as tuning
-    from triton import Config
-
-    # the smallest blocks of the library's own list: with its default ones, of 256 rows, each call takes seconds
-    for name in ("_cce_forward_best_config", "_cce_backward_best_config"):
-        setattr(tuning, name, lambda: Config({"BLOCK_B": 16, "BLOCK_V": 32, "BLOCK_D": 32}))
     import cut_cross_entropy
 
     return cut_cross_entropy

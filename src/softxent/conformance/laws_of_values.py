@@ -19,6 +19,7 @@ from .law import (
     law,
     make,
     near,
+    right,
 )
 from .subjects import Subject
 
@@ -167,7 +168,7 @@ def _narrow(subject: Subject, quick: bool) -> Iterator[Case]:
                     yield exact_probabilities(one) if one.soft else one
     for (name,) in combinations(subject.options, 1):
         soft = name == "probabilities" or not subject.hard
-        if not (soft and name == "ignore_index"):
+        if not (soft and name == "ignore_index") and (name == "probabilities" or not subject.hard or right(subject, name)):
             for dtype in ("bfloat16", "float16"):
                 one = option_values(make(subject, 5, 7, soft=soft, dtype=dtype), (name,))
                 yield exact_probabilities(one) if one.soft else one
