@@ -199,7 +199,7 @@ def make(subject: Subject, rows: int, classes: int, **more: Any) -> Case:
 def right(subject: Subject, option: str) -> bool:
     """Whether the loss with this option alone is right. If it is not, only the laws of options are about it."""
     try:
-        check_loss(subject, option_values(make(subject, 4, 5), (option,)))
+        check_loss(subject, option_values(make(subject, 4, 5, dtype=subject.dtypes[0]), (option,)))
     except (Broken, CallError):
         return False
     return True
