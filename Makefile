@@ -53,6 +53,9 @@ test-newest: $(UV) ## the tests with the newest versions of everything, in .venv
 test-oldest: $(UV) ## the tests with the oldest versions that softxent allows, in .venv-oldest
 	tools/test-ends.sh oldest $(UV)
 
+field: $(READY) $(UV) ## docs/field.md, what the laws find in other libraries, in .venv-field (an hour; NAMES="keras tf.nn" tries these only)
+	tools/field.sh $(UV) $(NAMES)
+
 bench: $(READY) ## times beside memcpy, NumPy, SciPy, scikit-learn and PyTorch (a quarter of an hour), into bench/results
 	$(BIN)/softxent bench
 
@@ -102,6 +105,6 @@ $(UV):
 	$(BIN)/python -m venv --clear .venv-uv
 	.venv-uv/bin/python -m pip install --quiet uv
 
-.PHONY: help build demo test mutate sanitize fuzz proof-bits test-newest test-oldest check bench wheels docs lock vendor clean
+.PHONY: help build demo test mutate sanitize fuzz proof-bits test-newest test-oldest field check bench wheels docs lock vendor clean
 .NOTPARALLEL:
 .DEFAULT_GOAL := help

@@ -79,6 +79,12 @@ def test_each_mutant_breaks_its_law(fault):
     implementations.KEPT.clear()
 
 
+def test_an_argument_that_was_written_to_is_printed(capsys):
+    found = try_law(LAWS["arguments are not written to"], Subject(implementations.MUTANTS["logits overwritten"][0]), quick=True)
+    name = found.what.partition(" ")[0]
+    assert found.status == BROKEN and found.script.endswith(f"\nprint({name})")
+
+
 def test_every_law_has_a_mutant():
     assert {name for _, name in implementations.MUTANTS.values()} == set(LAWS)
 
@@ -145,6 +151,43 @@ def test_the_findings_of_optax():
 
 
 # ---- finding out how a function is called ----
+
+
+def test_a_function_may_say_which_dtypes_it_is_tried_in():
+    """Cases in a wider dtype become cases of its widest, others are left out, and no law holds it to more digits than it has."""
+    import torch
+
+    seen = set()
+
+    def single(input, target, *, weight=None, ignore_index=-100, label_smoothing=0.0, reduction="mean"):
+        seen.add(input.dtype)
+        return implementations.torch_right(
+            input, target, weight=weight, ignore_index=ignore_index, label_smoothing=label_smoothing, reduction=reduction
+        )
+
+    single.dtypes = ("float32", "float16")
+    subject = Subject(single)
+    for law in LAWS.values():
+        if law.name != COMPILE:
+            found = try_law(law, subject, quick=True)
+            assert found.status in (HOLDS, LACKING), found
+    assert seen == {torch.float32, torch.float16}
+    single.dtypes = ("float16",)
+    found = try_law(LAWS["a loss near 0 keeps its digits"], Subject(single), quick=True)
+    assert (found.status, found.what) == (LACKING, "needs exact logits")
+
+
+def test_an_ignore_index_is_compared_as_an_integer():
+    """In bfloat16, 256 and 257 are the same number. Keras 3.15 compares labels in the dtype of the logits."""
+    import torch
+
+    def rounded(input, target, *, ignore_index=-100):
+        ignored = target.to(input.dtype) == torch.tensor(ignore_index).to(input.dtype)
+        loss = implementations.torch_right(input, torch.where(ignored, -100, target), ignore_index=-100, reduction="none")
+        return torch.where(ignored, 0, loss)
+
+    found = try_law(LAWS["an ignored row counts for nothing"], Subject(rounded), quick=True)
+    assert (found.status, found.got) == (BROKEN, "0") and "ignore_index=257" in found.script
 
 
 @pytest.mark.parametrize(

@@ -1,57 +1,95 @@
 """Write docs/field.md: the laws of softxent.conformance for the implementations of other libraries, as far as they are installed.
 
-Run it as `python tools/field.py [--quick]`. It takes some minutes. The findings are those of this machine and of the installed versions.
+    python tools/field.py [--quick] [--timeout SECONDS] [NAME ...]
+
+`make field` runs it with all of these libraries. With names, only the functions whose title contains one of them are tried, and the
+findings of the others are those of the last run, which build/field.json keeps. The script of each finding is run, and a script that does
+not print what the page says is reported at the end. The findings are those of this machine and of the installed versions.
 """
 
 from __future__ import annotations
 
-import importlib.util
+import argparse
+import json
+import math
 import os
+import re
+import subprocess
 import sys
-import warnings
-from importlib.metadata import version
+import time
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import NamedTuple
 
 HERE = Path(__file__).parent
+KEPT = HERE.parent / "build" / "field.json"
+PAGE = HERE.parent / "docs" / "field.md"
 FENCE = "```"
 
 
-def torch_in_chunks(
-    input, linear_weight, target, *, linear_bias=None, weight=None, reduction="mean", ignore_index=None, label_smoothing=0.0
-):  # fmt: skip
-    """torch's linear_cross_entropy, with the logits computed in chunks of two rows."""
-    import torch
+class Entry(NamedTuple):
+    """A function that is checked."""
 
-    warnings.simplefilter("ignore")  # it warns where it computes all logits at once
-    return torch.nn.functional.linear_cross_entropy(
-        input, linear_weight, target, linear_bias=linear_bias, weight=weight, reduction=reduction, ignore_index=ignore_index,
-        label_smoothing=label_smoothing, options=torch.nn.LinearCrossEntropyOptions(batch_chunk_size=2, allow_retain_graph=True),
-    )  # fmt: skip
+    name: str
+    distribution: str
+    title: str = ""  # what the page calls it, if that is not its name
+    quick: bool = False  # without large cases: each shape is compiled for optax, and an interpreter is slow
+    interpreted: bool = False  # by Triton's interpreter
 
 
-SUBJECTS = {  # what is checked, and its distribution; each shape of a case is compiled for optax, so it has the small ones
-    "torch.nn.functional:cross_entropy": "torch",
-    "torch.nn.functional:linear_cross_entropy": "torch",
-    "field:torch_in_chunks": "torch",
-    "scipy.special:log_softmax": "scipy",
-    "sklearn.metrics:log_loss": "scikit-learn",
-    "optax:softmax_cross_entropy_with_integer_labels": "optax",
-    "optax:softmax_cross_entropy": "optax",
-    "softxent:cross_entropy": "softxent",
-    "softxent:linear_cross_entropy": "softxent",
-    "softxent.torch:cross_entropy": "softxent",
-    "softxent.torch:linear_cross_entropy": "softxent",
-    "softxent.jax:cross_entropy": "softxent",
-    "softxent.jax:linear_cross_entropy": "softxent",
-}
 OPTIONS = "options=LinearCrossEntropyOptions(batch_chunk_size=2, allow_retain_graph=True)"
-TITLES = {"field:torch_in_chunks": f"`torch.nn.functional:linear_cross_entropy` with `{OPTIONS}`"}
+SUBJECTS = [
+    Entry("torch.nn.functional:cross_entropy", "torch"),
+    Entry("torch.nn.functional:linear_cross_entropy", "torch"),
+    Entry("field_subjects:torch_in_chunks", "torch", f"`torch.nn.functional:linear_cross_entropy` with `{OPTIONS}`"),
+    Entry("scipy.special:log_softmax", "scipy"),
+    Entry("sklearn.metrics:log_loss", "scikit-learn"),
+    Entry("optax:softmax_cross_entropy_with_integer_labels", "optax", quick=True),
+    Entry("optax:softmax_cross_entropy", "optax", quick=True),
+    Entry(
+        "field_subjects:keras_sparse_categorical_crossentropy", "keras",
+        "`keras.losses:sparse_categorical_crossentropy` with `from_logits=True`, on PyTorch",
+    ),
+    Entry(
+        "field_subjects:keras_categorical_crossentropy", "keras",
+        "`keras.losses:categorical_crossentropy` with `from_logits=True`, on PyTorch",
+    ),
+    Entry(
+        "field_subjects:tf_sparse_softmax_cross_entropy_with_logits", "tensorflow-cpu",
+        "`tf.nn.sparse_softmax_cross_entropy_with_logits`",
+    ),
+    Entry("field_subjects:tf_softmax_cross_entropy_with_logits", "tensorflow-cpu", "`tf.nn.softmax_cross_entropy_with_logits`"),
+    Entry(
+        "field_subjects:liger_cross_entropy", "liger-kernel", "`liger_kernel.transformers.functional:liger_cross_entropy`",
+        True, True,
+    ),
+    Entry(
+        "field_subjects:liger_fused_linear_cross_entropy", "liger-kernel",
+        "`liger_kernel.transformers.functional:liger_fused_linear_cross_entropy`", True, True,
+    ),
+    Entry(
+        "field_subjects:cut_cross_entropy", "cut-cross-entropy", '`cut_cross_entropy:linear_cross_entropy` with `impl="cce"`',
+        True, True,
+    ),
+    Entry("softxent:cross_entropy", "softxent"),
+    Entry("softxent:linear_cross_entropy", "softxent"),
+    Entry("softxent.torch:cross_entropy", "softxent"),
+    Entry("softxent.torch:linear_cross_entropy", "softxent"),
+    Entry("softxent.jax:cross_entropy", "softxent", quick=True),
+    Entry("softxent.jax:linear_cross_entropy", "softxent", quick=True),
+]  # fmt: skip
+NOT_INTERPRETED = {"a compiler changes nothing", "repeated calls keep no memory"}  # the memory is the interpreter's, too
 
 HEAD = """# The field
 
 What `softxent check` finds in the implementations of other libraries ([how it is checked](conformance.md)). This page is written by
-`tools/field.py`, on {machine}; do not edit it. A finding is a statement about one version, and about the laws: a library may have decided
+`make field`, on {machine}; do not edit it. A finding is a statement about one version, and about the laws: a library may have decided
 otherwise, such as `log_loss`, whose documentation says that it clips.
+
+The functions of Keras, TensorFlow, Liger and cut-cross-entropy are called through `tools/field_subjects.py`, which adapts their signatures.
+The kernels of Liger and cut-cross-entropy run on the CPU, in Triton's interpreter, without the laws about compilers and memory. They
+compute in float32, so Liger is tried in float32 and float16. cut-cross-entropy is tried in float16, because it has no gradients in float32.
+bfloat16 is left out, because the interpreter does not round it.
 
 | function | version | holds | broken | refused | not applicable |
 | --- | --- | --- | --- | --- | --- |
@@ -61,41 +99,135 @@ otherwise, such as `log_loss`, whose documentation says that it clips.
 """
 
 
-def section(report, name: str) -> str:
-    """Return the findings of a subject: a table, and the script of each."""
-    from softxent.conformance import BROKEN, CRASHED, REFUSED
+def title(entry: Entry) -> str:
+    return entry.title or f"`{entry.name}`"
 
-    lines = [f"\n## {TITLES.get(name, name)}\n"]
-    broken = [f for f in report.findings if f.status in (BROKEN, CRASHED)]
-    refused = [f for f in report.findings if f.status == REFUSED]
+
+def section(entry: Entry, findings: list[dict]) -> str:
+    """Return the findings of a subject: a table, and the script of each."""
+    lines = [f"\n## {entry.title or entry.name}\n"]
+    broken = [f for f in findings if f["status"] in ("broken", "crashed")]
+    refused = [f for f in findings if f["status"] == "refused"]
     for f in broken:
-        lines.append(f"**{f.law}** ({f.status}). {f.statement}\n\n{f.what}: expected `{f.expected}`, got `{f.got}`.\n")
-        lines.append(f"{FENCE} {{ .python }}\n{f.script}\n{FENCE}\n" if f.script else "")
+        lines.append(f"**{f['law']}** ({f['status']}). {f['statement']}\n\n{f['what']}: expected `{f['expected']}`, got `{f['got']}`.\n")
+        lines.append(f"{FENCE} {{ .python }}\n{f['script']}\n{FENCE}\n" if f["script"] else "")
     for f in refused:
-        lines.append(f"*{f.law}*: refused, `{f.got}`\n")
+        lines.append(f"*{f['law']}*: refused, `{f['got']}`\n")
     return "\n".join(lines) if broken or refused else ""
 
 
-def main(quick: bool) -> None:
+def row(entry: Entry, kept: dict) -> str:
+    count = [f["status"] for f in kept["findings"]].count
+    counts = [count("holds"), count("broken") + count("crashed"), count("refused"), count("not applicable")]
+    return f"| {title(entry)} | {kept['version']} | " + " | ".join(map(str, counts)) + " |"
+
+
+def page(kept: dict[str, dict]) -> str:
+    """Return the page of the subjects whose findings are known."""
     import platform
 
-    from softxent.conformance import BROKEN, CRASHED, HOLDS, LACKING, REFUSED, check
-
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
-    rows, sections = [], []
-    for name, distribution in SUBJECTS.items():
-        if not importlib.util.find_spec(distribution.replace("scikit-learn", "sklearn")):
-            print(f"{name}: {distribution} is not installed", file=sys.stderr)
-            continue
-        report = check(name, quick=quick or distribution == "optax" or "jax" in name, progress=lambda law, n, total: None)
-        counts = [report.count(HOLDS), report.count(BROKEN) + report.count(CRASHED), report.count(REFUSED), report.count(LACKING)]
-        rows.append(f"| {TITLES.get(name, f'`{name}`')} | {version(distribution)} | " + " | ".join(map(str, counts)) + " |")
-        sections.append(section(report, name))
-        print(rows[-1], file=sys.stderr)
+    known = [entry for entry in SUBJECTS if entry.name in kept]
+    rows = "\n".join(row(entry, kept[entry.name]) for entry in known)
     machine = f"Python {platform.python_version()}, {platform.machine()}"
-    text = HEAD.format(machine=machine, rows="\n".join(rows)) + "".join(sections)
-    (HERE.parent / "docs" / "field.md").write_text(text)
+    return HEAD.format(machine=machine, rows=rows) + "".join(section(entry, kept[entry.name]["findings"]) for entry in known)
+
+
+# ---- the scripts ----
+
+NUMBER = re.compile(r"nan|inf|-?\d+\.?\d*(?:e[-+]?\d+)?")
+DIGITS = """
+import sys
+if 'torch' in sys.modules: sys.modules['torch'].set_printoptions(precision=17, threshold=100000)
+if 'numpy' in sys.modules: sys.modules['numpy'].set_printoptions(precision=17, threshold=100000)
+"""
+SECOND = {"a call is repeated to the bit", "repeated calls keep no memory"}  # these laws compare calls, and the script is one of them
+
+
+def numbers(text: str) -> list[float]:
+    return [float(x) for x in NUMBER.findall(re.sub(r"dtype=\S+|grad_fn=\S+|[a-z]+\d+", "", text))]
+
+
+RUN = """
+import contextlib, io, json, sys, traceback
+for script in json.load(sys.stdin):
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        try:
+            exec(script, {})
+        except Exception:
+            print(traceback.format_exc())
+    print(json.dumps(said.getvalue()))
+"""
+
+
+def printed(scripts: list[str]) -> list[str]:
+    """Return what each of these scripts prints, with all digits, in one process for all of them."""
+    whole = ["\n".join([before, DIGITS, "result = " + after]) for before, _, after in (s.rpartition("\nresult = ") for s in scripts)]
+    done = subprocess.run([sys.executable, "-c", RUN], input=json.dumps(whole), capture_output=True, text=True, timeout=1800)
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('"')]
+    return lines + [done.stderr[-300:]] * (len(scripts) - len(lines))
+
+
+def agrees(finding: dict, text: str) -> bool:
+    """Whether what a script prints is what the finding says."""
+    got = finding["got"]
+    if re.match(r"\w+(Error|Exception)\b", got):
+        return got.removesuffix(": no message")[:60] in text
+    if finding["what"].startswith(("the shape", "the number")):
+        return "Traceback" not in text
+    if finding["expected"] == "an error or NaN":  # what was got may be read beyond an array
+        return "Traceback" not in text
+    wanted, found = numbers(got), numbers(text)
+    near = [any(math.isclose(x, y, rel_tol=1e-6) or (math.isnan(x) and math.isnan(y)) for y in found) for x in wanted]
+    return bool(near) and all(near)
+
+
+def unlike(entry: Entry, findings: list[dict]) -> list[str]:
+    """Return the findings whose scripts do not print what was got."""
+    chosen = [f for f in findings if f["status"] == "broken" and f["script"] and f["law"] not in SECOND]
+    told = zip(chosen, printed([f["script"] for f in chosen]), strict=True) if chosen else []
+    return [f"{title(entry)}, {f['law']}: got {f['got']}, but its script prints\n{text[:600]}" for f, text in told if not agrees(f, text)]
+
+
+# ---- the run ----
+
+
+def tried(entry: Entry, quick: bool, timeout: float) -> dict:
+    """Return the findings of a subject."""
+    from softxent.conformance import LAWS, check
+
+    laws = [law for law in LAWS if not (entry.interpreted and law in NOT_INTERPRETED)]
+    started = time.monotonic()
+    report = check(entry.name, quick=quick or entry.quick, laws=laws, timeout=timeout, progress=lambda law, n, total: None)
+    seconds = time.monotonic() - started
+    return {"version": version(entry.distribution), "seconds": seconds, "findings": [f.as_dict() for f in report.findings]}
+
+
+def main(names: list[str], quick: bool, timeout: float) -> None:
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])
+    kept = json.loads(KEPT.read_text()) if KEPT.exists() else {}
+    wrong = []
+    for entry in SUBJECTS:
+        if names and not any(name in title(entry) or name in entry.name for name in names):
+            continue
+        try:
+            version(entry.distribution)
+        except PackageNotFoundError:
+            print(f"{title(entry)}: {entry.distribution} is not installed", file=sys.stderr)
+            continue
+        kept[entry.name] = tried(entry, quick, timeout)
+        print(row(entry, kept[entry.name]), f"{kept[entry.name]['seconds']:.0f} s", file=sys.stderr)
+        KEPT.parent.mkdir(exist_ok=True)
+        KEPT.write_text(json.dumps(kept, indent=1))
+        PAGE.write_text(page(kept))
+        wrong += unlike(entry, kept[entry.name]["findings"])
+    print("\n".join(wrong) or "all scripts print what was got", file=sys.stderr)
 
 
 if __name__ == "__main__":
-    main("--quick" in sys.argv)
+    arguments = argparse.ArgumentParser()
+    arguments.add_argument("names", nargs="*")
+    arguments.add_argument("--quick", action="store_true")
+    arguments.add_argument("--timeout", type=float, default=300.0)
+    given = arguments.parse_args()
+    main(given.names, given.quick, given.timeout)

@@ -59,6 +59,14 @@ class Case:
                 of[name] = of[name] + step * v
         return replace(self, inputs=inputs, options=options, labels=labels)
 
+    def with_dtype(self, dtype: str) -> Case:
+        """Return the case in a narrower dtype, with its arrays rounded."""
+        inputs = {name: _stored(a, dtype) for name, a in self.inputs.items()}
+        options = {name: _stored(x, dtype) if isinstance(x, np.ndarray) else x for name, x in self.options.items()}
+        upstream = self.upstream if np.ndim(self.upstream) == 0 else _stored(np.asarray(self.upstream), dtype)
+        labels = _stored(self.labels, dtype) if self.soft else self.labels
+        return replace(self, inputs=inputs, options=options, labels=labels, upstream=upstream, dtype=dtype)
+
     def with_options(self, **options: Any) -> Case:
         return replace(self, options=self.options | options)
 
@@ -69,11 +77,18 @@ class Case:
         return replace(self, inputs=inputs, options=options, labels=self.labels[i], upstream=upstream)
 
     def with_classes(self, keep: Array) -> Case:
-        """Return the case with these classes only, in ascending order. They must have the labels of all rows."""
+        """Return the case with these classes only, in ascending order. They must have the labels of all rows.
+
+        The probabilities of the others are added to the first, so that their sum is kept.
+        """
         inputs = {name: a if name == "x" else a[:, keep] if name == "z" else a[keep] for name, a in self.inputs.items()}
         options = {name: x[keep] if name == "class_weight" else x for name, x in self.options.items()}
         inside = (self.labels >= 0) & (self.labels < self.classes)
-        labels = self.labels[:, keep] if self.soft else np.where(inside, np.searchsorted(keep, self.labels), self.labels)
+        if self.soft:
+            labels = self.labels[:, keep]
+            labels[:, 0] = _stored(labels[:, 0] + np.delete(self.labels, keep, axis=1).sum(axis=1), self.dtype)
+        else:
+            labels = np.where(inside, np.searchsorted(keep, self.labels), self.labels)
         return replace(self, inputs=inputs, options=options, labels=labels)
 
 
@@ -110,6 +125,13 @@ def _stored(a: Array, dtype: str) -> Array:
         kept: Array = (bits & 0xFFFF0000).view(np.float32).astype(np.float64)
         return kept
     return a.astype(dtype).astype(np.float64)
+
+
+def exact_probabilities(one: Case) -> Case:
+    """Return the case with probabilities that are multiples of 1/128, so that they sum to 1 in every dtype."""
+    rng = np.random.default_rng(5)
+    counts = rng.multinomial(128, one.labels / one.labels.sum(axis=1, keepdims=True))
+    return replace(one, labels=counts / 128)
 
 
 KINDS = ("flat", "peaked", "spread")

@@ -65,6 +65,8 @@ def try_law(law: Law, subject: Subject, quick: bool = False) -> Finding:
             attempt(law, subject, one)  # so that `last` is the call that breaks it
         found.status, found.what, found.expected, found.got = result
         found.script = subject.script(*subject.last) if subject.last else ""
+        if " after " in found.what:  # an argument that was written to
+            found.script += f"\nprint({found.what.partition(' ')[0]})"
         if found.status == BROKEN:
             break
     if not found.cases:

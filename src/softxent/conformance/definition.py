@@ -147,7 +147,7 @@ def tolerance(case: Case) -> tuple[Array, list[Array]]:
         dz = mass[:, None] * yhat * (error + (case.classes + count) * u) + truth * count * u
         dz += (q * (error.max(axis=1) + 8 * u * level))[:, None] * yhat
         value = np.abs(_finite(of_logits(case)))
-        dz = np.abs(r.slope) * g[:, None] * dz + 8 * u * value + 2 * store * value + tiny * (1 + g[:, None]) + bounds.TINY[case.dtype]
+        dz = np.abs(r.slope) * g[:, None] * dz + 8 * u * value + 2 * store * value + (tiny + bounds.TINY[case.dtype]) * (1 + g[:, None])
         each = each + count * u * size + 2 * store * size + tiny
         allowed = _reduced(each, case, np.abs(r.scale))
     return allowed * (1 + 8 * u), [_of_input(name, case, value, dz, u, store) for name in case.inputs]

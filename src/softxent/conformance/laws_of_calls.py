@@ -13,6 +13,7 @@ from .case import Case, option_values
 from .law import (
     Broken,
     check_both,
+    check_same,
     counted,
     law,
     make,
@@ -95,7 +96,7 @@ def a_call_is_repeated_to_the_bit(subject: Subject, one: Case) -> None:
     """The same call gives the same bits, with other calls in between."""
     first = results(subject, one)
     results(subject, one.moved({name: np.ones(a.shape) for name, a in one.inputs.items()}, 0.5))
-    same_bits("result", results(subject, one), first)
+    check_same(subject, one, first)
 
 
 def _batches(subject: Subject, quick: bool) -> Iterator[Case]:
@@ -109,10 +110,9 @@ def _batches(subject: Subject, quick: bool) -> Iterator[Case]:
 def a_row_does_not_depend_on_its_batch(subject: Subject, one: Case) -> None:
     """The loss and the gradient of a row have the same bits whether it is alone or among others; of a linear head, the loss, for integers,
     whose products are exact."""
-    count = 1 if subject.linear else None
-    whole = results(subject, one)[:count]
+    whole = results(subject, one)[: 1 if subject.linear else None]
     for i in [slice(0, 1), slice(one.rows - 1, one.rows), slice(1, max(2, one.rows - 1))]:
-        same_bits("result", results(subject, one.with_rows(i))[:count], [a[i] for a in whole])
+        check_same(subject, one.with_rows(i), [a[i] for a in whole])
 
 
 def _memory(subject: Subject, quick: bool) -> Iterator[Case]:

@@ -27,37 +27,37 @@ def a_second_backward_pass_has_the_bits_of_the_first(subject: Subject, one: Case
     both = subject.run("gradients twice", one)
     count = len(both) // 2
     same_bits("gradient", both[count:], both[:count])
-    close("gradient", both[:count], definition.gradients(one))
+    close(one, "gradient", both[:count], definition.gradients(one))
 
 
 @law("derivatives", small, "gradients of each alone")
 def each_input_may_be_the_only_one_that_needs_a_gradient(subject: Subject, one: Case) -> None:
     """If the other inputs are frozen, the gradient by each input is the same."""
-    close("gradient", subject.run("gradients of each alone", one), definition.gradients(one))
+    close(one, "gradient", subject.run("gradients of each alone", one), definition.gradients(one))
 
 
 @law("derivatives", small, "undefined upstream")
 def an_undefined_upstream_gradient_is_0(subject: Subject, one: Case) -> None:
     """If nothing depends on the loss, its gradients are 0 or undefined."""
-    close("gradient", subject.run("undefined upstream", one), [np.zeros(a.shape) for a in one.inputs.values()])
+    close(one, "gradient", subject.run("undefined upstream", one), [np.zeros(a.shape) for a in one.inputs.values()])
 
 
 @law("derivatives", small, "batched upstream")
 def upstream_gradients_may_be_batched(subject: Subject, one: Case) -> None:
     """Two upstream gradients at once (is_grads_batched) give the gradients of each."""
-    close("gradient", subject.run("batched upstream", one), [np.stack([g, -2 * g]) for g in definition.gradients(one)])
+    close(one, "gradient", subject.run("batched upstream", one), [np.stack([g, -2 * g]) for g in definition.gradients(one)])
 
 
 @law("derivatives", small, "torch.func.grad")
 def torch_func_grad_is_the_gradient(subject: Subject, one: Case) -> None:
     """torch.func.grad gives the gradients of autograd."""
-    close("gradient", subject.run("torch.func.grad", one), definition.gradients(one))
+    close(one, "gradient", subject.run("torch.func.grad", one), definition.gradients(one))
 
 
 def _check_forward_mode(subject: Subject, one: Case) -> None:
     """Compare the derivative along a direction with that of the definition."""
     v = directions(one)
-    close("derivative", subject.run("jvp", one, v), [definition.along(one, v)])
+    close(one, "derivative", subject.run("jvp", one, v), [definition.along(one, v)])
 
 
 @law("derivatives", small, "jvp")
@@ -71,7 +71,7 @@ def the_second_derivative_is_that_of_the_loss(subject: Subject, one: Case) -> No
     """A backward pass through the backward pass gives the Hessian of the loss, here of its square, times a vector."""
     v = directions(one)
     # of a second derivative, an implementation may lose a few more digits to cancellation than of a first
-    close("Hessian product", subject.run("double backward", one, v), definition.hessian_product(one, v), relative=1e-7)
+    close(one, "Hessian product", subject.run("double backward", one, v), definition.hessian_product(one, v), relative=1e-7)
 
 
 @law("derivatives", small, "forward over reverse")
@@ -79,7 +79,7 @@ def forward_over_reverse_is_the_second_derivative(subject: Subject, one: Case) -
     """Forward mode through the gradient gives the Hessian of the loss, here of its square, times a vector."""
     v = directions(one)
     # of a second derivative, an implementation may lose a few more digits to cancellation than of a first
-    close("Hessian product", subject.run("forward over reverse", one, v), definition.hessian_product(one, v), relative=1e-7)
+    close(one, "Hessian product", subject.run("forward over reverse", one, v), definition.hessian_product(one, v), relative=1e-7)
 
 
 def _stacked(one: Case) -> list[Case]:
@@ -89,14 +89,14 @@ def _stacked(one: Case) -> list[Case]:
 @law("derivatives", small, "vmap")
 def vmap_maps_the_loss(subject: Subject, one: Case) -> None:
     """vmap over a batch of logits gives the loss of each."""
-    close("loss", subject.run("vmap", one), [np.stack([definition.loss(c) for c in _stacked(one)])])
+    close(one, "loss", subject.run("vmap", one), [np.stack([definition.loss(c) for c in _stacked(one)])])
 
 
 @law("derivatives", small, "vmap of gradients")
 def vmap_maps_the_gradient(subject: Subject, one: Case) -> None:
     """vmap over the gradient gives the gradients of each."""
     each = [definition.gradients(c) for c in _stacked(one)]
-    close("gradient", subject.run("vmap of gradients", one), [np.stack(gs) for gs in zip(*each, strict=True)])
+    close(one, "gradient", subject.run("vmap of gradients", one), [np.stack(gs) for gs in zip(*each, strict=True)])
 
 
 def _few(subject: Subject, quick: bool) -> Iterator[Case]:
@@ -131,7 +131,7 @@ def _by_others(subject: Subject, quick: bool) -> Iterator[Case]:
 @law("derivatives", _by_others, "gradients", "torch.func.grad")
 def weights_and_probabilities_have_gradients(subject: Subject, one: Case) -> None:
     """The gradients by class weights, sample weights and probabilities are those of the loss, in which all three are factors."""
-    close("gradient", subject.run("gradients", one), definition.gradients(one))
+    close(one, "gradient", subject.run("gradients", one), definition.gradients(one))
 
 
 @law("derivatives", _by_others, "jvp")

@@ -88,7 +88,14 @@ def _ignored(subject: Subject, quick: bool) -> Iterator[Case]:
             yield replace(one.with_options(ignore_index=index), labels=labels)
 
 
-@law("edges", _ignored, "ignore_index", "labels")
+def _ignored_or_near(subject: Subject, quick: bool) -> Iterator[Case]:
+    yield from _ignored(subject, quick)
+    if subject.dialect.name != "numpy":
+        one = make(subject, 4, 259, dtype="bfloat16")  # which has 256 and 258, and rounds 257 to 256
+        yield replace(one.with_options(ignore_index=257), labels=np.array([256, 257, 258, 0]))
+
+
+@law("edges", _ignored_or_near, "ignore_index", "labels")
 def an_ignored_row_counts_for_nothing(subject: Subject, one: Case) -> None:
     """A row whose label is ignore_index, a class or not, has loss 0 and gradient 0, and does not count in a mean."""
     check_both(subject, one)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from . import definition
-from .case import KINDS, Case, any_options, combinations, option_values
+from .case import KINDS, Case, any_options, combinations, exact_probabilities, option_values
 from .law import (
     Cases,
     at,
@@ -19,6 +19,7 @@ from .law import (
     law,
     make,
     near,
+    right,
 )
 from .subjects import Subject
 
@@ -163,12 +164,14 @@ def _narrow(subject: Subject, quick: bool) -> Iterator[Case]:
         for kind in ("flat", "peaked"):
             for dtype in ("bfloat16", "float16"):
                 for reduction in subject.reductions:
-                    yield make(subject, rows, classes, kind=kind, dtype=dtype, reduction=reduction)
+                    one = make(subject, rows, classes, kind=kind, dtype=dtype, reduction=reduction)
+                    yield exact_probabilities(one) if one.soft else one
     for (name,) in combinations(subject.options, 1):
         soft = name == "probabilities" or not subject.hard
-        if not (soft and name == "ignore_index"):
+        if not (soft and name == "ignore_index") and (name == "probabilities" or not subject.hard or right(subject, name)):
             for dtype in ("bfloat16", "float16"):
-                yield option_values(make(subject, 5, 7, soft=soft, dtype=dtype), (name,))
+                one = option_values(make(subject, 5, 7, soft=soft, dtype=dtype), (name,))
+                yield exact_probabilities(one) if one.soft else one
 
 
 @law("precision", _narrow)

@@ -23,6 +23,7 @@ from .dialects import BIAS, FN, NAMES, NUMPY, OPTIONS, CallError, called_like, d
 if TYPE_CHECKING:
     from .ranks import Ranks
 
+DTYPES = ("float64", "float32", "bfloat16", "float16")
 LINES: dict[str, CodeType] = {}  # compiled code
 
 
@@ -50,6 +51,7 @@ class Subject:
         self.ranks = self._divide(ranks) if ranks > 1 else None
         self.last: tuple[str, Case, dict[str, Array] | None] | None = None  # what was run last
         self.announce: Callable[[], None] = lambda: None  # called before each run
+        self.dtypes: tuple[str, ...] = tuple(getattr(self.f, "dtypes", DTYPES))  # the first is the widest
         self.parameters = list(inspect.signature(self.f).parameters)
         others = self.parameters[3 if self.linear else 2 :]
         self.bias = next((name for name in BIAS if name in self.parameters), "") if self.linear else "b"
@@ -83,7 +85,7 @@ class Subject:
         return others
 
     def _small(self, soft: bool) -> Case:
-        return case(2, 3, linear=self.linear, bias=bool(self.bias), soft=soft)
+        return case(2, 3, linear=self.linear, bias=bool(self.bias), soft=soft, dtype=self.dtypes[0])
 
     def _runs(self, one: Case) -> bool:
         try:
