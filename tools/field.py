@@ -16,6 +16,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -35,6 +36,7 @@ class Entry(NamedTuple):
     title: str = ""  # what the page calls it, if that is not its name
     quick: bool = False  # without large cases: each shape is compiled for optax, and an interpreter is slow
     interpreted: bool = False  # by Triton's interpreter
+    ranks: int = 1  # processes among which the classes are divided
 
 
 OPTIONS = "options=LinearCrossEntropyOptions(batch_chunk_size=2, allow_retain_graph=True)"
@@ -42,6 +44,10 @@ SUBJECTS = [
     Entry("torch.nn.functional:cross_entropy", "torch"),
     Entry("torch.nn.functional:linear_cross_entropy", "torch"),
     Entry("field_subjects:torch_in_chunks", "torch", f"`torch.nn.functional:linear_cross_entropy` with `{OPTIONS}`"),
+    Entry(
+        "field_subjects:torch_loss_parallel", "torch",
+        "`torch.nn.functional:cross_entropy` with `loss_parallel`, classes divided among two processes", True, ranks=2,
+    ),
     Entry("scipy.special:log_softmax", "scipy"),
     Entry("sklearn.metrics:log_loss", "scikit-learn"),
     Entry("optax:softmax_cross_entropy_with_integer_labels", "optax", quick=True),
@@ -75,6 +81,13 @@ SUBJECTS = [
     Entry("softxent:linear_cross_entropy", "softxent"),
     Entry("softxent.torch:cross_entropy", "softxent"),
     Entry("softxent.torch:linear_cross_entropy", "softxent"),
+    Entry(
+        "softxent.torch:cross_entropy", "softxent", "`softxent.torch:cross_entropy`, classes divided among two processes", True, ranks=2,
+    ),
+    Entry(
+        "softxent.torch:linear_cross_entropy", "softxent", "`softxent.torch:linear_cross_entropy`, classes divided among two processes",
+        True, ranks=2,
+    ),
     Entry("softxent.jax:cross_entropy", "softxent", quick=True),
     Entry("softxent.jax:linear_cross_entropy", "softxent", quick=True),
 ]  # fmt: skip
@@ -103,6 +116,10 @@ def title(entry: Entry) -> str:
     return entry.title or f"`{entry.name}`"
 
 
+def key(entry: Entry) -> str:
+    return entry.name if entry.ranks == 1 else f"{entry.name} --ranks {entry.ranks}"
+
+
 def section(entry: Entry, findings: list[dict]) -> str:
     """Return the findings of a subject: a table, and the script of each."""
     lines = [f"\n## {entry.title or entry.name}\n"]
@@ -126,10 +143,10 @@ def page(kept: dict[str, dict]) -> str:
     """Return the page of the subjects whose findings are known."""
     import platform
 
-    known = [entry for entry in SUBJECTS if entry.name in kept]
-    rows = "\n".join(row(entry, kept[entry.name]) for entry in known)
+    known = [entry for entry in SUBJECTS if key(entry) in kept]
+    rows = "\n".join(row(entry, kept[key(entry)]) for entry in known)
     machine = f"Python {platform.python_version()}, {platform.machine()}"
-    return HEAD.format(machine=machine, rows=rows) + "".join(section(entry, kept[entry.name]["findings"]) for entry in known)
+    return HEAD.format(machine=machine, rows=rows) + "".join(section(entry, kept[key(entry)]["findings"]) for entry in known)
 
 
 # ---- the scripts ----
@@ -148,22 +165,28 @@ def numbers(text: str) -> list[float]:
 
 
 RUN = """
-import contextlib, io, json, sys, traceback
-for script in json.load(sys.stdin):
+import contextlib, io, json, os, sys, traceback
+for script in json.load(open(sys.argv[1])):
     said = io.StringIO()
     with contextlib.redirect_stdout(said):
         try:
             exec(script, {})
         except Exception:
             print(traceback.format_exc())
-    print(json.dumps(said.getvalue()))
+    if os.environ.get("RANK", "0") == "0":
+        print(json.dumps(said.getvalue()), flush=True)
 """
 
 
-def printed(scripts: list[str]) -> list[str]:
-    """Return what each of these scripts prints, with all digits, in one process for all of them."""
+def printed(scripts: list[str], ranks: int) -> list[str]:
+    """Return what each of these scripts prints, with all digits, in one process for all of them, or in one for each rank."""
     whole = ["\n".join([before, DIGITS, "result = " + after]) for before, _, after in (s.rpartition("\nresult = ") for s in scripts)]
-    done = subprocess.run([sys.executable, "-c", RUN], input=json.dumps(whole), capture_output=True, text=True, timeout=1800)
+    with tempfile.TemporaryDirectory() as folder:
+        run, given = Path(folder, "run.py"), Path(folder, "scripts.json")
+        run.write_text(RUN)
+        given.write_text(json.dumps(whole))
+        launch = [] if ranks == 1 else ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
+        done = subprocess.run([sys.executable, *launch, run, given], capture_output=True, text=True, timeout=1800)
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('"')]
     return lines + [done.stderr[-300:]] * (len(scripts) - len(lines))
 
@@ -185,7 +208,7 @@ def agrees(finding: dict, text: str) -> bool:
 def unlike(entry: Entry, findings: list[dict]) -> list[str]:
     """Return the findings whose scripts do not print what was got."""
     chosen = [f for f in findings if f["status"] == "broken" and f["script"] and f["law"] not in SECOND]
-    told = zip(chosen, printed([f["script"] for f in chosen]), strict=True) if chosen else []
+    told = zip(chosen, printed([f["script"] for f in chosen], entry.ranks), strict=True) if chosen else []
     return [f"{title(entry)}, {f['law']}: got {f['got']}, but its script prints\n{text[:600]}" for f, text in told if not agrees(f, text)]
 
 
@@ -198,7 +221,9 @@ def tried(entry: Entry, quick: bool, timeout: float) -> dict:
 
     laws = [law for law in LAWS if not (entry.interpreted and law in NOT_INTERPRETED)]
     started = time.monotonic()
-    report = check(entry.name, quick=quick or entry.quick, laws=laws, timeout=timeout, progress=lambda law, n, total: None)
+    report = check(
+        entry.name, quick=quick or entry.quick, laws=laws, timeout=timeout, ranks=entry.ranks, progress=lambda law, n, total: None
+    )
     seconds = time.monotonic() - started
     return {"version": version(entry.distribution), "seconds": seconds, "findings": [f.as_dict() for f in report.findings]}
 
@@ -215,12 +240,12 @@ def main(names: list[str], quick: bool, timeout: float) -> None:
         except PackageNotFoundError:
             print(f"{title(entry)}: {entry.distribution} is not installed", file=sys.stderr)
             continue
-        kept[entry.name] = tried(entry, quick, timeout)
-        print(row(entry, kept[entry.name]), f"{kept[entry.name]['seconds']:.0f} s", file=sys.stderr)
+        kept[key(entry)] = tried(entry, quick, timeout)
+        print(row(entry, kept[key(entry)]), f"{kept[key(entry)]['seconds']:.0f} s", file=sys.stderr)
         KEPT.parent.mkdir(exist_ok=True)
         KEPT.write_text(json.dumps(kept, indent=1))
         PAGE.write_text(page(kept))
-        wrong += unlike(entry, kept[entry.name]["findings"])
+        wrong += unlike(entry, kept[key(entry)]["findings"])
     print("\n".join(wrong) or "all scripts print what was got", file=sys.stderr)
 
 

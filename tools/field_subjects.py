@@ -27,6 +27,22 @@ def torch_in_chunks(
     )  # fmt: skip
 
 
+@cache
+def _within_loss_parallel():
+    from torch.distributed.tensor.parallel import loss_parallel
+
+    loss_parallel().__enter__()  # for good: the backward pass must be within it, too
+
+
+def torch_loss_parallel(input, target, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
+    import torch
+
+    _within_loss_parallel()
+    return torch.nn.functional.cross_entropy(
+        input, target, weight, ignore_index=ignore_index, reduction=reduction, label_smoothing=label_smoothing
+    )
+
+
 # ---- Keras, on PyTorch ----
 
 
