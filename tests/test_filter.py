@@ -279,6 +279,18 @@ def test_dw_made_anew_leaves_db_as_it_was(rng):
     np.testing.assert_allclose(found, want, rtol=FLOAT64, atol=FLOAT64 * np.abs(want).max())
 
 
+def test_dw_made_anew_leaves_db_as_it_was_in_torch(rng):
+    case, stats = kinds(rng)["late cancellation"], FilterStats()
+    x, w, labels, bias = map(torch.tensor, (case.x, case.w, case.labels, np.zeros(CLASSES)))
+    given = [t.requires_grad_() for t in (x, w, bias)]
+    upstream = torch.tensor(case.options["upstream"])
+    options = dict(linear_bias=bias, budget=14 * CLASSES * 8, reduction="sum", sample_weight=upstream)
+    found = torch.autograd.grad(linear_cross_entropy(x, w, labels, filter_tol=0.1, filter_stats=stats, **options), given)[-1]
+    assert stats.recomputed
+    want = torch.autograd.grad(linear_cross_entropy(x, w, labels, **options), given)[-1]
+    torch.testing.assert_close(found, want, rtol=FLOAT64, atol=FLOAT64 * float(want.abs().max()))
+
+
 def test_the_loss_and_db_are_exact(rng, monkeypatch):
     monkeypatch.setattr(np, "empty", lambda shape, dtype=float: np.full(shape, -1, dtype))  # not the losses of an earlier call
     x, w, labels, _ = peaked(rng)

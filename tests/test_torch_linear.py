@@ -511,6 +511,15 @@ def test_the_gradient_of_the_bias_is_summed_in_float64(dtype):
     assert torch.equal(every, (210 * one.double()).to(dtype))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_the_gradient_of_the_bias_is_the_same_if_the_weight_is_frozen(dtype):
+    x, w, b = (a.detach() for a in head(dtype))
+    t, b = labels(), b.requires_grad_()
+    (alone,) = torch.autograd.grad(ours(x, w, b, t), b)
+    (beside, _) = torch.autograd.grad(ours(x, w.requires_grad_(), b, t), (b, w))
+    assert torch.equal(alone, beside)
+
+
 def test_autocast_is_that_of_a_linear_layer_and_the_loss():
     x, w, b = head(torch.float32)
     t = labels()
