@@ -98,10 +98,11 @@ def _ignored_or_near(subject: Subject, quick: bool) -> Iterator[Case]:
 @law("edges", _ignored_or_near, "ignore_index", "labels")
 def an_ignored_row_counts_for_nothing(subject: Subject, one: Case) -> None:
     """A row whose label is ignore_index, a class or not, has loss 0 and gradient 0, and does not count in a mean."""
-    check_both(subject, one)
+    if one.dtype != "bfloat16":  # how it rounds is another law
+        check_both(subject, one)
     if "gradients" in subject.can:
-        ignored = subject.run("gradients", one)[0][one.labels == one.options["ignore_index"]]
-        near("gradient of ignored rows", ignored, np.zeros(ignored.shape), 0)
+        counts = subject.run("gradients", one)[0].any(axis=1).astype(float)
+        near("whether a row has a gradient", counts, (one.labels != one.options["ignore_index"]).astype(float), 0)
 
 
 @law("edges", _ignored, "ignore_index", "labels")
