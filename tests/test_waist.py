@@ -367,6 +367,22 @@ def test_a_positive_or_negative_upstream_gradient_may_be_beyond_float32(sign, cl
     np.testing.assert_allclose(got, want, rtol=2 * FLOAT32)
 
 
+@pytest.mark.parametrize("classes", (2, 5, 100, 5000))
+def test_the_largest_of_zeros_of_the_compiled_kernel_is_0_whatever_their_signs_and_order(classes, rng):
+    z = np.where(rng.random((9, classes)) < 0.5, np.float32(0), np.float32(-0.0))
+    z[0] = -0.0
+    with softxent.use_backend("cpu"):
+        largest = fused(Problem(z, np.full(9, -1), np.ones((4, 1)), None)).parts[0]
+    assert not largest.any() and not np.signbit(largest).any()
+
+
+@pytest.mark.parametrize("classes", (5, 100, 5000))
+def test_a_truth_of_0_has_no_gradient_with_all_numbers(classes, rng):
+    numbers = np.array([0, 0, 0, 1, 0, 0, 0.0])[:, None] * np.ones((1, 9))
+    p = Problem(rng.standard_normal((9, classes)).astype(np.float32), np.arange(9) % classes, numbers, None, (0.7, np.inf))
+    assert not fused(p).dz.any()
+
+
 @each_dtype
 def test_an_ignored_row_is_not_read_and_gives_0(dtype):
     for shape in SHAPES:
