@@ -367,6 +367,15 @@ def test_a_positive_or_negative_upstream_gradient_may_be_beyond_float32(sign, cl
     np.testing.assert_allclose(got, want, rtol=2 * FLOAT32)
 
 
+@pytest.mark.parametrize("classes", (5, 100))
+def test_a_subnormal_weight_of_a_large_truth_keeps_its_digits_beside_that_of_the_entropy(classes, rng):
+    """The product of g r = 2^-140 and off = 2^120 is no subnormal number, and the gradient of the entropy is as large."""
+    z, off = rng.standard_normal((2, classes)).astype(np.float32), (2.0**120 * rng.random((2, classes))).astype(np.float32)
+    p = Problem(z, np.full(2, -1), np.array([0, 2.0**-140, 0, 1, 0, 0, 1e-6])[:, None] * np.ones((1, 2)), off)
+    got, want = fused(p, outputs=5).dz, exact(p, outputs=5).dz.astype(float)
+    np.testing.assert_allclose(got, want, rtol=0, atol=2 * FLOAT32 * np.abs(want).max())
+
+
 @pytest.mark.parametrize("classes", (2, 5, 100, 5000))
 def test_the_largest_of_zeros_of_the_compiled_kernel_is_0_whatever_their_signs_and_order(classes, rng):
     z = np.where(rng.random((9, classes)) < 0.5, np.float32(0), np.float32(-0.0))
@@ -418,14 +427,15 @@ def test_a_row_whose_numbers_are_all_0_has_gradient_0_even_if_its_logits_are_not
         assert (got.dz[:2] == 0).all() and got.result[0, 0] == 0
 
 
-def test_softcap_and_temperature_far_out(backend):
+@pytest.mark.parametrize("shape", [(9, 33), (3, 300), (2, 5000)], ids=str)
+def test_softcap_and_temperature_far_out(backend, shape):
     """The softcaps and temperatures that NumPy's tanh has digits for, with logits of all sizes."""
     rng = np.random.default_rng(0)
     for cap in (1e-30, 1e-3, 1e3, 1e10, 1e20, 1e30, 1e39, 1e45):
         for temperature in (1.0, 1e-3, 1e3):
             size = min(1e30, cap * 3, temperature * 50)
-            z = (rng.standard_normal((9, 33)) * size).astype(np.float32)
-            p = Problem(z, rng.integers(0, 33, 9), np.array([[1.0], [0], [0], [1.0]]), None, (temperature, cap))
+            z = (rng.standard_normal(shape) * size).astype(np.float32)
+            p = Problem(z, rng.integers(0, shape[1], shape[0]), np.array([[1.0], [0], [0], [1.0]]), None, (temperature, cap))
             got, want = fused(p), exact(p)
             # z / T is rounded to float32 where it is 50, and the loss to a part of that
             np.testing.assert_allclose(got.result[0], want.result[0], rtol=4 * FLOAT32, atol=10 * FLOAT32, err_msg=f"{cap} {temperature}")
