@@ -200,7 +200,7 @@ def test_nothing_behind_an_array_is_read_or_written(dtype, off):
             assert hv.tobytes() == curved(p, v)[0].tobytes()
 
 
-@pytest.mark.parametrize("classes", [33, 200, 5000])
+@pytest.mark.parametrize("classes", [33, 200, 1500, 3000, 5000])
 def test_the_label_largest_among_other_labels_is_that_of_its_row(classes, rng):
     """Rows of a tile are computed together, and some labels are looked for while the largest logit is."""
     p = problem(40, classes, DTYPES["f32"], "label")
@@ -365,6 +365,14 @@ def test_a_positive_or_negative_upstream_gradient_may_be_beyond_float32(sign, cl
     p = Problem(z, np.zeros(2, np.int64), numbers, None, (1.0, np.inf))
     got, want = fused(p, outputs=5).dz[:, 1:], exact(p, outputs=5).dz[:, 1:].astype(float)
     np.testing.assert_allclose(got, want, rtol=2 * FLOAT32)
+
+
+@pytest.mark.parametrize("classes", (5, 100, 5000))
+def test_a_row_whose_numbers_are_all_0_has_a_product_of_0(classes, rng):
+    z, v = (rng.standard_normal((9, classes)).astype(np.float32) for _ in range(2))
+    out, products = np.full_like(z, 7), np.full((4, 9), 7.0)
+    kernels.active().curvature(z, v, np.zeros(9, np.int64), np.zeros((7, 9)), None, (0.7, 5.0), False, out, products, 1)
+    assert not out.any()
 
 
 @pytest.mark.parametrize("classes", (5, 100))
