@@ -419,3 +419,12 @@ def test_an_infinite_upstream_gradient_leaves_entries_that_are_0(backend):
 def test_no_classes_have_the_results_of_torch():
     z = torch.empty(3, 0)
     assert torch.equal(st.log_softmax(z, -1), z.log_softmax(-1)) and torch.equal(st.logsumexp(z, -1), z.logsumexp(-1))
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_tensors_without_values_have_a_loss_and_a_gradient_without_values(reduction):
+    z, t = torch.empty(6, 5, device="meta", requires_grad=True), torch.empty(6, device="meta", dtype=torch.int64)
+    for truth in (t, z.detach()):
+        loss = st.cross_entropy(z, truth, reduction=reduction)
+        (dz,) = torch.autograd.grad(loss, z, torch.ones_like(loss))
+        assert loss.is_meta and loss.shape == ((6,) if reduction == "none" else ()) and dz.is_meta and dz.shape == z.shape
