@@ -475,6 +475,9 @@ def _wrong(world):
     (dx,) = torch.autograd.grad(loss, x, create_graph=True)
     with pytest.raises(RuntimeError, match=r"derivatives of a head whose classes are divided must be of first order"):
         dx.sum().backward()
+    compiled = torch.compile(lambda x, w: st.linear_cross_entropy(x, w, t.repeat(2)[:10], group=group), backend="aot_eager")
+    with pytest.raises(Exception, match=r"must be of first order, .*; got under torch.compile"):
+        compiled(x, w[:8].requires_grad_())
     with forward_ad.dual_level(), pytest.raises(RuntimeError, match=r"must be of first order, .*; got in forward mode"):
         st.linear_cross_entropy(forward_ad.make_dual(x.detach(), torch.ones_like(x)), w[:8], t.repeat(2)[:10], group=group)
 

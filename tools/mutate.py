@@ -117,8 +117,10 @@ edit it.
 It makes one change at each of at most two places of a line of Python, and at one place of a line of C++; the text of the line says which.
 Annotations, messages, imports, assertions, the arguments of templates, declarations of types, prefetches and advice on pages are left as
 they are. The tests of a file that execute the changed lines run until one fails: of a test's parameters with which it executes the same
-lines, three and then others for twenty seconds; tests of more than eight seconds only if there are no others. The C++ kernel is compiled
-for one instruction set and without 16-bit types. Where fewer changes were tried than there are, they are a random sample.
+lines, three and then others for twenty seconds; tests of more than eight seconds only if there are no others. What these do not notice and
+is not explained is tried with further tests of any length. The C++ kernel is compiled for one instruction set and without 16-bit types.
+Where fewer changes were tried than there are, they are a random sample. `cpp/run.cpp` and `torch/sharded_operators.py` are left out: most
+of their tests start processes, which take seconds.
 
 *Too long* means that a test did not end within five times its usual time and ten seconds; it counts as noticed. *No effect* means that no
 test fails, and that the table below says why the result is the same.
