@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is imported: its threads do not poll, for other tests need the cores
@@ -28,6 +29,12 @@ LONGEST = ["test_torch_linear.py", "test_triton.py", "test_proof.py", "test_benc
 def pytest_collection_modifyitems(items):
     """Run the files that take the longest first, so that the processes end at about the same time. Three of them keep two cores busy."""
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
+def pytest_collection_finish():
+    """Leave the objects of all imported modules out of garbage collections, which would take a second each."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)
