@@ -37,9 +37,8 @@ PER_LINE = {".py": 2, ".cpp": 1}  # so many places of a line, at most
 
 def preload() -> None:
     """Import what tests need, but not softxent, so that each child has it."""
-    os.environ.update(
-        PYTHONDONTWRITEBYTECODE="1", TRITON_INTERPRET="1", SOFTXENT_TEST_START="fork"
-    )  # a change within a second would not be seen in a file of bytecode
+    # a change within a second would not be seen in a file of bytecode; a process that tests/processes.py forks has the change
+    os.environ.update(PYTHONDONTWRITEBYTECODE="1", TRITON_INTERPRET="1", SOFTXENT_TEST_START="fork")
     sys.dont_write_bytecode = True
     import hypothesis  # noqa: F401
     import ml_dtypes  # noqa: F401

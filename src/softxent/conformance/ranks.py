@@ -22,6 +22,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 
 from .dialects import CallError, load
+from .of_torch import TORCH
 
 TIMEOUT = float(os.environ.get("SOFTXENT_RANKS_TIMEOUT", 20))  # seconds that a rank waits for the others
 
@@ -81,10 +82,10 @@ class Ranks:
             pipe.send(None)
         _join(0, size, store)
 
-    def begin(self, imports: str, code: str, arrays: dict[str, Any]) -> None:
+    def begin(self, code: str, arrays: dict[str, Any]) -> None:
         """Make the other ranks run this code, in which `f` is the divided function."""
         for pipe in self.pipes:
-            pipe.send((imports, code, arrays))
+            pipe.send((code, arrays))
 
     def end(self, error: str, results: list[Any]) -> None:
         """Compare the results of this rank, or its error, with those of the others.
@@ -124,11 +125,11 @@ def _serve(rank: int, size: int, store: str, subject: str, pipe: Any) -> None:
     f = divided(load(subject)[0])
     while True:
         try:
-            imports, code, arrays = pipe.recv()
+            code, arrays = pipe.recv()
         except EOFError:
             return
         scope = {"f": f} | arrays
-        exec(imports, scope)
+        exec(TORCH.imports, scope)
         try:
             exec(code, scope)
         except Exception as error:
@@ -137,4 +138,4 @@ def _serve(rank: int, size: int, store: str, subject: str, pipe: Any) -> None:
                 return
             continue
         found = scope["result"] if isinstance(scope["result"], (tuple, list)) else [scope["result"]]
-        pipe.send(("", [t.detach().double().numpy() for t in found]))
+        pipe.send(("", [TORCH.to_numpy(a) for a in found]))

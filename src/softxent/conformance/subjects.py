@@ -205,7 +205,7 @@ class Subject:
         scope = {"f": self.f, "f_and_grad": self.gradient_of} | arrays
         exec(self.dialect.imports, scope)
         if self.ranks:
-            self.ranks.begin(self.dialect.imports, text, arrays)
+            self.ranks.begin(text, arrays)
         try:
             exec(LINES[text], scope)
         except Exception as error:
