@@ -24,8 +24,7 @@
 namespace nb = nanobind;
 using namespace nb::literals;
 namespace softxent {
-typedef nb::ndarray<nb::ndim<2>, nb::device::cpu> Matrix;
-typedef nb::ndarray<nb::ndim<2>, nb::device::cpu, nb::ro> Logits;
+typedef nb::ndarray<nb::device::cpu> Writable;
 typedef nb::ndarray<nb::device::cpu, nb::ro> Dense;
 typedef nb::ndarray<int64_t, nb::ndim<1>, nb::device::cpu, nb::ro> Labels;
 typedef nb::ndarray<double, nb::ndim<2>, nb::device::cpu, nb::ro> Numbers;
@@ -48,9 +47,22 @@ static void set_transform(Job& j, Type type, Transform transform) {
   need(temperature > 0 && cap > 0, "temperature and cap must be positive");
   set_transform(j, type, temperature, cap);
 }
-template <class M> static bool adjacent(const M& a) {
+// A job, and where its arrays lie: [*rows, C], with any strides.
+struct Call {
+  Job job = {};
+  Layout layout = {};
+};
+template <class A> static Steps steps_of(const A& a) {
+  Steps s = {};
   const size_t last = a.ndim() - 1;
-  return a.stride(last) == 1 || a.shape(last) <= 1;
+  for (size_t k = 0; k < last; k++) s.row[k] = a.stride(k);
+  s.column = a.shape(last) <= 1 ? 1 : a.stride(last);
+  return s;
+}
+template <class A> static bool like(const A& a, const Dense& z) {
+  bool same = a.ndim() == z.ndim();
+  for (size_t k = 0; same && k < z.ndim(); k++) same = a.shape(k) == z.shape(k);
+  return same;
 }
 
 static void set_label(Job& j, const Labels& label) {
@@ -67,26 +79,29 @@ static void set_numbers(Job& j, const Numbers& numbers) {
   j.number_row = numbers.shape(1) == 1 ? 0 : numbers.stride(1);
   j.entropy = j.number_count == NUMBERS;
 }
-static Job job(const Logits& z, const std::optional<Labels>& label, const Numbers& numbers, const std::optional<Dense>& off,
-               Transform transform) {
-  Job j = {};
-  j.rows = z.shape(0);
-  j.cols = z.shape(1);
+static Call call_of(const Dense& z, const std::optional<Labels>& label, const Numbers& numbers, const std::optional<Dense>& off,
+                    Transform transform) {
+  need(z.ndim() > 0 && z.ndim() <= AXES, "z must have 1 to 64 axes");
+  Call c;
+  Job& j = c.job;
+  Layout& l = c.layout;
+  l.axes = (int)z.ndim() - 1;
+  j.rows = 1;
+  for (int k = 0; k < l.axes; k++) j.rows *= l.length[k] = z.shape(k);
+  j.cols = z.shape(l.axes);
   j.z = z.data();
-  j.z_step = z.stride(0);
-  need(adjacent(z) || !j.rows, "z must have adjacent columns");
+  l.z = l.off = l.v = l.dz = steps_of(z);
   if (label) set_label(j, *label);
   set_numbers(j, numbers);
   if (off) {
-    need(off->ndim() >= 1 && off->ndim() <= 2 && (int64_t)off->shape(off->ndim() - 1) == j.cols && (adjacent(*off) || !j.rows),
-         "off must be [C] or [R, C]");
-    need(off->ndim() == 1 || (int64_t)off->shape(0) == j.rows, "off must have one row, or as many as z");
+    j.off_by_row = off->ndim() > 1;
+    need(j.off_by_row ? like(*off, z) : off->ndim() == 1 && (int64_t)off->shape(0) == j.cols && (off->stride(0) == 1 || j.cols <= 1),
+         "off must have the shape of z, or be [C] with adjacent entries");
     j.off = off->data();
-    j.off_by_row = off->ndim() == 2;
-    j.off_step = j.off_by_row ? off->stride(0) : 0;
+    l.off = j.off_by_row ? steps_of(*off) : Steps{{}, 1};
   }
   set_transform(j, type_of(z.dtype()), transform);
-  return j;
+  return c;
 }
 static void set_result(Job& j, const Results& a, int64_t least, int64_t most) {
   need(((int64_t)a.shape(0) == least || (int64_t)a.shape(0) == most) && (int64_t)a.shape(1) == j.rows && (j.rows <= 1 || a.stride(1) == 1),
@@ -101,11 +116,10 @@ static void set_parts(Job& j, const Results& a) {
   j.parts = a.data();
   j.parts_step = a.stride(0);
 }
-static void set_out(Job& j, const Matrix& a, const Logits& z) {
-  need((int64_t)a.shape(0) == j.rows && (int64_t)a.shape(1) == j.cols && (adjacent(a) || !j.rows) && a.dtype() == z.dtype(),
-       "out must be like z");
-  j.dz = a.data();
-  j.dz_step = a.stride(0);
+static void set_out(Call& c, const Writable& a, const Dense& z) {
+  need(like(a, z) && a.dtype() == z.dtype(), "out must be like z");
+  c.job.dz = a.data();
+  c.layout.dz = steps_of(a);
 }
 
 static nb::ndarray<nb::numpy, uint8_t> buffer(size_t bytes) {
@@ -138,18 +152,18 @@ static bool interrupted() {
   asking--;
   return PyErr_CheckSignals() != 0;
 }
-static void call(Op op, Job j, Type type, Off kind, int threads) {
+template <class... Where> static void call(Op op, Job j, Type type, Off kind, int threads, Where... layout) {
   bool complete;
   {
     nb::gil_scoped_release free;
-    complete = run(op, j, type, kind, threads, interrupted);
+    complete = run(op, j, layout..., type, kind, threads, interrupted);
     before_gil();
   }
   asking--;
   if (!complete) throw nb::python_error();
 }
 
-static void call(Op op, const Job& j, const Logits& z, const std::optional<Dense>& off, int threads) {
+static void call(Op op, const Call& c, const Dense& z, const std::optional<Dense>& off, int threads) {
   const Type type = type_of(z.dtype());
   Off kind = SAME;
   if (off) {
@@ -157,7 +171,7 @@ static void call(Op op, const Job& j, const Logits& z, const std::optional<Dense
     need(o == type || (o == F32 && size_of(type) == 2), "off must have the type of z, or float32 for bfloat16 and float16");
     kind = o == type ? SAME : WIDE;
   }
-  call(op, j, type, kind, threads);
+  call(op, c.job, type, kind, threads, c.layout);
 }
 
 // Numbers of the rows in the memory of a caller: an address, or 0 if there are none, and the step between rows (0: the same for all).
@@ -294,59 +308,58 @@ NB_MODULE(_kernel, m) {
   m.def("isa", [] { return isa().name; });
   m.def(
       "forward",
-      [](Logits z, Labels label, Numbers numbers, Off_ off, Transform transform, Results result, Parts_ parts, int threads) {
-        Job j = job(z, label, numbers, off, transform);
-        set_result(j, result, 2, OUTPUTS);
-        if (parts) set_parts(j, *parts);
-        call(FORWARD, j, z, off, threads);
+      [](Dense z, Labels label, Numbers numbers, Off_ off, Transform transform, Results result, Parts_ parts, int threads) {
+        Call c = call_of(z, label, numbers, off, transform);
+        set_result(c.job, result, 2, OUTPUTS);
+        if (parts) set_parts(c.job, *parts);
+        call(FORWARD, c, z, off, threads);
       },
       "z"_a.noconvert(), "label"_a.noconvert(), "numbers"_a.noconvert(), "off"_a.noconvert().none(), "transform"_a, "result"_a.noconvert(),
       "parts"_a.noconvert().none(), "threads"_a = 1);
   m.def(
       "backward",
-      [](Logits z, Labels label, Numbers numbers, Off_ off, Transform transform, Results parts, Matrix out, int threads) {
-        Job j = job(z, label, numbers, off, transform);
-        set_parts(j, parts);
-        set_out(j, out, z);
-        call(BACKWARD, j, z, off, threads);
+      [](Dense z, Labels label, Numbers numbers, Off_ off, Transform transform, Results parts, Writable out, int threads) {
+        Call c = call_of(z, label, numbers, off, transform);
+        set_parts(c.job, parts);
+        set_out(c, out, z);
+        call(BACKWARD, c, z, off, threads);
       },
       "z"_a.noconvert(), "label"_a.noconvert(), "numbers"_a.noconvert(), "off"_a.noconvert().none(), "transform"_a, "parts"_a.noconvert(),
       "out"_a.noconvert(), "threads"_a = 1);
   m.def(
       "fused",
-      [](Logits z, Labels label, Numbers numbers, Off_ off, Transform transform, Matrix out, Results result, Parts_ parts, int threads) {
-        Job j = job(z, label, numbers, off, transform);
-        set_out(j, out, z);
-        set_result(j, result, 2, OUTPUTS);
-        if (parts) set_parts(j, *parts);
-        call(FUSED, j, z, off, threads);
+      [](Dense z, Labels label, Numbers numbers, Off_ off, Transform transform, Writable out, Results result, Parts_ parts, int threads) {
+        Call c = call_of(z, label, numbers, off, transform);
+        set_out(c, out, z);
+        set_result(c.job, result, 2, OUTPUTS);
+        if (parts) set_parts(c.job, *parts);
+        call(FUSED, c, z, off, threads);
       },
       "z"_a.noconvert(), "label"_a.noconvert(), "numbers"_a.noconvert(), "off"_a.noconvert().none(), "transform"_a, "out"_a.noconvert(),
       "result"_a.noconvert(), "parts"_a.noconvert().none(), "threads"_a = 1);
   m.def(
       "curvature",
-      [](Logits z, Logits v, Labels label, Numbers numbers, Off_ off, Transform transform, bool gauss_newton, Matrix out, Results result,
+      [](Dense z, Dense v, Labels label, Numbers numbers, Off_ off, Transform transform, bool gauss_newton, Writable out, Results result,
          int threads) {
-        Job j = job(z, label, numbers, off, transform);
-        set_out(j, out, z);
-        set_result(j, result, PRODUCTS, PRODUCTS);
-        need((int64_t)v.shape(0) == j.rows && (int64_t)v.shape(1) == j.cols && (adjacent(v) || !j.rows) &&
-                 type_of(v.dtype()) == (type_of(z.dtype()) == F64 ? F64 : F32),
+        Call c = call_of(z, label, numbers, off, transform);
+        set_out(c, out, z);
+        set_result(c.job, result, PRODUCTS, PRODUCTS);
+        need(like(v, z) && type_of(v.dtype()) == (type_of(z.dtype()) == F64 ? F64 : F32),
              "v must have the shape of z and the type of the computation");
-        j.v = v.data();
-        j.v_step = v.stride(0);
-        j.gauss_newton = gauss_newton;
-        call(CURVATURE, j, z, off, threads);
+        c.job.v = v.data();
+        c.layout.v = steps_of(v);
+        c.job.gauss_newton = gauss_newton;
+        call(CURVATURE, c, z, off, threads);
       },
       "z"_a.noconvert(), "v"_a.noconvert(), "label"_a.noconvert(), "numbers"_a.noconvert(), "off"_a.noconvert().none(), "transform"_a,
       "gauss_newton"_a, "out"_a.noconvert(), "result"_a.noconvert(), "threads"_a = 1);
   m.def(
       "log_softmax",
-      [](Logits z, Numbers scale, Transform transform, Matrix out, int threads) {
+      [](Dense z, Numbers scale, Transform transform, Writable out, int threads) {
         need(scale.shape(0) == 1, "scale must be [1, R] or [1, 1]");
-        Job j = job(z, std::nullopt, scale, std::nullopt, transform);
-        set_out(j, out, z);
-        call(LOG_SOFTMAX, j, z, std::nullopt, threads);
+        Call c = call_of(z, std::nullopt, scale, std::nullopt, transform);
+        set_out(c, out, z);
+        call(LOG_SOFTMAX, c, z, std::nullopt, threads);
       },
       "z"_a.noconvert(), "scale"_a.noconvert(), "transform"_a, "out"_a.noconvert(), "threads"_a = 1);
   m.def(

@@ -15,6 +15,7 @@
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
+#include "strided.h"
 #include "threads.h"
 
 namespace softxent {
@@ -176,26 +177,32 @@ class Signals {
   }
 };
 
-// Runs the kernel on all rows, each thread on `grain` rows at a time. Returns false if the call was interrupted.
-static bool by_rows(const Job& j, Kernel run, int threads, Interrupted interrupted) {
-  const int64_t tile = j.cols <= SHORT_ROW ? TILE : tile_of(j.cols), fair = j.rows / threads / tile,
-                much = (1 << 16) / whole(j.cols) / tile;
-  const int64_t grain = (fair < much ? fair : much) * tile + (fair && much ? 0 : tile);
-  const int64_t grains = (j.rows + grain - 1) / grain;
+// Calls work(first, rows, memory) for all rows, each thread for `grain` rows at a time, with memory of its own. Returns false if the call was
+// interrupted.
+template <class F> static bool divided(int64_t rows, int64_t grain, size_t bytes, int threads, Interrupted interrupted, F work) {
+  const int64_t grains = (rows + grain - 1) / grain;
   std::atomic<int64_t> next{0};
   std::atomic<bool> failed{false};
   Signals signals(interrupted);
   together((int)(threads < grains ? threads : grains), [&] {
     try {
-      const Memory mine(scratch_bytes(j.cols, j.inverse_cap != 0));
-      for (int64_t i; (grains == 1 || !signals.stop()) && (i = next.fetch_add(grain)) < j.rows;)
-        run(j, i, i + grain < j.rows ? i + grain : j.rows, mine.data(), ALL, 0);
+      const Memory mine(bytes);
+      for (int64_t i; (grains == 1 || !signals.stop()) && (i = next.fetch_add(grain)) < rows;)
+        work(i, std::min(grain, rows - i), mine.data());
     } catch (std::bad_alloc&) {
       failed = true;
     }
   });
-  if (next < j.rows && failed) throw std::bad_alloc();
+  if (next < rows && failed) throw std::bad_alloc();
   return grains == 1 || !signals.stop();
+}
+
+static bool by_rows(const Job& j, Kernel run, int threads, Interrupted interrupted) {
+  const int64_t tile = j.cols <= SHORT_ROW ? TILE : tile_of(j.cols), fair = j.rows / threads / tile,
+                much = (1 << 16) / whole(j.cols) / tile;
+  const int64_t grain = (fair < much ? fair : much) * tile + (fair && much ? 0 : tile);
+  return divided(j.rows, grain, scratch_bytes(j.cols, j.inverse_cap != 0), threads, interrupted,
+                 [&](int64_t first, int64_t rows, void* scratch) { run(j, first, first + rows, scratch, ALL, 0); });
 }
 
 // Runs the kernel on a few long rows. All threads work on runs of blocks of the same row, in the scratch memory of the calling thread. The
@@ -265,6 +272,109 @@ bool run(Op op, Job j, Type type, Off kind, int threads, Interrupted interrupted
   const bool few_long_rows = !by_row && blocks > 6 && threads > 1 && j.rows < 4 * threads && j.rows % threads;
   if (few_long_rows || (!by_row && blocks > 4096)) return by_blocks(j, kernel, threads, op != FORWARD, interrupted);
   return by_rows(j, kernel, threads, interrupted);
+}
+
+Job part(Job j, int64_t first, int64_t rows, Type type, Off kind) {
+  const int64_t size = size_of(type), wide = type == F64 ? 8 : 4;
+  j.rows = rows;
+  j.z = (const char*)j.z + first * j.z_step * size;
+  j.dz = j.dz ? (char*)j.dz + first * j.dz_step * size : nullptr;
+  j.v = j.v ? (const char*)j.v + first * j.v_step * wide : nullptr;
+  j.off = j.off ? (const char*)j.off + first * j.off_step * (kind == SAME ? size : wide) : nullptr;
+  j.label = j.label ? j.label + first * j.label_step : nullptr;
+  j.numbers += first * j.number_row;
+  j.result = j.result ? j.result + first : nullptr;
+  j.parts = j.parts ? j.parts + first : nullptr;
+  return j;
+}
+
+// An array of a call that has a row for each row of the logits.
+struct Operand {
+  const void* data;
+  const Steps* steps;
+  int64_t size;  // of an element
+};
+
+// Merges axes of the rows that every array can step through as one, and drops those of length 1.
+static void merge_axes(Layout& l) {
+  Steps* all[] = {&l.z, &l.off, &l.v, &l.dz};
+  int n = 0;
+  for (int k = 0; k < l.axes; k++) {
+    if (l.length[k] == 1) continue;
+    const bool joined = n && std::all_of(all, all + 4, [&](Steps* s) { return s->row[n - 1] == s->row[k] * l.length[k]; });
+    n += joined ? 0 : 1;
+    l.length[n - 1] = l.length[k] * (joined ? l.length[n - 1] : 1);
+    for (Steps* s : all) s->row[n - 1] = s->row[k];
+  }
+  l.axes = n;
+}
+
+// Copies rows from `first` on between an array and a tile [rows, cols], which is written unless `back`.
+static void copy_rows(const Layout& l, const Operand& a, int64_t first, int64_t rows, int64_t cols, char* tile, bool back) {
+  const int inner = l.axes - 1;
+  for (int64_t done = 0; done < rows;) {
+    int64_t at[AXES] = {}, place = 0, rest = first + done;
+    for (int k = inner; k >= 0; k--, rest /= l.length[k + 1]) {
+      at[k] = rest % l.length[k];
+      place += at[k] * a.steps->row[k];
+    }
+    const int64_t n = l.axes ? std::min(rows - done, l.length[inner] - at[inner]) : 1, step = l.axes ? a.steps->row[inner] : 0;
+    char *there = (char*)a.data + place * a.size, *here = tile + done * cols * a.size;
+    with_size(a.size, [&](auto zero) {
+      typedef decltype(zero) X;
+      if (back)
+        copy_matrix((const X*)here, cols, 1, (X*)there, step, a.steps->column, n, cols);
+      else
+        copy_matrix((const X*)there, step, a.steps->column, (X*)here, cols, 1, n, cols);
+    });
+    done += n;
+  }
+}
+
+// Copies tiles of rows to adjacent memory, runs the kernel on them, and copies the result back.
+static bool by_tiles(Kernel run, const Job& j, const Layout& l, Type type, Off kind, int threads, Interrupted interrupted) {
+  const int64_t size = size_of(type), wide = type == F64 ? 8 : 4, off_size = kind == SAME ? size : wide;
+  // 16 rows of 4 bytes are a cache line, where rows are adjacent
+  auto in_lines = [](int64_t rows) { return std::max<int64_t>(16, rows / 16 * 16); };
+  auto in_vectors = [](int64_t bytes) { return (bytes + 63) / 64 * 64; };
+  const int64_t tile = std::min(in_lines((j.rows + threads - 1) / threads), in_lines((128 << 10) / (j.cols * size)));
+  const int64_t elements = std::min(tile, j.rows) * j.cols, off_at = in_vectors(scratch_bytes(j.cols, j.inverse_cap != 0)),
+                v_at = off_at + (j.off_by_row ? in_vectors(elements * off_size) : 0), z_at = v_at + (j.v ? in_vectors(elements * wide) : 0);
+  const Operand z{j.z, &l.z, size}, off{j.off, &l.off, off_size}, v{j.v, &l.v, wide}, dz{j.dz, &l.dz, size};
+  return divided(j.rows, tile, z_at + elements * size, threads, interrupted, [&](int64_t first, int64_t rows, void* memory) {
+    char* at = (char*)memory;
+    Job p = part(j, first, rows, type, kind);
+    p.z = at + z_at;
+    copy_rows(l, z, first, rows, j.cols, at + z_at, false);
+    if (j.off_by_row) {
+      p.off = at + off_at;
+      copy_rows(l, off, first, rows, j.cols, at + off_at, false);
+    }
+    if (j.v) {
+      p.v = at + v_at;
+      copy_rows(l, v, first, rows, j.cols, at + v_at, false);
+    }
+    if (j.dz) p.dz = at + z_at;
+    run(p, 0, rows, memory, ALL, 0);
+    if (j.dz) copy_rows(l, dz, first, rows, j.cols, at + z_at, true);
+  });
+}
+
+bool run(Op op, Job j, Layout l, Type type, Off kind, int threads, Interrupted interrupted) {
+  if (!j.rows || !j.cols) return true;
+  merge_axes(l);
+  const bool adjacent = l.z.column == 1 && l.off.column == 1 && l.v.column == 1 && l.dz.column == 1;
+  if (l.axes > 1 || !adjacent) {
+    j.z_step = j.v_step = j.dz_step = j.cols;
+    j.off_step = j.off_by_row ? j.cols : 0;
+    if (j.rows * j.cols < 1 << 12) threads = 1;
+    return by_tiles(isa().run[type][kind][op], j, l, type, kind, threads, interrupted);
+  }
+  j.z_step = l.z.row[0];
+  j.v_step = l.v.row[0];
+  j.dz_step = l.dz.row[0];
+  j.off_step = l.off.row[0];
+  return run(op, j, type, kind, threads, interrupted);
 }
 
 double sum_as_numpy(const double* a, int64_t n) {

@@ -16,10 +16,26 @@ int64_t size_of(Type);
 // lest it be subnormal; beyond 2^200, (cap / T) tanh(z / cap) is z / T.
 void set_transform(Job&, Type, double temperature, double cap);
 
+// Where the entries of an array lie: the steps of each axis of the rows, and of the columns, in elements.
+constexpr int AXES = 64;  // of an array of NumPy or PyTorch
+struct Steps {
+  int64_t row[AXES], column;
+};
+// The axes of the rows, the first one outermost, and where the arrays of a job lie. It replaces the steps of the job.
+struct Layout {
+  int axes;
+  int64_t length[AXES];
+  Steps z, off, v, dz;
+};
+
+// The rows of a job from `first` on, of logits with `size` bytes an element.
+Job part(Job, int64_t first, int64_t rows, Type, Off kind);
+
 // Runs an operation on all rows, on at most so many threads. `interrupted`, which may be null, is asked now and then on the calling thread.
 // Returns false if it said yes; the results are incomplete then.
 typedef bool (*Interrupted)();
 bool run(Op, Job, Type, Off kind, int threads, Interrupted);
+bool run(Op, Job, Layout, Type, Off kind, int threads, Interrupted);
 
 // The sum in NumPy's order, so that a loss has the same bits however it is called: halves, down to 128 numbers, and eight sums of those.
 double sum_as_numpy(const double* a, int64_t n);

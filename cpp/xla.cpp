@@ -191,19 +191,6 @@ static double* parts_of(const Buffer& parts, int64_t rows) {
   return (double*)parts.untyped_data();
 }
 
-// The rows of a job from `first` on.
-static Job part(Job j, int64_t first, int64_t n, int64_t size, int64_t wide) {
-  j.rows = n;
-  j.z = (const char*)j.z + first * j.z_step * size;
-  j.dz = j.dz ? (char*)j.dz + first * j.dz_step * size : nullptr;
-  j.v = j.v ? (const char*)j.v + first * j.v_step * wide : nullptr;
-  j.label = j.label ? j.label + first * j.label_step : nullptr;
-  j.numbers += first * j.number_row;
-  j.result += first;
-  j.parts = j.parts ? j.parts + first : nullptr;
-  return j;
-}
-
 static ffi::Error compute(Op op, ffi::RemainingArgs buffers, ffi::RemainingRets rets, ffi::Span<const double> fixed, int64_t given) {
   Arguments args(buffers);
   const Buffer z = args.take();
@@ -261,7 +248,7 @@ static ffi::Error compute(Op op, ffi::RemainingArgs buffers, ffi::RemainingRets 
   set_transform(j, type, fixed[fixed.size() - 2], fixed[fixed.size() - 1]);
   const int64_t rows = j.rows / groups;
   for (int64_t i = 0; i < groups && rows; i++) {
-    Job p = part(j, i * rows, rows, size, wide);
+    Job p = part(j, i * rows, rows, type, kind);
     if (groups > 1) p.off = (const char*)j.off + i * j.cols * (kind == SAME ? size : 4);
     run(op == FUSED && given & PARTS_READ ? BACKWARD : op, p, type, kind, most_threads, nullptr);
   }

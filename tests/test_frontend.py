@@ -490,13 +490,13 @@ FREQUENT = dict(
 )  # fmt: skip
 QUICK = [
     {}, *(dict(z=Z.astype(dtype)) for dtype in DTYPES.values()), dict(z=Z[:1, :1], labels=LABELS[:1]), dict(z=np.ones((6, 8))[::2, :4]),
-    dict(axis=1), dict(labels=np.array([0, -100, 3])), dict(ignore_index=-1), dict(ignore_index=4), dict(smoothing=1), dict(smoothing=0.5),
+    dict(axis=1), dict(axis=0, z=Z.T), dict(z=Z.T.copy().T), dict(z=Z[None], labels=LABELS[None]), dict(labels=np.array([0, -100, 3])), dict(ignore_index=-1), dict(ignore_index=4), dict(smoothing=1), dict(smoothing=0.5),
     dict(z_loss=2), dict(temperature=truth.SMALLEST), dict(temperature=2), dict(softcap=truth.SMALLEST), dict(softcap=2),
     dict(class_weight=ONES), dict(sample_weight=ONES[1:]), *(dict(reduction=r) for r in ("none", "sum")),
 ]  # fmt: skip
 NOT_QUICK = [
-    dict(z=Z.tolist()), dict(labels=LABELS.tolist()), dict(z=Z[None], labels=LABELS[None]), dict(axis=True), dict(axis=0),
-    dict(z=Z.astype(int)), dict(z=Z.astype(">f4")), dict(z=Z.T.copy().T), dict(z=np.zeros(3, [("a", "S1"), ("z", "f4", 4)])["z"]),
+    dict(z=Z.tolist()), dict(labels=LABELS.tolist()), dict(axis=True), dict(axis=0), dict(axis=2), dict(labels=LABELS[None]),
+    dict(z=Z.astype(int)), dict(z=Z.astype(">f4")), dict(z=np.zeros(3, [("a", "S1"), ("z", "f4", 4)])["z"]),
     dict(labels=LABELS.astype(np.int32)), dict(labels=LABELS[:2]), dict(labels=LABELS.repeat(2)[::2]), dict(z=Z[:0], labels=LABELS[:0]),
     dict(ignore_index=np.int64(-1)), dict(ignore_index=0), dict(ignore_index=3), dict(smoothing=np.float32(0)), dict(smoothing=-0.1),
     dict(smoothing=1.1), dict(z_loss=-1), dict(z_loss=np.inf), dict(z_loss="0"), dict(temperature=truth.SMALLEST / 2),
@@ -549,7 +549,7 @@ def test_numbers_that_calls_share_cannot_be_written():
 
 def test_which_arrays_a_kernel_reads_in_place():
     packed = np.zeros(3, [("a", "S1"), ("z", "f4", 4)])["z"]
-    assert [truth.adjacent(a) for a in (Z, Z[:, :2], Z[::-1], Z.T[:, :1], Z.T, Z[:, ::2], packed)] == [True] * 4 + [False] * 3
+    assert [truth.in_elements(a) for a in (Z, Z[:, :2], Z[::-1], Z.T, Z[:, ::2], packed)] == [True] * 5 + [False]
     assert truth.truth("f", LABELS, Z, -1).usable(Z.dtype)
     soft = truth.truth("f", Z, Z, -1)
     assert soft.usable(Z.dtype) and not soft.usable(np.dtype(np.float64))

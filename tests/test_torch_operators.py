@@ -272,10 +272,11 @@ def test_tangents_are_those_of_the_definition(case):
         torch.testing.assert_close(found[k][label != NO_LABEL], want[k][label != NO_LABEL], rtol=HIGHER, atol=FLOAT64)
 
 
-def test_contiguous_logits_of_any_axes_are_read_and_their_gradient_written_in_place():
-    z, out = torch.randn(2, 3, 4, 5), torch.empty(2, 3, 4, 5)
-    ((i, read, off, written),) = operators.compute.row_chunks(3, z, None, out=out)
-    assert (i, off) == (slice(0, 24), None) and read.shape == written.shape == (24, 5)
+@pytest.mark.parametrize("axis", range(4))
+def test_logits_of_any_axes_are_read_and_their_gradient_written_in_place(axis):
+    z, out = torch.randn(2, 3, 4, 5).transpose(1, 2), torch.empty(2, 4, 3, 5)
+    ((i, read, off, written),) = operators.compute.row_chunks(axis, z, None, out=out)
+    assert (i, off) == (slice(0, 120 // z.shape[axis]), None) and read.shape == written.shape == z.movedim(axis, -1).shape
     assert read.data_ptr() == z.data_ptr() and written.data_ptr() == out.data_ptr()
 
 

@@ -1,21 +1,21 @@
-"""Calls of the kernels on logits of any strides.
+"""Calls of the kernels.
 
-The front ends pass logits [*rows, C] with the class axis last, a `Truth` and a `LogitTransform`. If the strides allow it, the kernel is
-called once, on the caller's memory. Otherwise chunks of rows are copied into adjacent memory first.
+The front ends pass logits [*rows, C] with the class axis last, of any strides, a `Truth` and a `LogitTransform`. The kernel is called once,
+on the caller's memory. Only what a kernel cannot read, such as probabilities that are smoothed, is copied first, a chunk of rows at a time.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from numpy.lib.stride_tricks import as_strided
 
 from . import contract, kernels
 from .partials import Array
-from .truth import IDENTITY, LogitTransform, Truth, adjacent, computed_in, constant
+from .truth import IDENTITY, LogitTransform, Truth, computed_in, constant, in_elements
 
 SCRATCH = 1 << 18  # bytes of logits in a chunk, where they cannot be used in place
 
@@ -25,17 +25,19 @@ _UNIT = constant(1.0, 0.0, 0.0, 1.0)  # y = 1; with a label that matches no colu
 def forward(z: Array, t: Truth, s: LogitTransform, outputs: int = 2) -> Array:
     """Return what every row gives: loss and lse, [2, R], or formula.Outputs, [5, R]."""
     result = np.empty((outputs, count(z)))
-    for i, (zi,) in row_chunks(t.usable(z.dtype) and adjacent(z), z):
-        zi = zi if adjacent(zi) else np.ascontiguousarray(zi)
-        kernels.active().forward(zi, *t.piece(i, zi.dtype), s, result[:, i], None, kernels.get_num_threads())
+    z = np.atleast_2d(z)
+    for i, at in chunks(z, t):
+        kernels.active().forward(z[at], *t.piece(i, z.dtype, at), s, result[:, i], None, kernels.get_num_threads())
     return result
 
 
 def fused(z: Array, t: Truth, s: LogitTransform, dz: Array, outputs: int = 2) -> Array:
     """Write the gradient into dz, which may be z. Returns what every row gives, as `forward`."""
     result = np.empty((outputs, count(z)))
-    for i, (zi,), out in _written(t.usable(z.dtype), dz, z):
-        kernels.active().fused(zi, *t.piece(i, zi.dtype), s, out, result[:, i], None, kernels.get_num_threads())
+    z, dz = np.atleast_2d(z, dz)
+    for i, at in chunks(z, t, dz):
+        with written(dz, at) as out:
+            kernels.active().fused(z[at], *t.piece(i, z.dtype, at), s, out, result[:, i], None, kernels.get_num_threads())
     return result
 
 
@@ -45,27 +47,42 @@ def curvature(z: Array, v: Array, t: Truth, s: LogitTransform, hv: Array, gauss_
     With `gauss_newton`, the second derivative of the softcap is taken as 0, which gives the Gauss-Newton matrix in place of the Hessian.
     """
     wide = computed_in(z.dtype)
-    for i, (zi, vi), out in _written(t.usable(z.dtype) and v.dtype == wide, hv, z, v):
-        along, products = vi.astype(wide, copy=False), np.empty((4, len(zi)))
-        kernels.active().curvature(zi, along, *t.piece(i, zi.dtype), s, gauss_newton, out, products, kernels.get_num_threads())
+    z, v, hv = np.atleast_2d(z, v, hv)
+    for i, at in chunks(z, t, hv, v, usable=v.dtype == wide):
+        along, products = v[at].astype(wide, copy=False), np.empty((4, len(t.label[i])))
+        with written(hv, at) as out:
+            kernels.active().curvature(z[at], along, *t.piece(i, z.dtype, at), s, gauss_newton, out, products, kernels.get_num_threads())
 
 
 def log_softmax(z: Array, out: Array) -> None:
     """Write the logarithm of softmax into out."""
-    for _, (zi,), place in _written(True, out, z):
-        kernels.active().log_softmax(zi, np.ones(1), IDENTITY, place, kernels.get_num_threads())
+    z, out = np.atleast_2d(z, out)
+    for _, at in chunks(z, None, out):
+        with written(out, at) as place:
+            kernels.active().log_softmax(z[at], np.ones(1), IDENTITY, place, kernels.get_num_threads())
 
 
-def _written(usable: bool, out: Array, *read: Array) -> Iterator[tuple[slice, list[Array], Array]]:
-    """Yield slices of rows, the arrays that a kernel reads for them, and the array that it writes, which is then copied to `out`.
+def chunks(z: Array, t: Truth | None, *others: Array, usable: bool = True) -> Iterator[tuple[slice, Any]]:
+    """Yield slices of the rows, and the index of these rows in z [*rows, C] and in arrays like it.
 
-    They are the caller's memory if all of it is `usable` and the strides allow it, and copies of chunks otherwise.
+    All rows are one slice, whose index gives the arrays themselves, unless some array cannot be read where it lies: its type, or strides
+    that are no whole numbers of elements, are none that a kernel takes. Then a slice has SCRATCH bytes of logits, or one row.
     """
-    for i, (*given, o) in row_chunks(usable and all(adjacent(a) for a in (out, *read)), *read, out):
-        place = o if adjacent(o) else np.empty(o.shape, o.dtype)
-        yield i, [a if adjacent(a) else np.ascontiguousarray(a) for a in given], place
-        if place is not o:
-            o[...] = place
+    rows = count(z)
+    whole = usable and (t is None or t.usable(z.dtype)) and in_elements(z, *others)
+    step = rows if whole else max(1, SCRATCH // (z.shape[-1] * z.itemsize))
+    for first in range(0, rows, max(1, step)):
+        i = slice(first, min(first + step, rows))
+        yield i, ... if whole else np.unravel_index(np.arange(i.start, i.stop), z.shape[:-1])
+
+
+@contextmanager
+def written(out: Array, at: Any) -> Iterator[Array]:
+    """Give an array for the rows at this index of `out`, which is then copied there unless it is `out`."""
+    place = out if at is ... else np.empty_like(out[at], order="C")
+    yield place
+    if place is not out:
+        out[at] = place
 
 
 def output(fn: str, out: Any, z: Array, axis: int) -> Array:
@@ -90,37 +107,6 @@ def entropy_truth(z: Array, upstream: Array) -> Truth:
     rows = np.zeros((7, count(z)))
     rows[6] = upstream
     return Truth(np.broadcast_to(np.int64(kernels.LARGEST), count(z)), rows)
-
-
-def row_chunks(whole: bool, *arrays: Array) -> Iterator[tuple[slice, list[Array]]]:
-    """Yield slices of rows and the views [n, C] of the arrays [*rows, C] for them, in order.
-
-    If `whole`, the views are as large as the strides allow; otherwise they have at most SCRATCH bytes, but at least one row.
-    """
-    if whole and arrays[0].ndim == 2 and len(arrays[0]):
-        yield slice(0, len(arrays[0])), list(arrays)
-        return
-    first = 0
-    for matrices in _matrices(arrays):
-        rows, classes = matrices[0].shape
-        step = max(1, rows if whole else SCRATCH // (classes * matrices[0].itemsize))
-        for at in range(0, rows, step):
-            cut = [m[at : at + step] for m in matrices]
-            yield slice(first + at, first + at + len(cut[0])), cut
-        first += rows
-
-
-def _matrices(arrays: tuple[Array, ...]) -> Iterator[tuple[Array, ...]]:
-    """Yield the arrays [*rows, C] as matrices: once, if their leading axes can be merged without a copy, else for each leading index."""
-    lead = arrays[0].shape[:-1]
-    if len(lead) < 2 or all(a.flags.c_contiguous for a in arrays):
-        yield tuple(a.reshape(-1, a.shape[-1]) for a in arrays)
-    elif all(a.strides[i] == a.strides[i + 1] * a.shape[i + 1] for a in arrays for i in range(len(lead) - 1)):
-        shape = (math.prod(lead), arrays[0].shape[-1])
-        yield tuple(as_strided(a, shape, (a.strides[-2], a.strides[-1])) for a in arrays)
-    else:
-        for i in range(lead[0]):
-            yield from _matrices(tuple(a[i] for a in arrays))
 
 
 def count(z: Array) -> int:

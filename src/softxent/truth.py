@@ -38,26 +38,27 @@ class Truth(NamedTuple):
     label: Array  # [R] int64
     rows: Array  # [4, R] or [4, 1] float64: y, r, q, g
     shared: Array | None = None  # [C]: off, if it is the same for every row
-    dense: Array | None = None  # [R, C]: probabilities, as the caller gave them
+    dense: Array | None = None  # [*rows, C]: probabilities, as the caller gave them
     class_weight: Array | None = None  # [C], to be applied to dense
     smoothing: float = 0.0  # to be applied to dense
     total: float = 1.0  # the sum of the rows' weights, by which a mean is divided
 
-    def piece(self, i: slice, dtype: np.dtype[Any]) -> tuple[Array, Array, Array | None]:
+    def piece(self, i: slice, dtype: np.dtype[Any], at: Any = None) -> tuple[Array, Array, Array | None]:
         """Return label, (y, r, q, g) and off of the rows `i`, for logits of this dtype."""
-        t = self.rows_of(i)
+        t = self.rows_of(i, at)
         return t.label, t.rows, self.shared if self.dense is None else t._off(dtype)
 
-    def rows_of(self, i: Any) -> Truth:
-        """Return the truth of the rows `i`."""
+    def rows_of(self, i: Any, at: Any = None) -> Truth:
+        """Return the truth of the rows `i`; `at` is their index in arrays [*rows, C], if that is another one."""
         rows = self.rows if self.rows.shape[1] == 1 else self.rows[:, i]
-        return self._replace(label=self.label[i], rows=rows, dense=None if self.dense is None else self.dense[i])
+        dense = None if self.dense is None else self.dense[i if at is None else at]
+        return self._replace(label=self.label[i], rows=rows, dense=dense)
 
     def mass(self) -> Array:
         """Return the sum of the truth of each row, [R] float64. It is 0 in ignored rows."""
         off = 0.0 if self.shared is None else self.shared.sum(dtype=np.float64)
         if self.dense is not None:
-            off = soft(self.dense.astype(np.float64), self.class_weight, self.smoothing, self.dense.shape[1]).sum(axis=1)
+            off = soft(self.dense.astype(np.float64), self.class_weight, self.smoothing, self.dense.shape[-1]).sum(axis=-1).reshape(-1)
         return np.where(self.label == kernels.IGNORED, 0.0, self.rows[0] + self.rows[1] * off)
 
     def usable(self, dtype: np.dtype[Any]) -> bool:
@@ -66,14 +67,14 @@ class Truth(NamedTuple):
         if u is None:
             return True
         plain = self.smoothing == 0 and self.class_weight is None and u.dtype in (dtype, computed_in(dtype))
-        return plain and adjacent(u)
+        return plain and in_elements(u)
 
     def _off(self, dtype: np.dtype[Any]) -> Array:
         u = self.dense
         assert u is not None
         if self.usable(dtype):
             return u
-        off = soft(u.astype(np.float64), self.class_weight, self.smoothing, u.shape[1])
+        off = soft(u.astype(np.float64), self.class_weight, self.smoothing, u.shape[-1])
         return np.ascontiguousarray(off, dtype=computed_in(dtype))
 
 
@@ -166,7 +167,7 @@ def truth(
     # that the loss keeps its digits if that class has nearly all of the probability.
     label, numbers = np.broadcast_to(np.int64(kernels.LARGEST), n), row_numbers(None, None, sample, 0.0, penalty, classes)
     rows, total = _rows(n, numbers, numbers.weight, reduction, up)
-    return Truth(label, rows, None, a.reshape(n, classes), w, e, total)
+    return Truth(label, rows, None, np.atleast_2d(a), w, e, total)
 
 
 def _of_indices(
@@ -249,9 +250,9 @@ def _stack(n: int, *numbers: Any) -> Array:
     return rows
 
 
-def adjacent(a: Array) -> bool:
-    """Whether a kernel can read or write `a` in place: the classes of a row are adjacent, and the strides are whole numbers of elements."""
-    return (a.shape[-1] == 1 or a.strides[-1] == a.itemsize) and not any(stride % a.itemsize for stride in a.strides)
+def in_elements(*arrays: Array) -> bool:
+    """Whether a kernel can read and write these arrays where they lie: their strides are whole numbers of elements."""
+    return not any(stride % a.itemsize for a in arrays for stride in a.strides)
 
 
 def frequent(
@@ -260,24 +261,21 @@ def frequent(
 ) -> tuple[Array, Truth, LogitTransform] | None:  # fmt: skip
     """Return the logits and what `truth` and `logit_transform` return, in a few microseconds, for the arguments of frequent calls.
 
-    Returns None for others. Frequent are a matrix and its labels, as the kernels take them, and options of the types that the guide uses.
+    Returns None for others. Frequent are labels in order, as the kernels take them, and options of the types that the guide uses.
     """
     if not (
         type(z) is np.ndarray
         and type(labels) is np.ndarray
-        and z.ndim == 2
         and type(axis) is int
-        and axis in (-1, 1)
+        and -z.ndim <= axis < z.ndim
         and (z.dtype.char in "fde" or z.dtype.name == "bfloat16")
         and z.dtype.isnative
-        and z.strides[1] == z.itemsize
-        and z.strides[0] % z.itemsize == 0
+        and in_elements(z)
         and labels.dtype == np.int64
-        and labels.shape == z.shape[:1]
-        and labels.flags.contiguous
+        and labels.flags.c_contiguous
         and z.size > 0
         and type(ignore_index) is int
-        and not 0 <= ignore_index < z.shape[1]
+        and not 0 <= ignore_index < z.shape[axis]
         and type(smoothing) in (float, int)
         and 0 <= smoothing <= 1
         and type(z_loss) in (float, int)
@@ -289,7 +287,11 @@ def frequent(
         and reduction in contract.REDUCTIONS
     ):
         return None
-    (n, classes), label, first_outside = z.shape, labels, kernels.active().first_outside
+    z = contract.to_last(z, axis)
+    if labels.shape != z.shape[:-1]:
+        return None
+    n, classes, first_outside = labels.size, z.shape[-1], kernels.active().first_outside
+    label = labels = labels.reshape(n)
     if first_outside(labels, classes, 0) >= 0:
         if first_outside(labels, classes, ignore_index) >= 0:
             return None

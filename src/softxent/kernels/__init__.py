@@ -2,17 +2,18 @@
 
 A backend is a module with the functions of `Kernel`. They compute the equations of formula.py; their arguments are:
 
-    z         [R, C] logits as the caller gave them, float32, float64, float16 or bfloat16, with adjacent columns
+    z         [*rows, C] logits as the caller gave them, float32, float64, float16 or bfloat16, with at least one axis of rows. Like off, v
+              and out it has any strides that are whole numbers of elements. R is the number of rows
     label     [R] int64; one outside 0..C-1 matches no column. A row with the label IGNORED is not read, and all that it gives is 0.
-              LARGEST stands for the column with the largest off of the row, if off is [R, C], or else for that with the largest logit
+              LARGEST stands for the column with the largest off of the row, if off is [*rows, C], or else for that with the largest logit
     numbers   [4, R], [7, R], [4, 1] or [7, 1] float64, formula.Numbers: y (truth at the label), r (weight of off), q (twice z-loss), and
               the upstream gradients g (of the loss), l (lse), b (log-probability of the label) and n (entropy)
-    off       [C], [R, C] or None: the truth at every class, in z's dtype or in the one in which is computed
+    off       [C], [*rows, C] or None: the truth at every class, in z's dtype or in the one in which is computed
     transform (T, cap): softmax is applied to (cap / T) tanh(z / cap), or to z / T if cap is inf
     result    float64, written. [2, R]: loss and lse; [5, R]: formula.Outputs. Of `curvature`: [4, R]
     parts     [7, R] float64: the fields of `partials.Partials`; written by `forward` and `fused`, read by `backward`. u is 0 if neither the
               entropy nor its gradient is wanted
-    out       [R, C] in z's dtype, written; may be z itself
+    out       [*rows, C] in z's dtype, written; may be z itself
     threads   the largest number of threads
 
 A gradient is 0 in a row where all coefficients (formula.Coefficients) are 0, even if its logits are NaN.
@@ -57,7 +58,7 @@ class Kernel(Protocol):
 
     `forward` computes what the rows give, and the partial sums; `backward` the gradient from the partial sums; `fused` both in one pass.
 
-    `curvature` computes the derivative of the gradient along v [R, C], which has the dtype in which is computed; with `gauss_newton`, the
+    `curvature` computes the derivative of the gradient along v [*rows, C], which has the dtype in which is computed; with `gauss_newton`, the
     second derivative of the logits' transform is taken as 0. v may be out. Its result has, of each row, with v multiplied by the slope of
     the transform: mean = <yhat, v>, v_t - mean, sum_k off_k (v_k - mean), and the derivative of the entropy along v (0 if four numbers are
     given). They are, or give, the derivatives of <dz, v> by the numbers.

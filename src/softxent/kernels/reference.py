@@ -6,6 +6,7 @@ bounds its memory.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,8 +26,8 @@ NO_LABEL = -1  # a label that matches no class
 def forward(
     z: Array, label: Array, numbers: Array, off: Array | None, transform: Any, result: Array, parts: Array | None, threads: int
 ) -> None:
-    for i in _chunks(z):
-        zi, offi = formula.transformed(_wide(z[i]), *transform)[0], _off(off, i)
+    for i, at in _chunks(z):
+        zi, offi = formula.transformed(_wide(z[at]), *transform)[0], _off(off, at)
         t = _label(label[i], zi, offi)
         y, r, q, *_ = _numbers(numbers, i, t)
         where = library(zi).where
@@ -40,20 +41,20 @@ def forward(
 
 
 def backward(z: Array, label: Array, numbers: Array, off: Array | None, transform: Any, parts: Array, out: Array, threads: int) -> None:
-    for i in _chunks(z):
-        zi, slope, _ = formula.transformed(_wide(z[i]), *transform)
-        offi = _off(off, i)
+    for i, at in _chunks(z):
+        zi, slope, _ = formula.transformed(_wide(z[at]), *transform)
+        offi = _off(off, at)
         t = _label(label[i], zi, offi)
         x = Partials(*parts[:, i])
         with np.errstate(over="ignore"):  # a value beyond the range of a narrow dtype becomes inf, as on every backend
             dz = formula.gradient(zi, x, t, formula.coefficients(x, _numbers(numbers, i, t)), offi)
-            out[i] = _narrow(times(dz, slope), out.dtype)
+            out[at] = _narrow(times(dz, slope), out.dtype)
 
 
 def fused(
     z: Array, label: Array, numbers: Array, off: Array | None, transform: Any, out: Array, result: Array, parts: Array | None, threads: int
 ) -> None:
-    parts = library(z).empty((7, len(z)), like=result) if parts is None else parts
+    parts = library(z).empty((7, result.shape[1]), like=result) if parts is None else parts
     forward(z, label, numbers, off, transform, result, parts, threads)
     backward(z, label, numbers, off, transform, parts, out, threads)
 
@@ -62,9 +63,9 @@ def curvature(
     z: Array, v: Array, label: Array, numbers: Array, off: Array | None, transform: Any, gauss_newton: bool, out: Array, result: Array,
     threads: int,
 ) -> None:  # fmt: skip
-    for i in _chunks(z):
-        zi, slope, second = formula.transformed(_wide(z[i]), *transform)
-        vi, offi = _wide(v[i]), _off(off, i)
+    for i, at in _chunks(z):
+        zi, slope, second = formula.transformed(_wide(z[at]), *transform)
+        vi, offi = _wide(v[at]), _off(off, at)
         t = _label(label[i], zi, offi)
         where = library(zi).where
         ignored = t == IGNORED
@@ -82,7 +83,7 @@ def curvature(
             live = ~ignored & (size != 0)
             for row, found in zip(result, (mean, at_label, by_off, dentropy), strict=True):
                 row[i] = where(ignored, 0.0, found)
-            out[i] = _narrow(where(live[:, None], hv, 0.0), out.dtype)
+            out[at] = _narrow(where(live[:, None], hv, 0.0), out.dtype)
 
 
 def merge(sums: Array, pairs: Array, label: Array, numbers: Array, result: Array, parts: Array, threads: int) -> None:
@@ -99,12 +100,12 @@ def merge(sums: Array, pairs: Array, label: Array, numbers: Array, result: Array
 
 
 def log_softmax(z: Array, scale: Array, transform: Any, out: Array, threads: int) -> None:
-    for i in _chunks(z):
-        zi = formula.transformed(_wide(z[i]), *transform)[0]
+    for i, at in _chunks(z):
+        zi = formula.transformed(_wide(z[at]), *transform)[0]
         x = formula.partials(zi, zi.argmax(axis=1))  # the largest logit is kept apart, so that a value near 0 keeps its digits
         by = -(scale if len(scale) == 1 else scale[i])[:, None]
         with np.errstate(over="ignore"):
-            out[i] = _narrow(times(by, formula.surprisal(zi, x)), out.dtype)
+            out[at] = _narrow(times(by, formula.surprisal(zi, x)), out.dtype)
 
 
 def first_outside(label: Array, classes: int, ignore_index: int) -> int:
@@ -112,9 +113,13 @@ def first_outside(label: Array, classes: int, ignore_index: int) -> int:
     return int(bad.argmax()) if bad.any() else -1
 
 
-def _chunks(z: Array) -> Iterator[slice]:
-    step = max(1, (_CHUNK if library(z) is np else _ON_A_DEVICE) // max(1, z.shape[1]))
-    return (slice(i, i + step) for i in range(0, len(z), step))
+def _chunks(z: Array) -> Iterator[tuple[slice, Any]]:
+    """Yield a slice of the rows of z [*rows, C], for arrays that have one axis for the rows, and their index for arrays like z."""
+    lead = z.shape[:-1]
+    rows, step = math.prod(lead), max(1, (_CHUNK if library(z) is np else _ON_A_DEVICE) // max(1, z.shape[-1]))
+    for first in range(0, rows, step):
+        i = slice(first, min(first + step, rows))
+        yield i, i if len(lead) == 1 else np.unravel_index(np.arange(i.start, i.stop), lead) if lead else None
 
 
 def _numbers(numbers: Array, i: slice, label: Array) -> Numbers:
@@ -131,8 +136,8 @@ def _label(label: Array, z: Array, off: Array | None) -> Array:
     return found
 
 
-def _off(off: Array | None, i: slice) -> Array | None:
-    return None if off is None else _wide(off if off.ndim == 1 else off[i])
+def _off(off: Array | None, at: Any) -> Array | None:
+    return None if off is None else _wide(off if off.ndim == 1 else off[at])
 
 
 def _wide(a: Array) -> Array:
@@ -140,7 +145,7 @@ def _wide(a: Array) -> Array:
     if library(a) is not np:
         wide: Array = library(a).float64(a)
         return wide
-    return ((a.astype(np.uint32) << 16).view(np.float32) if a.dtype == np.uint16 else a).astype(np.float64)
+    return ((a.astype(np.uint32) << 16).view(np.float32) if a.dtype == np.uint16 else a).astype(np.float64, order="C")
 
 
 def _narrow(a: Array, dtype: np.dtype[Any]) -> Array:

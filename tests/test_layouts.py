@@ -1,0 +1,136 @@
+"""The layout of arrays: any axes, permuted, sliced and stepped. The bits of a row are those of the same row of a matrix in C order."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from cases import BACKENDS, DTYPES, OFFS, computed, problem
+
+import softxent
+from softxent import kernels
+
+equal = np.testing.assert_array_equal
+TRANSFORMS = [(1.0, math.inf), (0.7, math.inf), (1.0, 5.0)]
+
+
+@pytest.fixture(params=BACKENDS, autouse=True)
+def backend(request):
+    with softxent.use_backend(request.param):
+        yield request.param
+
+
+def laid_out(a: np.ndarray, rng: np.random.Generator, writeable: bool = False) -> np.ndarray:
+    """Return an array with the entries of `a` whose axes lie in any order in memory, with any steps: some negative, some 0 if rows repeat."""
+    order, steps = rng.permutation(a.ndim), rng.choice([1, 1, 2, -1, -3], a.ndim)
+    room = np.zeros([a.shape[k] * abs(steps[k]) for k in order], a.dtype)
+    view = room.transpose(np.argsort(order))[tuple(slice(None, None, step) for step in steps)]
+    view[...] = a
+    if not writeable and a.ndim > 1 and (view == view[:1]).all():
+        view = np.broadcast_to(view[:1], a.shape)
+    return view
+
+
+def shapes(rng: np.random.Generator):
+    """Yield shapes of rows and numbers of classes: none to six axes of rows; short rows, a tile's, and rows of several blocks."""
+    yield from [
+        ((), 7),
+        ((), 300),
+        ((3,), 1),
+        ((1, 1), 70),
+        ((4, 1, 33), 5),
+        ((2, 40), 21),
+        ((3, 2, 2, 1, 2, 2), 9),
+        ((2, 3), 9001),
+        ((0, 4), 3),
+    ]
+    for _ in range(6):
+        yield tuple(rng.integers(1, 9, rng.integers(1, 4))), int(rng.choice([2, 10, 64, 65, 200, 1000]))
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS)
+@pytest.mark.parametrize("off", OFFS)
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+def test_the_bits_of_a_row_do_not_depend_on_the_layout(dtype, off, transform, rng):
+    kernel = kernels.active()
+    for lead, classes in shapes(rng):
+        lead = lead or (1,)  # a kernel takes at least one axis of rows
+        rows, wide = math.prod(lead), computed(dtype)
+        p = problem(max(1, rows), classes, dtype, off).rows(slice(0, rows))
+        if rows and rng.random() < 0.3:
+            p = p.rows(np.zeros(rows, int))
+        numbers = np.concatenate([p.truth, rng.standard_normal((3, rows))])
+        numbers[5] *= (p.label >= 0) & (p.label < classes)
+        v, threads, whole = rng.standard_normal((rows, classes)).astype(wide), int(rng.integers(1, 4)), (*lead, classes)
+
+        def place(a):
+            return a if a is None or a.ndim == 1 else laid_out(a.reshape(whole), rng)
+
+        def both(name, outputs, *given, out=True, parts=None):
+            """Call a function of the kernel on the matrices and on the arrays of any layout; returns the latter's outputs [*rows, C]."""
+            found = []
+            for there, numbers_of_threads in ((lambda a: a, 1), (place, threads)):
+                arrays = [there(a) if a is p.z or a is p.off or a is v else a for a in given]
+                result, sums = np.full((outputs, rows), -1.0), np.full((7, rows), -1.0) if parts is None else parts
+                dz = np.zeros((rows, classes), dtype) if there is not place else laid_out(np.zeros(whole, dtype), rng, writeable=True)
+                after = [*([sums] if name == "backward" else []), *([dz] if out else []), *([result] if outputs else [])]
+                after += [sums] if name in ("forward", "fused") else []
+                getattr(kernel, name)(*arrays, *after, numbers_of_threads)
+                found.append((result, sums, dz.reshape(rows, classes)))
+            for one, other in zip(*found, strict=True):
+                equal(one, other, f"{name} of {whole}")
+            return found[0]
+
+        _, sums, _ = both("fused", 5, p.z, p.label, numbers, p.off, transform)
+        both("forward", 5, p.z, p.label, numbers, p.off, transform, out=False)
+        both("backward", 0, p.z, p.label, numbers, p.off, transform, parts=sums)
+        both("curvature", 4, p.z, v, p.label, numbers, p.off, transform, False)
+        both("log_softmax", 0, p.z, np.ones(1), transform)
+
+
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+def test_a_gradient_in_the_memory_of_the_logits(dtype, rng):
+    for lead, classes in shapes(rng):
+        z = rng.standard_normal((*lead, classes)).astype(dtype)
+        t = rng.integers(0, classes, lead)
+        want = softxent.cross_entropy_and_grad(z.copy(), t, reduction="sum")
+        place = laid_out(z, rng, writeable=True)
+        loss, dz = softxent.cross_entropy_and_grad(place, t, reduction="sum", out=place)
+        assert loss == want[0] and dz is place
+        equal(dz, want[1])
+
+
+@pytest.mark.parametrize("truth", ["labels", "smoothed", "probabilities", "smoothed probabilities"])
+def test_public_functions_take_the_classes_on_any_axis(truth, rng):
+    options = {"label_smoothing": 0.1} if "smoothed" in truth else {}
+    for lead, classes in shapes(rng):
+        axis = int(rng.integers(-len(lead) - 1, len(lead) + 1))
+        z = rng.standard_normal((*lead, classes)).astype("f4")
+        y = rng.random(z.shape).astype(rng.choice(["f4", "f8"])) if "prob" in truth else rng.integers(0, classes, lead)
+        v = rng.standard_normal(z.shape).astype("f4")
+
+        def moved(a, axis=axis, lead=lead):
+            return np.moveaxis(laid_out(a, rng), -1, axis) if a.ndim > len(lead) else laid_out(a, rng) if lead else a
+
+        def back(a, axis=axis):
+            return np.moveaxis(a, axis, -1)
+
+        loss, dz = softxent.cross_entropy_and_grad(z, y, reduction="none", **options)
+        found, gradient = softxent.cross_entropy_and_grad(moved(z), moved(y), axis=axis, reduction="none", **options)
+        equal(found, loss)
+        equal(back(gradient), dz)
+        equal(softxent.cross_entropy(moved(z), moved(y), axis=axis, reduction="none", **options), loss)
+        equal(
+            back(softxent.cross_entropy_hvp(moved(z), moved(v), moved(y), axis=axis, **options)),
+            softxent.cross_entropy_hvp(z, v, y, **options),
+        )
+        equal(back(softxent.log_softmax(moved(z), axis=axis)), softxent.log_softmax(z))
+        equal(softxent.logsumexp(moved(z), axis=axis), softxent.logsumexp(z))
+
+
+def test_as_many_axes_as_an_array_may_have(rng):
+    z = rng.standard_normal((2,) * 10 + (3,)).astype("f4")
+    most = z.reshape((1,) * (32 - z.ndim) + z.shape).transpose()
+    dz = softxent.cross_entropy_and_grad(most, np.zeros(most.shape[1:], int), axis=0, reduction="sum")[1]
+    equal(dz.transpose().reshape(z.shape), softxent.cross_entropy_and_grad(z, np.zeros(z.shape[:-1], int), reduction="sum")[1])
