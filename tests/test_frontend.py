@@ -490,7 +490,8 @@ FREQUENT = dict(
 )  # fmt: skip
 QUICK = [
     {}, *(dict(z=Z.astype(dtype)) for dtype in DTYPES.values()), dict(z=Z[:1, :1], labels=LABELS[:1]), dict(z=np.ones((6, 8))[::2, :4]),
-    dict(axis=1), dict(axis=0, z=Z.T), dict(z=Z.T.copy().T), dict(z=Z[None], labels=LABELS[None]), dict(labels=np.array([0, -100, 3])), dict(ignore_index=-1), dict(ignore_index=4), dict(smoothing=1), dict(smoothing=0.5),
+    dict(axis=1), dict(axis=0, z=Z.T), dict(z=Z.T.copy().T), dict(z=Z[None], labels=LABELS[None]),
+    dict(labels=np.array([0, -100, 3])), dict(ignore_index=-1), dict(ignore_index=4), dict(smoothing=1), dict(smoothing=0.5),
     dict(z_loss=2), dict(temperature=truth.SMALLEST), dict(temperature=2), dict(softcap=truth.SMALLEST), dict(softcap=2),
     dict(class_weight=ONES), dict(sample_weight=ONES[1:]), *(dict(reduction=r) for r in ("none", "sum")),
 ]  # fmt: skip

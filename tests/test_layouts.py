@@ -22,7 +22,7 @@ def backend(request):
 
 
 def laid_out(a: np.ndarray, rng: np.random.Generator, writeable: bool = False) -> np.ndarray:
-    """Return an array with the entries of `a` whose axes lie in any order in memory, with any steps: some negative, some 0 if rows repeat."""
+    """Return an array like `a` whose axes are in any order in memory, with any steps: also negative ones and, if rows repeat, 0."""
     order, steps = rng.permutation(a.ndim), rng.choice([1, 1, 2, -1, -3], a.ndim)
     room = np.zeros([a.shape[k] * abs(steps[k]) for k in order], a.dtype)
     view = room.transpose(np.argsort(order))[tuple(slice(None, None, step) for step in steps)]
@@ -49,44 +49,44 @@ def shapes(rng: np.random.Generator):
         yield tuple(rng.integers(1, 9, rng.integers(1, 4))), int(rng.choice([2, 10, 64, 65, 200, 1000]))
 
 
+def all_results(p, numbers, v, place, threads: int) -> list[np.ndarray]:
+    """Return all that the functions of the active kernel give, for arrays [*rows, C] that `place` puts anywhere; matrices in C order."""
+    kernel, given, (rows, classes) = kernels.active(), (p.label, numbers, place(p.off), p.transform), p.z.shape
+    z, dz, result, sums, products = place(p.z), [], np.full((5, rows), -1.0), np.full((7, rows), -1.0), np.full((4, rows), -1.0)
+    for call in (
+        lambda out: kernel.fused(z, *given, out, result, sums, threads),
+        lambda out: kernel.backward(z, *given, sums, out, threads),
+        lambda out: kernel.curvature(z, place(v), *given, False, out, products, threads),
+        lambda out: kernel.log_softmax(z, np.ones(1), p.transform, out, threads),
+    ):
+        out = place(np.zeros_like(p.z), writeable=True)
+        call(out)
+        dz.append(out.reshape(rows, classes))
+    again = np.full((5, rows), -1.0), np.full((7, rows), -1.0)
+    kernel.forward(z, *given, *again, threads)
+    return [*dz, result, sums, products, *again]
+
+
 @pytest.mark.parametrize("transform", TRANSFORMS)
 @pytest.mark.parametrize("off", OFFS)
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 def test_the_bits_of_a_row_do_not_depend_on_the_layout(dtype, off, transform, rng):
-    kernel = kernels.active()
     for lead, classes in shapes(rng):
         lead = lead or (1,)  # a kernel takes at least one axis of rows
-        rows, wide = math.prod(lead), computed(dtype)
-        p = problem(max(1, rows), classes, dtype, off).rows(slice(0, rows))
+        rows = math.prod(lead)
+        p = problem(max(1, rows), classes, dtype, off).rows(slice(0, rows))._replace(transform=transform)
         if rows and rng.random() < 0.3:
             p = p.rows(np.zeros(rows, int))
         numbers = np.concatenate([p.truth, rng.standard_normal((3, rows))])
         numbers[5] *= (p.label >= 0) & (p.label < classes)
-        v, threads, whole = rng.standard_normal((rows, classes)).astype(wide), int(rng.integers(1, 4)), (*lead, classes)
+        v = rng.standard_normal((rows, classes)).astype(computed(dtype))
 
-        def place(a):
-            return a if a is None or a.ndim == 1 else laid_out(a.reshape(whole), rng)
+        def anywhere(a, shape=(*lead, classes), **options):
+            return a if a is None or a.ndim == 1 else laid_out(a.reshape(shape), rng, **options)
 
-        def both(name, outputs, *given, out=True, parts=None):
-            """Call a function of the kernel on the matrices and on the arrays of any layout; returns the latter's outputs [*rows, C]."""
-            found = []
-            for there, numbers_of_threads in ((lambda a: a, 1), (place, threads)):
-                arrays = [there(a) if a is p.z or a is p.off or a is v else a for a in given]
-                result, sums = np.full((outputs, rows), -1.0), np.full((7, rows), -1.0) if parts is None else parts
-                dz = np.zeros((rows, classes), dtype) if there is not place else laid_out(np.zeros(whole, dtype), rng, writeable=True)
-                after = [*([sums] if name == "backward" else []), *([dz] if out else []), *([result] if outputs else [])]
-                after += [sums] if name in ("forward", "fused") else []
-                getattr(kernel, name)(*arrays, *after, numbers_of_threads)
-                found.append((result, sums, dz.reshape(rows, classes)))
-            for one, other in zip(*found, strict=True):
-                equal(one, other, f"{name} of {whole}")
-            return found[0]
-
-        _, sums, _ = both("fused", 5, p.z, p.label, numbers, p.off, transform)
-        both("forward", 5, p.z, p.label, numbers, p.off, transform, out=False)
-        both("backward", 0, p.z, p.label, numbers, p.off, transform, parts=sums)
-        both("curvature", 4, p.z, v, p.label, numbers, p.off, transform, False)
-        both("log_softmax", 0, p.z, np.ones(1), transform)
+        want = all_results(p, numbers, v, lambda a, **options: a, 1)
+        for one, other in zip(want, all_results(p, numbers, v, anywhere, int(rng.integers(1, 4))), strict=True):
+            equal(one, other, f"{lead}, {classes} classes")
 
 
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)

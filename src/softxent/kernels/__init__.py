@@ -58,10 +58,10 @@ class Kernel(Protocol):
 
     `forward` computes what the rows give, and the partial sums; `backward` the gradient from the partial sums; `fused` both in one pass.
 
-    `curvature` computes the derivative of the gradient along v [*rows, C], which has the dtype in which is computed; with `gauss_newton`, the
-    second derivative of the logits' transform is taken as 0. v may be out. Its result has, of each row, with v multiplied by the slope of
-    the transform: mean = <yhat, v>, v_t - mean, sum_k off_k (v_k - mean), and the derivative of the entropy along v (0 if four numbers are
-    given). They are, or give, the derivatives of <dz, v> by the numbers.
+    `curvature` computes the derivative of the gradient along v [*rows, C], which has the dtype in which is computed; with `gauss_newton`,
+    the second derivative of the logits' transform is taken as 0. v may be out. Its result has, of each row, with v multiplied by the slope
+    of the transform: mean = <yhat, v>, v_t - mean, sum_k off_k (v_k - mean), and the derivative of the entropy along v (0 if four numbers
+    are given). They are, or give, the derivatives of <dz, v> by the numbers.
 
     `merge` merges the sums [K, 7, R] over different columns, which it overwrites, in the order of the `pairs` [K - 1, 2] of indices (see
     shards.py), and writes what the rows give, and their parts.
