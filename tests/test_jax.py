@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from unittest import mock
 
 import ml_dtypes
 import numpy as np
@@ -421,13 +422,25 @@ def test_other_platforms_get_jax_numpy_alone():
 
 
 def test_without_handlers_jax_numpy_computes_and_one_warning_says_so(monkeypatch):
-    monkeypatch.setattr(native, "missing", "softxent was built without jaxlib")
+    monkeypatch.setattr(native, "missing", "jaxlib refuses the kernel")
     monkeypatch.setattr(operators, "_warned", False)
+    assert [b[:3] for b in sj.backends()] == [("cpu", False, False), ("formula", True, True)]
+    assert sj.backends()[0].detail == "jaxlib refuses the kernel"
     z, t = jnp.array([[1.0, 2.0, 4.0]]), jnp.array([0])
-    with pytest.warns(RuntimeWarning, match=r"softxent\.jax runs on jax\.numpy, slowly: softxent was built without jaxlib") as caught:
+    with pytest.warns(RuntimeWarning, match=r"softxent\.jax runs on jax\.numpy, slowly: jaxlib refuses the kernel") as caught:
         found = jax.jit(lambda z: sj.cross_entropy(z, t) + sj.logsumexp(z).sum())(z)
     near(found, INTEGERS(z, t).mean() + jax.nn.logsumexp(z, 1).sum(), FLOAT32)
     assert len(caught) == 1
+
+
+def test_backends_say_what_computes():
+    kernel, formula = sj.backends()
+    assert (kernel.name, formula.name) == ("cpu", "formula") and kernel.active and not formula.active, kernel.detail
+    with sj.use_backend("formula"):
+        assert [b.name for b in sj.backends() if b.active] == ["formula"]
+    for platform, found in (("cpu", "cpu"), ("cuda", "formula")):
+        with mock.patch.object(jax, "default_backend", lambda platform=platform: platform):
+            assert [b.name for b in sj.backends() if b.active] == [found]
 
 
 def test_importing_softxent_jax_without_jax_says_what_to_install():

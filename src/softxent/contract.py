@@ -308,10 +308,10 @@ def broadcast(fn: str, argument: str, x: Any, shape: tuple[int, ...]) -> Array:
         fail(fn, argument, f"broadcast to shape {shape}", a.shape)
 
 
-def out(fn: str, a: Any, z: Array, axis: int) -> Array:
+def out(fn: str, a: Any, z: Array, axis: int, *truth: Any) -> Array:
     """Check an output array for the logits `z`. Returns it with the class axis last.
 
-    The caller's array may be the logits themselves, but may not overlap them in another way.
+    The caller's array may be the logits themselves, but may not overlap them in another way, nor an array of `truth`.
     """
     if not isinstance(a, np.ndarray) or a.dtype != z.dtype:
         fail(fn, "out", f"be an array of dtype {z.dtype}", a.dtype if isinstance(a, np.ndarray) else type(a).__name__, TypeError)
@@ -319,9 +319,11 @@ def out(fn: str, a: Any, z: Array, axis: int) -> Array:
     if not a.flags.writeable:
         fail(fn, "out", "be writeable", "a read-only array")
     o = to_last(a, axis)
-    if np.may_share_memory(o, z) and not _same(o, z) and _overlap(o, z):
+    if not _same(o, z) and _overlap(o, z):
         fail(fn, "out", "be the logits themselves or share no memory with them", "a partly overlapping array")
-    if _overlap_self(o):
+    if any(isinstance(t, np.ndarray) and _overlap(o, t) for t in truth):
+        fail(fn, "out", "share no memory with the labels", "an overlapping array")
+    if not a.flags.forc and _overlap_self(a):
         fail(fn, "out", "have one place for each entry", f"strides {a.strides} for shape {a.shape}")
     return o
 
@@ -331,6 +333,9 @@ def _same(a: Array, b: Array) -> bool:
 
 
 def _overlap(a: Array, b: Array) -> bool:
+    """Whether the arrays share memory, or it would take long to find out that they do not."""
+    if not np.may_share_memory(a, b):
+        return False
     try:
         return bool(cast(Any, np.shares_memory)(a, b, max_work=100_000))  # NumPy's type stub allows only two values of max_work
     except np.exceptions.TooHardError:
@@ -338,7 +343,9 @@ def _overlap(a: Array, b: Array) -> bool:
 
 
 def _overlap_self(a: Array) -> bool:
-    return a.size > 0 and any(stride == 0 and n > 1 for stride, n in zip(a.strides, a.shape, strict=True))
+    """Whether two entries share memory: one at index 0 of an axis and one further on, both at index 0 of the axes before."""
+    widest_first = a.transpose(sorted(range(a.ndim), key=lambda k: -abs(a.strides[k])))  # then most have none at first sight
+    return a.size > 0 and any(_overlap(b[:1], b[1:]) for b in (widest_first[(0,) * k] for k in range(a.ndim)))
 
 
 def place(fn: str, argument: str, path: Path, *, folder: bool) -> None:
