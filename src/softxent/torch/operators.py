@@ -104,7 +104,7 @@ def eagerly(t: Tensor) -> bool:
     """Whether the function of autograd is used for this tensor, and not the operator of torch.library."""
     if torch.compiler.is_compiling():
         return False
-    return (type(t) in PLAIN and not t.is_meta) or torch._C._are_functorch_transforms_active()
+    return torch._C._are_functorch_transforms_active() or (type(t) in PLAIN and not t.is_meta and not torch.jit.is_tracing())
 
 
 def _called(function: Any, operator: Any, z: Tensor, *others: Any) -> Any:
@@ -131,7 +131,7 @@ def forward_levels() -> int:
 
 def _recorded(function: Callable[..., Any], operator: Any) -> Callable[..., Any]:
     """Return the operator while a tracer records operators, and else the function."""
-    return operator if torch._C._len_torch_dispatch_stack() else function
+    return operator if compute.traced() else function
 
 
 def differentiated(*tensors: Optional) -> bool:
