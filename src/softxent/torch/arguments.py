@@ -53,6 +53,7 @@ def truth_of(
     """
     shape, wide = z.shape, compute.compute_dtype(z)
     lead, here = shape[:axis] + shape[axis + 1 :], shape[axis]
+    here = int(here) if torch.jit.is_tracing() else here  # a tensor there, by which float32 would be divided
     classes = here if shards is None else shards.classes
     each = None if sample is None else sample.double().expand(lead)
     w = None if weight is None else weight.double()

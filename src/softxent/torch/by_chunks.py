@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .compute import traced
+
 Tensors = tuple[Tensor, ...]
 
 
@@ -156,8 +158,9 @@ by_chunks: Callable[..., Tensors] = ByChunks.apply
 def computed(function: RowFunction, *arguments: Any) -> Tensors:
     """Return the outputs for all rows, in the types of the arguments: without autocast."""
     device = next(t.device.type for t in arguments if t is not None)
+    compute = RowFunction.compute if traced() else type(function).compute  # what a tracer records must consist of operators
     with torch.autocast(device, enabled=False):
-        return function.compute(*arguments)
+        return compute(function, *arguments)
 
 
 def applied(function: RowFunction, *arguments: Any) -> Tensors:

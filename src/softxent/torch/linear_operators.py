@@ -415,7 +415,7 @@ _reduced: Callable[..., Tensor] = _Reduced.apply
 
 def rows(head: Head, settings: Settings) -> Tensors:
     """Return the outputs of every row, by the function of autograd or, while a compiler or tracer looks on, by the operator."""
-    if operators.eagerly(head.x):
+    if operators.eagerly(head.x) and (torch._C._are_functorch_transforms_active() or not compute.traced()):
         return by_chunks(HeadRows(head, settings), *head)
     _whole(settings, "under torch.compile")
     return tuple(linear_rows(*head, *settings[:-1]))
