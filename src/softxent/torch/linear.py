@@ -88,7 +88,7 @@ def linear_cross_entropy(
 
     Raises:
         ValueError, TypeError: if a shape, label, dtype or option does not fit.
-        RuntimeError: if a derivative of another order is wanted of a head whose classes are divided.
+        RuntimeError: if a derivative of third order, or in a mixture of modes, is wanted of a head whose classes are divided.
 
     Derivatives of any order with respect to input, W, b, weight, sample_weight and probabilities are available, in reverse and forward mode
     and by torch.func. If a gradient is not required, its matrix product is skipped. If W is bfloat16 or float16, its gradient is added up
