@@ -56,7 +56,7 @@ def use_backend(name: str) -> Iterator[None]:
     global _forced
     if not isinstance(name, str) or name not in NAMES:
         why = f" ({missing})" if missing else ""
-        contract.fail("use_backend", "name", "be " + " or ".join(map(repr, sorted(NAMES))), repr(name) + why)
+        contract.fail("use_backend", "name", "be " + " or ".join(map(repr, sorted(NAMES))), contract.shown(name) + why)
     before, _forced = _forced, name
     try:
         yield

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd import Function
 
-from ..contract import fail
+from ..contract import fail, shown
 from ..shards import Columns, evenly
 from . import compute, sharding
 from .sharded_operators import Shards, gathered, one_at_a_time
@@ -44,10 +44,10 @@ def shards_of_group(fn: str, group: Any, columns: int, first_class: int | None, 
     Without `first_class`, every process has as many classes, in the order of ranks. With it, the processes tell each other their classes.
     """
     if not dist.is_initialized():
-        fail(fn, "group", "be a process group; call torch.distributed.init_process_group first", repr(group), RuntimeError)
+        fail(fn, "group", "be a process group; call torch.distributed.init_process_group first", shown(group), RuntimeError)
     size = dist.get_world_size(group)
     if dist.get_rank(group) < 0:
-        fail(fn, "group", "be a group that this process belongs to", repr(group))
+        fail(fn, "group", "be a group that this process belongs to", shown(group))
     if first_class is None:
         return Shards(group, tuple(Columns(k * columns, (k + 1) * columns) for k in range(size)))
     mine = torch.tensor([first_class, columns], dtype=torch.int64, device=like.device)
