@@ -418,7 +418,7 @@ def rows(head: Head, settings: Settings) -> Tensors:
     if operators.eagerly(head.x):
         return by_chunks(HeadRows(head, settings), *head)
     _whole(settings, "under torch.compile")
-    return tuple(linear_rows(*head, *settings[:-1]))
+    return tuple(linear_rows(*head, settings.temperature, settings.cap, settings.outputs, settings.budget))
 
 
 def _rows(*arguments: Any) -> list[Tensor]:
