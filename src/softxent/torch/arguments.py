@@ -75,7 +75,8 @@ def truth_of(
         # A label out of range is an error on the CPU. On other devices, it would take time to wait for the labels.
         if not target.is_cpu or compute.forced():
             outside = (label != IGNORED) & ((label < 0) | (label >= classes))
-            found = found._replace(y=torch.where(outside, math.nan, _number(found.y, device)))
+            y = torch.where(outside, math.nan, _number(found.y, device))
+            found = truth.RowNumbers(y, found.r, found.q, found.off, found.weight)
         off = found.off if found.off is None else _number(found.off, device)
         off = my_columns(off, shards) if off is not None and off.ndim and shards is not None else off
         off = off if off is None else off.to(wide).expand(here)
@@ -240,6 +241,6 @@ def weights(fn: str, weight: Tensor | None, sample: Tensor | None, classes: int,
     if weight is not None and tuple(weight.shape) != (classes,):
         fail(fn, "weight", f"have shape ({classes},), one number a class", tuple(weight.shape))
     if sample is not None and (
-        sample.ndim > len(lead) or any(n not in (1, m) for n, m in zip(sample.shape[::-1], lead[::-1], strict=False))
+        sample.ndim > len(lead) or any(n not in (1, m) for n, m in zip(sample.shape[::-1], lead[::-1][: sample.ndim], strict=True))
     ):
         fail(fn, "sample_weight", f"broadcast to shape {lead}", tuple(sample.shape))

@@ -420,7 +420,7 @@ def rows(head: Head, settings: Settings) -> Tensors:
         beside: Any = torch.compiler.disable  # untyped
         divided: Tensors = beside(by_chunks)(HeadRows(head, settings), *head)
         return divided
-    return tuple(linear_rows(*head, *settings[:-1]))
+    return tuple(linear_rows(*head, settings.temperature, settings.cap, settings.outputs, settings.budget))
 
 
 def _rows(*arguments: Any) -> list[Tensor]:
