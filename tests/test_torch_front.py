@@ -208,6 +208,35 @@ def test_it_compiles_in_one_piece_for_any_number_of_rows():
     assert len(frames) == 1
 
 
+COMPILED = {
+    "smoothing": {"label_smoothing": 0.1, "z_loss": 0.1},
+    "class weights": {"weight": torch.rand(5, dtype=torch.float64)},
+    "sample weights": {"sample_weight": torch.rand(4, dtype=torch.float64)},
+    "transformed": {"softcap": 3.0, "temperature": 0.7},
+    "all outputs": {"reduction": "none", **dict.fromkeys(("return_lse", "return_entropy", "return_correct"), True)},
+}
+
+
+@pytest.mark.parametrize("function", ["loss", "head"])
+@pytest.mark.parametrize("target", ["labels", "probabilities"])
+@pytest.mark.parametrize("options", COMPILED)
+def test_every_option_compiles_in_one_piece(options, target, function):
+    """With a backend that was asked for, too, with which labels out of range are NaN, as on a GPU."""
+    z, w, t = torch.randn(4, 6, dtype=torch.float64), torch.randn(5, 6, dtype=torch.float64), torch.tensor([0, 3, -100, 4])
+    target = t if target == "labels" else torch.rand(4, 5, dtype=torch.float64)
+
+    def f(z, w, target):
+        given = COMPILED[options]
+        return st.cross_entropy(z @ w.T, target, **given) if function == "loss" else st.linear_cross_entropy(z, w, target, **given)
+
+    for computing in (contextlib.nullcontext(), st.use_backend("formula")):
+        torch._dynamo.reset()
+        with computing:
+            want, found = f(z, w, target), torch.compile(f, fullgraph=True, backend="eager")(z, w, target)
+        for a, b in zip(*((x,) if torch.is_tensor(x) else x for x in (found, want)), strict=True):
+            torch.testing.assert_close(a, b, rtol=FEW64, atol=FEW64)  # None is equal to None
+
+
 def test_the_operators_are_what_torch_expects_of_operators():
     z, label = torch.randn(4, 5, requires_grad=True), torch.tensor([0, 3, kernels.IGNORED, -1])
     y, r, g, n = (torch.rand(4, dtype=torch.float64, requires_grad=True) for _ in range(4))

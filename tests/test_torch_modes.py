@@ -198,6 +198,59 @@ def test_a_traced_function_has_our_operators_and_computes_other_values():
     torch.testing.assert_close(traced(other), f(other), rtol=FLOAT64, atol=FLOAT64)
 
 
+TRACED = {
+    "a mean": lambda z, t, x, w: st.cross_entropy(z, t),
+    "of each row": lambda z, t, x, w: st.cross_entropy(z, t, w, reduction="none", label_smoothing=0.1, softcap=3.0),
+    "outputs": lambda z, t, x, w: torch.stack(
+        st.cross_entropy(z, t, reduction="none", return_lse=True, return_entropy=True, return_logprobs=True)[:4]
+    ),
+    "probabilities": lambda z, t, x, w: st.cross_entropy(z, z.detach().softmax(1), z_loss=0.1),
+    "log_softmax": lambda z, t, x, w: st.log_softmax(z),
+    "logsumexp": lambda z, t, x, w: st.logsumexp(z),
+    "a module": lambda z, t, x, w: st.CrossEntropyLoss(w)(z, t),
+    "a head": lambda z, t, x, w: st.linear_cross_entropy(z, x, t),
+    "a head of each row": lambda z, t, x, w: st.linear_cross_entropy(z, x, t, weight=w, reduction="none", return_lse=True).lse,
+}
+
+
+checks_are_not_recorded = pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning:torch")
+
+
+@checks_are_not_recorded
+@pytest.mark.parametrize("requires_grad", [False, True])
+@pytest.mark.parametrize("tracer", ["torch.jit.trace", "make_fx"])
+@pytest.mark.parametrize("f", TRACED.values(), ids=TRACED)
+def test_a_traced_function_computes_other_values(f, tracer, requires_grad):
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    def given(rows):
+        z, x = torch.randn(rows, CLASSES, dtype=F64), torch.randn(CLASSES, CLASSES, dtype=F64)
+        return z.requires_grad_(requires_grad), torch.randint(CLASSES, (rows,)), x, torch.rand(CLASSES, dtype=F64)
+
+    rows = ROWS
+    if tracer == "make_fx":
+        traced = make_fx(f)(*given(ROWS))
+    else:
+        traced, rows = torch.jit.trace(f, given(ROWS), check_trace=False), ROWS + 2
+    other = given(rows)
+    got, want = traced(*other), f(*other)
+    torch.testing.assert_close(got, want, rtol=FLOAT64, atol=FLOAT64)
+    if requires_grad:
+        gradients = [torch.autograd.grad(value.sum(), other[0]) for value in (got, want)]
+        torch.testing.assert_close(*gradients, rtol=FLOAT64, atol=FLOAT64)
+
+
+@checks_are_not_recorded
+def test_a_traced_module_is_saved_with_our_operators(tmp_path):
+    z, t = torch.randn(ROWS, CLASSES), torch.tensor([2, 0, 1])
+    torch.jit.trace(st.CrossEntropyLoss(), (z, t)).save(tmp_path / "loss.pt")
+    loaded = torch.jit.load(tmp_path / "loss.pt")
+    assert "softxent::rows" in str(loaded.inlined_graph)
+    assert torch.equal(loaded(z + 1, t), st.cross_entropy(z + 1, t))
+    with pytest.raises(RuntimeError, match="must lie in"):
+        loaded(z, t + CLASSES)
+
+
 def test_nested_forward_mode_is_refused_and_not_0():
     """torch gives 0 for functions of autograd in nested forward mode, without an error."""
     z, t, v = torch.randn(4, 5, dtype=torch.float64), torch.tensor([0, 1, 2, 3]), torch.ones(4, 5, dtype=torch.float64)

@@ -21,7 +21,6 @@ from softxent.proof import bounds
 from softxent.torch import operators
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-HAS_FMA = DEVICE == "cuda" or not version("triton").startswith("3.2")  # the interpreter of Triton 3.2 has none
 KERNELS = {"triton": triton, "formula": reference}
 TRANSFORMS = {"as_given": (1.0, np.inf), "temperature": (0.7, np.inf), "softcap": (1.3, 5.0)}
 each_dtype = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
@@ -199,9 +198,7 @@ def bounds_of(p: Problem, scale: np.ndarray) -> Sizes:
         value = np.where(hot, at_label[:, None], terms + by_off)
         near = at_label - (g * truth_t + b) * miss * (1 - yhat_t)  # miss has the relative error e yhat_t
         dz = np.where(hot, (e * near + 2.0**-48 * (at_label + g * rest))[:, None], each * terms + 4 * u * by_off)
-        bent = (
-            4 * (bounds.UNIT["float64"] if HAS_FMA else u) * np.abs(np.where(np.isfinite(p.z), p.z, 0).astype(np.float64)) / p.transform[1]
-        )
+        bent = 4 * bounds.UNIT["float64"] * np.abs(np.where(np.isfinite(p.z), p.z, 0).astype(np.float64)) / p.transform[1]
         dz += ((8 * u + bent) * (roundings > 0) + store) * value
 
         v = p_v = direction(p).astype(np.float64)
@@ -232,7 +229,7 @@ def test_loss_and_gradient_are_the_formula(kernel, dtype, off):
         p = problem(*shape, dtype, off)
         result, parts, dz = fused(kernel, p)
         want, (loss_bound, dz_bound) = exact(p), allowed(p)
-        factor = (6 if HAS_FMA else 8) if dtype == np.float32 and kernel is triton else 1
+        factor = 6 if dtype == np.float32 and kernel is triton else 1
         dz_bound = dz_bound + 2.0**-120 * (dtype != np.float64)
         if dtype == ml_dtypes.bfloat16 and DEVICE == "cpu":
             dz_bound = dz_bound + 2.0**-7 * np.abs(np.where(np.isfinite(want.dz), want.dz, 0))
@@ -297,7 +294,7 @@ def test_a_softcap_and_its_slope_are_accurate_for_logits_of_any_size(dtype, cap)
     result, _, slope = fused(triton, p)
     want, want_slope, _ = formula.transformed(z.astype(np.longdouble), *p.transform)
     u, tiny = bounds.unit(dtype), 2.0**-120 if dtype == np.float32 else 2.0**-1000
-    exactly = DEVICE == "cpu" and HAS_FMA  # a GPU's quotient has an error of 4 units
+    exactly = DEVICE == "cpu"  # a GPU's quotient has an error of 4 units
     within(array(result[1]), want[:, 0], (4 if exactly else 8) * u * np.abs(want[:, 0]), "the logit")
     away = (
         np.abs(np.where(np.isfinite(z), z, 0).astype(float)) / cap * (dtype == np.float64 or not exactly)
@@ -587,7 +584,8 @@ def test_it_compiles_for_a_gpu_without_spilling(tmp_path, monkeypatch):
     assert all(stack == 0 for _, stack, _ in wide + one)
     assert all(stack <= 32 for _, stack, _ in narrow), narrow
     assert all(stack <= 128 for _, stack, _ in more), more
-    assert all(registers <= 64 for registers, _, _ in wide), wide  # four programs of 256 threads run at the same time
+    registers = 80 if version("triton").startswith("3.2.") else 64  # three, or four, programs of 256 threads run at the same time
+    assert all(used <= registers for used, _, _ in wide), wide
 
 
 # ---- the front end over both ----

@@ -24,8 +24,12 @@ from .compute import plain as plain
 from .operators import differentiated
 from .sharded_operators import Shards, most_probable, my_columns
 
-BIGGEST = 1.7976931348623157e308
-RANGES = ((0, 1), (0, BIGGEST), (truth.SMALLEST, BIGGEST), (truth.SMALLEST, math.inf))  # label_smoothing, z_loss, temperature, cap
+RANGES = (
+    (0, 1),
+    (0, truth.BIGGEST),
+    (truth.SMALLEST, truth.BIGGEST),
+    (truth.SMALLEST, math.inf),
+)  # label_smoothing, z_loss, temperature, cap
 NUMBERS = (float, int)
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -53,6 +57,7 @@ def truth_of(
     """
     shape, wide = z.shape, compute.compute_dtype(z)
     lead, here = shape[:axis] + shape[axis + 1 :], shape[axis]
+    here = int(here) if torch.jit.is_tracing() else here  # a tensor there, by which float32 would be divided
     classes = here if shards is None else shards.classes
     each = None if sample is None else sample.double().expand(lead)
     w = None if weight is None else weight.double()
@@ -70,7 +75,8 @@ def truth_of(
         # A label out of range is an error on the CPU. On other devices, it would take time to wait for the labels.
         if not target.is_cpu or compute.forced():
             outside = (label != IGNORED) & ((label < 0) | (label >= classes))
-            found = found._replace(y=torch.where(outside, math.nan, _number(found.y, device)))
+            y = torch.where(outside, math.nan, _number(found.y, device))
+            found = truth.RowNumbers(y, found.r, found.q, found.off, found.weight)
         off = found.off if found.off is None else _number(found.off, device)
         off = my_columns(off, shards) if off is not None and off.ndim and shards is not None else off
         off = off if off is None else off.to(wide).expand(here)
@@ -96,7 +102,8 @@ def quick_numbers(z: Tensor, target: Tensor, weight: Tensor | None, sample: Tens
     Returns None if a tensor or an option is none that the most frequent calls have, or if one is not allowed.
     """
     ignore_index, reduction, e, z_loss, temperature, cap = options
-    if type(ignore_index) is not int or type(reduction) is not str or not all(type(x) in NUMBERS for x in (e, z_loss, temperature, cap)):
+    whole = type(ignore_index) is int and -(2**63) <= ignore_index < 2**63
+    if not whole or type(reduction) is not str or not all(type(x) in NUMBERS for x in (e, z_loss, temperature, cap)):
         return None
     probable, classes, wide = target.is_floating_point(), z.shape[1], compute.compute_dtype(z)
     found = _same_for_all_rows(reduction, e, z_loss, temperature, cap, classes, probable, wide)
@@ -130,7 +137,9 @@ def _same_for_all_rows(
     reduction: str, e: float, z_loss: float, temperature: float, cap: float, classes: int, probable: bool, wide: torch.dtype
 ) -> QuickNumbers | None:
     """Return the truth without weights of classes and rows."""
-    allowed = all(low <= x <= high for x, (low, high) in zip((e, z_loss, temperature, cap), RANGES, strict=True))
+    allowed = all(
+        low <= x <= min(high, truth.BIGGEST) or x == high for x, (low, high) in zip((e, z_loss, temperature, cap), RANGES, strict=True)
+    )
     if not allowed or reduction not in contract.REDUCTIONS:
         return None
     y, r, q, off, _ = truth.row_numbers(None if probable else (), None, None, e, z_loss, classes)
@@ -232,6 +241,6 @@ def weights(fn: str, weight: Tensor | None, sample: Tensor | None, classes: int,
     if weight is not None and tuple(weight.shape) != (classes,):
         fail(fn, "weight", f"have shape ({classes},), one number a class", tuple(weight.shape))
     if sample is not None and (
-        sample.ndim > len(lead) or any(n not in (1, m) for n, m in zip(sample.shape[::-1], lead[::-1], strict=False))
+        sample.ndim > len(lead) or any(n not in (1, m) for n, m in zip(sample.shape[::-1], lead[::-1][: sample.ndim], strict=True))
     ):
         fail(fn, "sample_weight", f"broadcast to shape {lead}", tuple(sample.shape))

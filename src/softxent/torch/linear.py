@@ -88,7 +88,7 @@ def linear_cross_entropy(
 
     Raises:
         ValueError, TypeError: if a shape, label, dtype or option does not fit.
-        RuntimeError: if a derivative of another order is wanted of a head whose classes are divided.
+        RuntimeError: if a derivative of third order, or in a mixture of modes, is wanted of a head whose classes are divided.
 
     Derivatives of any order with respect to input, W, b, weight, sample_weight and probabilities are available, in reverse and forward mode
     and by torch.func. If a gradient is not required, its matrix product is skipped. If W is bfloat16 or float16, its gradient is added up
@@ -297,11 +297,12 @@ def _head(
     if not seen.is_floating_point():
         t, total = arguments.truth_of(FN, like, seen, weight, h.sample, 1, o, shards)
     else:
-        t, total = arguments.truth_of(FN, like, seen, None, h.sample, 1, o._replace(label_smoothing=0.0), shards)
+        given = arguments.Options(o.ignore_index, o.reduction, 0.0, o.z_loss, o.temperature, o.cap)
+        t, total = arguments.truth_of(FN, like, seen, None, h.sample, 1, given, shards)
         classes = len(h.w) if shards is None else shards.classes
         weight = weight if weight is None or shards is None else my_columns(weight, shards)
         scale, shift = arguments.scale_and_shift(weight, o.label_smoothing, classes, like.device)
-    return Head(h.x, h.w, h.b, *t[:4], None if h.target is None else t.off, scale, shift, *h.teacher), total
+    return Head(h.x, h.w, h.b, t.label, t.y, t.r, t.q, None if h.target is None else t.off, scale, shift, *h.teacher), total
 
 
 def _without_ignored(head: Head, eager: bool) -> tuple[Head, Tensor | None]:
@@ -311,7 +312,8 @@ def _without_ignored(head: Head, eager: bool) -> tuple[Head, Tensor | None]:
     """
     live = head.label != IGNORED
     if not eager or not head.x.is_cpu:
-        return head._replace(x=head.x.masked_fill(~live[:, None], 0)), None
+        x, *others = head
+        return Head(x.masked_fill(~live[:, None], 0), *others), None
     if bool(live.all()):
         return head, None
     at = live.nonzero()[:, 0]

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import Module
 
-from ..contract import fail, renamed
+from ..contract import fail, renamed, shown
 from . import arguments, compute, cpu, distributed, operators
 from .arguments import FLOATS, plain, tensor
 from .cpu import NOTHING
@@ -133,7 +133,7 @@ def cross_entropy(
     loss = arguments.reduced(losses, reduction, total, dtype)
     if not any(wanted):
         return loss
-    lse, logprobs, entropy = (t.to(dtype) if want else None for t, want in zip(rows, wanted, strict=False))
+    lse, logprobs, entropy = (t.to(dtype) if want else None for t, want in zip(rows, wanted[:3], strict=True))
     return Result(loss, lse, entropy, logprobs, correct.sum() if return_correct else None)
 
 
@@ -175,7 +175,7 @@ def _distributed(
     loss = distributed.reduced(losses, reduction, total, dtype, place)
     if not any(wanted):
         return loss
-    of_rows = [distributed.of_all_rows(t.to(dtype), place) if want else None for t, want in zip(rows, wanted, strict=False)]
+    of_rows = [distributed.of_all_rows(t.to(dtype), place) if want else None for t, want in zip(rows, wanted[:3], strict=True)]
     lse, logprobs, entropy = of_rows
     return Result(loss, lse, entropy, logprobs, distributed.whole_sum(correct.sum(), place) if wanted[3] else None)
 
@@ -442,5 +442,5 @@ def _on_axis(fn: str, input: Tensor, dim: int) -> bool:
     if not input.ndim:
         fail(fn, "input", "have a class axis", "shape ()")
     if not isinstance(dim, int) or not -input.ndim <= dim < input.ndim:
-        fail(fn, "dim", f"be an int between {-input.ndim} and {input.ndim - 1} for input of shape {tuple(input.shape)}", repr(dim))
+        fail(fn, "dim", f"be an int between {-input.ndim} and {input.ndim - 1} for input of shape {tuple(input.shape)}", shown(dim))
     return not input.shape[dim]
