@@ -57,7 +57,8 @@ def truth_of(
     """
     shape, wide = z.shape, compute.compute_dtype(z)
     lead, here = shape[:axis] + shape[axis + 1 :], shape[axis]
-    here = int(here) if torch.jit.is_tracing() else here  # a tensor there, by which float32 would be divided
+    if not torch.compiler.is_compiling() and torch._C._is_tracing():
+        here = int(here)  # it is a tensor there, and a number divided by it would be float32
     classes = here if shards is None else shards.classes
     each = None if sample is None else sample.double().expand(lead)
     w = None if weight is None else weight.double()
@@ -71,7 +72,7 @@ def truth_of(
             label = most_probable(off, shards, axis)
     else:
         label = operators.class_labels(fn, target, classes, options.ignore_index)
-        found = truth.row_numbers(label, w, each, e, options.z_loss, classes)
+        found = truth.row_numbers(label, w, each, e, options.z_loss, classes, _at)
         # A label out of range is an error on the CPU. On other devices, it would take time to wait for the labels.
         if not target.is_cpu or compute.forced():
             outside = (label != IGNORED) & ((label < 0) | (label >= classes))
@@ -145,6 +146,11 @@ def _same_for_all_rows(
     y, r, q, off, _ = truth.row_numbers(None if probable else (), None, None, e, z_loss, classes)
     everywhere = None if off is None else torch.full((classes,), off, dtype=wide, device="cpu")
     return QuickNumbers((float(y), float(r), float(q), float(temperature), float(cap)), None, None, everywhere)
+
+
+def _at(t: Tensor, i: Tensor) -> Tensor:
+    """Return t[i], also for an i without axes, whose value torch's own indexing waits for."""
+    return t[i.unsqueeze(0)].squeeze(0)
 
 
 def _number(x: Tensor | float, device: torch.device) -> Tensor:

@@ -176,7 +176,7 @@ def readable(*tensors: Tensor) -> bool:
 
 def traced() -> bool:
     """Whether a tracer records operators: torch.jit.trace, or a mode such as that of make_fx."""
-    return torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack() > 0
+    return torch._C._is_tracing() or torch._C._len_torch_dispatch_stack() > 0
 
 
 def plain(*tensors: Tensor) -> bool:

@@ -416,10 +416,8 @@ def rows(head: Head, settings: Settings) -> Tensors:
     """Return the outputs of every row, by the function of autograd or, while a compiler or tracer looks on, by the operator."""
     if operators.eagerly(head.x) and (torch._C._are_functorch_transforms_active() or not compute.traced()):
         return by_chunks(HeadRows(head, settings), *head)
-    if settings.shards is not None:
-        beside: Any = torch.compiler.disable  # untyped
-        divided: Tensors = beside(by_chunks)(HeadRows(head, settings), *head)
-        return divided
+    if settings.shards is not None or (torch.compiler.is_compiling() and operators.transforms()):
+        return tuple(operators.beside_the_graph(by_chunks)(HeadRows(head, settings), *head))
     return tuple(linear_rows(*head, settings.temperature, settings.cap, settings.outputs, settings.budget))
 
 

@@ -104,15 +104,29 @@ def eagerly(t: Tensor) -> bool:
     """Whether the function of autograd is used for this tensor, and not the operator of torch.library."""
     if torch.compiler.is_compiling():
         return False
-    return torch._C._are_functorch_transforms_active() or (type(t) in PLAIN and not t.is_meta and not torch.jit.is_tracing())
+    return torch._C._are_functorch_transforms_active() or (type(t) in PLAIN and not t.is_meta and not torch._C._is_tracing())
+
+
+def _transforms() -> bool:
+    """Whether forward mode or a transform of torch.func is active. The operators of torch.library know neither, and drop a tangent."""
+    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+
+
+_constant: Any = torch.compiler.assume_constant_result  # untyped
+transforms: Callable[[], bool] = _constant(_transforms)  # a compiler guards the transforms that were active when it traced
+
+
+def beside_the_graph(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that a compiler does not trace: the graph ends before the call."""
+    disable: Any = torch.compiler.disable  # untyped
+    found: Callable[..., Any] = disable(function)
+    return found
 
 
 def _called(function: Any, operator: Any, z: Tensor, *others: Any) -> Any:
     """Call the function of autograd or the operator of torch.library."""
-    if torch.compiler.is_compiling() and forward_ad._current_level >= 0:
-        # operators of torch.library have no forward mode, and drop a tangent without an error
-        beside: Any = torch.compiler.disable  # untyped
-        return beside(function.apply)(z, *others)
+    if torch.compiler.is_compiling() and transforms():
+        return beside_the_graph(function.apply)(z, *others)
     if not eagerly(z):
         return operator(z, *others)
     if torch._C._are_functorch_transforms_active():
@@ -415,7 +429,8 @@ def _loss_by_off(z: Tensor, label: Tensor, r: Tensor, off: Tensor, axis: int, *t
 def _log_softmax_vjp(z: Tensor, v: Tensor, scale: Tensor, axis: int, *transform: Any) -> Tensor:
     """Return scale v - yhat sum_k scale v_k, times the slope of the transform: less the gradient of the truth scale v.
 
-    The most probable class is the label, of weight 0, so that its entry keeps its digits. Rows of scale 0 without finite logits are ignored.
+    The most probable class is the label, of weight 0, so that its entry keeps its digits. Rows of scale 0 whose logits are not finite are
+    ignored.
     """
     zero, one = z.new_zeros((), dtype=torch.float64), z.new_ones((), dtype=torch.float64)
     peak, top = z.detach().max(axis)
