@@ -13,6 +13,7 @@
 #include <cfenv>
 #include <exception>
 #include <limits>
+#include <new>
 #include <stdexcept>
 #include <type_traits>
 #include <utility>
@@ -94,28 +95,16 @@ static Buffer output(const ffi::RemainingRets& rets, size_t i) {
   return **found;
 }
 
-// The memory of a call for labels, numbers and results of the rows. It stays with the thread for the next call.
+// The memory of a call for labels, numbers and results of the rows.
 class Rows {
-  std::vector<double> memory;
-  static std::vector<double>& spare() {
-    static thread_local std::vector<double> mine;
-    return mine;
-  }
-  size_t used = 0;
+  const Memory memory;
+  double* next;
 
  public:
-  explicit Rows(int64_t arrays, int64_t rows) {
-    memory.swap(spare());
-    if ((int64_t)memory.size() < arrays * rows) memory.resize(arrays * rows);
+  explicit Rows(int64_t arrays, int64_t rows) : memory(arrays * rows * sizeof(double), Memory::ROWS), next((double*)memory.data()) {
+    if (!next) throw std::bad_alloc();
   }
-  ~Rows() {
-    if (memory.size() <= 1 << 20) memory.swap(spare());
-  }
-  double* take(int64_t n) {
-    double* begin = memory.data() + used;
-    used += n;
-    return begin;
-  }
+  double* take(int64_t n) { return std::exchange(next, next + n); }
 };
 
 // Sets the labels, as int64. Returns whether one of them is OUTSIDE.
@@ -313,6 +302,8 @@ template <class F> static ffi::Error guarded(F f) {
   const Subnormals kept;
   try {
     return f();
+  } catch (const std::bad_alloc&) {
+    return ffi::Error(ffi::ErrorCode::kResourceExhausted, "softxent: out of memory");
   } catch (const std::exception& error) {
     return ffi::Error::Internal(error.what());
   }

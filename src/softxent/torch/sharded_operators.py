@@ -239,7 +239,7 @@ class ShardedRows(Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Optional) -> Any:
-        *of, parts = ctx.saved_tensors
+        *of, parts = compute.saved(ctx)
         axis = ctx.options[1]
         label = of[1]
         up = list(grads[:4]) if ctx.more else [*grads[:2], None, None]
@@ -261,7 +261,7 @@ class ShardedRows(Function):
 
     @staticmethod
     def jvp(ctx: Any, dz: Optional, _: None, dy: Optional, dr: Optional, dq: Optional, doff: Optional, *__: Any) -> Any:
-        *of, parts = ctx.saved_tensors
+        *of, parts = compute.saved(ctx)
         shards, axis, *transform = ctx.options
         z, label, y, r, q, _ = of
         zero: Any = z.new_zeros(label.shape, dtype=torch.float64)
@@ -312,7 +312,7 @@ class ShardedGradient(Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Optional) -> Any:
-        (v,), saved = grads, ctx.saved_tensors
+        (v,), saved = grads, compute.saved(ctx)
         if v is None:
             return (None,) * 15
         if torch.is_grad_enabled():
@@ -344,7 +344,7 @@ class ShardedLogSoftmax(Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Optional) -> Any:
-        (v,), (z, parts), (shards, axis, *transform) = grads, ctx.saved_tensors, ctx.options
+        (v,), (z, parts), (shards, axis, *transform) = grads, compute.saved(ctx), ctx.options
         if v is None:
             return (None,) * 6
         total, zero = total_over_processes(v.double().sum(axis), shards.group), z.new_zeros((), dtype=torch.float64)
@@ -354,7 +354,7 @@ class ShardedLogSoftmax(Function):
 
     @staticmethod
     def jvp(ctx: Any, dz: Tensor, *_: Any) -> Tensor:
-        (z, parts), (shards, axis, *transform) = ctx.saved_tensors, ctx.options
+        (z, parts), (shards, axis, *transform) = compute.saved(ctx), ctx.options
         zero = z.new_zeros((), dtype=torch.float64)
         of = _Rows(z, no_labels(z, axis), zero, zero, zero, None)
         mean = _curvature(of, dz, [None] * 4, parts, shards, axis, *transform).mean
