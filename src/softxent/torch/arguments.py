@@ -110,7 +110,7 @@ def quick_numbers(z: Tensor, target: Tensor, weight: Tensor | None, sample: Tens
     found = _same_for_all_rows(reduction, e, z_loss, temperature, cap, classes, probable, wide)
     if found is None or (weight is None and sample is None and not probable):
         return found
-    if probable and (ignore_index >= 0 or target.shape != z.shape or differentiated(target)):
+    if probable and (ignore_index >= 0 or target.shape != z.shape or not target.data_ptr() or differentiated(target)):
         return None
     off, factors = found.off, None
     if sample is not None:
@@ -129,8 +129,8 @@ def quick_numbers(z: Tensor, target: Tensor, weight: Tensor | None, sample: Tens
 
 
 def _constant(t: Tensor, shape: tuple[int, ...]) -> bool:
-    """Whether this is an ordinary tensor of real numbers of this shape on the CPU, by which nothing is differentiated."""
-    return plain(t) and t.shape == shape and t.is_cpu and not t.is_complex() and not differentiated(t)
+    """Whether this is an ordinary tensor of real numbers of this shape on the CPU, in memory, by which nothing is differentiated."""
+    return plain(t) and t.shape == shape and t.is_cpu and t.data_ptr() != 0 and not t.is_complex() and not differentiated(t)
 
 
 @lru_cache(maxsize=256)
@@ -198,7 +198,7 @@ def result_dtype(input: Tensor) -> torch.dtype:
 
 
 def tensor(fn: str, name: str, t: Any, input: Tensor) -> None:
-    """Refuse what is no dense tensor on the device of `input`."""
+    """Refuse what is no dense tensor on the device of `input`, or has lost its memory."""
     if not isinstance(t, Tensor):
         instead = " (softxent's own functions take NumPy arrays)" if isinstance(t, np.ndarray) else ""
         fail(fn, name, f"be a torch.Tensor{instead}", type(t).__name__, TypeError)
@@ -206,6 +206,8 @@ def tensor(fn: str, name: str, t: Any, input: Tensor) -> None:
         fail(fn, name, f"be a dense tensor ({name}.to_dense() is one)", t.layout, TypeError)
     if t.device != input.device:
         fail(fn, name, f"be on {input.device} as input is", t.device)
+    if plain(t) and not cpu.has_memory(t):
+        cpu.no_memory(fn, name, t)
 
 
 def labels(fn: str, names: contract.Names, target: Tensor, shape: tuple[int, ...], axis: int) -> None:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..contract import fail
-from .compute import traced
+from .compute import saved, traced
 
 Tensors = tuple[Tensor, ...]
 
@@ -165,7 +165,7 @@ class ByChunks(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *upstream: Any) -> Any:
-        function, arguments = ctx.function, ctx.saved_tensors
+        function, arguments = ctx.function, saved(ctx)
         needed = [k for k, need in enumerate(ctx.needs_input_grad[1:]) if need]
         given = [k for k in function.differentiable if upstream[k] is not None]
         found = iter(applied(function.gradient(needed, given), *arguments, *(upstream[k] for k in given)) if given else ())
@@ -175,7 +175,7 @@ class ByChunks(torch.autograd.Function):
     def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> Any:
         function = ctx.function
         moving = [k for k, t in enumerate(tangents) if t is not None]
-        found = iter(by_chunks(function.tangent(moving), *ctx.saved_tensors, *(tangents[k] for k in moving)))
+        found = iter(by_chunks(function.tangent(moving), *saved(ctx), *(tangents[k] for k in moving)))
         return tuple(next(found) if k in function.differentiable else None for k in range(len(function.per_row)))
 
     @staticmethod

@@ -184,6 +184,20 @@ def plain(*tensors: Tensor) -> bool:
     return forward_ad._current_level < 0 and readable(*tensors)
 
 
+def saved(ctx: Any) -> tuple[Any, ...]:
+    """Return the tensors that were saved for a backward pass, after a check that nobody has freed or shortened their memory since then."""
+    found: tuple[Any, ...] = ctx.saved_tensors
+    need_memory(*found)
+    return found
+
+
+def need_memory(*tensors: Tensor | None) -> None:
+    """Raise an error if the memory of a tensor was freed, or is shorter than its shape needs."""
+    for t in tensors:
+        if t is not None and readable(t) and not cpu.has_memory(t):
+            cpu.no_memory("softxent.torch", "a tensor that was saved for the backward pass", t)
+
+
 # ---- rows and their numbers ----
 
 

@@ -329,6 +329,7 @@ class CrossEntropy(Function):
     def forward(ctx: Any, input: Tensor, found: Found, given: Given) -> Any:
         ctx.save_for_backward(input, given[0], given[1], given[2], found[2], found[3])
         ctx.given, ctx.unused = given[3:], [True]
+        ctx.of_weights = None if given[1] is given[2] is None else [t if t is None else t.shape for t in given[1:3]]
         ctx.set_materialize_grads(False)
         return found[0][0] if given.wanted is ONLY_LOSS else tuple(found[0])
 
@@ -338,14 +339,18 @@ class CrossEntropy(Function):
         g, batched, once = grads[0], operators.batched_by_autograd(*grads), not torch.is_grad_enabled()
         known, given = None, Given(target, weight, sample, *ctx.given)
         if dz is not None and g is not None and not batched:
+            first = operators.first_backward(ctx)
+            if not (first and once):
+                _unchanged(ctx.of_weights, input, target, weight, sample)
             # an in-place change of the result is not one of the saved dz
-            known = compute.scaled(dz.data if operators.first_backward(ctx) else _again(input, given), g.detach())
+            known = compute.scaled(dz.data if first else _again(input, given), g.detach())
             if once:
                 return known, None, None
         if once and not batched:
             found = _quick(input, given, parts, grads)
             if found is not None:
                 return found[2], None, None
+        _unchanged(ctx.of_weights, input, target, weight, sample)
         options = arguments.Options(*given.options)
         truth, total = _truth_of(input, given._replace(options=options))
         up = [None if t is None else t.double() for t in grads] + [None] * (4 - len(grads))
@@ -357,10 +362,18 @@ class CrossEntropy(Function):
         return (operators.multiplied_gradient if batched else operators.gradient)(*of_gradient), None, None
 
 
+def _unchanged(of_weights: list[torch.Size | None] | None, input: Tensor, target: Tensor, *weights: Tensor | None) -> None:
+    """Raise an error if a tensor that was saved has lost its memory since then, or its shape, where broadcasting would hide it."""
+    compute.need_memory(input, target, *weights)
+    for name, t, shape in zip(("weight", "sample_weight"), weights, of_weights or (None, None), strict=True):
+        if t is not None and t.shape != shape:
+            fail(FN, name, f"keep its shape {tuple(shape or ())} until the backward pass", tuple(t.shape), RuntimeError)
+
+
 def _again(input: Tensor, given: Given) -> Tensor:
     """Compute the gradient of the forward pass again."""
     with torch.enable_grad():
-        dz = _computed(input, given)[2]
+        dz = _computed(input, given._replace(options=arguments.Options(*given.options)))[2]
     assert dz is not None
     return dz
 

@@ -216,7 +216,7 @@ class Rows(Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Optional) -> Any:
-        z, label, _, r, _, off = given = ctx.saved_tensors
+        z, label, _, r, _, off = given = compute.saved(ctx)
         *options, more = ctx.options
         up: Any = grads[:4] if more else (*grads[:2], None, None)
         needs, g = ctx.needs_input_grad, up[0]
@@ -232,7 +232,7 @@ class Rows(Function):
 
     @staticmethod
     def jvp(ctx: Any, dz: Optional, _: None, dy: Optional, dr: Optional, dq: Optional, doff: Optional, *__: Any) -> Any:
-        z, label, y, r, q, off = given = ctx.saved_tensors
+        z, label, y, r, q, off = given = compute.saved(ctx)
         axis, *transform, more = ctx.options
         dloss: Any = z.new_zeros(label.shape, dtype=torch.float64)
         dlse = dlogprob = dentropy = dloss
@@ -270,7 +270,7 @@ class Gradient(Function):
         (v,), none = grads, (None,) * 13
         if v is None:
             return none
-        z, label, *_ = given = ctx.saved_tensors
+        z, label, *_ = given = compute.saved(ctx)
         zero, options = z.new_zeros((), dtype=torch.float64), ctx.options
         lse = lambda: rows(z, label, zero, zero, zero, None, *options)[1]  # noqa: E731
         along = curvature(z, v, *given[1:], *options)
@@ -278,7 +278,7 @@ class Gradient(Function):
 
     @staticmethod
     def jvp(ctx: Any, dz: Optional, _: None, dy: Optional, dr: Optional, dq: Optional, doff: Optional, *others: Any) -> Any:
-        given = ctx.saved_tensors
+        given = compute.saved(ctx)
         z, label, r, off, g = (given[i] for i in (0, 1, 3, 5, 6))
         up, options = others[:4], ctx.options
         total, zero = torch.zeros_like(z), z.new_zeros((), dtype=torch.float64)
@@ -327,7 +327,7 @@ class LogSoftmax(Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Optional) -> Any:
-        (v,), (z, scale) = grads, ctx.saved_tensors
+        (v,), (z, scale) = grads, compute.saved(ctx)
         axis, *transform = ctx.options
         if v is None:
             return (None,) * 5
@@ -341,7 +341,7 @@ class LogSoftmax(Function):
 
     @staticmethod
     def jvp(ctx: Any, dz: Optional, dscale: Optional, *_: Any) -> Tensor:
-        z, scale = ctx.saved_tensors
+        z, scale = compute.saved(ctx)
         axis, *transform = ctx.options
         total = torch.zeros_like(z)
         if dz is not None:
