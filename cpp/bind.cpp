@@ -17,9 +17,7 @@
 #include <tuple>
 #include <vector>
 #include "run.h"
-#if defined(SOFTXENT_XLA)
 #include "xla.h"
-#endif
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -368,22 +366,12 @@ NB_MODULE(_kernel, m) {
       "sums"_a.noconvert(), "pairs"_a.noconvert(), "label"_a.noconvert(), "numbers"_a.noconvert(), "result"_a.noconvert(),
       "parts"_a.noconvert());
   m.def("quick", quick);
-  m.def("xla_calls", [] {  // the handlers for XLA as capsules, by name; none where the package was built without XLA's headers
+  m.def("xla_calls", [] {  // the handlers for XLA as capsules, by name
     nb::dict found;
-#if defined(SOFTXENT_XLA)
     for (const auto& [name, handler] : xla_calls()) found[name] = nb::capsule(handler, "xla._CUSTOM_CALL_TARGET");
-#endif
     return found;
   });
-  m.def(
-      "set_xla_threads",
-      [](int threads) {
-#if defined(SOFTXENT_XLA)
-        set_xla_threads(threads);
-#endif
-        (void)threads;
-      },
-      "threads"_a);
+  m.def("set_xla_threads", set_xla_threads, "threads"_a);
   m.def("buffer", buffer, "bytes"_a);
   m.def("trim", trim);
   m.def("first_outside", first_outside, "label"_a.noconvert(), "classes"_a, "ignore_index"_a);

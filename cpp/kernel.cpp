@@ -233,7 +233,7 @@ ALWAYS void softcapped_group(const typename T::S* q, typename T::A inverse_cap, 
 }
 
 // Computes 2^LIFT e^(scale y) of a block and stores what `keep` says. Returns the sum of the former and, as `top`, the largest y.
-template <class T, Op op, Keep keep>
+template <class T, Keep keep>
 ALONE double softcapped_exponentials(const Job& j, const typename T::S* z, int64_t n, int64_t t, typename T::A* y, typename T::A* slope,
                                      typename T::A* e, typename T::A& top, const char* out) {
   SHAPE
@@ -285,7 +285,7 @@ ALWAYS double exponentials(const typename T::S* z, int64_t n, int64_t t, const S
       if (with_u)
         FOUR(c) below[c] = v[c] < shift.low ? V<A>{} : below[c];  // because 0 times infinity is not 0
       exps<A, 4>(v, shift.magic, shift.low);
-      if (op != FORWARD && op != LOG_SOFTMAX)
+      if (op != FORWARD)
         FOUR(c) store(e + k + c * L + u * W, v[c]);
       if (op != BACKWARD) s.add(u, v);
       if (with_u) su.add_products(u, v, below);
@@ -605,12 +605,12 @@ template <class T, class O> ALWAYS int64_t find_label(const Job& j, int64_t i, d
   return j.off_by_row ? largest<O>(off<O>(j, i), j.cols, nullptr) : largest<T>(row<T>(j, i), j.cols, tops);
 }
 
-ALWAYS bool needs_all(const Job& j, Op op) { return j.number_count > 4 || (op != BACKWARD && j.entropy); }
+ALWAYS bool needs_all(const Job& j) { return j.number_count > 4 || j.entropy; }
 template <class T, Op op>
 ALWAYS double softcapped(const Job& j, const typename T::S* z, int64_t n, int64_t t, typename T::A* y, typename T::A* slope,
                          typename T::A* e, typename T::A& top, const char* out) {
-  if (needs_all(j, op)) return softcapped_exponentials<T, op, EACH_OF_THEM>(j, z, n, t, y, slope, e, top, out);
-  return softcapped_exponentials<T, op, op == FORWARD ? NOTHING : PRODUCT>(j, z, n, t, y, slope, e, top, out);
+  if (needs_all(j)) return softcapped_exponentials<T, EACH_OF_THEM>(j, z, n, t, y, slope, e, top, out);
+  return softcapped_exponentials<T, op == FORWARD ? NOTHING : PRODUCT>(j, z, n, t, y, slope, e, top, out);
 }
 
 ALWAYS double power_of_two(double k) { return bits<double>((1023 + (int64_t)k) << 52); }
@@ -634,7 +634,8 @@ template <class A> ALONE double below_top(const A* y, const A* e, int64_t n, A s
 
 // Computes the exponentials and the sums of block b of row i, whose label is t; with_off: also of off.
 template <class T, class O, Op op>
-ALONE void sum_block(const Job& j, Scratch<typename T::A>& f, int64_t i, int64_t t, int g, int64_t b, bool top_is_known = false) {
+ALONE void sum_block(const Job& j, Scratch<typename T::A>& f, int64_t i, int64_t t, int g, int64_t b, bool once, bool with_off,
+                     bool top_is_known = false) {
   SHAPE
   const int64_t k = b * BLOCK, n = least(j.cols - k, BLOCK), at = g + b, place = g * whole(j.cols) + k;
   t = from(t, k);
@@ -642,10 +643,9 @@ ALONE void sum_block(const Job& j, Scratch<typename T::A>& f, int64_t i, int64_t
   const A scale = j.scale;
   A *y = f.y ? f.y + place : nullptr, *e = f.e + place;
   const int64_t padded = (n + G - 1) / G * G;
-  const bool with_u = op != BACKWARD && j.entropy, once = op != CURVATURE && op != LOG_SOFTMAX && one_pass(j),
-             copied = !y && j.cols <= COPIED;
+  const bool with_u = op != BACKWARD && j.entropy, copied = !y && j.cols <= COPIED;
   const char *next = (const char*)(z + (top_is_known ? j.z_step : n)),
-             *out = op == FORWARD || j.stream ? nullptr : (const char*)((S*)j.dz + i * j.dz_step + k);
+             *out = !j.dz || j.stream ? nullptr : (const char*)((S*)j.dz + i * j.dz_step + k);
   double u = 0, s;
   A most;
   if (once)
@@ -676,7 +676,7 @@ ALONE void sum_block(const Job& j, Scratch<typename T::A>& f, int64_t i, int64_t
   f.b.s[at] = s;
   const bool inexact = rounded != -(A)INF && (double)rounded != m;  // m is a rounded product, if scale is not 1
   f.b.u[at] = inexact ? u + s * (m - rounded) : u;
-  if (op != BACKWARD && op != CURVATURE && j.off) {
+  if (op != BACKWARD && with_off) {
     dot<T, O>(z, y, off<O>(j, i) + k, n, t, scale, finite, f.b.o[at], f.b.d[at]);
     if (inexact) f.b.d[at] += f.b.o[at] * (m - rounded);
   }
@@ -790,7 +790,7 @@ static void merge_shards(const Job& j, double* sums, const int64_t* pairs, int64
 }
 
 // Writes block b of the gradient of row i, whose label is t.
-template <class T, class O, Op op> ALONE void write_block(const Job& j, Scratch<typename T::A>& f, int64_t i, int64_t t, int g, int64_t b) {
+template <class T, class O> ALONE void write_block(const Job& j, Scratch<typename T::A>& f, int64_t i, int64_t t, int g, int64_t b) {
   typedef typename T::A A;
   constexpr int W = Lanes<A>::W;
   const int64_t k = b * BLOCK, n = least(j.cols - k, BLOCK), place = g * whole(j.cols) + k;
@@ -820,7 +820,7 @@ template <class T, class O, Op op> ALONE void write_block(const Job& j, Scratch<
   else if (f.y && !once)
     write<T, O, false, true>(e, scale, power, 0, w, f.slope + place, dz, n, j.stream, next);
   else {
-    if (once && needs_all(j, op))  // else e is the product already
+    if (once && needs_all(j))  // else e is the product already
       for (int64_t c = 0; c < whole(n); c += W) store(e + c, read(e + c) * read(f.slope + place + c));
     write<T, O, false, false>(e, scale, power, 0, w, nullptr, dz, n, j.stream, next);
   }
@@ -1119,20 +1119,20 @@ template <class T, class O, Op op, bool plain> ALONE void short_rows(const Job& 
 
 // ---- one row at a time, with its most probable class j0 kept apart: log-softmax and the curvature ----
 
-// Computes the exponentials of the row and its sums, in f.b and f.x.part.
+// Computes the exponentials of the row, which only FUSED keeps, and its sums, in f.b and f.x.part.
 template <class T, class O, Op op> ALWAYS void most_probable_apart(const Job& j, Scratch<typename T::A>& f, int64_t i, int64_t j0) {
   const int64_t blocks = blocks_of(j.cols);
-  for (int64_t b = 0; b < blocks; b++) sum_block<T, O, op>(j, f, i, j0, 0, b);
+  for (int64_t b = 0; b < blocks; b++) sum_block<T, O, op>(j, f, i, j0, 0, b, false, false);
   merge_blocks<op>(j, f.b, i, 1);
   put_parts<T, O>(j, f, i, j0, 0);
 }
 
 // Computes dz := number log yhat, from (z_j0 - z_k) + nll, so that values near 0 keep their digits.
-template <class T, class O> ALONE void log_softmax(const Job& j, Scratch<typename T::A>& f, int64_t i) {
+template <class T> ALONE void log_softmax(const Job& j, Scratch<typename T::A>& f, int64_t i) {
   SHAPE
   const S* z = row<T>(j, i);
   S* dz = (S*)j.dz + i * j.dz_step;
-  most_probable_apart<T, O, LOG_SOFTMAX>(j, f, i, largest<T>(z, j.cols, nullptr));
+  most_probable_apart<T, T, FORWARD>(j, f, i, largest<T>(z, j.cols, nullptr));
   const double exact = f.x.part[ZT][0];
   const Finished x = finished(splat(f.x.part[M][0]), splat(f.x.part[Part::S][0]), splat(exact));
   const A scale = j.scale, z0 = exact, by = number(j, (Number)0, i);
@@ -1265,7 +1265,7 @@ template <class T, class O> ALONE void curvature(const Job& j, Scratch<typename 
   }
   const int64_t t = find_label<T, O>(j, i), j0 = largest<T>(z, j.cols, nullptr), blocks = blocks_of(j.cols);
   const bool labelled = within(t, j.cols);
-  most_probable_apart<T, O, CURVATURE>(j, f, i, j0);
+  most_probable_apart<T, O, FUSED>(j, f, i, j0);
   const double exact = f.x.part[ZT][0];
   const A scale = j.scale, cool = j.inverse_temperature, z0 = exact;
   const double rest = z0 - z0 == 0 ? exact - (double)z0 : 0;
@@ -1474,7 +1474,7 @@ template <class T, class O, Op op> void run(const Job& j, int64_t first, int64_t
     const int64_t tile = lanes_are_rows ? (int64_t)Lanes<typename T::A>::L : 1;
     for (int64_t i = first; i < last; i += tile) {
       if constexpr (op == LOG_SOFTMAX)
-        log_softmax<T, O>(j, f, i);
+        log_softmax<T>(j, f, i);
       else if (lanes_are_rows)
         short_curvature<T, O>(j, f, i, least(tile, last - i));
       else
@@ -1483,16 +1483,17 @@ template <class T, class O, Op op> void run(const Job& j, int64_t first, int64_t
   } else {
     const int64_t t = label(j, first);
     if (phase == FIND_LABEL) j.found[first] = find_label<T, O>(j, first);
-    if (phase == SUM_BLOCK && !ignored(j, first)) sum_block<T, O, op>(j, f, first, t, 0, block);
+    if (phase == SUM_BLOCK && !ignored(j, first)) sum_block<T, O, op>(j, f, first, t, 0, block, one_pass(j), j.off);
     if (phase == FINISH_ROW) finish_rows<T, O, op>(j, f, first, &t, 1);
-    if (phase == WRITE_BLOCK) write_block<T, O, op>(j, f, first, t, 0, block);
+    if constexpr (op != FORWARD)
+      if (phase == WRITE_BLOCK) write_block<T, O>(j, f, first, t, 0, block);
     if (phase == ALL) {
       const bool lanes_are_rows = j.cols <= SHORT_ROW;
       const int64_t blocks = blocks_of(j.cols), tile = lanes_are_rows ? (int64_t)Lanes<typename T::A>::L : tile_of(j.cols);
       for (int64_t i = first; i < last; i += tile) {
         const int some = least(tile, last - i);
         if (lanes_are_rows) {
-          is_plain(j) ? short_rows<T, O, op, true>(j, f, i, some) : short_rows<T, O, op, false>(j, f, i, some);
+          is_plain(j) ? short_rows<T, T, op, true>(j, f, i, some) : short_rows<T, O, op, false>(j, f, i, some);
           continue;
         }
         int64_t* labels = f.x.label;
@@ -1500,11 +1501,12 @@ template <class T, class O, Op op> void run(const Job& j, int64_t first, int64_t
           const bool known = label(j, i + g) == LARGEST && !j.off_by_row;
           labels[g] = find_label<T, O>(j, i + g, f.b.top + g);
           if (!ignored(j, i + g))
-            for (int64_t b = 0; b < blocks; b++) sum_block<T, O, op>(j, f, i + g, labels[g], g, b, known);
+            for (int64_t b = 0; b < blocks; b++) sum_block<T, O, op>(j, f, i + g, labels[g], g, b, one_pass(j), j.off, known);
         }
         finish_rows<T, O, op>(j, f, i, labels, some);
-        for (int g = 0; g < some && op != FORWARD; g++)
-          for (int64_t b = 0; b < blocks; b++) write_block<T, O, op>(j, f, i + g, labels[g], g, b);
+        if constexpr (op != FORWARD)
+          for (int g = 0; g < some; g++)
+            for (int64_t b = 0; b < blocks; b++) write_block<T, O>(j, f, i + g, labels[g], g, b);
       }
     }
   }
@@ -1512,7 +1514,7 @@ template <class T, class O, Op op> void run(const Job& j, int64_t first, int64_t
 }
 }
 
-#define OPS_OF(T, O) {run<T, O, FORWARD>, run<T, O, BACKWARD>, run<T, O, FUSED>, run<T, O, CURVATURE>, run<T, O, LOG_SOFTMAX>}
+#define OPS_OF(T, O) {run<T, O, FORWARD>, run<T, O, BACKWARD>, run<T, O, FUSED>, run<T, O, CURVATURE>, run<T, T, LOG_SOFTMAX>}
 #define STRING_(a) #a
 #define STRING(a) STRING_(a)
 #define JOIN_(a, b) a##b

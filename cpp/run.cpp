@@ -52,8 +52,11 @@ const Isa& isa() {
     if (fits(isa_avx512, has.avx512)) return isa_avx512;
     if (fits(isa_avx2, has.avx2)) return isa_avx2;
 #endif
-    if (!fits(SOFTXENT_BASE, true))
-      throw std::invalid_argument("softxent: SOFTXENT_ISA must be among " + choices + ", which this machine has; got '" + want + "'");
+    if (!fits(SOFTXENT_BASE, true)) {
+      std::string got;
+      for (const char* c = want; *c && got.size() < 100; ++c) got += *c < ' ' || *c > '~' ? '?' : *c;  // it may be no UTF-8, or escapes
+      throw std::invalid_argument("softxent: SOFTXENT_ISA must be among " + choices + ", which this machine has; got '" + got + "'");
+    }
     return SOFTXENT_BASE;
   }();
   return chosen;

@@ -14,17 +14,18 @@
 #include <exception>
 #include <limits>
 #include <stdexcept>
+#include <string_view>
 #include <type_traits>
 #include <utility>
 #include <vector>
+#include "ffi.h"
 #include "run.h"
 #include "xla.h"
-#include "xla/ffi/api/ffi.h"
 
-namespace ffi = xla::ffi;
 namespace softxent {
-typedef ffi::AnyBuffer Buffer;
+using ffi::Buffer;
 
+static const char* const WRONG_SIZE = "softxent: this jaxlib has another interface for custom calls";
 static constexpr int64_t OUTSIDE = IGNORED + 2;  // label of a row whose results are NaN
 enum Given { OFF = 1, V = 2, PARTS_READ = 4, TOTAL = 8, PARTS_WRITTEN = 16, LABEL = 32, WITH_ENTROPY = 64 };
 
@@ -35,14 +36,14 @@ static void need(bool ok, const char* what) {
   if (!ok) throw std::invalid_argument(what);
 }
 static Type type_of(const Buffer& b) {
-  switch (b.element_type()) {
-    case ffi::DataType::F32:
+  switch (b.type) {
+    case ffi::F32:
       return F32;
-    case ffi::DataType::F64:
+    case ffi::F64:
       return F64;
-    case ffi::DataType::BF16:
+    case ffi::BF16:
       return BF16;
-    case ffi::DataType::F16:
+    case ffi::F16:
       return F16;
     default:
       throw std::invalid_argument("softxent: dtype must be float32, float64, float16 or bfloat16");
@@ -50,48 +51,61 @@ static Type type_of(const Buffer& b) {
 }
 // Calls f with a pointer of the buffer's type.
 template <class F> static void typed(const Buffer& b, F f) {
-  switch (b.element_type()) {
-    case ffi::DataType::F32:
-      return f((float*)b.untyped_data());
-    case ffi::DataType::F64:
-      return f((double*)b.untyped_data());
-    case ffi::DataType::S32:
-      return f((int32_t*)b.untyped_data());
-    case ffi::DataType::S64:
-      return f((int64_t*)b.untyped_data());
-    case ffi::DataType::PRED:
-      return f((bool*)b.untyped_data());
+  switch (b.type) {
+    case ffi::F32:
+      return f((float*)b.data);
+    case ffi::F64:
+      return f((double*)b.data);
+    case ffi::S32:
+      return f((int32_t*)b.data);
+    case ffi::S64:
+      return f((int64_t*)b.data);
+    case ffi::PRED:
+      return f((bool*)b.data);
     default:
       throw std::invalid_argument("softxent: an argument has a wrong dtype");
   }
 }
 // Writes each entry of the buffer rows / entries times.
 static void spread(const Buffer& b, int64_t rows, double* out) {
-  const int64_t n = b.element_count();
+  const int64_t n = b.count();
   typed(b, [&](auto* a) {
     for (int64_t i = 0; i < n; i++) std::fill_n(out + i * (rows / n), rows / n, (double)a[i]);
   });
 }
-static bool divides(const Buffer& b, int64_t rows) { return b.element_count() && rows % b.element_count() == 0; }
+static bool divides(const Buffer& b, int64_t rows) { return b.count() && rows % b.count() == 0; }
 
 // Reads the arguments one after the other.
 class Arguments {
-  const ffi::RemainingArgs& args;
-  size_t next = 0;
+  const ffi::Buffers& all;
+  int64_t next = 0;
 
  public:
-  explicit Arguments(const ffi::RemainingArgs& args) : args(args) {}
-  bool left() const { return next < args.size(); }
+  explicit Arguments(const ffi::Buffers& all) : all(all) {}
   Buffer take() {
-    auto found = args.get<Buffer>(next++);
-    need(found.has_value(), "softxent: an argument is missing");
-    return *found;
+    need(next < all.count && all.kinds[next] == ffi::BUFFER, "softxent: an argument is missing");
+    return *all.items[next++];
   }
 };
-static Buffer output(const ffi::RemainingRets& rets, size_t i) {
-  auto found = rets.get<Buffer>(i);
-  need(found.has_value(), "softxent: a result is missing");
-  return **found;
+static Buffer output(const ffi::Buffers& rets, int64_t i) {
+  need(i < rets.count && rets.kinds[i] == ffi::BUFFER, "softxent: a result is missing");
+  return *rets.items[i];
+}
+
+// An attribute.
+template <class T> struct Span {
+  const T* data;
+  int64_t count;
+  const T& operator[](int64_t i) const { return data[i]; }
+};
+template <class T> static Span<T> attribute(const ffi::Attributes& all, std::string_view name) {
+  const ffi::DataType type = std::is_same_v<T, double> ? ffi::F64 : ffi::S64;
+  for (int64_t i = 0; i < all.count; i++) {
+    const ffi::Array& found = *all.items[i];
+    if (name == std::string_view(all.names[i]->begin, all.names[i]->size) && all.kinds[i] == ffi::ARRAY && found.type == type)
+      return {(const T*)found.data, (int64_t)found.count};
+  }
+  throw std::invalid_argument("softxent: an attribute is missing, or has a wrong type");
 }
 
 // The memory of a call for labels, numbers and results of the rows. It stays with the thread for the next call.
@@ -121,7 +135,7 @@ class Rows {
 // Sets the labels, as int64. Returns whether one of them is OUTSIDE.
 static bool set_label(Job& j, const Buffer& label, Rows& memory) {
   need(divides(label, j.rows), "softxent: label has a wrong shape");
-  const int64_t n = label.element_count(), each = j.rows / n;
+  const int64_t n = label.count(), each = j.rows / n;
   int64_t* out = (int64_t*)memory.take(n == 1 ? 1 : j.rows);
   bool outside = false;
   typed(label, [&](auto* a) {
@@ -142,15 +156,15 @@ static bool set_label(Job& j, const Buffer& label, Rows& memory) {
 }
 
 // Sets the numbers of the rows: a column if all rows share them.
-static void set_numbers(Job& j, Arguments& args, ffi::Span<const double> fixed, const Buffer* total, bool outside, Rows& memory) {
-  const int64_t count = fixed.size() - 2;
+static void set_numbers(Job& j, Arguments& args, Span<double> fixed, const Buffer* total, bool outside, Rows& memory) {
+  const int64_t count = fixed.count - 2;
   std::vector<Buffer> given;
-  bool same = !outside && (!total || total->element_count() == 1);
+  bool same = !outside && (!total || total->count() == 1);
   for (int64_t k = 0; k < count; k++)
     if (fixed[k] != fixed[k]) {
       given.push_back(args.take());
       need(divides(given.back(), j.rows), "softxent: a number has a wrong shape");
-      same = same && given.back().element_count() == 1;
+      same = same && given.back().count() == 1;
     }
   const int64_t n = same ? 1 : j.rows;
   double* numbers = memory.take(count * n);
@@ -176,7 +190,7 @@ static void set_numbers(Job& j, Arguments& args, ffi::Span<const double> fixed, 
 
 // Writes results of the rows: each, or the sum of those that share an entry, divided by the total of the entry.
 static void write_rows(const double* found, int64_t rows, const Buffer& out, const std::vector<double>& totals) {
-  const int64_t n = out.element_count(), each = rows / (n ? n : 1), shared = totals.empty() ? 1 : n / totals.size();
+  const int64_t n = out.count(), each = rows / (n ? n : 1), shared = totals.empty() ? 1 : n / totals.size();
   typed(out, [&](auto* a) {
     typedef std::remove_reference_t<decltype(*a)> T;
     for (int64_t i = 0; i < n; i++) {
@@ -187,8 +201,8 @@ static void write_rows(const double* found, int64_t rows, const Buffer& out, con
 }
 
 static double* parts_of(const Buffer& parts, int64_t rows) {
-  need(parts.element_count() == 2 * PARTS * rows && parts.element_type() == ffi::DataType::U32, "softxent: parts have a wrong shape");
-  return (double*)parts.untyped_data();
+  need(parts.count() == 2 * PARTS * rows && parts.type == ffi::U32, "softxent: parts have a wrong shape");
+  return (double*)parts.data;
 }
 
 // The rows of a job from `first` on.
@@ -204,22 +218,24 @@ static Job part(Job j, int64_t first, int64_t n, int64_t size, int64_t wide) {
   return j;
 }
 
-static ffi::Error compute(Op op, ffi::RemainingArgs buffers, ffi::RemainingRets rets, ffi::Span<const double> fixed, int64_t given) {
+static void compute(Op op, const ffi::Buffers& buffers, const ffi::Buffers& rets, Span<double> fixed, Span<int64_t> flags) {
+  need(flags.count == 1 && fixed.count >= 2, "softxent: an attribute has a wrong shape");
+  const int64_t given = flags[0];
   Arguments args(buffers);
   const Buffer z = args.take();
   const Type type = type_of(z);
   const int64_t size = size_of(type), wide = type == F64 ? 8 : 4;
   Job j = {};
-  j.cols = z.dimensions().back();
-  j.rows = j.cols ? z.element_count() / j.cols : 0;
-  j.z = z.untyped_data();
+  j.cols = z.dims[z.rank - 1];
+  j.rows = j.cols ? z.count() / j.cols : 0;
+  j.z = z.data;
   j.z_step = j.cols;
-  size_t ret = 0;
+  int64_t ret = 0;
   if (op != FORWARD) {
     const Buffer dz = output(rets, ret++);
-    need(dz.element_count() == z.element_count() && dz.element_type() == z.element_type(), "softxent: the result must be like z");
-    j.dz = dz.untyped_data();
-    if (j.dz != j.z) advise(j.dz, dz.size_bytes());  // XLA takes new memory for a large result: 125 MiB in small pages cost 90 ms
+    need(dz.count() == z.count() && dz.type == z.type, "softxent: the result must be like z");
+    j.dz = dz.data;
+    if (j.dz != j.z) advise(j.dz, dz.count() * size);  // XLA takes new memory for a large result: 125 MiB in small pages cost 90 ms
     j.dz_step = j.cols;
   }
   const int64_t results = op == CURVATURE ? PRODUCTS : given & WITH_ENTROPY ? OUTPUTS : LSE + 1;
@@ -232,69 +248,66 @@ static ffi::Error compute(Op op, ffi::RemainingArgs buffers, ffi::RemainingRets 
     const Type o = type_of(off);
     need(o == type || (o == F32 && size == 2), "softxent: off must have the type of z, or float32");
     kind = o == type ? SAME : WIDE;
-    groups = j.cols ? off.element_count() / j.cols : 1;
-    need(groups && off.element_count() == groups * j.cols && j.rows % groups == 0, "softxent: off has a wrong shape");
-    j.off = off.untyped_data();
+    groups = j.cols ? off.count() / j.cols : 1;
+    need(groups && off.count() == groups * j.cols && j.rows % groups == 0, "softxent: off has a wrong shape");
+    j.off = off.data;
     j.off_by_row = groups == j.rows && groups > 1;
     j.off_step = j.off_by_row ? j.cols : 0;
     groups = j.off_by_row ? 1 : groups;
   }
   if (given & V) {
     const Buffer v = args.take();
-    need(v.element_count() == z.element_count() && size_of(type_of(v)) == wide, "softxent: v has a wrong shape or type");
-    j.v = v.untyped_data();
+    need(v.count() == z.count() && size_of(type_of(v)) == wide, "softxent: v has a wrong shape or type");
+    j.v = v.data;
     j.v_step = j.cols;
   }
   if (given & PARTS_READ) j.parts = parts_of(args.take(), j.rows);
   std::vector<Buffer> total;
   if (given & TOTAL) {
     total.push_back(args.take());
-    need(divides(total[0], j.rows ? j.rows : total[0].element_count()), "softxent: total has a wrong shape");
+    need(divides(total[0], j.rows ? j.rows : total[0].count()), "softxent: total has a wrong shape");
   }
   if (j.rows) set_numbers(j, args, fixed, total.empty() ? nullptr : &total[0], outside, memory);
-  if (given & PARTS_WRITTEN) j.parts = parts_of(output(rets, rets.size() - 1), j.rows);
+  if (given & PARTS_WRITTEN) j.parts = parts_of(output(rets, rets.count - 1), j.rows);
   j.parts_step = j.rows;
   j.result = memory.take(results * j.rows);
   j.result_count = results;
   j.result_step = j.rows;
   j.entropy = given & WITH_ENTROPY || j.number_count == NUMBERS;
-  set_transform(j, type, fixed[fixed.size() - 2], fixed[fixed.size() - 1]);
+  set_transform(j, type, fixed[fixed.count - 2], fixed[fixed.count - 1]);
   const int64_t rows = j.rows / groups;
   for (int64_t i = 0; i < groups && rows; i++) {
     Job p = part(j, i * rows, rows, size, wide);
     if (groups > 1) p.off = (const char*)j.off + i * j.cols * (kind == SAME ? size : 4);
     run(op == FUSED && given & PARTS_READ ? BACKWARD : op, p, type, kind, most_threads, nullptr);
   }
-  std::vector<double> totals(total.empty() ? 0 : total[0].element_count());
+  std::vector<double> totals(total.empty() ? 0 : total[0].count());
   if (!total.empty()) spread(total[0], totals.size(), totals.data());
-  const size_t last = rets.size() - (given & PARTS_WRITTEN ? 1 : 0);
+  const int64_t last = rets.count - (given & PARTS_WRITTEN ? 1 : 0);
   for (int64_t k = 0; ret < last; k++, ret++) write_rows(j.result + k * j.rows, j.rows, output(rets, ret), totals);
-  return ffi::Error::Success();
 }
 
 // sums [K, 7, *rows, 2] over different columns are merged in the order of `pairs`. The results are those of the forward pass, and parts.
-static ffi::Error merge(ffi::RemainingArgs buffers, ffi::RemainingRets rets, ffi::Span<const double> fixed,
-                        ffi::Span<const int64_t> pairs) {
+static void merge(const ffi::Buffers& buffers, const ffi::Buffers& rets, Span<double> fixed, Span<int64_t> pairs) {
   Arguments args(buffers);
   const Buffer sums = args.take(), label = args.take();
-  const int64_t shards = sums.dimensions().front();
+  const int64_t shards = sums.dims[0];
   Job j = {};
-  j.rows = sums.element_count() / (2 * PARTS * shards);
-  if (!j.rows) return ffi::Error::Success();
+  j.rows = sums.count() / (2 * PARTS * shards);
+  if (!j.rows) return;
   Rows memory(NUMBERS + 2 + OUTPUTS, j.rows);
   const bool outside = set_label(j, label, memory);
   set_numbers(j, args, fixed, nullptr, outside, memory);
-  for (int64_t k : pairs) need(k >= 0 && k < shards, "softxent: pairs must be indices of shards");
+  for (int64_t k = 0; k < pairs.count; k++) need(pairs[k] >= 0 && pairs[k] < shards, "softxent: pairs must be indices of shards");
   j.result = memory.take(OUTPUTS * j.rows);
   j.result_count = OUTPUTS;
   j.result_step = j.rows;
-  j.parts = parts_of(output(rets, rets.size() - 1), j.rows);
+  j.parts = parts_of(output(rets, rets.count - 1), j.rows);
   j.parts_step = j.rows;
   j.entropy = true;
-  std::vector<double> copy((const double*)sums.untyped_data(), (const double*)sums.untyped_data() + shards * PARTS * j.rows);
-  isa().merge(j, copy.data(), pairs.begin(), pairs.size() / 2);
-  for (size_t k = 0; k + 1 < rets.size(); k++) write_rows(j.result + k * j.rows, j.rows, output(rets, k), {});
-  return ffi::Error::Success();
+  std::vector<double> copy((const double*)sums.data, (const double*)sums.data + shards * PARTS * j.rows);
+  isa().merge(j, copy.data(), pairs.data, pairs.count / 2);
+  for (int64_t k = 0; k + 1 < rets.count; k++) write_rows(j.result + k * j.rows, j.rows, output(rets, k), {});
 }
 
 // XLA flushes subnormal numbers to 0 on its threads. During a call they are kept, so that the results have the bits that they have elsewhere.
@@ -309,34 +322,42 @@ class Subnormals {
   ~Subnormals() { std::fesetenv(&before); }
 };
 
-template <class F> static ffi::Error guarded(F f) {
-  const Subnormals kept;
-  try {
-    return f();
-  } catch (const std::exception& error) {
-    return ffi::Error::Internal(error.what());
-  }
-}
-template <Op op>
-static ffi::Error kernel_call(ffi::RemainingArgs args, ffi::RemainingRets rets, ffi::Span<const double> fixed, int64_t given) {
-  return guarded([&] { return compute(op, args, rets, fixed, given); });
-}
-static ffi::Error merge_sums(ffi::RemainingArgs args, ffi::RemainingRets rets, ffi::Span<const double> fixed,
-                             ffi::Span<const int64_t> pairs) {
-  return guarded([&] { return merge(args, rets, fixed, pairs); });
+// XLA asks a handler for the version of the interface that it knows, before it calls it.
+static void tell_version(const ffi::Extension* asked) {
+  ffi::Metadata& about = *((const ffi::MetadataExtension*)asked)->metadata;
+  need(asked->size >= sizeof(ffi::MetadataExtension) && about.size >= FFI_SIZE(ffi::Metadata, traits), WRONG_SIZE);
+  about.version = ffi::VERSION;
+  about.traits = 0;
 }
 
-#define ARGUMENTS ffi::Ffi::Bind().RemainingArgs().RemainingRets().Attr<ffi::Span<const double>>("fixed")
-XLA_FFI_DEFINE_HANDLER(forward_call, kernel_call<FORWARD>, ARGUMENTS.Attr<int64_t>("given"));
-XLA_FFI_DEFINE_HANDLER(fused_call, kernel_call<FUSED>, ARGUMENTS.Attr<int64_t>("given"));
-XLA_FFI_DEFINE_HANDLER(curvature_call, kernel_call<CURVATURE>, ARGUMENTS.Attr<int64_t>("given"));
-XLA_FFI_DEFINE_HANDLER(log_softmax_call, kernel_call<LOG_SOFTMAX>, ARGUMENTS.Attr<int64_t>("given"));
-XLA_FFI_DEFINE_HANDLER(merge_call, merge_sums, ARGUMENTS.Attr<ffi::Span<const int64_t>>("pairs"));
+template <class F> static ffi::Error* handled(const ffi::Frame& call, F compute) {
+  const Subnormals kept;
+  try {
+    need(call.size >= FFI_SIZE(ffi::Frame, attributes), WRONG_SIZE);
+    if (call.extension && call.extension->type == ffi::METADATA)
+      tell_version(call.extension);
+    else
+      compute(attribute<double>(call.attributes, "fixed"));
+    return nullptr;
+  } catch (const std::exception& error) {
+    ffi::NewError made = {FFI_SIZE(ffi::NewError, code), nullptr, error.what(), ffi::INTERNAL};
+    return call.api->create(&made);
+  }
+}
+template <Op op> static ffi::Error* kernel_call(const ffi::Frame* call) {
+  return handled(*call,
+                 [&](auto fixed) { compute(op, call->arguments, call->results, fixed, attribute<int64_t>(call->attributes, "given")); });
+}
+static ffi::Error* merge_call(const ffi::Frame* call) {
+  return handled(*call, [&](auto fixed) { merge(call->arguments, call->results, fixed, attribute<int64_t>(call->attributes, "pairs")); });
+}
 
 const std::vector<std::pair<const char*, void*>>& xla_calls() {
   static const std::vector<std::pair<const char*, void*>> all = {
-      {"softxent_forward", (void*)forward_call},     {"softxent_fused", (void*)fused_call},
-      {"softxent_curvature", (void*)curvature_call}, {"softxent_log_softmax", (void*)log_softmax_call},
+      {"softxent_forward", (void*)kernel_call<FORWARD>},
+      {"softxent_fused", (void*)kernel_call<FUSED>},
+      {"softxent_curvature", (void*)kernel_call<CURVATURE>},
+      {"softxent_log_softmax", (void*)kernel_call<LOG_SOFTMAX>},
       {"softxent_merge", (void*)merge_call},
   };
   return all;

@@ -1,4 +1,4 @@
-// What bind.cpp hands to Python of xla.cpp, which is compiled where the headers of XLA are found.
+// What bind.cpp hands to Python of xla.cpp.
 #pragma once
 #include <utility>
 #include <vector>

@@ -1,8 +1,10 @@
-"""Random calls of the compiled kernel, with every array beside a page that must not be touched: `make fuzz`, or `python tests/fuzz.py`.
+"""Random calls of the compiled kernel and of the public functions, with numbers of any size, and with every array beside a page that must
+not be touched: `make fuzz`, or `python tests/fuzz.py`.
 
 An array ends where such a page begins, or begins where it ends, so that one byte too far is a crash; arguments are on pages that cannot be
-written to. Shapes, dtypes, strides, addresses, labels, options, outputs and the number of threads are drawn at random, and the results are
-compared with the definitions, in extended precision (`definition`, below, and softxent.conformance.definition), within derived bounds.
+written to. Shapes, dtypes, strides, addresses, labels, options, outputs and the number of threads are drawn at random. Logits, temperature,
+softcap, weights, upstream gradients and the vector of a product are drawn from all of their type: of any magnitude, 0, subnormal, the
+largest, and -inf for a logit. The results are compared with the definitions, in extended precision, within derived bounds (extended.py).
 
 A call is drawn from the seed and its number alone: `--seed S --only N` repeats call N.
 """
@@ -17,11 +19,14 @@ import time
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
+import ml_dtypes
 import numpy as np
-from cases import DTYPES, OFFS, Problem, computed, problem, within
+from cases import DTYPES, OFFS, Problem, computed, problem
+from extended import WIDE, Value, Worst, expected
 from guarded import Memory
-from test_waist import allowed, with_all_numbers
+from test_waist import with_all_numbers
 
 import softxent
 from softxent import kernels
@@ -30,37 +35,68 @@ from softxent.conformance.case import Case
 from softxent.kernels import IGNORED, LARGEST
 from softxent.partials import times
 from softxent.proof import bounds
+from softxent.truth import SMALLEST
 
-WIDE = np.longdouble
 CLASSES = [1, 2, 3, 5, 8, 15, 16, 17, 31, 33, 63, 64, 65, 66, 100, 127, 129, 255, 257, 300, 1000, 1025, 4095, 4096, 4097, 9001]
 
 
-# ---- the definitions, in extended precision ----
+# ---- numbers of any size ----
 
 
-def definition(p: Problem) -> tuple[np.ndarray, np.ndarray]:
-    """Return loss, lse, log-probability and entropy, [4, R], and the gradient [R, C]. `p.label` has no LARGEST, and no row is IGNORED."""
-    x, cap = p.z.astype(WIDE), WIDE(p.transform[1])
-    with np.errstate(over="ignore", invalid="ignore"):
-        z = (x if np.isinf(cap) else cap * np.tanh(x / cap)) / WIDE(p.transform[0])
-        slope = (1 if np.isinf(cap) else np.cosh(x / cap) ** -2) / WIDE(p.transform[0])
-        top = z.max(axis=1, keepdims=True)
-        away = (top - z) + np.log(np.exp(z - top).sum(axis=1, keepdims=True))  # lse - z_k
-    lse, yhat = (z.max(axis=1, keepdims=True) + away.min(axis=1, keepdims=True))[:, 0], np.exp(-away)
-    hot = p.label[:, None] == np.arange(z.shape[1])
-    numbers = np.zeros((7, len(z)), WIDE)
-    numbers[: len(p.truth)] = p.truth
-    y, r, q, g, l, b, n = numbers[:, :, None]  # noqa: E741
-    truth = r * (0 if p.off is None else p.off.astype(WIDE)) + y * hot
-    nll = np.where(hot.any(axis=1), np.where(hot, away, 0).sum(axis=1), np.inf)
-    entropy = times(yhat, away).sum(axis=1)
-    loss = times(truth, away).sum(axis=1) + q[:, 0] * lse**2 / 2 + np.where(hot.any(axis=1), 0, times(y[:, 0], nll))
-    mass = (r * (0 if p.off is None else p.off.astype(WIDE)) * np.ones_like(z)).sum(axis=1, keepdims=True) + y
-    dz = g * ((mass + q * lse[:, None]) * yhat - truth) + l * yhat + b * (hot - yhat) + n * times(yhat, away - entropy[:, None])
-    return np.array([loss, lse, -nll, entropy]), times(slope * np.ones_like(z), dz)
+def magnitudes(rng: np.random.Generator, dtype: Any, shape: Any = (), low: float = 0.0) -> np.ndarray:
+    """Draw numbers from all that are not negative: of any exponent, more often of one near 0; 0; subnormal; the largest; 1."""
+    info = ml_dtypes.finfo(dtype)
+    most = float(info.max)
+    exponents = np.where(rng.random(shape) < 0.5, np.log2(max(low, float(info.tiny))), np.log2(most)) * rng.random(shape) ** 2
+    special = [0, float(info.smallest_subnormal) * rng.integers(1, 1000, shape), float(info.tiny), most, 1]
+    drawn = np.choose(rng.choice(6, shape, p=[0.04, 0.05, 0.03, 0.03, 0.15, 0.7]), [*special, np.exp2(exponents)])
+    return np.clip(drawn, low, most).astype(dtype)
 
 
-# ---- one call ----
+def room(dtype: Any) -> Any:
+    """The largest truth at a class that is drawn: float32, in which is computed, holds the sum of 2^24 of them."""
+    return np.asarray(float(ml_dtypes.finfo(dtype).max) / 2**24, dtype)
+
+
+def signed(rng: np.random.Generator, dtype: Any, shape: Any = ()) -> np.ndarray:
+    return magnitudes(rng, dtype, shape) * rng.choice([-1, 1], shape).astype(dtype)
+
+
+def transform(memory: Memory) -> tuple[float, float]:
+    """Draw a temperature and a softcap (inf: none)."""
+    rng = memory.rng
+    temperature = (
+        float(magnitudes(rng, float, (), SMALLEST)) if memory.chance(0.35, "any temperature") else float(rng.choice([1, 1, 0.7, 2.5]))
+    )
+    if memory.chance(0.25, "any softcap"):
+        return temperature, float(magnitudes(rng, float, (), SMALLEST))
+    return temperature, float(rng.choice([np.inf, np.inf, np.inf, 5, 30]))
+
+
+def logits(memory: Memory, rows: int, classes: int, dtype: np.dtype, scale: float) -> np.ndarray:
+    """Draw rows of several kinds. `scale` is about the difference that changes a prediction: the temperature."""
+    rng, most = memory.rng, float(ml_dtypes.finfo(dtype).max)
+    z = np.empty((rows, classes))
+    for i in range(rows):
+        kind = rng.integers(4)
+        if kind == 0:  # a common offset
+            z[i] = float(signed(rng, dtype)) + min(scale, most / 50) * rng.standard_normal(classes) * rng.choice([0.3, 3, 30])
+        elif kind == 1:
+            z[i] = rng.standard_normal(classes) * min(float(magnitudes(rng, dtype)), most / 8)
+        elif kind == 2:
+            z[i] = signed(rng, dtype, classes)
+        else:  # whole multiples
+            z[i] = float(signed(rng, dtype)) + rng.integers(-3, 4, classes) * min(scale * rng.choice([1, 8]), most / 50)
+    z[(rng.random(z.shape) < 0.1) & (np.arange(rows) % 3 == 1)[:, None] & (np.arange(classes) > 0)] = -np.inf
+    return np.where(np.isneginf(z), z, np.clip(z, -most, most)).astype(dtype)
+
+
+def held(z: np.ndarray, by: tuple[float, float]) -> np.ndarray:
+    """Return the logits without -inf where a softcap makes it a number that float32 does not hold."""
+    return np.where(np.isneginf(z.astype(float)) & (by[1] < np.inf) & (by[1] / by[0] > 1e37), np.asarray(0, z.dtype), z)
+
+
+# ---- the kernel ----
 
 
 def drawn(memory: Memory) -> Problem:
@@ -69,10 +105,19 @@ def drawn(memory: Memory) -> Problem:
     classes = int(rng.choice(CLASSES)) if rng.random() < 0.7 else int(rng.integers(1, 200))
     rows = int(rng.integers(0, 40)) if classes < 400 else int(rng.integers(1, 4))
     dtype, off = str(rng.choice(list(DTYPES))), str(rng.choice(OFFS))
-    p = problem(rows, classes, DTYPES[dtype], off, int(rng.integers(1 << 30)))
-    p = p._replace(transform=(float(rng.choice([1, 0.7, 2.5])), float(rng.choice([np.inf, np.inf, 5, 30]))))
+    p = problem(rows, classes, DTYPES[dtype], off, int(rng.integers(1 << 30)))._replace(transform=transform(memory))
     if memory.chance(0.4, "all numbers"):
         p = with_all_numbers(p, int(rng.integers(1 << 30)))
+    if memory.chance(0.4, "any logits"):
+        p = p._replace(z=logits(memory, rows, classes, p.z.dtype, p.transform[0]))
+    p = p._replace(z=held(p.z, p.transform))
+    if memory.chance(0.3, "any numbers"):
+        any_size = np.where(rng.random(p.truth.shape) < 0.5, magnitudes(rng, float, p.truth.shape), np.abs(p.truth))
+        p = p._replace(truth=np.copysign(any_size * (p.truth != 0), p.truth))
+    if p.off is not None and memory.chance(0.2, "any truth at every class"):
+        p = p._replace(
+            off=np.where(rng.random(p.off.shape) < 0.5, np.minimum(magnitudes(rng, p.off.dtype, p.off.shape), room(p.off.dtype)), p.off)
+        )
     if memory.chance(0.2, "numbers for all rows") and rows:
         p = p._replace(truth=p.truth[:, :1] * np.ones((1, rows)))
         inside = (p.label >= 0) & (p.label < classes)
@@ -96,45 +141,13 @@ def resolved(p: Problem) -> Problem:
     return p._replace(label=np.where(p.label == LARGEST, largest, p.label))
 
 
-def check(p: Problem, result: np.ndarray | None, dz: np.ndarray | None) -> None:
-    """Compare what a kernel gave with the definitions."""
-    live = p.label != IGNORED
-    for a in (result, None if dz is None else dz.T):
-        assert a is None or (np.asarray(a[:, ~live]).astype(float) == 0).all(), "an ignored row is not 0"
-    p = resolved(p)
-    if not len(p.z):
-        return
-    (loss, lse, logprob, entropy), gradient = definition(p)
-    all_numbers = p if len(p.truth) == 7 else p._replace(truth=np.concatenate([p.truth, np.zeros((3, len(p.z)))]))
-    of_loss, of_entropy, of_dz = allowed(all_numbers)
-    unit, small = bounds.UNIT[computed(p.z.dtype).name], 1e-17  # extended precision loses digits near probability 1
-    if dz is not None:
-        size = np.abs(p.truth).sum(axis=0)[:, None] * (1 + np.abs(np.where(np.isfinite(lse), lse, 0)))[:, None].astype(float)
-        within(dz[live], gradient, of_dz + small * size * (1 + np.abs(p.truth[3][:, None])), "gradient")
-    if result is not None:
-        size = 1 + np.abs(np.where(np.isfinite(lse), lse, 0)).astype(float)
-        within(result[0, live], loss, 2 * of_loss + small * size * np.abs(p.truth[:3]).sum(axis=0), "loss")
-        within(result[1, live], lse, 16 * unit * size + bounds.loss_bound(p.z.dtype, p.z.shape[1]), "lse")
-    if result is not None and len(result) == 5:
-        far = np.where(np.isfinite(logprob), np.abs(logprob), 0).astype(float)
-        moved = 12 * unit * np.where(np.isfinite(p.z.astype(float)), np.abs(p.z.astype(float)), 0).max(axis=1) / p.transform[0]
-        within(
-            result[2, live],
-            logprob,
-            bounds.loss_bound(p.z.dtype, p.z.shape[1], 200) * far + 2 * of_loss + 2 * moved + small,
-            "log-probability",
-        )
-        within(result[3, live], entropy, of_entropy + small, "entropy")
-
-
 def kernel_call(memory: Memory) -> None:
-    """Call forward, backward, fused, both one after the other, or log_softmax of the kernel."""
-    rng, kernel = memory.rng, kernels._NAMES["cpu"]
+    """Call forward, backward, fused, both one after the other, curvature or log_softmax of the kernel."""
+    rng, kernel = memory.rng, kernels.active()
     p, threads = drawn(memory), int(rng.integers(1, 4))
-    rows = len(p.z)
+    rows, wide = len(p.z), computed(p.z.dtype)
     op = str(rng.choice(["forward", "fused", "forward and backward", "curvature", "log_softmax"]))
-    memory.seen[op] += 1
-    memory.seen[f"{threads} threads"] += 1
+    memory.seen.update([op, f"{threads} threads"])
     in_place = op != "forward" and memory.chance(0.2, "in place")
     z = memory.place(p.z, written=in_place)
     label, numbers = memory.place(p.label), memory.place(p.truth)
@@ -142,131 +155,259 @@ def kernel_call(memory: Memory) -> None:
     one_row = rows and op != "log_softmax" and (p.truth == p.truth[:, :1]).all()
     numbers = numbers[:, :1] if one_row and memory.chance(0.8, "one column of numbers") else numbers
     out = z if in_place else memory.place(np.empty_like(p.z), written=True)
-    result = memory.place(np.full((int(rng.choice([2, 5])), rows), -7.0), written=True, strides=False)
+    outputs = 5 if op == "forward and backward" and len(p.truth) == 7 else int(rng.choice([2, 5]))  # the entropy's gradient needs its sums
+    result = memory.place(np.full((outputs, rows), -7.0), written=True, strides=False)
     parts = memory.place(np.full((7, rows), -7.0), written=True, strides=False)
+    live, q = p.label != IGNORED, resolved(p)
     if op == "log_softmax":
         scale = memory.place(rng.standard_normal(rows), strides=False)
         memory.lock()
         kernel.log_softmax(z, scale, p.transform, out, threads)
-        return check_log_softmax(p, scale, out)
+        want, bound = expected(p._replace(label=np.full(rows, -1), truth=0 * p.truth, off=None))["log-softmax"]
+        size = np.abs(scale[:, None]).astype(WIDE)
+        memory.worst.check("log-softmax", out, Value(times(scale[:, None].astype(WIDE), want), times(size, bound)))
+        return
     if op == "curvature":
-        v = memory.place(rng.standard_normal(p.z.shape).astype(computed(p.z.dtype)))
-        products = memory.place(np.full((4, rows), -7.0), written=True, strides=False)
+        v = rng.standard_normal(p.z.shape).astype(wide) if memory.chance(0.5, "usual v") else directions(memory, p.z.shape, wide)
+        products, gauss_newton = memory.place(np.full((4, rows), -7.0), written=True, strides=False), memory.chance(0.2, "Gauss-Newton")
+        placed = memory.place(v)
         memory.lock()
-        kernel.curvature(z, v, label, numbers, off, p.transform, False, out, products, threads)
-        return check_curvature(p, v, out)
+        kernel.curvature(z, placed, label, numbers, off, p.transform, gauss_newton, out, products, threads)
+        assert (out[~live].astype(float) == 0).all() and (products[:, ~live] == 0).all(), "an ignored row is not 0"
+        found, kinds = expected(q, v[live], gauss_newton), ("mean of v", "v less its mean", "off along v", "entropy along v")
+        memory.worst.check("Hessian product", out[live], found["Hessian product"])
+        for kind, x in zip(kinds[: 3 + (len(p.truth) == 7)], products[:, live], strict=False):
+            memory.worst.check(kind, x, found[kind])
+        return
     memory.lock()
     if op == "fused":
         kernel.fused(z, label, numbers, off, p.transform, out, result, parts if memory.chance(0.5, "parts") else None, threads)
     else:
-        if op == "forward and backward" and len(p.truth) == 7:
-            result = memory.place(np.full((5, rows), -7.0), written=True, strides=False)  # the gradient of the entropy needs its sums
         kernel.forward(z, label, numbers, off, p.transform, result, parts, threads)
         if op != "forward":
             kernel.backward(z, label, numbers, off, p.transform, parts, out, threads)
-    check(p, result, None if op == "forward" else out)
+    found = expected(q)
+    for kind, x in zip(("loss", "lse", "log-probability", "entropy"), result, strict=False):
+        assert (x[~live] == 0).all(), "an ignored row is not 0"
+        memory.worst.check(kind, x[live], found[kind])
+    if op != "forward":
+        assert (out[~live].astype(float) == 0).all(), "an ignored row is not 0"
+        memory.worst.check("gradient", out[live], found["gradient"])
 
 
-def check_log_softmax(p: Problem, scale: np.ndarray, out: np.ndarray) -> None:
-    """The gradient of the log-probabilities is checked elsewhere; here each log-probability is that of `definition`."""
-    wide = p._replace(label=np.zeros(len(p.z), int), truth=np.ones((4, len(p.z))), off=None)
-    for k in {0, p.z.shape[1] // 2, p.z.shape[1] - 1}:
-        if len(p.z):
-            want = times(scale, definition(wide._replace(label=np.full(len(p.z), k)))[0][2])
-            unit = bounds.UNIT[computed(p.z.dtype).name]
-            finite = np.where(np.isfinite(p.z.astype(float)), np.abs(p.z.astype(float)), 0).max(axis=1)
-            log_of = bounds.loss_bound(p.z.dtype, p.z.shape[1], 100) + bounds.UNIT[p.z.dtype.name] + 3 * unit
-            moved = 24 * unit * finite / p.transform[0] * (p.transform != (1.0, np.inf))
-            bound = log_of * np.abs(np.where(np.isfinite(want), want, 0)) + moved * np.abs(scale) + bounds.TINY[p.z.dtype.name] + 1e-17
-            within(out[:, k], want, bound.astype(float), f"log-probability of class {k}")
+def directions(memory: Memory, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Draw a vector whose rows have one scale, or entries of any size."""
+    rng, most = memory.rng, float(ml_dtypes.finfo(dtype).max)
+    of_rows = np.clip(rng.standard_normal(shape) * np.minimum(magnitudes(rng, dtype, (shape[0], 1)), most / 8), -most, most)
+    return np.where(memory.chance(0.5, "any v"), signed(rng, dtype, shape), of_rows).astype(dtype)
 
 
-def check_curvature(p: Problem, v: np.ndarray, out: np.ndarray) -> None:
-    """Compare with a difference quotient of the gradient in `definition`."""
-    live = p.label != IGNORED
-    assert (out[~live].astype(float) == 0).all(), "an ignored row is not 0"
-    p, out, h = resolved(p), out[live], WIDE(2) ** -13
-    near = np.abs(np.where(np.isfinite(p.z.astype(float)), p.z.astype(float), 0)).max(axis=1, initial=0) < 60
-    p, out, v = p.rows(near), out[near], np.where(np.isfinite(p.z[near].astype(float)), v[live][near].astype(WIDE), 0)
-    if not len(p.z):
-        return
-    a, b, c, d = (definition(p._replace(z=p.z.astype(WIDE) + k * h * v))[1] for k in (-2, -1, 1, 2))
-    want = (8 * (c - b) - (d - a)) / (12 * h)
-    unit, size = bounds.UNIT[computed(p.z.dtype).name], 61 / p.transform[0] + np.log(p.z.shape[1])
-    o = np.zeros(1) if p.off is None else np.abs(p.off.astype(float))
-    amount = np.abs(p.truth).sum(axis=0) * (1 + np.abs(p.truth[3])) * (1 + o.sum(axis=-1)) * (1 + np.abs(v).max(axis=1).astype(float))
-    stored = 4 * bounds.UNIT[p.z.dtype.name] * np.abs(want).astype(float) + bounds.TINY[p.z.dtype.name]
-    # the fifth derivative times h^4, and the rounding of the differences, are below 1e-12
-    within(out, want, 100 * unit * (amount * size**3 * (1 + 1 / p.transform[0]) ** 2)[:, None] + 1e-12 + stored, "curvature")
+# ---- the public functions ----
+
+
+def options_of(memory: Memory, rows: int, classes: int) -> dict[str, Any]:
+    rng, found = memory.rng, {}
+    temperature, cap = transform(memory)
+    for name, usual, any_size in [
+        ("class_weight", rng.random(classes) + 0.1, magnitudes(rng, float, classes)),
+        ("sample_weight", rng.random(rows) + 0.1, magnitudes(rng, float, rows)),
+        ("label_smoothing", 0.2, float(rng.choice([1.0, 5e-324, 1e-40, 1 - 2.0**-53]))),
+        ("z_loss", 0.05, float(magnitudes(rng, float))),
+    ]:
+        if memory.chance(0.25, name):
+            found[name] = any_size if memory.chance(0.4, f"any {name}") else usual
+    found |= {} if temperature == 1 else {"temperature": temperature}
+    return found | ({} if np.isinf(cap) else {"softcap": cap})
+
+
+def of_options(case: Case, z: np.ndarray) -> tuple[Problem, Any]:
+    """Return the problem that the options mean, its numbers in 80 bits, and what a reduced loss multiplies the sum by."""
+    r = of_case.rows(case)
+    numbers = np.array([np.broadcast_to(x, len(z)) for x in r.numbers[:4]], WIDE)
+    label = r.off.argmax(axis=1) if case.soft else r.label
+    p = Problem(z, label, numbers, r.off, (case.options.get("temperature", 1.0), case.options.get("softcap") or np.inf))
+    return p, r.scale
 
 
 def public_call(memory: Memory) -> None:
-    """Call the loss and gradient of NumPy or PyTorch with random options."""
+    """Call a public function of NumPy or PyTorch with random options."""
     rng = memory.rng
-    dtype, soft = str(rng.choice(["float32", "float64"])), memory.chance(0.3, "probabilities")
-    classes = int(rng.choice([1, 2, 7, 33, 64, 65, 200, 1000]))
-    rows = int(rng.integers(1, 12))
+    dtype = DTYPES[str(rng.choice(list(DTYPES)))]
+    classes, rows = int(rng.choice([1, 2, 7, 33, 64, 65, 200, 1000])), int(rng.integers(1, 12))
+    any_logits = memory.chance(0.4, "any logits")
     z = (rng.standard_normal((rows, classes)) * float(rng.choice([0.5, 3, 15]))).astype(dtype)
-    labels = rng.random((rows, classes)).astype(dtype) if soft else rng.integers(0, classes, rows)
-    options: dict[str, object] = {"reduction": str(rng.choice(["none", "sum", "mean"]))}
+    if dtype.itemsize > 2 and memory.chance(0.15, "linear head"):
+        return head_call(memory, rows, min(classes, 200), dtype)
+    if memory.chance(0.4, "without labels"):
+        return without_labels(memory, logits(memory, rows, classes, dtype, 1.0) if any_logits else z)
+    soft = memory.chance(0.3, "probabilities")
+    options = options_of(memory, rows, classes)
+    if any_logits:
+        z = logits(memory, rows, classes, dtype, options.get("temperature", 1.0))
+    z = held(z, (options.get("temperature", 1.0), options.get("softcap", np.inf)))
+    any_truth = memory.chance(0.3, "any probabilities")
+    labels = rng.integers(0, classes, rows)
+    if soft:
+        labels = (np.minimum(magnitudes(rng, dtype, z.shape), room(dtype)) if any_truth else rng.random(z.shape).astype(dtype)) * (
+            z.astype(float) > -np.inf
+        )
     if not soft and memory.chance(0.3, "ignore_index"):
         labels[1::2], options["ignore_index"] = -100, -100
-    for name, value in {
-        "class_weight": rng.random(classes) + 0.1, "sample_weight": rng.random(rows) + 0.1, "label_smoothing": 0.2, "z_loss": 0.05,
-        "temperature": 1.5, "softcap": 9.0,
-    }.items():  # fmt: skip
-        if memory.chance(0.25, name):
-            options[name] = memory.place(value, strides=False) if isinstance(value, np.ndarray) else value
-    up = rng.standard_normal(rows).round(2) if options["reduction"] == "none" else float(rng.choice([1, -1.75]))
-    one = Case({"z": z.astype(float)}, labels.astype(float) if soft else labels, dict(options), dtype, up)
+    options["reduction"] = str(rng.choice(["none", "sum", "mean"]))
+    each = rows if options["reduction"] == "none" else ()
+    in_torch = memory.chance(0.4, "PyTorch") and "torch" in sys.modules and dtype.name != "bfloat16"
+    up = signed(rng, dtype if in_torch else float, each) if memory.chance(0.3, "any upstream") else rng.standard_normal(each).round(2)
+    v = None
+    if memory.chance(0.4, "Hessian product"):
+        v = directions(memory, z.shape, computed(dtype)) if memory.chance(0.5, "any v") else rng.standard_normal(z.shape).astype(dtype)
+    up = np.asarray(up)
+    if in_torch:
+        up, most = up.astype(dtype), float(ml_dtypes.finfo(dtype).max)
+        v = None if v is None else np.clip(v, -most, most).astype(dtype)
+    given = {k: memory.place(x, strides=False) if isinstance(x, np.ndarray) else x for k, x in options.items()}
     placed, target = memory.place(z), memory.place(labels)
-    if memory.chance(0.3, "PyTorch") and sys.modules.get("torch"):
-        loss, dz = by_torch(memory, np.ascontiguousarray(z), np.ascontiguousarray(labels), options, up)
+    p, scale = of_options(Case({"z": z.astype(float)}, labels.astype(float) if soft else labels, options, dtype.name, up.astype(float)), z)
+    if not usable(p, scale, dtype):
+        memory.seen["not compared: weights, or their products, beyond the type"] += 1
+        return
+    if in_torch:
+        memory.lock()
+        loss, dz, hv = by_torch(z, labels, given, up, v)
     else:
         out = memory.place(np.empty_like(z), written=True) if memory.chance(0.5, "out") else None
+        direction = None if v is None else memory.place(v)
         memory.lock()
-        loss, dz = softxent.cross_entropy_and_grad(placed, target, upstream=up, out=out, **options)
-    (of_loss, (of_dz,)), (want,) = of_case.tolerance(one), of_case.gradients(one)
-    r = of_case.rows(one)
-    y, live, q, g = (np.abs(number) for number in r.numbers[:4])
-    mass = y + live * (0 if r.off is None else r.off.sum(axis=-1)) + q * (1 + np.abs(r.z).max(axis=1) + np.log(classes))
-    within(loss, of_case.loss(one), of_loss, "loss")
-    within(dz, want, of_dz + (28 * 2.0**-53 * g * mass * np.max(np.abs(r.slope)))[:, None], "gradient")  # bounds.row_bounds: dz_t
+        loss, dz = softxent.cross_entropy_and_grad(placed, target, upstream=up, out=out, **given)
+        hv = None if v is None else softxent.cross_entropy_hvp(placed, direction, target, upstream=up, **given)
+    found = expected(p, v, rounded=True)
+    memory.worst.check("loss", loss, reduced(found["loss"], scale, options["reduction"]))
+    memory.worst.check("gradient", dz, found["gradient"])
+    if v is not None:
+        memory.worst.check("Hessian product", hv, found["Hessian product"])
 
 
-def by_torch(memory: Memory, z: np.ndarray, labels: np.ndarray, options: dict, up) -> tuple[np.ndarray, np.ndarray]:
+def reduced(loss: Value, scale: Any, reduction: str) -> Value:
+    """Return the sum of the rows, times `scale`. It is added up in float64, where it may overflow."""
+    if reduction == "none":
+        return loss
+    size = np.abs(loss.want).sum()
+    error = loss.bound.sum() + (len(loss.want) + 12) * bounds.UNIT["float64"] * size
+    return Value(loss.want.sum() * scale, error * abs(scale) if size < 1e307 else np.inf)
+
+
+def usable(p: Problem, scale: Any, dtype: np.dtype) -> bool:
+    """Whether float64 holds the numbers of the rows, and the type of the computation the truth at every class."""
+    off = np.zeros(1) if p.off is None else p.off
+    with np.errstate(all="ignore"):
+        numbers = np.abs([*p.truth.ravel(), scale, *(p.truth[3] * p.truth[:3]).ravel()])
+        mass = p.truth[0] + p.truth[1] * off.sum(axis=-1)
+    return bool((numbers < 1e307).all() and (mass < 1e307).all() and (off <= room(computed(dtype))).all())
+
+
+def head_call(memory: Memory, rows: int, classes: int, dtype: np.dtype) -> None:
+    """Call the linear cross-entropy of NumPy. An error of a logit is as that of a sum of D + 1 products, and moves the results."""
+    rng, u, features = memory.rng, bounds.UNIT[dtype.name], int(memory.rng.integers(1, 6))
+    size = float(magnitudes(rng, dtype)) if memory.chance(0.4, "any features") else 1.0
+    x = (rng.standard_normal((rows, features)) * min(size, float(ml_dtypes.finfo(dtype).max) / 2**40)).astype(dtype)
+    w = (rng.standard_normal((classes, features)) * rng.choice([1, 3, 30]) / max(size, 2.0**-100)).astype(dtype)
+    labels, options = rng.integers(0, classes, rows), options_of(memory, rows, classes) | {"reduction": "sum"}
+    up = float(signed(rng, float)) if memory.chance(0.3, "any upstream") else 1.5
+    wide_x, wide_w = x.astype(WIDE), w.astype(WIDE)
+    terms = np.abs(wide_x) @ np.abs(wide_w).T
+    case = Case({"x": x.astype(float), "W": w.astype(float)}, labels, options, dtype.name, up)
+    p, scale = of_options(case, wide_x @ wide_w.T)
+    if not usable(p, scale, dtype):
+        return
+    placed = [memory.place(a) for a in (x, w, labels)]
+    given = {k: memory.place(a, strides=False) if isinstance(a, np.ndarray) else a for k, a in options.items()}
+    memory.lock()
+    loss, dx, dw = softxent.linear_cross_entropy_and_grad(*placed, upstream=up, **given)
+    blur = (features + 2) * (u * terms + bounds.TINY[dtype.name])
+    found = expected(p, rounded=True, blur=blur, dtype=dtype)
+    memory.worst.check("loss", loss, reduced(found["loss"], scale, "sum"))
+    dz, d_dz = found["gradient"]
+    d_dz = d_dz + (classes + rows + 4) * (u * (np.abs(dz) + d_dz) + bounds.TINY[dtype.name])
+    if not (np.abs(dz) + d_dz < ml_dtypes.finfo(dtype).max).all():
+        return
+    memory.worst.check("gradient of a head", dx, Value(dz @ wide_w, d_dz @ np.abs(wide_w) + classes * bounds.TINY[dtype.name]))
+    memory.worst.check("gradient of a head", dw, Value(dz.T @ wide_x, d_dz.T @ np.abs(wide_x) + rows * bounds.TINY[dtype.name]))
+
+
+def by_torch(z: np.ndarray, labels: np.ndarray, options: dict, up: Any, v: np.ndarray | None) -> tuple[Any, Any, Any]:
+    """Return loss, gradient, and the product of the second backward pass."""
     import torch
 
     from softxent.torch import cross_entropy
 
-    named = {"weight" if k == "class_weight" else k: torch.from_numpy(x) if isinstance(x, np.ndarray) else x for k, x in options.items()}
-    x = torch.from_numpy(memory.place(z, written=True, strides=False)).requires_grad_()  # torch knows no arrays that cannot be written to
-    loss = cross_entropy(x, torch.from_numpy(memory.place(labels, written=True, strides=False)), **named)
-    (dz,) = torch.autograd.grad(loss, x, torch.as_tensor(up, dtype=loss.dtype))
-    return loss.detach().numpy(), dz.numpy()
+    named = {
+        "weight" if k == "class_weight" else k: torch.from_numpy(x.copy()) if isinstance(x, np.ndarray) else x for k, x in options.items()
+    }
+    x = torch.from_numpy(z.copy()).requires_grad_()
+    loss = cross_entropy(x, torch.from_numpy(labels.copy()), **named)
+    (dz,) = torch.autograd.grad(loss, x, torch.as_tensor(up, dtype=loss.dtype), create_graph=v is not None)
+    hv = None if v is None else torch.autograd.grad(dz, x, torch.from_numpy(v))[0].numpy()
+    return loss.detach().numpy(), dz.detach().numpy(), hv
 
 
-def call(seed: int, number: int, seen: Counter[str]) -> None:
+def without_labels(memory: Memory, z: np.ndarray) -> None:
+    """Call a function of logits alone."""
+    rng, rows = memory.rng, len(z)
+    up = signed(rng, float, rows) if memory.chance(0.4, "any upstream") else rng.standard_normal(rows)
+    v = directions(memory, z.shape, z.dtype if rng.random() < 0.5 else computed(z.dtype))
+    name = str(rng.choice(["softmax", "log_softmax", "logsumexp", "entropy", "softmax_vjp", "token_logprobs"]))
+    memory.seen[name] += 1
+    temperature, cap = transform(memory)
+    z = held(z, (temperature, cap))
+    place, truth, label = memory.place(z), np.zeros((7, rows)), rng.integers(0, z.shape[1], rows)
+    placed_v = memory.place(v)
+    memory.lock()
+    if name == "token_logprobs":
+        truth[5] = up
+        found = expected(Problem(z, label, truth, None, (temperature, cap)))
+        got = softxent.token_logprobs_and_grad(place, label, upstream=up, temperature=temperature, softcap=None if np.isinf(cap) else cap)
+        memory.worst.check("log-probability", got[0], found["log-probability"])
+        return memory.worst.check("gradient", got[1], found["gradient"])
+    if name == "entropy":
+        truth[6] = up
+        found = expected(resolved(Problem(z, np.full(rows, LARGEST), truth, None)))
+        h, dh = softxent.entropy_and_grad(place, upstream=up)
+        memory.worst.check("entropy", h, found["entropy"])
+        return memory.worst.check("gradient", dh, found["gradient"])
+    truth[4] = 1
+    found = expected(Problem(z, np.full(rows, -1), truth, None), v)
+    kind = {"softmax": "gradient", "log_softmax": "log-softmax", "logsumexp": "lse", "softmax_vjp": "Hessian product"}[name]
+    more = (placed_v,) if name == "softmax_vjp" else ()
+    memory.worst.check(kind, getattr(softxent, name)(place, *more), found[kind])
+
+
+def call(seed: int, number: int, seen: Counter[str], worst: Worst) -> None:
     """Make call number `number` of a seed."""
     rng = np.random.default_rng([seed, number])
-    memory = Memory(rng, seen)
-    with np.errstate(invalid="ignore", over="ignore"):
-        (public_call if rng.random() < 0.35 else kernel_call)(memory)
+    memory = Memory(rng, seen, worst)
+    with np.errstate(all="ignore"):
+        (public_call if rng.random() < 0.4 else kernel_call)(memory)
     seen["calls"] += 1
 
 
-def fuzz(seed: int, seconds: float, most: int = 1 << 60, report: Callable[[int], None] = lambda n: None) -> Counter[str]:
-    """Make calls for so many seconds, or so many calls. Returns how often each thing was drawn."""
-    seen: Counter[str] = Counter()
+def fuzz(
+    seed: int, seconds: float, most: int = 1 << 60, report: Callable[[int], None] = lambda n: None, failures: int = 1
+) -> tuple[Counter[str], Worst]:
+    """Make calls for so many seconds, or so many calls. Returns how often each thing was drawn, and the worst errors.
+
+    Raises the errors at the end, or when there are `failures` of them.
+    """
+    seen, worst, errors = Counter[str](), Worst(), []
     end, number = time.monotonic() + seconds, 0
-    while number < most and time.monotonic() < end:
+    while number < most and time.monotonic() < end and len(errors) < failures:
         report(number)
         try:
-            call(seed, number, seen)
+            call(seed, number, seen, worst)
         except Exception as error:
-            raise AssertionError(f"call {number} of seed {seed} (python tests/fuzz.py --seed {seed} --only {number}): {error}") from error
+            errors.append(f"call {number} of seed {seed} (python tests/fuzz.py --seed {seed} --only {number}): {error!r}")
         number += 1
-    return seen
+    if errors:
+        raise AssertionError("\n".join([*errors, f"{len(errors)} of {number} calls"]))
+    return seen, worst
 
 
 def main() -> int:
@@ -274,9 +415,10 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--seed", type=int, default=time.time_ns() % 1_000_000)
     parser.add_argument("--only", type=int, help="the number of one call")
+    parser.add_argument("--failures", type=int, default=1, help="stop after so many")
     given = parser.parse_args()
     if given.only is not None:
-        call(given.seed, given.only, Counter())
+        call(given.seed, given.only, Counter(), Worst())
         return 0
     at = mmap.mmap(-1, 8)  # shared: the number of the call, for the case of a crash
     with warnings.catch_warnings():
@@ -285,8 +427,8 @@ def main() -> int:
     if child == 0:
         code = 1
         try:
-            seen = fuzz(given.seed, given.seconds, report=lambda n: at.__setitem__(slice(0, 8), n.to_bytes(8, "little")))
-            show(seen, given)
+            report = lambda n: at.__setitem__(slice(0, 8), n.to_bytes(8, "little"))  # noqa: E731
+            show(*fuzz(given.seed, given.seconds, report=report, failures=given.failures), given)
             code = 0
         finally:
             sys.stdout.flush()
@@ -300,14 +442,13 @@ def main() -> int:
     return int(status != 0)
 
 
-def show(seen: Counter[str], given: argparse.Namespace) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table("drawn", "calls", title=f"{seen.pop('calls')} calls in {given.seconds:g} s, seed {given.seed}: no difference, no crash")
-    for name, count in sorted(seen.items(), key=lambda item: -item[1]):
-        table.add_row(name, str(count))
-    Console().print(table)
+def show(seen: Counter[str], worst: Worst, given: argparse.Namespace) -> None:
+    """Print the lines of docs/robustness.md."""
+    print(f"{seen.pop('calls'):,} calls in {given.seconds:g} seconds (seed {given.seed}) gave no difference and no crash.\n")
+    print("| result | largest error / bound |\n| --- | --- |")
+    print("\n".join(f"| {kind} | {ratio:.2f} |" for kind, ratio in worst.items()))
+    print("\n| drawn | calls |\n| --- | --- |")
+    print("\n".join(f"| {name} | {count:,} |" for name, count in seen.most_common()))
 
 
 if __name__ == "__main__":

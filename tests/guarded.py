@@ -6,6 +6,7 @@ import ctypes
 import mmap
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -27,10 +28,10 @@ def guarded(size: int, at_end: bool, shift: int = 0) -> tuple[np.ndarray, Callab
 
 
 class Memory:
-    """Places arrays for one call, and counts how."""
+    """Places arrays for one call, and counts how. `worst` is for the caller's own notes."""
 
-    def __init__(self, rng: np.random.Generator, seen: Counter[str]) -> None:
-        self.rng, self.seen = rng, seen
+    def __init__(self, rng: np.random.Generator, seen: Counter[str], worst: Any = None) -> None:
+        self.rng, self.seen, self.worst = rng, seen, worst
         self.locks: list[Callable[[], None]] = []
 
     def chance(self, p: float, what: str) -> bool:

@@ -98,10 +98,15 @@ def of_rows(z, labels, soft, weight, sample, name=None):
     return sum(sums) + spread + sj.cross_entropy(z, labels, reduction="sum", sample_weight=sample, **options)
 
 
-def of_head(x, w, bias, labels, weight, name=None):
+def of_head(x, w, bias, labels, soft, weight, name=None):
     options = dict(bias=bias, class_weight=weight, budget=3 * CLASSES * 4, axis_name=name)
+    given = sj.linear_cross_entropy(x, w, soft, reduction="none", return_lse=True, return_entropy=True, **options)
     rows = sj.linear_cross_entropy(x, w, labels, reduction="none", return_entropy=True, **options)
-    return sj.linear_cross_entropy(x, w, labels, reduction="sum", label_smoothing=0.1, **options) + (rows.entropy**2).sum()
+    return (
+        sj.linear_cross_entropy(x, w, labels, reduction="sum", label_smoothing=0.1, **options)
+        + (rows.entropy**2).sum()
+        + sum(a.sum() for a in given[:3])
+    )
 
 
 def everything(function, *given):
@@ -132,7 +137,7 @@ sample = jnp.asarray(rng.random(ROWS), jnp.float32)
 x, w = (jnp.asarray(rng.standard_normal((n, WIDTH)), jnp.float32) for n in (ROWS, CLASSES))
 by_both = ("data", "model")
 same_in_shard_map(of_rows, (z, labels, soft, weight, sample), (by_both, ("data",), by_both, (), ("data",)))
-same_in_shard_map(of_head, (x, w, w[:, 0], labels, weight), (("data",), ("model",), ("model",), ("data",), ()))
+same_in_shard_map(of_head, (x, w, w[:, 0], labels, soft, weight), (("data",), ("model",), ("model",), ("data",), by_both, ()))
 
 sure = z.at[:, 7].add(60) + 1e4  # a class with nearly all of the probability, and logits that are large
 in_shards = jax.shard_map(partial(sj.log_softmax, axis_name="model"), mesh=mesh, in_specs=P(*by_both), out_specs=P(*by_both))
@@ -164,4 +169,6 @@ assert "axis_name must name axes of the mesh" in message("classes")
 # A head under jit.
 head = jax.value_and_grad(lambda x, w: sj.linear_cross_entropy(x, w, labels, budget=4 * CLASSES * 4), (0, 1))
 near(jax.jit(head)(put(x, None, None), put(w, "model", None)), jax.jit(head)(x, w))
+head = jax.value_and_grad(lambda x, w, soft: sj.linear_cross_entropy(x, w, soft, budget=3 * CLASSES * 4), (0, 1, 2))
+near(jax.jit(head)(put(x, None, None), put(w, "model", None), put(soft, None, "model")), jax.jit(head)(x, w, soft))
 print("equal")

@@ -14,7 +14,8 @@ from cases import BACKENDS, SRC, python
 import softxent
 
 PACKAGE = pathlib.Path(softxent.__file__).parent
-CPP = pathlib.Path(__file__).parent.parent / "cpp"
+ROOT = pathlib.Path(__file__).parent.parent
+CPP = ROOT / "cpp"
 FRAMEWORKS = {
     "torch",
     "jax",
@@ -78,17 +79,18 @@ def imports(path: pathlib.Path) -> set[str]:
 
 
 MAY = {  # the modules of softxent that each file of the core may import
+    "messages.py": set(),
     "partials.py": set(),
     "shards.py": set(),
     "formula.py": {"partials"},
-    "contract.py": {"partials"},
+    "contract.py": {"messages", "partials"},
     "truth.py": {"partials", "contract", "kernels"},
     "sweep.py": {"contract", "partials", "kernels", "truth"},
     "loss.py": {"partials", "contract", "kernels", "truth", "sweep"},
     "probabilities.py": {"partials", "contract", "sweep", "truth"},
     "filtering.py": {"partials"},
     "linear.py": {"partials", "contract", "kernels", "truth", "sweep", "filtering"},
-    "kernels/__init__.py": {"partials", "kernels"},
+    "kernels/__init__.py": {"messages", "partials", "kernels"},
     "kernels/reference.py": {"partials", "formula", "kernels"},
     "kernels/cpu.py": {"partials", "kernels"},
     "kernels/triton.py": {"kernels"},
@@ -234,6 +236,58 @@ def test_import_loads_numpy_and_no_framework():
         for m in modules
         if m.split(".")[1] in ("proof", "demo", "bench", "torch", "jax", "sklearn", "boosting", "cli", "explanation", "conformance")
     ]
+
+
+LAZY = ("boosting", "conformance", "jax", "proof", "sklearn", "torch")
+FRAMEWORK_OF = {"jax": "JAX: pip install jax", "sklearn": 'the extra "sklearn"', "torch": "PyTorch: pip install torch"}
+
+
+@pytest.mark.parametrize("name", LAZY)
+def test_a_submodule_is_loaded_when_it_is_used(name):
+    """`import softxent` alone gives softxent.torch and the others, and neither it nor dir() loads one."""
+    code = f"""
+import sys, softxent
+print({name!r} in dir(softxent), any(m.split('.')[:2] == ['softxent', {name!r}] for m in sys.modules))
+print(softxent.{name} is sys.modules['softxent.{name}'])
+from softxent import {name}
+"""
+    assert python(code) == "True False\nTrue\n"
+
+
+@pytest.mark.parametrize("name", FRAMEWORK_OF)
+def test_a_submodule_without_its_framework_says_what_to_install(name):
+    code = f"""
+import inspect, sys
+class Absent:
+    def find_spec(self, module, path=None, target=None):
+        if module.partition(".")[0] == {name!r}:
+            raise ModuleNotFoundError(f"No module named {{module!r}}", name=module)
+sys.meta_path.insert(0, Absent())
+import importlib.util
+importlib.util.find_spec = lambda module, find=importlib.util.find_spec: None if module == {name!r} else find(module)
+import softxent
+print({name!r} in dir(softxent), {name!r} in [n for n, _ in inspect.getmembers(softxent)])
+try:
+    softxent.{name}
+except ImportError as error:
+    print(error)
+"""
+    lines = python(code).splitlines()
+    assert lines[0] == "False False" and FRAMEWORK_OF[name] in lines[1] and "pip install '.[" in lines[1]
+
+
+def test_an_unknown_attribute_is_an_attribute_error():
+    for name in ("tensorflow", "torhc", "_torch", "__wrapped__"):
+        with pytest.raises(AttributeError, match=f"module 'softxent' has no attribute '{name}'"):
+            getattr(softxent, name)
+
+
+def test_every_public_submodule_is_reached_by_its_name():
+    """Those that the package does not load and that docs/ name in code."""
+    named = {m for p in (ROOT / "docs").glob("*.md") for m in re.findall(r"softxent\.([a-z_]+)", p.read_text())}
+    files = {p.stem for p in PACKAGE.glob("*.py")} | {p.name for p in PACKAGE.iterdir() if (p / "__init__.py").exists()}
+    for name in sorted(named & files - {"bench", "cli", "demo"}):  # those are commands
+        assert getattr(softxent, name), name
 
 
 def test_import_is_small():

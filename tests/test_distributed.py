@@ -19,7 +19,7 @@ from tolerances import FLOAT32, FLOAT64, HIGHER
 torch = pytest.importorskip("torch")
 import torch.autograd.forward_ad as forward_ad  # noqa: E402
 import torch.distributed as dist  # noqa: E402
-from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor  # noqa: E402
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor  # noqa: E402
 from torch.distributed.tensor.debug import CommDebugMode  # noqa: E402
 
 import softxent.torch as st  # noqa: E402
@@ -101,6 +101,11 @@ def close(found, expected, tolerance=FLOAT64):
     assert found.shape == expected.shape
     scale = expected.detach().abs().nan_to_num(0, 0, 0).max() if expected.numel() else torch.tensor(0.0)
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance * float(scale), equal_nan=True)
+
+
+def full(t):
+    """The tensor of all processes. torch 2.6 fails at the gradient of full_tensor() where nothing is gathered on a mesh of two axes."""
+    return t.to_local() if all(where.is_replicate() for where in t.placements) else t.full_tensor()
 
 
 def same_everywhere(t, world):
@@ -248,7 +253,6 @@ def _of_dtensors(world, placed, options, targets, probable):
         given = [distribute_tensor(x, mesh, replicated) for x in given]
     given = [x.requires_grad_() for x in given]
     found = st.cross_entropy(input, t, **filled(options, *given), **more)
-    full = lambda t: t.full_tensor()  # noqa: E731
     close(full(found.loss), expected.loss)
     names = ("loss", "lse", "entropy", *([] if probable else ["logprobs"]))
     for name in names:
@@ -403,9 +407,9 @@ def _linear_of_dtensors(world, placed, options, shift):
     of_b = [where if where == Shard(0) else Replicate() for where in w_placed]
     here = [distribute_tensor(y, mesh, p).requires_grad_() for y, p in zip((x, w, b), (x_placed, w_placed, of_b), strict=True)]
     found = st.linear_cross_entropy(here[0], here[1], t, linear_bias=here[2], shift=shift, budget=900, **given)
-    close(found.full_tensor(), expected)
+    close(full(found), expected)
     scalar(expected).backward()
-    scalar(found, lambda y: y.full_tensor()).backward()
+    scalar(found, full).backward()
     for k, (mine, one) in enumerate(zip(here, whole, strict=True)):
         if k:
             assert mine.grad.placements == mine.placements
@@ -469,17 +473,6 @@ def _wrong(world):
         st.cross_entropy(z[:, :8], t, group=group, first_class=9 * rank)
     with pytest.raises(ValueError, match=r"cross_entropy: target must lie in \[0, 16\) or be ignore_index=-100; got 16"):
         st.cross_entropy(z[:, :8], t.masked_fill(t == t[0], 16), group=group)
-    x, w, _ = head(16)
-    x = x.requires_grad_()
-    loss = st.linear_cross_entropy(x, w[:8].requires_grad_(), t.repeat(2)[:10], group=group)
-    (dx,) = torch.autograd.grad(loss, x, create_graph=True)
-    with pytest.raises(RuntimeError, match=r"derivatives of a head whose classes are divided must be of first order"):
-        dx.sum().backward()
-    compiled = torch.compile(lambda x, w: st.linear_cross_entropy(x, w, t.repeat(2)[:10], group=group), backend="aot_eager")
-    with pytest.raises(Exception, match=r"must be of first order, .*; got under torch.compile"):
-        compiled(x, w[:8].requires_grad_())
-    with forward_ad.dual_level(), pytest.raises(RuntimeError, match=r"must be of first order, .*; got in forward mode"):
-        st.linear_cross_entropy(forward_ad.make_dual(x.detach(), torch.ones_like(x)), w[:8], t.repeat(2)[:10], group=group)
 
 
 def _not_supported(world):
@@ -536,44 +529,250 @@ def test_log_softmax_over_divided_classes_is_that_of_one_process(processes, dtyp
     processes(_log_softmax, 3, dtype)
 
 
-def _second_derivatives_by_each_argument(world, options, probable):
+def derivatives(function, leaves, along, forward=True, mixed=True):
+    """The first derivatives of a number by each leaf, and those of these along a vector, by each mode and mixture of modes."""
+    at = {name: leaf.clone().requires_grad_() for name, leaf in leaves.items()}
+    v = [along[name] for name in at]
+
+    def gradient(of, upstream=None, **how):
+        return torch.autograd.grad(of, list(at.values()), upstream, allow_unused=True, materialize_grads=True, **how)
+
+    found = {"reverse": gradient(function(**at), create_graph=True)}
+    linear = [(g, d) for g, d in zip(found["reverse"], v, strict=True) if g.requires_grad]
+    found["reverse twice"] = gradient(*zip(*linear, strict=True))
+    if not forward:
+        return found
+    with forward_ad.dual_level():
+        dual = {name: forward_ad.make_dual(leaf, along[name]) for name, leaf in leaves.items()}
+        found["forward"] = [forward_ad.unpack_dual(function(**dual)).tangent]
+        if not mixed:
+            return found
+        value = function(**{name: forward_ad.make_dual(leaf, along[name]) for name, leaf in at.items()})
+        found["reverse of forward"] = gradient(forward_ad.unpack_dual(value).tangent, retain_graph=True)
+        tangents = [forward_ad.unpack_dual(g).tangent for g in gradient(value)]
+        found["forward of reverse"] = [torch.zeros_like(x) if t is None else t for x, t in zip(at.values(), tangents, strict=True)]
+    return found
+
+
+def number(result):
+    """A number that all outputs have a part in. In torch 2.6, full_tensor() and to_local() of DTensors have no second derivative."""
+    return sum((k + 1.5) * t.sin().sum() for k, t in enumerate(result[:3]))
+
+
+def random_like(leaves):
+    generator = torch.Generator().manual_seed(1)
+    return {name: torch.randn(leaf.shape, generator=generator, dtype=torch.float64) for name, leaf in leaves.items()}
+
+
+def agree(found, expected, names, cut=lambda name, t: t, tolerance=HIGHER):
+    assert found.keys() == expected.keys()
+    for mode, each in expected.items():
+        for name, one, several in zip([""] if mode == "forward" else names, each, found[mode], strict=True):
+            close(full(several) if isinstance(several, DTensor) else several, cut(name, one), tolerance)
+
+
+ROW_OUTPUTS = {"return_lse": True, "return_entropy": True}
+
+
+def mixtures_of_logits(world, options, probable, given, **group):
+    """All derivatives of the outputs by z, and by the weights and probabilities that are among `given`."""
+    mine = evenly(23, world)[dist.get_rank(workers.groups[world])]
+    group = {"group": workers.groups[world], "first_class": mine.first} if group else {}
+
+    def part(name, t):
+        return t[:, mine.first : mine.end].contiguous() if group and name in ("input", "target") else t
+
+    leaves = {name: part(name, t) for name, t in given.items() if t.is_floating_point()}
+    labels = {} if probable else {"target": given["target"]}
+    along = {name: part(name, t) for name, t in random_like({n: given[n] for n in leaves}).items()}
+    f = lambda **at: number(st.cross_entropy(**at, **labels, **options, **ROW_OUTPUTS, **group))  # noqa: E731
+    return derivatives(f, leaves, along), part, list(leaves)
+
+
+def _mixtures(world, options, probable, names):
     z, t, weight, sample = problem(23, rows=6, probable=probable)
     z[0, 0] = 0
-    mine = evenly(23, world)[dist.get_rank(workers.groups[world])]
-    leaves = {"z": z, "weight": weight, "sample_weight": sample, **({"t": t} if probable else {})}
-    leaves = {name: leaf for name, leaf in leaves.items() if name in ("z", "t", *options)}
-    along = {name: torch.linspace(-1, 2, leaf.numel(), dtype=torch.float64).reshape(leaf.shape) for name, leaf in leaves.items()}
-
-    def derivatives(part, group):
-        here = {name: leaf[:, part] if name in ("z", "t") else leaf for name, leaf in leaves.items()}
-        v = [d[:, part] if name in ("z", "t") else d for name, d in along.items()]
-        here = {name: leaf.clone().requires_grad_() for name, leaf in here.items()}
-        loss = st.cross_entropy(here["z"], here.get("t", t), **filled(options, here.get("weight"), here.get("sample_weight")), **group)
-        first = torch.autograd.grad(loss * 1.3, list(here.values()), create_graph=True)
-        second = torch.autograd.grad(first, list(here.values()), v)
-        with torch.autograd.forward_ad.dual_level():
-            dual = {
-                name: torch.autograd.forward_ad.make_dual(leaf.detach(), d.contiguous())
-                for (name, leaf), d in zip(here.items(), v, strict=True)
-            }
-            loss = st.cross_entropy(dual["z"], dual.get("t", t), **filled(options, dual.get("weight"), dual.get("sample_weight")), **group)
-            tangent = torch.autograd.forward_ad.unpack_dual(loss).tangent
-        return dict(zip(here, first, strict=True)), dict(zip(here, second, strict=True)), {"loss": tangent}
-
-    part = slice(mine.first, mine.end)
-    expected, found = derivatives(slice(None), {}), derivatives(part, {"group": workers.groups[world], "first_class": mine.first})
-    for one, several in zip(expected, found, strict=True):
-        for name in one:
-            close(several[name], one[name][:, part] if name in ("z", "t") else one[name], HIGHER)
+    given = {"input": z, "target": t, "weight": weight, "sample_weight": sample}
+    given = {name: given[name] for name in ("input", "target", *names)}
+    expected, *_ = mixtures_of_logits(world, options, probable, given)
+    found, part, leaves = mixtures_of_logits(world, options, probable, given, group=True)
+    agree(found, expected, leaves, part)
 
 
 @pytest.mark.parametrize("probable", [False, True], ids=["labels", "probabilities"])
 @pytest.mark.parametrize("world", [2, 3])
-def test_weights_and_probabilities_have_second_derivatives_and_forward_mode(processes, world, probable):
-    for options in ({"weight": True, "sample_weight": True}, {"weight": True, "label_smoothing": 0.1, "z_loss": 1e-2, "softcap": 4.0}):
-        processes(_second_derivatives_by_each_argument, world, options, probable)
-    if probable:
-        processes(_second_derivatives_by_each_argument, world, {"reduction": "sum"}, True)
+def test_logits_weights_and_probabilities_have_second_derivatives_in_every_mixture_of_modes(processes, world, probable):
+    for names, options in (
+        (("weight", "sample_weight"), {}),
+        (("weight",), {"label_smoothing": 0.1, "z_loss": 1e-2, "softcap": 4.0}),
+        (("sample_weight",), {"label_smoothing": 0.1, "z_loss": 1e-2, "temperature": 0.7, "reduction": "none"}),
+        ((), {"reduction": "sum"}),
+    ):
+        processes(_mixtures, world, options, probable, names)
+
+
+def _limits(world):
+    """At weights of 0 the derivatives are those at small weights; at NaN in ignored rows, those at finite logits."""
+    for probable, options in itertools.product([False, True], [{}, {"label_smoothing": 0.1, "z_loss": 0.2, "softcap": 3.0}]):
+        z, t, weight, sample = problem(23, rows=6, probable=probable)
+        z[0, 0] = 0
+        found = []
+        for small, ignored in ((0.0, torch.nan), (1e-13, 0.0)):
+            z[3] = z[3] if probable else ignored
+            weight[5] = sample[1] = small
+            given = {"input": z.clone(), "target": t, "weight": weight.clone(), "sample_weight": sample.clone()}
+            each, _, leaves = mixtures_of_logits(world, options, probable, given, group=True)
+            found.append(each)
+        agree(*found, leaves, tolerance=1e-9)  # 10,000 times the small weights
+
+
+def test_weights_of_0_and_nan_in_ignored_rows_leave_no_derivative_out(processes):
+    processes(_limits, 2)
+
+
+def _too_high(world):
+    """What is of third order, or a mixture of modes of a head, is an error, not a number."""
+    z, t, *_ = problem(16, rows=6)
+    z[0, 0] = 0
+    group, x = {"group": workers.groups[world]}, z[:, :8].clone().requires_grad_()
+    w = torch.eye(8, 8, dtype=torch.float64)
+    third = r"derivatives of sharded logits must be of first or second order; got a third"
+    of_head = r"derivatives of a head whose classes are divided must be of first order, or of second order in reverse mode"
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(x, torch.ones_like(x))
+        for loss, message in ((st.cross_entropy(dual, t, **group), third), (st.linear_cross_entropy(dual, w, t, **group), of_head)):
+            tangent = forward_ad.unpack_dual(loss).tangent
+            with pytest.raises(RuntimeError, match=message):
+                (dx,) = torch.autograd.grad(tangent, x, create_graph=True)
+                torch.autograd.grad(dx.sum(), x)
+            with pytest.raises(RuntimeError, match=message):
+                (dx,) = torch.autograd.grad(loss, x, create_graph=True)
+                torch.autograd.grad(forward_ad.unpack_dual(dx).tangent.sum(), x)
+    losses = st.cross_entropy(x, t, reduction="none", **group), st.linear_cross_entropy(x, w, t, reduction="none", **group)
+    for loss in losses:
+        with pytest.raises(ValueError, match=r"is_grads_batched"):
+            torch.autograd.grad(loss, x, torch.eye(6, dtype=torch.float64), is_grads_batched=True)
+
+
+def test_derivatives_that_are_not_computed_are_refused(processes):
+    processes(_too_high, 2)
+
+
+# ---- derivatives of heads, of DTensors, and of one output alone
+
+
+def _head_derivatives(world, options, probable, names, divided):
+    x, w, b = head(23)
+    _, t, weight, sample = problem(23, rows=10, probable=probable)
+    mine = evenly(23, world)[dist.get_rank(workers.groups[world])]
+    given = {"input": x, "linear_weight": w, "linear_bias": b, "weight": weight, "sample_weight": sample, "target": t}
+    given = {name: t for name, t in given.items() if name in ("target", *names)}
+    group = {"group": workers.groups[world], "first_class": mine.first} if divided == "group" else {}
+    fixed = {"input": x, "linear_weight": w, "linear_bias": b, "target": t}
+    options = {**options, **(ROW_OUTPUTS if options.get("reduction") == "none" else {})}
+
+    def part(name, t):
+        if name in ("linear_weight", "linear_bias"):
+            t = t[mine.first : mine.end].contiguous() if group else t
+        if name == "target" and probable and group:
+            t = t[:, mine.first : mine.end].contiguous()
+        return distribute_tensor(t, workers.meshes[world], [Shard(0)]) if divided == "dtensors" else t
+
+    def of(cut, more):
+        leaves = {name: cut(name, t) for name, t in given.items() if t.is_floating_point()}
+        along = {name: cut(name, t) for name, t in random_like({n: given[n] for n in leaves}).items()}
+        rest = {name: cut(name, t) for name, t in fixed.items() if name not in leaves}
+
+        def loss(**at):
+            found = st.linear_cross_entropy(**at, **rest, **options, **more)
+            return number(found if isinstance(found, tuple) else (found,))
+
+        return derivatives(loss, leaves, along, forward=divided == "group", mixed=False), list(leaves)
+
+    (expected, leaves), (found, _) = of(lambda _, t: t, {}), of(part, {**group, "budget": 600})
+    agree(found, expected, leaves, part if group else lambda _, t: t)
+
+
+@pytest.mark.parametrize("divided", ["group", "dtensors"])
+@pytest.mark.parametrize("probable", [False, True], ids=["labels", "probabilities"])
+def test_a_head_has_first_and_second_derivatives_by_every_argument(processes, probable, divided):
+    all_of_it = ("input", "linear_weight", "linear_bias")
+    for names, options in (
+        (all_of_it, {}),
+        ((*all_of_it, "weight", "sample_weight"), {"label_smoothing": 0.1, "z_loss": 0.2, "softcap": 3.0, "reduction": "none"}),
+        (("weight",), {"label_smoothing": 0.1}),
+        (("sample_weight",), {"label_smoothing": 0.1, "reduction": "sum"}),
+    ):
+        processes(_head_derivatives, 2, options, probable, names, divided)
+
+
+def _one_output(world, placement, probable):
+    """Each output alone has the derivatives of one process, although the gradients of the others are not defined."""
+    mesh = workers.meshes[world]
+    z, t, weight, sample = problem(9, rows=6, probable=probable)
+    z[0, 0] = 0
+    names = ["loss", "lse", "entropy", *([] if probable else ["logprobs"])]
+    leaves = {"input": z, "weight": weight, "sample_weight": sample, **({"target": t} if probable else {})}
+    along = random_like(leaves)
+    divide = lambda name, t: distribute_tensor(t, mesh, [placement if name in ("input", "target") else Replicate()])  # noqa: E731
+
+    def of(output):
+        def function(**at):
+            result = getattr(
+                st.cross_entropy(**{"target": t, **at}, label_smoothing=0.1, **dict.fromkeys(map(flag, names[1:]), True)), output
+            )
+            return number((result,))
+
+        return function
+
+    flag = "return_{}".format
+    for output in names:
+        expected = derivatives(of(output), leaves, along, forward=False)
+        here = {name: divide(name, leaf) for name, leaf in leaves.items()}
+        found = derivatives(of(output), here, {name: divide(name, v) for name, v in along.items()}, forward=False)
+        agree(found, expected, list(leaves))
+
+
+@pytest.mark.parametrize("probable", [False, True], ids=["labels", "probabilities"])
+@pytest.mark.parametrize("placement", [Shard(0), Shard(1), Replicate()], ids=["rows", "classes", "replicated"])
+def test_each_output_of_dtensors_alone_has_its_derivatives(processes, placement, probable):
+    processes(_one_output, 2, placement, probable)
+
+
+def _placements(world):
+    """Logits, labels, and weights that broadcast, of any placement."""
+    mesh, generator = workers.meshes[world], torch.Generator().manual_seed(0)
+    z, t = torch.randn(4, 6, 3, generator=generator, dtype=torch.float64), torch.randint(0, 6, (4, 3), generator=generator)
+    weight = torch.rand(6, generator=generator, dtype=torch.float64)
+
+    def placed(x, placement):
+        if placement.is_partial():
+            return DTensor.from_local(x / world if x.is_floating_point() else x * (dist.get_rank() == 0), mesh, [placement])
+        return distribute_tensor(x, mesh, [placement])
+
+    def every(x):
+        return [Replicate(), Partial(), *map(Shard, range(x.ndim))]
+
+    for shape in ((), (1,), (3,), (1, 3), (4, 1), (1, 1), (4, 3)):
+        sample = torch.rand(shape, generator=generator, dtype=torch.float64)
+        whole = [x.clone().requires_grad_() for x in (z, weight, sample)]
+        reduction = "mean" if sample.numel() > 1 else "sum"  # a mean does not depend on one weight of all rows
+        expected = st.cross_entropy(whole[0], t, whole[1], sample_weight=whole[2], reduction=reduction)
+        expected.backward()
+        of_each = [every(x) for x in (z, t, weight, sample)]
+        several = list(itertools.product(of_each[0], of_each[3]))
+        for k, (of_z, of_sample) in enumerate(several):
+            of_t, of_weight = of_each[1][k % len(of_each[1])], of_each[2][k % len(of_each[2])]
+            here = [placed(x, p).requires_grad_() for x, p in ((z, of_z), (weight, of_weight), (sample, of_sample))]
+            found = st.cross_entropy(here[0], placed(t, of_t), here[1], sample_weight=here[2], reduction=reduction)
+            close(full(found), expected)
+            found.backward()
+            for mine, one in zip(here, whole, strict=True):
+                close(full(mine.grad), one.grad)
+
+
+def test_arguments_that_broadcast_may_have_any_placement(processes):
+    processes(_placements, 2)
 
 
 def _one_pass(world):
@@ -636,6 +835,22 @@ def _compiled(world, placement):
 @pytest.mark.parametrize("placement", [Shard(0), Shard(1)], ids=["rows", "classes"])
 def test_dtensors_under_compile(processes, placement):
     processes(_compiled, 2, placement)
+
+
+def _compiled_head(world):
+    x, w, _ = head(16)
+    t, mine = torch.arange(10), evenly(16, world)[dist.get_rank()]
+    whole, here = [x.clone().requires_grad_() for _ in range(2)], w[mine.first : mine.end]
+    expected = st.linear_cross_entropy(whole[0], w, t)
+    found = torch.compile(lambda x: st.linear_cross_entropy(x, here, t, group=workers.groups[world]), backend="aot_eager")(whole[1])
+    close(found, expected)
+    for loss in (expected, found):
+        loss.backward()
+    close(whole[1].grad, whole[0].grad)
+
+
+def test_a_divided_head_under_compile(processes):
+    processes(_compiled_head, 2)
 
 
 def test_errors_say_what_to_change(processes):
@@ -801,7 +1016,7 @@ def _refused(world):
     x, w = (DTensor.from_local(torch.randn(4, 3), mesh, [Replicate()], run_check=False).requires_grad_() for _ in range(2))
     divided = w.redistribute(placements=[Shard(0)])
     loss = st.linear_cross_entropy(x, divided, torch.tensor([0, 1, 2, 3]), reduction="none").full_tensor()
-    with pytest.raises(ValueError, match="is_grads_batched must be False for DTensors"):
+    with pytest.raises(ValueError, match="is_grads_batched must be False where tensors are divided"):
         torch.autograd.grad(loss, w, torch.ones(2, 4), is_grads_batched=True)
 
 

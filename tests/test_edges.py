@@ -258,6 +258,62 @@ def test_an_out_that_overlaps_is_refused(backend):
     assert softxent.cross_entropy_and_grad(z, t, out=z)[1] is z
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("argument", ["labels", "small labels", "probabilities", "class_weight", "sample_weight", "upstream"])
+def test_an_out_that_shares_memory_with_an_argument_is_refused_or_right(backend, argument, dtype, rng):
+    """Labels and probabilities are refused; the other arguments are read before anything is written."""
+    base = np.zeros(64, dtype)
+    z = rng.standard_normal((5, 5)).astype(dtype)
+    options = {"reduction": "none"} if argument == "upstream" else {}
+    kinds = {"labels": np.int64, "small labels": np.int32, "probabilities": dtype}
+    for gap in (-7, -1, 0, 1, 7, 30):
+        values = rng.integers(0, 5, 5) if "labels" in argument else rng.random((5, 5) if argument == "probabilities" else 5)
+        values = values.astype(kinds.get(argument, np.float64))
+        place = base.view(values.dtype)[8 * dtype().itemsize // values.itemsize :][: values.size].reshape(values.shape)
+        out = base[8 + gap : 33 + gap].reshape(5, 5)
+        place[...] = values
+        others = options if argument in kinds else {argument: values, **options}
+        want = softxent.cross_entropy_and_grad(z, values if argument in kinds else [1, 2, 3, 4, 0], **others)
+        given = (z, place) if argument in kinds else (z, [1, 2, 3, 4, 0])
+        others = options if argument in kinds else {argument: place, **options}
+        if argument in kinds and np.shares_memory(out, place):
+            with pytest.raises(ValueError, match=r"^cross_entropy_and_grad: out must share no memory with the labels; got "):
+                softxent.cross_entropy_and_grad(*given, out=out, **others)
+            assert bits(place) == bits(values)
+        else:
+            assert [*map(bits, softxent.cross_entropy_and_grad(*given, out=out, **others))] == [*map(bits, want)]
+
+
+@pytest.mark.parametrize(
+    ("shape", "strides", "apart"),
+    [
+        ((4, 6), (4, 4), False),
+        ((4, 6), (8, 4), False),
+        ((4, 6), (20, 4), False),
+        ((4, 6), (24, 4), True),
+        ((4, 6), (4, 16), True),
+        ((4, 6), (4, 12), False),
+        ((4, 6), (2, 8), False),  # half an entry
+        ((4, 6), (-28, 4), True),
+        ((4, 6), (-4, 4), False),
+        ((2, 2), (12, 8), True),  # each row between the entries of the other
+        ((3, 4, 6), (96, 24, 4), True),
+        ((3, 4, 6), (24, 24, 4), False),
+        ((1, 6), (0, 4), True),
+    ],
+)
+def test_an_out_whose_entries_share_memory_is_refused(backend, shape, strides, apart):
+    base = np.zeros(400, np.float32)
+    out = np.lib.stride_tricks.as_strided(base[150:], shape, strides)
+    z = np.arange(out.size, dtype=np.float32).reshape(shape) / 9
+    if apart:
+        assert bits(softxent.softmax(z, out=out)) == bits(softxent.softmax(z))
+    else:
+        with pytest.raises(ValueError, match=r"^softmax: out must have one place for each entry; got strides "):
+            softxent.softmax(z, out=out)
+        assert not base.any()
+
+
 def test_what_fails_is_written_nowhere(backend):
     z, t = np.zeros((4, 6), np.float32), np.zeros(4, int)
     locked = np.ones_like(z)
@@ -497,6 +553,10 @@ ERRORS = {
     "out_overlap": (
         lambda: grad(Z, T, out=Z[::-1]), ValueError,
         GRAD + "out must be the logits themselves or share no memory with them; got ",
+    ),
+    "out_labels": (
+        lambda: grad(Z[:1, :2], T[:1], out=T[:2].view(float)[None]), ValueError,
+        GRAD + "out must share no memory with the labels; got an overlapping array",
     ),
     "out_itself": (
         lambda: grad(Z, T, out=np.lib.stride_tricks.as_strided(np.zeros(6), (4, 6), (0, 8))), ValueError,

@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
-from decimal import Decimal
+from decimal import Decimal, localcontext
 
 import numpy as np
 import pytest
@@ -19,10 +19,10 @@ from tolerances import FEW64, FLOAT64
 
 import softxent
 from softxent import explanation as explain
+from softxent.explanation import reference, terminal
 from softxent.explanation import row as rows
-from softxent.explanation import terminal
 from softxent.proof import derivation as book
-from softxent.proof.replay import Numbers, agree
+from softxent.proof.replay import CONTEXT, Numbers, agree
 
 ROWS = [
     ([2.0, 1.0, 0.1], 0),
@@ -182,6 +182,52 @@ def test_gaps_that_no_float_reaches(z, label, capsys):
     if z == "2000,0,-2000" and label == 1:
         assert by_name["log_same"][1]["value"] is None and by_name["log_same"][1]["decimal"].endswith("E+868")
         assert got["loss"] == 2000
+
+
+TINY_LOSSES = [([400.0, 0, 1], 0), ([1000.0, 0], 0), ([0, 3000.0, -7], 1), ([1e9, 0], 0), ([0, -1e9, 1e9], 2), ([800.0, 400, 0, -1e9], 0)]
+
+
+@pytest.mark.parametrize(("z", "label"), TINY_LOSSES, ids=str)
+def test_a_loss_that_is_almost_0_has_all_its_digits(z, label, capsys, monkeypatch):
+    """The reference: log(1 + sum of e^(z_k - z_t)), which is that sum up to its square, and the same without z_t's own in the gradient."""
+    with localcontext(CONTEXT):
+        others = sum(Decimal(x - z[label]).exp() for n, x in enumerate(z) if n != label)
+        got = softxent.explain(z, label).to_dict()
+        gradient, loss = [Decimal(x) for x in got["decimals"]["gradient"]], Decimal(got["decimals"]["loss"])
+        near = Decimal("1e-45")  # of 50 digits
+        assert got["agrees"] and abs(loss - others) <= others * near and abs(gradient[label] + others) <= others * near
+        assert abs(sum(gradient)) <= others * near and all(g > 0 for n, g in enumerate(gradient) if n != label)
+        assert got["loss"] == float(loss) and got["gradient"] == [*map(float, gradient)]
+    out = shown(capsys, ["--logits", listed(z), "--label", str(label)], 120, monkeypatch)
+    assert f"with 50 digits it is {terminal.short(loss, 8)}" in " ".join(out.split())
+    lines = [line for one in derivations(got) for line in one["lines"] if one["name"] in ("miss", "tiny_loss")]
+    for line in lines:
+        assert not line["covered"] or Decimal(line["decimal"]) != 0
+
+
+def test_the_reference_is_judged_up_to_its_last_digits():
+    """A loss of 0 where it is 7e-174 is no agreement, whatever the rounding of a sum of numbers near 1 is."""
+    end = softxent.explain([400.0, 0, 1], 0)._account.end
+    assert end.ours_agrees and end.loss_bound < end.loss / 10**10
+    assert not end._replace(our_loss=0.0).ours_agrees and not end._replace(ours=[0.0, *end.ours[1:]]).ours_agrees
+
+
+@pytest.mark.parametrize(
+    ("z", "y"),
+    [([0, 0, -400.0], [".5", ".5", "0"]), ([5e-324, 0, 0], ["0", ".5", ".5"]), ([3, 3, 3], ["0.25", "0.25", "0.25"]), ([1, 2], ["0", "0"])],
+    ids=str,
+)
+def test_the_reference_of_probabilities_has_all_its_digits(z, y):
+    """It is compared with the same numbers from 2,000 digits."""
+    scores, truth = [*map(Decimal, z)], [*map(Decimal, y)]
+    with localcontext(CONTEXT) as context:
+        context.prec = 2000
+        e = [x.exp() for x in scores]
+        want = [sum(truth) * x / sum(e) - t for x, t in zip(e, truth, strict=True)]
+        loss = sum((t * ((sum(e)).ln() - x) for t, x in zip(truth, scores, strict=True)), Decimal(0))
+        for a, b in zip([*reference.gradient(scores, truth), reference.loss(scores, truth)], [*want, loss], strict=True):
+            # 50 digits, and an exact 0 leaves only what 2,000 digits round
+            assert abs(a - b) <= abs(a) * Decimal("1e-48") + Decimal("1e-1990")
 
 
 # ---------------------------------------------------------------- a vocabulary
@@ -462,7 +508,7 @@ def test_the_json_holds_every_derivation_and_every_line(capsys):
         for line in one["lines"]:
             assert set(line) == {
                 "text", "latex", "relation", "rule", "reason", "uses", "given", "because", "lemmas", "filled", "value", "decimal", "holds",
-                "agrees",
+                "agrees", "covered",
             }  # fmt: skip
             assert line["text"] and line["latex"] and line["filled"] and float(line["decimal"]) == line["value"]
             assert line["rule"] is None or line["reason"]

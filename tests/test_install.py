@@ -107,8 +107,7 @@ def test_there_is_a_wheel_for_every_python_of_the_project():
     stable = int(PROJECT["tool"]["scikit-build"]["wheel"]["py-api"].removeprefix("cp3"))
     settings = PROJECT["tool"]["cibuildwheel"]
     assert settings["build"] == [f"cp3{minor}-manylinux_*" for minor in range(oldest, stable + 1)]
-    assert settings["environment"] == {"SOFTXENT_REQUIRE_KERNEL": "1", "SOFTXENT_XLA_INCLUDE": "/tmp/jaxlib/jaxlib/include"}
-    assert "--target /tmp/jaxlib 'jaxlib" in settings["before-build"] and "_kernel.xla_calls()" in settings["test-command"]
+    assert settings["environment"] == {"SOFTXENT_REQUIRE_KERNEL": "1"}
     assert '"SOFTXENT_REQUIRE_KERNEL": "1"' in (ROOT / "tools/wheels.py").read_text()
 
 

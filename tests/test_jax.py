@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from unittest import mock
 
 import ml_dtypes
 import numpy as np
@@ -113,9 +114,10 @@ def test_second_and_third_derivatives_in_every_mode_are_those_of_the_definition(
             third = [jax.grad(along(f1, v)), along(along(gradient, v), w), jax.grad(dot(jax.grad(dot(gradient, v)), w))]
             return second, [function(x) for function in third]
 
-        return jax.jit(all_modes)({"z": z, "varied": varied})
+        compiled = jax.jit(all_modes)
+        return [compiled({"z": z, "varied": at}) for at in (varied, jax.tree.map(lambda a: a.at[0].set(0), varied))]
 
-    near(*map(of, functions))
+    near(*map(of, functions))  # at numbers that are exactly 0, too
 
 
 def test_other_outputs_have_their_derivatives(computed_by, rng):
@@ -410,6 +412,73 @@ def test_rows_of_nan_and_masked_classes(computed_by):
     assert np.isnan(none[0]) and (none[1] == 0).all()
 
 
+def test_ignored_rows_may_hold_nan_whatever_is_differentiated(computed_by, rng):
+    z, varied, labels = (
+        jnp.asarray(rng.standard_normal((3, 4))),
+        {"s": jnp.array([1.0, 2, 0.5]), "w": jnp.arange(4.0)},
+        jnp.array([0, 3, 1]),
+    )
+
+    def derivatives(z, labels, varied):
+        def f(z, v):
+            options = dict(class_weight=v["w"], sample_weight=v["s"], label_smoothing=0.1, z_loss=0.1, softcap=3.0)
+            return sj.cross_entropy(z, labels, **options)
+
+        point = z, varied
+        ahead = jax.tree.map(jnp.cos, (jnp.where(jnp.isnan(z), 0, z), varied))
+        gradient = jax.grad(f, (0, 1))
+        return gradient(*point), jax.jvp(gradient, point, ahead)[1], jax.grad(lambda *x: jax.jvp(f, x, ahead)[1], (0, 1))(*point)
+
+    found = jax.jit(derivatives)(z.at[1].set(jnp.nan), labels.at[1].set(-100), varied)
+    live = jnp.array([0, 2])
+    want = jax.jit(derivatives)(z[live], labels[live], varied | {"s": varied["s"][live]})
+    for (dz, by), (dz_live, by_live) in zip(found, want, strict=True):
+        near((dz[live], by["w"], by["s"][live]), (dz_live, by_live["w"], by_live["s"]))
+        assert (dz[1] == 0).all() and by["s"][1] == 0
+
+
+def test_a_mean_over_rows_without_weight_is_a_constant(computed_by):
+    z, s = jnp.cos(jnp.arange(6.0)).reshape(2, 3), jnp.array([1.0, 2.0])
+    for labels, at in ((jnp.array([0, 1]), 0 * s), (jnp.array([-100, -100]), s)):
+        f = lambda z, s, labels=labels: sj.cross_entropy(z, labels, sample_weight=s, z_loss=0.1)  # noqa: E731
+        gradient = jax.grad(f, (0, 1))
+        along = lambda z, s, f=f: jax.jvp(f, (z, s), (jnp.sin(z), s + 1))[1]  # noqa: E731
+        assert np.isnan(f(z, at))
+        for found in (gradient(z, at), along(z, at), jax.grad(along, (0, 1))(z, at), jax.jvp(gradient, (z, at), (z, s))[1]):
+            assert all((np.asarray(a) == 0).all() for a in jax.tree.leaves(found))
+
+
+@pytest.mark.parametrize("name", ["softmax_cross_entropy", "softmax_cross_entropy_with_integer_labels"])
+def test_rows_without_classes_have_loss_0_and_derivatives_0_as_in_optax(computed_by, name, rng):
+    z, where = jnp.asarray(rng.standard_normal((3, 4))), jnp.array([[1, 1, 0, 1], [0, 0, 0, 0], [1, 0, 1, 1]], bool)
+    labels = jnp.array([3, 1, 0]) if "integer" in name else jax.nn.softmax(z[::-1])
+
+    def derivatives(module):
+        f = lambda z: getattr(module, name)(z, labels, where=where)  # noqa: E731
+        return f(z), jax.jacrev(f)(z), jax.jvp(f, (z,), (z * z,))[1]
+
+    near(derivatives(sj), derivatives(optax))
+    along = jax.grad(lambda z: jax.jvp(lambda z: getattr(sj, name)(z, labels, where=where).sum(), (z,), (z * z,))[1])(z)
+    assert np.isfinite(along).all() and (along[1] == 0).all()
+
+
+def test_the_loss_of_a_label_that_is_left_out_is_inf():
+    z, where = jnp.array([[1.0, 2.0, 3.0]]), jnp.array([[True, False, True]])
+    loss, dz = jax.value_and_grad(lambda z: sj.softmax_cross_entropy_with_integer_labels(z, jnp.array([1]), where=where).sum())(z)
+    assert loss == np.inf and np.isfinite(dz).all()
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32", "uint64"])
+def test_unsigned_labels_are_never_taken_for_negative_ones(dtype):
+    """As int32, the label 2^32 - 100 would be the ignore_index -100, and 2^32 + 1 would be 1."""
+    with jax.enable_x64(True):
+        z, largest = jnp.arange(12.0).reshape(4, 3), int(np.iinfo(dtype).max)
+        labels = np.array([0, 2, largest - 99, 2**32 + 1 if largest > 2**32 else largest], dtype)
+        loss = sj.cross_entropy(z, jnp.asarray(labels), reduction="none")
+        near(loss[:2], INTEGERS(z[:2], jnp.array([0, 2])))
+        assert np.isnan(loss[2:]).all()
+
+
 # ---- platforms ----
 
 
@@ -421,13 +490,25 @@ def test_other_platforms_get_jax_numpy_alone():
 
 
 def test_without_handlers_jax_numpy_computes_and_one_warning_says_so(monkeypatch):
-    monkeypatch.setattr(native, "missing", "softxent was built without jaxlib")
+    monkeypatch.setattr(native, "missing", "jaxlib refuses the kernel")
     monkeypatch.setattr(operators, "_warned", False)
+    assert [b[:3] for b in sj.backends()] == [("cpu", False, False), ("formula", True, True)]
+    assert sj.backends()[0].detail == "jaxlib refuses the kernel"
     z, t = jnp.array([[1.0, 2.0, 4.0]]), jnp.array([0])
-    with pytest.warns(RuntimeWarning, match=r"softxent\.jax runs on jax\.numpy, slowly: softxent was built without jaxlib") as caught:
+    with pytest.warns(RuntimeWarning, match=r"softxent\.jax runs on jax\.numpy, slowly: jaxlib refuses the kernel") as caught:
         found = jax.jit(lambda z: sj.cross_entropy(z, t) + sj.logsumexp(z).sum())(z)
     near(found, INTEGERS(z, t).mean() + jax.nn.logsumexp(z, 1).sum(), FLOAT32)
     assert len(caught) == 1
+
+
+def test_backends_say_what_computes():
+    kernel, formula = sj.backends()
+    assert (kernel.name, formula.name) == ("cpu", "formula") and kernel.active and not formula.active, kernel.detail
+    with sj.use_backend("formula"):
+        assert [b.name for b in sj.backends() if b.active] == ["formula"]
+    for platform, found in (("cpu", "cpu"), ("cuda", "formula")):
+        with mock.patch.object(jax, "default_backend", lambda platform=platform: platform):
+            assert [b.name for b in sj.backends() if b.active] == [found]
 
 
 def test_importing_softxent_jax_without_jax_says_what_to_install():

@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -82,3 +83,10 @@ def test_elementary_functions_are_as_near_as_the_bounds_count_on(tmp_path: Path)
     subprocess.run(["g++", *FLAGS, str(ROOT / "tests/native/elementary.cpp"), "-o", str(program)], check=True)
     single, exp, log, log1p = map(float, subprocess.run([program], check=True, capture_output=True, text=True).stdout.split())
     assert 0.5 < single < 2 and 0.5 < exp < 2 and 0.5 < log < 2 and 0.5 < log1p < 4
+
+
+def test_the_declarations_of_xla_are_those_of_jaxlib():
+    """cpp/ffi.h has what xla.cpp uses of the interface, so that a build needs no jaxlib. The installed one may be newer."""
+    need("g++")
+    headers = jax.ffi.include_dir()
+    subprocess.run(["g++", *FLAGS, "-fsyntax-only", "-isystem", headers, str(ROOT / "tests/native/ffi.cpp")], check=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from softxent.explanation import _clean, terminal
+from softxent.explanation import _clean, reference, terminal
 from softxent.explanation.formulas import formula
 from softxent.explanation.page import HERE, page, places
 from softxent.proof.derivation import ARTICLE, DERIVATIONS, GRADIENT, PARTS, RESULT_1, RESULT_2, y, yhat
@@ -112,10 +112,10 @@ def numbers(derivation, state):
     return Numbers(derivation, scores, [float(k == label) for k in range(len(scores))], label)
 
 
-def as_terminal(value, values):
+def as_terminal(value, values, covered):
     """What the terminal writes for the value of a line."""
     with localcontext(CONTEXT):
-        return terminal._value(_clean(value, values), _clean(values[-1], values)).removeprefix("= ")
+        return terminal._value(_clean(value, values), _clean(values[-1], values), covered).removeprefix("= ")
 
 
 def indices(one, chosen):
@@ -147,7 +147,7 @@ def agrees_with_python(tab):
         values = python.values(at)
         for (_, got, shown), want in zip(lines, values, strict=True):
             assert near(got, want), (name, got, want)
-            assert shown == as_terminal(want, values), name
+            assert shown == as_terminal(want, values, python.covered), name
         assert check == f"✓ {len(one.lines)} lines agree", name
     tables_agree_with_python(tab, state)
     return state
@@ -164,18 +164,40 @@ def controls_show(state):
 
 def tables_agree_with_python(tab, state):
     classes, python = kept(state), {one: numbers(one, state) for one in (GRADIENT, RESULT_1, RESULT_2)}
+    scores = [Decimal(state["scores"][n]) for n in classes]
+    gradient = reference.gradient(scores, [Decimal(n == state["t"]) for n in classes])
     bars, heat = (tab.eval_on_selector_all(f"#{table} tbody tr", TABLE) for table in ("bars", "heat"))
     assert len(bars) == len(heat) == len(state["scores"])
     for n, row in enumerate(bars):
         at = {"k": classes.index(n)} if n in classes else None
-        wanted = [python[GRADIENT].value(e, at) if at else Decimal(0) for e in (yhat["k"], y["k"], GRADIENT.lines[-1])]
+        wanted = [python[GRADIENT].value(e, at) if at else Decimal(0) for e in (yhat["k"], y["k"])]
+        wanted.append(gradient[at["k"]] if at else Decimal(0))
         assert all(near(got, want) and shown == text(E("val", (short(want),))) for (got, shown), want in zip(row, wanted, strict=True)), n
     for j, row in enumerate(heat):
         assert len(row) == len(heat)
         for k, (got, shown) in enumerate(row):
             one, both = RESULT_1 if j == k else RESULT_2, {j, k} <= {*classes}
             want = python[one].value(one.lines[-1], {"j": classes.index(j), "k": classes.index(k)}) if both else Decimal(0)
+            if j == k and both:  # yhat (1 - yhat), where 1 - yhat may need more digits than the line has
+                label = [Decimal(n == k) for n in classes]
+                want = -python[GRADIENT].value(yhat["k"], {"k": classes.index(k)}) * reference.gradient(scores, label)[classes.index(k)]
             assert near(got, want) and shown == text(E("val", (short(want, 2),))), (j, k)
+
+
+@pytest.mark.parametrize("scores", [(400.0, 0.0, 1.0), (1000.0, 0.0), (-3000.0, 0.0, -1.0), (1e9, 0.0), (1e9, 0.0, -1e9)], ids=str)
+def test_a_loss_that_is_almost_0_is_not_shown_as_0(visit, scores):
+    """Where 1 - yhat_t is e^-400 or e^-1e9, the loss, the gradient and the slope at the label keep their digits."""
+    label = scores.index(max(scores))
+    tab = visit(scores, label, [f"class {n}" for n in range(len(scores))])
+    agrees_with_python(tab)
+    gradient = [Decimal(row[2][0]) for row in tab.eval_on_selector_all("#bars tbody tr", TABLE)]
+    truth = [Decimal(n == label) for n in range(len(scores))]
+    with localcontext(CONTEXT):
+        loss = reference.loss([*map(Decimal, scores)], truth)
+        # 17 digits are in the page
+        assert gradient[label] < 0 and abs(sum(gradient)) < abs(gradient[label]) * Decimal("1e-15")
+        assert abs(gradient[label] + loss) < loss * Decimal("1e-15")  # as above: the loss is 1 - yhat_t up to its square
+    tab.wait_for_selector(f"#summary:has-text('loss {text(E('val', (short(loss),)))}.')")
 
 
 def by_keyboard(tab):

@@ -127,13 +127,20 @@ def test_any_axes_of_rows(rows):
     close([got, *grads(got, x, w)], [want, *grads(want, x, w)])
 
 
-def test_shifted_labels_are_those_of_the_next_place():
+@pytest.mark.parametrize(("shift", "places"), [(False, 0), (0, 0), (True, 1), (1, 1), (2, 2), (4, 4)], ids=str)
+def test_shifted_labels_are_those_of_a_later_place(shift, places):
     x, w, b = head(rows=(2, 5))
-    t, each = labels((2, 5)), torch.rand(2, 5, dtype=F64)
-    got = ours(x, w, b, t, shift=True, sample_weight=each)
-    want = ours(x[:, :-1], w, b, t[:, 1:], sample_weight=each[:, 1:])
+    t, each = labels((2, 5), ignored=False), torch.rand(2, 5, dtype=F64)
+    got = ours(x, w, b, t, shift=shift, sample_weight=each)
+    want = ours(x[:, : 5 - places], w, b, t[:, places:], sample_weight=each[:, places:])
     close([got, *grads(got, x, w)], [want, *grads(want, x, w)])
-    assert ours(x, w, b, t, shift=True, reduction="none").shape == (2, 4)
+    assert ours(x, w, b, t, shift=shift, reduction="none").shape == (2, 5 - places)
+
+
+@pytest.mark.parametrize("shift", [5, 8])
+def test_no_place_is_left_by_a_shift_beyond_the_last(shift):
+    x, w, b = head(rows=(2, 5))
+    assert ours(x, w, b, labels((2, 5)), shift=shift, reduction="none").shape == (2, 0)
 
 
 def test_a_weight_of_many_axes_is_torchs():
@@ -793,6 +800,10 @@ def test_edges():
         (lambda x, w, b, t: ours(x, w, b, t, sample_weight=torch.ones(4)), ValueError, r"sample_weight must broadcast to shape \(9,\);"),
         (lambda x, w, b, t: ours(x, w, b, probabilities(), return_logprobs=True), ValueError, "return_logprobs must be False where"),
         (lambda x, w, b, t: ours(x[0], w, b, t[0], shift=True), ValueError, "shift must be False for an input without rows; got True"),
+        (lambda x, w, b, t: ours(x, w, b, t, shift=-1), ValueError, "shift must be an int of at least 0; got -1"),
+        (lambda x, w, b, t: ours(x, w, b, t, shift=1.0), TypeError, "shift must be an int of at most 64 bits; got 1.0"),
+        (lambda x, w, b, t: ours(x, w[:, None], b[:, None], t[:, None], shift=1), ValueError, "shift must be False where linear"),
+        (lambda x, w, b, t: ours(x, w[:, None], b[:, None], t[:, None], group=7), ValueError, "group must be None where linear_weight has"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused_by_name(call, error, says):

@@ -186,6 +186,37 @@ def test_forward_mode_of_a_compiled_function_is_that_of_the_function():
     torch.testing.assert_close(*tangents, rtol=FLOAT64, atol=FLOAT64)
 
 
+@pytest.mark.parametrize("function", ["plain", "linear"])
+@pytest.mark.parametrize("transform", ["grad", "vmap of grad", "forward mode"])
+def test_a_compiled_transform_is_the_transform(transform, function):
+    """The operators of torch.library know no transform, so the graph ends before them."""
+    z, t, w = torch.randn(2, 3, 4, dtype=F64), torch.randint(4, (2, 3)), torch.rand(4, dtype=F64)
+    eye = torch.eye(4, dtype=F64)
+
+    def f(z, t):
+        if function == "plain":
+            return st.cross_entropy(z, t, w, label_smoothing=0.1)
+        return st.linear_cross_entropy(z, eye, t, weight=w, label_smoothing=0.1)
+
+    def forward_mode(z, t):
+        return torch.func.jvp(lambda z: f(z, t), (z,), (z.flip(0),))[1]
+
+    many = {"grad": torch.func.grad(f), "vmap of grad": torch.func.vmap(torch.func.grad(f)), "forward mode": forward_mode}[transform]
+    given = (z, t) if transform == "vmap of grad" else (z[0], t[0])
+    torch.testing.assert_close(torch.compile(many, backend="aot_eager")(*given), many(*given), rtol=FLOAT64, atol=FLOAT64)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_one_row_under_vmap_and_a_compiler_has_class_weights(smoothing):
+    """The label has no axis there, and its value is not known."""
+    z, t, w = torch.randn(3, 4, dtype=F64), torch.tensor([2, 0, 1]), torch.rand(4, dtype=F64)
+    f, g = (lambda z, t, f=f: f(z, t, w, label_smoothing=smoothing) for f in (st.cross_entropy, F.cross_entropy))
+    each = torch.stack([torch.func.grad(g)(z[i], t[i]) for i in range(3)])
+    torch.testing.assert_close(torch.func.vmap(torch.func.grad(f))(z, t), each, rtol=FLOAT64, atol=FLOAT64)
+    compiled = torch.compile(f, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(z[0], t[0]), g(z[0], t[0]), rtol=FLOAT64, atol=FLOAT64)
+
+
 def test_a_traced_function_has_our_operators_and_computes_other_values():
     from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -196,6 +227,59 @@ def test_a_traced_function_has_our_operators_and_computes_other_values():
     assert {"softxent.rows.default", "softxent.gradient.default"} <= names
     other = torch.randn(3, 4, dtype=F64)
     torch.testing.assert_close(traced(other), f(other), rtol=FLOAT64, atol=FLOAT64)
+
+
+TRACED = {
+    "a mean": lambda z, t, x, w: st.cross_entropy(z, t),
+    "of each row": lambda z, t, x, w: st.cross_entropy(z, t, w, reduction="none", label_smoothing=0.1, softcap=3.0),
+    "outputs": lambda z, t, x, w: torch.stack(
+        st.cross_entropy(z, t, reduction="none", return_lse=True, return_entropy=True, return_logprobs=True)[:4]
+    ),
+    "probabilities": lambda z, t, x, w: st.cross_entropy(z, z.detach().softmax(1), z_loss=0.1),
+    "log_softmax": lambda z, t, x, w: st.log_softmax(z),
+    "logsumexp": lambda z, t, x, w: st.logsumexp(z),
+    "a module": lambda z, t, x, w: st.CrossEntropyLoss(w)(z, t),
+    "a head": lambda z, t, x, w: st.linear_cross_entropy(z, x, t),
+    "a head of each row": lambda z, t, x, w: st.linear_cross_entropy(z, x, t, weight=w, reduction="none", return_lse=True).lse,
+}
+
+
+checks_are_not_recorded = pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning:torch")
+
+
+@checks_are_not_recorded
+@pytest.mark.parametrize("requires_grad", [False, True])
+@pytest.mark.parametrize("tracer", ["torch.jit.trace", "make_fx"])
+@pytest.mark.parametrize("f", TRACED.values(), ids=TRACED)
+def test_a_traced_function_computes_other_values(f, tracer, requires_grad):
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    def given(rows):
+        z, x = torch.randn(rows, CLASSES, dtype=F64), torch.randn(CLASSES, CLASSES, dtype=F64)
+        return z.requires_grad_(requires_grad), torch.randint(CLASSES, (rows,)), x, torch.rand(CLASSES, dtype=F64)
+
+    rows = ROWS
+    if tracer == "make_fx":
+        traced = make_fx(f)(*given(ROWS))
+    else:
+        traced, rows = torch.jit.trace(f, given(ROWS), check_trace=False), ROWS + 2
+    other = given(rows)
+    got, want = traced(*other), f(*other)
+    torch.testing.assert_close(got, want, rtol=FLOAT64, atol=FLOAT64)
+    if requires_grad:
+        gradients = [torch.autograd.grad(value.sum(), other[0]) for value in (got, want)]
+        torch.testing.assert_close(*gradients, rtol=FLOAT64, atol=FLOAT64)
+
+
+@checks_are_not_recorded
+def test_a_traced_module_is_saved_with_our_operators(tmp_path):
+    z, t = torch.randn(ROWS, CLASSES), torch.tensor([2, 0, 1])
+    torch.jit.trace(st.CrossEntropyLoss(), (z, t)).save(tmp_path / "loss.pt")
+    loaded = torch.jit.load(tmp_path / "loss.pt")
+    assert "softxent::rows" in str(loaded.inlined_graph)
+    assert torch.equal(loaded(z + 1, t), st.cross_entropy(z + 1, t))
+    with pytest.raises(RuntimeError, match="must lie in"):
+        loaded(z, t + CLASSES)
 
 
 def test_nested_forward_mode_is_refused_and_not_0():

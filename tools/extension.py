@@ -28,7 +28,7 @@ class Extension:
         build.mkdir(parents=True, exist_ok=True)
 
     def compile(self, name: str, limit: float | None = None) -> subprocess.CompletedProcess[str]:
-        """Compile one source: kernel, run, bind, or nanobind itself."""
+        """Compile one source: kernel, run, xla, bind, or nanobind itself."""
         source = self.source / f"{name}.cpp"
         more = []
         if name == "kernel":
@@ -45,7 +45,7 @@ class Extension:
         return subprocess.run(command, capture_output=True, text=True, timeout=limit)
 
     def link(self, to: Path) -> None:
-        objects = [str(self.build / f"{name}.o") for name in ("kernel", "run", "bind", "nanobind")]
+        objects = [str(self.build / f"{name}.o") for name in ("kernel", "run", "xla", "bind", "nanobind")]
         whole = to / ("_kernel" + sysconfig.get_config_var("EXT_SUFFIX"))
         for old in to.glob("_kernel*.so"):
             old.unlink()
@@ -53,7 +53,7 @@ class Extension:
 
     def all(self, to: Path) -> None:
         """Compile what is older than the sources, and put the extension into the folder `to`."""
-        for name in ("nanobind", "bind", "run", "kernel"):
+        for name in ("nanobind", "bind", "run", "xla", "kernel"):
             there = self.build / f"{name}.o"
             sources = [*self.source.glob("*.h"), *self.source.glob(f"{name}.cpp")]
             if there.exists() and there.stat().st_mtime > max(file.stat().st_mtime for file in sources):

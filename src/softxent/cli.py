@@ -262,7 +262,7 @@ def _need_extra(extra: str) -> NoReturn:
 
 
 def _stop(message: str, code: int) -> NoReturn:
-    print(message, file=sys.stderr)
+    print(contract.printable(message), file=sys.stderr)
     raise SystemExit(code)
 
 

@@ -1,8 +1,8 @@
 """Checks of the arguments of the public functions: shapes, dtypes, labels and options.
 
 The front ends call these functions, which return the arguments in the form that the rest of the package assumes. All error messages are
-composed here and have one form: `function: argument must EXPECTED; got WHAT`. In every function, `fn` is the name of the public function
-and `argument` the name of its argument.
+composed by `fail` and have one form: `function: argument must EXPECTED; got WHAT`. In every function, `fn` is the name of the public
+function and `argument` the name of its argument.
 """
 
 from __future__ import annotations
@@ -13,6 +13,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, cast
 
 import numpy as np
 
+from .messages import fail as fail
+from .messages import printable as printable
+from .messages import printable_lines as printable_lines
+from .messages import shortened as shortened
+from .messages import shown as shown
 from .partials import Array
 
 if TYPE_CHECKING:
@@ -42,11 +47,6 @@ class Names(NamedTuple):
 
 NUMPY, NUMPY_LINEAR = Names("logits", "labels", "axis={other}"), Names("logits", "labels", None)
 TORCH, TORCH_LINEAR = Names("input", "target", "input.movedim({other}, {axis})"), Names("logits", "target", None)
-
-
-def fail(fn: str, argument: str, expected: str, got: object, error: type[Exception] = ValueError) -> NoReturn:
-    """Raise an error in the form of this file."""
-    raise error(f"{fn}: {argument} must {expected}; got {got}")
 
 
 def extra(error: ModuleNotFoundError) -> str | None:
@@ -169,8 +169,8 @@ def logits(fn: str, z: Any, axis: int, argument: str = "logits") -> Array:
     a = floats(fn, argument, z)
     if a.ndim == 0:
         fail(fn, argument, "have a class axis, such as shape (rows, classes)", "a scalar")
-    if not isinstance(axis, (int, np.integer)) or not -a.ndim <= axis < a.ndim:
-        fail(fn, "axis", f"be an int between {-a.ndim} and {a.ndim - 1} for {argument} of shape {a.shape}", repr(axis))
+    if not _is_int(axis) or not -a.ndim <= axis < a.ndim:
+        fail(fn, "axis", f"be an int between {-a.ndim} and {a.ndim - 1} for {argument} of shape {a.shape}", shown(axis))
     if a.shape[axis] == 0:
         fail(fn, argument, "have at least one class", f"shape {a.shape} with class axis {axis}")
     return to_last(a, axis)
@@ -245,25 +245,27 @@ def inside(fn: str, argument: str, labels: Array, first: int, classes: int, igno
         fail(fn, argument, f"lie in [0, {classes}) or be ignore_index={ignore_index}", f"{labels.ravel()[first]} at row {where}")
 
 
-def number(fn: str, argument: str, x: Any, *, low: float = -math.inf, high: float = math.inf) -> float:
-    """Return `x` as a float. It must be finite and in [low, high]."""
+def number(fn: str, argument: str, x: Any, *, low: float = -math.inf, high: float = math.inf, or_else: str = "") -> float:
+    """Return `x` as a float. It must be finite and in [low, high]. `or_else` names in an error what the caller accepts beside numbers."""
     if type(x) is float and low <= x <= high and x - x == 0:  # most calls; inf - inf is NaN, which torch.compile supports
         return x
-    if isinstance(x, (str, bytes)):  # torch.compile of torch 2.6 does not support str | bytes here
-        fail(fn, argument, _finite(low, high), repr(x), TypeError)
+    if isinstance(x, (str, bytes, complex)):  # torch.compile of torch 2.6 does not support str | bytes here
+        fail(fn, argument, _finite(low, high, or_else), shown(x), TypeError)
     try:
         value = float(x)
+    except OverflowError:
+        fail(fn, argument, _finite(low, high, or_else), shown(x))
     except (TypeError, ValueError):
-        fail(fn, argument, _finite(low, high), repr(x), TypeError)
+        fail(fn, argument, _finite(low, high, or_else), shown(x), TypeError)
     if value - value != 0 or not low <= value <= high:
-        fail(fn, argument, _finite(low, high), f"{value:g}")
+        fail(fn, argument, _finite(low, high, or_else), f"{value:g}")
     return value
 
 
-def _finite(low: float, high: float) -> str:
+def _finite(low: float, high: float, or_else: str) -> str:
     """Return the text for a number in [low, high]. With dynamic=True, torch.compile cannot format `low`, so only errors call this."""
     return (
-        "be a finite number"
+        f"be {or_else}a finite number"
         + ("" if low == -math.inf else f" of at least {low:g}")
         + ("" if high == math.inf else f" and at most {high:g}")
     )
@@ -271,17 +273,21 @@ def _finite(low: float, high: float) -> str:
 
 def integer(fn: str, argument: str, x: Any, low: int = -(2**63)) -> int:
     """Return `x` as an int. It must be of an integer type, at least `low`, and fit into 64 bits."""
-    if not isinstance(x, (int, np.integer)) or isinstance(x, bool) or not -(2**63) <= x < 2**63:
-        fail(fn, argument, "be an int of at most 64 bits", repr(x), TypeError)
+    if not _is_int(x) or not -(2**63) <= x < 2**63:
+        fail(fn, argument, "be an int of at most 64 bits", shown(x), TypeError)
     if x < low:
         fail(fn, argument, f"be an int of at least {low}", x)
     return int(x)
 
 
+def _is_int(x: Any) -> bool:
+    return isinstance(x, (int, np.integer)) and not isinstance(x, bool)
+
+
 def choice(fn: str, argument: str, x: Any, allowed: tuple[str, ...]) -> str:
     """Return `x`, which must be one of the allowed strings."""
     if not isinstance(x, str) or x not in allowed:
-        fail(fn, argument, "be " + " or ".join(map(repr, allowed)), repr(x))
+        fail(fn, argument, "be " + " or ".join(map(repr, allowed)), shown(x))
     return x
 
 
@@ -308,10 +314,10 @@ def broadcast(fn: str, argument: str, x: Any, shape: tuple[int, ...]) -> Array:
         fail(fn, argument, f"broadcast to shape {shape}", a.shape)
 
 
-def out(fn: str, a: Any, z: Array, axis: int) -> Array:
+def out(fn: str, a: Any, z: Array, axis: int, *truth: Any) -> Array:
     """Check an output array for the logits `z`. Returns it with the class axis last.
 
-    The caller's array may be the logits themselves, but may not overlap them in another way.
+    The caller's array may be the logits themselves, but may not overlap them in another way, nor an array of `truth`.
     """
     if not isinstance(a, np.ndarray) or a.dtype != z.dtype:
         fail(fn, "out", f"be an array of dtype {z.dtype}", a.dtype if isinstance(a, np.ndarray) else type(a).__name__, TypeError)
@@ -319,9 +325,11 @@ def out(fn: str, a: Any, z: Array, axis: int) -> Array:
     if not a.flags.writeable:
         fail(fn, "out", "be writeable", "a read-only array")
     o = to_last(a, axis)
-    if np.may_share_memory(o, z) and not _same(o, z) and _overlap(o, z):
+    if not _same(o, z) and _overlap(o, z):
         fail(fn, "out", "be the logits themselves or share no memory with them", "a partly overlapping array")
-    if _overlap_self(o):
+    if any(isinstance(t, np.ndarray) and _overlap(o, t) for t in truth):
+        fail(fn, "out", "share no memory with the labels", "an overlapping array")
+    if not a.flags.forc and _overlap_self(a):
         fail(fn, "out", "have one place for each entry", f"strides {a.strides} for shape {a.shape}")
     return o
 
@@ -331,6 +339,9 @@ def _same(a: Array, b: Array) -> bool:
 
 
 def _overlap(a: Array, b: Array) -> bool:
+    """Whether the arrays share memory, or it would take long to find out that they do not."""
+    if not np.may_share_memory(a, b):
+        return False
     try:
         return bool(cast(Any, np.shares_memory)(a, b, max_work=100_000))  # NumPy's type stub allows only two values of max_work
     except np.exceptions.TooHardError:
@@ -338,7 +349,9 @@ def _overlap(a: Array, b: Array) -> bool:
 
 
 def _overlap_self(a: Array) -> bool:
-    return a.size > 0 and any(stride == 0 and n > 1 for stride, n in zip(a.strides, a.shape, strict=True))
+    """Whether two entries share memory: one at index 0 of an axis and one further on, both at index 0 of the axes before."""
+    widest_first = a.transpose(sorted(range(a.ndim), key=lambda k: -abs(a.strides[k])))  # then most have none at first sight
+    return a.size > 0 and any(_overlap(b[:1], b[1:]) for b in (widest_first[(0,) * k] for k in range(a.ndim)))
 
 
 def place(fn: str, argument: str, path: Path, *, folder: bool) -> None:

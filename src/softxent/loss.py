@@ -114,7 +114,8 @@ def cross_entropy_and_grad(
         logits, labels, axis, ..., empty_value: as in `cross_entropy`.
         upstream: the upstream gradient, which multiplies the gradient but not the loss. A scalar, or an array that broadcasts to [*rows] if
             reduction is "none". None means 1.
-        out: an array of the shape and dtype of `logits` into which the gradient is written. It may be `logits` itself.
+        out: an array of the shape and dtype of `logits` into which the gradient is written. It may be `logits` itself, but may not
+            overlap them in another way, nor the labels.
 
     Returns:
         (loss, gradient): the loss as `cross_entropy` returns it, and the gradient with the shape and dtype of `logits` (`out`, if given).
@@ -138,7 +139,7 @@ def cross_entropy_and_grad(
     if quick is not None and (out is None or adjacent(out)):
         z, t, s = quick
         result = np.empty((2, len(t.label)))
-        dz = kernels.empty(z.shape, z.dtype) if out is None else contract.out(fn, out, z, -1)
+        dz = kernels.empty(z.shape, z.dtype) if out is None else contract.out(fn, out, z, -1, labels)
         kernels.active().fused(z, t.label, t.rows, t.shared, s, dz, result, None, kernels.get_num_threads())
         return reduce(result[0], reduction, t.total, empty_value, z.shape[:-1]), dz
     z, lead, t, s = _problem(
@@ -146,7 +147,7 @@ def cross_entropy_and_grad(
         ignore_index=ignore_index, sample_weight=sample_weight, reduction=reduction, z_loss=z_loss, empty_value=empty_value,
         upstream=upstream,
     )  # fmt: skip
-    dz = output(fn, out, z, axis)
+    dz = output(fn, out, z, axis, labels, t.label, t.dense)
     result = fused(z, t, s, dz)
     return reduce(result[0], reduction, t.total, empty_value, lead), out if out is not None else contract.from_last(dz, axis)
 
@@ -237,7 +238,7 @@ def token_logprobs_and_grad(
     """
     fn = "token_logprobs_and_grad"
     z, lead, t, s = _problem(fn, logits, labels, axis, temperature, softcap, ignore_index=ignore_index, upstream=upstream)
-    dz = output(fn, out, z, axis)
+    dz = output(fn, out, z, axis, labels, t.label, t.dense)
     minus = t._replace(rows=t.rows * [[1], [1], [1], [-1]])  # truth - prediction
     return shaped(-fused(z, minus, s, dz)[0], lead), out if out is not None else contract.from_last(dz, axis)
 

@@ -134,8 +134,8 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
         return self
 
     def _check_parameters(self) -> None:
-        if self.C != math.inf:
-            contract.number(FIT, "C", self.C, low=np.finfo(np.float64).tiny)
+        if not isinstance(self.C, float) or self.C != math.inf:
+            contract.number(FIT, "C", self.C, low=np.finfo(np.float64).tiny, or_else="inf or ")
         contract.number(FIT, "tol", self.tol, low=0)
         contract.choice(FIT, "solver", self.solver, SOLVERS)
         contract.integer(FIT, "max_iter", self.max_iter, low=1)
@@ -161,7 +161,7 @@ class SoftmaxRegression(ClassifierMixin, BaseEstimator):
         classes, y, options = self.classes_, self.classes_, {}
         if not isinstance(self.class_weight, dict):  # a dict does not depend on the rows
             if labels.ndim == 2:
-                contract.fail(FIT, "class_weight", "be None or a dict if y has probabilities", repr(self.class_weight))
+                contract.fail(FIT, "class_weight", "be None or a dict if y has probabilities", contract.shown(self.class_weight))
             classes, y, options = np.arange(len(classes)), labels, {} if samples is None else {"sample_weight": samples}
         weights: Array = compute_class_weight(self.class_weight, classes=classes, y=y, **options)
         return weights
@@ -220,7 +220,7 @@ def _classes(y: Array) -> tuple[Array, Array]:
     check_classification_targets(y)
     classes, labels = np.unique(y, return_inverse=True)
     if len(classes) < 2:
-        contract.fail(FIT, "y", "have at least two classes", f"one class, {classes[0]!r}")
+        contract.fail(FIT, "y", "have at least two classes", f"one class, {contract.shown(classes[0])}")
     return classes, labels
 
 
@@ -395,7 +395,7 @@ def _indices(fn: str, y: Array, labels: Any, classes: int) -> Array:
         contract.fail(fn, "labels", f"name the {classes} classes of y_proba", f"{len(known)} classes")
     found = np.searchsorted(known, y).clip(max=classes - 1)
     if len(wrong := y[known[found] != y]):
-        contract.fail(fn, "y_true", "have the classes of labels", repr(wrong[0]))
+        contract.fail(fn, "y_true", "have the classes of labels", contract.shown(wrong[0]))
     return found
 
 

@@ -68,10 +68,13 @@ def _written(usable: bool, out: Array, *read: Array) -> Iterator[tuple[slice, li
             o[...] = place
 
 
-def output(fn: str, out: Any, z: Array, axis: int) -> Array:
-    """Return an array for a gradient of the logits `z`, with the class axis last: `out`, checked, or a new one if it is None."""
+def output(fn: str, out: Any, z: Array, axis: int, *truth: Any) -> Array:
+    """Return an array for a gradient of the logits `z`, with the class axis last: `out`, checked, or a new one if it is None.
+
+    truth: what a kernel reads while it writes to `out`.
+    """
     if out is not None:
-        return contract.out(fn, out, z, axis)
+        return contract.out(fn, out, z, axis, *truth)
     like = contract.from_last(z, axis)
     new = kernels.empty(like.shape, like.dtype) if like.flags.c_contiguous else np.empty_like(like, subok=False)
     return contract.to_last(new, axis)

@@ -19,6 +19,7 @@ means.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from functools import lru_cache
 from operator import getitem
@@ -29,6 +30,7 @@ import numpy as np
 from . import contract, kernels
 from .partials import Array
 
+BIGGEST = sys.float_info.max
 SMALLEST = 2.0**-126  # the smallest normal number of float32; the inverse of a smaller one overflows
 
 
@@ -155,7 +157,8 @@ def truth(
     if type(empty_value) is not float:
         contract.broadcast(fn, "empty_value", empty_value, ())
     if not probable:
-        signed = np.minimum(a, np.iinfo(np.int64).max) if a.dtype == np.uint64 else a
+        top = np.iinfo(np.int64).max
+        signed = np.where(a > top, top - (ignore_index == top), a) if a.dtype == np.uint64 else a  # out of range, and not ignore_index
         label = np.ascontiguousarray(signed, dtype=np.int64).reshape(n)
         contract.inside(fn, names.labels, a, kernels.active().first_outside(label, classes, ignore_index), classes, ignore_index)
         live = label != ignore_index
@@ -277,14 +280,14 @@ def frequent(
         and labels.flags.contiguous
         and z.size > 0
         and type(ignore_index) is int
-        and not 0 <= ignore_index < z.shape[1]
+        and (z.shape[1] <= ignore_index < 2**63 or -(2**63) <= ignore_index < 0)
         and type(smoothing) in (float, int)
         and 0 <= smoothing <= 1
         and type(z_loss) in (float, int)
-        and 0 <= z_loss < math.inf
+        and 0 <= z_loss <= BIGGEST
         and type(temperature) in (float, int)
-        and SMALLEST <= temperature < math.inf
-        and (softcap is None or (type(softcap) in (float, int) and SMALLEST <= softcap < math.inf))
+        and SMALLEST <= temperature <= BIGGEST
+        and (softcap is None or (type(softcap) in (float, int) and SMALLEST <= softcap <= BIGGEST))
         and type(reduction) is str
         and reduction in contract.REDUCTIONS
     ):

@@ -103,7 +103,7 @@ def applicable(names: list[str] | None = None) -> list[Law]:
 
     for name in names or []:
         if name not in LAWS:
-            contract.fail("check", "law", "be the name of a law (softxent check --list)", repr(name))
+            contract.fail("check", "law", "be the name of a law (softxent check --list)", contract.shown(name))
     return [law for law in LAWS.values() if not names or law.name in names]
 
 

@@ -51,7 +51,7 @@ def load(name: str) -> tuple[Callable[..., Any], str]:
     """Return the function MODULE:FUNCTION and its name in that module."""
     module, colon, path = name.partition(":")
     if not (colon and module and path):
-        contract.fail(FN, "subject", "be MODULE:FUNCTION, such as torch.nn.functional:cross_entropy", repr(name))
+        contract.fail(FN, "subject", "be MODULE:FUNCTION, such as torch.nn.functional:cross_entropy", contract.shown(name))
     if "" not in sys.path:
         sys.path.insert(0, "")
     try:
@@ -59,9 +59,9 @@ def load(name: str) -> tuple[Callable[..., Any], str]:
         for part in path.split("."):
             found = getattr(found, part)
     except (ImportError, AttributeError) as error:
-        contract.fail(FN, "subject", "be a function that can be imported", f"{name!r} ({error})")
+        contract.fail(FN, "subject", "be a function that can be imported", f"{contract.shown(name)} ({error})")
     if not callable(found):
-        contract.fail(FN, "subject", "be a function", f"{name!r}, {type(found).__name__}")
+        contract.fail(FN, "subject", "be a function", f"{contract.shown(name)}, {type(found).__name__}")
     return found, path.rpartition(".")[2]
 
 
@@ -92,7 +92,7 @@ def parsed(as_: str) -> tuple[str, str]:
     """Return the framework and the kind of an argument such as "torch-linear"."""
     framework, _, kind = as_.partition("-")
     if framework not in FRAMEWORKS or kind not in KINDS:
-        contract.fail(FN, "as", "be numpy, torch, jax or sklearn, with -linear or -log_softmax", repr(as_))
+        contract.fail(FN, "as", "be numpy, torch, jax or sklearn, with -linear or -log_softmax", contract.shown(as_))
     return framework, kind
 
 

@@ -46,7 +46,7 @@ def run(
         contract.place("check", "--html", html, folder=False)
     report = _with_progress(subject, as_, quick, laws, timeout, ranks)
     if html is not None:
-        html.write_text(page(report))
+        html.write_text(page(report), encoding="utf-8", errors="backslashreplace")
     if as_json:
         print(json.dumps(report.as_dict(), indent=1))
     else:
@@ -61,7 +61,7 @@ def _with_progress(subject: str, as_: str | None, quick: bool, laws: list[str], 
     with Progress(
         TextColumn("{task.description:60}"), BarColumn(), MofNCompleteColumn(), console=Console(stderr=True), transient=True
     ) as bar:  # fmt: skip
-        task = bar.add_task(subject, total=None)
+        task = bar.add_task(_plain(subject), total=None)
 
         def progress(law: str, done: int, total: int) -> None:
             bar.update(task, description=law, completed=done, total=total)
@@ -77,7 +77,6 @@ def _list(console: Any) -> None:
 def show(report: Report, console: Any) -> None:
     """Print the table of laws, and below it each law that is broken with a script that prints what was got."""
     from rich import box
-    from rich.markup import escape as plain
     from rich.table import Table
 
     table = Table("", "law", "", "cases", "expected", "got", box=box.SIMPLE_HEAD, title=None)
@@ -86,16 +85,24 @@ def show(report: Report, console: Any) -> None:
         expected, got = (f.expected, f.got) if f.status in (BROKEN, CRASHED) else ("", f.got if f.status == REFUSED else f.what)
         style = STYLE[f.status]
         first = f.group if f.group != group else ""
-        table.add_row(first, f.law, f"[{style}]{f.status}[/]", str(f.cases or ""), plain(expected[:30]), plain(got[:90]))
+        table.add_row(_plain(first), _plain(f.law), f"[{style}]{f.status}[/]", str(f.cases or ""), _plain(expected[:30]), _plain(got[:90]))
         group = f.group
-    console.print(f"{report.subject}, called like {report.dialect}; options: {', '.join(report.options) or 'none'}", soft_wrap=True)
+    named = f"{report.subject}, called like {report.dialect}; options: {', '.join(report.options) or 'none'}"
+    console.print(_plain(named), soft_wrap=True)
     console.print(table)
     for f in report.findings:
         if f.status in (BROKEN, CRASHED):
-            console.print(f"[{STYLE[f.status]}]{f.status}[/]: [bold]{plain(f.law)}[/]\n{plain(f.statement)}", soft_wrap=True)
-            console.print(f"{plain(f.what)}: expected {plain(f.expected)}, got {plain(f.got)}\n", soft_wrap=True)
-            console.print(plain(f.script) + "\n", soft_wrap=True)
+            console.print(f"[{STYLE[f.status]}]{f.status}[/]: [bold]{_plain(f.law)}[/]\n{_plain(f.statement)}", soft_wrap=True)
+            console.print(f"{_plain(f.what)}: expected {_plain(f.expected)}, got {_plain(f.got)}\n", soft_wrap=True)
+            console.print(_plain(f.script) + "\n", soft_wrap=True)
     console.print(summary(report), soft_wrap=True)
+
+
+def _plain(text: str) -> str:
+    """Return text from outside, such as the message of an error, as rich shows it without reading markup or escapes in it."""
+    from rich.markup import escape
+
+    return escape(contract.printable_lines(text))
 
 
 def summary(report: Report) -> str:

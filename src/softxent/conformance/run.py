@@ -107,7 +107,7 @@ def _some(report: Report, names: list[str], given: dict[str, Any], timeout: floa
                 events.close()
         elif kind == "end":
             if not started:
-                contract.fail("check", "subject", "be a function that can be called", f"{report.subject!r} ({event['how']})")
+                contract.fail("check", "subject", "be a function that can be called", f"{contract.shown(report.subject)} ({event['how']})")
             one = LAWS[law or names[found]]
             crash = Finding(
                 one.name, one.group, one.statement, CRASHED, what="the process", expected="a result", got=event["how"], script=script

@@ -22,12 +22,13 @@ from ..proof.expr import Definition, E, Fact, letters, names, walk
 from ..proof.reading import SIGNS, latex, prose, text
 from ..proof.replay import CONTEXT, EXAMPLE, Numbers, agree, short
 from ..truth import truth as as_kernels_take_it
+from . import reference
 from .classes import close_to
 from .row import Row
 
 STEP = Decimal("1e-12")  # h of the central difference
 NOUGHT = Decimal("1e-40")  # a smaller value, computed with 50 digits, may be an exact 0 plus rounding
-ROUNDING = Decimal("1e-48")  # the rounding error of a sum of a few numbers near 1, with 50 digits
+ROUNDING = Decimal("1e-47")  # the relative rounding error of a sum of a few positive numbers, with 50 digits
 GIVEN = (
     "N",
     "v",
@@ -57,6 +58,7 @@ class Line(NamedTuple):
     value: Decimal
     holds: bool  # whether the conditions of the line are satisfied by this row
     agrees: bool  # whether its value is that of the line before, for all values of the indices; True if the line does not hold
+    covered: bool  # whether the digits cover every cancellation; if not, a value of 0 may be a small one
     lemmas: list[Replay]
 
 
@@ -161,7 +163,9 @@ def chosen(fn: str, wanted: Sequence[str], everything: bool = False) -> list[tup
     parts = {one.name: (part._replace(remarks=()), (one,)) for part in book.PARTS for one in part.derivations}
     for name in wanted:
         if name not in parts:
-            contract.fail(fn, "name", "be one that softxent explain --list shows", f"{name!r} (close to it: {close_to(name, parts)})")
+            contract.fail(
+                fn, "name", "be one that softxent explain --list shows", f"{contract.shown(name)} (close to it: {close_to(name, parts)})"
+            )
     return [parts[name] for name in wanted] or [(part, part.chains) for part in (book.PARTS if everything else book.ARTICLE)]
 
 
@@ -233,7 +237,7 @@ def _replay(row: Row, part: Part, derivation: Derivation, roles: dict[str, int])
                 apart = max(apart, abs(a - b) / (1 + abs(a)) if rel == "=" else Decimal(0))
     values = on.values(at)
     lines = [
-        Line(e, step, _bare(on.fill(e, at)), _clean(value, values), held, fits, lemmas)
+        Line(e, step, _bare(on.fill(e, at)), _clean(value, values), held, fits, on.covered, lemmas)
         for e, step, value, held, fits, lemmas in zip(
             derivation.lines, (None, *derivation.steps), values, holds, good, _lemmas(row, part, derivation, roles), strict=True
         )
@@ -279,30 +283,30 @@ def _end(row: Row) -> End:
     classes = range(len(row.scores))
     sums_to_1 = all(_so(on, fact) for step in book.GRADIENT.steps for fact in step.given)
     line = (book.GRADIENT if sums_to_1 else book.GENERAL).lines[-1]
-    mass, loss = on.value(book.p), on.value(book.L)
-    yhat, gradient = ([on.value(e, {"k": n}) for n in classes] for e in (book.yhat[book.k], line))
+    scores = [Decimal(s) for s in row.scores]
+    mass, loss, gradient = on.value(book.p), reference.loss(scores, row.truth), reference.gradient(scores, row.truth)
+    yhat = [on.value(book.yhat[book.k], {"k": n}) for n in classes]
     dz, our_loss, bounds_of_dz, loss_bound = _ours(row)
     slopes = [(_moved(row, n, STEP) - _moved(row, n, -STEP)) / (2 * STEP) for n in classes]
-    # |L'''| = mass q(1-q)|1-2q| < mass/10, q = yhat_k; `rest` is the rounding of a loss in decimals
-    rest = len(yhat) * (1 + mass * max(abs(Decimal(s)) for s in row.scores)) * ROUNDING
-    error = mass * STEP**2 / 60 + rest / STEP
+    error = mass * STEP**2 / 60 + loss * ROUNDING / STEP  # |L'''| = mass q(1-q)|1-2q| < mass/10, q = yhat_k; and the rounding of two losses
     typed = Decimal(
         0.0 if isinstance(row.labels, int) else bounds.unit(row.logits.dtype)
     )  # the rounding of probabilities to the dtype of the logits
     lump = Decimal(bounds.sum_bound("float64", len(row.logits)) if row.rest else 0.0)  # the rounding of the log-sum-exp of the rest
     limits = [
-        Decimal(b) + typed * (t + mass * q) + lump * mass * q + rest
-        for b, t, q in zip(row.places(bounds_of_dz), row.truth, yhat, strict=True)
+        Decimal(b) + typed * (t + mass * q) + lump * mass * q + abs(g) * ROUNDING
+        for b, t, q, g in zip(row.places(bounds_of_dz), row.truth, yhat, gradient, strict=True)
     ]
-    limit = Decimal(loss_bound) + typed * (loss + row.astray) + lump * mass * yhat[-1] + rest
+    limit = Decimal(loss_bound) + typed * (loss + row.astray) + lump * mass * yhat[-1] + loss * ROUNDING
     ours = row.places(dz)
     return End(line, mass, yhat, gradient, slopes, error, loss + row.astray, ours, row.at_masked(dz), limits, our_loss, limit)
 
 
 def _moved(row: Row, place: int, by: Decimal) -> Decimal:
     """Return the loss with one score changed. It does not use the gradient."""
-    scores = [Decimal(s) + by if n == place else s for n, s in enumerate(row.scores)]
-    return _numbers(row, book.GRADIENT, scores).value(book.L)
+    with localcontext(reference.EXACT):
+        scores = [Decimal(s) + (by if n == place else 0) for n, s in enumerate(row.scores)]
+    return reference.loss(scores, row.truth)
 
 
 def _ours(row: Row) -> tuple[Array, float, Array, float]:
@@ -352,6 +356,7 @@ def as_json(account: Account) -> dict[str, Any]:
         "y": [*map(_number, row.truth)],
         "gradient": [*map(_number, end.gradient)],
         "loss": _number(end.loss),
+        "decimals": {"gradient": [*map(str, end.gradient)], "loss": str(end.loss)},
         "central_difference": {
             "step": float(STEP), "values": [*map(_number, end.slopes)], "error": _number(end.slope_error), "agrees": end.slopes_agree,
         },
@@ -392,7 +397,7 @@ def _line(line: Line) -> dict[str, Any]:
         "reason": step and prose(step.why), "uses": list(step.uses) if step else [],
         "given": [fact(one) for one in step.given] if step else [], "because": list(step.because) if step else [],
         "lemmas": [_derivation(one) for one in line.lemmas],
-        "filled": text(line.filled), **_value(line.value), "holds": line.holds, "agrees": line.agrees,
+        "filled": text(line.filled), **_value(line.value), "holds": line.holds, "agrees": line.agrees, "covered": line.covered,
     }  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from .. import contract
 
 def typed(text: int | str | None) -> int | str | None:
     """Return a class from the command line: a whole number is an index, even if a class has that name; any other text is a name."""
-    return int(text) if isinstance(text, str) and re.fullmatch(r"-?\d+", text) else text
+    return int(text) if isinstance(text, str) and re.fullmatch(r"-?\d{1,18}", text) else text
 
 
 def named(argument: str, name: str, names: Sequence[str]) -> int:
@@ -19,7 +19,7 @@ def named(argument: str, name: str, names: Sequence[str]) -> int:
     found = [n for n, one in enumerate(names) if one == name]
     if len(found) != 1:
         what = f"the name of {len(found)} classes" if found else f"close to it: {close_to(name, names)}"
-        contract.fail("explain", argument, "be the index of a class or the name of one class", f"{name!r} ({what})")
+        contract.fail("explain", argument, "be the index of a class or the name of one class", f"{contract.shown(name)} ({what})")
     return found[0]
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+import math
+import warnings
 from pathlib import Path
 from typing import NamedTuple
-from zipfile import BadZipFile
+from zipfile import ZipFile
 
 import numpy as np
+from numpy.lib import format as npy
 
 from .. import contract
 from ..partials import Array
@@ -16,6 +19,8 @@ from .classes import named, typed
 LOGITS, LABELS = ("logits", "z", "scores"), ("labels", "label", "y", "targets", "target")  # names of the arrays in an .npz
 LABEL_COLUMNS = ("label", "labels", "target", "targets")  # names of the column of labels in a .csv
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
+ZIP = (b"PK\x03\x04", b"PK\x05\x06")  # the first bytes of an .npz, as np.load tells them
+LIMIT, AT_MOST = 2**31, "2 GiB"  # what is read into memory: an array of an .npz, a row, or a file of text
 
 
 class Found(NamedTuple):
@@ -39,6 +44,8 @@ def row_of(path: Path, row: int) -> Found:
         contract.fail("explain", "file", "hold an array [classes] or [rows, classes]", f"shape {a.shape}")
     a = a if a.ndim == 2 else a[None]
     _check_row(row, len(a))
+    if a[row].nbytes > LIMIT:
+        contract.fail("explain", "file", f"have rows of at most {AT_MOST}", f"{a[row].nbytes:,} bytes")
     z = np.array(contract.floats("explain", "file", a[row]))
     return Found(z, len(a), _label("file", arrays.read[_chosen("file", arrays, labels)], row, len(a)) if labels else None)
 
@@ -62,8 +69,14 @@ def _check_row(row: int, rows: int) -> None:
         contract.fail("explain", "row", f"lie in [0, {rows})", row)
 
 
+def _check_size(what: str, size: int) -> None:
+    if size > LIMIT:
+        raise ValueError(f"{what} has {size:,} bytes, and at most {AT_MOST} are read")
+
+
 def names_in(path: Path) -> list[str]:
     try:
+        _check_size("it", path.stat().st_size)
         return path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except (OSError, ValueError) as error:
         contract.fail("explain", "names-file", "be a text file in UTF-8", _what(path, error))
@@ -92,18 +105,45 @@ class Arrays(NamedTuple):
 def _arrays(argument: str, path: Path, known: tuple[str, ...]) -> tuple[Arrays, str | None]:
     """Read a file of arrays. `batch.npz:name` selects an array of batch.npz, and its name is returned too."""
     before, _, name = str(path).rpartition(":")
-    if before and not path.exists():
+    if before and not _exists(path):
         arrays, _ = _arrays(argument, Path(before), (*known, name))
         return arrays, name
     try:
-        found = np.load(path, mmap_mode="r", allow_pickle=False)
-        if isinstance(found, np.ndarray):
-            return Arrays(path, [""], {"": found}), None
-        with found:
-            few = len(found.files) <= 2
-            return Arrays(path, found.files, {name: found[name] for name in found.files if few or name in known}), None
-    except (OSError, ValueError, EOFError, BadZipFile) as error:
+        with warnings.catch_warnings(action="ignore"), path.open("rb") as file:  # of NumPy, about the syntax of a header
+            if file.read(4) in ZIP:
+                return _members(path, known), None
+            return Arrays(path, [""], {"": np.load(path, mmap_mode="r", allow_pickle=False)}), None
+    except Exception as error:  # zipfile, zlib, lzma and the parser of NumPy's headers raise many kinds
         contract.fail("explain", argument, "be a file of one NumPy array (.npy, .npz)", _what(path, error))
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # such as a name that is too long
+        return False
+
+
+def _members(path: Path, known: tuple[str, ...]) -> Arrays:
+    """Read the arrays of an .npz that may be wanted."""
+    with ZipFile(path) as archive:
+        members = {name.removesuffix(".npy"): name for name in archive.namelist() if name.endswith(".npy")}
+        wanted = {name: member for name, member in members.items() if len(members) <= 2 or name in known}
+        return Arrays(path, list(members), {name: _member(archive, member) for name, member in wanted.items()})
+
+
+def _member(archive: ZipFile, name: str) -> Array:
+    """Read one array. Its header says what NumPy would allocate, whatever the member holds."""
+    with archive.open(name) as file:
+        version = npy.read_magic(file)
+        shape, _, dtype = (npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0)(file)
+    size = math.prod(shape) * dtype.itemsize
+    _check_size(f"the array {name.removesuffix('.npy')}", size)
+    if size > archive.getinfo(name).file_size:
+        raise ValueError(f"the array {name.removesuffix('.npy')} is cut off")
+    with archive.open(name) as file:
+        a: Array = npy.read_array(file, allow_pickle=False)
+        return a
 
 
 def _chosen(argument: str, arrays: Arrays, names: list[str]) -> str:
@@ -111,7 +151,7 @@ def _chosen(argument: str, arrays: Arrays, names: list[str]) -> str:
     if len(names) != 1 or names[0] not in arrays.read:
         known = LABELS[0] if argument == "labels" else LOGITS[0]
         expected = f"hold one array or one named {known}, or be given as {arrays.path}:NAME"
-        contract.fail("explain", argument, expected, f"{arrays.path} with {', '.join(arrays.names) or 'none'}")
+        contract.fail("explain", argument, expected, contract.shortened(f"{arrays.path} with {', '.join(arrays.names) or 'none'}"))
     return names[0]
 
 
@@ -129,7 +169,7 @@ def _csv_row(path: Path, row: int) -> Found:
     for n, cell in enumerate(cells):
         if n not in labels and not _is_number(cell):
             called = f" ({header[n]})" if header else ""
-            contract.fail("explain", "file", f"hold a number on line {line}, column {n + 1}{called}", repr(cell))
+            contract.fail("explain", "file", f"hold a number on line {line}, column {n + 1}{called}", contract.shown(cell))
     label = typed(cells[labels[0]]) if labels else None
     if isinstance(label, str):
         label = named(f"the label on line {line}", label, names)
@@ -139,6 +179,7 @@ def _csv_row(path: Path, row: int) -> Found:
 def _table(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     """Return the header and the other lines with their line numbers. A first line of numbers only is not a header."""
     try:
+        _check_size("it", path.stat().st_size)
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file, delimiter=SEPARATORS[path.suffix.lower()])
             lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader if any(map(str.strip, cells))]

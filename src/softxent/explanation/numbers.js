@@ -3,16 +3,20 @@
 // The operations and their order are those of replay.py: decimals (decimal.js) of at least 50 digits, and dual numbers for derivatives. The
 // value and the derivative of a dual number are computed separately, so that a value is computed only once for the derivatives by all scores.
 
-const DIGITS = 50, MORE = 150; // as in replay.py
+const DIGITS = 50, MORE = 480; // as in replay.py
 const PRECISION_STEP = 16; // The precision changes in steps, because a change means that all exponentials are computed again.
 const ZERO = new Decimal(0), ONE = new Decimal(1);
 const TOLERANCE = new Decimal("1e-30"), FLOOR = new Decimal("1e-45"), NOUGHT = new Decimal("1e-40"); // as in replay.py and explanation
 
 Decimal.set({ rounding: Decimal.ROUND_HALF_EVEN });
 
-function setPrecision(scores) { // The larger the differences of the scores, the more digits 1 - yhat loses.
-  const gap = (Math.max(...scores) - Math.min(...scores)) / 2.302;
-  Decimal.precision = DIGITS + (gap < MORE ? PRECISION_STEP * Math.ceil(gap / PRECISION_STEP) : 0);
+let covered = true; // whether the digits cover every cancellation; if not, a value of 0 may be a small one
+
+function setPrecision(scores) { // as replay.digits_of: the larger the differences of the scores, the more digits 1 - yhat loses
+  const ranked = [...new Set(scores)].sort((a, b) => b - a);
+  const gap = [ranked.at(-1), ranked[1] ?? ranked[0]].map((score) => (ranked[0] - score) / 2.302).find((one) => one < MORE);
+  covered = gap !== undefined;
+  Decimal.precision = DIGITS + PRECISION_STEP * Math.ceil((gap ?? 0) / PRECISION_STEP);
 }
 
 const exact = (double) => new Decimal(`${double < 0 ? "-" : ""}0b${Math.abs(double).toString(2)}`); // all binary digits, as Python's Decimal
@@ -211,7 +215,12 @@ function digitsOfTie(x, digits) { // all digits of a double that lies halfway be
   return /^50*e/.test(whole.slice(end)) && whole;
 }
 
-function shortOfLine(value, last, digits) { // as in the terminal: after a cancellation that 50 digits do not cover, a value is shown as approximately 0
+function logOnePlus(x) { // below 1e-26, up to x^2/3 of x
+  return x.lt("1e-26") ? x.times(ONE.minus(x.div(2))) : transcendental("ln", ONE.plus(x));
+}
+
+function shortOfLine(value, last, digits) { // as in the terminal: after a cancellation that the digits do not cover, a value is shown as approximately 0
+  if (value.isZero() && !covered) return "≈ 0";
   if (last.isZero() && value.abs().lt(NOUGHT)) return "0";
   const isNoise = Decimal.max(value.abs(), last.abs()).lt(TOLERANCE) && value.minus(last).abs().gt(last.abs().times("1e-6"));
   return isNoise ? "≈ 0" : short(value, digits);

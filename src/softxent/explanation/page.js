@@ -126,9 +126,9 @@ function showDerivation(section) {
 }
 
 function showBars() {
-  const numbers = numbersOf(shown.gradient), lines = [shown.yhat, shown.y, lastLine(shown.gradient)];
-  barRows.forEach((row, n) => lines.forEach((line, column) => {
-    const value = masked(n) ? ZERO : numbers.value(line, { t: current.places.t, k: place(n) });
+  const numbers = numbersOf(shown.gradient), { t } = current.places;
+  barRows.forEach((row, n) => [shown.yhat, shown.y, place(n) === t ? shown.at_label : lastLine(shown.gradient)].forEach((line, column) => {
+    const value = masked(n) ? ZERO : numbers.value(line, { t, k: place(n) });
     setNumber(all("data", row)[column], value);
     all(".bar", row)[column].style.setProperty("--x", value.toNumber());
   }));
@@ -136,7 +136,8 @@ function showBars() {
 
 function jacobian(j, k) { // the derivative of the prediction j by the score k
   const name = j === k ? shown.same : shown.other;
-  return masked(j) || masked(k) ? ZERO : numbersOf(name).value(lastLine(name), { t: current.places.t, j: place(j), k: place(k) });
+  const line = j === k ? shown.slope : lastLine(name);
+  return masked(j) || masked(k) ? ZERO : numbersOf(name).value(line, { t: current.places.t, j: place(j), k: place(k) });
 }
 
 function showHeat() {
@@ -170,7 +171,8 @@ function showControls() {
 
 function showSummary() {
   const numbers = numbersOf(shown.gradient), { t } = current.places;
-  const [loss, right] = [shown.loss, shown.yhat].map((e) => minus(short(numbers.value(e, { t, k: t }))));
+  const [odds, yhat] = [shown.odds, shown.yhat].map((e) => numbers.value(e, { t, k: t }));
+  const [loss, right] = [logOnePlus(odds), yhat].map((value) => minus(short(value)));
   const wrong = sections.filter((section) => !agreement.get(section)).length;
   const lines = wrong ? `The lines of ${wrong} derivations do not agree.` : "The lines of every derivation agree.";
   setText($("#summary"), `${data.names[state.t]} is predicted with ${right}: loss ${loss}. ${lines}`);

@@ -20,7 +20,22 @@ from string import Template
 from typing import Any
 
 from .. import contract
-from ..proof.derivation import ARTICLE, DERIVATIONS, GRADIENT, PARTS, RESULT_1, RESULT_2, Derivation, L, Part, Remark, Step, y, yhat
+from ..proof.derivation import (
+    ARTICLE,
+    DERIVATIONS,
+    GRADIENT,
+    LABEL_APART,
+    MISS,
+    PARTS,
+    RESULT_1,
+    RESULT_2,
+    Derivation,
+    Part,
+    Remark,
+    Step,
+    y,
+    yhat,
+)
 from ..proof.expr import RANGES, Definition, E, Fact, Name, Sum, delta, exp, in_row, letters
 from ..proof.reading import SIGNS, text, tree
 from ..proof.replay import Numbers, short
@@ -39,7 +54,7 @@ MASKED = -math.inf  # the score of a masked class
 
 # The example values of replay.py as expressions of the scores, the label and the number of classes, so that the page can compute them when
 # these change. The operations `max` and `rolled` occur only here, and place[k] is k + 1.
-_score, _place, _W, _x = Name("score"), Name("place"), Name("W"), Name("x")
+_score, _place, _W, _x, _z = Name("score"), Name("place"), Name("W"), Name("x"), Name("z")
 _FOLLOW = {
     "z": (("k",), _score["k"]),
     "x": (("k",), _score["k"]),
@@ -56,6 +71,14 @@ _FOLLOW = {
         ("s", Sum(part, exp(_score[part] - Name("m" + n)[()]))),
         ("u", Sum(part, exp(_score[part] - Name("m" + n)[()]) * (Name("m" + n)[()] - _score[part]))),
     )
+}
+
+# What the tables show where yhat is near 1, in forms that do not cancel: LABEL_APART and MISS say that they are the same.
+_OTHERS = Sum("i", exp(_z["i"]), but="k")
+_APART = {
+    "odds": LABEL_APART.lines[-1],  # the loss is log(1 + odds)
+    "at_label": -MISS.lines[-1],  # yhat_t - 1
+    "slope": yhat["k"] * (_OTHERS / Sum("i", exp(_z["i"]))),  # yhat_k (1 - yhat_k)
 }
 
 
@@ -199,7 +222,7 @@ def _data(scores: Sequence[float], row: Sequence[float], names: Sequence[str], c
         "settings": [_setting(one, len(scores)) for one in settings.values()],
         "derivations": {place: _chain(one) | {"setting": list(settings).index(one.where)} for place, one in places().items()},
         "shown": {"same": RESULT_1.name, "other": RESULT_2.name, "gradient": GRADIENT.name}
-        | {name: tree(e) for name, e in (("yhat", yhat["k"]), ("y", y["k"]), ("loss", L))},
+        | {name: tree(e) for name, e in (("yhat", yhat["k"]), ("y", y["k"]), *_APART.items())},
     }
 
 

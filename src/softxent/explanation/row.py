@@ -156,7 +156,7 @@ def _together(
     if len(shown) > APART:  # classes with a positive truth first: if the rest has none, the loss of the places is that of the row
         true = sorted((n for n in shown if y[n]), key=lambda n: -y[n])
         shown = sorted(list(dict.fromkeys((label, j, k, *true, *ranked)))[: APART - 1])
-    called = {n: _printable(names[n]) if names is not None else f"class {n}" for n in (*shown, *masked)}
+    called = {n: contract.printable(names[n]) if names is not None else f"class {n}" for n in (*shown, *masked)}
     places = [Entry(called[n], float(z[n]), place) for place, n in enumerate(shown)]
     truth, astray = [y[n] for n in shown], Decimal(0)
     if others := sorted({*ranked} - {*shown}):
@@ -184,11 +184,6 @@ def _entries(places: list[Entry], shown: list[int], masked: dict[int, str]) -> t
         return *places, Entry(f"{len(masked):,} masked", -math.inf, None)
     one_by_one = [*zip(shown, places, strict=False), *((n, Entry(name, -math.inf, None)) for n, name in masked.items())]
     return *(entry for _, entry in sorted(one_by_one, key=lambda x: x[0])), *places[len(shown) :]
-
-
-def _printable(name: str) -> str:
-    """Return the name with its control characters escaped, so that it cannot control the terminal."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in name)
 
 
 # ---------------------------------------------------------------- the options of the command
@@ -236,4 +231,4 @@ def _numbers(argument: str, text: str, of: Callable[[str], Any]) -> list[Any]:
     try:
         return [of(part.strip()) for part in text.split(",")]
     except (InvalidOperation, ValueError):
-        contract.fail("explain", argument, "be numbers with commas between them", repr(text))
+        contract.fail("explain", argument, "be numbers with commas between them", contract.shown(text))

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import textwrap
 from collections.abc import Sequence
-from decimal import Decimal
+from decimal import Decimal, localcontext
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,11 @@ from rich.table import Table
 from rich.text import Text
 
 from .. import contract
+from ..messages import as_json as json
 from ..proof import derivation as book
 from ..proof.expr import E
 from ..proof.reading import SIGNS, prose, text
-from ..proof.replay import TOLERANCE, short
+from ..proof.replay import CONTEXT, TOLERANCE, short
 from . import STEP, Account, End, Formula, Line, Replay, as_html, as_json, chosen, fact
 from . import account as work_out
 from .row import Row, read
@@ -55,9 +55,9 @@ def run(
     account = work_out(read(**options), chosen("explain", wanted, everything))
     if html:
         _write(html, as_html(account.row, wanted, everything))
-        console.out(f"{html}: written, open it in a browser", highlight=False)
+        console.out(f"{contract.printable(str(html))}: written, open it in a browser", highlight=False)
     elif as_json_:
-        console.out(json.dumps(as_json(account), allow_nan=False, ensure_ascii=False, indent=1), highlight=False)
+        console.out(json(as_json(account)), highlight=False)
     else:
         show(console, account, ending=not wanted)
     return account.agrees
@@ -82,6 +82,11 @@ def listing(console: Console) -> None:
 
 def show(console: Console, account: Account, ending: bool = True) -> None:
     """Print an account. Its end is printed if `ending` is set, or if a comparison in it fails."""
+    with localcontext(CONTEXT):  # its values are beyond the exponents of the usual context
+        _show(console, account, ending)
+
+
+def _show(console: Console, account: Account, ending: bool) -> None:
     console.width = min(console.width, WIDEST)
     _row(console, account.row, any(one.given for one in account.replays))
     _definitions(console, account)
@@ -157,7 +162,7 @@ def _replay(console: Console, one: Replay, row: Row, left: int = 0) -> None:
 
 
 def _line(console: Console, line: Line, lines: Sequence[Line], last: bool, left: int) -> None:
-    step, value = line.step, (_value(line.value, lines[-1].value), VALUE)
+    step, value = line.step, (_value(line.value, lines[-1].value, line.covered), VALUE)
     reason = Text.assemble((step.rule, RULE), ": ", prose(step.why), style=REASON) if step else None
     if not line.holds:
         value = (f"not here: it needs {' and '.join(map(fact, step.given))}" if step and step.given else "not here", "yellow")
@@ -297,8 +302,10 @@ def _table(*columns: str, called: int = 16) -> Table:
     return table
 
 
-def _value(x: Decimal, last: Decimal) -> str:
-    """Return the value of a line. After a cancellation that 50 digits do not cover, it is shown as approximately 0."""
+def _value(x: Decimal, last: Decimal, covered: bool = True) -> str:
+    """Return the value of a line. After a cancellation that the digits do not cover, it is shown as approximately 0."""
+    if x == 0 and not covered:
+        return "≈ 0"
     return "≈ 0" if max(abs(x), abs(last)) < TOLERANCE and abs(x - last) > abs(last) / 10**6 else f"= {_short(x, 6)}"
 
 

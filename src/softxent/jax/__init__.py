@@ -8,7 +8,7 @@ docs/jax.md is the guide.
 from __future__ import annotations
 
 try:
-    import jax  # noqa: F401
+    import jax
 except ModuleNotFoundError as error:
     if error.name != "jax":
         raise
@@ -17,6 +17,9 @@ except ModuleNotFoundError as error:
     message = f"softxent.jax needs JAX: pip install jax, or in a clone of softxent: {install('jax')}"
     raise ModuleNotFoundError(message, name="jax") from None
 
+from .. import kernels as _kernels
+from ..kernels import Backend
+from . import native as _native
 from .arguments import Result
 from .linear import linear_cross_entropy
 from .loss import (
@@ -27,9 +30,24 @@ from .loss import (
     softmax_cross_entropy,
     softmax_cross_entropy_with_integer_labels,
 )
+from .operators import by_formula as _by_formula
 from .operators import use_backend
 
 __all__ = [
-    "Result", "cross_entropy", "entropy", "linear_cross_entropy", "log_softmax", "logsumexp", "softmax_cross_entropy",
+    "Result", "backends", "cross_entropy", "entropy", "linear_cross_entropy", "log_softmax", "logsumexp", "softmax_cross_entropy",
     "softmax_cross_entropy_with_integer_labels", "use_backend",
 ]  # fmt: skip
+
+
+def backends() -> list[Backend]:
+    """List the backends, whether each is available here, and whether functions that JAX traces now for its default platform use it.
+
+    "cpu", the compiled kernel, is called by XLA on CPUs. "formula", the equations in jax.numpy, is for all other platforms, and for CPUs
+    where the kernel is missing or jaxlib refuses it; `detail` then says why.
+    """
+    kernel = next(b for b in _kernels.backends() if b.name == "cpu")
+    active = jax.default_backend() == "cpu" and not _native.missing and not _by_formula()
+    return [
+        Backend("cpu", not _native.missing, active, _native.missing or f"{kernel.detail}, called by XLA"),
+        Backend("formula", True, not active, "jax.numpy, for other platforms"),
+    ]

@@ -107,9 +107,10 @@ def mean(call: Call, temperature: float, cap: float, kept: int) -> Array:
 
 
 def averaged(losses: Array, total: Array, kept: int) -> Array:
-    """Return the losses, added up over all but the first `kept` axes, divided by their total. It is NaN where the total is 0."""
+    """Return the losses, added up over all but the first `kept` axes, divided by their total; where that is 0, NaN as a constant."""
     sums = losses.sum(tuple(range(kept, losses.ndim)))
-    return sums / by_row(jnp.where(total == 0, np.nan, total).astype(sums.dtype), sums.shape)
+    total = by_row(total, sums.shape)
+    return jnp.where(total == 0, np.nan, sums / jnp.where(total == 0, 1, total).astype(sums.dtype))
 
 
 def mean_and_gradient(call: Call, temperature: float, cap: float, kept: int) -> list[Array]:

@@ -132,11 +132,14 @@ def mean_and_gradients(head: Head, truth: Call, total: Array, static: Static, st
 def _by_chunks(of_a_chunk: Callable[..., Any], carry: Any, x: Array, truth: Call, step: int) -> Any:
     """Call `of_a_chunk(carry, x, truth)` for chunks of `step` rows. Returns the carry, and the results of all rows.
 
-    The last chunk is filled up with rows that are ignored.
+    The last chunk is filled up with rows that are ignored. If one label, LARGEST, stands for all rows, it does so in every chunk, and rows
+    that fill up have no truth.
     """
     rows = len(x)
     by_row = {name: a for name, a in truth._asdict().items() if not isinstance(a, float) and a.ndim == 1 + (name == "off")}
-    by_row["label"] = jnp.broadcast_to(truth.label, (rows,))
+    if not truth.label.ndim:
+        numbers = {name: getattr(truth, name) for name in ("y", "r", "q")}
+        by_row |= {name: jnp.broadcast_to(a, (rows,)) for name, a in numbers.items() if not isinstance(a, float) or a}
     count = max(1, -(-rows // step))
     filled = count * step - rows
 
@@ -146,11 +149,11 @@ def _by_chunks(of_a_chunk: Callable[..., Any], carry: Any, x: Array, truth: Call
 
     def of(carry: Any, chunk: Any) -> Any:
         x, by_row = chunk
-        x = jnp.where((by_row["label"] == ignored)[:, None], 0, x)  # 0 times what an ignored row holds may be NaN in dW
+        if "label" in by_row:
+            x = jnp.where((by_row["label"] == ignored)[:, None], 0, x)  # 0 times what an ignored row holds may be NaN in dW
         return of_a_chunk(carry, x, truth._replace(**by_row))
 
     ignored = special(IGNORED, truth.label.dtype)
-    label = cut(by_row.pop("label"), ignored)
-    chunks = (cut(x), {"label": label, **{name: cut(a) for name, a in by_row.items()}})
+    chunks = (cut(x), {name: cut(a, ignored if name == "label" else 0) for name, a in by_row.items()})
     carry, found = lax.scan(jax.checkpoint(of, prevent_cse=False), carry, chunks)
     return carry, jax.tree.map(lambda a: a.reshape(count * step, *a.shape[2:])[:rows], found)

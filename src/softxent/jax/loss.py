@@ -96,7 +96,8 @@ def softmax_cross_entropy_with_integer_labels(logits: Any, labels: Any, axis: in
         labels: class indices [*rows], of any integer type. With several class axes, they count through these in their order.
         axis: the class axis, or several.
         where: of the shape of `logits`, or [*rows]; classes where it is False are left out, as those with a logit of -inf. A row without
-            classes has loss 0.
+            classes has loss 0. Where the label itself is left out, the loss is inf, `-log 0`; optax returns `lse(z) - z_t` there, with the
+            logit of the label and lse(z) of the other classes.
 
     Returns:
         The loss of each row, [*rows], in the dtype of `logits`. It is NaN, as is the gradient of the row, where the label is out of range.
@@ -159,8 +160,8 @@ def _flat_classes(fn: str, z: Array, axis: int | Sequence[int] | None, where: An
 
 
 def _masked(z: Array, mask: Array | None) -> Array:
-    """Return the logits, which are -inf where the mask is False."""
-    return z if mask is None else jnp.where(mask, z, -jnp.inf)
+    """Return the logits, which are -inf where the mask is False, and 0 in rows where it is False for all classes."""
+    return z if mask is None else jnp.where(mask, z, jnp.where(mask.any(-1, keepdims=True), -jnp.inf, 0))
 
 
 def logsumexp(logits: Any, axis: int = -1, keepdims: bool = False, *, axis_name: str | tuple[str, ...] | None = None) -> Array:

@@ -22,15 +22,12 @@ OFF, V, PARTS_READ, TOTAL, PARTS_WRITTEN, LABEL, WITH_ENTROPY = (1 << k for k in
 def _register() -> str:
     """Register the handlers. Returns why there are none, or an empty text."""
     if kernels.cpu is None:
-        return "the compiled kernel is missing"
-    calls = kernels.cpu.xla_calls()
-    if not calls:
-        return "softxent was built without jaxlib; install jaxlib, and softxent again with pip install --no-build-isolation"
+        return next(b.detail for b in kernels.backends() if b.name == "cpu")
     try:
-        for name, handler in calls.items():
+        for name, handler in kernels.cpu.xla_calls().items():
             jax.ffi.register_ffi_target(name, handler, platform="cpu")
-    except Exception as error:  # a jaxlib whose interface is not that of the one with which softxent was built
-        return f"this jaxlib refuses the compiled kernel ({error}); install softxent again with pip install --no-build-isolation"
+    except Exception as error:  # a jaxlib that no longer accepts the version of its interface that cpp/ffi.h declares
+        return f"this jaxlib refuses the compiled kernel ({error}); install an older jax, or a newer softxent"
     kernels.set_num_threads(kernels.get_num_threads())  # the handlers have their own copy of the number
     return ""
 
@@ -150,7 +147,7 @@ def _called(
     given |= sum(bit for bit, x in there.items() if not isinstance(x, float))
     return list(
         jax.ffi.ffi_call(name, results, input_output_aliases={0: 0} if in_place else {})(
-            call.z, *arrays, fixed=fixed, given=np.int64(given)
+            call.z, *arrays, fixed=fixed, given=np.array([given])
         )
     )
 

@@ -301,7 +301,7 @@ def _loss_along_truth(call: Call, moving: Tangents, static: Static) -> Any:
     if moving.q is not None:
         terms.append(by_row(moving.q, call.rows) * rows(bare._replace(off=0.0), static)[1] ** 2 / 2)
     if moving.off is not None:
-        wide = call.z.astype(jnp.promote_types(computed_in(call.z.dtype), moving.off.dtype))
+        wide = _without_ignored(call).z.astype(jnp.promote_types(computed_in(call.z.dtype), moving.off.dtype))
         scale = jnp.where(by_row(call.special(IGNORED), call.rows), 0.0, by_row(call.r, call.rows)).astype(widest())
         by = -log_softmax(Call(wide, y=jnp.broadcast_to(scale, call.rows)), static)
         by = jnp.where(by == jnp.inf, 0, by)  # of a masked class, whose truth is 0
@@ -349,8 +349,7 @@ def _(call: Call, moving: Tangents, static: Static) -> Any:
         yhat = gradient(of_loss._replace(off=0.0, g=0.0, l=1.0), static)
         gr = jnp.where(by_row(call.special(IGNORED), call.rows), 0.0, by_row(call.g, call.rows) * by_row(call.r, call.rows))
         doff = off_by_row(call._replace(off=moving.off)).astype(yhat.dtype)
-        slope = formula.transformed(as_rows(call.z.astype(yhat.dtype), 1), static.temperature, static.cap)[1]
-        at_each = doff * (slope if isinstance(slope, float) else slope.reshape(call.z.shape))
+        at_each = doff * _transformed(_without_ignored(call).z.astype(yhat.dtype), static)[1]
         terms.append(
             by_row(gr, call.rows, True).astype(yhat.dtype)
             * (_over_classes(doff, static.names)[..., None].astype(yhat.dtype) * yhat - at_each)
@@ -381,13 +380,24 @@ def _(cotangents: Any, call: Call, unknown: Any, static: Static) -> Any:
     return {"v": curvature(call._replace(v=cotangents[0]), static)}
 
 
+def _without_ignored(call: Call) -> Call:
+    """Return the call with 0 for the logits and v of ignored rows: if NaN is selected away after it was used, a derivative is 0 NaN."""
+    ignored = by_row(call.special(IGNORED), call.rows, True)
+    v = call.v if isinstance(call.v, float) else jnp.where(ignored, 0, call.v)
+    return call._replace(z=jnp.where(ignored, 0, call.z), v=v)
+
+
+def _transformed(z: Array, static: Static) -> tuple[Array, Any, Any]:
+    """Return `formula.transformed` of logits of any shape: the scores, and their first two derivatives, arrays or numbers."""
+    found: Any = formula.transformed(as_rows(z, 1), static.temperature, static.cap)
+    scores, slope, bend = (x if isinstance(x, float) else x.reshape(z.shape) for x in found)
+    return scores, slope, bend
+
+
 def _composed_curvature(call: Call, static: Static) -> Array:
     """Return `curvature`, written with the other operators: formula.curvature for any shape."""
-    wide = widest()
-    z, slope, bend = (
-        x if isinstance(x, float) else x.reshape(call.z.shape)
-        for x in formula.transformed(as_rows(call.z.astype(wide), 1), static.temperature, static.cap)
-    )
+    wide, call = widest(), _without_ignored(call)
+    z, slope, bend = _transformed(call.z.astype(wide), static)
     v, y, r, q, g, l, b, n = call.v.astype(wide), *(by_row(x, call.rows, True) for x in call[5:])  # noqa: E741
     hidden, whole = Call(z, jnp.where(call.special(IGNORED), call.label, NO_LABEL)), Static(names=static.names)
     yhat = gradient(hidden._replace(l=1.0), whole)
@@ -398,7 +408,7 @@ def _composed_curvature(call: Call, static: Static) -> Array:
     apart = v * slope - mean
     entropy, dentropy = (_over_classes(yhat * x * away, static.names)[..., None] for x in (1, apart))
     mass = y if isinstance(call.off, float) else y + r * _over_classes(off_by_row(call).astype(wide), static.names)[..., None]
-    a = g * (mass + jnp.where(q == 0, 0.0, q * lse)) + l - b - n * entropy
+    a = g * (mass + q * lse) + l - b - n * entropy
     hv = slope * yhat * ((a - n + n * away) * apart + g * q * mean - n * dentropy)
     if static.cap != math.inf:
         off = call.off if isinstance(call.off, float) else call.off.astype(wide)
@@ -411,8 +421,7 @@ def _(call: Call, moving: Tangents, static: Static) -> Any:
     found, terms = log_softmax(call, static), []
     if moving.z is not None:
         wide = computed_in(call.z.dtype)
-        slope = formula.transformed(as_rows(call.z.astype(wide), 1), static.temperature, static.cap)[1]
-        dz = moving.z.astype(wide) * (slope if isinstance(slope, float) else slope.reshape(call.z.shape))
+        dz = moving.z.astype(wide) * _transformed(call.z.astype(wide), static)[1]
         dlse = along(Call(call.z, jnp.int32(NO_LABEL), v=moving.z), static)[1]
         terms.append((by_row(call.y, call.rows, True) * (dz - dlse[..., None])).astype(found.dtype))
     if moving.y is not None:

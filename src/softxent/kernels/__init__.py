@@ -31,6 +31,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from ..messages import fail, shown
 from ..partials import Array
 from . import reference
 from .reference import IGNORED as IGNORED
@@ -110,10 +111,10 @@ def _threads_of_the_environment() -> int:
     """SOFTXENT_NUM_THREADS, or the number of cores that this process may run on, also where it is no such number: that costs time alone."""
     cores = len(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else [0])
     text = os.environ.get("SOFTXENT_NUM_THREADS", "").strip() or "0"
-    if text.isdecimal() and int(text) <= MOST_THREADS:
-        return int(text) or cores
+    if text.isdecimal() and len(digits := text.lstrip("0")) <= len(str(MOST_THREADS)) and int(digits or "0") <= MOST_THREADS:
+        return int(digits or "0") or cores
     expected = f"be an int from 1 to {MOST_THREADS}, or 0 for one on each core"
-    warnings.warn(f"softxent: SOFTXENT_NUM_THREADS must {expected}; got {text!r}, and {cores} is used", RuntimeWarning, stacklevel=2)
+    warnings.warn(f"softxent: SOFTXENT_NUM_THREADS must {expected}; got {shown(text)}, and {cores} is used", RuntimeWarning, stacklevel=2)
     return cores
 
 
@@ -142,7 +143,7 @@ def use_backend(name: str) -> Iterator[None]:
         ValueError: if the backend does not exist or is not available.
     """
     if not isinstance(name, str) or name not in _NAMES:
-        raise ValueError(f"use_backend: name must be one of {', '.join(sorted(_NAMES))}; got {name!r}" + (f" ({_why})" if _why else ""))
+        fail("use_backend", "name", f"be one of {', '.join(sorted(_NAMES))}", shown(name) + (f" ({_why})" if _why else ""))
     token = _chosen.set(_NAMES[name])
     try:
         yield
@@ -215,8 +216,8 @@ def set_num_threads(threads: int) -> None:
         ValueError: if the number is not an int from 1 to 4096.
     """
     global _threads
-    if not isinstance(threads, Integral) or not 1 <= threads <= MOST_THREADS:
-        raise ValueError(f"set_num_threads: threads must be an int from 1 to {MOST_THREADS}; got {threads!r}")
+    if not isinstance(threads, Integral) or isinstance(threads, bool) or not 1 <= threads <= MOST_THREADS:
+        fail("set_num_threads", "threads", f"be an int from 1 to {MOST_THREADS}", shown(threads))
     _threads = int(threads)
     if cpu is not None:
         cpu.set_xla_threads(_threads)

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal, localcontext
+from decimal import MAX_EMAX, MIN_EMIN, Context, Decimal, getcontext, localcontext
+from functools import lru_cache
 from itertools import product
 from typing import Any
 
@@ -24,7 +25,7 @@ Seed = tuple[Any, ...] | None  # (name, index...) of the variable of a derivativ
 ZERO, ONE, TWO = Decimal(0), Decimal(1), Decimal(2)
 DIGITS = 50
 CONTEXT = Context(prec=DIGITS, Emax=MAX_EMAX, Emin=MIN_EMIN)
-MORE = 150  # at most so many further digits if the scores differ much, because 1 - yhat_t may be 1e-150 and still needs 50 digits
+MORE = 480  # at most so many further digits if the scores differ much, because 1 - yhat_t may be 1e-480 and still needs 50 digits
 PRECISION_STEP = 16  # as in numbers.js, so that a difference of nearly equal numbers is 0 in both or in neither
 TOLERANCE, FLOOR = Decimal("1e-30"), Decimal("1e-45")
 EXAMPLE = {  # values of further numbers that some derivations need
@@ -38,9 +39,10 @@ class Numbers:
     """The values of the lines of a derivation, for the scores z and the truth y of one row and for examples of what else it needs."""
 
     def __init__(self, derivation: Derivation, scores: Sequence[float | Decimal], truth: Sequence[float | Decimal], label: int):
-        gap = (float(max(scores)) - float(min(scores))) / 2.302
+        more = digits_of(scores)
+        self.covered = more is not None  # or else a value of 0 may be what the digits do not reach
         self.context = CONTEXT.copy()
-        self.context.prec += PRECISION_STEP * math.ceil(gap / PRECISION_STEP) if gap < MORE else 0
+        self.context.prec += more or 0
         with localcontext(CONTEXT):
             self.derivation, self.label, self.classes = derivation, label, len(scores)
             self.sizes = {"N": self.classes, "D": FEATURES, "R": ROWS}
@@ -124,6 +126,19 @@ class Numbers:
         return ix[letter] if letter in ix else self.label
 
 
+def digits_of(scores: Sequence[float | Decimal]) -> int | None:
+    """Return how many digits 1 - yhat loses: for the smallest prediction, or else the second; None if there are too many."""
+    ranked = sorted({float(s) for s in scores}, reverse=True)
+    gaps = [(ranked[0] - other) / 2.302 for other in (ranked[-1], ranked[min(1, len(ranked) - 1)])]
+    return next((PRECISION_STEP * math.ceil(gap / PRECISION_STEP) for gap in gaps if gap < MORE), None)
+
+
+@lru_cache(maxsize=4096)
+def transcendental(name: str, x: Decimal, digits: int) -> Decimal:
+    """Return x.exp() or x.ln(), which with hundreds of digits take milliseconds, in the current context, which has so many digits."""
+    return x.exp() if name == "exp" else x.ln()
+
+
 def arithmetic(o: str, u: Dual, v: Dual = (ZERO, ZERO)) -> Dual:
     """Apply an operation to dual numbers."""
     (a, da), (b, db) = u, v
@@ -142,9 +157,10 @@ def arithmetic(o: str, u: Dual, v: Dual = (ZERO, ZERO)) -> Dual:
     if o == "^":
         return a**b, b * a ** (b - 1) * da
     if o == "exp":
-        return a.exp(), a.exp() * da
+        value = transcendental("exp", a, getcontext().prec)
+        return value, value * da
     if o == "log":
-        return a.ln(), da / a
+        return transcendental("ln", a, getcontext().prec), da / a
     if o == "tanh":
         q = (-TWO * abs(a)).exp()
         t = ((ONE - q) / (ONE + q)).copy_sign(a)

@@ -24,8 +24,12 @@ from .compute import plain as plain
 from .operators import differentiated
 from .sharded_operators import Shards, most_probable, my_columns
 
-BIGGEST = 1.7976931348623157e308
-RANGES = ((0, 1), (0, BIGGEST), (truth.SMALLEST, BIGGEST), (truth.SMALLEST, math.inf))  # label_smoothing, z_loss, temperature, cap
+RANGES = (
+    (0, 1),
+    (0, truth.BIGGEST),
+    (truth.SMALLEST, truth.BIGGEST),
+    (truth.SMALLEST, math.inf),
+)  # label_smoothing, z_loss, temperature, cap
 NUMBERS = (float, int)
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -53,6 +57,8 @@ def truth_of(
     """
     shape, wide = z.shape, compute.compute_dtype(z)
     lead, here = shape[:axis] + shape[axis + 1 :], shape[axis]
+    if not torch.compiler.is_compiling() and torch._C._is_tracing():
+        here = int(here)  # it is a tensor there, and a number divided by it would be float32
     classes = here if shards is None else shards.classes
     each = None if sample is None else sample.double().expand(lead)
     w = None if weight is None else weight.double()
@@ -66,7 +72,7 @@ def truth_of(
             label = most_probable(off, shards, axis)
     else:
         label = operators.class_labels(fn, target, classes, options.ignore_index)
-        found = truth.row_numbers(label, w, each, e, options.z_loss, classes)
+        found = truth.row_numbers(label, w, each, e, options.z_loss, classes, _at)
         # A label out of range is an error on the CPU. On other devices, it would take time to wait for the labels.
         if not target.is_cpu or compute.forced():
             outside = (label != IGNORED) & ((label < 0) | (label >= classes))
@@ -97,7 +103,8 @@ def quick_numbers(z: Tensor, target: Tensor, weight: Tensor | None, sample: Tens
     Returns None if a tensor or an option is none that the most frequent calls have, or if one is not allowed.
     """
     ignore_index, reduction, e, z_loss, temperature, cap = options
-    if type(ignore_index) is not int or type(reduction) is not str or not all(type(x) in NUMBERS for x in (e, z_loss, temperature, cap)):
+    whole = type(ignore_index) is int and -(2**63) <= ignore_index < 2**63
+    if not whole or type(reduction) is not str or not all(type(x) in NUMBERS for x in (e, z_loss, temperature, cap)):
         return None
     probable, classes, wide = target.is_floating_point(), z.shape[1], compute.compute_dtype(z)
     found = _same_for_all_rows(reduction, e, z_loss, temperature, cap, classes, probable, wide)
@@ -131,12 +138,19 @@ def _same_for_all_rows(
     reduction: str, e: float, z_loss: float, temperature: float, cap: float, classes: int, probable: bool, wide: torch.dtype
 ) -> QuickNumbers | None:
     """Return the truth without weights of classes and rows."""
-    allowed = all(low <= x <= high for x, (low, high) in zip((e, z_loss, temperature, cap), RANGES, strict=True))
+    allowed = all(
+        low <= x <= min(high, truth.BIGGEST) or x == high for x, (low, high) in zip((e, z_loss, temperature, cap), RANGES, strict=True)
+    )
     if not allowed or reduction not in contract.REDUCTIONS:
         return None
     y, r, q, off, _ = truth.row_numbers(None if probable else (), None, None, e, z_loss, classes)
     everywhere = None if off is None else torch.full((classes,), off, dtype=wide, device="cpu")
     return QuickNumbers((float(y), float(r), float(q), float(temperature), float(cap)), None, None, everywhere)
+
+
+def _at(t: Tensor, i: Tensor) -> Tensor:
+    """Return t[i], also for an i without axes, whose value torch's own indexing waits for."""
+    return t[i.unsqueeze(0)].squeeze(0)
 
 
 def _number(x: Tensor | float, device: torch.device) -> Tensor:

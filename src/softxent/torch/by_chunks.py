@@ -20,6 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..contract import fail
+from .compute import traced
+
 Tensors = tuple[Tensor, ...]
 
 
@@ -32,12 +35,14 @@ class RowFunction:
         per_row: for each output, whether its first axis is that of the rows; otherwise it is a sum over the rows.
         step: the number of rows of a chunk.
         differentiable: the indices of the outputs that can be differentiated; None means all.
+        orders: None, or the order of the derivatives that autograd can compute, if torch.func does not take `of_a_chunk`.
     """
 
     def __init__(
         self, of_a_chunk: Callable[..., Tensors], by_row: Sequence[bool], per_row: Sequence[bool], step: int,
-        differentiable: Sequence[int] | None = None,
+        differentiable: Sequence[int] | None = None, orders: int | None = None,
     ):  # fmt: skip
+        self.orders, self.vjp = orders, torch.func.vjp if orders is None else recorded_vjp
         self.of_a_chunk, self.by_row, self.per_row, self.step = of_a_chunk, tuple(by_row), tuple(per_row), max(1, step)
         self.differentiable = tuple(range(len(per_row)) if differentiable is None else differentiable)
 
@@ -66,12 +71,12 @@ class RowFunction:
 
         def pulled_back(*arguments: Any) -> Tensors:
             arguments, upstream = arguments[: len(self.by_row)], arguments[len(self.by_row) :]
-            found, pull_back, *_ = torch.func.vjp(self._of_some(arguments, needed, given), *(arguments[k] for k in needed))
+            found, pull_back, *_ = self.vjp(self._of_some(arguments, needed, given), *(arguments[k] for k in needed))
             gradients: Tensors = pull_back(tuple(g.to(output.dtype) for g, output in zip(upstream, found, strict=True)))
             return gradients
 
         by_row = (*self.by_row, *(self.per_row[k] for k in given))
-        return RowFunction(pulled_back, by_row, [self.by_row[k] for k in needed], self.step // 2)
+        return RowFunction(pulled_back, by_row, [self.by_row[k] for k in needed], self.step // 2, orders=self.left_after(1))
 
     def tangent(self, moving: Sequence[int]) -> RowFunction:
         """Return the function of the arguments, and of tangents of those that are `moving`, that computes the tangents of the outputs
@@ -84,20 +89,35 @@ class RowFunction:
         def pushed_forward(*arguments: Any) -> Tensors:
             arguments, tangents = arguments[: len(self.by_row)], arguments[len(self.by_row) :]
             of_some, at = self._of_some(arguments, moving, self.differentiable), tuple(arguments[k] for k in moving)
-            found, pull_back, *_ = torch.func.vjp(of_some, *at)
-            push_forward = torch.func.vjp(pull_back, tuple(map(torch.ones_like, found)))[1]
-            tangents_found: Tensors = push_forward(tangents)[0]
+            found, pull_back, *_ = self.vjp(of_some, *at)
+            push_forward = self.vjp(lambda *upstream: pull_back(upstream), *map(torch.ones_like, found))[1]
+            tangents_found: Tensors = push_forward(tangents)
             return tangents_found
 
         by_row = (*self.by_row, *(self.by_row[k] for k in moving))
-        return RowFunction(pushed_forward, by_row, [self.per_row[k] for k in self.differentiable], self.step // 2)
+        return RowFunction(
+            pushed_forward, by_row, [self.per_row[k] for k in self.differentiable], self.step // 2, orders=self.left_after(2)
+        )
 
     def batched(self, size: int, batched: Sequence[bool]) -> RowFunction:
         """Return the function of a batch of some arguments. The axis of the batch follows that of the rows, and is the first one of what
         has none."""
         in_dims = tuple(int(by_row) if yes else None for by_row, yes in zip(self.by_row, batched, strict=True))
+        if self.orders is not None:
+            fail(
+                "linear_cross_entropy", "a head whose classes are divided", "be given one at a time", "a batch of vmap or is_grads_batched"
+            )
         of_a_chunk = torch.func.vmap(self.of_a_chunk, in_dims, tuple(map(int, self.per_row)))
         return RowFunction(of_a_chunk, self.by_row, self.per_row, self.step // max(1, size), self.differentiable)
+
+    def left_after(self, orders: int) -> int | None:
+        """Return the order of the derivatives that can be computed of those of this order."""
+        if self.orders is None:
+            return None
+        if orders > self.orders:
+            expected = "be of first order, or of second order in reverse mode"
+            fail("linear_cross_entropy", "derivatives of a head whose classes are divided", expected, "another", RuntimeError)
+        return self.orders - orders
 
     def _of_some(self, arguments: Sequence[Any], varied: Sequence[int], wanted: Sequence[int]) -> Callable[..., Tensors]:
         """Return the function of the arguments `varied` alone that computes the outputs `wanted`."""
@@ -110,6 +130,22 @@ class RowFunction:
             return tuple(found[k] for k in wanted)
 
         return of_some
+
+
+def recorded_vjp(function: Callable[..., Tensors], *at: Tensor) -> tuple[Tensors, Callable[[Tensors], Tensors]]:
+    """Return what torch.func.vjp returns, by autograd's own record of the function."""
+    with torch.enable_grad():
+        at = tuple(t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in at)
+        found = function(*at)
+
+    def pull_back(upstream: Tensors) -> Tensors:
+        pairs = [(output, g) for output, g in zip(found, upstream, strict=True) if output.requires_grad]
+        if not pairs:
+            return tuple(map(torch.zeros_like, at))
+        outputs, given = zip(*pairs, strict=True)
+        return torch.autograd.grad(outputs, at, given, retain_graph=True, create_graph=torch.is_grad_enabled(), materialize_grads=True)
+
+    return found, pull_back
 
 
 class ByChunks(torch.autograd.Function):
@@ -156,8 +192,9 @@ by_chunks: Callable[..., Tensors] = ByChunks.apply
 def computed(function: RowFunction, *arguments: Any) -> Tensors:
     """Return the outputs for all rows, in the types of the arguments: without autocast."""
     device = next(t.device.type for t in arguments if t is not None)
+    compute = RowFunction.compute if traced() else type(function).compute  # what a tracer records must consist of operators
     with torch.autocast(device, enabled=False):
-        return function.compute(*arguments)
+        return compute(function, *arguments)
 
 
 def applied(function: RowFunction, *arguments: Any) -> Tensors:

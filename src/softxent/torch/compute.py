@@ -56,7 +56,7 @@ def use_backend(name: str) -> Iterator[None]:
     global _forced
     if not isinstance(name, str) or name not in NAMES:
         why = f" ({missing})" if missing else ""
-        contract.fail("use_backend", "name", "be " + " or ".join(map(repr, sorted(NAMES))), repr(name) + why)
+        contract.fail("use_backend", "name", "be " + " or ".join(map(repr, sorted(NAMES))), contract.shown(name) + why)
     before, _forced = _forced, name
     try:
         yield
@@ -171,7 +171,12 @@ def readable(*tensors: Tensor) -> bool:
             return False
     if torch.compiler.is_compiling():  # first, for the compiler cannot trace the others
         return False
-    return not torch._C._are_functorch_transforms_active() and not torch._C._len_torch_dispatch_stack()
+    return not torch._C._are_functorch_transforms_active() and not traced()
+
+
+def traced() -> bool:
+    """Whether a tracer records operators: torch.jit.trace, or a mode such as that of make_fx."""
+    return torch._C._is_tracing() or torch._C._len_torch_dispatch_stack() > 0
 
 
 def plain(*tensors: Tensor) -> bool:

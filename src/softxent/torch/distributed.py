@@ -15,10 +15,10 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd import Function
 
-from ..contract import fail
+from ..contract import fail, shown
 from ..shards import Columns, evenly
 from . import compute, sharding
-from .sharded_operators import Shards, gathered
+from .sharded_operators import Shards, gathered, one_at_a_time
 
 Placements = Sequence[Any]  # one of each axis of a mesh
 
@@ -44,10 +44,10 @@ def shards_of_group(fn: str, group: Any, columns: int, first_class: int | None, 
     Without `first_class`, every process has as many classes, in the order of ranks. With it, the processes tell each other their classes.
     """
     if not dist.is_initialized():
-        fail(fn, "group", "be a process group; call torch.distributed.init_process_group first", repr(group), RuntimeError)
+        fail(fn, "group", "be a process group; call torch.distributed.init_process_group first", shown(group), RuntimeError)
     size = dist.get_world_size(group)
     if dist.get_rank(group) < 0:
-        fail(fn, "group", "be a group that this process belongs to", repr(group))
+        fail(fn, "group", "be a group that this process belongs to", shown(group))
     if first_class is None:
         return Shards(group, tuple(Columns(k * columns, (k + 1) * columns) for k in range(size)))
     mine = torch.tensor([first_class, columns], dtype=torch.int64, device=like.device)
@@ -82,60 +82,65 @@ class Layout(NamedTuple):
     shards: Shards | None  # None if no axis of the mesh divides the classes
     lead: torch.Size  # the shape of the rows of all processes
 
-    def shifted(self, shift: bool) -> Layout:
-        """Return the layout of rows whose last axis is one position shorter, if `shift`."""
+    def shifted(self, shift: int) -> Layout:
+        """Return the layout of rows whose last axis is `shift` positions shorter."""
         if not shift:
             return self
         if any(where.is_shard() and where.dim % len(self.lead) == len(self.lead) - 1 for where in self.rows):
-            fail("linear_cross_entropy", "shift", "be False where the positions are divided among processes", True)
-        return self._replace(lead=torch.Size([*self.lead[:-1], max(0, self.lead[-1] - 1)]))
+            fail("linear_cross_entropy", "shift", "be False where the positions are divided among processes", shift)
+        return self._replace(lead=torch.Size([*self.lead[:-1], max(0, self.lead[-1] - shift)]))
 
     def local(self, t: Any, placements: Placements) -> Any:
         """Return this process's part of a tensor or DTensor, or None. A plain tensor is taken to be the same in all processes."""
-        if t is None:
-            return None
-        from torch.distributed.tensor import DTensor, Replicate
-
-        if not isinstance(t, DTensor):
-            t = DTensor.from_local(t, self.mesh, [Replicate()] * self.mesh.ndim, run_check=False)
-        return t.redistribute(self.mesh, placements).to_local()
+        return None if t is None else entering(_of_mesh(t, self.mesh), self.mesh, placements, placements)
 
     def local_sample(self, t: Any) -> Any:
-        """Return the sample weights of this process's rows, or None."""
-        return None if t is None else self.local(t if t.shape == self.lead else t.expand(self.lead), self.rows)
+        """Return the sample weights of this process's rows, or None. They broadcast to the rows, as `t` does to all rows."""
+        if t is None or t.ndim > len(self.lead):
+            return t
+        from torch.distributed.tensor import Partial, Replicate, Shard
+
+        placements, of_gradient, missing = [], [], len(self.lead) - t.ndim
+        for where in self.rows:
+            axis = where.dim - missing if where.is_shard() else -1
+            divided = axis >= 0 and t.shape[axis] != 1
+            placements.append(Shard(axis) if divided else Replicate())
+            of_gradient.append(Partial() if where.is_shard() and not divided else placements[-1])
+        return entering(_of_mesh(t, self.mesh), self.mesh, placements, of_gradient)
 
     def class_weight(self, t: Any) -> Any:
         """Return the weights of all classes. Their gradient is added up over the processes that have other rows."""
         if t is None:
             return None
-        from torch.distributed.tensor import DTensor, Partial, Replicate
-
-        whole = [Replicate()] * self.mesh.ndim
-        t = t if isinstance(t, DTensor) else DTensor.from_local(t, self.mesh, whole, run_check=False)
-        return t.redistribute(self.mesh, whole).to_local(grad_placements=[Partial() if where.is_shard() else where for where in self.rows])
+        return entering(_of_mesh(t, self.mesh), self.mesh, _replicated(self.mesh), self._partial())
 
     def of_rows(self, t: Tensor) -> Any:
         """Return the DTensor [*lead] of what this process's rows give."""
-        return self._whole(t, self.rows, self.lead)
+        return leaving(t, self.mesh, self.rows, self.lead, self.rows)
 
-    def of_logits(self, t: Tensor, shape: torch.Size) -> Tensor:
+    def of_logits(self, t: Tensor, shape: torch.Size) -> Any:
         """Return the DTensor of all processes' logits, of this shape, of which t are this process's."""
-        return self._whole(t, self.logits, shape)
-
-    def _whole(self, t: Tensor, placements: Placements, shape: torch.Size) -> Tensor:
-        from torch.distributed.tensor import DTensor
-
-        stride = torch.empty(shape, device="meta").stride()
-        return DTensor.from_local(not_batched(t.contiguous()), self.mesh, placements, run_check=False, shape=shape, stride=stride)
+        return leaving(t, self.mesh, self.logits, shape, self.logits)
 
     def total(self, t: Tensor) -> Any:
         """Return the sum of a number of each process over those that have other rows, a replicated DTensor."""
-        from torch.distributed.tensor import DTensor, Partial, Replicate
+        return leaving(t, self.mesh, self._partial(), t.shape, _replicated(self.mesh))
 
-        partial = [Partial() if where.is_shard() else where for where in self.rows]
-        return DTensor.from_local(not_batched(t), self.mesh, partial, run_check=False).redistribute(
-            self.mesh, [Replicate()] * self.mesh.ndim
-        )
+    def _partial(self) -> Placements:
+        from torch.distributed.tensor import Partial
+
+        return [Partial() if where.is_shard() else where for where in self.rows]
+
+
+def _replicated(mesh: Any) -> Placements:
+    from torch.distributed.tensor import Replicate
+
+    return [Replicate()] * mesh.ndim
+
+
+def _of_mesh(t: Any, mesh: Any) -> Any:
+    """Return a DTensor. A plain tensor is taken to be the same in all processes."""
+    return t if is_dtensor(t) else leaving(t, mesh, _replicated(mesh), t.shape, _replicated(mesh))
 
 
 def layout(input: Any, axis: int) -> tuple[Any, Layout]:
@@ -158,7 +163,7 @@ def layout(input: Any, axis: int) -> tuple[Any, Layout]:
     if divided is not None:
         shards = Shards(mesh.get_group(divided), tuple(evenly(classes, mesh.size(divided))))
     lead = torch.Size(n for i, n in enumerate(input.shape) if i != axis)
-    return input.redistribute(mesh, found).to_local(), Layout(mesh, found, rows, shards, lead)
+    return entering(input, mesh, found, found), Layout(mesh, found, rows, shards, lead)
 
 
 class DividedHead(NamedTuple):
@@ -178,14 +183,13 @@ def head_layout(fn: str, x: Any, w: Any, b: Any, target: Any, weight: Any, sampl
 
     An axis of the mesh that divides the classes of W has all rows of x: rows that it divides are gathered, and their gradient is scattered.
     """
-    from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
+    from torch.distributed.tensor import Partial, Replicate, Shard
 
     sharding.register()
-    if not isinstance(w, DTensor):
+    if not is_dtensor(w):
         fail(fn, "linear_weight", "be a DTensor as input is; DTensor.from_local makes one", type(w).__name__, TypeError)
     mesh = w.device_mesh
-    whole = [Replicate()] * mesh.ndim
-    x, b = (t if t is None or isinstance(t, DTensor) else DTensor.from_local(t, mesh, whole, run_check=False) for t in (x, b))
+    x, b = (None if t is None else _of_mesh(t, mesh) for t in (x, b))
     divides = [type(where) is Shard and where.dim % w.ndim == 0 for where in w.placements]
     divides = [yes and not any(divides[:k]) for k, yes in enumerate(divides)]
     shard_of_w = [Shard(0) if yes else Replicate() for yes in divides]
@@ -203,9 +207,9 @@ def head_layout(fn: str, x: Any, w: Any, b: Any, target: Any, weight: Any, sampl
     target = place.local(target, logits if target.is_floating_point() else rows)
     of_x = [Partial() if yes else where for where, yes in zip(rows, divides, strict=True)]
     return DividedHead(
-        x.redistribute(mesh, rows).to_local(grad_placements=of_x),
-        w.redistribute(mesh, shard_of_w).to_local(grad_placements=of_parameters),
-        None if b is None else b.redistribute(mesh, shard_of_w).to_local(grad_placements=of_parameters),
+        entering(x, mesh, rows, of_x),
+        entering(w, mesh, shard_of_w, of_parameters),
+        None if b is None else entering(b, mesh, shard_of_w, of_parameters),
         target, place.class_weight(weight), place.local_sample(sample), place,
     )  # fmt: skip
 
@@ -230,26 +234,60 @@ class OrderedSum(Function):
 ordered_sum: Callable[[Tensor], Tensor] = OrderedSum.apply
 
 
-class NotBatched(Function):
-    """The same tensor. A batch of its upstream gradients (is_grads_batched) is refused: torch's DTensor would redistribute the gradients of
-    the inputs as if they had no axis of the batch, and return what lies in memory beyond them."""
+class Entering(Function):
+    """(a DTensor, mesh, placements, placements of the gradient) -> this process's part of it, redistributed to the placements.
+
+    `Leaving` is its derivative, and it is that of `Leaving`. torch's own redistribute and to_local fail at a gradient that is not defined,
+    and in torch 2.6 at that of a partial sum.
+    """
 
     @staticmethod
-    def forward(ctx: Any, t: Tensor) -> Tensor:
-        return t.view_as(t)
+    def forward(ctx: Any, t: Any, mesh: Any, placements: Placements, of_gradient: Placements) -> Tensor:
+        ctx.set_materialize_grads(False)
+        ctx.back = (mesh, of_gradient, t.shape, _of_gradient(t.placements))
+        local: Tensor = t.redistribute(mesh, placements).to_local()
+        return local
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        if not torch.compiler.is_compiling() and torch._C._functorch.is_legacy_batchedtensor(grads[0]):
-            fail("softxent.torch", "is_grads_batched", "be False for DTensors; call backward once for each upstream gradient", True)
-        return grads[0]
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        return None if grads[0] is None else leaving(grads[0], *ctx.back), None, None, None
+
+
+class Leaving(Function):
+    """(this process's part of a tensor, mesh, placements, shape of the tensor, other placements) -> the DTensor with the other placements.
+
+    A batch of its upstream gradients (is_grads_batched) is refused: a DTensor would be redistributed as if it had no axis of the batch.
+    """
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
-        return tangents[0].view_as(tangents[0])
+    def forward(ctx: Any, t: Tensor, mesh: Any, placements: Placements, shape: torch.Size, target: Placements) -> Any:
+        from torch.distributed.tensor import DTensor
+
+        ctx.set_materialize_grads(False)
+        ctx.back = (mesh, _of_gradient(placements), placements)
+        stride = torch.empty(shape, device="meta").stride()
+        whole = DTensor.from_local(t.detach().contiguous(), mesh, placements, run_check=False, shape=shape, stride=stride)
+        return whole.redistribute(mesh, target)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        (g,) = grads
+        if g is None:
+            return (None,) * 5
+        if not torch.compiler.is_compiling():
+            one_at_a_time(g.to_local())
+        return entering(g, *ctx.back), None, None, None, None
 
 
-not_batched: Callable[[Tensor], Tensor] = NotBatched.apply
+def _of_gradient(placements: Placements) -> Placements:
+    """Return the placements of a gradient: that of a partial sum is the same in all processes."""
+    from torch.distributed.tensor import Replicate
+
+    return [Replicate() if where.is_partial() else where for where in placements]
+
+
+entering: Callable[..., Any] = Entering.apply
+leaving: Callable[..., Any] = Leaving.apply
 
 
 # ---- results ----

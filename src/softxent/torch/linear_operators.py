@@ -14,12 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .. import contract
 from ..filtering import Filter, FilterStats
 from ..linear import Sums, budget_beside_filter, chunk_rows, chunks
 from . import compute, cpu, operators
 from .by_chunks import RowFunction, Tensors, by_chunks, computed, summed_in
-from .sharded_operators import Shards, local_labels, merged, sums_of
+from .sharded_operators import Shards, local_labels, merged, sharded_rows, sums_of
 
 COLUMNS = 1024  # columns of logits in a product: 128 and 320 rows of float32 take 20 and 25 % less time than with all columns at once (CPU)
 COPIES = 4  # arrays of the size of the logits that the function of a chunk holds at once
@@ -104,15 +103,19 @@ class HeadRows(RowFunction):
 
     def __init__(self, head: Head, settings: Settings) -> None:
         self.settings, self.outputs = settings, settings.outputs.split()
-        row = max(1, len(head.w)) * head.w.element_size()
+        row = max(1, len(head.w) if settings.shards is None else _most(settings.shards)) * head.w.element_size()
         differentiable = [k for k, name in enumerate(self.outputs) if name != "correct"]
         step = chunk_rows(len(head.x), row, settings.budget // COPIES)
-        super().__init__(self._of_a_chunk, head.by_row(), [True] * len(self.outputs), step, differentiable)
+        super().__init__(
+            self._of_a_chunk, head.by_row(), [True] * len(self.outputs), step, differentiable, None if settings.shards is None else 2
+        )
 
     def _of_a_chunk(self, *head: Any) -> Tensors:
         h, s = Head(*head), self.settings
         z = F.linear(h.x, h.w, h.b)
-        found = operators.rows(z, h.label, h.y, h.r, h.q, _off(h, s), 1, s.temperature, s.cap, not {*self.outputs} <= {"loss", "lse"})
+        rows_of: Any = operators.rows if s.shards is None else sharded_rows
+        how = (1, s.temperature, s.cap, not {*self.outputs} <= {"loss", "lse"})
+        found = rows_of(z, h.label, h.y, h.r, h.q, _off(h, s), *(how if s.shards is None else (s.shards, *how)))
         return tuple(found[OUTPUTS.index(name)] for name in self.outputs)
 
     def compute(self, *head: Any) -> Tensors:
@@ -129,21 +132,20 @@ class HeadRows(RowFunction):
         fields = [Head._fields[k] for k in needed]
         if {*fields} <= {"x", "w", "b", "y", "q"}:
             return HeadGradient(self, general, fields, given)
-        _whole(self.settings, "by weights of classes with label smoothing, or by probabilities")
         return general
 
     def tangent(self, moving: Sequence[int]) -> RowFunction:
-        _whole(self.settings, "in forward mode")
         general = super().tangent(moving)
         along, fields = [Head._fields[k] for k in moving], [self.outputs[k] for k in self.differentiable]
-        return HeadHessian(self.settings, general, (), along, fields) if {*along} <= {"x", "w", "b"} else general
+        whole = self.orders is None and {*along} <= {"x", "w", "b"}
+        return HeadHessian(self.settings, general, (), along, fields) if whole else general
 
 
 class HeadGradient(RowFunction):
     """The function of a `Head` and upstream gradients of some outputs that computes the gradients of some of x, w, b, y and q."""
 
     def __init__(self, rows: HeadRows, general: RowFunction, fields: Sequence[str], given: Sequence[int]) -> None:
-        super().__init__(general.of_a_chunk, general.by_row, general.per_row, general.step)
+        super().__init__(general.of_a_chunk, general.by_row, general.per_row, general.step, orders=general.orders)
         self.settings, self.fields, self.given = rows.settings, fields, [rows.outputs[k] for k in given]
 
     def compute(self, *arguments: Any) -> Tensors:
@@ -151,10 +153,10 @@ class HeadGradient(RowFunction):
         return gradients(head, self.settings, dict(zip(self.given, upstream, strict=True)), self.fields)[1]
 
     def gradient(self, needed: Sequence[int], given: Sequence[int]) -> RowFunction:
-        _whole(self.settings, "of second order")
         general = super().gradient(needed, given)
         fields, along = [(*Head._fields, *self.given)[k] for k in needed], [self.fields[k] for k in given]
-        return HeadHessian(self.settings, general, self.given, along, fields) if {*fields, *along} <= {"x", "w", "b", *OUTPUTS} else general
+        whole = self.orders is None and {*fields, *along} <= {"x", "w", "b", *OUTPUTS}
+        return HeadHessian(self.settings, general, self.given, along, fields) if whole else general
 
 
 class HeadHessian(RowFunction):
@@ -191,13 +193,6 @@ class HeadHessian(RowFunction):
         by_upstream["loss"] = operators.loss_along(h.y, h.r, h.q, result[1], mean, at_label, by_off)
         by_head = {"x": sums.dx, "w": sums.dw, "b": sums.db}
         return tuple(by_head[name].to(h.x.dtype) if name in by_head else by_upstream[name].clone() for name in self.fields)
-
-
-def _whole(s: Settings, derivative: str) -> None:
-    """Refuse a derivative that is not available if the classes are divided among processes."""
-    if s.shards is not None:
-        expected = "be of first order, by input, W, b, or weights of rows"
-        contract.fail("linear_cross_entropy", "derivatives of a head whose classes are divided", expected, derivative, RuntimeError)
 
 
 def _logit_tangent(x: Tensor, w: Tensor, vx: Tensor | None, vw: Tensor | None, vb: Tensor | None) -> Tensor:
@@ -324,11 +319,15 @@ def _chunks(h: Head, s: Settings, numbers: Tensor, beside: int = 0) -> Iterator[
     wide = compute.compute_dtype(h.x)
     made = _dense(h) and (h.off is None or h.scale is not None or h.off.dtype not in (h.x.dtype, wide))
     copies = 1 + beside + (3 * wide.itemsize // h.x.element_size() if made else 0)
-    most = 0 if s.shards is None else max(columns.end - columns.first for columns in s.shards.columns)
-    for i, z in chunks(h.x, h.w, h.b, PRODUCTS, s.budget // copies, most):
+    for i, z in chunks(h.x, h.w, h.b, PRODUCTS, s.budget // copies, 0 if s.shards is None else _most(s.shards)):
         off = _off(h.rows(i), s)
         off = off if off is None or off.stride(-1) == 1 else off.contiguous()
         yield i, z, (h.label[i], compute.cut(numbers, i), off, (s.temperature, s.cap))
+
+
+def _most(shards: Shards) -> int:
+    """Return the most classes that a process has. It sets the rows of a chunk, of which all processes must have as many."""
+    return max(columns.end - columns.first for columns in shards.columns)
 
 
 def _dense(h: Head) -> bool:
@@ -415,9 +414,10 @@ _reduced: Callable[..., Tensor] = _Reduced.apply
 
 def rows(head: Head, settings: Settings) -> Tensors:
     """Return the outputs of every row, by the function of autograd or, while a compiler or tracer looks on, by the operator."""
-    if operators.eagerly(head.x):
+    if operators.eagerly(head.x) and (torch._C._are_functorch_transforms_active() or not compute.traced()):
         return by_chunks(HeadRows(head, settings), *head)
-    _whole(settings, "under torch.compile")
+    if settings.shards is not None or (torch.compiler.is_compiling() and operators.transforms()):
+        return tuple(operators.beside_the_graph(by_chunks)(HeadRows(head, settings), *head))
     return tuple(linear_rows(*head, settings.temperature, settings.cap, settings.outputs, settings.budget))
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import Module
 
-from ..contract import fail, renamed
+from ..contract import fail, renamed, shown
 from . import arguments, compute, cpu, distributed, operators
 from .arguments import FLOATS, plain, tensor
 from .cpu import NOTHING
@@ -441,6 +441,6 @@ def _on_axis(fn: str, input: Tensor, dim: int) -> bool:
         fail(fn, "input", "be float32, float64, bfloat16 or float16", input.dtype, TypeError)
     if not input.ndim:
         fail(fn, "input", "have a class axis", "shape ()")
-    if not isinstance(dim, int) or not -input.ndim <= dim < input.ndim:
-        fail(fn, "dim", f"be an int between {-input.ndim} and {input.ndim - 1} for input of shape {tuple(input.shape)}", repr(dim))
+    if not isinstance(dim, int) or isinstance(dim, bool) or not -input.ndim <= dim < input.ndim:
+        fail(fn, "dim", f"be an int between {-input.ndim} and {input.ndim - 1} for input of shape {tuple(input.shape)}", shown(dim))
     return not input.shape[dim]

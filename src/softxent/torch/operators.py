@@ -104,15 +104,29 @@ def eagerly(t: Tensor) -> bool:
     """Whether the function of autograd is used for this tensor, and not the operator of torch.library."""
     if torch.compiler.is_compiling():
         return False
-    return (type(t) in PLAIN and not t.is_meta) or torch._C._are_functorch_transforms_active()
+    return torch._C._are_functorch_transforms_active() or (type(t) in PLAIN and not t.is_meta and not torch._C._is_tracing())
+
+
+def _transforms() -> bool:
+    """Whether forward mode or a transform of torch.func is active. The operators of torch.library know neither, and drop a tangent."""
+    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+
+
+_constant: Any = torch.compiler.assume_constant_result  # untyped
+transforms: Callable[[], bool] = _constant(_transforms)  # a compiler guards the transforms that were active when it traced
+
+
+def beside_the_graph(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that a compiler does not trace: the graph ends before the call."""
+    disable: Any = torch.compiler.disable  # untyped
+    found: Callable[..., Any] = disable(function)
+    return found
 
 
 def _called(function: Any, operator: Any, z: Tensor, *others: Any) -> Any:
     """Call the function of autograd or the operator of torch.library."""
-    if torch.compiler.is_compiling() and forward_ad._current_level >= 0:
-        # operators of torch.library have no forward mode, and drop a tangent without an error
-        beside: Any = torch.compiler.disable  # untyped
-        return beside(function.apply)(z, *others)
+    if torch.compiler.is_compiling() and transforms():
+        return beside_the_graph(function.apply)(z, *others)
     if not eagerly(z):
         return operator(z, *others)
     if torch._C._are_functorch_transforms_active():
@@ -131,7 +145,7 @@ def forward_levels() -> int:
 
 def _recorded(function: Callable[..., Any], operator: Any) -> Callable[..., Any]:
     """Return the operator while a tracer records operators, and else the function."""
-    return operator if torch._C._len_torch_dispatch_stack() else function
+    return operator if compute.traced() else function
 
 
 def differentiated(*tensors: Optional) -> bool:
@@ -230,7 +244,7 @@ class Rows(Function):
             dloss = loss_along(y, r, q, lse, dlse, dlogprob, by_off)
         numbers = (dy, dr, dq)  # may be batches of torch.autograd.functional.jacobian, which no function of autograd takes
         for d, by in zip(numbers, _loss_by_numbers([d is not None for d in numbers], z, label, off, axis, *transform), strict=True):
-            dloss = dloss if d is None else dloss + d * by
+            dloss = dloss if d is None else dloss + times(d, by)
         if doff is not None:
             by_classes, each = _loss_by_off(z, label, r, off, axis, *transform), along_axis(doff, z, axis)
             dloss = dloss + (by_classes.masked_fill((by_classes == math.inf) & (each == 0), 0) * each).sum(axis)  # a masked class adds 0
@@ -334,7 +348,7 @@ class LogSoftmax(Function):
             label, zero = no_labels(z, axis), z.new_zeros((), dtype=torch.float64)
             mean = curvature(z, dz, label, zero, zero, zero, None, None, None, None, None, axis, *transform)[1]
             slope = transformed(z, *transform)[1]
-            total = total + _columns(scale, label, axis) * (slope * dz - mean.unsqueeze(axis))
+            total = total + times(_columns(scale, label, axis), slope * dz - mean.unsqueeze(axis))
         if dscale is not None:
             total = total + log_softmax(z, dscale, axis, *transform)
         return total.to(z.dtype)
@@ -366,14 +380,15 @@ def derivatives_of_gradient(
         of_lse = lse()
         found |= {4: g * of_lse * mean, 6: loss_along(y, r, q, of_lse, mean, at_label, by_off)}
     if g is not None and needs[5]:
-        apart = mean.unsqueeze(axis) - transformed(z, *transform)[1] * v.to(mean.dtype)
-        found[5] = _columns(g * r * (label != IGNORED), label, axis) * apart
+        slope = transformed(without_ignored(z, label, axis), *transform)[1]
+        apart = mean.unsqueeze(axis) - slope * without_ignored(v, label, axis).to(mean.dtype)
+        found[5] = times(_columns(g * r * (label != IGNORED), label, axis), apart)
     return [shaped(found[k], given[k], axis) if k in found and needs[k] else None for k in range(len(given))]
 
 
 def loss_along(y: Tensor, r: Tensor, q: Tensor, lse: Tensor, mean: Tensor, at_label: Tensor, by_off: Tensor) -> Tensor:
     """Return the derivative of the loss along a vector, from the numbers of `curvature`."""
-    return times(q, lse) * mean - y * at_label - r * by_off
+    return times(q, lse) * mean - times(y, at_label) - times(r, by_off)
 
 
 def multiplied_gradient(*arguments: Any) -> Tensor:
@@ -405,19 +420,21 @@ def _loss_by_numbers(needs: Sequence[bool], z: Tensor, label: Tensor, off: Optio
 def _loss_by_off(z: Tensor, label: Tensor, r: Tensor, off: Tensor, axis: int, *transform: Any) -> Tensor:
     """Return - r log yhat, the derivative of the loss by off, with the shape of z. r may be a batch of is_grads_batched."""
     live = label != IGNORED
-    wide = z.to(torch.promote_types(compute.compute_dtype(z), off.dtype))
+    wide = without_ignored(z, label, axis).to(torch.promote_types(compute.compute_dtype(z), off.dtype))
     if batched_by_autograd(r):
-        return _columns(r, label, axis) * -log_softmax(wide, live, axis, *transform)
-    return -log_softmax(wide, r * live, axis, *transform)
+        return _columns(r, label, axis) * -log_softmax(wide, live.double(), axis, *transform)
+    return -log_softmax(wide, torch.where(live, r, 0.0), axis, *transform)
 
 
 def _log_softmax_vjp(z: Tensor, v: Tensor, scale: Tensor, axis: int, *transform: Any) -> Tensor:
     """Return scale v - yhat sum_k scale v_k, times the slope of the transform: less the gradient of the truth scale v.
 
-    The most probable class is the label, of weight 0, so that its entry keeps its digits. Rows with scale 0 are ignored.
+    The most probable class is the label, of weight 0, so that its entry keeps its digits. Rows of scale 0 whose logits are not finite are
+    ignored.
     """
     zero, one = z.new_zeros((), dtype=torch.float64), z.new_ones((), dtype=torch.float64)
-    top = torch.where(scale == 0, IGNORED, z.detach().argmax(axis))
+    peak, top = z.detach().max(axis)
+    top = torch.where((scale == 0) & ~peak.isfinite(), IGNORED, top)
     wide = compute.compute_dtype(z)
     if batched_by_autograd(v):
         by = -(_columns(scale, top, axis) * v).to(wide)
@@ -434,13 +451,17 @@ def _composed_curvature(z: Tensor, v: Tensor, *others: Any) -> Five:
     label, y, r, q, off, *upstream, axis, temperature, cap = others
     zero, one = z.new_zeros((), dtype=torch.float64), z.new_ones((), dtype=torch.float64)
     wide = compute.compute_dtype(z) if cap == math.inf else torch.float64
+    live = label != IGNORED
+    unused = sum(t != 0 for t in (y, r, q, *upstream) if t is not None) == 0
+    # rows that are ignored, and those that have neither weights nor finite logits, give 0
+    blank = (~live | (unused & ~z.detach().amax(axis).isfinite())).unsqueeze(axis)
+    z, v = (torch.where(blank, 0, t) for t in (z, v))
     x, slope, bend = transformed(z.to(wide), temperature, cap)
     v = v.to(x.dtype)
     along = v * slope
-    live = label != IGNORED
-    hidden = torch.where(live, NO_LABEL, IGNORED)
+    hidden = no_labels(z, axis)
     yhat = gradient(x, hidden, zero, zero, zero, None, None, one, None, None, axis)
-    away = -log_softmax(x, live.double(), axis)
+    away = -log_softmax(x, one, axis)
     away = away.masked_fill(away == math.inf, 0)  # where yhat is 0
     _, lse, *_ = rows(x, hidden, zero, zero, zero, None, axis)
 
@@ -458,8 +479,7 @@ def _composed_curvature(z: Tensor, v: Tensor, *others: Any) -> Five:
     hv = slope * yhat * ((a - ns + ns * away) * apart + gs * qs * mean - ns * dentropy)
     if cap != math.inf:
         hv = hv + bend * v * gradient(x, *others[:10])
-    wanted = sum(t != 0 for t in (y, r, q, *upstream) if t is not None)
-    hv = hv.where((live & (wanted > 0)).unsqueeze(axis), 0).to(z.dtype)
+    hv = torch.where(blank, 0, hv).to(z.dtype)
 
     t = label if off is None or off.shape != z.shape else torch.where(label == LARGEST, off.detach().argmax(axis), label)
     hot = along_axis(torch.arange(z.shape[axis], device=z.device), z, axis) == t.unsqueeze(axis)
@@ -487,9 +507,17 @@ def no_labels(z: Tensor, axis: int) -> Tensor:
     return z.new_full(compute.shape_of_rows(z, axis)[0], NO_LABEL, dtype=torch.int64)
 
 
+def without_ignored(t: Tensor, label: Tensor, axis: int) -> Tensor:
+    """Return t, of the shape of the logits, with 0 in ignored rows. A NaN there would reach the derivatives by weights that rows share."""
+    return torch.where((label == IGNORED).unsqueeze(axis), 0, t)
+
+
 def times(factor: Tensor, value: Tensor) -> Tensor:
-    """Return factor * value, and 0 where the factor is 0, even if the value is infinite or NaN."""
-    return torch.where(factor == 0, torch.zeros_like(value), factor * value)
+    """Return factor * value, and 0 where the factor is 0, even if the value is infinite or NaN.
+
+    The derivative by the factor is the value, also where the factor is 0; the derivatives are 0 where such a value is infinite or NaN.
+    """
+    return factor * torch.where((factor == 0) & ~value.isfinite(), torch.zeros_like(value), value)
 
 
 def _columns(number: Tensor, label: Tensor, axis: int) -> Tensor:

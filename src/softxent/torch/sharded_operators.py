@@ -2,7 +2,7 @@
 
 Each process has some columns of all rows. `rows` sums over them with the kernel, gathers the sums of all processes, [7, R] float64, and
 merges them in the same order everywhere, so that all processes get the same bits. The gradient of a process's columns needs the merged sums
-and no communication. Second derivatives and forward mode gather four more numbers of each row.
+and no communication. Second derivatives and forward mode gather four more numbers of each row. Third derivatives are refused.
 
 Labels are those of the whole row; the upstream gradients, y, r and q must be the same in all processes, and their gradients are.
 """
@@ -12,13 +12,13 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 
 from .. import contract, formula, partials
 from ..kernels import IGNORED, NO_LABEL
@@ -242,61 +242,87 @@ class ShardedRows(Function):
         *of, parts = ctx.saved_tensors
         axis = ctx.options[1]
         label = of[1]
-        up = list(grads[:4]) if ctx.more else [*grads[:2], None, None]
+        up = list(one_at_a_time(*grads[:4])) if ctx.more else [*one_at_a_time(*grads[:2]), None, None]
         needs, g = ctx.needs_input_grad, up[0]
         found: list[Optional] = [None] * 11
         if needs[0] and any(t is not None for t in up):
             found[0] = sharded_gradient(*of, *up, parts, *ctx.options)
         if g is not None and any(needs[2:5]):
-            again = torch.is_grad_enabled()  # these derivatives are differentiated again
-            every = _differentiable_by_numbers(_Rows(*of), needs[2:5], *ctx.options) if again else _by_numbers(label, parts, *needs[2:5])
+            again = torch.is_grad_enabled() or forward_ad._current_level >= 0
+            every = _by_numbers(_Rows(*of), needs[2:5], parts, again, *ctx.options)
             for k, by in zip((2, 3, 4), every, strict=True):
                 found[k] = None if by is None else operators.shaped(g * by, of[k], axis)
         if g is not None and needs[5]:
             by = same_input((g * of[3]).expand(label.shape), ctx.options[0].group).unsqueeze(axis)
-            wide = torch.promote_types(compute.compute_dtype(of[0]), of[5].dtype)
-            each = sharded_log_softmax(of[0].to(wide), parts, *ctx.options).masked_fill((label == IGNORED).unsqueeze(axis), 0)
-            found[5] = operators.shaped(-times(by, each), of[5], axis)
+            each = _log_probabilities(_Rows(*of), parts, *ctx.options)
+            found[5] = operators.shaped(-by * each.masked_fill((by == 0) & ~each.isfinite(), 0), of[5], axis)
         return tuple(found)
 
     @staticmethod
     def jvp(ctx: Any, dz: Optional, _: None, dy: Optional, dr: Optional, dq: Optional, doff: Optional, *__: Any) -> Any:
         *of, parts = ctx.saved_tensors
-        shards, axis, *transform = ctx.options
+        shards, axis = ctx.options[:2]
         z, label, y, r, q, _ = of
         zero: Any = z.new_zeros(label.shape, dtype=torch.float64)
         dloss = dlse = dlogprob = dentropy = zero
-        if dz is not None:
-            dlse, dlogprob, by_off, dentropy = _curvature(_Rows(*of), dz, [None] * 4, parts, shards, axis, *transform)[1:]
-            lse = _lse(parts, label)
-            dloss = operators.loss_along(y, r, q, lse, dlse, dlogprob, by_off)
+        again = _recorded(*of, dz, dy, dr, dq, doff)
+        if dz is not None and again:
+            dloss, dlse, *others = _tangents(_Rows(*of), dz, parts, 4 if ctx.more else 2, *ctx.options)
+            dlogprob, dentropy = others if ctx.more else (zero, zero)
+        elif dz is not None:
+            dlse, dlogprob, by_off, dentropy = _curvature(_Rows(*of), dz, [None] * 4, parts, *ctx.options)[1:]
+            dloss = operators.loss_along(y, r, q, _lse(parts, label), dlse, dlogprob, by_off)
         wanted = [d is not None for d in (dy, dr, dq)]
-        for d, by in zip((dy, dr, dq), _by_numbers(label, parts, *wanted), strict=True):
+        for d, by in zip((dy, dr, dq), _by_numbers(_Rows(*of), wanted, parts, again, *ctx.options), strict=True):
             dloss = dloss if d is None else dloss + d * by
         if doff is not None:
-            each = times(operators.along_axis(doff, z, axis), _log_softmax(z.double(), parts, axis, *transform))
-            dloss = dloss - r * total_over_processes(each.sum(axis), shards.group).where(label != IGNORED, 0)
+            by, each = operators.along_axis(doff, z, axis), _log_probabilities(_Rows(*of), parts, *ctx.options)
+            each = by * each.masked_fill((by == 0) & ~each.isfinite(), 0)
+            dloss = dloss - r * total_over_processes(each.double().sum(axis), shards.group)
         return (dloss, dlse, dlogprob, dentropy, None) if ctx.more else (dloss, dlse, None, None, None)
 
 
-def _differentiable_by_numbers(of: _Rows, needs: Sequence[bool], *options: Any) -> list[Any]:
-    """Return the derivatives of the loss by y, r and q, in which it is linear, to be differentiated again. It takes a gather for each."""
+def _recorded(*tensors: Optional) -> bool:
+    """Whether autograd records what is computed from these tensors."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def _tangents(of: _Rows, dz: Tensor, parts: Tensor, outputs: int, shards: Shards, axis: int, *transform: float) -> list[Tensor]:
+    """Return the derivatives of the first of loss, lse, log-probability and entropy along dz, to be differentiated again.
+
+    They are products of the gradients and dz. `_curvature` computes them faster, and so that less cancels, but has no derivative.
+    """
+    of = of._replace(z=of.z.to(compute.compute_dtype(of.z)))
+    one, found = of.y.new_ones(()), []
+    for k in range(outputs):
+        dz_k = sharded_gradient(*of, *(one if i == k else None for i in range(4)), parts, shards, axis, *transform)
+        found.append(total_over_processes((dz_k.double() * dz).sum(axis), shards.group))
+    return found
+
+
+def _by_numbers(of: _Rows, needs: Sequence[bool], parts: Tensor, again: bool, *options: Any) -> list[Any]:
+    """Return the derivatives of the loss by y, r and q, in which it is linear; None for those not needed.
+
+    If they are differentiated `again`, each takes a gather. Otherwise they are constants.
+    """
     zero, one = of.y.new_zeros(()), of.y.new_ones(())
+    x, live = _sums(parts), of.label != IGNORED
+
+    def by(*number: Tensor) -> Tensor:
+        if again:
+            return sharded_rows(of.z, of.label, *number, of.off, *options, False)[0]
+        loss: Tensor = equations.outputs(x, *(n.expand(x.m.shape) for n in number)).loss
+        return loss.reshape(of.label.shape).where(live, 0)
+
     numbers = ((one, zero, zero), (zero, one, zero), (zero, zero, one))
-    return [
-        sharded_rows(of.z, of.label, *each, of.off, *options, False)[0] if need else None for need, each in zip(needs, numbers, strict=True)
-    ]
+    return [by(*number) if need else None for need, number in zip(needs, numbers, strict=True)]
 
 
-def _by_numbers(label: Tensor, parts: Tensor, *needs: bool) -> list[Any]:
-    """Return the derivatives of the loss by y, r and q."""
-    x, live = _sums(parts), label != IGNORED
-    zero, one = torch.zeros_like(x.m), torch.ones_like(x.m)
-    numbers = ((one, zero, zero), (zero, one, zero), (zero, zero, one))
-    return [
-        equations.outputs(x, *of).loss.reshape(label.shape).where(live, 0) if need else None
-        for need, of in zip(needs, numbers, strict=True)
-    ]
+def _log_probabilities(of: _Rows, parts: Tensor, shards: Shards, axis: int, *transform: float) -> Tensor:
+    """Return log softmax of this process's columns in a wide enough type to multiply off, and 0 in ignored rows."""
+    wide = compute.compute_dtype(of.z) if of.off is None else torch.promote_types(compute.compute_dtype(of.z), of.off.dtype)
+    dead = (of.label == IGNORED).unsqueeze(axis)
+    return sharded_log_softmax(of.z.to(wide).masked_fill(dead, 0), parts, shards, axis, *transform).masked_fill(dead, 0)
 
 
 class ShardedGradient(Function):
@@ -306,6 +332,7 @@ class ShardedGradient(Function):
     def forward(ctx: Any, *arguments: Any) -> Tensor:
         of, up, parts, options = arguments[:6], arguments[6:10], arguments[10], arguments[11:]
         ctx.save_for_backward(*arguments[:11])
+        ctx.save_for_forward(*arguments[:11])
         ctx.options = options
         ctx.set_materialize_grads(False)
         return _gradient(_Rows(*of), up, parts, *options)
@@ -316,13 +343,33 @@ class ShardedGradient(Function):
         if v is None:
             return (None,) * 15
         if torch.is_grad_enabled():
-            contract.fail("softxent.torch", "derivatives of sharded logits", "be of first or second order", "a third", RuntimeError)
+            too_high()
         of, up, parts, (shards, axis, *transform) = _Rows(*saved[:6]), saved[6:10], saved[10], ctx.options
         along = _curvature(of, v, up, parts, shards, axis, *transform)
+        z, v = (t.masked_fill((of.label == IGNORED).unsqueeze(axis), 0) for t in (of.z, v))
         found = operators.derivatives_of_gradient(
-            saved[:10], v, along, lambda: _lse(parts, of.label), ctx.needs_input_grad, axis, *transform
+            (z, *saved[1:10]), v, along, lambda: _lse(parts, of.label), ctx.needs_input_grad, axis, *transform
         )
         return *found, *[None] * 5
+
+    @staticmethod
+    def jvp(ctx: Any, dz: Optional, _: None, dy: Optional, dr: Optional, dq: Optional, doff: Optional, *others: Any) -> Tensor:
+        saved, dup = ctx.saved_tensors, others[:4]
+        of, up, parts, (shards, axis, *transform) = _Rows(*saved[:6]), saved[6:10], saved[10], ctx.options
+        zero, of_loss, terms = of.y.new_zeros(()), (up[0], None, None, None), []
+        if dz is not None and any(t is not None for t in up):
+            terms.append(_curvature(of, dz, up, parts, *ctx.options).hv)
+        if any(d is not None for d in dup):
+            terms.append(_gradient(of, dup, parts, *ctx.options))
+        if up[0] is not None and not (dy is None and dr is None and dq is None):
+            changed = of._replace(y=zero if dy is None else dy, r=zero if dr is None else dr, q=zero if dq is None else dq)
+            terms.append(_gradient(changed, of_loss, parts, *ctx.options))
+        if up[0] is not None and doff is not None:
+            changed, label = of._replace(y=zero, q=zero, off=doff), of.label.reshape(-1)
+            own = sums_of(of.z.detach(), label, doff.detach(), shards, axis, tuple(transform), False)
+            given = compute.numbers(len(label), zero, of.r, zero, None)
+            terms.append(_gradient(changed, of_loss, merged(own, shards, label, given, False)[1], *ctx.options))
+        return highest(sum(terms), *saved[:10], dz, dy, dr, dq, doff, *dup)
 
 
 class ShardedLogSoftmax(Function):
@@ -354,11 +401,42 @@ class ShardedLogSoftmax(Function):
 
     @staticmethod
     def jvp(ctx: Any, dz: Tensor, *_: Any) -> Tensor:
-        (z, parts), (shards, axis, *transform) = ctx.saved_tensors, ctx.options
+        (z, parts), (_, axis, *transform) = ctx.saved_tensors, ctx.options
         zero = z.new_zeros((), dtype=torch.float64)
         of = _Rows(z, no_labels(z, axis), zero, zero, zero, None)
-        mean = _curvature(of, dz, [None] * 4, parts, shards, axis, *transform).mean
+        if _recorded(z, dz):
+            mean = _tangents(of, dz, parts, 2, *ctx.options)[1]
+        else:
+            mean = _curvature(of, dz, [None] * 4, parts, *ctx.options).mean
         return (transformed(z, *transform)[1] * dz - mean.unsqueeze(axis)).to(z.dtype)
+
+
+def one_at_a_time(*grads: Optional) -> tuple[Optional, ...]:
+    """Return upstream gradients. A batch of them (is_grads_batched) is refused, for messages of torch.distributed do not take it."""
+    if operators.batched_by_autograd(*grads):
+        expected = "be False where tensors are divided among processes; call backward once for each upstream gradient"
+        contract.fail("softxent.torch", "is_grads_batched", expected, True)
+    return grads
+
+
+def too_high() -> NoReturn:
+    """Refuse a third derivative."""
+    contract.fail("softxent.torch", "derivatives of sharded logits", "be of first or second order", "a third", RuntimeError)
+
+
+class Highest(Function):
+    """(a derivative of the highest order that is computed, the tensors it is a function of) -> the derivative."""
+
+    @staticmethod
+    def forward(ctx: Any, found: Tensor, *of: Optional) -> Tensor:
+        return found.view_as(found)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        too_high()
+
+
+highest: Callable[..., Tensor] = Highest.apply
 
 
 class TotalOverProcesses(Function):
@@ -388,7 +466,8 @@ class SameInput(Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        if torch.is_grad_enabled():  # an all-reduce takes less memory than a gather, but has no derivative
+        one_at_a_time(*grads)
+        if torch.is_grad_enabled() or forward_ad._current_level >= 0:  # an all-reduce takes less memory, but has no derivative
             return total_over_processes(grads[0], ctx.group), None
         total = grads[0].clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total, group=ctx.group)
