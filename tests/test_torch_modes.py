@@ -74,7 +74,21 @@ def test_gradcheck_with_undefined_and_batched_gradients_and_forward_mode(functio
     def f(*args):
         return loss(function, dict(zip(names, args, strict=True)), label_smoothing=smoothing, reduction=reduction)
 
-    assert gradcheck(f, given, check_undefined_grad=True, check_batched_grad=True, check_forward_ad=True, check_batched_forward_grad=False)
+    assert gradcheck(f, given, check_undefined_grad=True, check_batched_grad=True, check_forward_ad=True, check_batched_forward_grad=True)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@each_case
+def test_the_hessian_by_batches_in_forward_mode_is_the_hessian(function, names, smoothing):
+    values = tensors()
+    given = tuple(values[name] for name in names)
+
+    def f(*args):
+        return loss(function, dict(zip(names, args, strict=True)), label_smoothing=smoothing, z_loss=0.1)
+
+    want = torch.autograd.functional.hessian(f, given)
+    got = torch.autograd.functional.hessian(f, given, vectorize=True, outer_jacobian_strategy="forward-mode")
+    torch.testing.assert_close(got, want, rtol=HIGHER, atol=FLOAT64)
 
 
 @each_case

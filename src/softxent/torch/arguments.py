@@ -149,8 +149,8 @@ def _same_for_all_rows(
 
 
 def _at(t: Tensor, i: Tensor) -> Tensor:
-    """Return t[i], also for an i without axes, whose value torch's own indexing waits for."""
-    return t[i.unsqueeze(0)].squeeze(0)
+    """Return t[i] for a vector t. Indexing would wait for the value of an i without axes, and its derivative has no batches."""
+    return t.gather(0, i.reshape(-1)).reshape(i.shape)
 
 
 def _number(x: Tensor | float, device: torch.device) -> Tensor:

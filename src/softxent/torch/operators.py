@@ -285,13 +285,13 @@ class Gradient(Function):
         if dz is not None:
             total = total + curvature(z, dz, *given[1:], *options)[0]
         if any(d is not None for d in up):
-            total = total + gradient(*given[:6], *up, *options)
+            total = total + of_batches(gradient, *given[:6], *up, *options)
         of_loss: Any = (g, None, None, None)
         if g is not None and not (dy is None and dr is None and dq is None):
             changed: Any = (*(zero if d is None else d for d in (dy, dr, dq)), off)
-            total = total + gradient(z, label, *changed, *of_loss, *options)
+            total = total + of_batches(gradient, z, label, *changed, *of_loss, *options)
         if g is not None and doff is not None:
-            total = total + gradient(z, label, zero, r, zero, doff, *of_loss, *options)
+            total = total + of_batches(gradient, z, label, zero, r, zero, doff, *of_loss, *options)
         return total
 
     @staticmethod
@@ -350,7 +350,7 @@ class LogSoftmax(Function):
             slope = transformed(z, *transform)[1]
             total = total + times(_columns(scale, label, axis), slope * dz - mean.unsqueeze(axis))
         if dscale is not None:
-            total = total + log_softmax(z, dscale, axis, *transform)
+            total = total + of_batches(log_softmax, z, dscale, axis, *transform)
         return total.to(z.dtype)
 
     @staticmethod
@@ -389,6 +389,18 @@ def derivatives_of_gradient(
 def loss_along(y: Tensor, r: Tensor, q: Tensor, lse: Tensor, mean: Tensor, at_label: Tensor, by_off: Tensor) -> Tensor:
     """Return the derivative of the loss along a vector, from the numbers of `curvature`."""
     return times(q, lse) * mean - times(y, at_label) - times(r, by_off)
+
+
+def of_batches(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    """Call the function. Some arguments may be batches of torch.autograd.functional, for which torch.func.vmap is used."""
+    dims = tuple(0 if isinstance(t, Tensor) and batched_by_autograd(t) else None for t in arguments)
+    if not any(dim == 0 for dim in dims):
+        return function(*arguments)
+    level = torch._C._vmapmode_increment_nesting() - 1
+    torch._C._vmapmode_decrement_nesting()
+    plain = [t if dim is None else torch._remove_batch_dim(t, level, 1, 0) for t, dim in zip(arguments, dims, strict=True)]
+    found: Tensor = torch._add_batch_dim(torch.func.vmap(function, dims)(*plain), 0, level)
+    return found
 
 
 def multiplied_gradient(*arguments: Any) -> Tensor:
