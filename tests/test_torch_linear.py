@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch._dynamo.testing
 import torch.nn.functional as F
-from cases import python
+from cases import fsdp2_on_the_cpu, python
 from tolerances import FEW64, FLOAT32, FLOAT64, HIGHER
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
@@ -718,9 +718,6 @@ dist.barrier()
 print("ok", flush=True)
 os._exit(0)  # gloo's threads end a process that leaves first by std::terminate, now and then, with F.cross_entropy as well
 """
-
-
-fsdp2_on_the_cpu = pytest.mark.skipif(not hasattr(torch.cpu.Stream, "record_event"), reason="this version of torch has no fsdp2 on the CPU")
 
 
 @pytest.mark.parametrize("kind", ["ddp", pytest.param("fsdp2", marks=fsdp2_on_the_cpu)])
