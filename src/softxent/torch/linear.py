@@ -316,6 +316,7 @@ def _without_ignored(head: Head, eager: bool) -> tuple[Head, Tensor | None]:
     """
     live = head.label != IGNORED
     if not eager or not head.x.is_cpu:
+        others: list[Any]
         x, *others = head
         return Head(x.masked_fill(~live[:, None], 0), *others), None
     if bool(live.all()):
