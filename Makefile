@@ -20,12 +20,14 @@ build: $(DEMO) ## prepare .venv: softxent, compiled, and what softxent demo need
 demo: build ## show the layer at work
 	$(BIN)/softxent demo
 
-test: $(READY) ## all rules (make check) and all tests
+programs: # of Debian, which the tests run
 	@[ "$$(uname -m)" != x86_64 ] || { command -v qemu-aarch64 && command -v aarch64-linux-gnu-g++ && command -v nm; } >/dev/null \
 		|| tools/system.sh "for the tests of the ARM kernel, an emulator and a cross compiler" qemu-user g++-aarch64-linux-gnu binutils || true
 	@{ command -v coqc >/dev/null && coqlib=$$(coqc -where) && [ -d "$$coqlib/user-contrib/Flocq" ] && [ -d "$$coqlib/user-contrib/Coquelicot" ]; } \
 		|| tools/system.sh "for the tests of the proof, Coq and two of its libraries" coq libcoq-flocq libcoq-coquelicot || true
 	@{ command -v chromium || command -v google-chrome; } >/dev/null || tools/system.sh "for the tests of the page, a browser" chromium || true
+
+test: $(READY) programs ## all rules (make check) and all tests
 	@$(MAKE) --no-print-directory check
 	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder
 
@@ -47,10 +49,10 @@ fuzz: $(READY) ## random calls of the compiled kernel beside guard pages, for SE
 proof-bits: $(READY) ## the kernel's functions, loss and gradient beside tests/mirror.py, bit for bit, on COUNT (1e7) inputs each (some minutes)
 	nice $(BIN)/python tests/kernel_bits.py --count $(or $(COUNT),1e7)
 
-test-newest: $(UV) ## the tests with the newest versions of everything, in .venv-newest
+test-newest: $(UV) programs ## the tests with the newest versions of everything, in .venv-newest
 	tools/test-ends.sh newest $(UV)
 
-test-oldest: $(UV) ## the tests with the oldest versions that softxent allows, in .venv-oldest
+test-oldest: $(UV) programs ## the tests with the oldest versions that softxent allows, in .venv-oldest
 	tools/test-ends.sh oldest $(UV)
 
 field: $(READY) $(UV) ## docs/field.md, what the laws find in other libraries, in .venv-field (an hour; NAMES="keras tf.nn" tries these only)
@@ -105,6 +107,6 @@ $(UV):
 	$(BIN)/python -m venv --clear .venv-uv
 	.venv-uv/bin/python -m pip install --quiet uv
 
-.PHONY: help build demo test mutate sanitize fuzz proof-bits test-newest test-oldest field check bench wheels docs lock vendor clean
+.PHONY: help build demo programs test mutate sanitize fuzz proof-bits test-newest test-oldest field check bench wheels docs lock vendor clean
 .NOTPARALLEL:
 .DEFAULT_GOAL := help

@@ -8,13 +8,17 @@
 #include <nanobind/stl/array.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
 #include <pthread.h>
 #include <array>
 #include <atomic>
 #include <chrono>
+#include <memory>
+#include <new>
 #include <optional>
 #include <thread>
 #include <tuple>
+#include <utility>
 #include <vector>
 #include "run.h"
 #include "xla.h"
@@ -120,9 +124,19 @@ static void set_out(Call& c, const Writable& a, const Dense& z) {
   c.layout.dz = steps_of(a);
 }
 
+struct Lent {  // the memory of an array, for as long as there is the array
+  const Kept block;
+  explicit Lent(size_t bytes) : block(large_block(bytes)) {
+    if (!block.data) throw std::bad_alloc();
+  }
+  ~Lent() { give_back(block); }
+};
 static nb::ndarray<nb::numpy, uint8_t> buffer(size_t bytes) {
-  const Kept mine = large_block(bytes);
-  return nb::ndarray<nb::numpy, uint8_t>(mine.data, {bytes}, nb::capsule(new Kept(mine), give_back));
+  auto lent = std::make_unique<Lent>(bytes);
+  void* data = lent->block.data;
+  const nb::capsule owner(lent.get(), [](void* lent) noexcept { delete (Lent*)lent; });
+  lent.release();
+  return nb::ndarray<nb::numpy, uint8_t>(data, {bytes}, owner);
 }
 
 // Once Python ends, a daemon thread that asks for the GIL is unwound by pthread_exit (before Python 3.14), and the first function that is
@@ -150,14 +164,20 @@ static bool interrupted() {
   asking--;
   return PyErr_CheckSignals() != 0;
 }
-template <class... Where> static void call(Op op, Job j, Type type, Off kind, int threads, Where... layout) {
-  bool complete;
-  {
-    nb::gil_scoped_release free;
-    complete = run(op, j, layout..., type, kind, threads, interrupted);
-    before_gil();
-  }
-  asking--;
+class Released {  // without the GIL, until it is asked for again, also after an error
+  struct Asked {
+    ~Asked() { asking--; }
+  } asked;
+  nb::gil_scoped_release free;
+
+ public:
+  ~Released() { before_gil(); }
+};
+static void call(Op op, const Job& j, const Layout& l, Type type, Off kind, int threads) {
+  const bool complete = [&] {
+    const Released free;
+    return run(op, j, l, type, kind, threads, interrupted);
+  }();
   if (!complete) throw nb::python_error();
 }
 
@@ -169,30 +189,58 @@ static void call(Op op, const Call& c, const Dense& z, const std::optional<Dense
     need(o == type || (o == F32 && size_of(type) == 2), "off must have the type of z, or float32 for bfloat16 and float16");
     kind = o == type ? SAME : WIDE;
   }
-  call(op, c.job, type, kind, threads, c.layout);
+  call(op, c.job, c.layout, type, kind, threads);
 }
 
-// Numbers of the rows in the memory of a caller: an address, or 0 if there are none, and the step between rows (0: the same for all).
-typedef std::tuple<uintptr_t, int64_t> Column;
+// The memory of a caller's tensor, if there is one. An address of 0 is a tensor whose memory was freed, never one that is not there.
+typedef std::optional<uintptr_t> Address;
+// Numbers of the rows, if there are some: their address, and the step between rows (0: the same for all).
+typedef std::optional<std::tuple<uintptr_t, int64_t>> Column;
+static bool freed(const Address& a) { return a && !*a; }
+static bool freed(const Column& c) { return c && !std::get<0>(*c); }
+template <class T> static T* memory_of(const Address& a) { return (T*)a.value_or(0); }
 
-// The frequent calls from PyTorch: a contiguous matrix, numbers that are the same for all rows (y times the class weight of the label, and
-// all of them times the row's sample weight), and a reduction. It takes addresses, because each array would cost a microsecond. Those that
-// may be 0, of arrays that are not there:
-//   label [rows], else the truth is `off`    dz [rows, cols], the gradient      parts [7, rows], written, or read if there are upstreams
-//   outputs [rows] each, the first four of Output                             factors [cols], class weights
-//   off [cols], or [rows, cols] if off_by_row, in the type of z or, if `wide`, in that of the computation
+// The steps of a tensor with the classes on `axis`.
+static Steps steps_of(const std::vector<int64_t>& strides, size_t axis) {
+  Steps s = {};
+  for (size_t k = 0; k < strides.size(); k++) (k == axis ? s.column : s.row[k - (k > axis)]) = strides[k];
+  return s;
+}
+
+// The frequent calls from PyTorch: logits of any strides, numbers that are the same for all rows (y times the class weight of the label, and
+// all of them times the row's sample weight), and a reduction. It takes addresses, because each array would cost a microsecond. Those of
+// tensors that may be missing, [rows] being adjacent numbers:
+//   label [rows], else the truth is `off`    dz like z, the gradient            parts [7, rows], written, or read if there are upstreams
+//   outputs [rows] each, the first four of Output                             factors [C], class weights
+//   off [C], or like z if it has strides, in the type of z or, if `wide`, in that of the computation
 //   samples, sample weights                 upstreams, the gradients of the outputs (not of the sum or mean)
 // Outputs and upstreams are float32 for float32 logits, and else float64; the other numbers are float64. Returns the sum or mean of the
-// losses and the number of correct rows (if count_correct), or none if a label is neither ignored nor a class.
-static std::optional<std::tuple<double, int64_t>> quick(uintptr_t z, uintptr_t label, uintptr_t dz, uintptr_t parts,
-                                                        std::array<uintptr_t, 4> outputs, bool count_correct, int64_t rows, int64_t cols,
-                                                        int type, int64_t ignore, double y, double r, double q, uintptr_t factors,
-                                                        Column samples, uintptr_t off, bool off_by_row, bool wide, bool mean,
+// losses and the number of correct rows (if count_correct), or none if a label is neither ignored nor a class, or memory was freed.
+typedef std::vector<int64_t> Strides;
+static std::optional<std::tuple<double, int64_t>> quick(Address z, Address label, Address dz, Address parts, std::array<Address, 4> outputs,
+                                                        bool count_correct, const std::vector<int64_t>& shape, size_t axis,
+                                                        const Strides& z_strides, const std::optional<Strides>& dz_strides, int type,
+                                                        int64_t ignore, double y, double r, double q, Address factors, Column samples,
+                                                        Address off, const std::optional<Strides>& off_strides, bool wide, bool mean,
                                                         std::optional<std::array<Column, 4>> upstreams, double temperature, double cap,
                                                         int threads) {
-  const int64_t* t = (const int64_t*)label;
-  const double *weight = (const double*)factors, *sample = (const double*)std::get<0>(samples);
-  const int64_t sample_step = std::get<1>(samples);
+  need(axis < shape.size() && shape.size() <= AXES && z_strides.size() == shape.size(), "shape, axis and strides do not fit");
+  need((!dz_strides || dz_strides->size() == shape.size()) && (!off_strides || off_strides->size() == shape.size()),
+       "strides do not fit the shape");
+  Layout l = {};
+  int64_t rows = 1;
+  const int64_t cols = shape[axis];
+  for (size_t k = 0; k < shape.size(); k++)
+    if (k != axis) rows *= l.length[l.axes++] = shape[k];
+  l.z = l.v = steps_of(z_strides, axis);
+  l.dz = dz_strides ? steps_of(*dz_strides, axis) : l.z;
+  l.off = off_strides ? steps_of(*off_strides, axis) : off ? Steps{{}, 1} : l.z;
+  if (freed(z) || freed(label) || freed(parts) || freed(factors) || freed(samples) || freed(off)) return std::nullopt;
+  for (int k = 0; upstreams && k < 4; k++)
+    if (freed((*upstreams)[k])) return std::nullopt;
+  const int64_t* t = memory_of<const int64_t>(label);
+  const double *weight = memory_of<const double>(factors), *sample = samples ? (const double*)std::get<0>(*samples) : nullptr;
+  const int64_t sample_step = samples ? std::get<1>(*samples) : 0;
   const bool single = type == F32, more = count_correct || outputs[LOGPROB] || outputs[ENTROPY], same = !weight && !sample && !upstreams;
   int64_t counted = t ? 0 : rows;
   for (int64_t i = 0; t && i < rows; i++) {
@@ -201,20 +249,13 @@ static std::optional<std::tuple<double, int64_t>> quick(uintptr_t z, uintptr_t l
     counted++;
   }
   const bool all = counted == rows, weighted = mean && (weight || sample);
-  auto upstream = [&](int k) { return upstreams ? (*upstreams)[k] : Column{0, 0}; };
-  auto given = [&](int k) { return std::get<0>(upstream(k)) != 0; };
+  auto given = [&](int k) { return upstreams && (*upstreams)[k]; };
   const int64_t results = more ? OUTPUTS : LSE + 1, numbers = given(LSE) || given(LOGPROB) || given(ENTROPY) ? NUMBERS : GRAD_LSE;
-  static thread_local std::vector<double> spare;
-  std::vector<double> memory;
-  memory.swap(spare);  // a signal handler may call this function within the call
   const int64_t needed = rows * (results + (same ? 0 : numbers) + (all ? 0 : 1) + (weighted ? 1 : 0));
-  if ((int64_t)memory.size() < needed) memory.resize(needed);
-  double* free = memory.data();
-  auto take = [&](int64_t n) {
-    double* begin = free;
-    free += n;
-    return begin;
-  };
+  const Memory memory(needed * sizeof(double), Memory::ROWS);
+  if (!memory.data()) throw std::bad_alloc();
+  double* free = (double*)memory.data();
+  auto take = [&](int64_t n) { return std::exchange(free, free + n); };
   auto skipped = [&](int64_t i) { return t && t[i] == ignore; };
   auto weight_of = [&](int64_t i) {
     const double by_sample = sample ? sample[i * sample_step] : 1;
@@ -230,10 +271,8 @@ static std::optional<std::tuple<double, int64_t>> quick(uintptr_t z, uintptr_t l
   Job j = {};
   j.rows = rows;
   j.cols = cols;
-  j.z = (const void*)z;
-  j.z_step = cols;
-  j.dz = (void*)dz;
-  j.dz_step = cols;
+  j.z = memory_of<const void>(z);
+  j.dz = memory_of<void>(dz);
   j.label = t ? t : &LARGEST;
   j.label_step = t ? 1 : 0;
   j.number_count = numbers;
@@ -249,7 +288,7 @@ static std::optional<std::tuple<double, int64_t>> quick(uintptr_t z, uintptr_t l
       of_rows[G * rows + i] = scale;
     }
     for (int64_t k = 0; upstreams && k < numbers - G; k++) {
-      const auto [address, step] = upstream(k);
+      const auto [address, step] = (*upstreams)[k].value_or(std::tuple(0, 0));
       double* column = of_rows + (G + k) * rows;
       for (int64_t i = 0; i < rows; i++) {
         const double up = !address ? 0 : single ? ((const float*)address)[i * step] : ((const double*)address)[i * step];
@@ -265,26 +304,24 @@ static std::optional<std::tuple<double, int64_t>> quick(uintptr_t z, uintptr_t l
     for (int64_t i = 0; i < rows; i++) labels[i] = t[i] == ignore ? IGNORED : t[i];
     j.label = labels;
   }
-  j.off = (const void*)off;
-  j.off_by_row = off_by_row;
-  j.off_step = off_by_row ? cols : 0;
+  j.off = memory_of<const void>(off);
+  j.off_by_row = off_strides.has_value();
   j.result = take(results * rows);
   j.result_count = results;
   j.result_step = rows;
-  j.parts = (double*)parts;
+  j.parts = memory_of<double>(parts);
   j.parts_step = rows;
   j.entropy = outputs[ENTROPY] || given(ENTROPY);
   set_transform(j, (Type)type, {temperature, cap});
-  call(!dz ? FORWARD : upstreams && parts ? BACKWARD : FUSED, j, (Type)type, wide ? WIDE : SAME, threads);
+  call(!dz ? FORWARD : upstreams && parts ? BACKWARD : FUSED, j, l, (Type)type, wide ? WIDE : SAME, threads);
   for (int k = 0; k < 4; k++) {
     const double* found = j.result + k * rows;
     for (int64_t i = 0; outputs[k] && i < rows; i++)
-      single ? ((float*)outputs[k])[i] = (float)found[i] : ((double*)outputs[k])[i] = found[i];
+      single ? memory_of<float>(outputs[k])[i] = (float)found[i] : memory_of<double>(outputs[k])[i] = found[i];
   }
   const double sum = upstreams ? 0 : sum_as_numpy(j.result, rows);
   int64_t correct = 0;
   for (int64_t i = 0; count_correct && i < rows; i++) correct += j.result[CORRECT * rows + i] != 0;
-  if (memory.size() <= 1 << 20) spare.swap(memory);
   return std::tuple(mean ? (total != 0 ? sum / total : __builtin_nan("")) : sum, correct);
 }
 
@@ -296,11 +333,14 @@ static int64_t first_outside(const Labels& label, int64_t classes, int64_t ignor
 }
 }
 
+// nanobind, and PyGILState_Ensure in `interrupted`, know the main interpreter alone: in another one, a call would wait forever.
+#define PyInit__kernel in_the_main_interpreter
 // noconvert is needed because nanobind would otherwise convert an output of another type to a copy, fill the copy and drop it.
 NB_MODULE(_kernel, m) {
   using namespace softxent;
   typedef std::optional<Dense> Off_;
   typedef std::optional<Results> Parts_;
+  at_import();
   nb::module_::import_("atexit").attr("register")(nb::cpp_function(at_exit));
   pthread_atfork(nullptr, nullptr, [] { asking = 0; });  // a child has none of these threads
   m.def("isa", [] { return isa().name; });
@@ -399,4 +439,10 @@ NB_MODULE(_kernel, m) {
     }
     return nb::ndarray<nb::numpy, const uint16_t>((const uint16_t*)x.data(), x.ndim(), shape, nb::cast(x), strides);
   });
+}
+#undef PyInit__kernel
+extern "C" NB_EXPORT PyObject* PyInit__kernel(void) {
+  if (!PyInterpreterState_GetID(PyInterpreterState_Get())) return in_the_main_interpreter();
+  PyErr_SetString(PyExc_ImportError, "softxent: the interpreter must be the main one of the process; got a subinterpreter");
+  return nullptr;
 }

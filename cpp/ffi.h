@@ -11,7 +11,7 @@
 namespace softxent::ffi {
 enum DataType : int { PRED = 1, S32 = 4, S64 = 5, U32 = 8, F16 = 10, F32 = 11, F64 = 12, BF16 = 16 };
 enum Kind : int { BUFFER = 1, ARRAY = 1 };  // of an argument or result; of an attribute
-enum Code : int { INTERNAL = 13 };
+enum Code : int { RESOURCE_EXHAUSTED = 8, INTERNAL = 13 };
 static constexpr int METADATA = 1;
 
 struct Error;  // XLA's own

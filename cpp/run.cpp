@@ -8,6 +8,8 @@
 #include <new>
 #include <stdexcept>
 #include <string>
+#include <thread>
+#include <utility>
 #include <vector>
 #if defined(SOFTXENT_X86)
 #include <cpuid.h>
@@ -99,10 +101,8 @@ template <class Fits> static Kept swap_kept(int slot, Kept wanted, Fits fits) {
   busy.clear(std::memory_order_release);
   return go ? was : wanted;
 }
-void give_back(void* block) noexcept {
-  Kept* k = (Kept*)block;
-  ::free(swap_kept(slot_of(k->bytes), *k, [&](const Kept& was) { return was.bytes <= k->bytes; }).data);
-  delete k;
+void give_back(const Kept& block) noexcept {
+  ::free(swap_kept(slot_of(block.bytes), block, [&](const Kept& was) { return was.bytes <= block.bytes; }).data);
 }
 void advise(void* data, size_t bytes) {
 #if defined(__linux__)
@@ -119,7 +119,7 @@ Kept large_block(size_t bytes) {
     if (mine.data) return mine;
   }
   const Kept mine = {aligned_alloc(PAGE, whole), whole};
-  if (!mine.data) throw std::bad_alloc();
+  if (!mine.data) return {nullptr, 0};
   advise(mine.data, whole);
   return mine;
 }
@@ -130,35 +130,38 @@ void trim() {
 // Up to SMALL bytes stay with the thread for its next call, and a larger block goes to the slot of large_block. A signal handler may call the
 // library within a call: the inner call finds the thread's block taken, and allocates another.
 static constexpr size_t SMALL = 8 << 20;
-struct Spare {
-  Kept block = {nullptr, 0};
-  ~Spare() { ::free(block.data); }
-};
-static Spare& spare() {
-  static thread_local Spare mine;
-  return mine;
+static Local::Block* spare(Memory::Use use) {
+  Local* mine = Local::get();
+  return !mine ? nullptr : use == Memory::SCRATCH ? &mine->scratch : &mine->rows;
 }
-Memory::Memory(size_t bytes) : block{nullptr, 0} {
+Memory::Memory(size_t bytes, Use use) : block{nullptr, 0}, use(use) {
   if (bytes > SMALL) {
     block = large_block(bytes);
     return;
   }
-  std::swap(block, spare().block);
+  if (Local::Block* kept = spare(use)) block = {std::exchange(kept->data, nullptr), std::exchange(kept->bytes, 0)};
   if (block.bytes >= bytes) return;
   ::free(block.data);
   block = {aligned_alloc(64, (bytes + 63) / 64 * 64), bytes};
-  if (!block.data) {
-    block.bytes = 0;
-    throw std::bad_alloc();
-  }
+  if (!block.data) block.bytes = 0;
 }
 Memory::~Memory() {
-  if (block.bytes > SMALL)
-    give_back(new Kept(block));
-  else {
-    if (block.bytes > spare().block.bytes) std::swap(block, spare().block);
-    ::free(block.data);
+  if (block.bytes > SMALL) {
+    give_back(block);
+    return;
   }
+  Local::Block* kept = spare(use);
+  if (kept && block.bytes > kept->bytes) {
+    std::swap(block.data, kept->data);
+    std::swap(block.bytes, kept->bytes);
+  }
+  ::free(block.data);
+}
+
+void at_import() {
+  forked = is_a_fork();
+  pool = new (std::nothrow) Pool;
+  pthread_atfork(nullptr, nullptr, [] { forked = true, pool = new (std::nothrow) Pool; });
 }
 
 // Asks whether the call is interrupted, at most every 50 ms and on the calling thread only. Once it is, stop() is true.
@@ -188,13 +191,10 @@ template <class F> static bool divided(int64_t rows, int64_t grain, size_t bytes
   std::atomic<bool> failed{false};
   Signals signals(interrupted);
   together((int)(threads < grains ? threads : grains), [&] {
-    try {
-      const Memory mine(bytes);
-      for (int64_t i; (grains == 1 || !signals.stop()) && (i = next.fetch_add(grain)) < rows;)
-        work(i, std::min(grain, rows - i), mine.data());
-    } catch (std::bad_alloc&) {
-      failed = true;
-    }
+    const Memory mine(bytes, Memory::SCRATCH);
+    if (!mine.data()) failed = true;
+    for (int64_t i; mine.data() && (grains == 1 || !signals.stop()) && (i = next.fetch_add(grain)) < rows;)
+      work(i, std::min(grain, rows - i), mine.data());
   });
   if (next < rows && failed) throw std::bad_alloc();
   return grains == 1 || !signals.stop();
@@ -210,7 +210,7 @@ static bool by_rows(const Job& j, Kernel run, int threads, Interrupted interrupt
 
 // Runs the kernel on a few long rows. All threads work on runs of blocks of the same row, in the scratch memory of the calling thread. The
 // calling thread takes runs from the front and the others from the back. Each writes the gradient of the blocks whose exponentials it
-// computed, because they are still in its cache. Returns false if the call was interrupted.
+// computed, the last one first, because they are still in its cache. Returns false if the call was interrupted.
 static bool by_blocks(Job j, Kernel run, int threads, bool gradient, Interrupted interrupted) {
   struct alignas(64) Counts {
     std::atomic<int64_t> taken{0}, front{0}, back{0}, had{0}, turn{0}, turned{0}, written{0};
@@ -218,8 +218,9 @@ static bool by_blocks(Job j, Kernel run, int threads, bool gradient, Interrupted
   const int64_t blocks = blocks_of(j.cols), fair = blocks / (3 * threads) + 1, step = fair < 256 ? fair : 256,
                 runs = (blocks + step - 1) / step;
   std::unique_ptr<Counts[]> counts(new Counts[j.rows]);
-  const Memory shared(scratch_bytes(j.cols, j.inverse_cap != 0));
-  std::vector<int64_t> labels(j.rows);
+  const Memory shared(scratch_bytes(j.cols, j.inverse_cap != 0), Memory::SCRATCH);
+  if (!shared.data()) throw std::bad_alloc();
+  std::vector<int64_t> labels(j.rows), before(j.rows * runs);  // before: the run that the thread had before this one
   j.found = labels.data();
   for (int64_t i = 0; i < j.rows; i++) run(j, i, i + 1, shared.data(), FIND_LABEL, 0);
   j.label = labels.data();
@@ -237,10 +238,11 @@ static bool by_blocks(Job j, Kernel run, int threads, bool gradient, Interrupted
   together(threads, [&] {
     for (int64_t i = 0; i < j.rows; i++) {
       Counts& c = counts[i];
-      std::vector<int64_t> mine;
+      int64_t last = -1, *had = &before[i * runs];
       for (; !signals.stop() && c.taken.fetch_add(1) < runs; c.had++) {
-        mine.push_back(signals.on_caller() ? c.front++ : runs - 1 - c.back++);
-        each(i, mine.back(), SUM_BLOCK);
+        const int64_t r = signals.on_caller() ? c.front++ : runs - 1 - c.back++;
+        had[r] = std::exchange(last, r);
+        each(i, r, SUM_BLOCK);
       }
       wait(c.had, runs);
       if (signals.stop()) return;
@@ -250,7 +252,7 @@ static bool by_blocks(Job j, Kernel run, int threads, bool gradient, Interrupted
       }
       wait(c.turned, 1);
       if (!gradient) continue;
-      for (int64_t r : mine) {
+      for (int64_t r = last; r >= 0; r = had[r]) {
         if (signals.stop()) return;
         each(i, r, WRITE_BLOCK);
         c.written++;

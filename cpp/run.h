@@ -43,23 +43,30 @@ double sum_as_numpy(const double* a, int64_t n);
 // Asks for huge pages in memory that nobody has written to.
 void advise(void* data, size_t bytes);
 
-// Memory in whole pages, that of an earlier block if there is one; `give_back` takes a `new Kept`, and `trim` frees what was given back.
+// Prepares for forks. It is called when the module is imported.
+void at_import();
+
+// Memory in whole pages, that of an earlier block if there is one, or null if it is refused; `trim` frees what was given back.
 struct Kept {
   void* data;
   size_t bytes;
 };
 Kept large_block(size_t bytes);
-void give_back(void* block) noexcept;
+void give_back(const Kept&) noexcept;
 void trim();
 
-// The scratch memory of a thread during a call, which is kept for the next one.
+// Memory of a thread during a call, which is kept for the next one: the scratch memory of a kernel, or numbers of the rows.
+// If it is refused, data() is null. It does not throw, for a thread whose first exception is refused memory ends the process.
 class Memory {
-  Kept block;
-
  public:
-  explicit Memory(size_t bytes);
+  enum Use { SCRATCH, ROWS };
+  Memory(size_t bytes, Use);
   ~Memory();
   Memory(const Memory&) = delete;
   void* data() const { return block.data; }
+
+ private:
+  Kept block;
+  const Use use;
 };
 }

@@ -13,6 +13,7 @@
 #include <cfenv>
 #include <exception>
 #include <limits>
+#include <new>
 #include <stdexcept>
 #include <string_view>
 #include <type_traits>
@@ -108,28 +109,16 @@ template <class T> static Span<T> attribute(const ffi::Attributes& all, std::str
   throw std::invalid_argument("softxent: an attribute is missing, or has a wrong type");
 }
 
-// The memory of a call for labels, numbers and results of the rows. It stays with the thread for the next call.
+// The memory of a call for labels, numbers and results of the rows.
 class Rows {
-  std::vector<double> memory;
-  static std::vector<double>& spare() {
-    static thread_local std::vector<double> mine;
-    return mine;
-  }
-  size_t used = 0;
+  const Memory memory;
+  double* next;
 
  public:
-  explicit Rows(int64_t arrays, int64_t rows) {
-    memory.swap(spare());
-    if ((int64_t)memory.size() < arrays * rows) memory.resize(arrays * rows);
+  explicit Rows(int64_t arrays, int64_t rows) : memory(arrays * rows * sizeof(double), Memory::ROWS), next((double*)memory.data()) {
+    if (!next) throw std::bad_alloc();
   }
-  ~Rows() {
-    if (memory.size() <= 1 << 20) memory.swap(spare());
-  }
-  double* take(int64_t n) {
-    double* begin = memory.data() + used;
-    used += n;
-    return begin;
-  }
+  double* take(int64_t n) { return std::exchange(next, next + n); }
 };
 
 // Sets the labels, as int64. Returns whether one of them is OUTSIDE.
@@ -319,6 +308,10 @@ static void tell_version(const ffi::Extension* asked) {
 
 template <class F> static ffi::Error* handled(const ffi::Frame& call, F compute) {
   const Subnormals kept;
+  const auto failed = [&](const char* message, ffi::Code code) {
+    ffi::NewError made = {FFI_SIZE(ffi::NewError, code), nullptr, message, code};
+    return call.api->create(&made);
+  };
   try {
     need(call.size >= FFI_SIZE(ffi::Frame, attributes), WRONG_SIZE);
     if (call.extension && call.extension->type == ffi::METADATA)
@@ -326,9 +319,10 @@ template <class F> static ffi::Error* handled(const ffi::Frame& call, F compute)
     else
       compute(attribute<double>(call.attributes, "fixed"));
     return nullptr;
+  } catch (const std::bad_alloc&) {
+    return failed("softxent: out of memory", ffi::RESOURCE_EXHAUSTED);
   } catch (const std::exception& error) {
-    ffi::NewError made = {FFI_SIZE(ffi::NewError, code), nullptr, error.what(), ffi::INTERNAL};
-    return call.api->create(&made);
+    return failed(error.what(), ffi::INTERNAL);
   }
 }
 template <Op op> static ffi::Error* kernel_call(const ffi::Frame* call) {

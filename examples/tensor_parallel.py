@@ -2,7 +2,7 @@
 
 The processes form a mesh of 2 x 2. One axis divides the text and, by FSDP2, the parameters. The other divides the matrices of every layer,
 and the classes of the head: W is a DTensor, `linear_cross_entropy` computes the loss of its columns, and no process has the logits of all
-classes. After half of the steps, the model and the optimizer are saved and loaded again.
+classes. After half of the steps, the model and the optimizer are saved and loaded again. PyTorch 2.6 has no FSDP2 on CPUs.
 
     python examples/tensor_parallel.py
 """

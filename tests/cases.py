@@ -31,6 +31,10 @@ try:
 except ModuleNotFoundError:
     torch = None  # a wheel is tested without it
 
+fsdp2_on_the_cpu = pytest.mark.skipif(
+    torch is None or not hasattr(torch.cpu.Stream, "record_event"), reason="PyTorch 2.6 has no fsdp2 on the CPU"
+)
+
 try:
     import jax_backend
 except ModuleNotFoundError:

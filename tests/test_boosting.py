@@ -232,3 +232,13 @@ except ModuleNotFoundError as error:
     none, message = python(code).splitlines()
     assert not none
     assert message == "softxent.sklearn needs the extra \"sklearn\"; in a clone of softxent: pip install '.[sklearn]' sklearn"
+
+
+def test_catboost_is_given_the_sum_of_the_losses_and_that_of_the_weights(data):
+    _, y, weights = data
+    scores = np.random.default_rng(4).standard_normal((ROWS, CLASSES))
+    each = softxent.cross_entropy(scores, y, reduction="none")
+    for given, w in ((weights, weights), (None, np.ones(ROWS)), ([], np.ones(ROWS))):
+        loss, weight = CatBoostObjective().evaluate(list(scores.T), y, given)
+        np.testing.assert_allclose([loss, weight], [(w * each).sum(), w.sum()], rtol=FEW64)
+        np.testing.assert_allclose(CatBoostObjective().get_final_error(loss, weight), (w * each).sum() / w.sum(), rtol=FEW64)

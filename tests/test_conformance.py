@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import implementations
 import numpy as np
@@ -18,8 +19,12 @@ from cases import BACKENDS, command, environment
 from tolerances import DIFFERENCES, FEW64, FLOAT32
 
 from softxent import conformance
-from softxent.conformance import BROKEN, CRASHED, HOLDS, LACKING, LAWS, REFUSED, Subject, laws
+from softxent.conformance import BROKEN, CRASHED, HOLDS, LACKING, LAWS, REFUSED, Subject, definition, laws
+from softxent.conformance import law as comparisons
+from softxent.conformance.case import case
 from softxent.conformance.check import try_law
+from softxent.conformance.laws import Broken
+from softxent.proof.bounds import UNIT
 
 COMPILE = "a compiler changes nothing"  # takes seconds
 RIGHT = {"numpy": implementations.numpy_right, "torch": implementations.torch_right, "torch-linear": implementations.linear_right}
@@ -384,3 +389,45 @@ def test_memory_that_the_system_does_not_tell_of_is_not_applicable(monkeypatch):
     monkeypatch.setattr("softxent.conformance.law.resident", lambda: 0)
     found = try_law(law, subject, quick=True)
     assert (found.status, found.what) == (LACKING, "needs the memory of the process")
+
+
+# ---------------------------------------------------------------- what the comparisons let through
+
+
+class Off:
+    """A subject whose results are those of the definition, changed."""
+
+    can = frozenset({"gradients"})
+    dialect = SimpleNamespace(name="torch")
+
+    def __init__(self, change):
+        self.change = change
+
+    def run(self, what, one):
+        found = [definition.loss(one)] if what == "loss" else definition.gradients(one)
+        return [self.change(np.asarray(a, np.float64)) for a in found]
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+@pytest.mark.parametrize("check", [comparisons.check_loss, comparisons.check_gradients])
+def test_an_error_of_a_few_hundred_roundings_is_found(check, dtype):
+    """The tolerance of flat logits is a bound of an error, 10 to 50 roundings of the largest entry, and not a guess."""
+    one, size = case(5, 7, kind="flat", dtype=dtype, reduction="none"), 500 * UNIT[dtype]
+    check(Off(lambda a: a), one)
+    for change in (lambda a: a + size * np.abs(a).max(), lambda a: a * (1 + size)):
+        with pytest.raises(Broken):
+            check(Off(change), one)
+
+
+@pytest.mark.parametrize("shape", [(3, 1), (1, 3), (3, 1, 1)], ids=str)
+def test_as_many_entries_in_another_shape_are_found(shape):
+    a = np.arange(3.0)
+    comparisons.near("loss", a, a, 0)
+    comparisons.same_bits("loss", [a], [a])
+    with pytest.raises(Broken, match="the shape of the loss"):
+        comparisons.near("loss", a.reshape(shape), a, 0)
+    with pytest.raises(Broken, match="the shape of the loss"):
+        comparisons.same_bits("loss", [a.reshape(shape)], [a])
+    one = case(3, 4, reduction="none")
+    with pytest.raises(Broken, match="the shape of the loss"):
+        comparisons.check_loss(Off(lambda loss: loss.reshape(shape)), one)

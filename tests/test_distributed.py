@@ -555,8 +555,8 @@ def derivatives(function, leaves, along, forward=True, mixed=True):
 
 
 def number(result):
-    """A number that all outputs have a part in."""
-    return sum((k + 1.5) * (full(t) if isinstance(t, DTensor) else t).sin().sum() for k, t in enumerate(result[:3]))
+    """A number that all outputs have a part in. In torch 2.6, full_tensor() and to_local() of DTensors have no second derivative."""
+    return sum((k + 1.5) * t.sin().sum() for k, t in enumerate(result[:3]))
 
 
 def random_like(leaves):

@@ -720,6 +720,18 @@ def test_a_huge_softcap_changes_nothing_and_tiny_ones_are_refused(backend, dtype
             softxent.cross_entropy(z, t, **options)
 
 
+def test_an_out_whose_overlap_takes_too_long_to_exclude_is_refused(monkeypatch):
+    """np.shares_memory gives up after a number of steps. What it did not exclude may overlap, as these do."""
+
+    def gives_up(*_, **__):
+        raise np.exceptions.TooHardError
+
+    monkeypatch.setattr(np, "shares_memory", gives_up)
+    memory = np.zeros((5, 6))
+    with pytest.raises(ValueError, match="out must be the logits themselves or share no memory with them"):
+        grad(memory[:4], T, out=memory[1:])
+
+
 @pytest.mark.parametrize("classes", [3, 300])
 @pytest.mark.parametrize(("label", "upstream"), [(1e12, 1e-46), (1e3, 1e-41), (1e30, 1e-60)])
 def test_large_truths_with_a_tiny_upstream_gradient(backend, label, upstream, classes):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from cases import fsdp2_on_the_cpu
 from threadpoolctl import threadpool_limits
 from tolerances import FLOAT32
 
@@ -35,6 +36,7 @@ def test_a_head_by_chunks_trains_the_same_model(capsys):
     assert "64 MiB for both" in capsys.readouterr().out
 
 
+@fsdp2_on_the_cpu
 def test_four_processes_train_the_model_of_one():
     """FSDP2 on one axis of a mesh, classes divided on the other, with a checkpoint in between."""
     command = [sys.executable, str(EXAMPLES / "tensor_parallel.py"), "--steps", "6"]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
+import shutil
+import subprocess
 import sys
 import threading
 import time
@@ -45,6 +48,47 @@ print("ok")
 def test_a_forked_child_can_call(backend, first):
     """The parent has used threads before, with and without an OpenMP runtime in the process, whose threads the child lacks."""
     assert python(FORK.format(first=first, backend=backend)) == "ok\n"
+
+
+FIRST_IN_A_CHILD = """
+import os, signal, torch
+torch.set_num_threads(2)
+torch.ones(2000, 2000).exp()
+{parent}
+z, t = torch.randn(2000, 500), torch.zeros(2000, dtype=torch.int64)
+{begin}
+"""
+BEGIN = {
+    "os.fork": """
+child = os.fork()
+if child == 0:
+    signal.alarm(300)  # ends a child that hangs
+    import softxent.torch
+    os._exit(softxent.torch.cross_entropy(z, t) > 0)
+print(os.waitpid(child, 0)[1] >> 8)
+""",
+    "torch.multiprocessing": """
+import torch.multiprocessing as mp
+def work(found):
+    import softxent.torch
+    found.value = softxent.torch.cross_entropy(z, t) > 0
+found = mp.get_context("fork").Value("i", 0)
+child = mp.get_context("fork").Process(target=work, args=(found,))
+child.start()
+child.join(300)
+child.kill()
+print(found.value)
+""",
+}
+
+
+@pytest.mark.parametrize("begin", BEGIN)
+@pytest.mark.parametrize("parent", ["import softxent", "import softxent.torch", "pass"])
+def test_the_first_call_may_be_in_a_forked_child(parent, begin):
+    """The parent has used torch's threads, but none here, and may not even have imported this package."""
+    if parent == "pass" and sys.platform != "linux":
+        pytest.skip("a child that imports the package knows by /proc that it was forked")
+    assert python(FIRST_IN_A_CHILD.format(parent=parent, begin=BEGIN[begin])) == "1\n"
 
 
 ROW = np.linspace(-3, 3, 100_000, dtype=np.float32)
@@ -187,17 +231,18 @@ def test_the_process_may_end_while_daemon_threads_are_in_a_call():
 
 NO_THREADS = """
 import os, resource, sys
+FIRST
 if "again" not in os.environ:  # the size of a thread's stack is that of the limit when the program starts
     resource.setrlimit(resource.RLIMIT_STACK, (64 << 30, resource.RLIM_INFINITY))
     os.execve(sys.executable, [sys.executable, "-c", sys.orig_argv[2]], os.environ | {"again": "", "OPENBLAS_NUM_THREADS": "1"})
 resource.setrlimit(resource.RLIMIT_AS, (32 << 30, resource.RLIM_INFINITY))
 import numpy as np, softxent
 rng = np.random.default_rng(0)
-z, t = rng.standard_normal((3000, 500)), rng.integers(0, 500, 3000)
+z, t, wide = rng.standard_normal((3000, 500)), rng.integers(0, 500, 3000), rng.standard_normal((1, 60_000))
 found = []
 for threads in (4, 1):
     softxent.set_num_threads(threads)
-    found.append(softxent.cross_entropy_and_grad(z, t)[1].tobytes())
+    found.append([softxent.cross_entropy_and_grad(z, t)[1].tobytes(), softxent.cross_entropy_and_grad(wide, t[:1])[1].tobytes()])
     print(len(os.listdir("/proc/self/task")))
 print(found[0] == found[1])
 """
@@ -205,8 +250,10 @@ print(found[0] == found[1])
 
 @needs_the_kernel
 @pytest.mark.skipif(sys.platform != "linux", reason="counts threads by /proc")
-def test_without_more_threads_a_call_takes_longer_and_is_right():
-    assert python(NO_THREADS) == "1\n1\nTrue\n"
+@pytest.mark.parametrize("first", ["", "import torch"])
+def test_without_more_threads_a_call_takes_longer_and_is_right(first):
+    """With torch in the process, too, whose OpenMP runtime ends the process if a thread is refused."""
+    assert python(NO_THREADS.replace("FIRST", first)) == "1\n1\nTrue\n"
 
 
 NO_MEMORY = """
@@ -231,6 +278,92 @@ print(abs(softxent.cross_entropy(z, t) - np.log(20_000_000)) < 1e-12)
 @pytest.mark.parametrize(("rows", "threads"), [(1, 1), (3, 2)])
 def test_memory_that_is_refused_is_a_memory_error(rows, threads):
     assert python(NO_MEMORY.format(rows=rows, threads=threads)) == "none\nnone\nnone\nTrue\n"
+
+
+REFUSE = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stddef.h>
+static atomic_long left = -1, once, refused;
+void refuse(long after, long only_one) { refused = 0, once = only_one, left = after; }
+long refusals(void) { return left = -1, refused; }
+static int no(void) {
+  if (left < 0) return 0;
+  if (left > 0) return atomic_fetch_sub(&left, 1), 0;
+  if (once) left = -1;
+  return refused++, 1;
+}
+#define REAL(name) static __typeof__(&name) real; if (!real) real = (__typeof__(&name))dlsym(RTLD_NEXT, #name)
+void* malloc(size_t n) { REAL(malloc); return no() ? errno = ENOMEM, NULL : real(n); }
+void* aligned_alloc(size_t a, size_t n) { REAL(aligned_alloc); return no() ? errno = ENOMEM, NULL : real(a, n); }
+int pthread_create(pthread_t* t, const pthread_attr_t* a, void* (*f)(void*), void* x) {
+  REAL(pthread_create);
+  return no() ? EAGAIN : real(t, a, f, x);
+}
+"""
+REFUSED = """
+import ctypes, numpy as np
+FIRST
+from softxent import kernels
+from softxent.truth import IDENTITY, constant
+refuse = ctypes.CDLL(None).refuse
+refuse.argtypes = [ctypes.c_long] * 2
+for rows, classes in ((300, 1000), (3, 60_000)):
+    z, label = np.random.default_rng(0).standard_normal((rows, classes)), np.zeros(rows, np.int64)
+    def call(threads):
+        result, dz = np.empty((2, rows)), np.empty_like(z)
+        kernels.cpu.fused(z, label, constant(1.0, 0.0, 0.0, 1.0), None, IDENTITY, dz, result, None, threads)
+        return result.tobytes() + dz.tobytes()
+    want = call(1)
+    assert call(3) == want  # libgomp has its threads from here on
+    for once in (1, 0):
+        for k in range(100):
+            refuse(k, once)
+            try:
+                found = call(3)
+            except MemoryError:
+                found = None
+            if not ctypes.CDLL(None).refusals():
+                break
+            assert found is None or found == want
+        print(0 < k < 99)
+"""
+
+
+@needs_the_kernel
+@pytest.mark.skipif(sys.platform != "linux" or not shutil.which("cc"), reason="compiles a malloc that refuses memory, for LD_PRELOAD")
+@pytest.mark.parametrize(
+    "first", ["", "import torch; torch.set_num_threads(3); torch.ones(1000, 1000).exp()"], ids=["alone", "after_torch"]
+)
+def test_each_refusal_of_memory_or_a_thread_is_a_memory_error_or_costs_a_thread(first, tmp_path):
+    """The first request of a call is refused, then the second, and so on: alone, and with all that follow."""
+    library = tmp_path / "refuse.so"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, "-x", "c", "-", "-ldl"], input=REFUSE.encode(), check=True)
+    assert python(REFUSED.replace("FIRST", first), LD_PRELOAD=str(library)) == 4 * "True\n"
+
+
+SUBINTERPRETER = """
+import sys
+import IMPORTED as interpreters
+one = interpreters.create()
+code = f"import sys; sys.path[:0] = {sys.path}\\nimport warnings; warnings.simplefilter('ignore'); import softxent"
+try:
+    found = (interpreters.exec if hasattr(interpreters, "exec") else interpreters.run_string)(one, code)
+    print(found.msg if found else "imported")
+except Exception as error:
+    print(error)
+"""
+
+
+@needs_the_kernel
+def test_a_subinterpreter_gets_an_import_error():
+    """And the process ends. NumPy refuses those with a lock of their own (Python 3.12), and here those that share it are refused."""
+    name = next(name for name in ("_interpreters", "_xxsubinterpreters") if importlib.util.find_spec(name))
+    out = python(SUBINTERPRETER.replace("IMPORTED", name))
+    assert "ImportError" in out or "subinterpreter" in out, out
 
 
 def test_other_threads_run_meanwhile(backend):

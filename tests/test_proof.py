@@ -390,3 +390,15 @@ def test_prove_does_not_know_a_wrong_name(capsys):
 def test_parts_hold_every_derivation_once():
     named = [d for part in PARTS for d in part.derivations]
     assert len(named) == len(set(d.name for d in named)) == len(ALL)
+
+
+def test_a_sum_without_a_term_says_so_in_every_notation():
+    """i != t, in LaTeX, in the MathML that is made of it, and as text."""
+    from softxent.explanation.formulas import formula
+
+    z = E("at", ("z", "i"))
+    one = E("sum", ("i", "t", z))
+    assert latex(one) == r"\sum_{i \neq t} z_{i}" and text(one) == "Σ_i≠t z_i"
+    for markup in (formula(one), formula(E("sum", ("i", "t", E("()", (E("+", (z, z)),)))))):  # in one piece, and broken at the +
+        assert "<mi>i</mi><mo>&#x02260;</mo><mi>t</mi>" in markup and "<mo>=</mo>" not in markup
+    assert r"\neq" not in latex(E("sum", ("i", None, z)))

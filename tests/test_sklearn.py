@@ -266,3 +266,16 @@ def test_log_loss_takes_scores_and_keeps_the_digits_of_a_small_loss():
 def test_log_loss_refuses_what_does_not_fit(y, p, options, message):
     with pytest.raises(ValueError, match=f"^log_loss: {message}"):
         log_loss(y, p, **options)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_a_probability_of_0_counts_as_the_epsilon_of_its_dtype(dtype):
+    p = np.array([[1, 0], [0.5, 0.5]], dtype)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # scikit-learn has no float16
+        theirs = log_loss_of_sklearn([1, 0], p)
+    want = (-np.log(float(np.finfo(dtype).eps)) - np.log(0.5)) / 2
+    # the logarithms are rounded to the dtype
+    assert log_loss([1, 0], p) == pytest.approx(want, rel=2 * float(np.finfo(dtype).eps))
+    if dtype != np.float16:
+        assert log_loss([1, 0], p) == pytest.approx(theirs, rel=FLOAT32)

@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch._dynamo.testing
 import torch.nn.functional as F
-from cases import python
+from cases import fsdp2_on_the_cpu, python
 from tolerances import FEW64, FLOAT32, FLOAT64, HIGHER
 from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
@@ -127,13 +127,20 @@ def test_any_axes_of_rows(rows):
     close([got, *grads(got, x, w)], [want, *grads(want, x, w)])
 
 
-def test_shifted_labels_are_those_of_the_next_place():
+@pytest.mark.parametrize(("shift", "places"), [(False, 0), (0, 0), (True, 1), (1, 1), (2, 2), (4, 4)], ids=str)
+def test_shifted_labels_are_those_of_a_later_place(shift, places):
     x, w, b = head(rows=(2, 5))
-    t, each = labels((2, 5)), torch.rand(2, 5, dtype=F64)
-    got = ours(x, w, b, t, shift=True, sample_weight=each)
-    want = ours(x[:, :-1], w, b, t[:, 1:], sample_weight=each[:, 1:])
+    t, each = labels((2, 5), ignored=False), torch.rand(2, 5, dtype=F64)
+    got = ours(x, w, b, t, shift=shift, sample_weight=each)
+    want = ours(x[:, : 5 - places], w, b, t[:, places:], sample_weight=each[:, places:])
     close([got, *grads(got, x, w)], [want, *grads(want, x, w)])
-    assert ours(x, w, b, t, shift=True, reduction="none").shape == (2, 4)
+    assert ours(x, w, b, t, shift=shift, reduction="none").shape == (2, 5 - places)
+
+
+@pytest.mark.parametrize("shift", [5, 8])
+def test_no_place_is_left_by_a_shift_beyond_the_last(shift):
+    x, w, b = head(rows=(2, 5))
+    assert ours(x, w, b, labels((2, 5)), shift=shift, reduction="none").shape == (2, 0)
 
 
 def test_a_weight_of_many_axes_is_torchs():
@@ -713,9 +720,6 @@ os._exit(0)  # gloo's threads end a process that leaves first by std::terminate,
 """
 
 
-fsdp2_on_the_cpu = pytest.mark.skipif(not hasattr(torch.cpu.Stream, "record_event"), reason="this version of torch has no fsdp2 on the CPU")
-
-
 @pytest.mark.parametrize("kind", ["ddp", pytest.param("fsdp2", marks=fsdp2_on_the_cpu)])
 def test_two_processes_have_the_gradient_of_one(kind, tmp_path):
     import socket
@@ -793,6 +797,10 @@ def test_edges():
         (lambda x, w, b, t: ours(x, w, b, t, sample_weight=torch.ones(4)), ValueError, r"sample_weight must broadcast to shape \(9,\);"),
         (lambda x, w, b, t: ours(x, w, b, probabilities(), return_logprobs=True), ValueError, "return_logprobs must be False where"),
         (lambda x, w, b, t: ours(x[0], w, b, t[0], shift=True), ValueError, "shift must be False for an input without rows; got True"),
+        (lambda x, w, b, t: ours(x, w, b, t, shift=-1), ValueError, "shift must be an int of at least 0; got -1"),
+        (lambda x, w, b, t: ours(x, w, b, t, shift=1.0), TypeError, "shift must be an int of at most 64 bits; got 1.0"),
+        (lambda x, w, b, t: ours(x, w[:, None], b[:, None], t[:, None], shift=1), ValueError, "shift must be False where linear"),
+        (lambda x, w, b, t: ours(x, w[:, None], b[:, None], t[:, None], group=7), ValueError, "group must be None where linear_weight has"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused_by_name(call, error, says):

@@ -74,7 +74,21 @@ def test_gradcheck_with_undefined_and_batched_gradients_and_forward_mode(functio
     def f(*args):
         return loss(function, dict(zip(names, args, strict=True)), label_smoothing=smoothing, reduction=reduction)
 
-    assert gradcheck(f, given, check_undefined_grad=True, check_batched_grad=True, check_forward_ad=True, check_batched_forward_grad=False)
+    assert gradcheck(f, given, check_undefined_grad=True, check_batched_grad=True, check_forward_ad=True, check_batched_forward_grad=True)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@each_case
+def test_the_hessian_by_batches_in_forward_mode_is_the_hessian(function, names, smoothing):
+    values = tensors()
+    given = tuple(values[name] for name in names)
+
+    def f(*args):
+        return loss(function, dict(zip(names, args, strict=True)), label_smoothing=smoothing, z_loss=0.1)
+
+    want = torch.autograd.functional.hessian(f, given)
+    got = torch.autograd.functional.hessian(f, given, vectorize=True, outer_jacobian_strategy="forward-mode")
+    torch.testing.assert_close(got, want, rtol=HIGHER, atol=FLOAT64)
 
 
 @each_case
@@ -184,6 +198,37 @@ def test_forward_mode_of_a_compiled_function_is_that_of_the_function():
         with forward_ad.dual_level():
             tangents.append(forward_ad.unpack_dual(g(forward_ad.make_dual(z, v))).tangent)
     torch.testing.assert_close(*tangents, rtol=FLOAT64, atol=FLOAT64)
+
+
+@pytest.mark.parametrize("function", ["plain", "linear"])
+@pytest.mark.parametrize("transform", ["grad", "vmap of grad", "forward mode"])
+def test_a_compiled_transform_is_the_transform(transform, function):
+    """The operators of torch.library know no transform, so the graph ends before them."""
+    z, t, w = torch.randn(2, 3, 4, dtype=F64), torch.randint(4, (2, 3)), torch.rand(4, dtype=F64)
+    eye = torch.eye(4, dtype=F64)
+
+    def f(z, t):
+        if function == "plain":
+            return st.cross_entropy(z, t, w, label_smoothing=0.1)
+        return st.linear_cross_entropy(z, eye, t, weight=w, label_smoothing=0.1)
+
+    def forward_mode(z, t):
+        return torch.func.jvp(lambda z: f(z, t), (z,), (z.flip(0),))[1]
+
+    many = {"grad": torch.func.grad(f), "vmap of grad": torch.func.vmap(torch.func.grad(f)), "forward mode": forward_mode}[transform]
+    given = (z, t) if transform == "vmap of grad" else (z[0], t[0])
+    torch.testing.assert_close(torch.compile(many, backend="aot_eager")(*given), many(*given), rtol=FLOAT64, atol=FLOAT64)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_one_row_under_vmap_and_a_compiler_has_class_weights(smoothing):
+    """The label has no axis there, and its value is not known."""
+    z, t, w = torch.randn(3, 4, dtype=F64), torch.tensor([2, 0, 1]), torch.rand(4, dtype=F64)
+    f, g = (lambda z, t, f=f: f(z, t, w, label_smoothing=smoothing) for f in (st.cross_entropy, F.cross_entropy))
+    each = torch.stack([torch.func.grad(g)(z[i], t[i]) for i in range(3)])
+    torch.testing.assert_close(torch.func.vmap(torch.func.grad(f))(z, t), each, rtol=FLOAT64, atol=FLOAT64)
+    compiled = torch.compile(f, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(z[0], t[0]), g(z[0], t[0]), rtol=FLOAT64, atol=FLOAT64)
 
 
 def test_a_traced_function_has_our_operators_and_computes_other_values():

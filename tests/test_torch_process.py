@@ -533,6 +533,79 @@ def test_an_argument_written_to_before_the_backward_is_noticed_or_does_not_matte
             assert not again, "a second backward needs the arguments, and they are gone"
 
 
+LOST = """
+import torch
+from softxent import torch as st
+torch.set_num_threads(1)
+WAYS = dict(
+    freed=lambda t: t.untyped_storage().resize_(0),
+    shrunk=lambda t: t.untyped_storage().resize_(4),
+    shorter=lambda t: setattr(t, "data", t.data[:1].clone()),
+    longer=lambda t: setattr(t, "data", torch.cat([t.data, t.data])),
+)
+def values(n, c, dtype):
+    torch.manual_seed(0)
+    z = torch.randn(n, c, dtype=dtype)
+    return dict(input=z, target=torch.randint(0, c, (n,))), dict(input=z, target=torch.softmax(z * 2, 1)), dict(
+        weight=torch.rand(c, dtype=dtype) + 0.1, sample_weight=torch.rand(n, dtype=dtype) + 0.1)
+def calls():
+    for dtype in (torch.float32, torch.float64):
+        labels, probable, weights = values(300, 40, dtype)
+        for options in ({}, {"reduction": "none"}, {"return_entropy": True}, {"label_smoothing": 0.1}):
+            yield st.cross_entropy, options, labels | weights
+            yield st.cross_entropy, options, probable
+        yield st.cross_entropy, {}, probable | weights
+        yield st.logsumexp, {}, {"input": labels["input"]}
+        yield st.log_softmax, {}, {"input": labels["input"]}
+        head = labels | dict(linear_weight=torch.randn(40, 40, dtype=dtype), linear_bias=torch.randn(40, dtype=dtype))
+        yield st.linear_cross_entropy, {}, head | weights
+        yield st.linear_cross_entropy, {"return_lse": True}, head
+def result(f, options, tensors):
+    found = f(**tensors, **options)
+    found = [x.double().sum() for x in found if x is not None] if isinstance(found, tuple) else [found.double().sum()]
+    return sum(found)
+refused = kept = 0
+for f, options, tensors in calls():
+    for name in tensors:
+        for way, lose in WAYS.items():
+            for when in ("at the call", "before backward", "before the second", "before double backward"):
+                if when == "at the call" and way != "freed":
+                    continue  # shrunk is not looked at, and the others are arguments as any
+                given = {k: v.clone().requires_grad_(k in ("input", "linear_weight", "linear_bias")) for k, v in tensors.items()}
+                try:
+                    if when == "at the call":
+                        lose(given[name])
+                    loss = result(f, options, given)
+                    at = [v for v in given.values() if v.requires_grad]
+                    want = [g.clone() for g in torch.autograd.grad(loss, at, retain_graph=True)]
+                    if when != "before the second":
+                        loss = result(f, options, given)
+                    lose(given[name])
+                    found = torch.autograd.grad(loss, at, create_graph=when == "before double backward")
+                except (RuntimeError, ValueError) as error:
+                    refused += 1
+                    continue
+                assert when != "at the call", (f, options, name, way)
+                assert all(a.shape == b.shape and torch.allclose(a, b) for a, b in zip(found, want)), (f, options, name, way, when)
+                kept += 1
+print(refused > 100 < kept)
+"""
+
+
+def test_a_tensor_that_lost_its_memory_is_refused_or_not_needed():
+    """The memory of each argument is freed or made shorter, or replaced by a shorter or longer one, before each of the passes."""
+    assert python(LOST) == "True\n"
+
+
+def test_the_error_names_what_was_freed():
+    for name in ("input", "target", "weight", "sample_weight"):
+        z, t = problem()
+        given = {"input": z, "target": t, "weight": torch.ones(5), "sample_weight": torch.ones(6)}
+        given[name].detach().untyped_storage().resize_(0)
+        with pytest.raises(RuntimeError, match=rf"^cross_entropy: {name} must have memory for its shape \(.*\); got a storage of 0 bytes$"):
+            st.cross_entropy(**given)
+
+
 # Kinds of tensors
 
 

@@ -17,6 +17,7 @@ import processes as workers
 import pytest
 import torch
 import torch.distributed as dist
+from cases import fsdp2_on_the_cpu
 from test_examples import EXAMPLES
 from tolerances import FLOAT32, TRAINED32
 
@@ -169,7 +170,6 @@ def test_ddp_with_a_loss_of_the_logits(processes, options):
     processes(_a_loss_of_the_logits_under_ddp, WORLD, options)
 
 
-fsdp2_on_the_cpu = pytest.mark.skipif(not hasattr(torch.cpu.Stream, "record_event"), reason="this version of torch has no fsdp2 on the CPU")
 DIVISIONS = {  # the modules that fully_shard divides before the rest of the model
     "layers": lambda model: model.model.layers,
     "all in one": lambda model: [],

@@ -19,6 +19,6 @@ oldest) # of the dependencies that pyproject.toml names, except the tools, which
 esac
 # An empty build-dir is a temporary one: that of `make build` is for one version of nanobind and of Python.
 "$uv" pip install --quiet --python "$venv/bin/python" --config-setting build-dir= "$@" '.[dev]'
-"$uv" pip freeze --quiet --python "$venv/bin/python" | grep -E '^(numpy|scipy|scikit-learn|matplotlib|rich|typer|sympy|ml-dtypes|torch|triton|transformers)=='
+"$uv" pip freeze --quiet --python "$venv/bin/python" | grep -E '^(numpy|scipy|scikit-learn|matplotlib|rich|typer|sympy|ml-dtypes|torch|triton|transformers|jax|jaxlib|optax|flax|equinox|trl|peft|accelerate)=='
 [ "$end" = oldest ] || "$venv/bin/mypy"
 "$venv/bin/pytest"

@@ -23,9 +23,10 @@ def log_softmax(z: Array | None, scale: Array, transform: tuple[float, float], o
 def merge(sums: Array, pairs: Array, label: Array, numbers: Array, result: Array, parts: Array) -> None: ...
 def first_outside(label: Array, classes: int, ignore_index: int) -> int: ...
 def quick(
-    z: int, label: int, dz: int, parts: int, outputs: tuple[int, ...], count_correct: bool, rows: int, cols: int, type: int, ignore: int,
-    y: float, r: float, q: float, factors: int, samples: tuple[int, int], off: int, off_by_row: bool, wide: bool, mean: bool,
-    upstreams: tuple[tuple[int, int], ...] | None, temperature: float, cap: float, threads: int,
+    z: int, label: int | None, dz: int | None, parts: int | None, outputs: tuple[int | None, ...], count_correct: bool,
+    shape: tuple[int, ...], axis: int, z_strides: tuple[int, ...], dz_strides: tuple[int, ...] | None, type: int, ignore: int, y: float,
+    r: float, q: float, factors: int | None, samples: tuple[int, int] | None, off: int | None, off_strides: tuple[int, ...] | None,
+    wide: bool, mean: bool, upstreams: tuple[tuple[int, int] | None, ...] | None, temperature: float, cap: float, threads: int,
 ) -> tuple[float, int] | None: ...  # fmt: skip
 def buffer(bytes: int) -> Array: ...
 def trim() -> None: ...

@@ -389,8 +389,9 @@ def _without_ignored(call: Call) -> Call:
 
 def _transformed(z: Array, static: Static) -> tuple[Array, Any, Any]:
     """Return `formula.transformed` of logits of any shape: the scores, and their first two derivatives, arrays or numbers."""
-    scores, slope, bend = formula.transformed(as_rows(z, 1), static.temperature, static.cap)
-    return scores.reshape(z.shape), *(x if isinstance(x, float) else x.reshape(z.shape) for x in (slope, bend))
+    found: Any = formula.transformed(as_rows(z, 1), static.temperature, static.cap)
+    scores, slope, bend = (x if isinstance(x, float) else x.reshape(z.shape) for x in found)
+    return scores, slope, bend
 
 
 def _composed_curvature(call: Call, static: Static) -> Array:

@@ -42,6 +42,8 @@ from .reference import NO_LABEL as NO_LABEL
 try:
     from . import cpu
 except ImportError as error:  # pragma: no cover - a wheel that was built without a compiler
+    if "subinterpreter" in str(error):
+        raise
     cpu = None  # type: ignore[assignment]
     _why = (
         f"the compiled kernel is missing ({error}); install a C++17 compiler, and then softxent again"

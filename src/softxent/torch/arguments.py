@@ -57,7 +57,8 @@ def truth_of(
     """
     shape, wide = z.shape, compute.compute_dtype(z)
     lead, here = shape[:axis] + shape[axis + 1 :], shape[axis]
-    here = int(here) if torch.jit.is_tracing() else here  # a tensor there, by which float32 would be divided
+    if not torch.compiler.is_compiling() and torch._C._is_tracing():
+        here = int(here)  # it is a tensor there, and a number divided by it would be float32
     classes = here if shards is None else shards.classes
     each = None if sample is None else sample.double().expand(lead)
     w = None if weight is None else weight.double()
@@ -71,7 +72,7 @@ def truth_of(
             label = most_probable(off, shards, axis)
     else:
         label = operators.class_labels(fn, target, classes, options.ignore_index)
-        found = truth.row_numbers(label, w, each, e, options.z_loss, classes)
+        found = truth.row_numbers(label, w, each, e, options.z_loss, classes, _at)
         # A label out of range is an error on the CPU. On other devices, it would take time to wait for the labels.
         if not target.is_cpu or compute.forced():
             outside = (label != IGNORED) & ((label < 0) | (label >= classes))
@@ -97,7 +98,7 @@ class QuickNumbers(NamedTuple):
 
 
 def quick_numbers(z: Tensor, target: Tensor, weight: Tensor | None, sample: Tensor | None, options: Any) -> QuickNumbers | None:
-    """Return the truth of logits [N, C] as `cpu.quick` takes it.
+    """Return the truth of logits as `cpu.quick` takes it.
 
     Returns None if a tensor or an option is none that the most frequent calls have, or if one is not allowed.
     """
@@ -105,31 +106,34 @@ def quick_numbers(z: Tensor, target: Tensor, weight: Tensor | None, sample: Tens
     whole = type(ignore_index) is int and -(2**63) <= ignore_index < 2**63
     if not whole or type(reduction) is not str or not all(type(x) in NUMBERS for x in (e, z_loss, temperature, cap)):
         return None
-    probable, classes, wide = target.is_floating_point(), z.shape[1], compute.compute_dtype(z)
+    axis, probable, wide = cpu.class_axis(z), target.is_floating_point(), compute.compute_dtype(z)
+    classes = z.shape[axis]
+    if not classes:
+        return None
     found = _same_for_all_rows(reduction, e, z_loss, temperature, cap, classes, probable, wide)
     if found is None or (weight is None and sample is None and not probable):
         return found
-    if probable and (ignore_index >= 0 or target.shape != z.shape or differentiated(target)):
+    if probable and (ignore_index >= 0 or target.shape != z.shape or not target.data_ptr() or differentiated(target)):
         return None
     off, factors = found.off, None
     if sample is not None:
-        if not _constant(sample, z.shape[:1]):
+        if not _constant(sample, cpu.rows_shape(z)):
             return None
         sample = cpu.in_memory(sample).double()
     if weight is not None:
-        if not _constant(weight, z.shape[1:]):
+        if not _constant(weight, z.shape[axis : axis + 1]):
             return None
         factors = cpu.in_memory(weight).double().contiguous()
         off = None if off is None else truth.everywhere(factors, e, classes).to(wide)
     if probable:
-        off = target if target.dtype == z.dtype and weight is None and not e else _soft(target, factors, e, 1, wide, classes)
+        off = target if target.dtype == z.dtype and weight is None and not e else _soft(target, factors, e, axis, wide, classes)
         factors = None
     return QuickNumbers(found.numbers, factors, sample, off)
 
 
 def _constant(t: Tensor, shape: tuple[int, ...]) -> bool:
-    """Whether this is an ordinary tensor of real numbers of this shape on the CPU, by which nothing is differentiated."""
-    return plain(t) and t.shape == shape and t.is_cpu and not t.is_complex() and not differentiated(t)
+    """Whether this is an ordinary tensor of real numbers of this shape on the CPU, in memory, by which nothing is differentiated."""
+    return plain(t) and t.shape == shape and t.is_cpu and t.data_ptr() != 0 and not t.is_complex() and not differentiated(t)
 
 
 @lru_cache(maxsize=256)
@@ -145,6 +149,11 @@ def _same_for_all_rows(
     y, r, q, off, _ = truth.row_numbers(None if probable else (), None, None, e, z_loss, classes)
     everywhere = None if off is None else torch.full((classes,), off, dtype=wide, device="cpu")
     return QuickNumbers((float(y), float(r), float(q), float(temperature), float(cap)), None, None, everywhere)
+
+
+def _at(t: Tensor, i: Tensor) -> Tensor:
+    """Return t[i] for a vector t. Indexing would wait for the value of an i without axes, and its derivative has no batches."""
+    return t.gather(0, i.reshape(-1)).reshape(i.shape)
 
 
 def _number(x: Tensor | float, device: torch.device) -> Tensor:
@@ -192,7 +201,7 @@ def result_dtype(input: Tensor) -> torch.dtype:
 
 
 def tensor(fn: str, name: str, t: Any, input: Tensor) -> None:
-    """Refuse what is no dense tensor on the device of `input`."""
+    """Refuse what is no dense tensor on the device of `input`, or has lost its memory."""
     if not isinstance(t, Tensor):
         instead = " (softxent's own functions take NumPy arrays)" if isinstance(t, np.ndarray) else ""
         fail(fn, name, f"be a torch.Tensor{instead}", type(t).__name__, TypeError)
@@ -200,6 +209,8 @@ def tensor(fn: str, name: str, t: Any, input: Tensor) -> None:
         fail(fn, name, f"be a dense tensor ({name}.to_dense() is one)", t.layout, TypeError)
     if t.device != input.device:
         fail(fn, name, f"be on {input.device} as input is", t.device)
+    if plain(t) and not cpu.has_memory(t):
+        cpu.no_memory(fn, name, t)
 
 
 def labels(fn: str, names: contract.Names, target: Tensor, shape: tuple[int, ...], axis: int) -> None:

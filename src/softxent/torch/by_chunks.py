@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..contract import fail
-from .compute import traced
+from .compute import saved, traced
 
 Tensors = tuple[Tensor, ...]
 
@@ -165,7 +165,7 @@ class ByChunks(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *upstream: Any) -> Any:
-        function, arguments = ctx.function, ctx.saved_tensors
+        function, arguments = ctx.function, saved(ctx)
         needed = [k for k, need in enumerate(ctx.needs_input_grad[1:]) if need]
         given = [k for k in function.differentiable if upstream[k] is not None]
         found = iter(applied(function.gradient(needed, given), *arguments, *(upstream[k] for k in given)) if given else ())
@@ -175,7 +175,7 @@ class ByChunks(torch.autograd.Function):
     def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> Any:
         function = ctx.function
         moving = [k for k, t in enumerate(tangents) if t is not None]
-        found = iter(by_chunks(function.tangent(moving), *ctx.saved_tensors, *(tangents[k] for k in moving)))
+        found = iter(applied(function.tangent(moving), *saved(ctx), *(tangents[k] for k in moving)))
         return tuple(next(found) if k in function.differentiable else None for k in range(len(function.per_row)))
 
     @staticmethod
@@ -209,7 +209,8 @@ def applied(function: RowFunction, *arguments: Any) -> Tensors:
     plain = [torch._remove_batch_dim(t, level, 1, int(by_row)) if batch else t for t, batch, by_row in there]
     size = next(t.shape[int(by_row)] for t, batch, by_row in zip(plain, is_batch, function.by_row, strict=True) if batch)
     found = applied(function.batched(size, is_batch), *plain)
-    return tuple(torch._add_batch_dim(t, int(per_row), level) for t, per_row in zip(found, function.per_row, strict=True))
+    outputs = zip(found, function.per_row, strict=True)  # with the axis of the batch first in memory too, which forward mode requires
+    return tuple(torch._add_batch_dim(t.movedim(int(per_row), 0).contiguous(), 0, level) for t, per_row in outputs)
 
 
 def summed_in(dtype: torch.dtype) -> torch.dtype:

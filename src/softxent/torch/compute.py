@@ -176,12 +176,26 @@ def readable(*tensors: Tensor) -> bool:
 
 def traced() -> bool:
     """Whether a tracer records operators: torch.jit.trace, or a mode such as that of make_fx."""
-    return torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack() > 0
+    return torch._C._is_tracing() or torch._C._len_torch_dispatch_stack() > 0
 
 
 def plain(*tensors: Tensor) -> bool:
     """Whether these are ordinary tensors with values, and no forward-mode tangent is involved either."""
     return forward_ad._current_level < 0 and readable(*tensors)
+
+
+def saved(ctx: Any) -> tuple[Any, ...]:
+    """Return the tensors that were saved for a backward pass, after a check that nobody has freed or shortened their memory since then."""
+    found: tuple[Any, ...] = ctx.saved_tensors
+    need_memory(*found)
+    return found
+
+
+def need_memory(*tensors: Tensor | None) -> None:
+    """Raise an error if the memory of a tensor was freed, or is shorter than its shape needs."""
+    for t in tensors:
+        if t is not None and readable(t) and not cpu.has_memory(t):
+            cpu.no_memory("softxent.torch", "a tensor that was saved for the backward pass", t)
 
 
 # ---- rows and their numbers ----

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .. import kernels
+from ..contract import fail
 from ..partials import Array
 
 SMALL_CALL = 4096  # elements, below which one thread computes, and the backward pass sums anew
@@ -21,6 +22,8 @@ TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3
 def array(t: Tensor) -> Array:
     """Return a NumPy view of the tensor's memory; bfloat16 as uint16, which the kernels take for it."""
     t = in_memory(t.detach())
+    if not has_memory(t):
+        no_memory("softxent.torch", "a tensor", t)
     a: Array = t.view(torch.int16).numpy().view(np.uint16) if t.dtype == torch.bfloat16 else t.numpy()
     return a
 
@@ -33,6 +36,20 @@ def lazy(t: Tensor) -> bool:
 def in_memory(t: Tensor) -> Tensor:
     """Return the tensor, or a copy if its values are not in its memory."""
     return t.clone() if lazy(t) else t
+
+
+def has_memory(t: Tensor) -> bool:
+    """Whether the storage of the tensor is as large as its shape needs. `untyped_storage().resize_()` makes it smaller, or frees it."""
+    size, first = t.untyped_storage().nbytes(), t.storage_offset() * t.itemsize
+    if t.is_contiguous() and first + t.nbytes <= size:
+        return True
+    last = first + t.itemsize * sum((n - 1) * stride for n, stride in zip(t.shape, t.stride(), strict=True))
+    return last + t.itemsize <= size or not t.numel() or t._is_zerotensor()
+
+
+def no_memory(fn: str, argument: str, t: Tensor) -> NoReturn:
+    """Refuse a tensor without its memory, as torch does, which has a RuntimeError for it."""
+    fail(fn, argument, f"have memory for its shape {tuple(t.shape)}", f"a storage of {t.untyped_storage().nbytes()} bytes", RuntimeError)
 
 
 def like(input: Tensor) -> Tensor:
@@ -56,7 +73,6 @@ def threads() -> int:
 
 NOTHING = (False,) * 5  # `wanted` where no output is
 NO_OUTPUTS = (None,) * 4
-NO_ADDRESSES: tuple[int, ...] = (0,) * 4
 
 
 def quick(
@@ -66,55 +82,89 @@ def quick(
 ) -> tuple[float, int, Sequence[Tensor | None], Tensor | None, Tensor | None] | None:  # fmt: skip
     """Return a reduced loss, the number of correct rows, outputs of the rows, the gradient and the partial sums, in one call of the kernel.
 
-    The tensors are contiguous. The kernel gets their addresses, because arrays would cost microseconds.
+    The kernel gets the addresses of the tensors, because arrays would cost microseconds.
 
-    z: [N, C], with C > 0; target: [N] int64, where `ignored` stands for ignored rows, or probabilities with the shape of z.
-    numbers: y, r, q, temperature and cap, of all rows; factors [C], float64, multiply y; sample [N], float64, multiplies y, r and q.
-    off: [C] or [N, C], in the type in which is computed or, if it is the target, in that of z.
+    z: logits with C > 0 classes on `class_axis` and any strides; `lead` is the shape of its N rows. target: [*lead] int64, where `ignored`
+    stands for ignored rows, or probabilities with the shape of z.
+    numbers: y, r, q, temperature and cap, of all rows; factors [C], float64, multiply y; sample [*lead], float64, multiplies y, r and q.
+    off: [C] or with the shape of z, in the type in which is computed or, if it is the target, in that of z.
     wanted: loss, lse, log-probability and entropy of each row, and the number of correct rows.
     gradient: whether to return that of the sum or mean or, if `upstream` is given, that for these gradients of the four outputs, each
-    [N], 0-dim or None.
+    [*lead], 0-dim or None.
     parts: [7, N], the partial sums of the forward pass, or None. With `keep_parts` they are returned, unless there are few elements.
 
     Outputs are float32 for float32 logits, else float64. Returns None if something does not fit, or if a label is out of range; the general
-    functions say what is wrong.
+    functions say what is wrong. Whether storages are shorter than before is looked at in a backward pass alone, for it takes a microsecond.
     """
     native = kernels.cpu
     type_ = TYPES.get(z.dtype)
-    n, classes = z.shape
-    if native is None or kernels.active() is not native or type_ is None or not n:
+    shape, axis, size = z.shape, class_axis(z), z.numel()
+    lead = rows_shape(z)
+    if native is None or kernels.active() is not native or type_ is None or not size:
         return None
-    indices = target.dtype == torch.int64 and target.shape == (n,)
-    if not (indices or (off is not None and off.shape == z.shape and off.is_contiguous() and not lazy(off))):
+    indices, each = target.dtype == torch.int64 and target.shape == lead, off is not None and off.shape == shape
+    if not (indices or (each and not lazy(off))) or lazy(z) or lazy(target):
         return None
-    if not (z.is_contiguous() and target.is_contiguous()) or lazy(z) or lazy(target):
+    if upstream is not None and not _unchanged(z, target, factors, sample, off, parts, upstream):
         return None
-    dz = None if not gradient else torch.empty_like(z) if n * classes < SMALL else empty(z.shape, z.dtype)
+    labels = target.contiguous() if indices else None
+    n = size // shape[axis]
+    dz = None if not gradient else torch.empty_like(z) if size < SMALL else like(z)
     wide = z.dtype if type_ == 0 else torch.float64
     outputs: Any = NO_OUTPUTS
-    addresses = NO_ADDRESSES
+    addresses: tuple[int | None, ...] = NO_OUTPUTS
     if wanted is not NOTHING:
-        outputs = [z.new_empty(n, dtype=wide) if want else None for want in wanted[:4]]
+        outputs = [z.new_empty(lead, dtype=wide) if want else None for want in wanted[:4]]
         addresses = tuple(map(_address, outputs))
-    if keep_parts and n * classes >= SMALL_CALL:
+    if keep_parts and size >= SMALL_CALL:
         parts = z.new_empty((7, n), dtype=torch.float64)
     columns = None
     if upstream is not None:
-        given = [None if g is None else in_memory(g).to(wide) for g in upstream] + [None] * (4 - len(upstream))
+        given = [_of_rows(None if g is None else in_memory(g).to(wide)) for g in upstream] + [None] * (4 - len(upstream))
         columns = tuple(map(_column, given))
     y, r, q, temperature, cap = numbers
+    sample = _of_rows(sample)
     found = native.quick(
-        z.data_ptr(), target.data_ptr() if indices else 0, _address(dz), _address(parts), addresses, wanted[4],
-        n, classes, type_, ignored, y, r, q, _address(factors), _column(sample), _address(off), off is not None and off.ndim == 2,
-        off is not None and off.dtype != z.dtype, mean, columns, temperature, cap, 1 if n * classes < SMALL_CALL else threads(),
+        z.data_ptr(), _address(labels), _address(dz), _address(parts), addresses, wanted[4],
+        shape, axis, z.stride(), None if dz is None else dz.stride(), type_, ignored, y, r, q, _address(factors), _column(sample),
+        _address(off), off.stride() if each else None, off is not None and off.dtype != z.dtype, mean, columns, temperature, cap,
+        1 if size < SMALL_CALL else threads(),
     )  # fmt: skip
     return None if found is None else (found[0], found[1], outputs, dz, parts)
 
 
-def _address(t: Tensor | None) -> int:
-    return 0 if t is None else t.data_ptr()
+def class_axis(z: Tensor) -> int:
+    """Return the axis of the classes: the second or, of one row, the only one."""
+    return 1 if z.ndim > 1 else 0
 
 
-def _column(t: Tensor | None) -> tuple[int, int]:
+def rows_shape(z: Tensor) -> torch.Size:
+    """Return the shape without the class axis."""
+    return z.shape[:1] if z.ndim == 2 else z.shape[: class_axis(z)] + z.shape[2:]
+
+
+def _of_rows(t: Tensor | None) -> Tensor | None:
+    """Return numbers of the rows on one axis, or without one."""
+    return t if t is None or t.ndim < 2 else t.reshape(-1)
+
+
+def _unchanged(
+    z: Tensor, target: Tensor, factors: Tensor | None, sample: Tensor | None, off: Tensor | None, parts: Tensor | None,
+    upstream: Sequence[Tensor | None],
+) -> bool:  # fmt: skip
+    """Whether the tensors that were saved for a backward pass fit each other, as they did in the forward pass, and have their memory."""
+    lead, classes = rows_shape(z), z.shape[class_axis(z)]
+    of_off = z.shape if off is not None and off.ndim == z.ndim else (classes,)
+    for t, shape in ((factors, (classes,)), (sample, lead), (parts, (7, lead.numel())), (off, of_off)):
+        if t is not None and (t.shape != shape or not has_memory(t)):
+            return False
+    return has_memory(z) and has_memory(target) and all(g is None or not g.ndim or g.shape == lead for g in upstream)
+
+
+def _address(t: Tensor | None) -> int | None:
+    return None if t is None else t.data_ptr()
+
+
+def _column(t: Tensor | None) -> tuple[int, int] | None:
     """Return the address of numbers of the rows, [N] or 0-dim, and the step between them."""
-    return (0, 0) if t is None else (t.data_ptr(), t.stride(0) if t.ndim else 0)
+    return None if t is None else (t.data_ptr(), t.stride(0) if t.ndim else 0)

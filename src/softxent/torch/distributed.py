@@ -82,13 +82,13 @@ class Layout(NamedTuple):
     shards: Shards | None  # None if no axis of the mesh divides the classes
     lead: torch.Size  # the shape of the rows of all processes
 
-    def shifted(self, shift: bool) -> Layout:
-        """Return the layout of rows whose last axis is one position shorter, if `shift`."""
+    def shifted(self, shift: int) -> Layout:
+        """Return the layout of rows whose last axis is `shift` positions shorter."""
         if not shift:
             return self
         if any(where.is_shard() and where.dim % len(self.lead) == len(self.lead) - 1 for where in self.rows):
-            fail("linear_cross_entropy", "shift", "be False where the positions are divided among processes", True)
-        return self._replace(lead=torch.Size([*self.lead[:-1], max(0, self.lead[-1] - 1)]))
+            fail("linear_cross_entropy", "shift", "be False where the positions are divided among processes", shift)
+        return self._replace(lead=torch.Size([*self.lead[:-1], max(0, self.lead[-1] - shift)]))
 
     def local(self, t: Any, placements: Placements) -> Any:
         """Return this process's part of a tensor or DTensor, or None. A plain tensor is taken to be the same in all processes."""

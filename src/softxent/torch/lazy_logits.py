@@ -205,7 +205,7 @@ def logits(x: Tensor, w: Tensor, b: Tensor | None) -> Any:
     odd = any(type(t) not in PLAIN or t.is_meta or t.device != x.device or (autocast is None and t.dtype != x.dtype) for t in given)
     seen = (
         torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
+        or torch._C._is_tracing()
         or torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
     )

@@ -45,7 +45,7 @@ def linear_cross_entropy(
     softcap: float | None = None,
     temperature: float = 1.0,
     sample_weight: Tensor | None = None,
-    shift: bool = False,
+    shift: bool | int = False,
     return_lse: bool = False,
     return_entropy: bool = False,
     return_logprobs: bool = False,
@@ -73,8 +73,8 @@ def linear_cross_entropy(
         weight, reduction, label_smoothing, z_loss, softcap, temperature, sample_weight, return_*, check: as in `cross_entropy`.
         ignore_index: as in `cross_entropy`; None means -100. On the CPU, ignored rows are left out of every matrix product.
         options: None, or torch's `LinearCrossEntropyOptions`, whose batch_chunk_size sets the rows of a chunk.
-        shift: whether each position of the last axis of rows predicts the label of the next position, as in language models. The results
-            then have one position less.
+        shift: True if each position of the last axis of rows predicts the label of the next position, as in language models; n >= 0 if it
+            predicts the label n positions on. The results then have n positions less.
         budget: the bytes of logits that are held at once; 64 MiB by default. Larger chunks are faster, because each adds to all of dW.
         filter_tol, filter_stats: the gradient filter, as in `softxent.linear_cross_entropy_and_grad`. It works if the gradients are
             computed in the forward pass, in float32 or float64 on the CPU. In other cases, and in a second backward pass, nothing is left
@@ -106,7 +106,11 @@ def linear_cross_entropy(
     tol, stats = filtered(FN, filter_tol, filter_stats)
     ignore_index = -100 if ignore_index is None else ignore_index
     flags = {"lse": return_lse, "entropy": return_entropy, "logprobs": return_logprobs, "correct": return_correct}
+    shift = shift if isinstance(shift, bool) else contract.integer(FN, "shift", shift, low=0)
     if isinstance(linear_weight, Tensor) and linear_weight.ndim > 2:
+        for name, given, default in (("shift", shift, False), ("group", group, None)):
+            if given != default:
+                fail(FN, name, f"be {default} where linear_weight has more than two axes", given)
         return cross_entropy(
             _of_many_axes(*_cast(input, linear_weight, linear_bias)), target, weight, None, ignore_index, None, reduction, label_smoothing,
             z_loss=z_loss, softcap=softcap, temperature=temperature, sample_weight=sample_weight, check=check,
@@ -126,7 +130,7 @@ def linear_cross_entropy(
             input = same_input(input, group)
         if check and shards is not None:
             given = {"shape of input": tuple(input.shape), "dtype": input.dtype, "reduction": reduction, "label_smoothing": label_smoothing}
-            given |= {"z_loss": z_loss, "softcap": softcap, "temperature": temperature, "budget": budget, "outputs": flags}
+            given |= {"z_loss": z_loss, "softcap": softcap, "temperature": temperature, "budget": budget, "outputs": flags, "shift": shift}
             distributed.check_agreement(FN, shards.group, **given)
     h = _rows(input, linear_weight, target, linear_bias, sample_weight, shift, shards is not None)
     like = h.x.new_zeros(()).expand(len(h.x), len(h.w))  # has the shape and type of the logits, and needs no memory
@@ -213,7 +217,7 @@ class _Rows(NamedTuple):
     lead: torch.Size
 
 
-def _rows(input: Any, weight: Any, target: Any, bias: Any, sample: Any, shift: bool, may_be_empty: bool) -> _Rows:
+def _rows(input: Any, weight: Any, target: Any, bias: Any, sample: Any, shift: int, may_be_empty: bool) -> _Rows:
     """Check the arguments and merge the axes of rows. W may have no class, if others have them."""
     teacher = target if isinstance(target, tuple) else None
     if teacher is not None and len(teacher) not in (2, 3):
@@ -234,10 +238,10 @@ def _rows(input: Any, weight: Any, target: Any, bias: Any, sample: Any, shift: b
     each = None if sample is None else _rows_of(sample, x, lead)
     if shift:
         if not lead:
-            fail(FN, "shift", "be False for an input without rows", True)
-        at, places = len(lead) - 1, max(0, lead[-1] - 1)
+            fail(FN, "shift", "be False for an input without rows", shift)
+        at, places = len(lead) - 1, max(0, lead[-1] - shift)
         x, tx = x.narrow(at, 0, places), None if tx is None else tx.narrow(at, 0, places)
-        y, each = (None if t is None else t.narrow(at, min(1, lead[-1]), places) for t in (y, each))
+        y, each = (None if t is None else t.narrow(at, min(int(shift), lead[-1]), places) for t in (y, each))
         lead = x.shape[:-1]
     n = math.prod(lead)
     y = None if y is None else y.reshape((n, len(w)) if wide else (n,))
@@ -312,6 +316,7 @@ def _without_ignored(head: Head, eager: bool) -> tuple[Head, Tensor | None]:
     """
     live = head.label != IGNORED
     if not eager or not head.x.is_cpu:
+        others: list[Any]
         x, *others = head
         return Head(x.masked_fill(~live[:, None], 0), *others), None
     if bool(live.all()):

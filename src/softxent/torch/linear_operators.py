@@ -394,12 +394,15 @@ class _Reduced(torch.autograd.Function):
         (up, *saved), (g,) = ctx.saved_tensors, grads
         head, found = Head(*saved[:FIELDS]), saved[FIELDS:]
         needed = [k for k, need in enumerate(ctx.needs_input_grad[4:]) if need]
+        again = torch.is_grad_enabled() or not operators.first_backward(ctx)
+        if again:
+            compute.need_memory(*head)
         if operators.batched_by_autograd(g):
             found = [t * g.to(t.dtype) for t in found]
         elif torch.is_grad_enabled():
             found = by_chunks(ctx.rows.gradient(needed, [0]), *head, (up * g.double()).expand(len(head.x)))
         else:
-            if not operators.first_backward(ctx):
+            if again:
                 found = gradients(head, ctx.rows.settings, {"loss": up}, [Head._fields[k] for k in needed])[1]
             found = [compute.scaled(t.data, g) for t in found]  # an in-place change of the result is not one of the saved gradient
         gradient = dict(zip(needed, found, strict=True))
@@ -416,10 +419,8 @@ def rows(head: Head, settings: Settings) -> Tensors:
     """Return the outputs of every row, by the function of autograd or, while a compiler or tracer looks on, by the operator."""
     if operators.eagerly(head.x) and (torch._C._are_functorch_transforms_active() or not compute.traced()):
         return by_chunks(HeadRows(head, settings), *head)
-    if settings.shards is not None:
-        beside: Any = torch.compiler.disable  # untyped
-        divided: Tensors = beside(by_chunks)(HeadRows(head, settings), *head)
-        return divided
+    if settings.shards is not None or (torch.compiler.is_compiling() and operators.transforms()):
+        return tuple(operators.beside_the_graph(by_chunks)(HeadRows(head, settings), *head))
     return tuple(linear_rows(*head, settings.temperature, settings.cap, settings.outputs, settings.budget))
 
 
@@ -453,7 +454,7 @@ def _(*arguments: Any) -> list[Tensor]:
 
 
 def _backward(ctx: Any, upstream: list[Tensor | None]) -> Any:
-    head, settings = Head(*ctx.saved_tensors), ctx.settings
+    head, settings = Head(*compute.saved(ctx)), ctx.settings
     needed = [k for k, need in enumerate(ctx.needs_input_grad[:FIELDS]) if need]
     zero = head.x.new_zeros(head.x.shape[0], dtype=torch.float64)
     given = [zero if g is None else g for g, name in zip(upstream, settings[2].split(), strict=True) if name != "correct"]

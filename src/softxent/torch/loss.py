@@ -250,12 +250,12 @@ def _quickly(
     input: Tensor, target: Tensor, weight: Tensor | None, sample: Tensor | None, options: tuple[Any, ...], wanted: tuple[bool, ...]
 ) -> Given | None:
     """Return the arguments of the most frequent calls, for `_quick`; None for others."""
-    if not (input.is_cpu and target.is_cpu and input.dim() == 2 and input.shape[1]) or compute.forced() is not None:
+    if not (input.is_cpu and target.is_cpu and input.ndim) or compute.forced() is not None:
         return None
     if wanted[1] and target.is_floating_point():
         return None
     quick = arguments.quick_numbers(input, target, weight, sample, options)
-    return None if quick is None else Given(target, weight, sample, 1, options, wanted, quick)
+    return None if quick is None else Given(target, weight, sample, cpu.class_axis(input), options, wanted, quick)
 
 
 def _quick(input: Tensor, given: Given, parts: Tensor | None = None, upstream: Sequence[Tensor | None] | None = None) -> Found | None:
@@ -329,6 +329,7 @@ class CrossEntropy(Function):
     def forward(ctx: Any, input: Tensor, found: Found, given: Given) -> Any:
         ctx.save_for_backward(input, given[0], given[1], given[2], found[2], found[3])
         ctx.given, ctx.unused = given[3:], [True]
+        ctx.of_weights = None if given[1] is given[2] is None else [t if t is None else t.shape for t in given[1:3]]
         ctx.set_materialize_grads(False)
         return found[0][0] if given.wanted is ONLY_LOSS else tuple(found[0])
 
@@ -338,14 +339,18 @@ class CrossEntropy(Function):
         g, batched, once = grads[0], operators.batched_by_autograd(*grads), not torch.is_grad_enabled()
         known, given = None, Given(target, weight, sample, *ctx.given)
         if dz is not None and g is not None and not batched:
+            first = operators.first_backward(ctx)
+            if not (first and once):
+                _unchanged(ctx.of_weights, input, target, weight, sample)
             # an in-place change of the result is not one of the saved dz
-            known = compute.scaled(dz.data if operators.first_backward(ctx) else _again(input, given), g.detach())
+            known = compute.scaled(dz.data if first else _again(input, given), g.detach())
             if once:
                 return known, None, None
         if once and not batched:
             found = _quick(input, given, parts, grads)
             if found is not None:
                 return found[2], None, None
+        _unchanged(ctx.of_weights, input, target, weight, sample)
         options = arguments.Options(*given.options)
         truth, total = _truth_of(input, given._replace(options=options))
         up = [None if t is None else t.double() for t in grads] + [None] * (4 - len(grads))
@@ -357,10 +362,18 @@ class CrossEntropy(Function):
         return (operators.multiplied_gradient if batched else operators.gradient)(*of_gradient), None, None
 
 
+def _unchanged(of_weights: list[torch.Size | None] | None, input: Tensor, target: Tensor, *weights: Tensor | None) -> None:
+    """Raise an error if a tensor that was saved has lost its memory since then, or its shape, where broadcasting would hide it."""
+    compute.need_memory(input, target, *weights)
+    for name, t, shape in zip(("weight", "sample_weight"), weights, of_weights or (None, None), strict=True):
+        if t is not None and t.shape != shape:
+            fail(FN, name, f"keep its shape {tuple(shape or ())} until the backward pass", tuple(t.shape), RuntimeError)
+
+
 def _again(input: Tensor, given: Given) -> Tensor:
     """Compute the gradient of the forward pass again."""
     with torch.enable_grad():
-        dz = _computed(input, given)[2]
+        dz = _computed(input, given._replace(options=arguments.Options(*given.options)))[2]
     assert dz is not None
     return dz
 
@@ -441,6 +454,6 @@ def _on_axis(fn: str, input: Tensor, dim: int) -> bool:
         fail(fn, "input", "be float32, float64, bfloat16 or float16", input.dtype, TypeError)
     if not input.ndim:
         fail(fn, "input", "have a class axis", "shape ()")
-    if not isinstance(dim, int) or not -input.ndim <= dim < input.ndim:
+    if not isinstance(dim, int) or isinstance(dim, bool) or not -input.ndim <= dim < input.ndim:
         fail(fn, "dim", f"be an int between {-input.ndim} and {input.ndim - 1} for input of shape {tuple(input.shape)}", shown(dim))
     return not input.shape[dim]

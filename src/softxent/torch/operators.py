@@ -104,15 +104,29 @@ def eagerly(t: Tensor) -> bool:
     """Whether the function of autograd is used for this tensor, and not the operator of torch.library."""
     if torch.compiler.is_compiling():
         return False
-    return torch._C._are_functorch_transforms_active() or (type(t) in PLAIN and not t.is_meta and not torch.jit.is_tracing())
+    return torch._C._are_functorch_transforms_active() or (type(t) in PLAIN and not t.is_meta and not torch._C._is_tracing())
+
+
+def _transforms() -> bool:
+    """Whether forward mode or a transform of torch.func is active. The operators of torch.library know neither, and drop a tangent."""
+    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+
+
+_constant: Any = torch.compiler.assume_constant_result  # untyped
+transforms: Callable[[], bool] = _constant(_transforms)  # a compiler guards the transforms that were active when it traced
+
+
+def beside_the_graph(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function that a compiler does not trace: the graph ends before the call."""
+    disable: Any = torch.compiler.disable  # untyped
+    found: Callable[..., Any] = disable(function)
+    return found
 
 
 def _called(function: Any, operator: Any, z: Tensor, *others: Any) -> Any:
     """Call the function of autograd or the operator of torch.library."""
-    if torch.compiler.is_compiling() and forward_ad._current_level >= 0:
-        # operators of torch.library have no forward mode, and drop a tangent without an error
-        beside: Any = torch.compiler.disable  # untyped
-        return beside(function.apply)(z, *others)
+    if torch.compiler.is_compiling() and transforms():
+        return beside_the_graph(function.apply)(z, *others)
     if not eagerly(z):
         return operator(z, *others)
     if torch._C._are_functorch_transforms_active():
@@ -202,7 +216,7 @@ class Rows(Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Optional) -> Any:
-        z, label, _, r, _, off = given = ctx.saved_tensors
+        z, label, _, r, _, off = given = compute.saved(ctx)
         *options, more = ctx.options
         up: Any = grads[:4] if more else (*grads[:2], None, None)
         needs, g = ctx.needs_input_grad, up[0]
@@ -218,7 +232,7 @@ class Rows(Function):
 
     @staticmethod
     def jvp(ctx: Any, dz: Optional, _: None, dy: Optional, dr: Optional, dq: Optional, doff: Optional, *__: Any) -> Any:
-        z, label, y, r, q, off = given = ctx.saved_tensors
+        z, label, y, r, q, off = given = compute.saved(ctx)
         axis, *transform, more = ctx.options
         dloss: Any = z.new_zeros(label.shape, dtype=torch.float64)
         dlse = dlogprob = dentropy = dloss
@@ -256,7 +270,7 @@ class Gradient(Function):
         (v,), none = grads, (None,) * 13
         if v is None:
             return none
-        z, label, *_ = given = ctx.saved_tensors
+        z, label, *_ = given = compute.saved(ctx)
         zero, options = z.new_zeros((), dtype=torch.float64), ctx.options
         lse = lambda: rows(z, label, zero, zero, zero, None, *options)[1]  # noqa: E731
         along = curvature(z, v, *given[1:], *options)
@@ -264,20 +278,20 @@ class Gradient(Function):
 
     @staticmethod
     def jvp(ctx: Any, dz: Optional, _: None, dy: Optional, dr: Optional, dq: Optional, doff: Optional, *others: Any) -> Any:
-        given = ctx.saved_tensors
+        given = compute.saved(ctx)
         z, label, r, off, g = (given[i] for i in (0, 1, 3, 5, 6))
         up, options = others[:4], ctx.options
         total, zero = torch.zeros_like(z), z.new_zeros((), dtype=torch.float64)
         if dz is not None:
             total = total + curvature(z, dz, *given[1:], *options)[0]
         if any(d is not None for d in up):
-            total = total + gradient(*given[:6], *up, *options)
+            total = total + of_batches(gradient, *given[:6], *up, *options)
         of_loss: Any = (g, None, None, None)
         if g is not None and not (dy is None and dr is None and dq is None):
             changed: Any = (*(zero if d is None else d for d in (dy, dr, dq)), off)
-            total = total + gradient(z, label, *changed, *of_loss, *options)
+            total = total + of_batches(gradient, z, label, *changed, *of_loss, *options)
         if g is not None and doff is not None:
-            total = total + gradient(z, label, zero, r, zero, doff, *of_loss, *options)
+            total = total + of_batches(gradient, z, label, zero, r, zero, doff, *of_loss, *options)
         return total
 
     @staticmethod
@@ -313,7 +327,7 @@ class LogSoftmax(Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Optional) -> Any:
-        (v,), (z, scale) = grads, ctx.saved_tensors
+        (v,), (z, scale) = grads, compute.saved(ctx)
         axis, *transform = ctx.options
         if v is None:
             return (None,) * 5
@@ -327,7 +341,7 @@ class LogSoftmax(Function):
 
     @staticmethod
     def jvp(ctx: Any, dz: Optional, dscale: Optional, *_: Any) -> Tensor:
-        z, scale = ctx.saved_tensors
+        z, scale = compute.saved(ctx)
         axis, *transform = ctx.options
         total = torch.zeros_like(z)
         if dz is not None:
@@ -336,7 +350,7 @@ class LogSoftmax(Function):
             slope = transformed(z, *transform)[1]
             total = total + times(_columns(scale, label, axis), slope * dz - mean.unsqueeze(axis))
         if dscale is not None:
-            total = total + log_softmax(z, dscale, axis, *transform)
+            total = total + of_batches(log_softmax, z, dscale, axis, *transform)
         return total.to(z.dtype)
 
     @staticmethod
@@ -377,6 +391,18 @@ def loss_along(y: Tensor, r: Tensor, q: Tensor, lse: Tensor, mean: Tensor, at_la
     return times(q, lse) * mean - times(y, at_label) - times(r, by_off)
 
 
+def of_batches(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    """Call the function. Some arguments may be batches of torch.autograd.functional, for which torch.func.vmap is used."""
+    dims = tuple(0 if isinstance(t, Tensor) and batched_by_autograd(t) else None for t in arguments)
+    if not any(dim == 0 for dim in dims):
+        return function(*arguments)
+    level = torch._C._vmapmode_increment_nesting() - 1
+    torch._C._vmapmode_decrement_nesting()
+    plain = [t if dim is None else torch._remove_batch_dim(t, level, 1, 0) for t, dim in zip(arguments, dims, strict=True)]
+    found: Tensor = torch._add_batch_dim(torch.func.vmap(function, dims)(*plain), 0, level)
+    return found
+
+
 def multiplied_gradient(*arguments: Any) -> Tensor:
     """Compute `gradient` for upstream gradients of 1 and multiply it by the given ones, in which it is linear.
 
@@ -415,7 +441,8 @@ def _loss_by_off(z: Tensor, label: Tensor, r: Tensor, off: Tensor, axis: int, *t
 def _log_softmax_vjp(z: Tensor, v: Tensor, scale: Tensor, axis: int, *transform: Any) -> Tensor:
     """Return scale v - yhat sum_k scale v_k, times the slope of the transform: less the gradient of the truth scale v.
 
-    The most probable class is the label, of weight 0, so that its entry keeps its digits. Rows of scale 0 without finite logits are ignored.
+    The most probable class is the label, of weight 0, so that its entry keeps its digits. Rows of scale 0 whose logits are not finite are
+    ignored.
     """
     zero, one = z.new_zeros((), dtype=torch.float64), z.new_ones((), dtype=torch.float64)
     peak, top = z.detach().max(axis)

@@ -239,7 +239,7 @@ class ShardedRows(Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Optional) -> Any:
-        *of, parts = ctx.saved_tensors
+        *of, parts = compute.saved(ctx)
         axis = ctx.options[1]
         label = of[1]
         up = list(one_at_a_time(*grads[:4])) if ctx.more else [*one_at_a_time(*grads[:2]), None, None]
@@ -260,7 +260,7 @@ class ShardedRows(Function):
 
     @staticmethod
     def jvp(ctx: Any, dz: Optional, _: None, dy: Optional, dr: Optional, dq: Optional, doff: Optional, *__: Any) -> Any:
-        *of, parts = ctx.saved_tensors
+        *of, parts = compute.saved(ctx)
         shards, axis = ctx.options[:2]
         z, label, y, r, q, _ = of
         zero: Any = z.new_zeros(label.shape, dtype=torch.float64)
@@ -339,7 +339,7 @@ class ShardedGradient(Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Optional) -> Any:
-        (v,), saved = grads, ctx.saved_tensors
+        (v,), saved = grads, compute.saved(ctx)
         if v is None:
             return (None,) * 15
         if torch.is_grad_enabled():
@@ -354,7 +354,7 @@ class ShardedGradient(Function):
 
     @staticmethod
     def jvp(ctx: Any, dz: Optional, _: None, dy: Optional, dr: Optional, dq: Optional, doff: Optional, *others: Any) -> Tensor:
-        saved, dup = ctx.saved_tensors, others[:4]
+        saved, dup = compute.saved(ctx), others[:4]
         of, up, parts, (shards, axis, *transform) = _Rows(*saved[:6]), saved[6:10], saved[10], ctx.options
         zero, of_loss, terms = of.y.new_zeros(()), (up[0], None, None, None), []
         if dz is not None and any(t is not None for t in up):
@@ -391,7 +391,7 @@ class ShardedLogSoftmax(Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Optional) -> Any:
-        (v,), (z, parts), (shards, axis, *transform) = grads, ctx.saved_tensors, ctx.options
+        (v,), (z, parts), (shards, axis, *transform) = grads, compute.saved(ctx), ctx.options
         if v is None:
             return (None,) * 6
         total, zero = total_over_processes(v.double().sum(axis), shards.group), z.new_zeros((), dtype=torch.float64)
@@ -401,7 +401,7 @@ class ShardedLogSoftmax(Function):
 
     @staticmethod
     def jvp(ctx: Any, dz: Tensor, *_: Any) -> Tensor:
-        (z, parts), (_, axis, *transform) = ctx.saved_tensors, ctx.options
+        (z, parts), (_, axis, *transform) = compute.saved(ctx), ctx.options
         zero = z.new_zeros((), dtype=torch.float64)
         of = _Rows(z, no_labels(z, axis), zero, zero, zero, None)
         if _recorded(z, dz):
