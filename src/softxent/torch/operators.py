@@ -433,7 +433,7 @@ def _composed_curvature(z: Tensor, v: Tensor, *others: Any) -> Five:
     """
     label, y, r, q, off, *upstream, axis, temperature, cap = others
     zero, one = z.new_zeros((), dtype=torch.float64), z.new_ones((), dtype=torch.float64)
-    wide = compute.compute_dtype(z) if cap == math.inf else torch.float64
+    wide = compute.compute_dtype(z) if cap == math.inf and temperature == 1 else torch.float64
     x, slope, bend = transformed(z.to(wide), temperature, cap)
     v = v.to(x.dtype)
     along = v * slope
