@@ -66,16 +66,20 @@ const Isa& isa() {
 }
 
 void set_transform(Job& j, Type type, double temperature, double cap) {
-  const bool capped = cap < (type == F64 ? 0x1p1000 : 0x1p200);
-  j.inverse_temperature = 1 / temperature;
-  j.lift = 1;
-  j.scale = 1 / temperature;
-  if (capped) {
-    if (type != F64 && cap > 0x1p60) j.lift = ldexp(1, std::min(120, ilogb(cap)));
-    j.inverse_cap = j.lift / cap;
-    j.scale = cap / temperature / j.lift;
+  const bool single = type != F64, plain_tanh = cap <= 0x1p60 && cap / temperature <= 0x1p60;
+  j.temperature = temperature;
+  j.cap = cap;
+  j.capped = cap < INFINITY || (single && temperature > 0x1p100);
+  j.unit = j.steep = j.amplitude = 1;
+  if (plain_tanh) j.unit = 1 / cap;
+  if (j.capped && !plain_tanh) {
+    if (single && temperature > 0x1p-30 && std::max(temperature, cap) > 0x1p100) j.unit = 0x1p-64;
+    j.amplitude = cap * j.unit;
+    j.steep = std::max(1 / j.amplitude, single ? 0x1p-149 : 0);
   }
-  if (type != F64) j.scale = (float)j.scale;
+  j.scale = plain_tanh ? cap / temperature : 1 / temperature / j.unit;
+  j.scale = std::max(j.scale, single ? 0x1p-126 : 0x1p-1074);
+  if (single) j.scale = (float)j.scale;
 }
 
 int64_t size_of(Type type) { return type == F64 ? 8 : type == F32 ? 4 : 2; }
@@ -204,7 +208,7 @@ static bool by_rows(const Job& j, Kernel run, int threads, Interrupted interrupt
   const int64_t tile = j.cols <= SHORT_ROW ? TILE : tile_of(j.cols), fair = j.rows / threads / tile,
                 much = (1 << 16) / whole(j.cols) / tile;
   const int64_t grain = (fair < much ? fair : much) * tile + (fair && much ? 0 : tile);
-  return divided(j.rows, grain, scratch_bytes(j.cols, j.inverse_cap != 0), threads, interrupted,
+  return divided(j.rows, grain, scratch_bytes(j.cols, j.capped), threads, interrupted,
                  [&](int64_t first, int64_t rows, void* scratch) { run(j, first, first + rows, scratch, ALL, 0); });
 }
 
@@ -218,7 +222,7 @@ static bool by_blocks(Job j, Kernel run, int threads, bool gradient, Interrupted
   const int64_t blocks = blocks_of(j.cols), fair = blocks / (3 * threads) + 1, step = fair < 256 ? fair : 256,
                 runs = (blocks + step - 1) / step;
   std::unique_ptr<Counts[]> counts(new Counts[j.rows]);
-  const Memory shared(scratch_bytes(j.cols, j.inverse_cap != 0), Memory::SCRATCH);
+  const Memory shared(scratch_bytes(j.cols, j.capped), Memory::SCRATCH);
   if (!shared.data()) throw std::bad_alloc();
   std::vector<int64_t> labels(j.rows), before(j.rows * runs);  // before: the run that the thread had before this one
   j.found = labels.data();
@@ -343,7 +347,7 @@ static bool by_tiles(Kernel run, const Job& j, const Layout& l, Type type, Off k
   auto in_lines = [](int64_t rows) { return std::max<int64_t>(16, rows / 16 * 16); };
   auto in_vectors = [](int64_t bytes) { return (bytes + 63) / 64 * 64; };
   const int64_t tile = std::min(in_lines((j.rows + threads - 1) / threads), in_lines((128 << 10) / (j.cols * size)));
-  const int64_t elements = std::min(tile, j.rows) * j.cols, off_at = in_vectors(scratch_bytes(j.cols, j.inverse_cap != 0)),
+  const int64_t elements = std::min(tile, j.rows) * j.cols, off_at = in_vectors(scratch_bytes(j.cols, j.capped)),
                 v_at = off_at + (j.off_by_row ? in_vectors(elements * off_size) : 0), z_at = v_at + (j.v ? in_vectors(elements * wide) : 0);
   const Operand z{j.z, &l.z, size}, off{j.off, &l.off, off_size}, v{j.v, &l.v, wide}, dz{j.dz, &l.dz, size};
   return divided(j.rows, tile, z_at + elements * size, threads, interrupted, [&](int64_t first, int64_t rows, void* memory) {
