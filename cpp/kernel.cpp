@@ -10,8 +10,10 @@
 //   dz_k = a yhat_k + e yhat_k (lse - z_k) - c off_k, and h + e yhat_t nll at the label t
 //
 // The label's column is kept apart from the others, in whose sums it counts as -inf, so that nothing cancels where yhat is near 1. Softmax
-// is applied to scale x, where x is the logit in memory, or, with a softcap, to scale y, where y = lift tanh(inverse_cap x / lift). y and
-// its slope are then computed once, into the scratch memory. With scale = 1 nothing is rounded that would not be without it.
+// is applied to scale x, where x is the logit in memory, or, with a softcap, to scale y, where y = amplitude tanh(steep unit x). y and its
+// slope are then computed once, into the scratch memory. The scale multiplies differences of x or y, never a large x alone, so that no
+// difference is lost in a rounding, and none is infinite, however large x and scale are. With scale = 1 nothing is rounded that would not be
+// without it.
 #include "kernel.h"
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -30,24 +32,24 @@ namespace {
 constexpr double INF = __builtin_inf();
 
 struct Tile {                    // up to TILE rows, between the pass that sums and the pass that writes dz; one double for each row
-  double part[PARTS][TILE];      // the sums of the row (partials.py)
+  double part[PARTS][TILE];      // the sums of the row (partials.py), but m and zt as they are before the scale
   double scale[TILE];            // a e^(m - lse): the factor of e^(z - m) in dz, if the entropy has no gradient
   double unit[TILE];             // e^(m - lse)
   double a[TILE], e[TILE];       // the coefficients of dz, and
-  double over[TILE];             // lse - m
+  double over[TILE];             // lse - m, with m = scale top
   double drop[TILE], hot[TILE];  // c, and dz at the label
   double live[TILE];             // whether a coefficient is not 0
   int64_t label[TILE];
 };
 struct Blocks {  // the blocks of a long row, or the only block of each row of the tile; one double for each block
-  // the row's m; the block's m, shift (sub + n ln 2) and sums; the m of the sums, while they are merged; e^(shift - top)
+  // the row's largest x; the block's, its shift (scale sub + n ln 2) and sums; the largest x while sums are merged; e^(shift - scale top)
   double *top, *m, *sub, *n, *s, *o, *d, *u, *merged_m, *down;
 };
 template <class A> struct Scratch {
   Tile& x;
   Blocks b;
   A* e;          // the exponentials; if lanes are rows, a panel of them
-  A *y, *slope;  // with a softcap: lift tanh(inverse_cap z / lift) and its slope
+  A *y, *slope;  // with a softcap: amplitude tanh(steep unit z), and its slope divided by the unit
   Scratch(void* p, const Job& j) : x(*(Tile*)p) {
     const int64_t some = (TILE + blocks_of(j.cols) + 7) / 8 * 8;
     double* q = (double*)((char*)p + 4096);
@@ -58,8 +60,8 @@ template <class A> struct Scratch {
     }
     const int64_t size = tile_of(j.cols) * whole(j.cols);
     e = (A*)q;
-    y = j.inverse_cap ? e + size : nullptr;
-    slope = j.inverse_cap ? y + size : nullptr;
+    y = j.capped ? e + size : nullptr;
+    slope = j.capped ? y + size : nullptr;
   }
 };
 
@@ -81,9 +83,9 @@ template <class T> ALWAYS void put(typename T::S* p, typename T::A v) { *p = T::
 template <class T> ALWAYS typename T::A softcapped(const Job& j, const typename T::S* p, typename T::A& slope) {
   typedef typename T::A A;
   slope = 1;
-  if (!j.inverse_cap) return get<T>(p);
-  V<A> y = splat(get<T>(p)) * (A)j.inverse_cap, s;
-  tanh_and_slope<A, 1>(&y, (A)j.lift, &s);
+  if (!j.capped) return get<T>(p);
+  V<A> y = splat(get<T>(p)) * (A)j.unit, s;
+  tanh_and_slope<A, 1>(&y, j.steep, j.amplitude, &s);
   slope = s[0];
   return y[0];
 }
@@ -128,8 +130,8 @@ template <class T> ALONE void softcap(const Job& j, const typename T::S* z, int6
     EACH(u) {
       V<A> v[4], s[4];
       load<T>(q, u, v);
-      FOUR(c) v[c] = v[c] * (A)j.inverse_cap;
-      tanh_and_slope<A, 4>(v, (A)j.lift, s);
+      FOUR(c) v[c] = v[c] * (A)j.unit;
+      tanh_and_slope<A, 4>(v, j.steep, j.amplitude, s);
       FOUR(c) {
         store(y + k + c * L + u * W, v[c]);
         store(slope + k + c * L + u * W, s[c]);
@@ -198,19 +200,19 @@ template <class T> ALONE int64_t largest(const typename T::S* z, int64_t n, doub
 // sums of four, times 2 MODEST, are finite.
 constexpr double MODEST = 40;
 constexpr int LIFT = 58;
-ALWAYS bool one_pass(const Job& j) { return j.inverse_cap && j.lift == 1 && j.scale <= MODEST && !j.off; }
+ALWAYS bool one_pass(const Job& j) { return j.capped && j.steep == 1 && j.amplitude == 1 && j.scale <= MODEST && !j.off; }
 enum Keep { NOTHING, PRODUCT, EACH_OF_THEM };  // what is stored: nothing; the exponential times the slope; both, and y
 
 template <class T, Keep keep, bool hide>
-ALWAYS void softcapped_group(const typename T::S* q, typename T::A inverse_cap, typename T::A scale, const typename T::S* hidden,
+ALWAYS void softcapped_group(const typename T::S* q, typename T::A unit, typename T::A scale, const typename T::S* hidden,
                              V<typename T::A>* most, Sum<typename T::A>& s, typename T::A* y, typename T::A* slope, typename T::A* e) {
   SHAPE
   const V<A> magic = splat<A>(Exp<A>::bias + LIFT);
   EACH(u) {
     V<A> v[4], by[4];
     load<T>(q, u, v);
-    FOUR(c) v[c] = v[c] * inverse_cap;
-    tanh_and_slope<A, 4>(v, 1, by);
+    FOUR(c) v[c] = v[c] * unit;
+    tanh_and_slope<A, 4>(v, 1, 1, by);
     if (hide) {
       V<A> none[4];
       load<T>(hidden, u, none);
@@ -237,7 +239,7 @@ template <class T, Keep keep>
 ALONE double softcapped_exponentials(const Job& j, const typename T::S* z, int64_t n, int64_t t, typename T::A* y, typename T::A* slope,
                                      typename T::A* e, typename T::A& top, const char* out) {
   SHAPE
-  const A inverse_cap = j.inverse_cap, scale = j.scale;
+  const A unit = j.unit, scale = j.scale;
   Sum<A> s;
   V<A> m[4];
   FOUR(c) m[c] = splat<A>(-INF);
@@ -246,13 +248,13 @@ ALONE double softcapped_exponentials(const Job& j, const typename T::S* z, int64
     if (out)
       for (int i = 0; i < G * (int)sizeof(S); i += 64) __builtin_prefetch(out + k * sizeof(S) + i, 1, 2);
     if (__builtin_expect(k + G <= n && !within(from(t, k), G), 1)) {
-      softcapped_group<T, keep, false>(z + k, inverse_cap, scale, nullptr, m, s, y + k, slope + k, e + k);
+      softcapped_group<T, keep, false>(z + k, unit, scale, nullptr, m, s, y + k, slope + k, e + k);
       continue;
     }
     S copy[G], hidden[G];  // 0, or -inf at the label and after the end of the row
     const S* q = columns_without_label<S>(z, k, n, -1, G, 0, copy);
     for (int64_t i = 0; i < G; i++) hidden[i] = k + i < n && k + i != t ? (S)0 : T::low;
-    softcapped_group<T, keep, true>(q, inverse_cap, scale, hidden, m, s, y + k, slope + k, e + k);
+    softcapped_group<T, keep, true>(q, unit, scale, hidden, m, s, y + k, slope + k, e + k);
   }
   top = largest_of<A>(m);
   return s.total();
@@ -261,12 +263,12 @@ ALONE double softcapped_exponentials(const Job& j, const typename T::S* z, int64
 template <class A> ALWAYS V<A> times(V<A> w, V<A> v) { return w == 0 ? V<A>{} : w * v; }  // 0 where w is 0, even if v is not finite
 ALWAYS double times(double w, double v) { return w == 0 ? 0 : w * v; }
 
-// Computes e := lift e^(scale z - shift) and returns the sum of e^(scale z - shift); with_u also the sum of e^(scale z - shift) (m - scale
-// z). Prefetches `next`, which is read next, and unless it is null `out`, which is written later (without that, [8192, 1000] took 30 % more
+// Computes e := lift e^(scale z - shift) and returns the sum of e^(scale z - shift); with_u also the sum of e^(scale z - shift) (rest - scale
+// (z - sub)), see Shift. Prefetches `next`, which is read next, and unless it is null `out`, which is written later (without that, [8192, 1000] took 30 % more
 // time); both have elements of SIZE bytes.
 template <class T, Op op, int SIZE, bool scaled, bool with_u>
 ALWAYS double exponentials(const typename T::S* z, int64_t n, int64_t t, const Shift<typename T::A>& shift, typename T::A scale,
-                           typename T::A m, typename T::A* e, double& sum_u, const char* next, const char* out) {
+                           typename T::A* e, double& sum_u, const char* next, const char* out) {
   SHAPE
   Sum<A> s, su;
   for (int64_t k = 0; k < n; k += G) {
@@ -279,9 +281,11 @@ ALWAYS double exponentials(const typename T::S* z, int64_t n, int64_t t, const S
     EACH(u) {
       V<A> v[4], below[4];
       load<T>(q, u, v);
+      FOUR(c) v[c] = v[c] - shift.sub;
       if (with_u)
-        FOUR(c) below[c] = fma<A>(splat(-scale), v[c], splat(m));
-      FOUR(c) v[c] = scaled ? fma<A>(v[c], splat(scale), -shift.sub) : v[c] - shift.sub;
+        FOUR(c) below[c] = fma<A>(splat(-scale), v[c], shift.rest);
+      if (scaled)
+        FOUR(c) v[c] = v[c] * scale;
       if (with_u)
         FOUR(c) below[c] = v[c] < shift.low ? V<A>{} : below[c];  // because 0 times infinity is not 0
       exps<A, 4>(v, shift.magic, shift.low);
@@ -296,17 +300,17 @@ ALWAYS double exponentials(const typename T::S* z, int64_t n, int64_t t, const S
 }
 
 template <class T, Op op, int SIZE>
-ALWAYS double sums(const typename T::S* z, int64_t n, int64_t t, const Shift<typename T::A> shift, typename T::A scale, typename T::A m,
-                   typename T::A* e, double& sum_u, bool with_u, const char* next, const char* out) {
-  if (with_u) return exponentials<T, op, SIZE, true, true>(z, n, t, shift, scale, m, e, sum_u, next, out);
-  if (scale != 1) return exponentials<T, op, SIZE, true, false>(z, n, t, shift, scale, m, e, sum_u, next, out);
-  return exponentials<T, op, SIZE, false, false>(z, n, t, shift, scale, m, e, sum_u, next, out);
+ALWAYS double sums(const typename T::S* z, int64_t n, int64_t t, const Shift<typename T::A> shift, typename T::A scale, typename T::A* e,
+                   double& sum_u, bool with_u, const char* next, const char* out) {
+  if (with_u) return exponentials<T, op, SIZE, true, true>(z, n, t, shift, scale, e, sum_u, next, out);
+  if (scale != 1) return exponentials<T, op, SIZE, true, false>(z, n, t, shift, scale, e, sum_u, next, out);
+  return exponentials<T, op, SIZE, false, false>(z, n, t, shift, scale, e, sum_u, next, out);
 }
 
-// Computes o := sum off and d := sum off (m - scale z), over the columns except the label's; z may be given as y.
+// Computes o := sum off and d := sum off (top - z) / 2, over the columns except the label's; z may be given as y.
 template <class T, class O>
-ALWAYS void dot(const typename T::S* z, const typename T::A* y, const typename O::S* w, int64_t n, int64_t t, typename T::A scale,
-                typename T::A m, double& o, double& d) {
+ALWAYS void dot(const typename T::S* z, const typename T::A* y, const typename O::S* w, int64_t n, int64_t t, typename T::A top, double& o,
+                double& d) {
   SHAPE
   Sum<A> so, sd;
   for (int64_t k = 0; k < n; k += G) {
@@ -321,37 +325,48 @@ ALWAYS void dot(const typename T::S* z, const typename T::A* y, const typename O
         FOUR(c) b[c] = read(y + k + c * L + u * W);
       else
         load<T>(q, u, b);
-      FOUR(c) b[c] = times<A>(a[c], fma<A>(splat((A)-0.5 * scale), b[c], splat(m * (A)0.5)));  // halves, because m - z may overflow
+      FOUR(c) b[c] = times<A>(a[c], fma<A>(splat((A)-0.5), b[c], splat(top * (A)0.5)));  // halves, because top - z may overflow
       so.add(u, a);
       sd.add(u, b);
     }
   }
   o = so.total();
-  d = 2 * sd.total();
+  d = sd.total();
 }
 
 // The factors of dz = scale e - drop off, of a row in each lane. The scale is divided by the lift of e and multiplied by `power`, a power of
 // two, as two factors, so that no intermediate result overflows or is subnormal unless the result is. If drop is subnormal in float, it is
 // 2^126 times as large and off 2^-126 times, because off may be large (Rounding.v, other_entry).
+// If a factor is near the largest number of the type, both are divided by `size`, a power of two, and their difference is multiplied by it.
 template <class A, class X> struct Scales {  // X: V<double>, or double for one row
-  X first, last, minus, off_factor;
+  X first, last, minus, off_factor, size;
   ALWAYS explicit Scales(X scale, X drop, double power = 1) {
-    const X zero = {}, one = zero + 1, size = scale < 0 ? -scale : scale, other = drop < 0 ? -drop : drop;
-    const double by = power * (1 / (double)Exp<A>::lift), smallest = sizeof(A) == 4 ? 0x1p-126 : 0;
-    first = size < 1 ? scale : scale * by;
-    last = size < 1 ? zero + by : one;
-    minus = -(other < smallest ? drop * 0x1p126 : drop);
-    off_factor = other < smallest ? zero + 0x1p-126 : one;
+    constexpr bool single = sizeof(A) == 4;
+    constexpr double by = 1 / (double)Exp<A>::lift, smallest = single ? 0x1p-126 : 0, large = single ? 0x1p120 : 0x1p1000,
+                     many = single ? 0x1p64 : 0x1p200, most = single ? 0x1p127 : 0x1p1023;
+    const X zero = {}, one = zero + 1, amount = magnitude(scale), other = magnitude(drop);
+    size = amount < large ? (other < large ? one : zero + many) : zero + many;
+    const X part = scale / size, rest = drop / size;
+    first = limited(magnitude(part) < 1 ? part : part * (power * by), most);
+    last = magnitude(part) < 1 ? zero + power * by : one;
+    minus = -limited(magnitude(rest) < smallest ? rest * 0x1p126 : rest, most);
+    off_factor = magnitude(rest) < smallest ? zero + 0x1p-126 : one;
+  }
+  static ALWAYS X magnitude(X x) { return x < 0 ? -x : x; }
+  static ALWAYS X limited(X x, double most) {  // infinity times 0 would be NaN
+    const X zero = {};
+    return x > most ? zero + most : x < -most ? zero - most : x;
   }
 };
 template <class A> struct Scale {  // of one row, in the type of the computation
-  A first, last, minus, off_factor;
+  A first, last, minus, off_factor, size;
   ALWAYS explicit Scale(double scale, double drop, double power = 1) {
     const Scales<A, double> of(scale, drop, power);
     first = of.first;
     last = of.last;
     minus = of.minus;
     off_factor = of.off_factor;
+    size = of.size;
   }
 };
 
@@ -363,19 +378,22 @@ ALWAYS void write(typename T::A* e, double scale, double power, double drop, con
   SHAPE
   constexpr int64_t per = T::PER * W, unit = T::PER * L;  // entries of dz: a vector, a unit
   const Scale<A> by(scale, drop, power);
+  const A last = with_off || with_slope ? by.last : by.last * by.size;
   const int64_t head = stream ? -((uintptr_t)dz / sizeof(S)) % per : 0;
   const bool detour = T::PER > 1 && head;  // two elements share a slot, so a unit cannot begin anywhere
   S* to = detour ? (S*)e : dz;
   int64_t k = 0;
   auto value = [&](const typename O::S* p, int u) {
     V<A> v[T::PER], away[T::PER];
-    for (int i = 0; i < T::PER; i++) v[i] = read(e + k + i * L + u * W) * by.first * by.last;
+    for (int i = 0; i < T::PER; i++) v[i] = read(e + k + i * L + u * W) * by.first * last;
     if (with_off) {
       load_off<T, O>(p, u, away);
       for (int i = 0; i < T::PER; i++) v[i] = fma<A>(splat(by.minus), away[i] * by.off_factor, v[i]);
     }
     if (with_slope)
       for (int i = 0; i < T::PER; i++) v[i] = v[i] * read(slope + k + i * L + u * W);
+    if (with_off || with_slope)
+      for (int i = 0; i < T::PER; i++) v[i] = v[i] * by.size;
     return T::pack(v);
   };
   auto part = [&](int64_t stop) {  // the columns up to `stop`, less than a unit
@@ -464,26 +482,27 @@ template <class T> ALWAYS void load_unit(const typename T::S* z, const typename 
     T::load(z + T::PER * u * W, v);
 }
 
-// As `write`, with a gradient of the entropy: dz := slope (unit e (a + entropy (m - scale z)) - drop off).
+// As `write`, with a gradient of the entropy: dz := slope (unit e (a + entropy (rest - scale (z - sub))) - drop off), see Shift.
 template <class T, class O>
 ALONE void write_general(const Job& j, const typename T::S* z, const typename T::A* y, const typename T::A* slope, const typename T::A* e,
-                         double unit, double power, double a, double entropy, double m, double drop, const typename O::S* w,
-                         typename T::S* dz, int64_t n) {
+                         double unit, double power, double a, double entropy, const Shift<typename T::A>& shift, double drop,
+                         const typename O::S* w, typename T::S* dz, int64_t n) {
   SHAPE
   const double size = a < 0 ? -a : a, other = entropy < 0 ? -entropy : entropy, amplitude = size > other ? size : other;
   const double by = amplitude > 0 ? amplitude : 1;  // the larger of the two, so that the scale of e has the size of the result
   const Scale<A> factor(unit * by, drop, power);
-  const A constant = a / by, linear = entropy / by, scale = j.scale, top = m;
+  const A constant = a / by, linear = entropy / by, scale = j.scale;
   each_unit<T, O>(z, w, nullptr, dz, n, j.stream, [&](int64_t k, int u, const auto& p) {
     V<A> v[T::PER], x[T::PER], away[T::PER];
     if (w) load_off<T, O>(p.off, u, away);
     load_unit<T>(p.z, y, k, u, x);
     for (int i = 0; i < T::PER; i++) {
       v[i] = read(e + k + i * L + u * W) * factor.first * factor.last;
-      const V<A> below = linear == 0 ? V<A>{} : linear * fma<A>(splat(-scale), x[i], splat(top));
+      const V<A> below = linear == 0 ? V<A>{} : linear * fma<A>(splat(-scale), x[i] - shift.sub, shift.rest);
       v[i] = times<A>(v[i], constant + below);
       if (w) v[i] = fma<A>(splat(factor.minus), away[i] * factor.off_factor, v[i]);
       if (slope) v[i] = v[i] * read(slope + k + i * L + u * W);
+      v[i] = v[i] * factor.size;
     }
     return T::pack(v);
   });
@@ -491,33 +510,42 @@ ALONE void write_general(const Job& j, const typename T::S* z, const typename T:
 
 // ---- from the sums of a row to its results ----
 
-// Computes down := e^(shift - top), and 0 for a block of -inf.
-ALWAYS void lower(const Blocks& b, int64_t n) {
+// Returns scale (a - b), also where a - b is beyond the range of the type, but the product is not.
+template <class A> ALWAYS V<A> scaled_difference(V<A> a, V<A> b, A scale) { return ((A)0.5 * a - (A)0.5 * b) * (2 * scale); }
+
+// Computes down := e^(shift - scale top), and 0 for a block of -inf.
+ALWAYS void lower(const Blocks& b, int64_t n, double scale) {
   typedef Exp<double> K;
   for (int64_t i = 0; i < n; i += Lanes<double>::W) {
-    V<double> m = read(b.m + i), k = read(b.n + i), x = fma<double>(k, splat(K::ln2_hi), read(b.sub + i) - read(b.top + i));
+    V<double> m = read(b.m + i), k = read(b.n + i);
+    V<double> x = fma<double>(k, splat(K::ln2_hi), scaled_difference(read(b.sub + i), read(b.top + i), scale));
     store(b.down + i, m == -INF ? V<double>{} : exp(fma<double>(k, splat(K::ln2_lo), x)));
   }
 }
 
-// What follows from the sums of rows alone, as in partials.finish. With the log-odds against the label, a = (m - zt) + log s, and w =
-// e^-|a|:
+// What follows from the sums of rows alone, as in partials.finish, with m = scale top. With the log-odds against the label, a = scale (top -
+// zt) + log s, and w = e^-|a|:
 //   nll = log(1 + e^a), miss = 1 - yhat_t = 1 / (1 + e^-a), over = lse - m = log s + log(1 + e^-a), unit = e^(m - lse)
+// Where a is beyond the range of the type and a / 2 is not, nll and over are divided by `factor` = 2.
 struct Finished {
-  V<double> nll, miss, hit, over, lse, unit;  // hit = yhat_t
+  V<double> nll, miss, hit, over, lse, unit, factor;  // hit = yhat_t
 };
-ALWAYS Finished finished(V<double> m, V<double> s, V<double> zt) {
-  const V<double> zero = {}, one = splat(1.0), log_s = log(s);
-  V<double> gap = zt == INF ? zt - zt : m - zt, back = gap - m, low = (m - (gap - back)) - (zt + back);  // m - zt = gap + low
-  V<double> a = gap + log_s, w = exp(a < 0 ? gap : -gap);
-  w += low == low ? (a < 0 ? w * low : -w * low) : zero;
-  const V<double> inverse_s = 1 / s, odds = a < 0 ? s * w : w * inverse_s, inverse = 1 / (1 + odds), soft = log1p(odds, inverse);
+ALWAYS Finished finished(V<double> top, V<double> s, V<double> zt, double scale) {
+  const V<double> zero = {}, one = splat(1.0), log_s = log(s), m = 0.5 * top, z = 0.5 * zt;
+  const V<double> half = zt == INF ? z - z : m - z, back = half - m, lost = (m - (half - back)) - (z + back);  // m - z = half + lost
+  V<double> gap = half * (2 * scale);
+  const V<double> low = fma<double>(half, splat(2 * scale), -gap) + lost * (2 * scale);
   Finished f;
+  f.factor = half - half == 0 ? (gap - gap == 0 ? one : splat(2.0)) : one;
+  gap = f.factor == 1 ? gap : half * scale;
+  V<double> a = gap + log_s, w = exp(a < 0 ? gap : -gap);
+  w += low - low == 0 ? (a < 0 ? w * low : -w * low) : zero;
+  const V<double> inverse_s = 1 / s, odds = a < 0 ? s * w : w * inverse_s, inverse = 1 / (1 + odds), soft = log1p(odds, inverse);
   f.nll = (a < 0 ? zero : a) + soft;
   f.miss = (a < 0 ? odds : one) * inverse;
   f.hit = (a < 0 ? one : odds) * inverse;
-  f.over = a < 0 ? soft - gap : log_s + soft;
-  f.lse = zt > m ? zt + f.nll : m + f.over;
+  f.over = a < 0 ? soft - gap : (log_s + soft) / f.factor;
+  f.lse = zt > top ? zt * scale + f.nll : top * scale + f.over * f.factor;
   f.unit = s == 0 ? f.miss : f.miss * inverse_s;
   return f;
 }
@@ -525,8 +553,12 @@ ALWAYS V<double> entropy_of(const Finished& f, V<double> s, V<double> u) {
   return times<double>(f.hit, f.nll) + times<double>(f.unit, u + times<double>(s, f.over));
 }
 
+// Returns a number of the parts, scale x, before the scale. Here it is `local`, unless the number is that of other columns.
+ALWAYS double unscaled(double part, double local, double scale) { return local * scale == part ? local : part / scale; }
+
 // Computes what the rows give and the coefficients of dz, for `some` rows from `first` on, as formula.outputs and formula.coefficients do.
-template <Op op> ALONE void finish(const Job& j, Tile& x, int64_t first, int some) {
+// If op is BACKWARD, m and zt are those of the given columns, and become those of the row.
+template <Op op> ALONE void finish(const Job& j, Tile& x, int64_t first, int some, double scale) {
   double number_of[NUMBERS][TILE], output[OUTPUTS][TILE];
   const V<double> zero = {}, one = splat(1.0);
   for (int k = 0; k < j.number_count; k++) {
@@ -543,14 +575,16 @@ template <Op op> ALONE void finish(const Job& j, Tile& x, int64_t first, int som
   }
   if (j.parts)
     for (int k = 0; k < PARTS; k++) {
-      double* p = j.parts + k * j.parts_step + first;
-      for (int g = 0; g < some; g++) op == BACKWARD ? (void)(x.part[k][g] = p[g]) : (void)(p[g] = x.part[k][g]);
+      double *p = j.parts + k * j.parts_step + first, *of = x.part[k];
+      const double by = k == M || k == ZT ? scale : 1;
+      for (int g = 0; g < some; g++)
+        op == BACKWARD ? (void)(of[g] = by == 1 ? p[g] : unscaled(p[g], of[g], by)) : (void)(p[g] = of[g] * by);
     }
   for (int g = 0; g < some; g += Lanes<double>::W) {
     const V<double> m = read(x.part[M] + g), s = read(x.part[S] + g), o = read(x.part[O] + g), d = read(x.part[D] + g),
                     zt = read(x.part[ZT] + g);
     const V<double> y = read(number_of[Y] + g), r = read(number_of[R] + g), q = read(number_of[Q] + g), up = read(number_of[G] + g);
-    const Finished f = finished(m, s, zt);
+    const Finished f = finished(m, s, zt, scale);
     const V<double> at = y + r * read(x.part[WT] + g), lift = q == 0 ? zero : q * f.lse, rest = r * o + lift, mass = at + rest,
                     drop = up * r;
     V<double> a = times<double>(up, mass), hot = times<double>(up, times<double>(rest, f.hit) - times<double>(at, f.miss)), e = zero,
@@ -564,24 +598,25 @@ template <Op op> ALONE void finish(const Job& j, Tile& x, int64_t first, int som
       hot = hot + times<double>(l, f.hit) + times<double>(b, f.miss) + (by_entropy == 0 ? zero : times<double>(f.hit, by_entropy));
     }
     if (op != BACKWARD) {
-      store(output[LOSS] + g, times<double>(at, f.nll) + times<double>(r, d + times<double>(o, f.over)) + 0.5 * times<double>(lift, f.lse));
+      const V<double> loss = times<double>(at, f.nll) + times<double>(r, d / f.factor + times<double>(o, f.over));
+      store(output[LOSS] + g, loss * f.factor + 0.5 * times<double>(lift, f.lse));
       store(output[LSE] + g, f.lse);
       if (j.result_count > 2) {
-        store(output[LOGPROB] + g, -f.nll);
+        store(output[LOGPROB] + g, -f.nll * f.factor);
         store(output[ENTROPY] + g, entropy);
         store(output[CORRECT] + g, zt >= m ? (zt > -INF ? one : zero) : zero);
       }
     }
     if (op == FORWARD) continue;
-    store(x.scale + g, a * f.unit * j.inverse_temperature);
+    store(x.scale + g, a * f.unit / j.temperature);
     store(x.e + g, e);
     if (j.number_count > 4) {
-      store(x.unit + g, f.unit * j.inverse_temperature);
+      store(x.unit + g, f.unit / j.temperature);
       store(x.a + g, a);
       store(x.over + g, f.over);
     }
-    store(x.drop + g, drop * j.inverse_temperature);
-    store(x.hot + g, hot * j.inverse_temperature);
+    store(x.drop + g, drop / j.temperature);
+    store(x.hot + g, hot / j.temperature);
     store(x.live + g, a == 0 ? (e == 0 ? (drop == 0 ? (hot == 0 ? zero : one) : one) : one) : one);
   }
   if (op == BACKWARD) return;
@@ -632,6 +667,9 @@ template <class A> ALONE double below_top(const A* y, const A* e, int64_t n, A s
   return su.total();
 }
 
+// What m loses where it is rounded to Shift.rest, which is 0 if nothing is.
+ALWAYS double lost(double m, double rest) { return rest == 0 ? 0 : m - rest; }
+
 // Computes the exponentials and the sums of block b of row i, whose label is t; with_off: also of off.
 template <class T, class O, Op op>
 ALONE void sum_block(const Job& j, Scratch<typename T::A>& f, int64_t i, int64_t t, int g, int64_t b, bool once, bool with_off,
@@ -657,28 +695,25 @@ ALONE void sum_block(const Job& j, Scratch<typename T::A>& f, int64_t i, int64_t
     most = top<T, true>(z, n, t, e);
   else
     most = top_is_known && !within(t, n) ? (A)f.b.top[at] : top<T>(z, n, t);
-  const double m = (double)most * (double)scale;
-  const A rounded = m;
-  const Shift<A> shift(splat(rounded));
-  f.b.m[at] = m;
+  const double m = (double)most * j.scale;
+  const Shift<A> shift(splat((A)m), splat(most));
+  f.b.m[at] = most;
   f.b.sub[at] = shift.sub[0];
   f.b.n[at] = shift.n[0];
   f.b.o[at] = f.b.d[at] = f.b.u[at] = 0;
-  const A finite = rounded == -(A)INF ? 0 : rounded;
   if (once) {
     const double power = power_of_two(-shift.n[0] - LIFT);
     s *= power;
-    if (with_u) u = below_top(y, e, padded, scale, finite) * power;
+    if (with_u) u = below_top(y, e, padded, scale, shift.rest[0]) * power;
   } else if (y || copied)
-    s = sums<plain<A>, op, sizeof(S)>(y ? y : e, padded, -1, shift, scale, finite, e, u, with_u, next, out);
+    s = sums<plain<A>, op, sizeof(S)>(y ? y : e, padded, -1, shift, scale, e, u, with_u, next, out);
   else
-    s = sums<T, op, sizeof(S)>(z, n, t, shift, scale, finite, e, u, with_u, next, out);
+    s = sums<T, op, sizeof(S)>(z, n, t, shift, scale, e, u, with_u, next, out);
   f.b.s[at] = s;
-  const bool inexact = rounded != -(A)INF && (double)rounded != m;  // m is a rounded product, if scale is not 1
-  f.b.u[at] = inexact ? u + s * (m - rounded) : u;
+  f.b.u[at] = u + times(lost(m, shift.rest[0]), s);
   if (op != BACKWARD && with_off) {
-    dot<T, O>(z, y, off<O>(j, i) + k, n, t, scale, finite, f.b.o[at], f.b.d[at]);
-    if (inexact) f.b.d[at] += f.b.o[at] * (m - rounded);
+    dot<T, O>(z, y, off<O>(j, i) + k, n, t, most == -(A)INF ? 0 : most, f.b.o[at], f.b.d[at]);
+    f.b.d[at] *= 2 * j.scale;
   }
 }
 
@@ -686,10 +721,11 @@ ALONE void sum_block(const Job& j, Scratch<typename T::A>& f, int64_t i, int64_t
 struct Sums {
   V<double> m, s, o, d, u;
 };
-// Merges the sums over other columns of the same rows, as partials.merge does.
-ALWAYS Sums merged(const Sums& a, const Sums& b) {
+// Merges the sums over other columns of the same rows, as partials.merge does, with m before the scale.
+ALWAYS Sums merged(const Sums& a, const Sums& b, double scale) {
   const V<double> zero = {}, one = splat(1.0), m = a.m > b.m ? a.m : b.m;
-  const V<double> below_a = a.m == m ? zero : m - a.m, below_b = b.m == m ? zero : m - b.m;
+  const V<double> below_a = a.m == m ? zero : scaled_difference(m, a.m, scale),
+                  below_b = b.m == m ? zero : scaled_difference(m, b.m, scale);
   const V<double> by_a = a.m == m ? one : exp(-below_a), by_b = b.m == m ? one : exp(-below_b);
   return {m, a.s * by_a + b.s * by_b, a.o + b.o, (a.d + times<double>(a.o, below_a)) + (b.d + times<double>(b.o, below_b)),
           times<double>(by_a, a.u + times<double>(a.s, below_a)) + times<double>(by_b, b.u + times<double>(b.s, below_b))};
@@ -697,7 +733,7 @@ ALWAYS Sums merged(const Sums& a, const Sums& b) {
 
 // Merges the sums of the first `count` blocks into those of the first: pairs of neighbours, then pairs of these, and so on. So the blocks k
 // to k + 2^n, where k is a multiple of 2^n, give the same sums in another process (softxent/shards.py).
-ALONE void merge_pairs(const Blocks& f, int64_t count) {
+ALONE void merge_pairs(const Blocks& f, int64_t count, double scale) {
   constexpr int W = Lanes<double>::W;
   double* const field[] = {f.merged_m, f.s, f.o, f.d, f.u};
   for (int64_t width = 1; width < count; width *= 2)
@@ -711,7 +747,7 @@ ALONE void merge_pairs(const Blocks& f, int64_t count) {
           pair[1][i][lane] = field[i][at(lane) + width];
         }
       auto sums = [](const V<double>* p) { return Sums{p[0], p[1], p[2], p[3], p[4]}; };
-      const Sums both = merged(sums(pair[0]), sums(pair[1]));
+      const Sums both = merged(sums(pair[0]), sums(pair[1]), scale);
       const V<double> found[] = {both.m, both.s, both.o, both.d, both.u};
       for (int lane = 0; lane < W && there(lane); lane++)
         for (int i = 0; i < 5; i++) field[i][at(lane)] = found[i][lane];
@@ -721,8 +757,14 @@ ALONE void merge_pairs(const Blocks& f, int64_t count) {
 // Computes top, down and, unless op is BACKWARD, the merged sums of `rows` rows: the sums at index g are those of the g-th row.
 template <Op op> ALWAYS void merge_blocks(const Job& j, const Blocks& b, int64_t first, int64_t rows) {
   const int64_t blocks = blocks_of(j.cols), count = rows - 1 + blocks;
-  for (int64_t k = 0; k < count; k++) b.top[k] = op == BACKWARD ? j.parts[M * j.parts_step + first + (blocks > 1 ? 0 : k)] : b.m[k];
-  lower(b, count);
+  double most = -INF;
+  for (int64_t k = 0; k < count; k++) {
+    b.top[k] = b.m[k];
+    most = b.m[k] > most ? b.m[k] : most;
+  }
+  for (int64_t k = 0; op == BACKWARD && k < count; k++)
+    b.top[k] = unscaled(j.parts[M * j.parts_step + first + (blocks > 1 ? 0 : k)], blocks > 1 ? most : b.m[k], j.scale);
+  lower(b, count, j.scale);
   if (op == BACKWARD) return;
   for (int64_t k = 0; k < count; k++) {
     b.s[k] *= b.down[k];
@@ -730,9 +772,9 @@ template <Op op> ALWAYS void merge_blocks(const Job& j, const Blocks& b, int64_t
     b.merged_m[k] = b.m[k];
   }
   if (blocks == 1) return;
-  merge_pairs(b, blocks);
+  merge_pairs(b, blocks, j.scale);
   for (int64_t k = 0; k < blocks; k++) b.top[k] = b.merged_m[0];
-  lower(b, blocks);
+  lower(b, blocks, j.scale);
 }
 
 // Puts the merged sums of row i, whose label is t, into its parts.
@@ -740,7 +782,7 @@ template <class T, class O> ALWAYS void put_parts(const Job& j, Scratch<typename
   const Blocks& b = f.b;
   const bool hit = within(t, j.cols);
   typename T::A slope;
-  const double zt = hit ? (double)softcapped<T>(j, row<T>(j, i) + t, slope) * (double)(typename T::A)j.scale : -INF;
+  const double zt = hit ? (double)softcapped<T>(j, row<T>(j, i) + t, slope) : -INF;
   const double part[PARTS] = {b.top[g], b.s[g], b.o[g], b.d[g], zt, hit && j.off ? (double)get<O>(off<O>(j, i) + t) : 0, b.u[g]};
   for (int k = 0; k < PARTS; k++) f.x.part[k][g] = part[k];
 }
@@ -749,8 +791,9 @@ template <class T, class O> ALWAYS void put_parts(const Job& j, Scratch<typename
 template <class T, class O, Op op>
 ALONE void finish_rows(const Job& j, Scratch<typename T::A>& f, int64_t first, const int64_t* labels, int some) {
   merge_blocks<op>(j, f.b, first, some);
-  for (int g = 0; g < some && op != BACKWARD; g++) put_parts<T, O>(j, f, first + g, labels[g], g);
-  finish<op>(j, f.x, first, some);
+  for (int g = 0; g < some; g++)
+    if (op != BACKWARD || (j.scale != 1 && !ignored(j, first + g))) put_parts<T, O>(j, f, first + g, labels[g], g);
+  finish<op>(j, f.x, first, some, j.scale);
 }
 
 // Merges sums over different columns of the same rows, [count, PARTS, rows], in the given order: for each pair of indices, those of the
@@ -774,7 +817,7 @@ static void merge_shards(const Job& j, double* sums, const int64_t* pairs, int64
     };
     for (int64_t k = 0; k < count; k++) {
       const int64_t a = pairs[2 * k], b = pairs[2 * k + 1];
-      const Sums both = merged(sums_of(a), sums_of(b));
+      const Sums both = merged(sums_of(a), sums_of(b), 1);
       const V<double> za = load(a, ZT), zb = load(b, ZT);
       keep(a, M, both.m);
       keep(a, Part::S, both.s);
@@ -785,8 +828,17 @@ static void merge_shards(const Job& j, double* sums, const int64_t* pairs, int64
       keep(a, WT, load(a, WT) + load(b, WT));
     }
     for (int part = 0; part < PARTS; part++) store(x.part[part], load(0, part));
-    finish<FORWARD>(j, x, first, some);
+    finish<FORWARD>(j, x, first, some, 1);
   }
+}
+
+// Returns scale z - (rest + scale sub), see Shift.
+ALWAYS double above(double z, double sub, double rest, double scale) { return scaled_difference(splat(z), splat(sub), scale)[0] - rest; }
+
+// Returns lse - (rest + scale sub) of row g of a tile and its block b, see Shift.
+template <class A> ALWAYS double lse_below(const Scratch<A>& f, int g, int64_t b, double rest, double scale) {
+  if (f.b.m[b] == -INF || f.x.unit[g] == 0) return 0;
+  return above(f.b.top[b], f.b.sub[b], rest, scale) + f.x.over[g];
 }
 
 // Writes block b of the gradient of row i, whose label is t.
@@ -809,10 +861,11 @@ template <class T, class O> ALONE void write_block(const Job& j, Scratch<typenam
   const bool once = one_pass(j);
   const double power = once ? power_of_two(-f.b.n[g + b] - LIFT) * Exp<A>::lift : 1, scale = f.x.scale[g] * down;
   if (f.x.e[g] != 0) {
-    const double m = f.b.m[g + b], away = m == -INF ? 0 : (f.b.top[g + b] - (double)(A)m) + f.x.over[g];  // lse - m
-    const double a = f.x.a[g] + times(f.x.e[g], away);
-    write_general<T, O>(j, z, f.y ? f.y + place : nullptr, f.y ? f.slope + place : nullptr, e, f.x.unit[g] * down, power, a, f.x.e[g], m,
-                        f.x.drop[g], w ? w + k : w, dz, n);
+    const double m = f.b.m[g + b];
+    const Shift<A> shift(splat((A)(m * j.scale)), splat((A)m));
+    const double a = f.x.a[g] + times(f.x.e[g], lse_below(f, g, g + b, shift.rest[0], j.scale));
+    write_general<T, O>(j, z, f.y ? f.y + place : nullptr, f.y ? f.slope + place : nullptr, e, f.x.unit[g] * down, power, a, f.x.e[g],
+                        shift, f.x.drop[g], w ? w + k : w, dz, n);
   } else if (w && f.y)
     write<T, O, true, true>(e, scale, power, f.x.drop[g], w + k, f.slope + place, dz, n, j.stream, next);
   else if (w)
@@ -824,7 +877,7 @@ template <class T, class O> ALONE void write_block(const Job& j, Scratch<typenam
       for (int64_t c = 0; c < whole(n); c += W) store(e + c, read(e + c) * read(f.slope + place + c));
     write<T, O, false, false>(e, scale, power, 0, w, nullptr, dz, n, j.stream, next);
   }
-  if (within(t, n)) put<T>(dz + t, (A)f.x.hot[g] * slope);
+  if (within(t, n)) put<T>(dz + t, (A)(f.x.hot[g] * slope));
 }
 
 // ---- short rows; vector lanes are rows ----
@@ -835,7 +888,7 @@ template <class A> struct Panel {
   A *e, *off, *slope, *z, *v;       // e: the logits, and then their exponentials
   A apart[L];                       // the column that is kept apart, or -1
   A at[L], off_at[L], slope_at[L];  // the logit, off and the slope in this column; -inf, 0 and 1 if there is none
-  A m[L], sub[L], n[L];             // the largest logit of the other columns, and the shift of the exponentials
+  A m[L], sub[L], n[L], rest[L];    // the largest logit of the other columns, and the shift of the exponentials
   double s[L], o[L], d[L], sum_u[L];
   explicit Panel(A* scratch) {
     A** array[] = {&e, &off, &slope, &z, &v};
@@ -923,7 +976,7 @@ template <class T> ALWAYS void widen(typename T::A* panel, int64_t n) {  // conv
 }
 
 // Whether a call needs the loss and lse alone, of logits as they are, without off. Such calls are compiled separately for short rows.
-ALWAYS bool is_plain(const Job& j) { return !j.off && !j.inverse_cap && j.scale == 1 && !j.entropy && j.number_count == 4; }
+ALWAYS bool is_plain(const Job& j) { return !j.off && !j.capped && j.scale == 1 && !j.entropy && j.number_count == 4; }
 
 // Reads `some` rows from `first` on: off, and the logits or, with a softcap, y and its slope.
 template <class T, class O> ALWAYS void fill(const Job& j, Panel<typename T::A>& p, int64_t first, int some, bool with_off, bool capped) {
@@ -935,8 +988,8 @@ template <class T, class O> ALWAYS void fill(const Job& j, Panel<typename T::A>&
     widen<O>(p.off, j.cols * L);
   }
   for (int64_t k = 0; capped && k < j.cols * L; k += W) {
-    V<A> y = read(p.e + k) * (A)j.inverse_cap, by;
-    tanh_and_slope<A, 1>(&y, (A)j.lift, &by);
+    V<A> y = read(p.e + k) * (A)j.unit, by;
+    tanh_and_slope<A, 1>(&y, j.steep, j.amplitude, &by);
     store(p.e + k, y);
     store(p.slope + k, by);
   }
@@ -987,23 +1040,23 @@ template <class A> ALWAYS void sum_panel(Panel<A>& p, int64_t cols, A scale, boo
   Sum<A> ss, so, sd, su;
   EACH(u) {
     A *e = p.e + u * W, *off = p.off + u * W;
-    const V<A> most = read(p.m + u * W) * scale;  // rounded; the exact product counts
-    const Shift<A> shift(most);
-    const V<A> finite = most == -(A)INF ? V<A>{} : most;
+    const V<A> most = read(p.m + u * W), finite = most == -(A)INF ? V<A>{} : most;
+    const Shift<A> shift(most * scale, most);
     for (int64_t c = 0; c < cols; c += 4) {
       V<A> v[4], a[4], b[4];
       FOUR(k) v[k] = read(e + (c + k) * L);
       if (with_off) {
         FOUR(k) {
           a[k] = read(off + (c + k) * L);
-          b[k] = times<A>(a[k], fma<A>(splat((A)-0.5 * scale), v[k], finite * (A)0.5));
+          b[k] = times<A>(a[k], fma<A>(splat((A)-0.5), v[k], finite * (A)0.5));
         }
         so.add(u, a);
         sd.add(u, b);
       }
+      FOUR(k) v[k] = v[k] - shift.sub;
       if (with_u)
-        FOUR(k) b[k] = fma<A>(splat(-scale), v[k], finite);
-      FOUR(k) v[k] = fma<A>(v[k], splat(scale), -shift.sub);
+        FOUR(k) b[k] = fma<A>(splat(-scale), v[k], shift.rest);
+      FOUR(k) v[k] = v[k] * scale;
       exps<A, 4>(v, shift.magic, shift.low);
       FOUR(k) store(e + (c + k) * L, v[k]);
       if (with_sum) ss.add(u, v);
@@ -1014,6 +1067,7 @@ template <class A> ALWAYS void sum_panel(Panel<A>& p, int64_t cols, A scale, boo
     }
     store(p.sub + u * W, shift.sub);
     store(p.n + u * W, shift.n);
+    store(p.rest + u * W, shift.rest);
   }
   ss.lanes(p.s);
   so.lanes(p.o);
@@ -1021,26 +1075,26 @@ template <class A> ALWAYS void sum_panel(Panel<A>& p, int64_t cols, A scale, boo
   su.lanes(p.sum_u);
 }
 
-// Puts the sums of the rows, with the factor e^(shift - top), into their parts. `top` has the m of the caller, or is null.
-template <class A> ALWAYS void put_panel_parts(Scratch<A>& f, const Panel<A>& p, A scale, const double* top, bool with_sum, bool with_u) {
+// Puts the sums of the rows, with the factor e^(shift - scale top), into their parts. `m` has the m of the caller, or is null.
+template <class A>
+ALWAYS void put_panel_parts(Scratch<A>& f, const Panel<A>& p, double scale, const double* m, bool with_sum, bool with_u) {
   constexpr int L = Lanes<A>::L;
   for (int g = 0; g < L; g++) {
-    f.b.m[g] = (double)p.m[g] * (double)scale;
+    f.b.m[g] = p.m[g];
     f.b.sub[g] = p.sub[g];
     f.b.n[g] = p.n[g];
-    f.b.top[g] = top ? top[g] : f.b.m[g];
+    f.b.top[g] = m ? unscaled(m[g], p.m[g], scale) : p.m[g];
+    f.x.part[M][g] = p.m[g];
+    f.x.part[ZT][g] = p.at[g];
   }
-  lower(f.b, L);
+  lower(f.b, L, scale);
   for (int g = 0; g < L && with_sum; g++) {
-    const double down = f.b.down[g], sum = p.s[g] * (1 / Exp<A>::lift),
-                 gap = scale == 1 || f.b.m[g] == -INF ? 0 : f.b.m[g] - (double)(A)f.b.m[g];
-    f.x.part[M][g] = f.b.m[g];
+    const double down = f.b.down[g], sum = p.s[g] * (1 / Exp<A>::lift);
     f.x.part[Part::S][g] = sum * down;
     f.x.part[Part::O][g] = p.o[g];
-    f.x.part[D][g] = gap == 0 ? 2 * p.d[g] : 2 * p.d[g] + p.o[g] * gap;
-    f.x.part[ZT][g] = (double)p.at[g] * (double)scale;
+    f.x.part[D][g] = 2 * scale * p.d[g];
     f.x.part[WT][g] = p.off_at[g];
-    f.x.part[U][g] = with_u ? times(down, p.sum_u[g] * (1 / Exp<A>::lift) + times(sum, gap)) : 0;
+    f.x.part[U][g] = with_u ? times(down, p.sum_u[g] * (1 / Exp<A>::lift) + times(sum, lost(p.m[g] * scale, p.rest[g]))) : 0;
   }
 }
 
@@ -1049,7 +1103,7 @@ template <class T, class O, Op op, bool plain> ALONE void short_rows(const Job& 
   SHAPE
   const int64_t C = j.cols;
   const A scale = plain ? 1 : j.scale;
-  const bool capped = !plain && j.inverse_cap, keep_z = !plain && op != FORWARD && j.number_count > 4,
+  const bool capped = !plain && j.capped, keep_z = !plain && op != FORWARD && j.number_count > 4,
              with_u = !plain && op != BACKWARD && j.entropy, with_off = !plain && j.off;
   Panel<A> p(f.e);
   fill<T, O>(j, p, first, some, with_off, capped);
@@ -1060,21 +1114,20 @@ template <class T, class O, Op op, bool plain> ALONE void short_rows(const Job& 
   double top[L];
   for (int g = 0; g < L && op == BACKWARD; g++) top[g] = j.parts[M * j.parts_step + first + least(g, some - 1)];
   put_panel_parts<A>(f, p, scale, op == BACKWARD ? top : nullptr, op != BACKWARD, with_u);
-  finish<op>(j, f.x, first, some);
+  finish<op>(j, f.x, first, some, scale);
   if (op == FORWARD) return;
   double by[L], constant_of[L], linear_of[L];
   for (int g = 0; g < L; g++) {
     by[g] = 1;
     if (!keep_z) continue;
-    const A rounded = f.b.m[g];
-    const double away = rounded == -(A)INF ? 0 : (f.b.top[g] - (double)rounded) + f.x.over[g];
-    const double a = f.x.a[g] + times(f.x.e[g], away), size = a < 0 ? -a : a, other = f.x.e[g] < 0 ? -f.x.e[g] : f.x.e[g];
+    const double a = f.x.a[g] + times(f.x.e[g], lse_below(f, g, g, p.rest[g], scale)), size = a < 0 ? -a : a,
+                 other = f.x.e[g] < 0 ? -f.x.e[g] : f.x.e[g];
     by[g] = size > other ? size : other;
     by[g] = by[g] > 0 ? by[g] : 1;
     constant_of[g] = a / by[g];
     linear_of[g] = f.x.e[g] / by[g];
   }
-  double factors[4][L];
+  double factors[5][L];
   for (int g = 0; g < L; g += Lanes<double>::W) {
     const V<double> of_e = (keep_z ? read(f.x.unit + g) * read(by + g) : read(f.x.scale + g)) * read(f.b.down + g);
     const Scales<A, V<double>> scales(of_e, with_off ? read(f.x.drop + g) : V<double>{});
@@ -1082,19 +1135,21 @@ template <class T, class O, Op op, bool plain> ALONE void short_rows(const Job& 
     store(factors[1] + g, scales.last);
     store(factors[2] + g, scales.minus);
     store(factors[3] + g, scales.off_factor);
+    store(factors[4] + g, scales.size);
   }
-  A first_factor[L], last_factor[L], minus[L], off_factor[L], hot[L], live[L], constant[L], linear[L], most[L];
+  A first_factor[L], last_factor[L], minus[L], off_factor[L], hot[L], live[L], constant[L], linear[L], size_of[L];
   for (int g = 0; g < L; g++) {
     first_factor[g] = factors[0][g];
     last_factor[g] = factors[1][g];
     minus[g] = factors[2][g];
     off_factor[g] = factors[3][g];
-    hot[g] = (A)f.x.hot[g] * p.slope_at[g];
+    size_of[g] = factors[4][g];
+    if (plain) last_factor[g] *= size_of[g];
+    hot[g] = f.x.hot[g] * p.slope_at[g];
     live[g] = f.x.live[g];
     if (!keep_z) continue;
     constant[g] = constant_of[g];
     linear[g] = linear_of[g];
-    most[g] = f.b.m[g];
   }
   EACH(u) {
     const int at = u * W;
@@ -1102,11 +1157,13 @@ template <class T, class O, Op op, bool plain> ALONE void short_rows(const Job& 
     for (int64_t k = at; k < C * L; k += L) {
       V<A> v = read(p.e + k) * read(first_factor + at) * read(last_factor + at);
       if (keep_z) {
-        const V<A> of_gap = read(linear + at), below = times<A>(of_gap, fma<A>(splat(-scale), read(p.z + k), read(most + at)));
+        const V<A> of_gap = read(linear + at),
+                   below = times<A>(of_gap, fma<A>(splat(-scale), read(p.z + k) - read(p.sub + at), read(p.rest + at)));
         v = times<A>(v, read(constant + at) + below);
       }
       if (with_off) v = fma<A>(read(minus + at), read(p.off + k) * read(off_factor + at), v);
       if (capped) v = v * read(p.slope + k);
+      if (!plain) v = v * read(size_of + at);
       v = column == read(p.apart + at) ? read(hot + at) : v;
       v = read(live + at) == 0 ? V<A>{} : v;
       column = column + 1;
@@ -1133,122 +1190,205 @@ template <class T> ALONE void log_softmax(const Job& j, Scratch<typename T::A>& 
   const S* z = row<T>(j, i);
   S* dz = (S*)j.dz + i * j.dz_step;
   most_probable_apart<T, T, FORWARD>(j, f, i, largest<T>(z, j.cols, nullptr));
-  const double exact = f.x.part[ZT][0];
-  const Finished x = finished(splat(f.x.part[M][0]), splat(f.x.part[Part::S][0]), splat(exact));
-  const A scale = j.scale, z0 = exact, by = number(j, (Number)0, i);
-  const A lift = x.nll[0] + (z0 - z0 == 0 ? exact - z0 : 0);  // z0 is rounded, if scale is not 1
-  A slope;
+  const double most = f.x.part[ZT][0];
+  const Finished x = finished(splat(f.x.part[M][0]), splat(f.x.part[Part::S][0]), splat(most), j.scale);
+  const A scale = j.scale, z0 = most, by = number(j, (Number)0, i), lift = x.nll[0];
   auto unit = [&](int64_t k, int u, const auto& p) {
     V<A> v[T::PER];
     load_unit<T>(p.z, (const A*)nullptr, k, u, v);
     for (int c = 0; c < T::PER; c++) {
       V<A> y = v[c], s;
-      if (j.inverse_cap) {
-        y = y * (A)j.inverse_cap;
-        tanh_and_slope<A, 1>(&y, (A)j.lift, &s);
+      if (j.capped) {
+        y = y * (A)j.unit;
+        tanh_and_slope<A, 1>(&y, j.steep, j.amplitude, &s);
       }
-      v[c] = times<A>(splat(by), fma<A>(y, splat(scale), splat(-z0)) - lift);
+      v[c] = times<A>(splat(by), scaled_difference(y, splat(z0), scale) - lift);
     }
     return T::pack(v);
   };
   each_unit<T, plain<A>>(z, (const A*)nullptr, (const A*)nullptr, dz, j.cols, j.stream, unit);
 }
 
+// Whether the second derivative of y counts.
+ALWAYS bool is_bent(const Job& j) { return j.cap < INF && !j.gauss_newton; }
+
+// A number as a mantissa in [1, 2), or 0, and a power of two, so that products of many numbers stay within the range.
+struct Power {
+  double f;
+  int64_t k;
+};
+ALWAYS int64_t exponent(double x) {  // of a normal number
+  return (int64_t)(bits<uint64_t>(x) >> 52 & 2047) - 1023;
+}
+ALWAYS Power power(double x) {
+  const double size = x < 0 ? -x : x;
+  if (!(size > 0 && size < INF)) return {x, 0};
+  const int64_t more = size < 0x1p-1000 ? 128 : 0, k = exponent(size * (more ? 0x1p128 : 1)) - more;
+  return {x * power_of_two(-(k / 2)) * power_of_two(-(k - k / 2)), k};
+}
+ALWAYS Power operator*(Power a, Power b) { return {a.f * b.f, a.k + b.k}; }
+ALWAYS Power operator/(Power a, Power b) { return {a.f / b.f, a.k - b.k}; }
+template <class A> ALWAYS A clamped_power(int64_t k) {  // 2^k, or the closest power of two that is a normal number
+  constexpr int64_t most = sizeof(A) == 4 ? 126 : 1022;
+  return power_of_two(k < -most ? -most : k > most ? most : k);
+}
+ALWAYS double value(Power a) {
+  for (int i = 0; i < 3 && a.k; i++) {
+    const double by = clamped_power<double>(a.k);
+    a = {a.f * by, a.k - exponent(by)};
+  }
+  return a.f;
+}
+
 // What the product of the Hessian and v needs of rows, a row in each lane: of short rows, or one long row in all lanes. j0 is the most
-// probable class, t the label. v is the given one times the slope.
-enum Coefficient { FIRST, LINEAR, START, SHIFT, LEAD, DROP, ENDS, TOP, TOP_V, HIT, NLL_T, HIT_T, APART_T, HOT, LIVE, COEFFICIENTS };
+// probable class, t the label. v is the given one divided by 2^size, and times the slope of y where that is said. All coefficients of an
+// entry, FIRST to ENDS_LINEAR, are divided by the same number, so that they have the size of 1; `factor` is the rest of the factor of yhat,
+// and OFF_BY, with two powers of two, that of off.
+enum Coefficient {
+  FIRST,
+  LINEAR,
+  START,
+  SHIFT,
+  LEAD,
+  ENDS,
+  ENDS_LINEAR,
+  TOP,
+  TOP_V,
+  LAST,
+  AND_LAST,
+  OFF_BY,
+  OFF_LAST,
+  OFF_AND_LAST,
+  LIVE,
+  COEFFICIENTS
+};
 template <class A> struct Curved {
   static constexpr int L = Lanes<A>::L;
   double number[NUMBERS][L];
-  double m[L], s[L], u[L];        // the sums of the row without j0
+  double m[L], s[L], u[L];        // the sums of the row without j0; m, z0 and zt before the scale
   double p[L], q[L];              // sum e^(z - m) (v_j0 - v) and sum e^(z - m) (z_j0 - z) (v_j0 - v), without j0
   double all_off[L], off_v[L];    // sum off and sum off (v - v_j0)
-  double z0[L], rest[L], zt[L];   // the logit of j0, what it loses as it is rounded, and the logit of t
-  double v0[L], vt[L], off_t[L];  // v of both; off of t
+  double z0[L], zt[L];            // the logits of j0 and of t
+  double v0[L], vt[L], size[L];   // v times the slope, of both; the exponent of v
+  double slope0[L], slope_t[L];   // the slopes of y
+  double bent0[L], bent_t[L];     // the second derivatives of y, times v and the cap
+  double off0[L], off_t[L];       // off of both
   double labelled[L], at_top[L];  // whether t is a class, and whether it is j0
-  double product[PRODUCTS][L], unit[L], of[COEFFICIENTS][L];  // the results
+  double product[PRODUCTS][L], of[COEFFICIENTS][L], unit[L];  // the results; unit is e^(m - lse)
+  double at_j0[L], at_t[L];                                   // the entries of the product in these columns
+  Power factor[L];
 };
 
 // With apart_k = v_k - mean and away_k = lse - z_k, the product is slope yhat_k ((a - e + e away_k) apart_k + da), plus, with a softcap, its
 // second derivative times v and dz.
-template <class A> ALONE void curve(Curved<A>& c, int lanes) {
+template <class A> ALONE void curve(const Job& j, Curved<A>& c, int lanes) {
   constexpr int W = Lanes<double>::W;
   const V<double> zero = {}, one = splat(1.0);
+  const Power cool = Power{1, 0} / power(j.temperature), bend = Power{1, 0} / power(j.cap), larger = j.temperature < j.cap ? cool : bend;
+  const double by_t = value(cool / larger), by_cap = value(bend / larger);
   for (int k = 0; k < lanes; k += W) {
     auto number = [&](Number n) { return read(c.number[n] + k); };
     const V<double> m = read(c.m + k), s = read(c.s + k), u = read(c.u + k), z0 = read(c.z0 + k), zt = read(c.zt + k), v0 = read(c.v0 + k),
                     all_off = read(c.all_off + k), off_t = read(c.off_t + k), labelled = read(c.labelled + k), at_top = read(c.at_top + k);
-    const Finished x = finished(m, s, z0);
-    const V<double> unit = s == 0 ? zero : x.unit, gap = s == 0 ? zero : z0 - m;
+    const Finished x = finished(m, s, z0, j.scale);
+    const V<double> unit = s == 0 ? zero : x.unit, gap = s == 0 ? zero : scaled_difference(z0, m, j.scale);
     const V<double> lead = read(c.p + k) * unit, q = read(c.q + k) * unit, mean = v0 - lead;
     const V<double> below = unit * (u + times<double>(s, gap));  // sum yhat (z_j0 - z)
     const V<double> by_entropy = times<double>(lead, below) - q;
-    const V<double> nll_t = labelled == 0 ? zero : at_top > 0 ? x.nll : (z0 - zt) + x.nll;
+    const V<double> nll_t = labelled == 0 ? zero : at_top > 0 ? x.nll : scaled_difference(z0, zt, j.scale) + x.nll;
     const V<double> hit_t = labelled == 0 ? zero : at_top > 0 ? x.hit : exp(-nll_t);
-    const V<double> apart_t = labelled == 0 ? zero : (read(c.vt + k) - v0) + lead;
-    store(c.product[MEAN] + k, mean);
-    store(c.product[AT_LABEL] + k, apart_t);
-    store(c.product[BY_OFF] + k, read(c.off_v + k) + all_off * lead);
-    store(c.product[BY_ENTROPY] + k, by_entropy);
+    const V<double> apart_t = labelled == 0 ? zero : at_top > 0 ? lead : (read(c.vt + k) - v0) + lead;
+    const V<double> by_off = read(c.off_v + k) + all_off * lead;
     const V<double> g = number(Number::G), r = number(R), e = number(GRAD_ENTROPY), lift = times<double>(number(Q), x.lse);
     const V<double> rest = r * (all_off - off_t) + lift, at = number(Y) + r * off_t, mass = at + rest;
     const V<double> entropy = times<double>(x.hit, x.nll) + times<double>(unit, u + times<double>(s, gap + x.nll));
     const V<double> a = times<double>(g, mass) + number(GRAD_LSE) - number(GRAD_LOGPROB) - times<double>(e, entropy);
     const V<double> miss_t = at_top > 0 ? unit * s : 1 - hit_t, of_t = times<double>(e, nll_t) - times<double>(e, entropy);
-    V<double> any = zero;
-    for (int n = 0; n < NUMBERS; n++) any = number((Number)n) == 0 ? any : one;
-    auto put = [&](Coefficient i, V<double> value) { store(c.of[i] + k, value); };
-    store(c.unit + k, unit);
-    put(FIRST, a - e);
-    put(LINEAR, e);
-    put(START, x.nll + read(c.rest + k));
-    put(SHIFT, times<double>(times<double>(g, number(Q)), mean) - times<double>(e, by_entropy));
-    put(LEAD, lead);
-    put(DROP, times<double>(g, r));
-    put(ENDS, a);
-    put(TOP, z0);
-    put(TOP_V, v0);
-    put(HIT, x.hit);
-    put(NLL_T, nll_t);
-    put(HIT_T, hit_t);
-    put(APART_T, apart_t);
-    put(HOT, times<double>(g, times<double>(rest, hit_t) - times<double>(at, miss_t)) + times<double>(number(GRAD_LSE), hit_t) +
-                 times<double>(number(GRAD_LOGPROB), miss_t) + times<double>(hit_t, of_t));
-    put(LIVE, any);
+    const V<double> hot = times<double>(g, times<double>(rest, hit_t) - times<double>(at, miss_t)) +
+                          times<double>(number(GRAD_LSE), hit_t) + times<double>(number(GRAD_LOGPROB), miss_t) + times<double>(hit_t, of_t);
+    const V<double> shift = times<double>(times<double>(g, number(Q)), mean) - times<double>(e, by_entropy), drop = times<double>(g, r);
+    for (int w = 0; w < W; w++) {
+      const int i = k + w;
+      bool live = false;
+      for (int n = 0; n < NUMBERS; n++) live = live || c.number[n][i] != 0;
+      const Power size = {1, (int64_t)c.size[i]}, by_slope = size * cool;
+      auto put = [&](Product n, double found) { c.product[n][i] = value(power(found) * by_slope); };
+      put(MEAN, mean[w]);
+      put(AT_LABEL, apart_t[w]);
+      put(BY_OFF, by_off[w]);
+      put(BY_ENTROPY, by_entropy[w]);
+      const double amounts[] = {a[w] - e[w], e[w], a[w], shift[w], hot[w]};
+      double amount = 0;
+      for (double some : amounts) amount = (some < 0 ? -some : some) > amount ? (some < 0 ? -some : some) : amount;
+      const Power all = {1, power(amount).k}, down = {1, -all.k}, factor = all * by_slope * larger;
+      auto of = [&](double some, double by) { return value(power(some) * down) * by; };
+      const double first = of(a[w] - e[w], by_t), linear = of(e[w], by_t), ends = of(a[w], by_cap), ends_linear = of(e[w], by_cap);
+      const double total = of(shift[w], by_t);
+      const Power off = by_slope * bend * power(-drop[w]);
+      const double off_last = clamped_power<A>(off.k), off_and_last = clamped_power<A>(off.k - exponent(off_last));
+      const double found[] = {first, linear, x.nll[w], total, lead[w],  ends,         ends_linear,     z0[w],
+                              v0[w], 0,      0,        off.f, off_last, off_and_last, live ? 1.0 : 0.0};
+      for (int n = 0; n < COEFFICIENTS; n++) c.of[n][i] = found[n];
+      c.unit[i] = unit[w];
+      c.factor[i] = factor;
+      const double inner0 = (first + times(linear, x.nll[w])) * lead[w] + total + times(c.bent0[i], ends + times(ends_linear, x.nll[w]));
+      const double inner_t = (first + times(linear, nll_t[w])) * apart_t[w] + total;
+      c.at_j0[i] = value(power(c.slope0[i] * times(x.hit[w], inner0)) * factor) + value(power(c.bent0[i] * c.slope0[i] * c.off0[i]) * off);
+      c.at_t[i] = value(power(c.slope_t[i] * (times(hit_t[w], inner_t) + times(c.bent_t[i], of(hot[w], by_cap)))) * factor);
+    }
   }
+}
+
+// Puts the factors of the exponentials of a row, or of a block that is `down` times as large: e FIRST is yhat without a power of two, by which
+// the entry is multiplied at last, as two factors.
+template <class A> ALWAYS void put_factors(Curved<A>& c, int lane, double down, A& first) {
+  const Power of = power(c.unit[lane]) * power(down) * c.factor[lane];
+  const Power split = {of.f, of.k + exponent(1 / (double)Exp<A>::lift)};
+  first = split.f;
+  c.of[LAST][lane] = clamped_power<A>(split.k);
+  c.of[AND_LAST][lane] = clamped_power<A>(split.k - exponent(c.of[LAST][lane]));
 }
 
 // The entries of the product for the rows of native vector u, or for one long row.
 template <class A> struct Entries {
   V<A> of[COEFFICIENTS];
-  A scale, bend;  // the second derivative of the softcap is bend y slope
-  bool with_entropy, bent;
+  A scale, tanh_of;  // y times the latter is tanh
+  bool with_entropy, bent, with_off;
   ALWAYS Entries(const Job& j, const Curved<A>& c, int u, bool one_row) : scale(j.scale), with_entropy(j.number_count > 4) {
     constexpr int W = Lanes<A>::W;
-    bend = -2 * j.inverse_cap / (j.lift * j.lift);
-    bent = j.inverse_cap && !j.gauss_newton;
+    tanh_of = 1 / j.amplitude;
+    bent = is_bent(j);
+    with_off = bent && j.off;
     for (int i = 0; i < COEFFICIENTS; i++) {
       A lanes[W];
       for (int w = 0; w < W; w++) lanes[w] = c.of[i][one_row ? 0 : u * W + w];
       of[i] = read(lanes);
     }
   }
-  ALWAYS V<A> apart(V<A> v, V<A> slope) const { return (v * slope - of[TOP_V]) + of[LEAD]; }
-  ALWAYS V<A> entry(V<A> yhat, V<A> v, V<A> z, V<A> apart, V<A> slope, V<A> off) const {
-    const V<A> plain = of[FIRST] * apart, e = of[LINEAR], away = fma<A>(splat(-scale), z, of[TOP]) + of[START];
-    const V<A> inner = !with_entropy || e == 0 ? plain : fma<A>(times<A>(e, away), apart, plain);
-    const V<A> h = times<A>(yhat, inner + of[SHIFT]) * slope;
-    if (!bent) return h;
-    const V<A> gradient = times<A>(yhat, e == 0 ? of[ENDS] : fma<A>(e, away, of[ENDS])) - times<A>(of[DROP], off);
-    return h + times<A>(gradient, v * (bend * z * slope));
-  }
-  ALWAYS V<A> at_label(V<A> v, V<A> z, V<A> slope) const {
-    const V<A> plain = of[FIRST] * of[APART_T];
-    const V<A> inner = of[LINEAR] == 0 ? plain : plain + of[LINEAR] * of[NLL_T] * of[APART_T];
-    const V<A> h = times<A>(of[HIT_T], inner + of[SHIFT]) * slope;
-    return bent ? h + of[HOT] * v * (bend * z * slope) : h;
+  // yhat: without the powers of two
+  ALWAYS V<A> entry(V<A> yhat, V<A> v, V<A> y, V<A> slope, V<A> off) const {
+    const V<A> apart = (v * slope - of[TOP_V]) + of[LEAD], away = scaled_difference(of[TOP], y, scale) + of[START];
+    V<A> inner = of[FIRST] * apart;
+    if (with_entropy) inner = of[LINEAR] == 0 ? inner : fma<A>(times<A>(of[LINEAR], away), apart, inner);
+    inner = inner + of[SHIFT];
+    if (!bent) return times<A>(yhat, inner) * slope * of[LAST] * of[AND_LAST];
+    const V<A> bent_v = -2 * (y * tanh_of) * v;
+    const V<A> ends = of[ENDS_LINEAR] == 0 ? of[ENDS] : fma<A>(of[ENDS_LINEAR], away, of[ENDS]);
+    const V<A> h = times<A>(yhat, inner + bent_v * ends) * slope * of[LAST] * of[AND_LAST];
+    return with_off ? h + of[OFF_BY] * off * (bent_v * slope) * of[OFF_LAST] * of[OFF_AND_LAST] : h;
   }
 };
+// Finds the largest finite |v| where e is not 0, and of all.
+template <class A> ALWAYS void most_of(V<A> v, V<A> e, V<A>* most) {
+  const V<A> size = v < 0 ? -v : v, finite = size < (A)INF ? size : V<A>{}, counts = e == 0 ? V<A>{} : finite;
+  most[0] = counts > most[0] ? counts : most[0];
+  most[1] = finite > most[1] ? finite : most[1];
+}
+// The power of two by which v is divided: that of the largest v where yhat is not 0, unless others would be beyond the range then.
+ALWAYS int64_t exponent_of_v(double probable, double any, int64_t least) {
+  const int64_t k = power(probable).k, all = power(any).k - 60, most = k > all ? k : all;
+  return most > least ? most : least;
+}
 
 // Computes the derivative of dz along v, and what Product lists, of one row.
 template <class T, class O> ALONE void curvature(const Job& j, Scratch<typename T::A>& f, int64_t i) {
@@ -1264,31 +1404,46 @@ template <class T, class O> ALONE void curvature(const Job& j, Scratch<typename 
     return;
   }
   const int64_t t = find_label<T, O>(j, i), j0 = largest<T>(z, j.cols, nullptr), blocks = blocks_of(j.cols);
-  const bool labelled = within(t, j.cols);
+  const bool labelled = within(t, j.cols), bent = is_bent(j);
   most_probable_apart<T, O, FUSED>(j, f, i, j0);
-  const double exact = f.x.part[ZT][0];
-  const A scale = j.scale, cool = j.inverse_temperature, z0 = exact;
-  const double rest = z0 - z0 == 0 ? exact - (double)z0 : 0;
   A slope0, slope_t = 1, y_t = 0;
-  const A y0 = softcapped<T>(j, z + j0, slope0);
+  const A y0 = softcapped<T>(j, z + j0, slope0), scale = j.scale;
   if (labelled) y_t = softcapped<T>(j, z + t, slope_t);
-  const A v0 = v[j0] * (slope0 * cool), v_t = labelled ? v[t] * (slope_t * cool) : 0, v_at_t = labelled ? v[t] : 0;
+
+  V<A> most[2] = {};
+  for (int64_t b = 0; b < blocks; b++) {
+    const int64_t k0 = b * BLOCK, n = least(j.cols - k0, BLOCK);
+    each_unit<T, O>(z + k0, nullptr, v + k0, nullptr, n, false, [&](int64_t k, int u, const auto& at) {
+      V<A> vk[T::PER];
+      load_off<T, P>(at.v, u, vk);
+      for (int c = 0; c < T::PER; c++) most_of<A>(vk[c], f.b.down[b] == 0 ? V<A>{} : read(f.e + k0 + k + c * L + u * W), most);
+      return T::pack(vk);
+    });
+  }
+  A probable = v[j0] < 0 ? -v[j0] : v[j0], any = probable;
+  for (int k = 0; k < W; k++) {
+    probable = most[0][k] > probable ? most[0][k] : probable;
+    any = most[1][k] > any ? most[1][k] : any;
+  }
+  const int64_t size = exponent_of_v(probable, any, sizeof(A) == 4 ? -126 : -1000);
+  const A by = value({1, -size}), v_j0 = v[j0] * by, v_at_t = labelled ? v[t] * by : 0, v0 = v_j0 * slope0;
 
   double p = 0, q = 0, all_off = 0, off_v = 0;
   for (int64_t b = 0; b < blocks; b++) {
     const int64_t k0 = b * BLOCK, n = least(j.cols - k0, BLOCK);
+    const Shift<A> shift(splat((A)(f.b.m[b] * j.scale)), splat((A)f.b.m[b]));
     Sum<A> sp, sq, so, sd;
     each_unit<T, O>(z + k0, w ? w + k0 : w, v + k0, nullptr, n, false, [&](int64_t k, int u, const auto& at) {
-      V<A> vk[T::PER], zk[T::PER], o[T::PER];
+      V<A> vk[T::PER], zk[T::PER], o[T::PER] = {};
       load_off<T, P>(at.v, u, vk);
       load_unit<T>(at.z, f.y ? f.y + k0 : nullptr, k, u, zk);
       if (w) load_off<T, O>(at.off, u, o);
       for (int c = 0; c < T::PER; c++) {
         const int64_t from_here = k + c * L + u * W;
-        const V<A> slope = (f.y ? read(f.slope + k0 + from_here) : splat<A>(1)) * cool, away = splat(v0) - vk[c] * slope;
+        const V<A> slope = f.y ? read(f.slope + k0 + from_here) : splat<A>(1), away = splat(v0) - vk[c] * by * slope;
         const V<A> ek = read(f.e + k0 + from_here), term = times<A>(ek, away);
         sp.add(u, term);
-        sq.add(u, times<A>(term, fma<A>(splat(-scale), zk[c], splat(z0))));
+        sq.add(u, times<A>(term, fma<A>(splat(-scale), zk[c] - shift.sub, shift.rest)));
         if (!w) continue;
         so.add(u, o[c]);
         sd.add(u, times<A>(o[c], -away));
@@ -1297,7 +1452,7 @@ template <class T, class O> ALONE void curvature(const Job& j, Scratch<typename 
     });
     const double down = f.b.down[b] * (1 / Exp<A>::lift), pb = sp.total();
     p += times(down, pb);
-    q += times(down, sq.total() + times(rest, pb));
+    q += times(down, sq.total() + times(pb, above(y0, shift.sub[0], shift.rest[0], j.scale)));
     all_off += so.total();
     off_v += sd.total();
   }
@@ -1311,28 +1466,30 @@ template <class T, class O> ALONE void curvature(const Job& j, Scratch<typename 
   set(c.q, q);
   set(c.all_off, all_off);
   set(c.off_v, off_v);
-  set(c.z0, exact);
-  set(c.rest, rest);
-  set(c.zt, (double)y_t * (double)scale);
+  set(c.z0, y0);
+  set(c.zt, y_t);
   set(c.v0, v0);
-  set(c.vt, v_t);
+  set(c.vt, v_at_t * slope_t);
+  set(c.size, size);
+  set(c.slope0, slope0);
+  set(c.slope_t, slope_t);
+  set(c.bent0, bent ? -2 * (y0 / j.amplitude) * v_j0 : 0);
+  set(c.bent_t, bent ? -2 * (y_t / j.amplitude) * v_at_t : 0);
+  set(c.off0, w ? get<O>(w + j0) : 0);
   set(c.off_t, labelled && w ? get<O>(w + t) : 0);
   set(c.labelled, labelled);
   set(c.at_top, labelled && t == j0);
-  curve<A>(c, Lanes<double>::W);
+  curve<A>(j, c, Lanes<double>::W);
   for (int k = 0; k < PRODUCTS; k++) j.result[k * j.result_step + i] = c.product[k][0];
   if (!c.of[LIVE][0]) {
     for (int64_t k = 0; k < j.cols; k++) dz[k] = 0;
     return;
   }
-  const Entries<A> entries(j, c, 0, true);
-  S kept_0, kept_t;
-  put<T>(&kept_0, entries.entry(entries.of[HIT], splat(v[j0]), splat(y0), entries.of[LEAD], splat(slope0 * cool),
-                                splat(w ? (A)get<O>(w + j0) : 0))[0]);
-  put<T>(&kept_t, entries.at_label(splat(v_at_t), splat(y_t), splat(slope_t * cool))[0]);
   for (int64_t b = 0; b < blocks; b++) {
     const int64_t k0 = b * BLOCK, n = least(j.cols - k0, BLOCK);
-    const Scale<A> factor(c.unit[0] * f.b.down[b], 0);
+    A first;
+    put_factors(c, 0, f.b.down[b], first);
+    const Entries<A> entries(j, c, 0, true);
     each_unit<T, O>(z + k0, w ? w + k0 : w, v + k0, dz + k0, n, j.stream, [&](int64_t k, int u, const auto& at) {
       V<A> vk[T::PER], zk[T::PER], o[T::PER] = {};
       load_off<T, P>(at.v, u, vk);
@@ -1340,25 +1497,24 @@ template <class T, class O> ALONE void curvature(const Job& j, Scratch<typename 
       if (w) load_off<T, O>(at.off, u, o);
       for (int c = 0; c < T::PER; c++) {
         const int64_t from_here = k + c * L + u * W;
-        const V<A> slope = (f.y ? read(f.slope + k0 + from_here) : splat<A>(1)) * cool;
-        const V<A> yhat = read(f.e + k0 + from_here) * factor.first * factor.last;
-        vk[c] = entries.entry(yhat, vk[c], zk[c], entries.apart(vk[c], slope), slope, o[c]);
+        const V<A> slope = f.y ? read(f.slope + k0 + from_here) : splat<A>(1);
+        vk[c] = entries.entry(read(f.e + k0 + from_here) * first, vk[c] * by, zk[c], slope, o[c]);
       }
       return T::pack(vk);
     });
   }
-  dz[j0] = kept_0;
-  if (labelled) dz[t] = kept_t;
+  put<T>(dz + j0, c.at_j0[0]);
+  if (labelled) put<T>(dz + t, c.at_t[0]);
 }
 
 // As `curvature`, of up to L short rows from `first` on.
 template <class T, class O> ALONE void short_curvature(const Job& j, Scratch<typename T::A>& f, int64_t first, int some) {
   SHAPE
   const int64_t C = j.cols;
-  const A scale = j.scale, cool = j.inverse_temperature;
-  const bool capped = j.inverse_cap, with_off = j.off;
+  const A scale = j.scale;
+  const bool capped = j.capped, with_off = j.off, bent = is_bent(j);
   Panel<A> p(f.e);
-  A label[L], v_0[L], v_t[L], y_t[L], slope_t[L], off_t[L];
+  A label[L], most_v[2][L], by[L], v_0[L], v_t[L], y_t[L], slope_t[L], off_t[L], off_0[L];
   Curved<A> c;
   fill<T, O>(j, p, first, some, with_off, capped);
   rows_to_panel<plain<A>>((const A*)j.v + first * j.v_step, j.v_step, C, some, p.v);
@@ -1366,7 +1522,7 @@ template <class T, class O> ALONE void short_curvature(const Job& j, Scratch<typ
   __builtin_memcpy(p.z, p.e, C * L * sizeof(A));
   EACH(u) {  // the most probable class, and what is at both columns
     const int at = u * W;
-    V<A> most = splat<A>(-INF), j0 = {}, column = {}, v = {}, y = {}, slope = splat<A>(1), off = {};
+    V<A> most = splat<A>(-INF), j0 = {}, column = {}, v = {}, v0 = {}, y = {}, slope = splat<A>(1), off = {}, off0 = {};
     const V<A> t = read(label + at);
     for (int64_t k = at; k < C * L; k += L) {
       const V<A> z = read(p.e + k);
@@ -1378,31 +1534,44 @@ template <class T, class O> ALONE void short_curvature(const Job& j, Scratch<typ
       if (with_off) off = column == t ? read(p.off + k) : off;
       column = column + 1;
     }
-    V<A> v0 = {};
     column = V<A>{};
     for (int64_t k = at; k < C * L; k += L) {
-      v0 = column == j0 ? read(p.v + k) * ((capped ? read(p.slope + k) : splat<A>(1)) * cool) : v0;
+      v0 = column == j0 ? read(p.v + k) : v0;
+      if (with_off) off0 = column == j0 ? read(p.off + k) : off0;
       column = column + 1;
     }
     store(p.apart + at, j0);
+    store(v_0 + at, v0);
     store(v_t + at, v);
     store(y_t + at, y);
-    store(slope_t + at, slope * cool);
-    store(v_0 + at, v0);
+    store(slope_t + at, slope);
     store(off_t + at, off);
+    store(off_0 + at, off0);
   }
   take_apart<A>(p, C, false, capped);
   sum_panel<A>(p, C, scale, true, false, j.entropy);
   put_panel_parts<A>(f, p, scale, nullptr, true, j.entropy);
+  EACH(u) {
+    V<A> most[2] = {};
+    for (int64_t k = u * W; k < C * L; k += L) most_of<A>(read(p.v + k), read(p.e + k), most);
+    most_of<A>(read(v_0 + u * W), splat<A>(1), most);
+    store(most_v[0] + u * W, most[0]);
+    store(most_v[1] + u * W, most[1]);
+  }
+  for (int g = 0; g < L; g++) {
+    c.size[g] = exponent_of_v(most_v[0][g], most_v[1][g], sizeof(A) == 4 ? -126 : -1000);
+    by[g] = value({1, -(int64_t)c.size[g]});
+  }
   Sum<A> sp, sq, so, sd;
   EACH(u) {
     const int at = u * W;
-    const V<A> v0 = read(v_0 + at), z0 = read(p.at + at) * scale;
+    const V<A> v0 = read(v_0 + at) * read(by + at) * read(p.slope_at + at), sub = read(p.sub + at), rest = read(p.rest + at);
     for (int64_t k = at; k < C * L; k += L) {
-      const V<A> slope = (capped ? read(p.slope + k) : splat<A>(1)) * cool, away = v0 - read(p.v + k) * slope;
+      const V<A> slope = capped ? read(p.slope + k) : splat<A>(1), v = read(p.v + k) * read(by + at), away = v0 - v * slope;
       const V<A> term = times<A>(read(p.e + k), away);
+      store(p.v + k, v);
       sp.add(u, term);
-      sq.add(u, times<A>(term, fma<A>(splat(-scale), read(p.z + k), z0)));
+      sq.add(u, times<A>(term, fma<A>(splat(-scale), read(p.z + k) - sub, rest)));
       if (!with_off) continue;
       so.add(u, read(p.off + k));
       sd.add(u, times<A>(read(p.off + k), -away));
@@ -1414,48 +1583,45 @@ template <class T, class O> ALONE void short_curvature(const Job& j, Scratch<typ
   sd.lanes(c.off_v);
   for (int g = 0; g < L; g++) {
     const int64_t i = first + least(g, some - 1);
-    const double exact = f.x.part[ZT][g], down = f.b.down[g] * (1 / Exp<A>::lift), lost = exact - (double)(A)exact;
-    for (int k = 0; k < NUMBERS; k++) c.number[k][g] = number(j, (Number)k, i);
+    const double down = f.b.down[g] * (1 / Exp<A>::lift);
+    for (int k = 0; k < NUMBERS; k++) c.number[k][g] = ignored(j, i) ? 0 : number(j, (Number)k, i);
     c.m[g] = f.x.part[M][g];
     c.s[g] = f.x.part[Part::S][g];
     c.u[g] = f.x.part[U][g];
-    c.rest[g] = lost == lost ? lost : 0;
-    c.q[g] = times(down, c.q[g] + times(c.rest[g], c.p[g]));
+    c.q[g] = times(down, c.q[g] + times(c.p[g], above(p.at[g], p.sub[g], p.rest[g], scale)));
     c.p[g] = times(down, c.p[g]);
-    c.z0[g] = exact;
-    c.zt[g] = (double)y_t[g] * (double)scale;
-    c.v0[g] = v_0[g];
-    c.vt[g] = v_t[g] * slope_t[g];
+    c.z0[g] = p.at[g];
+    c.zt[g] = y_t[g];
+    c.slope0[g] = p.slope_at[g];
+    c.slope_t[g] = slope_t[g];
+    c.v0[g] = v_0[g] * by[g] * p.slope_at[g];
+    c.vt[g] = v_t[g] * by[g] * slope_t[g];
+    c.bent0[g] = bent ? -2 * (p.at[g] / j.amplitude) * (v_0[g] * by[g]) : 0;
+    c.bent_t[g] = bent ? -2 * (y_t[g] / j.amplitude) * (v_t[g] * by[g]) : 0;
+    c.off0[g] = off_0[g];
     c.off_t[g] = off_t[g];
     c.labelled[g] = label[g] >= 0;
     c.at_top[g] = label[g] >= 0 && label[g] == p.apart[g];
   }
-  curve<A>(c, L);
-  double factors[2][L];
-  A first_factor[L], last_factor[L];
-  for (int g = 0; g < L; g += Lanes<double>::W) {
-    const Scales<A, V<double>> scales(read(c.unit + g) * read(f.b.down + g), V<double>{});
-    store(factors[0] + g, scales.first);
-    store(factors[1] + g, scales.last);
-  }
+  curve<A>(j, c, L);
+  A first_factor[L], at_j0[L], at_t[L];
   for (int g = 0; g < L; g++) {
-    first_factor[g] = factors[0][g];
-    last_factor[g] = factors[1][g];
+    put_factors(c, g, f.b.down[g], first_factor[g]);
+    at_j0[g] = c.at_j0[g];
+    at_t[g] = c.at_t[g];
     const bool skip = ignored(j, first + least(g, some - 1));
-    if (skip) c.of[LIVE][g] = 0;
     for (int k = 0; k < PRODUCTS && g < some; k++) j.result[k * j.result_step + first + g] = skip ? 0 : c.product[k][g];
   }
   EACH(u) {
     const int at = u * W;
     const Entries<A> entries(j, c, u, false);
-    const V<A> j0 = read(p.apart + at), t = read(label + at), h_t = entries.at_label(read(v_t + at), read(y_t + at), read(slope_t + at));
+    const V<A> j0 = read(p.apart + at), t = read(label + at);
     V<A> column = {};
     for (int64_t k = at; k < C * L; k += L) {
-      const V<A> slope = (capped ? read(p.slope + k) : splat<A>(1)) * cool, v = read(p.v + k);
-      const V<A> yhat = column == j0 ? entries.of[HIT] : read(p.e + k) * read(first_factor + at) * read(last_factor + at);
-      const V<A> apart = column == j0 ? entries.of[LEAD] : entries.apart(v, slope);
-      V<A> h = entries.entry(yhat, v, read(p.z + k), apart, slope, with_off ? read(p.off + k) : V<A>{});
-      h = column == t ? h_t : h;
+      const V<A> slope = capped ? read(p.slope + k) : splat<A>(1), yhat = read(p.e + k) * read(first_factor + at);
+      V<A> h = entries.entry(yhat, read(p.v + k), read(p.z + k), slope, with_off ? read(p.off + k) : V<A>{});
+      h = column == j0 ? read(at_j0 + at) : h;
+      h = column == t ? read(at_t + at) : h;
       h = entries.of[LIVE] == 0 ? V<A>{} : h;
       column = column + 1;
       auto slots = T::narrow(h);

@@ -42,8 +42,9 @@ struct Job {
   int64_t result_count, result_step;
   double* parts;  // [7, rows] or null
   int64_t parts_step;
-  // softmax is applied to scale z, or if inverse_cap is not 0 to scale lift tanh(inverse_cap z / lift)
-  double inverse_temperature, inverse_cap, lift, scale;
+  // softmax is applied to scale z or, if `capped`, to scale y, where y = amplitude tanh(steep x), which is x far below the cap, and x = unit z
+  double temperature, cap, scale, unit, steep, amplitude;
+  bool capped;
   bool entropy;        // whether the sums u are needed
   bool gauss_newton;   // of CURVATURE: without the second derivative of the softcap
   bool stream, ahead;  // whether to write dz past the caches, and to prefetch the next row while writing

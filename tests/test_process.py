@@ -231,11 +231,11 @@ def test_the_process_may_end_while_daemon_threads_are_in_a_call():
 
 NO_THREADS = """
 import os, resource, sys
-FIRST
 if "again" not in os.environ:  # the size of a thread's stack is that of the limit when the program starts
     resource.setrlimit(resource.RLIMIT_STACK, (64 << 30, resource.RLIM_INFINITY))
     os.execve(sys.executable, [sys.executable, "-c", sys.orig_argv[2]], os.environ | {"again": "", "OPENBLAS_NUM_THREADS": "1"})
 resource.setrlimit(resource.RLIMIT_AS, (32 << 30, resource.RLIM_INFINITY))
+FIRST
 import numpy as np, softxent
 rng = np.random.default_rng(0)
 z, t, wide = rng.standard_normal((3000, 500)), rng.integers(0, 500, 3000), rng.standard_normal((1, 60_000))
@@ -309,7 +309,7 @@ import ctypes, numpy as np
 FIRST
 from softxent import kernels
 from softxent.truth import IDENTITY, constant
-refuse = ctypes.CDLL(None).refuse
+refuse, refusals = ctypes.CDLL(None).refuse, ctypes.CDLL(None).refusals
 refuse.argtypes = [ctypes.c_long] * 2
 for rows, classes in ((300, 1000), (3, 60_000)):
     z, label = np.random.default_rng(0).standard_normal((rows, classes)), np.zeros(rows, np.int64)
@@ -326,7 +326,7 @@ for rows, classes in ((300, 1000), (3, 60_000)):
                 found = call(3)
             except MemoryError:
                 found = None
-            if not ctypes.CDLL(None).refusals():
+            if not refusals():
                 break
             assert found is None or found == want
         print(0 < k < 99)

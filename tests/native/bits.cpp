@@ -65,9 +65,11 @@ static void run(const Case& c) {
   j.result_step = R;
   j.parts = parts[0];
   j.parts_step = R;
-  j.inverse_temperature = 1 / c.temperature;
-  j.inverse_cap = c.cap > 0 ? 1 / c.cap : 0;
-  j.lift = 1;
+  j.temperature = c.temperature;
+  j.capped = c.cap > 0;
+  j.cap = j.capped ? c.cap : __builtin_inf();
+  j.unit = j.capped ? 1 / c.cap : 1;
+  j.steep = j.amplitude = 1;
   j.scale = (float)((c.cap > 0 ? c.cap : 1) / c.temperature);
   j.entropy = true;
   uint64_t backward = 0;

@@ -40,6 +40,8 @@ def in_memory(t: Tensor) -> Tensor:
 
 def has_memory(t: Tensor) -> bool:
     """Whether the storage of the tensor is as large as its shape needs. `untyped_storage().resize_()` makes it smaller, or frees it."""
+    if torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(t):  # such a tensor has no storage to look at
+        return True
     size, first = t.untyped_storage().nbytes(), t.storage_offset() * t.itemsize
     if t.is_contiguous() and first + t.nbytes <= size:
         return True

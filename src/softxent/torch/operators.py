@@ -462,7 +462,7 @@ def _composed_curvature(z: Tensor, v: Tensor, *others: Any) -> Five:
     """
     label, y, r, q, off, *upstream, axis, temperature, cap = others
     zero, one = z.new_zeros((), dtype=torch.float64), z.new_ones((), dtype=torch.float64)
-    wide = compute.compute_dtype(z) if cap == math.inf else torch.float64
+    wide = compute.compute_dtype(z) if cap == math.inf and temperature == 1 else torch.float64
     live = label != IGNORED
     unused = sum(t != 0 for t in (y, r, q, *upstream) if t is not None) == 0
     # rows that are ignored, and those that have neither weights nor finite logits, give 0
