@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+from importlib.metadata import version
 from importlib.util import find_spec
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is imported: its threads do not poll, for other tests need the cores
@@ -17,16 +18,15 @@ import softxent
 if torch and not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before softxent.torch is imported: without a GPU its kernel runs on NumPy
 
-if torch and find_spec("triton"):
-    from triton.runtime import interpreter
+if torch and find_spec("triton") and version("triton").startswith("3.2."):
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
     def fma(self, x, y, z):
-        """Return x y + z, rounded once, as a GPU does. The interpreter of older versions of Triton, such as 3.2, rounds the product too."""
+        """Return x y + z, rounded once, as a GPU does. Triton's interpreter rounds the product too in version 3.2."""
         wide = np.longdouble if z.data.dtype == np.float64 else np.float64
-        return interpreter.TensorHandle((x.data.astype(wide) * y.data + z.data).astype(z.data.dtype), z.dtype.scalar)
+        return TensorHandle((x.data.astype(wide) * y.data + z.data).astype(z.data.dtype), z.dtype.scalar)
 
-    if not hasattr(interpreter._interpreter, "fma_fp32"):
-        interpreter.InterpreterBuilder.create_fma = fma
+    InterpreterBuilder.create_fma = fma
 
 
 @pytest.hookimpl(wrapper=True)

@@ -180,7 +180,8 @@ def tables_agree_with_python(tab, state):
             want = python[one].value(one.lines[-1], {"j": classes.index(j), "k": classes.index(k)}) if both else Decimal(0)
             if j == k and both:  # yhat (1 - yhat), where 1 - yhat may need more digits than the line has
                 label = [Decimal(n == k) for n in classes]
-                want = -python[GRADIENT].value(yhat["k"], {"k": classes.index(k)}) * reference.gradient(scores, label)[classes.index(k)]
+                with localcontext(CONTEXT):
+                    want = -python[GRADIENT].value(yhat["k"], {"k": classes.index(k)}) * reference.gradient(scores, label)[classes.index(k)]
             assert near(got, want) and shown == text(E("val", (short(want, 2),))), (j, k)
 
 

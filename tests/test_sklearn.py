@@ -207,7 +207,7 @@ def test_no_penalty_and_a_large_gap(data):
 @pytest.mark.parametrize(
     ("parameters", "arguments", "message"),
     [
-        ({"C": 0}, {}, "C must be a finite number of at least"),
+        ({"C": 0}, {}, "C must be inf or a finite number of at least"),
         ({"tol": -1}, {}, "tol must be a finite number of at least 0; got -1"),
         ({"solver": "saga"}, {}, "solver must be 'lbfgs' or 'newton-cg'; got 'saga'"),
         ({"max_iter": 0}, {}, "max_iter must be an int of at least 1; got 0"),

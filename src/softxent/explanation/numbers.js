@@ -221,7 +221,7 @@ function logOnePlus(x) { // below 1e-26, up to x^2/3 of x
 
 function shortOfLine(value, last, digits) { // as in the terminal: after a cancellation that the digits do not cover, a value is shown as approximately 0
   if (value.isZero() && !covered) return "≈ 0";
-  if (last.isZero() && value.abs().lt(NOUGHT)) return "0";
+  if (last.isZero() && value.abs().lt(NOUGHT)) return covered ? "0" : "≈ 0";
   const isNoise = Decimal.max(value.abs(), last.abs()).lt(TOLERANCE) && value.minus(last).abs().gt(last.abs().times("1e-6"));
   return isNoise ? "≈ 0" : short(value, digits);
 }
