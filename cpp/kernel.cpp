@@ -917,10 +917,43 @@ template <class X> ALWAYS void transpose(typename FourOf<X>::V* v) {  // four ve
   v[3] = SHUFFLE(c, d, 2, 3, 6, 7);
 }
 
-// Copies n columns of `some` rows to a panel, as slots. Four columns of four rows are moved at a time; the last four may overlap others.
-template <class T> ALWAYS void rows_to_panel(const typename T::S* z, int64_t step, int64_t n, int some, typename T::A* panel) {
+// Copies n columns of `some` rows of any strides to a panel, as slots. Where rows are adjacent, a column of the panel is read at once.
+template <class T>
+ALONE void strided_to_panel(const typename T::S* z, int64_t step, int64_t column, int64_t n, int some, typename T::A* panel) {
+  SHAPE
+  typename T::Slot slots[L];
+  if (step == 1 && some == L)
+    for (int64_t c = 0; c < n; c++, z += column) {
+      __builtin_prefetch(z + 2 * L, 0, 3);
+      for (int g = 0; g < L; g++) slots[g] = z[g];
+      __builtin_memcpy(panel + c * L, slots, sizeof slots);
+    }
+  else
+    for (int64_t c = 0; c < n; c++, z += column) {
+      for (int g = 0; g < L; g++) slots[g] = z[least(g, some - 1) * step];
+      __builtin_memcpy(panel + c * L, slots, sizeof slots);
+    }
+}
+// Copies n columns of a panel of slots to `some` rows of any strides.
+template <class T>
+ALONE void panel_to_strided(const typename T::A* panel, int64_t n, typename T::S* dz, int64_t step, int64_t column, int some) {
+  SHAPE
+  typename T::Slot slots[L];
+  for (int64_t c = 0; c < n; c++, dz += column) {
+    __builtin_memcpy(slots, panel + c * L, sizeof slots);
+    if (step == 1 && some == L)
+      for (int g = 0; g < L; g++) dz[g] = slots[g];
+    else
+      for (int g = 0; g < some; g++) dz[g * step] = slots[g];
+  }
+}
+// Copies n columns of `some` rows to a panel, as slots. Where columns are adjacent, four columns of four rows are moved at a time; the last
+// four may overlap others.
+template <class T>
+ALWAYS void rows_to_panel(const typename T::S* z, int64_t step, int64_t column, int64_t n, int some, typename T::A* panel) {
   SHAPE
   typedef typename T::Slot Slot;
+  if (column != 1) return strided_to_panel<T>(z, step, column, n, some, panel);
   for (int g = 0; g < L; g += 4) {
     const S* rows[4];
     FOUR(i) rows[i] = z + least(g + i, some - 1) * step;
@@ -943,9 +976,11 @@ template <class T> ALWAYS void rows_to_panel(const typename T::S* z, int64_t ste
   }
 }
 // Copies n columns of a panel of slots to `some` rows.
-template <class T> ALWAYS void panel_to_rows(const typename T::A* panel, int64_t n, typename T::S* dz, int64_t step, int some) {
+template <class T>
+ALWAYS void panel_to_rows(const typename T::A* panel, int64_t n, typename T::S* dz, int64_t step, int64_t column, int some) {
   SHAPE
   typedef typename T::Slot Slot;
+  if (column != 1) return panel_to_strided<T>(panel, n, dz, step, column, some);
   for (int g = 0; g < some; g += 4) {
     for (int64_t c = 0; n < 4 && c < n; c++)
       for (int i = 0; i < 4 && g + i < some; i++) {
@@ -978,26 +1013,45 @@ template <class T> ALWAYS void widen(typename T::A* panel, int64_t n) {  // conv
 // Whether a call needs the loss and lse alone, of logits as they are, without off. Such calls are compiled separately for short rows.
 ALWAYS bool is_plain(const Job& j) { return !j.off && !j.capped && j.scale == 1 && !j.entropy && j.number_count == 4; }
 
-// Reads `some` rows from `first` on: off, and the logits or, with a softcap, y and its slope.
-template <class T, class O> ALWAYS void fill(const Job& j, Panel<typename T::A>& p, int64_t first, int some, bool with_off, bool capped) {
+// Puts the first column with the largest value into each lane that asks for it; 0 if all are -inf or NaN.
+template <class A> ALWAYS void put_largest(const A* panel, int64_t n, const bool* asks, A* column_of) {
+  constexpr int W = Lanes<A>::W, L = Lanes<A>::L;
+  A found[L];
+  EACH(u) {
+    V<A> most = splat<A>(-INF), at = {}, column = {};
+    for (int64_t k = u * W; k < n * L; k += L) {
+      const V<A> v = read(panel + k);
+      at = v > most ? column : at;
+      most = v > most ? v : most;
+      column = column + 1;
+    }
+    store(found + u * W, at);
+  }
+  for (int g = 0; g < L; g++) column_of[g] = asks[g] ? found[g] : column_of[g];
+}
+
+// Reads `some` rows from `first` on: their labels, or -1, off, and the logits or, with a softcap, y and its slope.
+template <class T, class O>
+ALWAYS void fill(const Job& j, Panel<typename T::A>& p, int64_t first, int some, bool with_off, bool capped, typename T::A* label_of) {
   SHAPE
-  rows_to_panel<T>(row<T>(j, first), j.z_step, j.cols, some, p.e);
+  rows_to_panel<T>(row<T>(j, first), j.z_step, j.z_column, j.cols, some, p.e);
   widen<T>(p.e, j.cols * L);
   if (with_off) {
-    rows_to_panel<O>(off<O>(j, first), j.off_step, j.cols, some, p.off);
+    rows_to_panel<O>(off<O>(j, first), j.off_step, j.off_column, j.cols, some, p.off);
     widen<O>(p.off, j.cols * L);
   }
+  bool asks[L], any = false;
+  for (int g = 0; g < L; g++) {
+    const int64_t t = label(j, first + least(g, some - 1));
+    label_of[g] = within(t, j.cols) ? (A)t : -1;
+    any |= asks[g] = t == LARGEST;
+  }
+  if (any) put_largest<A>(with_off && j.off_by_row ? p.off : p.e, j.cols, asks, label_of);
   for (int64_t k = 0; capped && k < j.cols * L; k += W) {
     V<A> y = read(p.e + k) * (A)j.unit, by;
     tanh_and_slope<A, 1>(&y, j.steep, j.amplitude, &by);
     store(p.e + k, y);
     store(p.slope + k, by);
-  }
-}
-template <class T, class O> ALWAYS void find_labels(const Job& j, int64_t first, int some, typename T::A* column) {
-  for (int g = 0; g < Lanes<typename T::A>::L; g++) {
-    const int64_t t = find_label<T, O>(j, first + least(g, some - 1));
-    column[g] = within(t, j.cols) ? (typename T::A)t : -1;
   }
 }
 
@@ -1106,8 +1160,7 @@ template <class T, class O, Op op, bool plain> ALONE void short_rows(const Job& 
   const bool capped = !plain && j.capped, keep_z = !plain && op != FORWARD && j.number_count > 4,
              with_u = !plain && op != BACKWARD && j.entropy, with_off = !plain && j.off;
   Panel<A> p(f.e);
-  fill<T, O>(j, p, first, some, with_off, capped);
-  find_labels<T, O>(j, first, some, p.apart);
+  fill<T, O>(j, p, first, some, with_off, capped, p.apart);
   take_apart<A>(p, C, with_off, capped);
   if (keep_z) __builtin_memcpy(p.z, p.e, C * L * sizeof(A));
   sum_panel<A>(p, C, scale, op != BACKWARD, op != BACKWARD && with_off, with_u);
@@ -1171,7 +1224,7 @@ template <class T, class O, Op op, bool plain> ALONE void short_rows(const Job& 
       __builtin_memcpy(p.e + k, &slots, sizeof slots);
     }
   }
-  panel_to_rows<T>(p.e, C, (S*)j.dz + first * j.dz_step, j.dz_step, some);
+  panel_to_rows<T>(p.e, C, (S*)j.dz + first * j.dz_step, j.dz_step, j.dz_column, some);
 }
 
 // ---- one row at a time, with its most probable class j0 kept apart: log-softmax and the curvature ----
@@ -1516,9 +1569,8 @@ template <class T, class O> ALONE void short_curvature(const Job& j, Scratch<typ
   Panel<A> p(f.e);
   A label[L], most_v[2][L], by[L], v_0[L], v_t[L], y_t[L], slope_t[L], off_t[L], off_0[L];
   Curved<A> c;
-  fill<T, O>(j, p, first, some, with_off, capped);
-  rows_to_panel<plain<A>>((const A*)j.v + first * j.v_step, j.v_step, C, some, p.v);
-  find_labels<T, O>(j, first, some, label);
+  fill<T, O>(j, p, first, some, with_off, capped, label);
+  rows_to_panel<plain<A>>((const A*)j.v + first * j.v_step, j.v_step, j.v_column, C, some, p.v);
   __builtin_memcpy(p.z, p.e, C * L * sizeof(A));
   EACH(u) {  // the most probable class, and what is at both columns
     const int at = u * W;
@@ -1628,7 +1680,7 @@ template <class T, class O> ALONE void short_curvature(const Job& j, Scratch<typ
       __builtin_memcpy(p.e + k, &slots, sizeof slots);
     }
   }
-  panel_to_rows<T>(p.e, C, (S*)j.dz + first * j.dz_step, j.dz_step, some);
+  panel_to_rows<T>(p.e, C, (S*)j.dz + first * j.dz_step, j.dz_step, j.dz_column, some);
 }
 
 // Computes the rows [first, last), a tile at a time, so that a tile stays in the cache between its two passes; or one phase of one long

@@ -25,20 +25,20 @@ inline constexpr int64_t LARGEST = INT64_MIN + 1;  // stands for the column with
 struct Job {
   int64_t rows, cols;
   const void* z;
-  int64_t z_step;  // all steps are in elements; this one is between rows
-  const void* v;   // of CURVATURE, in the type of the computation
-  int64_t v_step;
+  int64_t z_step, z_column;  // all steps are in elements: between rows, and between columns, which is 1 except for short rows
+  const void* v;             // of CURVATURE, in the type of the computation
+  int64_t v_step, v_column;
   void* dz;
-  int64_t dz_step;
+  int64_t dz_step, dz_column;
   const int64_t* label;  // a label outside [0, cols) matches no column
   int64_t label_step;
   int64_t* found;                                 // [rows], written in phase FIND_LABEL
   const double* numbers;                          // [number_count, rows or 1]
   int64_t number_count, number_step, number_row;  // steps between the numbers, and between rows (0: the same for all rows)
   const void* off;
-  int64_t off_step;  // 0: one vector for all rows
-  bool off_by_row;   // whether off is [rows, cols]
-  double* result;    // [result_count, rows]
+  int64_t off_step, off_column;  // off_step is 0 if rows share a vector
+  bool off_by_row;               // whether off is [rows, cols], so that LARGEST is its column and not that of the logits
+  double* result;                // [result_count, rows]
   int64_t result_count, result_step;
   double* parts;  // [7, rows] or null
   int64_t parts_step;

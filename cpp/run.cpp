@@ -204,14 +204,6 @@ template <class F> static bool divided(int64_t rows, int64_t grain, size_t bytes
   return grains == 1 || !signals.stop();
 }
 
-static bool by_rows(const Job& j, Kernel run, int threads, Interrupted interrupted) {
-  const int64_t tile = j.cols <= SHORT_ROW ? TILE : tile_of(j.cols), fair = j.rows / threads / tile,
-                much = (1 << 16) / whole(j.cols) / tile;
-  const int64_t grain = (fair < much ? fair : much) * tile + (fair && much ? 0 : tile);
-  return divided(j.rows, grain, scratch_bytes(j.cols, j.capped), threads, interrupted,
-                 [&](int64_t first, int64_t rows, void* scratch) { run(j, first, first + rows, scratch, ALL, 0); });
-}
-
 // Runs the kernel on a few long rows. All threads work on runs of blocks of the same row, in the scratch memory of the calling thread. The
 // calling thread takes runs from the front and the others from the back. Each writes the gradient of the blocks whose exponentials it
 // computed, the last one first, because they are still in its cache. Returns false if the call was interrupted.
@@ -267,41 +259,23 @@ static bool by_blocks(Job j, Kernel run, int threads, bool gradient, Interrupted
   return !signals.stop();
 }
 
-bool run(Op op, Job j, Type type, Off kind, int threads, Interrupted interrupted) {
-  if (!j.rows || !j.cols) return true;
-  if (j.rows * j.cols < 1 << 12) threads = 1;  // to wake a thread takes as long as 1500 entries
-  const int64_t size = size_of(type);
-  const bool aligned = (uintptr_t)j.dz % size == 0;  // stores past the caches need whole elements
-  // Short rows share many cache lines with their neighbours, which stores past the caches write twice: 3 times the time with 100 columns.
-  j.stream = op != FORWARD && aligned && j.z != j.dz && j.rows * j.cols * size >= 48 << 20 && j.cols * size >= 8 << 10;
-  j.ahead = threads == 1;  // 10 % less time on one thread, but 8 % more on two, which use all of the memory's bandwidth
-  const Kernel kernel = isa().run[type][kind][op];
-  const int64_t blocks = blocks_of(j.cols);
-  const bool by_row = op == CURVATURE || op == LOG_SOFTMAX;
-  const bool few_long_rows = !by_row && blocks > 6 && threads > 1 && j.rows < 4 * threads && j.rows % threads;
-  if (few_long_rows || (!by_row && blocks > 4096)) return by_blocks(j, kernel, threads, op != FORWARD, interrupted);
-  return by_rows(j, kernel, threads, interrupted);
-}
-
-Job part(Job j, int64_t first, int64_t rows, Type type, Off kind) {
-  const int64_t size = size_of(type), wide = type == F64 ? 8 : 4;
-  j.rows = rows;
-  j.z = (const char*)j.z + first * j.z_step * size;
-  j.dz = j.dz ? (char*)j.dz + first * j.dz_step * size : nullptr;
-  j.v = j.v ? (const char*)j.v + first * j.v_step * wide : nullptr;
-  j.off = j.off ? (const char*)j.off + first * j.off_step * (kind == SAME ? size : wide) : nullptr;
-  j.label = j.label ? j.label + first * j.label_step : nullptr;
-  j.numbers += first * j.number_row;
-  j.result = j.result ? j.result + first : nullptr;
-  j.parts = j.parts ? j.parts + first : nullptr;
-  return j;
-}
+static int64_t in_lines(int64_t bytes) { return (bytes + 63) / 64 * 64; }  // of the cache
 
 // An array of a call that has a row for each row of the logits.
 struct Operand {
   const void* data;
   const Steps* steps;
   int64_t size;  // of an element
+};
+struct Operands {
+  Operand z, off, v, dz;
+  Operands(const Job& j, const Layout& l, Type type, Off kind) {
+    const int64_t size = size_of(type), wide = type == F64 ? 8 : 4;
+    z = {j.z, &l.z, size};
+    off = {j.off, &l.off, kind == SAME ? size : wide};
+    v = {j.v, &l.v, wide};
+    dz = {j.dz, &l.dz, size};
+  }
 };
 
 // Merges axes of the rows that every array can step through as one, and drops those of length 1.
@@ -318,72 +292,146 @@ static void merge_axes(Layout& l) {
   l.axes = n;
 }
 
-// Copies rows from `first` on between an array and a tile [rows, cols], which is written unless `back`.
-static void copy_rows(const Layout& l, const Operand& a, int64_t first, int64_t rows, int64_t cols, char* tile, bool back) {
-  const int inner = l.axes - 1;
-  for (int64_t done = 0; done < rows;) {
-    int64_t at[AXES] = {}, place = 0, rest = first + done;
-    for (int k = inner; k >= 0; k--, rest /= l.length[k + 1]) {
-      at[k] = rest % l.length[k];
-      place += at[k] * a.steps->row[k];
-    }
-    const int64_t n = l.axes ? std::min(rows - done, l.length[inner] - at[inner]) : 1, step = l.axes ? a.steps->row[inner] : 0;
-    char *there = (char*)a.data + place * a.size, *here = tile + done * cols * a.size;
+// Calls work(first, rows) for the rows from `first` on, each time for some that are on the innermost axis.
+template <class F> static void each_run(const Layout& l, int64_t first, int64_t rows, F work) {
+  for (const int64_t end = first + rows; first < end;) {
+    const int64_t left = l.axes ? l.length[l.axes - 1] - first % l.length[l.axes - 1] : 1, some = std::min(left, end - first);
+    work(first, some);
+    first += some;
+  }
+}
+static char* place(const Layout& l, const Operand& a, int64_t row) {
+  int64_t steps = 0;
+  for (int k = l.axes - 1; k >= 0; row /= l.length[k--]) steps += row % l.length[k] * a.steps->row[k];
+  return a.data ? (char*)a.data + steps * a.size : nullptr;
+}
+static int64_t inner_step(const Layout& l, const Operand& a) { return l.axes ? a.steps->row[l.axes - 1] : 0; }
+
+// The job of some rows, except for where z, v, off and dz are.
+static Job part(Job j, int64_t first, int64_t rows) {
+  j.rows = rows;
+  j.label = j.label ? j.label + first * j.label_step : nullptr;
+  j.numbers += first * j.number_row;
+  j.result = j.result ? j.result + first : nullptr;
+  j.parts = j.parts ? j.parts + first : nullptr;
+  return j;
+}
+// The job of rows that are on the innermost axis.
+static Job part(const Job& j, const Layout& l, const Operands& a, int64_t first, int64_t rows) {
+  Job p = part(j, first, rows);
+  p.z = place(l, a.z, first);
+  p.v = place(l, a.v, first);
+  p.off = place(l, a.off, first);
+  p.dz = place(l, a.dz, first);
+  p.z_step = inner_step(l, a.z);
+  p.v_step = inner_step(l, a.v);
+  p.off_step = inner_step(l, a.off);
+  p.dz_step = inner_step(l, a.dz);
+  return p;
+}
+
+// Copies rows from `first` on between an array and a tile with these steps, which is written unless `back`.
+static void copy_rows(const Layout& l, const Operand& a, int64_t first, int64_t rows, int64_t cols, char* tile, int64_t step,
+                      int64_t column, bool back) {
+  each_run(l, first, rows, [&](int64_t i, int64_t some) {
+    char *there = place(l, a, i), *here = tile + (i - first) * step * a.size;
+    const int64_t there_step = inner_step(l, a), there_column = a.steps->column;
     with_size(a.size, [&](auto zero) {
       typedef decltype(zero) X;
       if (back)
-        copy_matrix((const X*)here, cols, 1, (X*)there, step, a.steps->column, n, cols);
+        copy_matrix((const X*)here, step, column, (X*)there, there_step, there_column, some, cols);
       else
-        copy_matrix((const X*)there, step, a.steps->column, (X*)here, cols, 1, n, cols);
+        copy_matrix((const X*)there, there_step, there_column, (X*)here, step, column, some, cols);
     });
-    done += n;
-  }
+  });
+}
+
+// Runs the kernel on the rows where they lie. Where rows of a large gradient are adjacent, it is written a tile at a time: the cache lines
+// of its columns compete for the same places of the cache, and had to be written several times (5.7 in place of 2.6 ns an entry).
+static bool by_rows(Kernel run, const Job& j, const Layout& l, const Operands& a, int threads, Interrupted interrupted) {
+  const int64_t tile = j.cols <= SHORT_ROW ? TILE : tile_of(j.cols), fair = j.rows / threads / tile,
+                much = (1 << 16) / whole(j.cols) / tile;
+  const int64_t grain = (fair < much ? fair : much) * tile + (fair && much ? 0 : tile), scratch = in_lines(scratch_bytes(j.cols, j.capped));
+  const bool large = j.rows * j.cols * a.z.size > 1 << 18;
+  auto far = [&](const Operand& x, int64_t column) { return large && x.data && column != 1 && inner_step(l, x) == 1; };
+  const bool z_apart = far(a.z, j.z_column), dz_apart = far(a.dz, j.dz_column);
+  const int64_t step = tile_step(std::min(grain, j.rows), a.dz.size);
+  return divided(j.rows, grain, scratch + (z_apart || dz_apart ? step * j.cols * a.dz.size : 0), threads, interrupted,
+                 [&](int64_t first, int64_t rows, void* memory) {
+                   each_run(l, first, rows, [&](int64_t i, int64_t some) {
+                     Job p = part(j, l, a, i, some);
+                     char* there = (char*)memory + scratch;
+                     if (z_apart) {
+                       copy_rows(l, a.z, i, some, j.cols, there, 1, step, false);
+                       p.z = there, p.z_column = step;
+                     }
+                     if (dz_apart) p.dz = there, p.dz_column = step;
+                     run(p, 0, some, memory, ALL, 0);
+                     if (dz_apart) copy_rows(l, a.dz, i, some, j.cols, there, 1, step, true);
+                   });
+                 });
 }
 
 // Copies tiles of rows to adjacent memory, runs the kernel on them, and copies the result back.
-static bool by_tiles(Kernel run, const Job& j, const Layout& l, Type type, Off kind, int threads, Interrupted interrupted) {
-  const int64_t size = size_of(type), wide = type == F64 ? 8 : 4, off_size = kind == SAME ? size : wide;
-  // 16 rows of 4 bytes are a cache line, where rows are adjacent
-  auto in_lines = [](int64_t rows) { return std::max<int64_t>(16, rows / 16 * 16); };
-  auto in_vectors = [](int64_t bytes) { return (bytes + 63) / 64 * 64; };
-  const int64_t tile = std::min(in_lines((j.rows + threads - 1) / threads), in_lines((128 << 10) / (j.cols * size)));
-  const int64_t elements = std::min(tile, j.rows) * j.cols, off_at = in_vectors(scratch_bytes(j.cols, j.capped)),
-                v_at = off_at + (j.off_by_row ? in_vectors(elements * off_size) : 0), z_at = v_at + (j.v ? in_vectors(elements * wide) : 0);
-  const Operand z{j.z, &l.z, size}, off{j.off, &l.off, off_size}, v{j.v, &l.v, wide}, dz{j.dz, &l.dz, size};
-  return divided(j.rows, tile, z_at + elements * size, threads, interrupted, [&](int64_t first, int64_t rows, void* memory) {
-    char* at = (char*)memory;
-    Job p = part(j, first, rows, type, kind);
-    p.z = at + z_at;
-    copy_rows(l, z, first, rows, j.cols, at + z_at, false);
-    if (j.off_by_row) {
-      p.off = at + off_at;
-      copy_rows(l, off, first, rows, j.cols, at + off_at, false);
-    }
-    if (j.v) {
-      p.v = at + v_at;
-      copy_rows(l, v, first, rows, j.cols, at + v_at, false);
-    }
-    if (j.dz) p.dz = at + z_at;
+static bool by_tiles(Kernel run, Job j, const Layout& l, const Operands& a, int threads, Interrupted interrupted) {
+  auto whole_lines = [](int64_t rows) { return std::max<int64_t>(16, rows / 16 * 16); };  // of 4 bytes, where rows are adjacent
+  const bool off_copied = j.off && (l.off.column != 1 || std::any_of(l.off.row, l.off.row + l.axes, [](int64_t step) { return step; }));
+  const int64_t rows_of = std::min(whole_lines((j.rows + threads - 1) / threads), whole_lines((256 << 10) / (j.cols * a.z.size)));
+  const int64_t some = std::min(rows_of, j.rows), off_at = in_lines(scratch_bytes(j.cols, j.capped));
+  j.z_step = j.dz_step = tile_step(j.cols, a.z.size);
+  j.v_step = tile_step(j.cols, a.v.size);
+  j.off_step = off_copied ? tile_step(j.cols, a.off.size) : 0;
+  const int64_t v_at = off_at + some * j.off_step * a.off.size, z_at = v_at + (j.v ? some * j.v_step * a.v.size : 0);
+  return divided(j.rows, rows_of, z_at + some * j.z_step * a.z.size, threads, interrupted, [&](int64_t first, int64_t rows, void* memory) {
+    Job p = part(j, first, rows);
+    auto copied = [&](const Operand& from, int64_t at, int64_t step) {
+      char* to = (char*)memory + at;
+      copy_rows(l, from, first, rows, j.cols, to, step, 1, false);
+      return to;
+    };
+    char* z = copied(a.z, z_at, j.z_step);
+    p.z = z;
+    if (off_copied) p.off = copied(a.off, off_at, j.off_step);
+    if (j.v) p.v = copied(a.v, v_at, j.v_step);
+    if (j.dz) p.dz = z;
     run(p, 0, rows, memory, ALL, 0);
-    if (j.dz) copy_rows(l, dz, first, rows, j.cols, at + z_at, true);
+    if (j.dz) copy_rows(l, a.dz, first, rows, j.cols, z, j.dz_step, 1, true);
   });
+}
+
+// Whether few lanes are empty if a tile has rows of the innermost axis alone.
+static bool fills_tiles(const Layout& l) {
+  const int64_t rows = l.axes ? l.length[l.axes - 1] : 1;
+  return l.axes <= 1 || (rows + TILE - 1) / TILE * TILE * 4 <= rows * 5;
 }
 
 bool run(Op op, Job j, Layout l, Type type, Off kind, int threads, Interrupted interrupted) {
   if (!j.rows || !j.cols) return true;
+  if (j.rows * j.cols < 1 << 12) threads = 1;  // to wake a thread takes as long as 1500 entries
   merge_axes(l);
+  const Kernel kernel = isa().run[type][kind][op];
+  const Operands all(j, l, type, kind);
   const bool adjacent = l.z.column == 1 && l.off.column == 1 && l.v.column == 1 && l.dz.column == 1;
-  if (l.axes > 1 || !adjacent) {
-    j.z_step = j.v_step = j.dz_step = j.cols;
-    j.off_step = j.off_by_row ? j.cols : 0;
-    if (j.rows * j.cols < 1 << 12) threads = 1;
-    return by_tiles(isa().run[type][kind][op], j, l, type, kind, threads, interrupted);
+  const bool in_place = adjacent || (j.cols <= SHORT_ROW && op != LOG_SOFTMAX && fills_tiles(l));
+  j.z_column = l.z.column;
+  j.v_column = l.v.column;
+  j.off_column = l.off.column;
+  j.dz_column = l.dz.column;
+  if (!in_place) {
+    j.z_column = j.v_column = j.off_column = j.dz_column = 1;
+    return by_tiles(kernel, j, l, all, threads, interrupted);
   }
-  j.z_step = l.z.row[0];
-  j.v_step = l.v.row[0];
-  j.dz_step = l.dz.row[0];
-  j.off_step = l.off.row[0];
-  return run(op, j, type, kind, threads, interrupted);
+  const int64_t size = size_of(type);
+  const bool aligned = (uintptr_t)j.dz % size == 0;  // stores past the caches need whole elements
+  // Short rows share many cache lines with their neighbours, which stores past the caches write twice: 3 times the time with 100 columns.
+  j.stream = op != FORWARD && aligned && j.z != j.dz && j.rows * j.cols * size >= 48 << 20 && j.cols * size >= 8 << 10;
+  j.ahead = threads == 1;  // 10 % less time on one thread, but 8 % more on two, which use all of the memory's bandwidth
+  const int64_t blocks = blocks_of(j.cols);
+  const bool by_row = op == CURVATURE || op == LOG_SOFTMAX;
+  const bool few_long_rows = !by_row && blocks > 6 && threads > 1 && j.rows < 4 * threads && j.rows % threads;
+  if (l.axes <= 1 && (few_long_rows || (!by_row && blocks > 4096)))
+    return by_blocks(part(j, l, all, 0, j.rows), kernel, threads, op != FORWARD, interrupted);
+  return by_rows(kernel, j, l, all, threads, interrupted);
 }
 
 double sum_as_numpy(const double* a, int64_t n) {

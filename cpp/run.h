@@ -30,13 +30,9 @@ struct Layout {
   Steps z, off, v, dz;
 };
 
-// The rows of a job from `first` on, of logits with `size` bytes an element.
-Job part(Job, int64_t first, int64_t rows, Type, Off kind);
-
 // Runs an operation on all rows, on at most so many threads. `interrupted`, which may be null, is asked now and then on the calling thread.
 // Returns false if it said yes; the results are incomplete then.
 typedef bool (*Interrupted)();
-bool run(Op, Job, Type, Off kind, int threads, Interrupted);
 bool run(Op, Job, Layout, Type, Off kind, int threads, Interrupted);
 
 // The sum in NumPy's order, so that a loss has the same bits however it is called: halves, down to 128 numbers, and eight sums of those.

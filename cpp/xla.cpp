@@ -1,10 +1,12 @@
 // The kernels as custom calls of XLA on the CPU, which softxent/jax/native.py registers. A handler gets the memory of XLA's arrays, describes
 // it in a Job and runs the kernel on it (run.cpp); Python is not involved.
 //
-// Every handler takes, in this order, and except for z only what the attribute `given` says:
+// Every handler takes, in this order, and except for z only what the first number of the attribute `given` says:
 //   z [*rows, C]    label [*rows], int32 or int64    off [C], [*rows, C]    v [*rows, C]    parts [7, *rows, 2]    total
 //   numbers of the rows: those of Number whose entry in the attribute `fixed` is NaN; the others are in `fixed`, then temperature and cap
-// label, total, off and numbers may have a prefix of *rows as their shape: all rows of an entry then share it. total is the sum of the
+// The second number of `given` says how many axes of the rows lie within that of the classes in memory, in z, and in v, off and the result
+// if they have all axes of z: so a matrix whose classes are on another axis than the last is not transposed. label, total, off and numbers
+// may have a prefix of *rows as their shape: all rows of an entry then share it. total is the sum of the
 // rows' weights, whose inverse is g; the losses are then divided by it, and added up if their result has fewer axes than the rows. Labels at the lower end of their
 // type are special: IGNORED, LARGEST and OUTSIDE, in this order, of which the last makes y NaN. parts are float64 numbers as pairs of uint32,
 // for XLA has no float64 unless JAX enables it.
@@ -194,48 +196,63 @@ static double* parts_of(const Buffer& parts, int64_t rows) {
   return (double*)parts.data;
 }
 
+// The steps of an array [*rows, C], or [*prefix of rows, C], whose last `within` axes of rows lie within that of the classes.
+static Steps steps_of(const Buffer& a, int64_t within) {
+  Steps s = {};
+  int64_t step = 1;
+  const int64_t rows = a.rank - 1;
+  for (int64_t k = rows; k-- > 0;) {
+    if (k == rows - 1 - within) step = (s.column = step) * a.dims[rows];
+    s.row[k] = step;
+    step *= a.dims[k];
+  }
+  if (within == rows) s.column = step;
+  return s;
+}
+
 static void compute(Op op, const ffi::Buffers& buffers, const ffi::Buffers& rets, Span<double> fixed, Span<int64_t> flags) {
-  need(flags.count == 1 && fixed.count >= 2, "softxent: an attribute has a wrong shape");
-  const int64_t given = flags[0];
+  need(flags.count == 2 && fixed.count >= 2, "softxent: an attribute has a wrong shape");
+  const int64_t given = flags[0], within = flags[1];
   Arguments args(buffers);
   const Buffer z = args.take();
   const Type type = type_of(z);
   const int64_t size = size_of(type), wide = type == F64 ? 8 : 4;
+  need(z.rank > 0 && z.rank <= AXES && within >= 0 && within < z.rank, "softxent: z has a wrong number of axes");
   Job j = {};
   j.cols = z.dims[z.rank - 1];
   j.rows = j.cols ? z.count() / j.cols : 0;
   j.z = z.data;
-  j.z_step = j.cols;
+  Layout l = {};
+  l.axes = (int)z.rank - 1;
+  std::copy_n(z.dims, l.axes, l.length);
+  l.z = l.off = l.v = l.dz = steps_of(z, within);
   int64_t ret = 0;
   if (op != FORWARD) {
     const Buffer dz = output(rets, ret++);
     need(dz.count() == z.count() && dz.type == z.type, "softxent: the result must be like z");
     j.dz = dz.data;
     if (j.dz != j.z) advise(j.dz, dz.count() * size);  // XLA takes new memory for a large result: 125 MiB in small pages cost 90 ms
-    j.dz_step = j.cols;
   }
   const int64_t results = op == CURVATURE ? PRODUCTS : given & WITH_ENTROPY ? OUTPUTS : LSE + 1;
   Rows memory(NUMBERS + 2 + OUTPUTS, j.rows ? j.rows : 1);
   const bool outside = given & LABEL && set_label(j, args.take(), memory);
-  int64_t groups = 1;
   Off kind = SAME;
   if (given & OFF) {
     const Buffer off = args.take();
     const Type o = type_of(off);
     need(o == type || (o == F32 && size == 2), "softxent: off must have the type of z, or float32");
     kind = o == type ? SAME : WIDE;
-    groups = j.cols ? off.count() / j.cols : 1;
-    need(groups && off.count() == groups * j.cols && j.rows % groups == 0, "softxent: off has a wrong shape");
+    bool fits = off.rank > 0 && off.rank <= z.rank && off.dims[off.rank - 1] == j.cols;
+    for (int64_t k = 0; fits && k + 1 < off.rank; k++) fits = off.dims[k] == z.dims[k];
+    need(fits, "softxent: off has a wrong shape");
     j.off = off.data;
-    j.off_by_row = groups == j.rows && groups > 1;
-    j.off_step = j.off_by_row ? j.cols : 0;
-    groups = j.off_by_row ? 1 : groups;
+    j.off_by_row = off.rank > 1;
+    l.off = steps_of(off, off.rank == z.rank ? within : 0);
   }
   if (given & V) {
     const Buffer v = args.take();
     need(v.count() == z.count() && size_of(type_of(v)) == wide, "softxent: v has a wrong shape or type");
     j.v = v.data;
-    j.v_step = j.cols;
   }
   if (given & PARTS_READ) j.parts = parts_of(args.take(), j.rows);
   std::vector<Buffer> total;
@@ -251,12 +268,7 @@ static void compute(Op op, const ffi::Buffers& buffers, const ffi::Buffers& rets
   j.result_step = j.rows;
   j.entropy = given & WITH_ENTROPY || j.number_count == NUMBERS;
   set_transform(j, type, fixed[fixed.count - 2], fixed[fixed.count - 1]);
-  const int64_t rows = j.rows / groups;
-  for (int64_t i = 0; i < groups && rows; i++) {
-    Job p = part(j, i * rows, rows, type, kind);
-    if (groups > 1) p.off = (const char*)j.off + i * j.cols * (kind == SAME ? size : 4);
-    run(op == FUSED && given & PARTS_READ ? BACKWARD : op, p, type, kind, most_threads, nullptr);
-  }
+  run(op == FUSED && given & PARTS_READ ? BACKWARD : op, j, l, type, kind, most_threads, nullptr);
   std::vector<double> totals(total.empty() ? 0 : total[0].count());
   if (!total.empty()) spread(total[0], totals.size(), totals.data());
   const int64_t last = rets.count - (given & PARTS_WRITTEN ? 1 : 0);

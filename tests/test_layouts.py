@@ -89,6 +89,34 @@ def test_the_bits_of_a_row_do_not_depend_on_the_layout(dtype, off, transform, rn
             equal(one, other, f"{lead}, {classes} classes")
 
 
+@pytest.mark.parametrize("classes", [3, 40, 64, 70])
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+def test_large_arrays_with_adjacent_rows(dtype, classes, rng):
+    """They are read and written a tile at a time, also where the tile is that of the logits, or the gradient lies otherwise."""
+    rows = (1 << 18) // (classes * dtype.itemsize) + 7
+    p = problem(2 * rows, classes, dtype, "dense")
+    numbers = np.concatenate([p.truth, rng.standard_normal((3, 2 * rows))])
+    numbers[5] *= (p.label >= 0) & (p.label < classes)
+
+    def called(place, writable):
+        result = np.empty((5, 2 * rows))
+        kernels.active().fused(place(p.z), p.label, numbers, place(p.off), p.transform, writable, result, None, 2)
+        return [result, writable.reshape(2 * rows, classes).copy()]
+
+    def first(a):
+        return np.moveaxis(np.moveaxis(a.reshape(2, rows, classes), -1, 1).copy(), 1, -1)
+
+    want, z = called(lambda a: a, np.empty_like(p.z)), first(p.z)
+    for found in (
+        called(first, np.empty_like(z)),
+        called(first, np.empty_like(z, order="C")),
+        called(lambda a: a.reshape(z.shape), np.empty_like(z)),
+        called(lambda a: z if a is p.z else first(a), z),
+    ):
+        for one, other in zip(want, found, strict=True):
+            equal(one, other)
+
+
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
 def test_a_gradient_in_the_memory_of_the_logits(dtype, rng):
     for lead, classes in shapes(rng):

@@ -147,7 +147,7 @@ def _called(
     given |= sum(bit for bit, x in there.items() if not isinstance(x, float))
     return list(
         jax.ffi.ffi_call(name, results, input_output_aliases={0: 0} if in_place else {})(
-            call.z, *arrays, fixed=fixed, given=np.array([given])
+            call.z, *arrays, fixed=fixed, given=np.array([given, 0])
         )
     )
 

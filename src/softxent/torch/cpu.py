@@ -16,6 +16,7 @@ from ..partials import Array
 
 SMALL_CALL = 4096  # elements, below which one thread computes, and the backward pass sums anew
 SMALL = kernels.LARGE // 8  # elements, below which a gradient takes new memory
+STRIDED = {torch.strided}
 TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}  # as in cpp/kernel.h
 
 
@@ -102,7 +103,7 @@ def quick(
     type_ = TYPES.get(z.dtype)
     shape, axis, size = z.shape, class_axis(z), z.numel()
     lead = rows_shape(z)
-    if native is None or kernels.active() is not native or type_ is None or not size:
+    if native is None or kernels.active() is not native or type_ is None or not size or {z.layout, target.layout} != STRIDED:
         return None
     indices, each = target.dtype == torch.int64 and target.shape == lead, off is not None and off.shape == shape
     if not (indices or (each and not lazy(off))) or lazy(z) or lazy(target):
