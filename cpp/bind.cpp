@@ -325,6 +325,12 @@ static std::optional<std::tuple<double, int64_t>> quick(Address z, Address label
   return std::tuple(mean ? (total != 0 ? sum / total : __builtin_nan("")) : sum, correct);
 }
 
+static nb::dict named(std::initializer_list<std::pair<const char*, int>> codes) {
+  nb::dict found;
+  for (const auto& [name, code] : codes) found[name] = code;
+  return found;
+}
+
 static int64_t first_outside(const Labels& label, int64_t classes, int64_t ignore) {
   const int64_t *t = label.data(), step = label.stride(0);
   for (int64_t i = 0, n = label.shape(0); i < n; i++)
@@ -343,6 +349,20 @@ NB_MODULE(_kernel, m) {
   at_import();
   nb::module_::import_("atexit").attr("register")(nb::cpp_function(at_exit));
   pthread_atfork(nullptr, nullptr, [] { asking = 0; });  // a child has none of these threads
+  m.attr("BLOCK") = BLOCK;
+  m.attr("SHORT_ROW") = SHORT_ROW;
+  m.attr("SMALL_CALL") = SMALL_CALL;
+  m.attr("IGNORED") = IGNORED;
+  m.attr("LARGEST") = LARGEST;
+  m.attr("OUTSIDE") = OUTSIDE;
+  m.attr("DTYPES") = named({{"float32", F32}, {"float64", F64}, {"bfloat16", BF16}, {"float16", F16}});
+  m.attr("GIVEN") = named({{"OFF", OFF},
+                           {"V", V},
+                           {"PARTS_READ", PARTS_READ},
+                           {"TOTAL", TOTAL},
+                           {"PARTS_WRITTEN", PARTS_WRITTEN},
+                           {"LABEL", LABEL},
+                           {"WITH_ENTROPY", WITH_ENTROPY}});
   m.def("isa", [] { return isa().name; });
   m.def(
       "forward",

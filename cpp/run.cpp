@@ -407,7 +407,7 @@ static bool fills_tiles(const Layout& l) {
 
 bool run(Op op, Job j, Layout l, Type type, Off kind, int threads, Interrupted interrupted) {
   if (!j.rows || !j.cols) return true;
-  if (j.rows * j.cols < 1 << 12) threads = 1;  // to wake a thread takes as long as 1500 entries
+  if (j.rows * j.cols < SMALL_CALL) threads = 1;
   merge_axes(l);
   const Kernel kernel = isa().run[type][kind][op];
   const Operands all(j, l, type, kind);

@@ -4,12 +4,11 @@
 // Every handler takes, in this order, and except for z only what the first number of the attribute `given` says:
 //   z [*rows, C]    label [*rows], int32 or int64    off [C], [*rows, C]    v [*rows, C]    parts [7, *rows, 2]    total
 //   numbers of the rows: those of Number whose entry in the attribute `fixed` is NaN; the others are in `fixed`, then temperature and cap
-// The second number of `given` says how many axes of the rows lie within that of the classes in memory, in z, and in v, off and the result
-// if they have all axes of z: so a matrix whose classes are on another axis than the last is not transposed. label, total, off and numbers
-// may have a prefix of *rows as their shape: all rows of an entry then share it. total is the sum of the
-// rows' weights, whose inverse is g; the losses are then divided by it, and added up if their result has fewer axes than the rows. Labels at the lower end of their
-// type are special: IGNORED, LARGEST and OUTSIDE, in this order, of which the last makes y NaN. parts are float64 numbers as pairs of uint32,
-// for XLA has no float64 unless JAX enables it.
+// In z, and in v, off and the gradient where they have all axes of z, the axis C is at the place that the second number of `given` says.
+// label, total, off and numbers may have a prefix of *rows as their shape: all rows of an entry then share it. total is the sum of the rows'
+// weights, whose inverse is g; the losses are then divided by it, and added up if their result has fewer axes than the rows. Labels at the
+// lower end of their type are special: IGNORED, LARGEST and OUTSIDE, in this order, of which the last makes y NaN. parts are float64 numbers
+// as pairs of uint32, for XLA has no float64 unless JAX enables it.
 #include <algorithm>
 #include <atomic>
 #include <cfenv>
@@ -29,8 +28,6 @@ namespace softxent {
 using ffi::Buffer;
 
 static const char* const WRONG_SIZE = "softxent: this jaxlib has another interface for custom calls";
-static constexpr int64_t OUTSIDE = IGNORED + 2;  // label of a row whose results are NaN
-enum Given { OFF = 1, V = 2, PARTS_READ = 4, TOTAL = 8, PARTS_WRITTEN = 16, LABEL = 32, WITH_ENTROPY = 64 };
 
 static std::atomic<int> most_threads{1};
 void set_xla_threads(int threads) { most_threads = threads; }
@@ -196,36 +193,30 @@ static double* parts_of(const Buffer& parts, int64_t rows) {
   return (double*)parts.data;
 }
 
-// The steps of an array [*rows, C], or [*prefix of rows, C], whose last `within` axes of rows lie within that of the classes.
-static Steps steps_of(const Buffer& a, int64_t within) {
+// The steps of an array with the classes on this axis.
+static Steps steps_of(const Buffer& a, int64_t axis) {
   Steps s = {};
   int64_t step = 1;
-  const int64_t rows = a.rank - 1;
-  for (int64_t k = rows; k-- > 0;) {
-    if (k == rows - 1 - within) step = (s.column = step) * a.dims[rows];
-    s.row[k] = step;
-    step *= a.dims[k];
-  }
-  if (within == rows) s.column = step;
+  for (int64_t k = a.rank; k-- > 0; step *= a.dims[k]) (k == axis ? s.column : s.row[k - (k > axis)]) = step;
   return s;
 }
 
 static void compute(Op op, const ffi::Buffers& buffers, const ffi::Buffers& rets, Span<double> fixed, Span<int64_t> flags) {
   need(flags.count == 2 && fixed.count >= 2, "softxent: an attribute has a wrong shape");
-  const int64_t given = flags[0], within = flags[1];
+  const int64_t given = flags[0], axis = flags[1];
   Arguments args(buffers);
   const Buffer z = args.take();
   const Type type = type_of(z);
   const int64_t size = size_of(type), wide = type == F64 ? 8 : 4;
-  need(z.rank > 0 && z.rank <= AXES && within >= 0 && within < z.rank, "softxent: z has a wrong number of axes");
+  need(z.rank > 0 && z.rank <= AXES && axis >= 0 && axis < z.rank, "softxent: z has a wrong number of axes");
   Job j = {};
-  j.cols = z.dims[z.rank - 1];
+  j.cols = z.dims[axis];
   j.rows = j.cols ? z.count() / j.cols : 0;
   j.z = z.data;
   Layout l = {};
-  l.axes = (int)z.rank - 1;
-  std::copy_n(z.dims, l.axes, l.length);
-  l.z = l.off = l.v = l.dz = steps_of(z, within);
+  for (int64_t k = 0; k < z.rank; k++)
+    if (k != axis) l.length[l.axes++] = z.dims[k];
+  l.z = l.off = l.v = l.dz = steps_of(z, axis);
   int64_t ret = 0;
   if (op != FORWARD) {
     const Buffer dz = output(rets, ret++);
@@ -242,12 +233,13 @@ static void compute(Op op, const ffi::Buffers& buffers, const ffi::Buffers& rets
     const Type o = type_of(off);
     need(o == type || (o == F32 && size == 2), "softxent: off must have the type of z, or float32");
     kind = o == type ? SAME : WIDE;
-    bool fits = off.rank > 0 && off.rank <= z.rank && off.dims[off.rank - 1] == j.cols;
-    for (int64_t k = 0; fits && k + 1 < off.rank; k++) fits = off.dims[k] == z.dims[k];
+    const int64_t at = off.rank == z.rank ? axis : off.rank - 1;
+    bool fits = at >= 0 && off.rank <= z.rank && off.dims[at] == j.cols;
+    for (int64_t k = 0; fits && k < off.rank; k++) fits = k == at || off.dims[k] == l.length[k - (k > at)];
     need(fits, "softxent: off has a wrong shape");
     j.off = off.data;
     j.off_by_row = off.rank > 1;
-    l.off = steps_of(off, off.rank == z.rank ? within : 0);
+    l.off = steps_of(off, at);
   }
   if (given & V) {
     const Buffer v = args.take();

@@ -256,6 +256,48 @@ def test_the_gradient_takes_the_memory_of_logits_that_are_not_needed_any_more(rn
     np.testing.assert_array_equal(both[1], 3 * z)
 
 
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_classes_on_any_axis_are_read_where_they_lie_and_give_the_bits_of_the_last_axis(axis, rng):
+    z, v = (jnp.asarray(rng.standard_normal((5, 6, 7)), jnp.float32) for _ in "zv")
+    t = jnp.asarray(rng.integers(0, z.shape[axis], np.delete(z.shape, axis)))
+    u = jnp.abs(v)
+
+    def all_of(z, v, u, axis):
+        def losses(z):
+            return [
+                sj.cross_entropy(z, t, axis=axis, softcap=5.0),
+                sj.cross_entropy(z, u, axis=axis, label_smoothing=0.1),
+                sj.softmax_cross_entropy_with_integer_labels(z, t, axis=axis).sum(),
+                sj.softmax_cross_entropy(z, u, axis=axis).sum(),
+                sj.logsumexp(z, axis).sum(),
+                sj.entropy(z, axis).sum(),
+            ]
+
+        gradients = jax.jacrev(losses)(z)
+        products = jax.jvp(jax.grad(lambda z: losses(z)[1]), (z,), (v,))[1]
+        return losses(z), [jnp.moveaxis(a, axis, -1) for a in (*gradients, products, sj.log_softmax(z, axis))]
+
+    last = [jnp.moveaxis(a, axis, -1) for a in (z, v, u)]
+    for a, b in zip(*(jax.tree.leaves(all_of(*given)) for given in ((z, v, u, axis), (*last, 2))), strict=True):
+        np.testing.assert_array_equal(a, b)
+    vmapped = jax.vmap(jax.grad(lambda z: sj.logsumexp(z, axis).sum()))(jnp.stack([z, v]))
+    np.testing.assert_array_equal(vmapped[1], jax.grad(lambda z: sj.logsumexp(z, axis).sum())(v))
+    for f in (lambda z: sj.cross_entropy(z, t, axis=axis), lambda z: sj.cross_entropy(z, u, axis=axis)):
+        compiled = jax.jit(jax.value_and_grad(f)).lower(z).compile().as_text()
+        assert "softxent" in compiled and "transpose(" not in compiled.replace("/transpose(", "") and " copy(" not in compiled
+
+
+def test_several_class_axes_are_read_where_they_lie_if_they_are_adjacent(rng):
+    z = jnp.asarray(rng.standard_normal((4, 5, 6, 7)), jnp.float32)
+    for axes in ((1, 2), (2, 3), (0, 1), (2, 1), (1, 3), (0, 1, 2, 3)):
+        rows = [n for k, n in enumerate(z.shape) if k not in axes]
+        t = jnp.asarray(rng.integers(0, z.size // np.prod(rows, dtype=int), rows))
+        f = jax.jit(jax.value_and_grad(lambda z: sj.softmax_cross_entropy_with_integer_labels(z, t, axes).sum()))  # noqa: B023
+        near(f(z), jax.value_and_grad(lambda z: INTEGERS(z, t, axes).sum())(z), FLOAT32)  # noqa: B023
+        if axes in ((1, 2), (2, 3), (0, 1)):
+            assert " copy(" not in f.lower(z).compile().as_text()
+
+
 # ---- a linear head ----
 
 

@@ -2,6 +2,15 @@ from typing import Any
 
 from .partials import Array
 
+BLOCK: int
+SHORT_ROW: int
+SMALL_CALL: int
+IGNORED: int
+LARGEST: int
+OUTSIDE: int
+DTYPES: dict[str, int]
+GIVEN: dict[str, int]
+
 def isa() -> str: ...
 def forward(
     z: Array | None, label: Array, numbers: Array, off: Array | None, transform: tuple[float, float], result: Array, parts: Array | None,

@@ -11,8 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-BLOCK = 4096  # columns, as in cpp/kernel.h
-SHORT_ROW = 64  # rows of at most so many columns are summed in another order; as in cpp/kernel.h
+from .kernels.shared import BLOCK
 
 
 class Columns(NamedTuple):

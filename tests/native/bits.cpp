@@ -51,6 +51,7 @@ static void run(const Case& c) {
   j.v = v;
   j.dz = dz;
   j.z_step = j.v_step = j.dz_step = C;
+  j.z_column = j.v_column = j.dz_column = j.off_column = 1;
   j.label = label;
   j.label_step = 1;
   j.numbers = numbers[0];

@@ -8,10 +8,13 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
+from ..kernels import shared
 from .arrays import Array
 
-IGNORED, LARGEST, OUTSIDE = 0, 1, 2  # special labels: these numbers above the smallest one of the labels' type
-NO_LABEL = -1  # a label that matches no class
+IGNORED, LARGEST, OUTSIDE = (
+    label - shared.IGNORED for label in (shared.IGNORED, shared.LARGEST, shared.OUTSIDE)
+)  # above the smallest label
+NO_LABEL = shared.NO_LABEL
 NUMBERS = ("y", "r", "q", "g", "l", "b", "n")
 UPSTREAM = NUMBERS[3:]
 
@@ -53,6 +56,7 @@ class Static(NamedTuple):
     temperature: float = 1.0
     cap: float = math.inf
     names: tuple[str, ...] = ()  # axes of the mesh of a shard_map by which the classes are divided
+    within: int = 0  # axes of the rows after that of the classes in the caller's array, so that it is read where it lies
 
 
 PLAIN = Static()

@@ -14,7 +14,6 @@ from ..contract import fail
 from . import arguments, devices, operators
 from .arguments import class_axis, class_labels, floats, labels_of
 from .arrays import Array, computed_in
-from .by_classes import Names
 from .call import LARGEST, NO_LABEL, Call, Static, special
 
 
@@ -79,7 +78,10 @@ def cross_entropy(
     w, sample = arguments.weights(fn, class_weight, sample_weight, devices.classes_of(names, z.shape[-1]), z.shape[:-1])
     arguments.check_devices(fn, names, {"logits": z}, t, w, sample)
     call, total = arguments.call_of(fn, z, t, w, sample, given, check, names)
-    wanted, static = (return_lse, return_entropy, return_logprobs, return_correct), Static(given.temperature, given.cap, names)
+    wanted, static = (
+        (return_lse, return_entropy, return_logprobs, return_correct),
+        Static(given.temperature, given.cap, names, z.ndim - 1 - k),
+    )
     if arguments.in_one_pass(given.reduction, wanted, z.dtype):
         return operators.mean(call._replace(total=arguments.divisor(given.reduction, total)), static).astype(z.dtype)
     found = operators.rows(call, static, more=any(wanted[1:]))
@@ -111,12 +113,13 @@ def softmax_cross_entropy_with_integer_labels(logits: Any, labels: Any, axis: in
     Source: Parts 1 to 3 of the derivation.
     """
     fn = "softmax_cross_entropy_with_integer_labels"
-    z, mask, lead = _flat_classes(fn, floats(fn, "logits", logits), axis, where)
+    z, mask, lead, within = _flat_classes(fn, floats(fn, "logits", logits), axis, where)
     t = labels_of(fn, labels, (*lead, z.shape[-1]), len(lead))
     if t.dtype.kind not in "iu":
         fail(fn, "labels", "be integers", t.dtype, TypeError)
     label = class_labels(fn, t, z.shape[-1], None, False)
-    loss = operators.mean(Call(_masked(z, mask), label, total=jnp.int32(1), y=1.0), kept=label.ndim).astype(z.dtype)
+    call = Call(_masked(z, mask), label, total=jnp.int32(1), y=1.0)
+    loss = operators.mean(call, Static(within=within), label.ndim).astype(z.dtype)
     return loss if mask is None else jnp.where(mask.any(-1), loss, 0)
 
 
@@ -135,28 +138,33 @@ def softmax_cross_entropy(logits: Any, labels: Any, axis: int | Sequence[int] | 
     fn = "softmax_cross_entropy"
     z, t = floats(fn, "logits", logits), floats(fn, "labels", labels)
     shape = jnp.broadcast_shapes(z.shape, t.shape)
-    (z, mask, lead), (t, _, _) = (_flat_classes(fn, jnp.broadcast_to(a, shape), axis, where) for a in (z, t))
+    (z, mask, lead, within), (t, *_) = (_flat_classes(fn, jnp.broadcast_to(a, shape), axis, where) for a in (z, t))
     off = t if t.dtype in (z.dtype, computed_in(z.dtype)) else t.astype(computed_in(z.dtype))
     off = off if mask is None else jnp.where(mask, off, 0)
     call = Call(_masked(z, mask), special(LARGEST, jnp.int32), off, total=jnp.int32(1), r=1.0)
-    return operators.mean(call, kept=len(lead)).astype(z.dtype)
+    return operators.mean(call, Static(within=within), len(lead)).astype(z.dtype)
 
 
-def _flat_classes(fn: str, z: Array, axis: int | Sequence[int] | None, where: Any) -> tuple[Array, Array | None, tuple[int, ...]]:
-    """Return an array and `where` with the class axes flattened to the last axis, and the shape of the rows, as optax takes them."""
+def _flat_classes(fn: str, z: Array, axis: int | Sequence[int] | None, where: Any) -> tuple[Array, Array | None, tuple[int, ...], int]:
+    """Return an array and `where` with the class axes flattened to the last axis, the shape of the rows, as optax takes them, and how many
+    axes of the rows are after those of the classes, if these are adjacent and in order, or else 0."""
     axes = tuple(range(z.ndim)) if axis is None else tuple(axis) if isinstance(axis, Sequence) else (axis,)
     classes = tuple(class_axis(fn, z, k) for k in axes)
     rows = tuple(k for k in range(z.ndim) if k not in classes)
     lead = tuple(z.shape[k] for k in rows)
+    adjacent = classes == tuple(range(classes[0], classes[-1] + 1))
+    within = sum(k > classes[-1] for k in rows) if adjacent else 0
 
     def flat(a: Array) -> Array:
+        if adjacent:  # reshaped first, for XLA copies what is moved before
+            return jnp.moveaxis(a.reshape(*a.shape[: classes[0]], -1, *a.shape[classes[-1] + 1 :]), classes[0], -1)
         return a.transpose(rows + classes).reshape(*lead, -1)
 
     if where is None:
-        return flat(z), None, lead
+        return flat(z), None, lead, within
     where = jnp.asarray(where)
     where = jnp.expand_dims(where, classes) if where.ndim == len(rows) and where.ndim != z.ndim else where
-    return flat(z), flat(jnp.broadcast_to(where, z.shape)), lead
+    return flat(z), flat(jnp.broadcast_to(where, z.shape)), lead, within
 
 
 def _masked(z: Array, mask: Array | None) -> Array:
@@ -181,8 +189,8 @@ def logsumexp(logits: Any, axis: int = -1, keepdims: bool = False, *, axis_name:
 
     Cost: one read; derivatives as in `cross_entropy`.
     """
-    z, k, names = _on_axis("logsumexp", logits, axis, axis_name)
-    lse = operators.rows(Call(z, jnp.int32(NO_LABEL)), Static(names=names))[1].astype(z.dtype)
+    z, k, static = _on_axis("logsumexp", logits, axis, axis_name)
+    lse = operators.rows(Call(z, jnp.int32(NO_LABEL)), static)[1].astype(z.dtype)
     return jnp.expand_dims(lse, k) if keepdims else lse
 
 
@@ -194,8 +202,8 @@ def log_softmax(logits: Any, axis: int = -1, *, axis_name: str | tuple[str, ...]
 
     Cost: two reads and one write.
     """
-    z, k, names = _on_axis("log_softmax", logits, axis, axis_name)
-    return jnp.moveaxis(operators.log_softmax(Call(z, y=1.0), Static(names=names)), -1, k)
+    z, k, static = _on_axis("log_softmax", logits, axis, axis_name)
+    return jnp.moveaxis(operators.log_softmax(Call(z, y=1.0), static), -1, k)
 
 
 def entropy(logits: Any, axis: int = -1, *, axis_name: str | tuple[str, ...] | None = None) -> Array:
@@ -204,13 +212,13 @@ def entropy(logits: Any, axis: int = -1, *, axis_name: str | tuple[str, ...] | N
     Arguments, errors, cost and derivatives are those of `logsumexp`. The result is [*rows], in the dtype of `logits`. No term is negative,
     so that values near 0 keep their digits.
     """
-    z, _, names = _on_axis("entropy", logits, axis, axis_name)
-    return operators.rows(Call(z, special(LARGEST, jnp.int32)), Static(names=names), more=True)[3].astype(z.dtype)
+    z, _, static = _on_axis("entropy", logits, axis, axis_name)
+    return operators.rows(Call(z, special(LARGEST, jnp.int32)), static, more=True)[3].astype(z.dtype)
 
 
-def _on_axis(fn: str, logits: Any, axis: int, axis_name: Any) -> tuple[Array, int, Names]:
-    """Return the logits with the axis last, the axis, not negative, and the axes of the mesh by which it is divided."""
+def _on_axis(fn: str, logits: Any, axis: int, axis_name: Any) -> tuple[Array, int, Static]:
+    """Return the logits with the axis last, the axis, not negative, and where it was and how it is divided among devices."""
     names, z = arguments.names_of(fn, axis_name), floats(fn, "logits", logits)
     k = class_axis(fn, z, axis)
     arguments.check_devices(fn, names, {"logits": z})
-    return jnp.moveaxis(z, k, -1), k, names
+    return jnp.moveaxis(z, k, -1), k, Static(names=names, within=z.ndim - 1 - k)

@@ -12,11 +12,10 @@ import numpy as np
 from jax.extend.mlir import ir
 
 from .. import kernels
+from ..kernels.shared import GIVEN
 from .arrays import Array, computed_in, widest
 from .call import NUMBERS, Call
 from .formulas import bare, loss_along
-
-OFF, V, PARTS_READ, TOTAL, PARTS_WRITTEN, LABEL, WITH_ENTROPY = (1 << k for k in range(7))  # the bits of `given`, as in cpp/xla.cpp
 
 
 def _register() -> str:
@@ -35,40 +34,44 @@ def _register() -> str:
 missing = _register()
 
 
-def rows(call: Call, temperature: float, cap: float, more: bool) -> list[Array]:
+# `within` is that of Static.
+
+
+def rows(call: Call, temperature: float, cap: float, more: bool, within: int = 0) -> list[Array]:
     results = [_row(call)] * (4 if more else 2) + [_row(call, jnp.bool_)] * more
-    return _called("softxent_forward", results, call, 4, temperature, cap, WITH_ENTROPY * more)
+    return _called("softxent_forward", results, call, 4, temperature, cap, ("WITH_ENTROPY",) * more, within=within)
 
 
-def gradient(call: Call, temperature: float, cap: float, in_place: bool = False) -> Array:
-    return _called("softxent_fused", [_like(call)], call, _numbers(call), temperature, cap, in_place=in_place)[0]
+def gradient(call: Call, temperature: float, cap: float, in_place: bool = False, within: int = 0) -> Array:
+    return _called("softxent_fused", [_like(call)], call, _numbers(call), temperature, cap, in_place=in_place, within=within)[0]
 
 
-def curvature(call: Call, temperature: float, cap: float) -> list[Array]:
+def curvature(call: Call, temperature: float, cap: float, within: int = 0) -> list[Array]:
     """Return the derivative of the gradient along v, and four numbers of the rows (kernels/__init__.py)."""
     call = call._replace(v=call.v.astype(computed_in(call.z.dtype)))
-    return _called("softxent_curvature", [_like(call), *[_row(call)] * 4], call, 7, temperature, cap)
+    return _called("softxent_curvature", [_like(call), *[_row(call)] * 4], call, 7, temperature, cap, within=within)
 
 
-def product(call: Call, temperature: float, cap: float) -> Array:
-    return curvature(call, temperature, cap)[0]
+def product(call: Call, temperature: float, cap: float, within: int = 0) -> Array:
+    return curvature(call, temperature, cap, within)[0]
 
 
-def along(call: Call, temperature: float, cap: float, more: bool) -> list[Array]:
-    _, *sums = curvature(call, temperature, cap)
-    return loss_along(call, rows(bare(call), temperature, cap, False)[1], *sums)[: 4 if more else 2]
+def along(call: Call, temperature: float, cap: float, more: bool, within: int = 0) -> list[Array]:
+    _, *sums = curvature(call, temperature, cap, within)
+    return loss_along(call, rows(bare(call), temperature, cap, False, within)[1], *sums)[: 4 if more else 2]
 
 
-def log_softmax(call: Call, temperature: float, cap: float) -> Array:
-    return _called("softxent_log_softmax", [_like(call)], call, 1, temperature, cap)[0]
+def log_softmax(call: Call, temperature: float, cap: float, within: int = 0) -> Array:
+    return _called("softxent_log_softmax", [_like(call)], call, 1, temperature, cap, within=within)[0]
 
 
-def mean(call: Call, temperature: float, cap: float, kept: int) -> Array:
-    return _called("softxent_forward", [_kept(call, kept)], call, 4, temperature, cap)[0]
+def mean(call: Call, temperature: float, cap: float, kept: int, within: int = 0) -> Array:
+    return _called("softxent_forward", [_kept(call, kept)], call, 4, temperature, cap, within=within)[0]
 
 
-def mean_and_gradient(call: Call, temperature: float, cap: float, kept: int, in_place: bool = False) -> list[Array]:
-    dz, loss = _called("softxent_fused", [_like(call), _kept(call, kept)], call, 4, temperature, cap, in_place=in_place)
+def mean_and_gradient(call: Call, temperature: float, cap: float, kept: int, in_place: bool = False, within: int = 0) -> list[Array]:
+    results = [_like(call), _kept(call, kept)]
+    dz, loss = _called("softxent_fused", results, call, 4, temperature, cap, in_place=in_place, within=within)
     return [loss, dz]
 
 
@@ -78,8 +81,10 @@ def may_be_overwritten(logits: Any) -> bool:
     XLA gives a result the memory of an operand, without a copy, only if it is told to; and if the operand is needed any more, or belongs to
     the caller, it copies it first.
     """
-    if not isinstance(logits, ir.BlockArgument):
-        return True
+    while not isinstance(logits, ir.BlockArgument):
+        if logits.owner.name not in ("stablehlo.transpose", "stablehlo.reshape"):  # which copy nothing where the classes were moved
+            return True
+        logits = logits.owner.operands[0]
     function = logits.owner.owner
     if "arg_attrs" not in function.attributes or function.attributes["sym_visibility"] != ir.StringAttr.get("public"):
         return True
@@ -93,7 +98,7 @@ def may_be_overwritten(logits: Any) -> bool:
 
 def forward(call: Call, temperature: float, cap: float) -> list[Array]:
     """Return the five outputs of the rows, and their sums over the classes of the call: float64 [7, *rows], as pairs of uint32."""
-    return _called("softxent_forward", _with_sums(call), call, 4, temperature, cap, WITH_ENTROPY | PARTS_WRITTEN)
+    return _called("softxent_forward", _with_sums(call), call, 4, temperature, cap, ("WITH_ENTROPY", "PARTS_WRITTEN"))
 
 
 def merge(sums: Array, pairs: Sequence[tuple[int, int]], call: Call) -> list[Array]:
@@ -109,7 +114,7 @@ def merge(sums: Array, pairs: Sequence[tuple[int, int]], call: Call) -> list[Arr
 def backward(call: Call, sums: Array, temperature: float, cap: float, in_place: bool = False) -> Array:
     """Return the gradient from the sums over all classes."""
     count = _numbers(call)
-    return _called("softxent_fused", [_like(call)], call, count, temperature, cap, 0, in_place, sums)[0]
+    return _called("softxent_fused", [_like(call)], call, count, temperature, cap, (), in_place, sums)[0]
 
 
 def _with_sums(call: Call) -> list[jax.ShapeDtypeStruct]:
@@ -137,19 +142,23 @@ def _kept(call: Call, axes: int) -> jax.ShapeDtypeStruct:
 
 
 def _called(
-    name: str, results: Any, call: Call, count: int, temperature: float, cap: float, given: int = 0, in_place: bool = False,
-    parts: Any = 0.0,
+    name: str, results: Any, call: Call, count: int, temperature: float, cap: float, given: tuple[str, ...] = (), in_place: bool = False,
+    parts: Any = 0.0, within: int = 0,
 ) -> list[Array]:  # fmt: skip
-    """Call a handler with the arrays of the call, and `count` of its numbers."""
-    there = {LABEL: call.label, OFF: call.off, V: call.v, PARTS_READ: parts, TOTAL: call.total}
+    """Call a handler with the arrays of the call, and `count` of its numbers.
+
+    The axis of the classes is moved back to where the caller had it, so that XLA has nothing to transpose.
+    """
+    last, axis = call.z.ndim - 1, call.z.ndim - 1 - within
+    z, off, v = (x if isinstance(x, float) or x.ndim <= last else jnp.moveaxis(x, last, axis) for x in (call.z, call.off, call.v))
+    there = {"LABEL": call.label, "OFF": off, "V": v, "PARTS_READ": parts, "TOTAL": call.total}
     numbers, fixed = _numbers_of(call, count, temperature, cap)
     arrays = [x for x in there.values() if not isinstance(x, float)] + numbers
-    given |= sum(bit for bit, x in there.items() if not isinstance(x, float))
-    return list(
-        jax.ffi.ffi_call(name, results, input_output_aliases={0: 0} if in_place else {})(
-            call.z, *arrays, fixed=fixed, given=np.array([given, 0])
-        )
-    )
+    given += tuple(name for name, x in there.items() if not isinstance(x, float))
+    moved = [x.update(shape=z.shape) if x.shape == call.z.shape else x for x in results]
+    function = jax.ffi.ffi_call(name, moved, input_output_aliases={0: 0} if in_place else {})
+    found = function(z, *arrays, fixed=fixed, given=np.array([sum(GIVEN[name] for name in given), axis]))
+    return [x if x.ndim != call.z.ndim else jnp.moveaxis(x, axis, last) for x in found]
 
 
 def _numbers_of(call: Call, count: int, temperature: float, cap: float) -> tuple[list[Array], Any]:

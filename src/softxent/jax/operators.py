@@ -127,7 +127,7 @@ def _primitive(name: str, results: Callable[..., Any], computed_as: str = "") ->
     primitive, operator = Primitive(f"softxent_{name}"), computed_as or name
     primitive.multiple_results = name in ("rows", "along", "mean_and_gradient")
 
-    def lowered(context: Any, *values: Any, fixed: Fixed, names: Names, by_formula: bool, **how: Any) -> Any:
+    def lowered(context: Any, *values: Any, fixed: Fixed, names: Names, within: int, by_formula: bool, **how: Any) -> Any:
         on_the_cpu = tuple(context.module_context.platforms) == ("cpu",)
         by_kernel = on_the_cpu and not by_formula and context.avals_in[0].size and not _kernel_missing()
         backend = native if by_kernel else formulas
@@ -138,10 +138,13 @@ def _primitive(name: str, results: Callable[..., Any], computed_as: str = "") ->
         elif devices.several(context):
             compute = devices.divided(operator, backend, fixed, tuple(how.items()))
         else:
+            how |= {"within": within} if backend is native else {}
             compute = lambda *arrays: getattr(backend, operator)(restored(arrays, fixed), **how)  # noqa: E731
         return mlir.lower_fun(compute, primitive.multiple_results)(context, *values)
 
-    def abstract(*arrays: Any, fixed: Fixed, temperature: float, cap: float, names: Names, by_formula: bool, **how: Any) -> Any:
+    def abstract(
+        *arrays: Any, fixed: Fixed, temperature: float, cap: float, names: Names, within: int, by_formula: bool, **how: Any
+    ) -> Any:  # fmt: skip
         return results(restored(arrays, fixed), names, **how)
 
     def batched(arrays: Sequence[Any], dims: Sequence[Any], **parameters: Any) -> Any:

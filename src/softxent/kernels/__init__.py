@@ -35,9 +35,9 @@ import numpy as np
 from ..messages import fail, shown
 from ..partials import Array
 from . import reference
-from .reference import IGNORED as IGNORED
-from .reference import LARGEST as LARGEST
-from .reference import NO_LABEL as NO_LABEL
+from .shared import IGNORED as IGNORED
+from .shared import LARGEST as LARGEST
+from .shared import NO_LABEL as NO_LABEL
 
 try:
     from . import cpu

@@ -15,12 +15,11 @@ import numpy as np
 from .. import formula, partials
 from ..formula import Numbers
 from ..partials import Array, Partials, identity, library, times
+from .shared import IGNORED, LARGEST
 
 _CHUNK = 1 << 18  # elements of a chunk: 2 MiB in float64, for each temporary array of an expression
 _ON_A_DEVICE = 1 << 24  # elements of a chunk of tensors, 128 MiB: on a GPU each operation costs a kernel launch
 _NOTHING = [float(x[0]) for x in identity(1)]
-IGNORED, LARGEST = -(2**63), -(2**63) + 1  # the special labels of kernels/__init__.py
-NO_LABEL = -1  # a label that matches no class
 
 
 def forward(

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from .. import kernels
 from ..contract import fail
+from ..kernels.shared import DTYPES, SMALL_CALL
 from ..partials import Array
 
-SMALL_CALL = 4096  # elements, below which one thread computes, and the backward pass sums anew
 SMALL = kernels.LARGE // 8  # elements, below which a gradient takes new memory
 STRIDED = {torch.strided}
-TYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}  # as in cpp/kernel.h
+TYPES = {getattr(torch, name): code for name, code in DTYPES.items()}
 
 
 def array(t: Tensor) -> Array:

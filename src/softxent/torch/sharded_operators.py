@@ -22,8 +22,9 @@ from torch.autograd import Function, forward_ad
 
 from .. import contract, formula, partials
 from ..kernels import IGNORED, NO_LABEL
+from ..kernels.shared import SHORT_ROW
 from ..partials import Partials
-from ..shards import SHORT_ROW, Columns, merge_order, nodes
+from ..shards import Columns, merge_order, nodes
 from . import compute, cpu, operators
 from .operators import no_labels, times, transformed
 
