@@ -81,7 +81,8 @@ def imports(path: pathlib.Path) -> set[str]:
 MAY = {  # the modules of softxent that each file of the core may import
     "messages.py": set(),
     "partials.py": set(),
-    "shards.py": set(),
+    "shared.py": set(),
+    "shards.py": {"shared"},
     "formula.py": {"partials"},
     "contract.py": {"messages", "partials"},
     "truth.py": {"partials", "contract", "kernels"},
@@ -90,10 +91,10 @@ MAY = {  # the modules of softxent that each file of the core may import
     "probabilities.py": {"partials", "contract", "sweep", "truth"},
     "filtering.py": {"partials"},
     "linear.py": {"partials", "contract", "kernels", "truth", "sweep", "filtering"},
-    "kernels/__init__.py": {"messages", "partials", "kernels"},
-    "kernels/reference.py": {"partials", "formula", "kernels"},
+    "kernels/__init__.py": {"messages", "partials", "shared", "kernels"},
+    "kernels/reference.py": {"partials", "formula", "shared", "kernels"},
     "kernels/cpu.py": {"partials", "kernels"},
-    "kernels/triton.py": {"kernels"},
+    "kernels/triton.py": {"shared", "kernels"},
 }
 
 

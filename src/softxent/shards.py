@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from .kernels.shared import BLOCK
+from .shared import BLOCK
 
 
 class Columns(NamedTuple):

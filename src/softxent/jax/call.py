@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from ..kernels import shared
+from .. import shared
 from .arrays import Array
 
 IGNORED, LARGEST, OUTSIDE = (

@@ -12,7 +12,7 @@ import numpy as np
 from jax.extend.mlir import ir
 
 from .. import kernels
-from ..kernels.shared import GIVEN
+from ..shared import GIVEN
 from .arrays import Array, computed_in, widest
 from .call import NUMBERS, Call
 from .formulas import bare, loss_along

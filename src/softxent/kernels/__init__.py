@@ -34,10 +34,10 @@ import numpy as np
 
 from ..messages import fail, shown
 from ..partials import Array
+from ..shared import IGNORED as IGNORED
+from ..shared import LARGEST as LARGEST
+from ..shared import NO_LABEL as NO_LABEL
 from . import reference
-from .shared import IGNORED as IGNORED
-from .shared import LARGEST as LARGEST
-from .shared import NO_LABEL as NO_LABEL
 
 try:
     from . import cpu

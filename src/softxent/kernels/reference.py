@@ -15,7 +15,7 @@ import numpy as np
 from .. import formula, partials
 from ..formula import Numbers
 from ..partials import Array, Partials, identity, library, times
-from .shared import IGNORED, LARGEST
+from ..shared import IGNORED, LARGEST
 
 _CHUNK = 1 << 18  # elements of a chunk: 2 MiB in float64, for each temporary array of an expression
 _ON_A_DEVICE = 1 << 24  # elements of a chunk of tensors, 128 MiB: on a GPU each operation costs a kernel launch

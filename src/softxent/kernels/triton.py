@@ -17,8 +17,8 @@ from typing import Any
 import triton
 import triton.language as tl
 
+from ..shared import IGNORED, LARGEST
 from .reference import merge as merge
-from .shared import IGNORED, LARGEST
 
 version = triton.__version__
 TILE = 4096  # elements of a tile in float32, half as many in float64: 64 bytes for each thread of 8 warps

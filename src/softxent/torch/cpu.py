@@ -12,8 +12,8 @@ from torch import Tensor
 
 from .. import kernels
 from ..contract import fail
-from ..kernels.shared import DTYPES, SMALL_CALL
 from ..partials import Array
+from ..shared import DTYPES, SMALL_CALL
 
 SMALL = kernels.LARGE // 8  # elements, below which a gradient takes new memory
 STRIDED = {torch.strided}
@@ -106,7 +106,7 @@ def quick(
     if native is None or kernels.active() is not native or type_ is None or not size or {z.layout, target.layout} != STRIDED:
         return None
     indices, each = target.dtype == torch.int64 and target.shape == lead, off is not None and off.shape == shape
-    if not (indices or (each and not lazy(off))) or lazy(z) or lazy(target):
+    if not (indices or (off is not None and each and not lazy(off))) or lazy(z) or lazy(target):
         return None
     if upstream is not None and not _unchanged(z, target, factors, sample, off, parts, upstream):
         return None
@@ -130,8 +130,8 @@ def quick(
     found = native.quick(
         z.data_ptr(), _address(labels), _address(dz), _address(parts), addresses, wanted[4],
         shape, axis, z.stride(), None if dz is None else dz.stride(), type_, ignored, y, r, q, _address(factors), _column(sample),
-        _address(off), off.stride() if each else None, off is not None and off.dtype != z.dtype, mean, columns, temperature, cap,
-        1 if size < SMALL_CALL else threads(),
+        _address(off), off.stride() if off is not None and each else None, off is not None and off.dtype != z.dtype, mean, columns,
+        temperature, cap, 1 if size < SMALL_CALL else threads(),
     )  # fmt: skip
     return None if found is None else (found[0], found[1], outputs, dz, parts)
 

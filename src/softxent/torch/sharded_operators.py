@@ -22,9 +22,9 @@ from torch.autograd import Function, forward_ad
 
 from .. import contract, formula, partials
 from ..kernels import IGNORED, NO_LABEL
-from ..kernels.shared import SHORT_ROW
 from ..partials import Partials
 from ..shards import Columns, merge_order, nodes
+from ..shared import SHORT_ROW
 from . import compute, cpu, operators
 from .operators import no_labels, times, transformed
 
