@@ -195,11 +195,13 @@ def test_without_a_gpu_its_bench_says_so(capsys):
 def test_the_bench_of_options_runs(tmp_path):
     options.run(2, tmp_path, quick=True)
     records = json.loads((tmp_path / "options.json").read_text())["records"]
-    assert [r["case"][0] for r in records] == ["numpy", "torch", "head", "numpy head", "small"]
+    assert [r["case"][0] for r in records] == ["numpy", "torch", "head", "numpy head", "small", "layouts", "numpy layouts"]
     for r in records:
-        assert {options.PLAIN, "softcap", "temperature"} <= set(r["seconds"]) and all(any(s) for s in r["seconds"].values())
+        assert all(any(s) for s in r["seconds"].values())
+        assert {options.PLAIN, "softcap", "temperature"} <= set(r["seconds"]) or "layouts" in r["case"][0]
     text = (tmp_path / "options.md").read_text()
     assert text.count("multiples of the plain loss and gradient") == 4 and "| with entropy |" in text and "microseconds a call" in text
+    assert "| [8, 128, 1000] transposed |" in text and "| [2, 21, 256, 256] |" in text and "softxent : memcpy" in text
 
 
 def test_the_bench_of_linear_cross_entropy_runs(tmp_path):

@@ -17,6 +17,7 @@ import numpy as np
 
 import softxent
 
+from . import layouts
 from .contenders import Call
 from .report import machine, ratio, table
 
@@ -28,7 +29,7 @@ class Case(NamedTuple):
     """What one process measures."""
 
     kind: str  # a key of KINDS
-    rows: int
+    rows: int  # of layouts: 0, or not 0 to try it with small ones
     classes: int
     dtype: str  # "f32" or "bf16"
     threads: int
@@ -38,6 +39,8 @@ class Case(NamedTuple):
     def title(self) -> str:
         head = f", D = {self.width}" if self.width else ""
         isa = f", {self.isa}" if self.isa else ""
+        if "layouts" in self.kind:
+            return f"{KINDS[self.kind][0]}, {self.dtype}, {self.threads} thread(s)"
         return f"{KINDS[self.kind][0]}, [{self.rows}, {self.classes}]{head} {self.dtype}, {self.threads} thread(s){isa}"
 
 
@@ -49,13 +52,17 @@ def cases(quick: bool) -> list[Case]:
             Case("head", 64, 1000, "f32", 1, 16),
             Case("numpy head", 64, 1000, "f32", 1, 16),
             Case("small", 32, 10, "f32", 1),
+            Case("layouts", 64, 10, "f32", 1),
+            Case("numpy layouts", 64, 10, "f32", 1),
         ]
     large = [Case(kind, 1024, 32000, dtype, n) for n in (1, 2) for kind in ("numpy", "torch") for dtype in ("f32", "bf16")]
     sizes = [Case("sizes", 1024, 32000, "f32", n) for n in (1, 2)]
     heads = [Case(kind, 1024, 32000, "f32", n, 256) for n in (1, 2) for kind in ("head", "numpy head")]
     narrower = [Case("numpy", 1024, 32000, "f32", 1, isa="avx2")] if softxent.kernels.isa() == "avx512" else []
     short = [Case("numpy", 65536, 10, "f32", n) for n in (1, 2)]
-    return [*large, *short, *narrower, *heads, Case("small", 32, 10, "f32", 1), *sizes]
+    any_layout = [Case("small layouts", 0, 0, "f32", 1), *(Case("layouts", 0, 0, dtype, n) for n in (1, 2) for dtype in ("f32", "bf16"))]
+    any_layout += [Case("numpy layouts", 0, 0, "f32", n) for n in (1, 2)]
+    return [*large, *short, *narrower, *heads, Case("small", 32, 10, "f32", 1), *sizes, *any_layout]
 
 
 def run(repeats: int, output: Path, quick: bool) -> None:
@@ -308,6 +315,9 @@ KINDS: dict[str, tuple[str, Callable[[Case], dict[str, Call]]]] = {
     "numpy head": ("NumPy, linear head", _numpy_head),
     "small": ("Small calls", _small),
     "sizes": ("PyTorch, plain loss and backward, cold caches", _sizes),
+    "layouts": ("PyTorch, logits of any layout", lambda c: layouts.pytorch(False, c.dtype, bool(c.rows))),
+    "small layouts": ("PyTorch, small logits of any layout", lambda c: layouts.pytorch(True, c.dtype, bool(c.rows))),
+    "numpy layouts": ("NumPy, arrays of any layout", lambda c: layouts.numpy(bool(c.rows))),
 }
 
 
@@ -328,12 +338,23 @@ def _table(c: Case, seconds: dict[str, list[float | None]]) -> str:
         found = ratio(record, a, b) if a in seconds and b in seconds else None
         return f"{found[0]:.3g}" if found else "-"
 
-    if c.kind == "sizes":
+    if c.kind in ("layouts", "small layouts"):
+        return table(c.title(), *layouts.rows(seconds, in_multiples))
+    if c.kind in ("sizes", "numpy layouts"):
+        small = {name: took for name, took in seconds.items() if name in layouts.SMALL}
+        seconds = {name: took for name, took in seconds.items() if name not in small}
         names = list(seconds)
         elements = [float(np.prod(json.loads(name))) for name in names]
-        found = [ratio(record, name, names[0]) for name in names]
-        rows = [[name, f"{x[0] * elements[0] / n:.3g}" if x else "-"] for name, x, n in zip(names, found, elements, strict=True)]
-        return table(f"{c.title()}: time an element, in multiples of {names[0]}", ["logits", "multiples"], rows)
+        times = [ratio(record, name, names[0]) for name in names]
+        rows = [[name, f"{x[0] * elements[0] / n:.3g}" if x else "-"] for name, x, n in zip(names, times, elements, strict=True)]
+        found = table(f"{c.title()}: time an element, in multiples of {names[0]}", ["logits", "multiples"], rows)
+        if not small:
+            return found
+        return (
+            found
+            + "\n"
+            + table(f"{c.title()}: microseconds a call", ["", "softxent"], [[name, _microseconds(x)] for name, x in small.items()])
+        )
     if c.kind == "small":
         rows = [
             [name, _microseconds(seconds[name]), _microseconds(seconds.get(TORCH + name)), in_multiples(name, TORCH + name)]
