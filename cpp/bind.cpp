@@ -43,10 +43,10 @@ static Type type_of(nb::dlpack::dtype d) {
   throw nb::type_error("dtype must be float32, float64, float16 or bfloat16 (NumPy: its bits as uint16)");
 }
 typedef std::tuple<double, double> Transform;  // temperature and cap
-static void set_transform(Job& j, Type type, Transform transform) {
+static void set_transform(Job& j, Transform transform) {
   const auto [temperature, cap] = transform;
   need(temperature > 0 && cap > 0, "temperature and cap must be positive");
-  set_transform(j, type, temperature, cap);
+  set_transform(j, temperature, cap);
 }
 template <class M> static bool adjacent(const M& a) {
   const size_t last = a.ndim() - 1;
@@ -85,7 +85,7 @@ static Job job(const Logits& z, const std::optional<Labels>& label, const Number
     j.off_by_row = off->ndim() == 2;
     j.off_step = j.off_by_row ? off->stride(0) : 0;
   }
-  set_transform(j, type_of(z.dtype()), transform);
+  set_transform(j, transform);
   return j;
 }
 static void set_result(Job& j, const Results& a, int64_t least, int64_t most) {
@@ -278,7 +278,7 @@ static std::optional<std::tuple<double, int64_t>> quick(Address z, Address label
   j.parts = memory_of<double>(parts);
   j.parts_step = rows;
   j.entropy = outputs[ENTROPY] || given(ENTROPY);
-  set_transform(j, (Type)type, {temperature, cap});
+  set_transform(j, {temperature, cap});
   call(!dz ? FORWARD : upstreams && parts ? BACKWARD : FUSED, j, (Type)type, wide ? WIDE : SAME, threads);
   for (int k = 0; k < 4; k++) {
     const double* found = j.result + k * rows;

@@ -12,11 +12,8 @@ const Isa& isa();
 
 int64_t size_of(Type);
 
-// softmax is applied to (cap / T) tanh(z / cap), or to z / T if cap is infinite. Where it is possible, y is tanh(z / cap), and the scale has
-// the rest. If cap or cap / T is beyond 2^60, y is cap tanh(z / cap): it would be too small for the type where z is, or the scale too large.
-// For float, y is 2^-64 times as large if T or cap is beyond 2^100, so that 1 / T and cap are numbers of the type, unless T is so small that
-// small logits count. The scale is never 0, because a hidden logit is -inf. From cap = 2^128 or 2^192 on, a logit of -inf stays -inf.
-void set_transform(Job&, Type, double temperature, double cap);
+// softmax is applied to (cap / T) tanh(z / cap), or to z / T if cap is infinite.
+void set_transform(Job&, double temperature, double cap);
 
 // Runs an operation on all rows, on at most so many threads. `interrupted`, which may be null, is asked now and then on the calling thread.
 // Returns false if it said yes; the results are incomplete then.

@@ -263,7 +263,7 @@ static void compute(Op op, const ffi::Buffers& buffers, const ffi::Buffers& rets
   j.result_count = results;
   j.result_step = j.rows;
   j.entropy = given & WITH_ENTROPY || j.number_count == NUMBERS;
-  set_transform(j, type, fixed[fixed.count - 2], fixed[fixed.count - 1]);
+  set_transform(j, fixed[fixed.count - 2], fixed[fixed.count - 1]);
   const int64_t rows = j.rows / groups;
   for (int64_t i = 0; i < groups && rows; i++) {
     Job p = part(j, i * rows, rows, size, wide);
