@@ -418,7 +418,8 @@ def by_definition(p: Problem, v: np.ndarray) -> tuple[np.ndarray, ...]:
     steep = slope + np.finfo(p.z.dtype).tiny / bounds.UNIT[p.z.dtype.name]  # a slope may be subnormal, and inexact then
     yhat = yhat + bounds.TINY[p.z.dtype.name] / bounds.UNIT[p.z.dtype.name]  # an exponential below the smallest number counts as 0
     size = np.abs(g) * steep * cool * (mass * yhat * np.where(hot, miss, 1) + truth)
-    of_h = np.abs(g) * steep * cool**2 * mass * yhat * spread + np.abs(bend * v) * size / steep
+    turn = np.where(slope > 0, bend / slope, 0)
+    of_h = np.abs(g) * steep * cool**2 * mass * yhat * spread + np.abs(turn * v) * size
     return loss, lse, entropy, by_logits * slope * cool, h, size, of_h
 
 
