@@ -82,7 +82,7 @@ class WideRow {
     tanh_and_slope<A, 1>(&y, &slope);
     return {(double)y[0], (double)slope[0], 0};
   }
-  Logit logit(int64_t k) const {
+  ALONE Logit logit(int64_t k) const {
     const Wide x = read_one(z, j.type, k);
     if (!capped) return {x, 1, 0};
     if (as_vectors) return j.type == F64 ? logit_in<double>(x.value()) : logit_in<float>(x.value());
@@ -96,7 +96,7 @@ class WideRow {
   static Wide gap(Wide top, Wide yt, Wide by) { return yt.f == INF ? yt - yt : yt.f == -INF && top.f > -INF ? Wide(INF) : (top - yt) * by; }
 
  public:
-  WideRow(const Job& j, const void* z, int64_t i)
+  ALONE WideRow(const Job& j, const void* z, int64_t i)
       : j(j),
         i(i),
         cols(j.cols),
@@ -109,21 +109,21 @@ class WideRow {
         capped(j.cap < INF) {}
 
   // Whether a column whose logit is -inf has a truth, except the label's.
-  bool has_truth_at_hidden(int64_t t) const {
+  ALONE bool has_truth_at_hidden(int64_t t) const {
     bool found = false;
     for (int64_t k = 0; k < cols; k++) found = found || (k != t && logit(k).y.f == -INF && weight(k).f > 0);
     return found;
   }
 
   // Writes what a row without truth gives.
-  void ignored(Op op) const {
+  ALONE void ignored(Op op) const {
     for (int k = 0; k < (op == CURVATURE ? (int)PRODUCTS : (int)j.result_count) && op != BACKWARD; k++) j.result[k * j.result_step + i] = 0;
     for (int k = 0; k < PARTS && j.parts && op != BACKWARD; k++) j.parts[k * j.parts_step + i] = k == M || k == ZT ? -INF : 0;
     for (int64_t k = 0; k < cols && dz; k++) write_one(dz, j.type, k, 0);
   }
 
   // Computes what the row gives, unless op is BACKWARD, and, unless it is FORWARD, the gradient.
-  void loss_and_gradient(Op op, int64_t t) const {
+  ALONE void loss_and_gradient(Op op, int64_t t) const {
     Prediction p;
     p.top = p.yt = -INF;
     for (int64_t k = 0; k < cols; k++) {
@@ -170,14 +170,14 @@ class WideRow {
   }
 
   // Computes the gradient from sums of the row, whose m and zt are before the scale.
-  void gradient(int64_t t, const double (*part)[TILE], int g) {
+  ALONE void gradient(int64_t t, const double (*part)[TILE], int g) {
     as_vectors = true;
     const Wide top = part[M][g], yt = part[ZT][g];
     finish(BACKWARD, t, {top, yt, top * by, yt * by, gap(top, yt, by), part[S][g], part[U][g], part[O][g], part[D][g], part[WT][g]});
   }
 
  private:
-  void finish(Op op, int64_t t, const Prediction& p) const {
+  ALONE void finish(Op op, int64_t t, const Prediction& p) const {
     const Wide log_s = log(splat(p.s.value()))[0], a_of_row = p.gap + log_s;
     const bool likely = Wide(0) > a_of_row;
     const Wide w = exp_of_minus(likely ? -p.gap : p.gap), odds = likely ? p.s * w : w / p.s, inverse = Wide(1) / (Wide(1) + odds),
@@ -209,7 +209,7 @@ class WideRow {
 
  public:
   // Computes the product of the Hessian and v, and what Product lists. The most probable class j0 is kept apart.
-  void curvature(int64_t t) const {
+  ALONE void curvature(int64_t t) const {
     const Type wide = j.type == F64 ? F64 : F32;
     const void* const v = (const char*)j.v + i * j.v_step * bytes_of(wide);
     int64_t j0 = 0;
@@ -278,7 +278,7 @@ class WideRow {
   }
 
   // Computes dz := number log yhat.
-  void log_softmax() const {
+  ALONE void log_softmax() const {
     int64_t j0 = 0;
     Wide top = logit(0).y;
     Total s;

@@ -225,7 +225,9 @@ def test_a_very_large_softcap_is_none(dtype):
     got, want = fused(p._replace(transform=(1.0, 1e280))), fused(p)
     near = FEW64 if dtype.itemsize == 8 else FLOAT32  # such a softcap is computed in float64
     np.testing.assert_allclose(got.result, want.result, rtol=near)
-    np.testing.assert_allclose(got.dz.astype(float), want.dz.astype(float), rtol=near + bounds.UNIT[dtype.name], atol=bounds.TINY[dtype.name])
+    np.testing.assert_allclose(
+        got.dz.astype(float), want.dz.astype(float), rtol=near + bounds.UNIT[dtype.name], atol=bounds.TINY[dtype.name]
+    )
     v = np.tile(np.arange(300), (6, 1)).astype(computed(dtype))
     hv = curved(p, v)[0]
     unit = 2048 * bounds.UNIT[computed(dtype).name] + 2 * bounds.UNIT[dtype.name]
