@@ -688,7 +688,7 @@ def test_every_derivative(backend):
         torch.autograd.gradcheck(lambda z: st.cross_entropy(z, t) * -2, (z,))
 
 
-@pytest.mark.parametrize("backend", ["triton"])
+@each_backend
 def test_logits_far_from_the_temperature_and_the_softcap(backend):
     """The products of 1e8, 1e8 + 8 and 1e8 + 16 with 100 are no float32 numbers, and their differences are."""
 
@@ -708,6 +708,8 @@ def test_logits_far_from_the_temperature_and_the_softcap(backend):
     assert loss_and_gradient([1, 2, 3], temperature=2.0**-126, softcap=1e300)[0] == near(2.0**127)
     far = [1.6e308, -1.6e308]
     assert loss_and_gradient(far, torch.float64, label_smoothing=0.1)[0] == near(1.6e307, "float64")
+    if backend == "formula":  # divides float64 logits by the temperature
+        return
     assert loss_and_gradient(far[::-1], torch.float64, temperature=4)[0] == near(0.8e308, "float64")
     assert loss_and_gradient(far, torch.float64, temperature=1e308)[0] == near(np.log1p(np.exp(-3.2)), "float64")
     wide = [1e17, 1e17 + 16, 1e17 + 32]
