@@ -615,7 +615,7 @@ template <Op op> ALONE void finish(const Job& j, Tile& x, int64_t first, int som
     for (int w = 0; w < Lanes<double>::W; w++) {
       int wide = op != FORWARD && !ordinary(coefficients[w], j.off ? of_off[w] : 1) ? GRADIENT : NOTHING_OF_IT;
       if (j.type == F64 && !ordinary(sums[w], r[w] == 0 ? 1 : o[w])) wide |= SUMS;
-      if (j.type == F64 && r[w] != 0 && d[w] == INF) wide |= SUM_WITH_OFF;
+      if (op != BACKWARD && j.type == F64 && r[w] != 0 && d[w] == INF) wide |= SUM_WITH_OFF;
       x.wide[g + w] = s[w] == s[w] ? wide : NOTHING_OF_IT;
     }
     if (op == FORWARD) continue;
@@ -804,7 +804,9 @@ template <class T> ALWAYS bool is_wide(const Job& j, Tile& x, int64_t first, int
   return x.wide[g];
 }
 ALWAYS void in_wide(WideRow row, Op op, int64_t t, const Tile& x, int g) {
-  x.wide[g] == GRADIENT ? row.gradient(t, x.part, g) : row.loss_and_gradient(op, t);
+  if (x.wide[g] & SUMS) return row.loss_and_gradient(op, t);
+  if (x.wide[g] & SUM_WITH_OFF) row.loss_and_gradient(FORWARD, t);
+  if (x.wide[g] & GRADIENT) row.gradient(t, x.part, g);
 }
 
 // Merges the sums of the blocks of each row and computes its results, and the gradient of a row in wide numbers.
@@ -870,7 +872,7 @@ template <class T, class O> ALONE void write_block(const Job& j, Scratch<typenam
   const int64_t k = b * BLOCK, n = least(j.cols - k, BLOCK), place = g * whole(j.cols) + k;
   t = from(t, k);
   typename T::S* dz = (typename T::S*)j.dz + i * j.dz_step + k;
-  if (f.x.wide[g] && !ignored(j, i)) return;
+  if (f.x.wide[g] & (SUMS | GRADIENT) && !ignored(j, i)) return;
   if (!f.x.live[g]) {
     for (int64_t c = 0; c < n; c++) dz[c] = 0;
     return;
@@ -1358,8 +1360,9 @@ template <class A> ALONE void curve(const Job& j, Curved<A>& c, int lanes) {
       const int i = k + w;
       const double largest_v = c.most_v[1][i];
       const bool with_off = j.off && r[w] != 0;
-      c.wide[i] = s[w] == s[w] && !(ordinary(sizes[w], with_off ? size(drop)[w] : 1) && ordinary(0, with_off ? all_off[w] : 1) &&
-                                    largest_v <= 0x1p30 * c.most_v[0][i] && largest_v <= (sizeof(A) == 4 ? 0x1p60 : 0x1p200));
+      c.wide[i] =
+          s[w] == s[w] && !(ordinary(sizes[w] * (1 + largest_v), with_off ? size(drop)[w] : 1) && ordinary(0, with_off ? all_off[w] : 1) &&
+                            largest_v <= 0x1p30 * c.most_v[0][i] && largest_v <= (sizeof(A) == 4 ? 0x1p60 : 0x1p200));
       bool live = false;
       for (int n = 0; n < NUMBERS; n++) live = live || c.number[n][i] != 0;
       const Power size = {1, (int64_t)c.size[i]}, by_slope = size * cool;

@@ -27,8 +27,8 @@ ALWAYS Wide operator-(Wide a) { return {-a.f, a.k}; }
 ALWAYS Wide operator+(Wide a, Wide b) {
   if (b.f == 0 || !a.finite()) return b.finite() ? a : Wide(a.f + b.f);
   if (a.f == 0 || !b.finite()) return b;
-  if (a.k < b.k) return b + a;
-  return a.k - b.k > 110 ? a : Wide(a.f + b.f * Wide::power_of_two(b.k - a.k), a.k);
+  const Wide large = a.k < b.k ? b : a, little = a.k < b.k ? a : b;
+  return large.k - little.k > 110 ? large : Wide(large.f + little.f * Wide::power_of_two(little.k - large.k), large.k);
 }
 ALWAYS Wide operator-(Wide a, Wide b) { return a + -b; }
 ALWAYS bool operator>(Wide a, Wide b) { return a.f == -INF || b.f == INF ? false : (a - b).f > 0 || b.f == -INF; }
