@@ -44,10 +44,10 @@ static Type type_of(nb::dlpack::dtype d) {
   throw nb::type_error("dtype must be float32, float64, float16 or bfloat16 (NumPy: its bits as uint16)");
 }
 typedef std::tuple<double, double> Transform;  // temperature and cap
-static void set_transform(Job& j, Type type, Transform transform) {
+static void set_transform(Job& j, Transform transform) {
   const auto [temperature, cap] = transform;
   need(temperature > 0 && cap > 0, "temperature and cap must be positive");
-  set_transform(j, type, temperature, cap);
+  set_transform(j, temperature, cap);
 }
 // A job, and where its arrays lie: [*rows, C], with any strides.
 struct Call {
@@ -102,7 +102,7 @@ static Call call_of(const Dense& z, const std::optional<Labels>& label, const Nu
     j.off = off->data();
     l.off = j.off_by_row ? steps_of(*off) : Steps{{}, 1};
   }
-  set_transform(j, type_of(z.dtype()), transform);
+  set_transform(j, transform);
   return c;
 }
 static void set_result(Job& j, const Results& a, int64_t least, int64_t most) {
@@ -312,7 +312,7 @@ static std::optional<std::tuple<double, int64_t>> quick(Address z, Address label
   j.parts = memory_of<double>(parts);
   j.parts_step = rows;
   j.entropy = outputs[ENTROPY] || given(ENTROPY);
-  set_transform(j, (Type)type, {temperature, cap});
+  set_transform(j, {temperature, cap});
   call(!dz ? FORWARD : upstreams && parts ? BACKWARD : FUSED, j, l, (Type)type, wide ? WIDE : SAME, threads);
   for (int k = 0; k < 4; k++) {
     const double* found = j.result + k * rows;

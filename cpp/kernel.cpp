@@ -10,8 +10,8 @@
 //   dz_k = a yhat_k + e yhat_k (lse - z_k) - c off_k, and h + e yhat_t nll at the label t
 //
 // The label's column is kept apart from the others, in whose sums it counts as -inf, so that nothing cancels where yhat is near 1. Softmax
-// is applied to scale x, where x is the logit in memory, or, with a softcap, to scale y, where y = amplitude tanh(steep unit x). y and its
-// slope are then computed once, into the scratch memory. The scale multiplies differences of x or y, never a large x alone, so that no
+// is applied to scale x, where x is the logit in memory, or, with a softcap, to scale y, where y = tanh(unit x). y and its slope are then
+// computed once, into the scratch memory. The scale multiplies differences of x or y, never a large x alone, so that no
 // difference is lost in a rounding, and none is infinite, however large x and scale are. With scale = 1 nothing is rounded that would not be
 // without it.
 #include "kernel.h"
@@ -39,6 +39,7 @@ struct Tile {                    // up to TILE rows, between the pass that sums 
   double over[TILE];             // lse - m, with m = scale top
   double drop[TILE], hot[TILE];  // c, and dz at the label
   double live[TILE];             // whether a coefficient is not 0
+  int wide[TILE];                // what of the row is computed in wide numbers (wide.h)
   int64_t label[TILE];
 };
 struct Blocks {  // the blocks of a long row, or the only block of each row of the tile; one double for each block
@@ -49,7 +50,7 @@ template <class A> struct Scratch {
   Tile& x;
   Blocks b;
   A* e;          // the exponentials; if lanes are rows, a panel of them
-  A *y, *slope;  // with a softcap: amplitude tanh(steep unit z), and its slope divided by the unit
+  A *y, *slope;  // with a softcap: tanh(unit z), and its slope divided by the unit
   Scratch(void* p, const Job& j) : x(*(Tile*)p) {
     const int64_t some = (TILE + blocks_of(j.cols) + 7) / 8 * 8;
     double* q = (double*)((char*)p + 4096);
@@ -85,7 +86,7 @@ template <class T> ALWAYS typename T::A softcapped(const Job& j, const typename 
   slope = 1;
   if (!j.capped) return get<T>(p);
   V<A> y = splat(get<T>(p)) * (A)j.unit, s;
-  tanh_and_slope<A, 1>(&y, j.steep, j.amplitude, &s);
+  tanh_and_slope<A, 1>(&y, &s);
   slope = s[0];
   return y[0];
 }
@@ -119,6 +120,8 @@ template <class T> ALWAYS int64_t place(int64_t k) {
   return k / unit * unit + k % T::PER * L + k % unit / T::PER;
 }
 
+#include "wide.h"
+
 // ---- one block of a row; vector lanes are columns ----
 
 // Computes y and its slope for all columns, in the order of `load`; y is -inf at the label and after the end of the row.
@@ -131,7 +134,7 @@ template <class T> ALONE void softcap(const Job& j, const typename T::S* z, int6
       V<A> v[4], s[4];
       load<T>(q, u, v);
       FOUR(c) v[c] = v[c] * (A)j.unit;
-      tanh_and_slope<A, 4>(v, j.steep, j.amplitude, s);
+      tanh_and_slope<A, 4>(v, s);
       FOUR(c) {
         store(y + k + c * L + u * W, v[c]);
         store(slope + k + c * L + u * W, s[c]);
@@ -200,7 +203,7 @@ template <class T> ALONE int64_t largest(const typename T::S* z, int64_t n, doub
 // sums of four, times 2 MODEST, are finite.
 constexpr double MODEST = 40;
 constexpr int LIFT = 58;
-ALWAYS bool one_pass(const Job& j) { return j.capped && j.steep == 1 && j.amplitude == 1 && j.scale <= MODEST && !j.off; }
+ALWAYS bool one_pass(const Job& j) { return j.capped && j.scale <= MODEST && !j.off; }
 enum Keep { NOTHING, PRODUCT, EACH_OF_THEM };  // what is stored: nothing; the exponential times the slope; both, and y
 
 template <class T, Keep keep, bool hide>
@@ -212,7 +215,7 @@ ALWAYS void softcapped_group(const typename T::S* q, typename T::A unit, typenam
     V<A> v[4], by[4];
     load<T>(q, u, v);
     FOUR(c) v[c] = v[c] * unit;
-    tanh_and_slope<A, 4>(v, 1, 1, by);
+    tanh_and_slope<A, 4>(v, by);
     if (hide) {
       V<A> none[4];
       load<T>(hidden, u, none);
@@ -333,40 +336,31 @@ ALWAYS void dot(const typename T::S* z, const typename T::A* y, const typename O
   o = so.total();
   d = sd.total();
 }
+// As `dot`, in double, if the sums of products in float may have overflowed or lost digits as subnormal numbers.
+template <class T, class O>
+ALONE void dot_in_double(const Job& j, const typename T::S* z, const typename O::S* w, int64_t n, int64_t t, double top, double& o,
+                         double& d) {
+  auto tiny = [](double x) { return x != 0 && x < 0x1p-60 && x > -0x1p-60; };
+  if (sizeof(typename T::A) == 8 || (d - d == 0 && !tiny(o) && !tiny(d))) return;
+  o = d = 0;
+  for (int64_t k = 0; k < n; k++) {
+    typename T::A slope;
+    const double off = k == t ? 0 : (double)get<O>(w + k * j.off_column);
+    o += off;
+    d += times(off, 0.5 * top - 0.5 * softcapped<T>(j, z + k * j.z_column, slope));
+  }
+}
 
-// The factors of dz = scale e - drop off, of a row in each lane. The scale is divided by the lift of e and multiplied by `power`, a power of
-// two, as two factors, so that no intermediate result overflows or is subnormal unless the result is. If drop is subnormal in float, it is
-// 2^126 times as large and off 2^-126 times, because off may be large (Rounding.v, other_entry).
-// If a factor is near the largest number of the type, both are divided by `size`, a power of two, and their difference is multiplied by it.
-template <class A, class X> struct Scales {  // X: V<double>, or double for one row
-  X first, last, minus, off_factor, size;
-  ALWAYS explicit Scales(X scale, X drop, double power = 1) {
-    constexpr bool single = sizeof(A) == 4;
-    constexpr double by = 1 / (double)Exp<A>::lift, smallest = single ? 0x1p-126 : 0, large = single ? 0x1p120 : 0x1p1000,
-                     many = single ? 0x1p64 : 0x1p200, most = single ? 0x1p127 : 0x1p1023;
-    const X zero = {}, one = zero + 1, amount = magnitude(scale), other = magnitude(drop);
-    size = amount < large ? (other < large ? one : zero + many) : zero + many;
-    const X part = scale / size, rest = drop / size;
-    first = limited(magnitude(part) < 1 ? part : part * (power * by), most);
-    last = magnitude(part) < 1 ? zero + power * by : one;
-    minus = -limited(magnitude(rest) < smallest ? rest * 0x1p126 : rest, most);
-    off_factor = magnitude(rest) < smallest ? zero + 0x1p-126 : one;
-  }
-  static ALWAYS X magnitude(X x) { return x < 0 ? -x : x; }
-  static ALWAYS X limited(X x, double most) {  // infinity times 0 would be NaN
-    const X zero = {};
-    return x > most ? zero + most : x < -most ? zero - most : x;
-  }
-};
-template <class A> struct Scale {  // of one row, in the type of the computation
-  A first, last, minus, off_factor, size;
-  ALWAYS explicit Scale(double scale, double drop, double power = 1) {
-    const Scales<A, double> of(scale, drop, power);
-    first = of.first;
-    last = of.last;
-    minus = of.minus;
-    off_factor = of.off_factor;
-    size = of.size;
+// The factor of e, of a row in each lane (X: V<double>) or of one row (double). It is divided by the lift of e and multiplied by `power`, a
+// power of two, as two factors, so that no product is beyond the range, or subnormal unless the result is.
+template <class A, class X> struct Scale {
+  X first, last;
+  ALWAYS explicit Scale(X scale, double power = 1) {
+    const X zero = {}, one = zero + 1;
+    const double by = power / Exp<A>::lift;
+    const auto less = scale < 1 ? (scale > -1 ? one : zero) : zero;
+    first = less > 0 ? scale : scale * by;
+    last = less > 0 ? zero + by : one;
   }
 };
 
@@ -377,23 +371,21 @@ ALWAYS void write(typename T::A* e, double scale, double power, double drop, con
                   typename T::S* dz, int64_t n, bool stream, const typename T::S* next) {
   SHAPE
   constexpr int64_t per = T::PER * W, unit = T::PER * L;  // entries of dz: a vector, a unit
-  const Scale<A> by(scale, drop, power);
-  const A last = with_off || with_slope ? by.last : by.last * by.size;
+  const Scale<A, double> by(scale, power);
+  const A first = by.first, last = by.last, minus = -drop;
   const int64_t head = stream ? -((uintptr_t)dz / sizeof(S)) % per : 0;
   const bool detour = T::PER > 1 && head;  // two elements share a slot, so a unit cannot begin anywhere
   S* to = detour ? (S*)e : dz;
   int64_t k = 0;
   auto value = [&](const typename O::S* p, int u) {
     V<A> v[T::PER], away[T::PER];
-    for (int i = 0; i < T::PER; i++) v[i] = read(e + k + i * L + u * W) * by.first * last;
+    for (int i = 0; i < T::PER; i++) v[i] = read(e + k + i * L + u * W) * first * last;
     if (with_off) {
       load_off<T, O>(p, u, away);
-      for (int i = 0; i < T::PER; i++) v[i] = fma<A>(splat(by.minus), away[i] * by.off_factor, v[i]);
+      for (int i = 0; i < T::PER; i++) v[i] = fma<A>(splat(minus), away[i], v[i]);
     }
     if (with_slope)
       for (int i = 0; i < T::PER; i++) v[i] = v[i] * read(slope + k + i * L + u * W);
-    if (with_off || with_slope)
-      for (int i = 0; i < T::PER; i++) v[i] = v[i] * by.size;
     return T::pack(v);
   };
   auto part = [&](int64_t stop) {  // the columns up to `stop`, less than a unit
@@ -490,19 +482,18 @@ ALONE void write_general(const Job& j, const typename T::S* z, const typename T:
   SHAPE
   const double size = a < 0 ? -a : a, other = entropy < 0 ? -entropy : entropy, amplitude = size > other ? size : other;
   const double by = amplitude > 0 ? amplitude : 1;  // the larger of the two, so that the scale of e has the size of the result
-  const Scale<A> factor(unit * by, drop, power);
-  const A constant = a / by, linear = entropy / by, scale = j.scale;
+  const Scale<A, double> factor(unit * by, power);
+  const A first = factor.first, last = factor.last, minus = -drop, constant = a / by, linear = entropy / by, scale = j.scale;
   each_unit<T, O>(z, w, nullptr, dz, n, j.stream, [&](int64_t k, int u, const auto& p) {
     V<A> v[T::PER], x[T::PER], away[T::PER];
     if (w) load_off<T, O>(p.off, u, away);
     load_unit<T>(p.z, y, k, u, x);
     for (int i = 0; i < T::PER; i++) {
-      v[i] = read(e + k + i * L + u * W) * factor.first * factor.last;
+      v[i] = read(e + k + i * L + u * W) * first * last;
       const V<A> below = linear == 0 ? V<A>{} : linear * fma<A>(splat(-scale), x[i] - shift.sub, shift.rest);
       v[i] = times<A>(v[i], constant + below);
-      if (w) v[i] = fma<A>(splat(factor.minus), away[i] * factor.off_factor, v[i]);
+      if (w) v[i] = fma<A>(splat(minus), away[i], v[i]);
       if (slope) v[i] = v[i] * read(slope + k + i * L + u * W);
-      v[i] = v[i] * factor.size;
     }
     return T::pack(v);
   });
@@ -549,6 +540,16 @@ ALWAYS Finished finished(V<double> top, V<double> s, V<double> zt, double scale)
   f.unit = s == 0 ? f.miss : f.miss * inverse_s;
   return f;
 }
+// Numbers whose sizes have a sum of at most `most`, and that of factors of off not below `least`, are those of ordinary rows; wide.h has the
+// others. No product of them and of an entry overflows in the type of the computation, or loses digits as a subnormal number.
+struct Ordinary {
+  double least, most;
+  ALWAYS explicit Ordinary(const Job& j) : least(j.type == F64 ? 0x1p-900 : 0x1p-60), most(j.type == F64 ? 0x1p900 : 0x1p110) {}
+  ALWAYS bool operator()(double sizes, double factor) const { return sizes <= most && (factor == 0 || factor >= least); }
+};
+enum InWide { NOTHING_OF_IT = 0, SUM_WITH_OFF = 1, SUMS = 2, GRADIENT = 4 };
+ALWAYS V<double> size(V<double> x) { return x < 0 ? -x : x; }
+ALWAYS V<double> finite_size(V<double> x) { return x == -INF ? V<double>{} : size(x); }
 ALWAYS V<double> entropy_of(const Finished& f, V<double> s, V<double> u) {
   return times<double>(f.hit, f.nll) + times<double>(f.unit, u + times<double>(s, f.over));
 }
@@ -607,15 +608,25 @@ template <Op op> ALONE void finish(const Job& j, Tile& x, int64_t first, int som
         store(output[CORRECT] + g, zt >= m ? (zt > -INF ? one : zero) : zero);
       }
     }
+    const Ordinary ordinary(j);
+    const V<double> cold = drop / j.temperature, factor = a * f.unit / j.temperature;
+    const V<double> sums = j.type == F64 ? finite_size(m) + finite_size(zt) + (r == 0 ? zero : o) : zero;
+    const V<double> coefficients = size(factor) + size(a) + size(e) + size(cold) + size(cold) * o, of_off = r == 0 ? one : size(cold);
+    for (int w = 0; w < Lanes<double>::W; w++) {
+      int wide = op != FORWARD && !ordinary(coefficients[w], j.off ? of_off[w] : 1) ? GRADIENT : NOTHING_OF_IT;
+      if (j.type == F64 && !ordinary(sums[w], r[w] == 0 ? 1 : o[w])) wide |= SUMS;
+      if (op != BACKWARD && j.type == F64 && r[w] != 0 && d[w] == INF) wide |= SUM_WITH_OFF;
+      x.wide[g + w] = s[w] == s[w] ? wide : NOTHING_OF_IT;
+    }
     if (op == FORWARD) continue;
-    store(x.scale + g, a * f.unit / j.temperature);
+    store(x.scale + g, factor);
     store(x.e + g, e);
     if (j.number_count > 4) {
       store(x.unit + g, f.unit / j.temperature);
       store(x.a + g, a);
       store(x.over + g, f.over);
     }
-    store(x.drop + g, drop / j.temperature);
+    store(x.drop + g, cold);
     store(x.hot + g, hot / j.temperature);
     store(x.live + g, a == 0 ? (e == 0 ? (drop == 0 ? (hot == 0 ? zero : one) : one) : one) : one);
   }
@@ -650,8 +661,8 @@ ALWAYS double softcapped(const Job& j, const typename T::S* z, int64_t n, int64_
 
 ALWAYS double power_of_two(double k) { return bits<double>((1023 + (int64_t)k) << 52); }
 
-// Returns the sum of e (m - scale y).
-template <class A> ALONE double below_top(const A* y, const A* e, int64_t n, A scale, A m) {
+// Returns the sum of e scale (top - y).
+template <class A> ALONE double below_top(const A* y, const A* e, int64_t n, A scale, A top) {
   constexpr int W = Lanes<A>::W, L = Lanes<A>::L;
   Sum<A> su;
   for (int64_t k = 0; k < n; k += 4 * L)
@@ -659,16 +670,13 @@ template <class A> ALONE double below_top(const A* y, const A* e, int64_t n, A s
       V<A> v[4], b[4];
       FOUR(c) {
         v[c] = read(e + k + c * L + u * W);
-        b[c] = fma<A>(splat(-scale), read(y + k + c * L + u * W), splat(m));
+        b[c] = scale * (top - read(y + k + c * L + u * W));
         b[c] = b[c] < (A)(3 * MODEST) ? b[c] : V<A>{};  // it is infinite in a column that is hidden, where e is 0
       }
       su.add_products(u, v, b);
     }
   return su.total();
 }
-
-// What m loses where it is rounded to Shift.rest, which is 0 if nothing is.
-ALWAYS double lost(double m, double rest) { return rest == 0 ? 0 : m - rest; }
 
 // Computes the exponentials and the sums of block b of row i, whose label is t; with_off: also of off.
 template <class T, class O, Op op>
@@ -695,24 +703,26 @@ ALONE void sum_block(const Job& j, Scratch<typename T::A>& f, int64_t i, int64_t
     most = top<T, true>(z, n, t, e);
   else
     most = top_is_known && !within(t, n) ? (A)f.b.top[at] : top<T>(z, n, t);
-  const double m = (double)most * j.scale;
-  const Shift<A> shift(splat((A)m), splat(most));
+  const Shift<A> shift(splat(most), scale);
   f.b.m[at] = most;
-  f.b.sub[at] = shift.sub[0];
-  f.b.n[at] = shift.n[0];
+  f.b.sub[at] = once ? 0 : shift.sub[0];
+  f.b.n[at] = once ? Shift<A>(splat(most * scale), 1).n[0] : shift.n[0];
   f.b.o[at] = f.b.d[at] = f.b.u[at] = 0;
   if (once) {
-    const double power = power_of_two(-shift.n[0] - LIFT);
+    const double power = power_of_two(-f.b.n[at] - LIFT);
     s *= power;
-    if (with_u) u = below_top(y, e, padded, scale, shift.rest[0]) * power;
+    if (with_u) u = below_top(y, e, padded, scale, most) * power;
   } else if (y || copied)
     s = sums<plain<A>, op, sizeof(S)>(y ? y : e, padded, -1, shift, scale, e, u, with_u, next, out);
   else
     s = sums<T, op, sizeof(S)>(z, n, t, shift, scale, e, u, with_u, next, out);
   f.b.s[at] = s;
-  f.b.u[at] = u + times(lost(m, shift.rest[0]), s);
+  f.b.u[at] = u;
   if (op != BACKWARD && with_off) {
-    dot<T, O>(z, y, off<O>(j, i) + k, n, t, most == -(A)INF ? 0 : most, f.b.o[at], f.b.d[at]);
+    const typename O::S* w = off<O>(j, i) + k;
+    const A finite_top = most == -(A)INF ? 0 : most;
+    dot<T, O>(z, y, w, n, t, finite_top, f.b.o[at], f.b.d[at]);
+    dot_in_double<T, O>(j, z, w, n, t, finite_top, f.b.o[at], f.b.d[at]);
     f.b.d[at] *= 2 * j.scale;
   }
 }
@@ -787,13 +797,27 @@ template <class T, class O> ALWAYS void put_parts(const Job& j, Scratch<typename
   for (int k = 0; k < PARTS; k++) f.x.part[k][g] = part[k];
 }
 
-// Merges the sums of the blocks of each row and computes its results.
+// Whether row first + g, in the tile's index g, is computed in wide numbers. A truth at a hidden class makes a sum infinite: it stays so.
+template <class T> ALWAYS bool is_wide(const Job& j, Tile& x, int64_t first, int g, int64_t t) {
+  if (__builtin_expect(!x.wide[g], 1) || ignored(j, first + g)) return false;
+  if (x.wide[g] & SUM_WITH_OFF && WideRow(j, row<T>(j, first + g), first + g).has_truth_at_hidden(t)) x.wide[g] &= ~SUM_WITH_OFF;
+  return x.wide[g];
+}
+ALWAYS void in_wide(WideRow row, Op op, int64_t t, const Tile& x, int g) {
+  if (x.wide[g] & SUMS) return row.loss_and_gradient(op, t);
+  if (x.wide[g] & SUM_WITH_OFF) row.loss_and_gradient(FORWARD, t);
+  if (x.wide[g] & GRADIENT) row.gradient(t, x.part, g);
+}
+
+// Merges the sums of the blocks of each row and computes its results, and the gradient of a row in wide numbers.
 template <class T, class O, Op op>
 ALONE void finish_rows(const Job& j, Scratch<typename T::A>& f, int64_t first, const int64_t* labels, int some) {
   merge_blocks<op>(j, f.b, first, some);
   for (int g = 0; g < some; g++)
     if (op != BACKWARD || (j.scale != 1 && !ignored(j, first + g))) put_parts<T, O>(j, f, first + g, labels[g], g);
   finish<op>(j, f.x, first, some, j.scale);
+  for (int g = 0; g < some; g++)
+    if (is_wide<T>(j, f.x, first, g, labels[g])) in_wide(WideRow(j, row<T>(j, first + g), first + g), op, labels[g], f.x, g);
 }
 
 // Merges sums over different columns of the same rows, [count, PARTS, rows], in the given order: for each pair of indices, those of the
@@ -836,9 +860,9 @@ static void merge_shards(const Job& j, double* sums, const int64_t* pairs, int64
 ALWAYS double above(double z, double sub, double rest, double scale) { return scaled_difference(splat(z), splat(sub), scale)[0] - rest; }
 
 // Returns lse - (rest + scale sub) of row g of a tile and its block b, see Shift.
-template <class A> ALWAYS double lse_below(const Scratch<A>& f, int g, int64_t b, double rest, double scale) {
+template <class A> ALWAYS double lse_below(const Scratch<A>& f, int g, int64_t b, double sub, double rest, double scale) {
   if (f.b.m[b] == -INF || f.x.unit[g] == 0) return 0;
-  return above(f.b.top[b], f.b.sub[b], rest, scale) + f.x.over[g];
+  return above(f.b.top[b], sub, rest, scale) + f.x.over[g];
 }
 
 // Writes block b of the gradient of row i, whose label is t.
@@ -848,6 +872,7 @@ template <class T, class O> ALONE void write_block(const Job& j, Scratch<typenam
   const int64_t k = b * BLOCK, n = least(j.cols - k, BLOCK), place = g * whole(j.cols) + k;
   t = from(t, k);
   typename T::S* dz = (typename T::S*)j.dz + i * j.dz_step + k;
+  if (f.x.wide[g] & (SUMS | GRADIENT) && !ignored(j, i)) return;
   if (!f.x.live[g]) {
     for (int64_t c = 0; c < n; c++) dz[c] = 0;
     return;
@@ -861,9 +886,8 @@ template <class T, class O> ALONE void write_block(const Job& j, Scratch<typenam
   const bool once = one_pass(j);
   const double power = once ? power_of_two(-f.b.n[g + b] - LIFT) * Exp<A>::lift : 1, scale = f.x.scale[g] * down;
   if (f.x.e[g] != 0) {
-    const double m = f.b.m[g + b];
-    const Shift<A> shift(splat((A)(m * j.scale)), splat((A)m));
-    const double a = f.x.a[g] + times(f.x.e[g], lse_below(f, g, g + b, shift.rest[0], j.scale));
+    const Shift<A> shift(splat((A)f.b.m[g + b]), (A)j.scale);
+    const double a = f.x.a[g] + times(f.x.e[g], lse_below(f, g, g + b, shift.sub[0], shift.rest[0], j.scale));
     write_general<T, O>(j, z, f.y ? f.y + place : nullptr, f.y ? f.slope + place : nullptr, e, f.x.unit[g] * down, power, a, f.x.e[g],
                         shift, f.x.drop[g], w ? w + k : w, dz, n);
   } else if (w && f.y)
@@ -1049,7 +1073,7 @@ ALWAYS void fill(const Job& j, Panel<typename T::A>& p, int64_t first, int some,
   if (any) put_largest<A>(with_off && j.off_by_row ? p.off : p.e, j.cols, asks, label_of);
   for (int64_t k = 0; capped && k < j.cols * L; k += W) {
     V<A> y = read(p.e + k) * (A)j.unit, by;
-    tanh_and_slope<A, 1>(&y, j.steep, j.amplitude, &by);
+    tanh_and_slope<A, 1>(&y, &by);
     store(p.e + k, y);
     store(p.slope + k, by);
   }
@@ -1095,7 +1119,7 @@ template <class A> ALWAYS void sum_panel(Panel<A>& p, int64_t cols, A scale, boo
   EACH(u) {
     A *e = p.e + u * W, *off = p.off + u * W;
     const V<A> most = read(p.m + u * W), finite = most == -(A)INF ? V<A>{} : most;
-    const Shift<A> shift(most * scale, most);
+    const Shift<A> shift(most, scale);
     for (int64_t c = 0; c < cols; c += 4) {
       V<A> v[4], a[4], b[4];
       FOUR(k) v[k] = read(e + (c + k) * L);
@@ -1148,15 +1172,36 @@ ALWAYS void put_panel_parts(Scratch<A>& f, const Panel<A>& p, double scale, cons
     f.x.part[Part::O][g] = p.o[g];
     f.x.part[D][g] = 2 * scale * p.d[g];
     f.x.part[WT][g] = p.off_at[g];
-    f.x.part[U][g] = with_u ? times(down, p.sum_u[g] * (1 / Exp<A>::lift) + times(sum, lost(p.m[g] * scale, p.rest[g]))) : 0;
+    f.x.part[U][g] = with_u ? times(down, p.sum_u[g] * (1 / Exp<A>::lift)) : 0;
   }
 }
+
+// The rows of a panel that are computed in wide numbers, after the others are written. dz may be z, so they are copied if there are any.
+template <class T> struct WideRows {
+  typedef typename T::S S;
+  const Job& j;
+  const int64_t first;
+  bool wide[Lanes<typename T::A>::L], any = false;
+  S z[Lanes<typename T::A>::L][SHORT_ROW];
+  template <class F> WideRows(const Job& j, int64_t first, int some, F is_wide) : j(j), first(first) {
+    for (int g = 0; g < Lanes<typename T::A>::L; g++) {
+      wide[g] = g < some && is_wide(g);
+      any = any || wide[g];
+      for (int64_t k = 0; wide[g] && k < j.cols; k++) z[g][k] = row<T>(j, first + g)[k * j.z_column];
+    }
+  }
+  template <class F> void each(F f) const {
+    for (int g = 0; any && g < Lanes<typename T::A>::L; g++)
+      if (wide[g]) f(WideRow(j, z[g], first + g, 1), g);
+  }
+};
 
 // Computes up to L short rows from `first` on, in all phases.
 template <class T, class O, Op op, bool plain> ALONE void short_rows(const Job& j, Scratch<typename T::A>& f, int64_t first, int some) {
   SHAPE
   const int64_t C = j.cols;
-  const A scale = plain ? 1 : j.scale;
+  const double exact_scale = plain ? 1 : j.scale;
+  const A scale = exact_scale;
   const bool capped = !plain && j.capped, keep_z = !plain && op != FORWARD && j.number_count > 4,
              with_u = !plain && op != BACKWARD && j.entropy, with_off = !plain && j.off;
   Panel<A> p(f.e);
@@ -1164,40 +1209,37 @@ template <class T, class O, Op op, bool plain> ALONE void short_rows(const Job& 
   take_apart<A>(p, C, with_off, capped);
   if (keep_z) __builtin_memcpy(p.z, p.e, C * L * sizeof(A));
   sum_panel<A>(p, C, scale, op != BACKWARD, op != BACKWARD && with_off, with_u);
+  for (int g = 0; g < some && with_off && op != BACKWARD; g++)
+    dot_in_double<T, O>(j, row<T>(j, first + g), off<O>(j, first + g), C, p.apart[g], p.m[g] == -(A)INF ? 0 : p.m[g], p.o[g], p.d[g]);
   double top[L];
   for (int g = 0; g < L && op == BACKWARD; g++) top[g] = j.parts[M * j.parts_step + first + least(g, some - 1)];
-  put_panel_parts<A>(f, p, scale, op == BACKWARD ? top : nullptr, op != BACKWARD, with_u);
-  finish<op>(j, f.x, first, some, scale);
-  if (op == FORWARD) return;
+  put_panel_parts<A>(f, p, exact_scale, op == BACKWARD ? top : nullptr, op != BACKWARD, with_u);
+  finish<op>(j, f.x, first, some, exact_scale);
+  WideRows<T> wide(j, first, some, [&](int g) { return is_wide<T>(j, f.x, first, g, p.apart[g]); });
+  if (op == FORWARD) return wide.each([&](const WideRow& row, int g) { in_wide(row, op, p.apart[g], f.x, g); });
   double by[L], constant_of[L], linear_of[L];
   for (int g = 0; g < L; g++) {
     by[g] = 1;
     if (!keep_z) continue;
-    const double a = f.x.a[g] + times(f.x.e[g], lse_below(f, g, g, p.rest[g], scale)), size = a < 0 ? -a : a,
+    const double a = f.x.a[g] + times(f.x.e[g], lse_below(f, g, g, p.sub[g], p.rest[g], exact_scale)), size = a < 0 ? -a : a,
                  other = f.x.e[g] < 0 ? -f.x.e[g] : f.x.e[g];
     by[g] = size > other ? size : other;
     by[g] = by[g] > 0 ? by[g] : 1;
     constant_of[g] = a / by[g];
     linear_of[g] = f.x.e[g] / by[g];
   }
-  double factors[5][L];
+  double factors[2][L];
   for (int g = 0; g < L; g += Lanes<double>::W) {
     const V<double> of_e = (keep_z ? read(f.x.unit + g) * read(by + g) : read(f.x.scale + g)) * read(f.b.down + g);
-    const Scales<A, V<double>> scales(of_e, with_off ? read(f.x.drop + g) : V<double>{});
-    store(factors[0] + g, scales.first);
-    store(factors[1] + g, scales.last);
-    store(factors[2] + g, scales.minus);
-    store(factors[3] + g, scales.off_factor);
-    store(factors[4] + g, scales.size);
+    const Scale<A, V<double>> scale_of(of_e);
+    store(factors[0] + g, scale_of.first);
+    store(factors[1] + g, scale_of.last);
   }
-  A first_factor[L], last_factor[L], minus[L], off_factor[L], hot[L], live[L], constant[L], linear[L], size_of[L];
+  A first_factor[L], last_factor[L], minus[L], hot[L], live[L], constant[L], linear[L];
   for (int g = 0; g < L; g++) {
     first_factor[g] = factors[0][g];
     last_factor[g] = factors[1][g];
-    minus[g] = factors[2][g];
-    off_factor[g] = factors[3][g];
-    size_of[g] = factors[4][g];
-    if (plain) last_factor[g] *= size_of[g];
+    minus[g] = -f.x.drop[g];
     hot[g] = f.x.hot[g] * p.slope_at[g];
     live[g] = f.x.live[g];
     if (!keep_z) continue;
@@ -1214,9 +1256,8 @@ template <class T, class O, Op op, bool plain> ALONE void short_rows(const Job& 
                    below = times<A>(of_gap, fma<A>(splat(-scale), read(p.z + k) - read(p.sub + at), read(p.rest + at)));
         v = times<A>(v, read(constant + at) + below);
       }
-      if (with_off) v = fma<A>(read(minus + at), read(p.off + k) * read(off_factor + at), v);
+      if (with_off) v = fma<A>(read(minus + at), read(p.off + k), v);
       if (capped) v = v * read(p.slope + k);
-      if (!plain) v = v * read(size_of + at);
       v = column == read(p.apart + at) ? read(hot + at) : v;
       v = read(live + at) == 0 ? V<A>{} : v;
       column = column + 1;
@@ -1225,6 +1266,7 @@ template <class T, class O, Op op, bool plain> ALONE void short_rows(const Job& 
     }
   }
   panel_to_rows<T>(p.e, C, (S*)j.dz + first * j.dz_step, j.dz_step, j.dz_column, some);
+  wide.each([&](const WideRow& row, int g) { in_wide(row, op, p.apart[g], f.x, g); });
 }
 
 // ---- one row at a time, with its most probable class j0 kept apart: log-softmax and the curvature ----
@@ -1246,6 +1288,8 @@ template <class T> ALONE void log_softmax(const Job& j, Scratch<typename T::A>& 
   const double most = f.x.part[ZT][0];
   const Finished x = finished(splat(f.x.part[M][0]), splat(f.x.part[Part::S][0]), splat(most), j.scale);
   const A scale = j.scale, z0 = most, by = number(j, (Number)0, i), lift = x.nll[0];
+  // A distance from the largest logit is a number of the type, unless a factor makes it one.
+  if (most > -INF && !((by == 1 || scale <= 1) && most >= -0x1p100 && most <= 0x1p100)) return WideRow(j, z, i).log_softmax();
   auto unit = [&](int64_t k, int u, const auto& p) {
     V<A> v[T::PER];
     load_unit<T>(p.z, (const A*)nullptr, k, u, v);
@@ -1253,7 +1297,7 @@ template <class T> ALONE void log_softmax(const Job& j, Scratch<typename T::A>& 
       V<A> y = v[c], s;
       if (j.capped) {
         y = y * (A)j.unit;
-        tanh_and_slope<A, 1>(&y, j.steep, j.amplitude, &s);
+        tanh_and_slope<A, 1>(&y, &s);
       }
       v[c] = times<A>(splat(by), scaled_difference(y, splat(z0), scale) - lift);
     }
@@ -1330,6 +1374,8 @@ template <class A> struct Curved {
   double product[PRODUCTS][L], of[COEFFICIENTS][L], unit[L];  // the results; unit is e^(m - lse)
   double at_j0[L], at_t[L];                                   // the entries of the product in these columns
   Power factor[L];
+  double most_v[2][L];  // the largest |v| where the prediction is not 0, and of all
+  bool wide[L];         // whether the row is computed in wide numbers
 };
 
 // With apart_k = v_k - mean and away_k = lse - z_k, the product is slope yhat_k ((a - e + e away_k) apart_k + da), plus, with a softcap, its
@@ -1360,8 +1406,16 @@ template <class A> ALONE void curve(const Job& j, Curved<A>& c, int lanes) {
     const V<double> hot = times<double>(g, times<double>(rest, hit_t) - times<double>(at, miss_t)) +
                           times<double>(number(GRAD_LSE), hit_t) + times<double>(number(GRAD_LOGPROB), miss_t) + times<double>(hit_t, of_t);
     const V<double> shift = times<double>(times<double>(g, number(Q)), mean) - times<double>(e, by_entropy), drop = times<double>(g, r);
+    const Ordinary ordinary(j);
+    V<double> sizes = j.type == F64 ? finite_size(m) + finite_size(z0) + finite_size(zt) : zero;
+    sizes += size(a) + size(e) + size(hot) + size(shift) + size(drop) + (r == 0 ? zero : all_off + size(drop) * all_off);
     for (int w = 0; w < W; w++) {
       const int i = k + w;
+      const double largest_v = c.most_v[1][i];
+      const bool with_off = j.off && r[w] != 0;
+      c.wide[i] =
+          s[w] == s[w] && !(ordinary(sizes[w] * (1 + largest_v), with_off ? size(drop)[w] : 1) && ordinary(0, with_off ? all_off[w] : 1) &&
+                            largest_v <= 0x1p30 * c.most_v[0][i] && largest_v <= (sizeof(A) == 4 ? 0x1p60 : 0x1p200));
       bool live = false;
       for (int n = 0; n < NUMBERS; n++) live = live || c.number[n][i] != 0;
       const Power size = {1, (int64_t)c.size[i]}, by_slope = size * cool;
@@ -1405,11 +1459,10 @@ template <class A> ALWAYS void put_factors(Curved<A>& c, int lane, double down, 
 // The entries of the product for the rows of native vector u, or for one long row.
 template <class A> struct Entries {
   V<A> of[COEFFICIENTS];
-  A scale, tanh_of;  // y times the latter is tanh
+  A scale;
   bool with_entropy, bent, with_off;
   ALWAYS Entries(const Job& j, const Curved<A>& c, int u, bool one_row) : scale(j.scale), with_entropy(j.number_count > 4) {
     constexpr int W = Lanes<A>::W;
-    tanh_of = 1 / j.amplitude;
     bent = is_bent(j);
     with_off = bent && j.off;
     for (int i = 0; i < COEFFICIENTS; i++) {
@@ -1425,10 +1478,10 @@ template <class A> struct Entries {
     if (with_entropy) inner = of[LINEAR] == 0 ? inner : fma<A>(times<A>(of[LINEAR], away), apart, inner);
     inner = inner + of[SHIFT];
     if (!bent) return times<A>(yhat, inner) * slope * of[LAST] * of[AND_LAST];
-    const V<A> bent_v = -2 * (y * tanh_of) * v;
+    const V<A> bent_v = -2 * y * v;
     const V<A> ends = of[ENDS_LINEAR] == 0 ? of[ENDS] : fma<A>(of[ENDS_LINEAR], away, of[ENDS]);
     const V<A> h = times<A>(yhat, inner + bent_v * ends) * slope * of[LAST] * of[AND_LAST];
-    return with_off ? h + of[OFF_BY] * off * (bent_v * slope) * of[OFF_LAST] * of[OFF_AND_LAST] : h;
+    return with_off ? h + of[OFF_BY] * off * bent_v * slope * of[OFF_LAST] * of[OFF_AND_LAST] : h;
   }
 };
 // Finds the largest finite |v| where e is not 0, and of all.
@@ -1484,7 +1537,7 @@ template <class T, class O> ALONE void curvature(const Job& j, Scratch<typename 
   double p = 0, q = 0, all_off = 0, off_v = 0;
   for (int64_t b = 0; b < blocks; b++) {
     const int64_t k0 = b * BLOCK, n = least(j.cols - k0, BLOCK);
-    const Shift<A> shift(splat((A)(f.b.m[b] * j.scale)), splat((A)f.b.m[b]));
+    const Shift<A> shift(splat((A)f.b.m[b]), scale);
     Sum<A> sp, sq, so, sd;
     each_unit<T, O>(z + k0, w ? w + k0 : w, v + k0, nullptr, n, false, [&](int64_t k, int u, const auto& at) {
       V<A> vk[T::PER], zk[T::PER], o[T::PER] = {};
@@ -1511,6 +1564,8 @@ template <class T, class O> ALONE void curvature(const Job& j, Scratch<typename 
   }
   Curved<A> c;
   auto set = [](double* lanes, double value) { store(lanes, splat(value)); };
+  set(c.most_v[0], probable);
+  set(c.most_v[1], any);
   for (int k = 0; k < NUMBERS; k++) set(c.number[k], number(j, (Number)k, i));
   set(c.m, f.x.part[M][0]);
   set(c.s, f.x.part[Part::S][0]);
@@ -1526,13 +1581,14 @@ template <class T, class O> ALONE void curvature(const Job& j, Scratch<typename 
   set(c.size, size);
   set(c.slope0, slope0);
   set(c.slope_t, slope_t);
-  set(c.bent0, bent ? -2 * (y0 / j.amplitude) * v_j0 : 0);
-  set(c.bent_t, bent ? -2 * (y_t / j.amplitude) * v_at_t : 0);
+  set(c.bent0, bent ? -2 * y0 * v_j0 : 0);
+  set(c.bent_t, bent ? -2 * y_t * v_at_t : 0);
   set(c.off0, w ? get<O>(w + j0) : 0);
   set(c.off_t, labelled && w ? get<O>(w + t) : 0);
   set(c.labelled, labelled);
   set(c.at_top, labelled && t == j0);
   curve<A>(j, c, Lanes<double>::W);
+  if (c.wide[0]) return WideRow(j, z, i).curvature(t);
   for (int k = 0; k < PRODUCTS; k++) j.result[k * j.result_step + i] = c.product[k][0];
   if (!c.of[LIVE][0]) {
     for (int64_t k = 0; k < j.cols; k++) dz[k] = 0;
@@ -1602,7 +1658,7 @@ template <class T, class O> ALONE void short_curvature(const Job& j, Scratch<typ
   }
   take_apart<A>(p, C, false, capped);
   sum_panel<A>(p, C, scale, true, false, j.entropy);
-  put_panel_parts<A>(f, p, scale, nullptr, true, j.entropy);
+  put_panel_parts<A>(f, p, j.scale, nullptr, true, j.entropy);
   EACH(u) {
     V<A> most[2] = {};
     for (int64_t k = u * W; k < C * L; k += L) most_of<A>(read(p.v + k), read(p.e + k), most);
@@ -1611,6 +1667,8 @@ template <class T, class O> ALONE void short_curvature(const Job& j, Scratch<typ
     store(most_v[1] + u * W, most[1]);
   }
   for (int g = 0; g < L; g++) {
+    c.most_v[0][g] = most_v[0][g];
+    c.most_v[1][g] = most_v[1][g];
     c.size[g] = exponent_of_v(most_v[0][g], most_v[1][g], sizeof(A) == 4 ? -126 : -1000);
     by[g] = value({1, -(int64_t)c.size[g]});
   }
@@ -1640,7 +1698,7 @@ template <class T, class O> ALONE void short_curvature(const Job& j, Scratch<typ
     c.m[g] = f.x.part[M][g];
     c.s[g] = f.x.part[Part::S][g];
     c.u[g] = f.x.part[U][g];
-    c.q[g] = times(down, c.q[g] + times(c.p[g], above(p.at[g], p.sub[g], p.rest[g], scale)));
+    c.q[g] = times(down, c.q[g] + times(c.p[g], above(p.at[g], p.sub[g], p.rest[g], j.scale)));
     c.p[g] = times(down, c.p[g]);
     c.z0[g] = p.at[g];
     c.zt[g] = y_t[g];
@@ -1648,14 +1706,15 @@ template <class T, class O> ALONE void short_curvature(const Job& j, Scratch<typ
     c.slope_t[g] = slope_t[g];
     c.v0[g] = v_0[g] * by[g] * p.slope_at[g];
     c.vt[g] = v_t[g] * by[g] * slope_t[g];
-    c.bent0[g] = bent ? -2 * (p.at[g] / j.amplitude) * (v_0[g] * by[g]) : 0;
-    c.bent_t[g] = bent ? -2 * (y_t[g] / j.amplitude) * (v_t[g] * by[g]) : 0;
+    c.bent0[g] = bent ? -2 * p.at[g] * (v_0[g] * by[g]) : 0;
+    c.bent_t[g] = bent ? -2 * y_t[g] * (v_t[g] * by[g]) : 0;
     c.off0[g] = off_0[g];
     c.off_t[g] = off_t[g];
     c.labelled[g] = label[g] >= 0;
     c.at_top[g] = label[g] >= 0 && label[g] == p.apart[g];
   }
   curve<A>(j, c, L);
+  const WideRows<T> wide(j, first, some, [&](int g) { return c.wide[g] && !ignored(j, first + g); });
   A first_factor[L], at_j0[L], at_t[L];
   for (int g = 0; g < L; g++) {
     put_factors(c, g, f.b.down[g], first_factor[g]);
@@ -1681,12 +1740,26 @@ template <class T, class O> ALONE void short_curvature(const Job& j, Scratch<typ
     }
   }
   panel_to_rows<T>(p.e, C, (S*)j.dz + first * j.dz_step, j.dz_step, j.dz_column, some);
+  wide.each([&](const WideRow& row, int g) { row.curvature(label[g]); });
+}
+
+// Computes row i in wide numbers.
+template <class T, Op op> ALWAYS void wide_row(const Job& j, int64_t i) {
+  const WideRow row_i(j, row<T>(j, i), i);
+  if (op == LOG_SOFTMAX) return row_i.log_softmax();
+  if (ignored(j, i)) return row_i.ignored(op);
+  const int64_t t = row_i.label();
+  op == CURVATURE ? row_i.curvature(t) : row_i.loss_and_gradient(op, t);
 }
 
 // Computes the rows [first, last), a tile at a time, so that a tile stays in the cache between its two passes; or one phase of one long
 // row.
 template <class T, class O, Op op> void run(const Job& j, int64_t first, int64_t last, void* scratch, Phase phase, int64_t block) {
   Scratch<typename T::A> f(scratch, j);
+  if (phase == ALL && j.extreme) {
+    for (int64_t i = first; i < last; i++) wide_row<T, op>(j, i);
+    return;
+  }
   if constexpr (op == CURVATURE || op == LOG_SOFTMAX) {
     const bool lanes_are_rows = op == CURVATURE && j.cols <= SHORT_ROW;
     const int64_t tile = lanes_are_rows ? (int64_t)Lanes<typename T::A>::L : 1;

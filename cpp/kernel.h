@@ -42,9 +42,10 @@ struct Job {
   int64_t result_count, result_step;
   double* parts;  // [7, rows] or null
   int64_t parts_step;
-  // softmax is applied to scale z or, if `capped`, to scale y, where y = amplitude tanh(steep x), which is x far below the cap, and x = unit z
-  double temperature, cap, scale, unit, steep, amplitude;
+  double temperature, cap, scale, unit;  // softmax is applied to scale z or, if `capped`, to scale tanh(unit z)
   bool capped;
+  bool extreme;  // whether all rows are computed in wide numbers
+  Type type, off_type;
   bool entropy;        // whether the sums u are needed
   bool gauss_newton;   // of CURVATURE: without the second derivative of the softcap
   bool stream, ahead;  // whether to write dz past the caches, and to prefetch the next row while writing

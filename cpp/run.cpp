@@ -65,21 +65,14 @@ const Isa& isa() {
   return chosen;
 }
 
-void set_transform(Job& j, Type type, double temperature, double cap) {
-  const bool single = type != F64, plain_tanh = cap <= 0x1p60 && cap / temperature <= 0x1p60;
+void set_transform(Job& j, double temperature, double cap) {
+  auto ordinary = [](double x) { return x >= 0x1p-40 && x <= 0x1p40; };
   j.temperature = temperature;
   j.cap = cap;
-  j.capped = cap < INFINITY || (single && temperature > 0x1p100);
-  j.unit = j.steep = j.amplitude = 1;
-  if (plain_tanh) j.unit = 1 / cap;
-  if (j.capped && !plain_tanh) {
-    if (single && temperature > 0x1p-30 && std::max(temperature, cap) > 0x1p100) j.unit = 0x1p-64;
-    j.amplitude = cap * j.unit;
-    j.steep = std::max(1 / j.amplitude, single ? 0x1p-149 : 0);
-  }
-  j.scale = plain_tanh ? cap / temperature : 1 / temperature / j.unit;
-  j.scale = std::max(j.scale, single ? 0x1p-126 : 0x1p-1074);
-  if (single) j.scale = (float)j.scale;
+  j.capped = cap < INFINITY;
+  j.unit = j.capped ? 1 / cap : 1;
+  j.scale = (j.capped ? cap : 1) / temperature;
+  j.extreme = !ordinary(temperature) || (j.capped && !(ordinary(cap) && ordinary(j.scale)));
 }
 
 int64_t size_of(Type type) { return type == F64 ? 8 : type == F32 ? 4 : 2; }
@@ -409,6 +402,8 @@ bool run(Op op, Job j, Layout l, Type type, Off kind, int threads, Interrupted i
   if (!j.rows || !j.cols) return true;
   if (j.rows * j.cols < SMALL_CALL) threads = 1;
   merge_axes(l);
+  j.type = type;
+  j.off_type = kind == WIDE ? F32 : type;
   const Kernel kernel = isa().run[type][kind][op];
   const Operands all(j, l, type, kind);
   const bool adjacent = l.z.column == 1 && l.off.column == 1 && l.v.column == 1 && l.dz.column == 1;
@@ -427,7 +422,7 @@ bool run(Op op, Job j, Layout l, Type type, Off kind, int threads, Interrupted i
   j.stream = op != FORWARD && aligned && j.z != j.dz && j.rows * j.cols * size >= 48 << 20 && j.cols * size >= 8 << 10;
   j.ahead = threads == 1;  // 10 % less time on one thread, but 8 % more on two, which use all of the memory's bandwidth
   const int64_t blocks = blocks_of(j.cols);
-  const bool by_row = op == CURVATURE || op == LOG_SOFTMAX;
+  const bool by_row = op == CURVATURE || op == LOG_SOFTMAX || j.extreme;
   const bool few_long_rows = !by_row && blocks > 6 && threads > 1 && j.rows < 4 * threads && j.rows % threads;
   if (l.axes <= 1 && (few_long_rows || (!by_row && blocks > 4096)))
     return by_blocks(part(j, l, all, 0, j.rows), kernel, threads, op != FORWARD, interrupted);

@@ -14,11 +14,8 @@ int64_t size_of(Type);
 
 constexpr int64_t SMALL_CALL = 1 << 12;  // elements below which one thread computes: to wake another takes as long as 1500 of them
 
-// softmax is applied to (cap / T) tanh(z / cap), or to z / T if cap is infinite. Where it is possible, y is tanh(z / cap), and the scale has
-// the rest. If cap or cap / T is beyond 2^60, y is cap tanh(z / cap): it would be too small for the type where z is, or the scale too large.
-// For float, y is 2^-64 times as large if T or cap is beyond 2^100, so that 1 / T and cap are numbers of the type, unless T is so small that
-// small logits count. The scale is never 0, because a hidden logit is -inf. From cap = 2^128 or 2^192 on, a logit of -inf stays -inf.
-void set_transform(Job&, Type, double temperature, double cap);
+// softmax is applied to (cap / T) tanh(z / cap), or to z / T if cap is infinite.
+void set_transform(Job&, double temperature, double cap);
 
 // Where the entries of an array lie: the steps of each axis of the rows, and of the columns, in elements.
 constexpr int AXES = 64;  // of an array of NumPy or PyTorch

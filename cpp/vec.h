@@ -183,18 +183,19 @@ template <> struct Exp<double> {
                                  1};
 };
 
-// The shift of the exponentials of a row or block whose largest logit is m = scale top: e^(scale (z - sub) - n ln 2). If |m| is small, nothing
-// is subtracted from z and the shift is a power of two, so that nothing is rounded. If it is large, z - top is exact wherever the exponential
-// is not 0, even if m or z - top is beyond the range of the type. m - scale z is rest - scale (z - sub).
+// The shift of the exponentials of a row or block whose largest logit is m = scale top: e^(scale (z - sub) - n ln 2). Where the scale is 1 and
+// |m| is small, nothing is subtracted from z and the shift is a power of two, so that nothing is rounded. Where |m| is large, z - top is exact
+// wherever the exponential is not 0, even if m or z - top is beyond the range of the type. With a scale the product is rounded, which costs
+// least digits if it is that of the difference. m - scale z is rest - scale (z - sub).
 template <class A> struct Shift {
   V<A> sub, n, rest, magic, low;
-  ALWAYS Shift(V<A> m, V<A> top) {
+  ALWAYS Shift(V<A> top, A scale) {
     typedef Exp<A> K;
     const V<A> zero = {}, one = splat<A>(1);
-    V<A> far = (m < 0 ? -m : m) < K::big ? zero : one, nothing = top == -(A)__builtin_inff() ? one : zero;
+    V<A> far = scale == 1 ? ((top < 0 ? -top : top) < K::big ? zero : one) : one, nothing = top == -(A)__builtin_inff() ? one : zero;
     sub = far > 0 ? (nothing > 0 ? zero : top) : zero;
-    n = far > 0 ? zero : fma<A>(m, splat<A>(K::log2e), splat<A>(K::magic)) - K::magic;
-    rest = far > 0 ? zero : m;
+    n = far > 0 ? zero : fma<A>(top, splat<A>(K::log2e), splat<A>(K::magic)) - K::magic;
+    rest = far > 0 ? zero : top;
     magic = K::magic - n;
     low = rest - K::reach;
   }
@@ -257,29 +258,26 @@ template <> struct Tanh<double> {
   static ALWAYS V<double> twice_inverse(V<double> w) { return 2 / (1 + w); }
 };
 
-// Computes x := amplitude tanh(steep x) and slope := 1 - tanh^2(steep x) of N vectors, where amplitude is 1 / steep, and may be infinite if
-// no finite x is so far out. Near 0 it is x and a polynomial. Elsewhere tanh and the slope are 1 - h and h d with d = 2 / (1 + w), h = w d and w = e^(-2|x|), so that
-// nothing cancels; that is left out if no entry needs it. Measured: tanh has 1.4 ULP (float64: 3.1) and the slope 5.1.
-template <class A, int N> ALWAYS void tanh_and_slope(V<A>* x, A steep, A amplitude, V<A>* slope) {
+// Computes x := tanh x and slope := 1 - tanh^2 x of N vectors. Near 0 it is x and a polynomial. Elsewhere tanh and the slope are 1 - h and h d
+// with d = 2 / (1 + w), h = w d and w = e^(-2|x|), so that nothing cancels; that is left out if no entry needs it. Measured: tanh has 1.4 ULP
+// (float64: 3.1) and the slope 5.1.
+template <class A, int N> ALWAYS void tanh_and_slope(V<A>* x, V<A>* slope) {
   typedef Exp<A> K;
   typedef Tanh<A> C;
   const V<A> one = splat<A>(1);
-  V<A> narrow[N], square[N], q[N];
-  for (int i = 0; i < N; i++) narrow[i] = x[i] * steep;
-  for (int i = 0; i < N; i++) square[i] = narrow[i] * narrow[i];
+  V<A> given[N], square[N], q[N];
+  for (int i = 0; i < N; i++) given[i] = x[i];
+  for (int i = 0; i < N; i++) square[i] = given[i] * given[i];
   for (int i = 0; i < N; i++) q[i] = splat(C::c[0]);
   for (int c = 1; c <= C::degree; c++)
     for (int i = 0; i < N; i++) q[i] = fma<A>(q[i], square[i], splat(C::c[c]));
   for (int i = 0; i < N; i++) q[i] = q[i] * square[i];
   for (int i = 0; i < N; i++) x[i] = fma<A>(x[i], q[i], x[i]);
-  for (int i = 0; i < N; i++) {
-    const V<A> tanh = fma<A>(narrow[i], q[i], narrow[i]);
-    slope[i] = fma<A>(-tanh, tanh, one);
-  }
+  for (int i = 0; i < N; i++) slope[i] = fma<A>(-x[i], x[i], one);
   if (__builtin_expect(!any_above<A, N>(square, C::near), 1)) return;  // most logits are smaller than the cap
   V<A> t[N], r[N], w[N], d[N];
   for (int i = 0; i < N; i++) {
-    const V<A> size = narrow[i] < 0 ? -narrow[i] : narrow[i];
+    const V<A> size = given[i] < 0 ? -given[i] : given[i];
     r[i] = -2 * (size > C::far ? splat(C::far) : size);
   }
   for (int i = 0; i < N; i++) t[i] = fma<A>(r[i], splat(K::log2e), splat(K::bias));
@@ -292,8 +290,8 @@ template <class A, int N> ALWAYS void tanh_and_slope(V<A>* x, A steep, A amplitu
   for (int i = 0; i < N; i++) w[i] = q[i] * bits<V<A>>(bits<typename K::I>(t[i]) << K::mantissa);
   for (int i = 0; i < N; i++) d[i] = C::twice_inverse(w[i]);
   for (int i = 0; i < N; i++) {
-    const V<A> h = w[i] * d[i], tanh = (1 - h) * amplitude;
-    x[i] = square[i] > C::near ? (narrow[i] < 0 ? -tanh : tanh) : x[i];
+    const V<A> h = w[i] * d[i], tanh = 1 - h;
+    x[i] = square[i] > C::near ? (given[i] < 0 ? -tanh : tanh) : x[i];
     slope[i] = square[i] > C::near ? h * d[i] : slope[i];
   }
 }

@@ -259,7 +259,7 @@ static void compute(Op op, const ffi::Buffers& buffers, const ffi::Buffers& rets
   j.result_count = results;
   j.result_step = j.rows;
   j.entropy = given & WITH_ENTROPY || j.number_count == NUMBERS;
-  set_transform(j, type, fixed[fixed.count - 2], fixed[fixed.count - 1]);
+  set_transform(j, fixed[fixed.count - 2], fixed[fixed.count - 1]);
   run(op == FUSED && given & PARTS_READ ? BACKWARD : op, j, l, type, kind, most_threads, nullptr);
   std::vector<double> totals(total.empty() ? 0 : total[0].count());
   if (!total.empty()) spread(total[0], totals.size(), totals.data());

@@ -33,9 +33,11 @@ class Value(NamedTuple):
 
 
 class Transformed(NamedTuple):
-    """Transformed logits, derivatives of the transform, the relative error of the slope in units, and that of a difference of logits."""
+    """Transformed logits and how far they are from the largest, derivatives of the transform, the relative error of the slope in units, and
+    that of a difference of logits."""
 
     z: Any
+    dist: Any
     slope: Any
     bend: Any
     steep: Any
@@ -45,13 +47,20 @@ class Transformed(NamedTuple):
 def transformed(p: Problem) -> Transformed:
     x, temperature, cap = p.z.astype(WIDE), WIDE(p.transform[0]), WIDE(p.transform[1])
     if np.isinf(cap):
-        return Transformed(x / temperature, 1 / temperature, 0, 0, 4 * (temperature != 1))
+        dist = (x.max(axis=1, keepdims=True) - x) / temperature  # x / temperature is rounded, also in 80 bits
+        return Transformed(x / temperature, dist, 1 / temperature, 0, 0, 4 * (temperature != 1))
     tanh, slope = np.tanh(x / cap), np.cosh(x / cap) ** -2 / temperature
-    return Transformed(cap * tanh / temperature, slope, -2 / cap * tanh * slope, 10 + 4 * np.abs(x / cap), 4)
+    z = cap * tanh / temperature
+    return Transformed(z, z.max(axis=1, keepdims=True) - z, slope, -2 / cap * tanh * slope, 10 + 4 * np.abs(x / cap), 4)
 
 
 def growth(error: Any) -> Any:
     return np.expm1(np.minimum(error, 11_000))
+
+
+def grown(away: Any, error: Any) -> Any:
+    """Return e^-away (e^error - 1), also where e^-away is too small for 80 bits."""
+    return np.where(error < 1, times(np.exp(-away), growth(np.minimum(error, 1))), np.exp(np.minimum(error - away, 11_000)))
 
 
 def finite(a: Any) -> Any:
@@ -64,14 +73,15 @@ def expected(
 ) -> dict[str, Value]:
     """Return each result and the bound of its error, before it is stored. `p.label` has no LARGEST, and no row is IGNORED.
 
-    `rounded`: the truth at every class is given in 80 bits, and rounded to the type of the computation. `blur` [R, C]: errors of the
+    `rounded`: the numbers of the rows and the truth at every class are given in 80 bits, and rounded to float64 and the type of the
+    computation. A truth that may be rounded to 0 counts or not where the logit is -inf. `blur` [R, C]: errors of the
     logits, which are then given in 80 bits, for a computation in `dtype`.
     """
     dtype, classes = dtype or p.z.dtype, p.z.shape[1]
     kind = computed(dtype).name
     u, least, far = bounds.UNIT[kind], bounds.TINY[kind], GONE[kind]
     e = WIDE(bounds.loss_bound(dtype, classes))
-    z, slope, bend, steep, spoiled = transformed(p)
+    z, dist, slope, bend, steep, spoiled = transformed(p)
     hot = p.label[:, None] == np.arange(classes)
     highest = z.max(axis=1)
     tied = (hot & (z == highest[:, None])).any(axis=1)
@@ -79,7 +89,6 @@ def expected(
     apart = base & hot
 
     # ---- the prediction ----
-    dist = highest[:, None] - z
     odds = times(~base, np.exp(-dist)).sum(axis=1, keepdims=True)
     away = np.where(base, 0, dist) + np.log1p(odds)  # lse - z_k
     yhat, miss = np.exp(-away), -np.expm1(-away)
@@ -87,18 +96,25 @@ def expected(
     delta = finite(
         2 * V * dist + (spoiled * u * dist if np.isinf(p.transform[1]) else 2 * spoiled * u * (np.abs(z) + np.abs(highest[:, None])))
     )
+    d_slope = 0 if np.isinf(p.transform[1]) else growth(2 * blur / WIDE(p.transform[1]))
     blur = slope * blur * np.ones_like(z)
     delta += blur + blur.max(axis=1, keepdims=True)
     most = delta.max(axis=1, keepdims=True)
-    grown = times(yhat, growth(delta))
-    drift = np.minimum(np.log1p(grown.sum(axis=1, keepdims=True)), most)
+    more = grown(away, delta)
+    drift = np.minimum(np.log1p(more.sum(axis=1, keepdims=True)), most)
     others = times(~base, yhat).sum(axis=1, keepdims=True)
-    of_odds = e + np.minimum(np.log1p(finite(times(~base, grown).sum(axis=1, keepdims=True) / others)), most)
+    of_odds = e + np.minimum(np.log1p(np.nan_to_num(times(~base, more).sum(axis=1, keepdims=True) / others, posinf=np.inf)), most)
     error = e + delta + drift
-    d_top = np.where(base, np.minimum(of_odds, times(away, growth(of_odds + 14 * V))), error + 4 * V * finite(away))
+    more = np.where(
+        of_odds < 1,
+        times(away, growth(np.minimum(of_odds, 1) + 14 * V)),
+        np.log1p(times(~base, grown(away, error)).sum(axis=1, keepdims=True)),
+    )
+    d_top = np.where(base, np.minimum(of_odds, more), error + 4 * V * finite(away))
     d_away = np.where(base & ~hot, error, d_top)
-    d_yhat = np.minimum(times(yhat, growth(error + 10 * u)), 1)
-    d_yhat = np.where(apart, np.minimum(times(miss, growth(of_odds + 14 * V)), 1) + 4 * V * yhat, d_yhat)
+    d_yhat = np.minimum(grown(away, error + 10 * u), 1)
+    d_miss = np.where(of_odds < 1, np.minimum(times(miss, growth(of_odds + 14 * V)), 1), 1)
+    d_yhat = np.where(apart, d_miss + 4 * V * yhat, d_yhat)
     upper, near = yhat + d_yhat, np.minimum(away, far)
     d_lse = (e + drift)[:, 0] + (2 * spoiled * u + V) * np.abs(highest) + 2 * V * np.abs(lse) + blur.max(axis=1)
     found = {
@@ -114,6 +130,8 @@ def expected(
     absent = ~hot.any(axis=1)
     off = np.zeros_like(z) if p.off is None else p.off.astype(WIDE) * np.ones_like(z)
     d_off = (4 * u * off + least * (off > 0)) if rounded else 0 * off
+    unsure = rounded & (off > 0) & (off < 2 * least) & np.isinf(away)
+    off = np.where(unsure, 0, off)
     truth = r * off + y * hot
     at, rest = times(hot, truth).sum(axis=1, keepdims=True), times(~hot, r * off).sum(axis=1, keepdims=True)
     at = at + times(absent[:, None], y)  # no column has it, and the mass does
@@ -123,6 +141,7 @@ def expected(
     loss = amount + penalty + times(times(absent, y[:, 0]), np.inf)
     d_loss = (times(truth, d_away) + times(r * off * ~hot, 6 * u * away) + times(r * d_off, away)).sum(axis=1) + 12 * V * (amount + penalty)
     d_loss += q[:, 0] * (np.abs(lse) * d_lse + d_lse**2 / 2) + 2 * classes * ((1 + mass) * TINY64 + least * r)[:, 0]
+    d_loss += TINY64 * (lse**2 + finite(away).sum(axis=1)) + np.where(unsure.any(axis=1), np.inf, 0)
     entropy = times(yhat, away).sum(axis=1, keepdims=True)
     d_entropy = (times(d_yhat + 8 * u * upper, away) + times(upper, d_away)).sum(axis=1, keepdims=True)
     d_entropy = np.minimum(d_entropy, np.log(classes) + e) + 2 * least * (1 + times(yhat < least * 2**30, near)).sum(axis=1, keepdims=True)
@@ -135,7 +154,8 @@ def expected(
     level, size = q * lse[:, None], np.abs(g)
     a = g * (mass + level) + l - b - n * entropy
     parts = size * (mass + np.abs(level)) + np.abs(l) + np.abs(b) + np.abs(n) * entropy
-    d_level = size * (q * d_lse[:, None] + 4 * u * mass + (r * d_off).sum(axis=1, keepdims=True))
+    d_level = size * (q * d_lse[:, None] + 4 * u * mass + (r * d_off).sum(axis=1, keepdims=True) + TINY64 * (4 + np.abs(lse))[:, None])
+    d_level = d_level + TINY64 * (mass + np.abs(level))
     d_a = d_level + np.abs(n) * d_entropy + 8 * V * parts
     weight = parts + np.abs(n) * finite(away)
     dz = a * yhat + n * times(yhat, away) - g * r * off
@@ -144,10 +164,10 @@ def expected(
     for_label = size * (rest + np.abs(level)) + np.abs(l) + np.abs(n) * (finite(away) + entropy)
     dz_t = g * ((rest + level) * yhat - at * miss) + l * yhat + b * miss + n * (times(yhat, away) - entropy * yhat)
     d_dz_t = times(d_yhat + 14 * V * upper, for_label) + (np.where(apart, d_yhat, d_yhat + 4 * V) + 14 * V * miss) * (size * at + np.abs(b))
-    d_dz_t += times(upper, d_level + np.abs(n) * (d_away + d_entropy)) + classes * TINY64 * (4 + weight + size * at)
+    d_dz_t += 4 * TINY64 * size + times(upper, d_level + np.abs(n) * (d_away + d_entropy)) + classes * TINY64 * (4 + weight + size * at)
     dz, d_dz = np.where(hot, dz_t, dz), np.where(hot, d_dz_t, d_dz)
     faint = 0 if np.isinf(p.transform[1]) else 8 * float(ml_dtypes.finfo(kind).tiny)
-    d_slope = times(slope * np.ones_like(z), (4 + steep) * u) + faint / WIDE(p.transform[0])
+    d_slope = times(slope * np.ones_like(z), (4 + steep) * u + d_slope) + faint / WIDE(p.transform[0])
     largest = np.maximum(np.maximum(parts, mass + np.abs(level)), np.abs(lse)[:, None])
     beyond = np.where(largest > 1e307, np.inf, 0)  # no float64 has the coefficients
     found["gradient"] = Value(slope * dz, slope * d_dz + times(d_slope, np.abs(dz)) + beyond)
@@ -176,7 +196,12 @@ def expected(
     d_hv += 2 * least * ((parts + np.abs(n) * (1 + near)) * spread + np.abs(da)) + 4 * TINY64
     turn = np.zeros_like(z) if gauss_newton else times(bend * np.ones_like(z), v.astype(WIDE))
     d_turn = times(d_slope, np.abs(2 / WIDE(p.transform[1]) * v)) + 10 * u * np.abs(turn)
-    product = Value(slope * hv + times(turn, dz), slope * d_hv + d_slope * np.abs(hv) + np.abs(turn) * d_dz + d_turn * np.abs(dz) + beyond)
+    d_bend = (
+        4 * least * np.abs(v).max(axis=1, keepdims=True).astype(WIDE) / WIDE(p.transform[1]) / WIDE(p.transform[0]) * (parts + size * r)
+    )
+    product = Value(
+        slope * hv + times(turn, dz), slope * d_hv + d_slope * np.abs(hv) + np.abs(turn) * d_dz + d_turn * np.abs(dz) + d_bend + beyond
+    )
     floor = 2 * classes * least
     share = Value(times(off, c).sum(axis=1), (times(off, d_c) + 6 * u * off * np.abs(c)).sum(axis=1) + floor)
     found |= {

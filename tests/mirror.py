@@ -135,25 +135,23 @@ TANH = {  # near, far, and the coefficients of the polynomial
 }  # fmt: skip
 
 
-def tanh_and_slope(k: Constants, x: Array, steep: float, amplitude: float) -> tuple[Array, Array]:
-    """Return amplitude tanh(steep x), where amplitude = 1 / steep, and 1 - tanh^2(steep x)."""
+def tanh_and_slope(k: Constants, x: Array) -> tuple[Array, Array]:
+    """Return tanh x and 1 - tanh^2 x."""
     near, far, c = TANH[k]
-    narrow = x * k.dtype(steep)
-    square = narrow * narrow
+    square = x * x
     q = np.full_like(x, c[0])
     for coefficient in c[1:]:
         q = fma(k, q, square, coefficient)
     q = q * square
     inner = fma(k, x, q, x)
-    tanh = fma(k, narrow, q, narrow)
-    inner_slope = fma(k, -tanh, tanh, 1)
-    size = np.where(narrow < 0, -narrow, narrow)
+    inner_slope = fma(k, -inner, inner, 1)
+    size = np.where(x < 0, -x, x)
     w = exps(k, k.dtype(-2) * np.where(size > far, k.dtype(far), size), k.dtype(k.magic - np.log2(k.lift)), k.dtype(-np.inf))
     d = _twice_inverse(w) if k is F32 else 2 / (1 + w)
     h = w * d
-    outer = (1 - h) * k.dtype(amplitude)
+    outer = 1 - h
     outside = square > near
-    return np.where(outside, np.where(narrow < 0, -outer, outer), inner), np.where(outside, h * d, inner_slope)
+    return np.where(outside, np.where(x < 0, -outer, outer), inner), np.where(outside, h * d, inner_slope)
 
 
 def _twice_inverse(w: Array) -> Array:

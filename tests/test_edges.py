@@ -759,10 +759,14 @@ def test_quotients_of_large_logits_and_a_small_temperature_keep_their_difference
     assert softxent.cross_entropy(small, [0], **tiny) == pytest.approx(2.0**127, rel=4 * UNIT["float32"])
 
 
-@pytest.mark.parametrize("backend", [name for name in BACKENDS if name == "cpu"], indirect=True)
 def test_a_float64_loss_is_finite_where_a_difference_of_logits_is_not(backend):
     z = np.array([[1.6e308, -1.6e308]])
     assert softxent.cross_entropy(z, [0], label_smoothing=0.1) == pytest.approx(1.6e307, rel=8 * UNIT["float64"])
+
+
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name == "cpu"], indirect=True)
+def test_a_float64_loss_is_finite_where_a_difference_of_logits_is_divided(backend):
+    z = np.array([[1.6e308, -1.6e308]])
     assert softxent.cross_entropy(z, [0], temperature=2.0**20) == 0
     assert softxent.cross_entropy(z, [1], temperature=4) == pytest.approx(0.8e308, rel=8 * UNIT["float64"])
 

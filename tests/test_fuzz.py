@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-from collections import Counter
 
 import fuzz
 import pytest
@@ -14,25 +13,17 @@ from cases import BACKENDS, environment
 needs_the_kernel = pytest.mark.skipif("cpu" not in BACKENDS, reason="there is no compiled kernel")
 
 
-SEED, CALLS = 20261201, 150
-WRONG = {44, 60, 71, 84, 91, 101, 121, 129}  # calls whose results are beyond their bounds (docs/robustness.md, "What is not right yet")
+SEED, CALLS = 20261201, 400
 
 
 @needs_the_kernel
 def test_random_calls_agree_with_the_definitions():
     """Of numbers of any size; the calls are the same in every run."""
-    seen, worst = fuzz.fuzz(SEED, seconds=600, most=CALLS, without=WRONG)
-    assert seen["calls"] == CALLS - len(WRONG)
+    seen, worst = fuzz.fuzz(SEED, seconds=600, most=CALLS)
+    assert seen["calls"] == CALLS
     assert all(seen[what] for what in ("softcap", "all numbers", "ignored rows", "at an odd address", "in place", "probabilities", "parts"))
     assert all(seen[f"any {what}"] for what in ("temperature", "softcap", "logits", "numbers", "upstream", "v", "z_loss", "sample_weight"))
     assert all(0 < worst[kind] <= 1 for kind in ("loss", "lse", "log-probability", "entropy", "gradient", "log-softmax", "Hessian product"))
-
-
-@needs_the_kernel
-@pytest.mark.parametrize("number", sorted(WRONG))
-def test_a_call_that_is_known_to_be_wrong_is_taken_off_the_list_once_it_is_right(number):
-    with pytest.raises(AssertionError, match="beyond the bound"):
-        fuzz.call(SEED, number, Counter(), fuzz.Worst())
 
 
 OUTSIDE = """

@@ -12,7 +12,7 @@ import softxent
 from softxent import kernels
 
 equal = np.testing.assert_array_equal
-TRANSFORMS = [(1.0, math.inf), (0.7, math.inf), (1.0, 5.0)]
+TRANSFORMS = [(1.0, math.inf), (0.7, math.inf), (1.0, 5.0), (2.0**-60, 30.0)]
 
 
 @pytest.fixture(params=BACKENDS, autouse=True)
@@ -79,6 +79,9 @@ def test_the_bits_of_a_row_do_not_depend_on_the_layout(dtype, off, transform, rn
             p = p.rows(np.zeros(rows, int))
         numbers = np.concatenate([p.truth, rng.standard_normal((3, rows))])
         numbers[5] *= (p.label >= 0) & (p.label < classes)
+        numbers[3] *= np.where(rng.random(rows) < 0.2, 2.0**200, 1)  # large numbers are computed in another way
+        if rng.random() < 0.5:
+            p = p._replace(label=np.where((rng.random(rows) < 0.2) & (numbers[5] == 0), kernels.LARGEST, p.label))
         v = rng.standard_normal((rows, classes)).astype(computed(dtype))
 
         def anywhere(a, shape=(*lead, classes), **options):

@@ -379,9 +379,9 @@ def test_what_ships_is_the_theorem(law, case):
 
 SOURCES = {"partials": inspect.getsource(partials), "formula": inspect.getsource(formula), "reference": inspect.getsource(reference)}
 MUTATIONS = [  # code, the same code with a mistake, and the law that fails with it
-    ("times(x.o, over))", "0)", outputs_are_the_theorems),
+    ("times(x.o, half_over))", "0)", outputs_are_the_theorems),
     ("lse(x) ** 2 / 2", "lse(x) ** 2", outputs_are_the_theorems),
-    ("times(y + r * x.wt, nll)", "times(y, nll)", outputs_are_the_theorems),
+    ("times(y + r * x.wt, half_nll)", "times(y, half_nll)", outputs_are_the_theorems),
     ("lse(x), -nll, entropy(x)", "lse(x), nll, entropy(x)", outputs_are_the_theorems),
     ("lse(x), -nll, entropy(x)", "x.m, -nll, entropy(x)", outputs_are_the_theorems),
     ("(x.zt >= x.m) &", "(x.zt <= x.m) &", outputs_are_the_theorems),
@@ -410,7 +410,7 @@ MUTATIONS = [  # code, the same code with a mistake, and the law that fails with
     ("xp.where(m == -np.inf, 0, m)[:, None]", "m[:, None]", partials_are_the_sums),
     ("times(e, shift - rest)", "times(e, rest - shift)", entropy_is_the_theorem),
     ("times(e, shift - rest)", "(e * (shift - rest))", partials_are_the_sums),
-    ("times(others, shift - z)", "times(others, z - shift)", without_a_label_the_truth_is_off_alone),
+    ("times(others, shift / 2 - z / 2)", "times(others, z / 2 - shift / 2)", without_a_label_the_truth_is_off_alone),
     ("dz = xp.where((a != 0) | (e != 0) | (c != 0) | (h != 0), dz, 0.0)", "dz = dz + 0", without_coefficients_the_gradient_is_exactly_0),
     ("(a != 0) | (e != 0) |", "(a != 0) |", gradient_is_the_theorem),
     ("(c != 0) | (h != 0)", "(c != 0)", gradient_is_the_theorem),
@@ -444,6 +444,8 @@ MUTATIONS = [  # code, the same code with a mistake, and the law that fails with
     ("x.zt > x.m, nll, over", "x.zt < x.m, nll, over", finish_reads_the_theorems),
     ("xp.exp(-xp.logaddexp(0, -a))", "xp.exp(-xp.logaddexp(0, a))", finish_reads_the_theorems),
     ("x.m - x.zt + log_s", "x.m - x.zt", finish_reads_the_theorems),
+    ("nll == np.inf, gap + xp.log(x.s) / 2, nll / 2)", "nll == np.inf, gap + xp.log(x.s) / 2, nll)", outputs_are_the_theorems),
+    ("over == np.inf, -gap, over / 2)", "over == np.inf, -gap, over)", outputs_are_the_theorems),
     ("log_s + xp.logaddexp(0, -a))", "log_s)", softmax_and_lse_are_the_definitions),
     ("_narrow(times(dz, slope), out.dtype)", "_narrow(dz, out.dtype)", the_backend_applies_the_transform),
     ("along = times(vi, slope)", "along = vi", the_backend_applies_the_transform),

@@ -445,6 +445,23 @@ def test_an_infinite_upstream_gradient_leaves_entries_that_are_0(backend):
     assert dz.tolist() == [[-math.inf, 0, math.inf], [0, 0, 0]]
 
 
+HUGE = torch.tensor([1e300, 1, 1], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("options", [{"z_loss": 1e300}, {"weight": HUGE}, {"sample_weight": HUGE}], ids=lambda o: next(iter(o)))
+@pytest.mark.parametrize("more", [{}, {"return_lse": True}], ids=["loss", "more"])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("dtype", compute.cpu.TYPES, ids=str)
+def test_a_loss_beyond_the_range_of_its_type_is_infinite(dtype, reduction, more, options):
+    z, t = torch.randn(3, 3).to(dtype), torch.tensor([0, 1, 2])
+    losses = [st.cross_entropy(x, t, reduction=reduction, **options, **more) for x in (z, z.double())]
+    got, want = (loss.loss if more else loss for loss in losses)
+    close(got, want.to(dtype), max(FLOAT32, torch.finfo(dtype).eps))
+    x, w = torch.eye(3).to(dtype), z.T
+    head = st.linear_cross_entropy(x, w, t, reduction=reduction, **options)
+    close(head, want.to(head.dtype), max(FLOAT32, torch.finfo(dtype).eps))
+
+
 def test_no_classes_have_the_results_of_torch():
     z = torch.empty(3, 0)
     assert torch.equal(st.log_softmax(z, -1), z.log_softmax(-1)) and torch.equal(st.logsumexp(z, -1), z.logsumexp(-1))

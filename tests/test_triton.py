@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from cases import DTYPES, OFFS, SHAPES, Problem, allowed, computed, exact, problem, python, within
+from test_waist import any_size, by_definition, close_by, far_out, moved_by
 
 from softxent import formula
 from softxent import torch as st
@@ -313,6 +314,34 @@ def test_a_softcap_may_be_far_larger_or_smaller_than_the_logits(dtype, cap):
         near = 2.0**10 * bounds.unit(dtype)
         within(array(result[0]), want.result[0], near * (1 + want.result[0]), f"loss {temperature}")
         within(array(dz), want.dz, near * np.abs(want.dz).max() + 1e-37, f"gradient {temperature}")  # subnormal slopes
+
+
+@pytest.mark.parametrize("classes", [2, 70])
+@pytest.mark.parametrize("dtype", [DTYPES["f32"], DTYPES["f64"]], ids=["f32", "f64"])
+def test_logits_and_temperatures_and_softcaps_and_directions_of_any_size(dtype, classes):
+    """The law of the compiled kernel (test_waist.py), with its bounds."""
+    rng = np.random.default_rng(classes)
+    unit, single = bounds.UNIT[dtype.name], dtype == np.float32
+    reach = 104 if single else 746  # an exponential has an error of as many units as its exponent
+    with np.errstate(all="ignore"):
+        for _ in range(8 if DEVICE == "cpu" else 400):
+            p = far_out(rng, dtype, classes)
+            p = p.rows(moved_by(p) < 1e-2)  # beyond, the digits of the logits are not those of their differences
+            if not len(p.z):
+                continue
+            p.truth[3] *= any_size(rng, -300, 300, 1.0, 0.0)
+            size = rng.uniform(-140, 110) if single else rng.uniform(-1000, 1000)
+            v = (rng.choice([-1, 1], p.z.shape) * 2.0 ** (size + rng.uniform(-9, 9, p.z.shape))).astype(dtype)
+            near = (4 * reach * unit + 8 * moved_by(p))[:, None]
+            loss, lse, entropy, dz, h, of_dz, of_h = by_definition(p, v)
+            got, where = fused(triton, p, outputs=5), str(p.transform)
+            same(got, two_calls(triton, p, outputs=5))
+            mass, result = 1 + p.truth[1] * p.off.sum(axis=1), array(got[0])
+            within(result[0], np.where(np.abs(loss) < 1e308, loss, np.inf), near[:, 0] * (np.abs(loss) + mass), f"loss {where}")
+            close_by(result[1], lse, near[:, 0], 1 + np.abs(lse), np.dtype(np.float64), f"lse {where}")
+            close_by(result[3], entropy, near[:, 0], 1 + entropy, np.dtype(np.float64), f"entropy {where}")
+            close_by(array(got[2]), dz, near, of_dz, dtype, f"gradient {where}")
+            close_by(array(curvature(triton, p, v=v)[1]), h, near, of_h, dtype, f"product {where}")
 
 
 @each_kernel
@@ -657,6 +686,50 @@ def test_every_derivative(backend):
         torch.autograd.gradcheck(loss, (z,), check_forward_ad=True)
         torch.autograd.gradgradcheck(loss, (z,))
         torch.autograd.gradcheck(lambda z: st.cross_entropy(z, t) * -2, (z,))
+
+
+@each_backend
+def test_logits_far_from_the_temperature_and_the_softcap(backend):
+    """The products of 1e8, 1e8 + 8 and 1e8 + 16 with 100 are no float32 numbers, and their differences are."""
+
+    def loss_and_gradient(z, dtype=torch.float32, **options):
+        z = torch.tensor([z], dtype=dtype, device=DEVICE, requires_grad=True)
+        with st.use_backend(backend):
+            loss = st.cross_entropy(z, torch.tensor([0], device=DEVICE), **options)
+        return loss.item(), torch.autograd.grad(loss, z)[0][0].tolist()
+
+    def near(want, dtype="float32"):
+        return pytest.approx(want, rel=8 * bounds.UNIT[dtype])
+
+    assert loss_and_gradient([1e8, 1e8 + 8, 1e8 + 16], temperature=0.01) == (near(1600), near([-100, 0, 100]))
+    assert loss_and_gradient([1, 2, 3], temperature=1e-10)[0] == near(2e10)
+    for options in (dict(temperature=1e46), dict(temperature=1.7e308, softcap=1)):
+        assert loss_and_gradient([1, 2, 3], **options)[0] == near(np.log(3))
+    assert loss_and_gradient([1, 2, 3], temperature=2.0**-126, softcap=1e300)[0] == near(2.0**127)
+    far = [1.6e308, -1.6e308]
+    assert loss_and_gradient(far, torch.float64, label_smoothing=0.1)[0] == near(1.6e307, "float64")
+    if backend == "formula":  # divides float64 logits by the temperature
+        return
+    assert loss_and_gradient(far[::-1], torch.float64, temperature=4)[0] == near(0.8e308, "float64")
+    assert loss_and_gradient(far, torch.float64, temperature=1e308)[0] == near(np.log1p(np.exp(-3.2)), "float64")
+    wide = [1e17, 1e17 + 16, 1e17 + 32]
+    assert loss_and_gradient(wide, torch.float64, temperature=2.0**-7 / 3)[0] == near(32 * 3 * 2.0**7, "float64")
+    tiny = dict(temperature=2.0**-126, softcap=1e308)
+    assert loss_and_gradient([2.0**-17, 2.0**-16, 0], torch.float64, **tiny)[0] == near(2.0**109, "float64")
+
+
+@each_kernel
+@pytest.mark.parametrize(
+    ("v", "upstream"), [((1e25, -1e25), 1.0), ((3e8, -1e8), 1e-44), ((1e15, 0), 1e-50), ((1e-30, 0), 1e60), ((3e38, -3e38), 1e-3)], ids=str
+)
+def test_hessian_products_of_large_vectors_and_tiny_upstream_gradients(kernel, v, upstream):
+    v, truth = np.array([v], np.float32), np.array([[1.0], [0], [0], [upstream]])
+    p = Problem(np.array([[0, 1]], np.float32), np.array([0]), truth, None)
+    want = upstream * np.exp(1) / (1 + np.exp(1)) ** 2 * (float(v[0, 0]) - float(v[0, 1]))
+    along, hv = curvature(kernel, p, v=v)
+    within(array(hv), np.array([[want, -want]]), 16 * bounds.UNIT["float32"] * abs(want) + bounds.TINY["float32"])
+    mean = (float(v[0, 0]) + np.exp(1) * float(v[0, 1])) / (1 + np.exp(1))
+    assert along[0].item() == pytest.approx(mean, rel=16 * bounds.UNIT["float32"])
 
 
 def test_backends_says_what_computes():

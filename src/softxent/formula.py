@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .partials import Array, Partials, entropy, finish, library, lse, peak, times
+from .partials import Array, Partials, entropy, finish, halves, library, lse, peak, times
 
 
 class Numbers(NamedTuple):
@@ -82,7 +82,7 @@ def partials(z: Array, label: Array, off: Array | None = None) -> Partials:
     rest = xp.where(hot, -np.inf, z)
     m = xp.max(rest, axis=1, initial=-np.inf)
     shift = xp.where(m == -np.inf, 0, m)[:, None]
-    with np.errstate(invalid="ignore"):  # a row with +inf gives inf - inf = NaN, as specified
+    with np.errstate(over="ignore", invalid="ignore"):  # a row with +inf gives inf - inf = NaN, as specified
         e = xp.exp(rest - shift)
         s, u = e.sum(axis=1), times(e, shift - rest).sum(axis=1)
     zt = xp.max(xp.where(hot, z, -np.inf), axis=1, initial=-np.inf)
@@ -90,14 +90,16 @@ def partials(z: Array, label: Array, off: Array | None = None) -> Partials:
         return Partials(m, s, xp.zeros_like(m), xp.zeros_like(m), zt, xp.zeros_like(m), u)
     others = xp.where(hot, 0, off)
     with np.errstate(invalid="ignore"):
-        d = times(others, shift - z).sum(axis=1)
+        d = 2 * times(others, shift / 2 - z / 2).sum(axis=1)  # halves, because shift - z may overflow
     return Partials(m, s, others.sum(axis=1), d, zt, xp.where(hot, off, 0).sum(axis=1), u)
 
 
 def outputs(x: Partials, y: Array, r: Array, q: Array) -> Outputs:
     """Return what the rows give. The loss is truth_t nll + r sum_{k != t} off_k (lse - z_k) + q/2 lse^2, without negative terms."""
-    nll, _, over = finish(x)
-    loss = times(y + r * x.wt, nll) + times(r, x.d + times(x.o, over)) + times(q, lse(x) ** 2 / 2)
+    nll, _, _ = finish(x)
+    half_nll, half_over = halves(x)
+    with np.errstate(over="ignore"):
+        loss = 2 * (times(y + r * x.wt, half_nll) + times(r, x.d / 2 + times(x.o, half_over))) + times(q, lse(x) ** 2 / 2)
     return Outputs(loss, lse(x), -nll, entropy(x), (x.zt >= x.m) & (x.zt > -np.inf))
 
 
@@ -165,6 +167,6 @@ def surprisal(z: Array, x: Partials) -> Array:
     """Return lse - z_k = - log yhat_k, computed as (top - z_k) + (lse - top)."""
     xp = library(z)
     top, lift = peak(x)
-    with np.errstate(invalid="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         away: Array = (xp.where(top == -np.inf, 0, top)[:, None] - z) + lift[:, None]
         return away

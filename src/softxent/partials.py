@@ -65,12 +65,21 @@ def finish(x: Partials) -> tuple[Array, Array, Array]:
     nll = -log yhat_t = log(1 + e^a),   miss = 1 - yhat_t = 1 / (1 + e^-a),   over = lse - m = log s + log(1 + e^-a).
     """
     xp = library(x.s)
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
         log_s = xp.log(x.s)
         a = xp.where(x.zt == np.inf, np.nan, x.m - x.zt + log_s)
         # if s = 0, the label is the only class with a positive probability, and lse is its logit
         over = xp.where(x.s == 0, x.zt - x.m, log_s + xp.logaddexp(0, -a))
         return xp.logaddexp(0, a), xp.exp(-xp.logaddexp(0, -a)), over
+
+
+def halves(x: Partials) -> tuple[Array, Array]:
+    """Return nll / 2 and over / 2, finite where a difference of logits is beyond the range of float64, and its half is not."""
+    xp = library(x.s)
+    nll, _, over = finish(x)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        gap = x.m / 2 - x.zt / 2
+        return xp.where(nll == np.inf, gap + xp.log(x.s) / 2, nll / 2), xp.where(over == np.inf, -gap, over / 2)
 
 
 def peak(x: Partials) -> tuple[Array, Array]:

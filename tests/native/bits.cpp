@@ -70,8 +70,9 @@ static void run(const Case& c) {
   j.capped = c.cap > 0;
   j.cap = j.capped ? c.cap : __builtin_inf();
   j.unit = j.capped ? 1 / c.cap : 1;
-  j.steep = j.amplitude = 1;
-  j.scale = (float)((c.cap > 0 ? c.cap : 1) / c.temperature);
+  j.scale = (c.cap > 0 ? c.cap : 1) / c.temperature;
+  j.type = (Type)c.type;
+  j.off_type = c.type == F64 ? F64 : F32;
   j.entropy = true;
   uint64_t backward = 0;
   for (int op : {FORWARD, BACKWARD, FUSED, CURVATURE, LOG_SOFTMAX}) {

@@ -21,16 +21,16 @@ template <class A> void exps_of(A* x, A* n, int64_t count) {  // n: the power of
   typedef Exp<A> K;
   each(x, n, count, [](V<A>& v, V<A>& by) { exps<A, 1>(&v, K::magic - by, by * (1 / K::log2e) - K::reach); });
 }
-template <class A> void tanhs_of(A* x, A* slope, int64_t count, A steep, A amplitude) {
-  each(x, slope, count, [=](V<A>& v, V<A>& by) { tanh_and_slope<A, 1>(&v, steep, amplitude, &by); });
+template <class A> void tanhs_of(A* x, A* slope, int64_t count) {
+  each(x, slope, count, [](V<A>& v, V<A>& by) { tanh_and_slope<A, 1>(&v, &by); });
 }
 }  // namespace
 
 extern "C" {
 void exps_float32(float* x, float* n, int64_t count) { exps_of(x, n, count); }
 void exps_float64(double* x, double* n, int64_t count) { exps_of(x, n, count); }
-void tanh_float32(float* x, float* slope, int64_t count, float steep, float amplitude) { tanhs_of(x, slope, count, steep, amplitude); }
-void tanh_float64(double* x, double* slope, int64_t count, double steep, double amplitude) { tanhs_of(x, slope, count, steep, amplitude); }
+void tanh_float32(float* x, float* slope, int64_t count) { tanhs_of(x, slope, count); }
+void tanh_float64(double* x, double* slope, int64_t count) { tanhs_of(x, slope, count); }
 void exp_float64(double* x, double* unused, int64_t count) {
   each(x, unused, count, [](V<double>& v, V<double>&) { v = exp(v); });
 }

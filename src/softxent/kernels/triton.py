@@ -1,9 +1,12 @@
 """The backend `triton`, for GPUs: the interface of kernels/__init__.py, implemented by Triton kernels.
 
 Each program of a kernel processes some rows, a tile [ROWS, BLOCK] of the matrix at a time. Computations for each element are in float32
-(float64 for float64 logits), and those for each row in float64. The compiler may not fuse operations into fma, and the shape of a tile
-depends on the number of columns only. So a row has the same bits in every batch, and `fused` gives the same bits as `forward` and
-`backward`. What a call does not need, such as the logits' transform or the entropy, is not compiled into its kernel.
+(float64 for float64 logits), and those for each row in float64. Softmax is applied to y / T, where y is the logit in memory or, with a
+softcap, cap tanh(logit / cap). Differences of y are divided by T, never a large y alone, so that no difference is lost in a rounding.
+
+The compiler may not fuse operations into fma, and the shape of a tile depends on the number of columns only. So a row has the same bits in
+every batch, and `fused` gives the same bits as `forward` and `backward`. What a call does not need, such as the logits' transform or the
+entropy, is not compiled into its kernel.
 
 The tests run the kernels in Triton's interpreter and compile them for sm_90. They have not run on a GPU yet.
 """
@@ -75,6 +78,7 @@ def _two_numbers(x, WIDE: tl.constexpr):
 def _scaled(x, factor):
     """Return x times a float64 number."""
     high, low = _two_numbers(factor, x.dtype)
+    low = tl.where(tl.abs(high) == float("inf"), 0.0, low)
     return tl.where(tl.abs(x) == float("inf"), x, tl.fma(x, high, x * low))
 
 
@@ -83,7 +87,7 @@ def _saturation(x, cap):
     """Return p = 2 |x| / cap and q = e^-p / (1 + e^-p), so that tanh(|x| / cap) = 1 - 2 q, with the slope 4 q (1 - q)."""
     high, low = _two_numbers(2.0 / cap, x.dtype)
     size = tl.abs(x)
-    p = size * high
+    p = tl.where(size == float("inf"), size, size * high)
     rounding = tl.fma(size, high, -p) + size * low
     rounding = tl.where(p < float("inf"), rounding, 0.0)
     w = _exp(-p)
@@ -92,51 +96,94 @@ def _saturation(x, cap):
 
 
 @triton.jit
-def _transformed(x, temperature, cap, TRANSFORM: tl.constexpr):
-    """Return the logits z = x / T, or (cap / T) tanh(x / cap).
+def _softcapped(x, cap):
+    """Return cap tanh(x / cap) and its slope.
 
     For a = |x| / cap up to 0.625, tanh(a) / a = 1 + a^2 r, where r is a polynomial in a^2, interpolated at Chebyshev's points: the error of
     tanh is 2^-25.8 in float32 and 2^-56.8 in float64.
     """
-    if TRANSFORM == AS_GIVEN:
-        return x
-    z = _scaled(x, 1.0 / temperature)
-    if TRANSFORM == SOFTCAP:
-        p, q = _saturation(x, cap)
-        y = p * p * 0.25
-        if x.dtype == tl.float64:
-            r = ((y * 6.485163482793113e-06 - 3.12011014257974e-05) * y + 9.257116129556769e-05) * y - 0.0002375906496055562
-            r = (((y * r + 0.0005896606577757043) * y - 0.0014557754120478055) * y + 0.0035921217511549622) * y - 0.008863235103240878
-            r = (((y * r + 0.021869488519008305) * y - 0.05396825396789699) * y + 0.13333333333333042) * y - 0.3333333333333333
-        else:
-            r = (y * -0.006096714176237583 + 0.020997179672122) * y - 0.05385090783238411
-            r = (y * r + 0.1333276927471161) * y - 0.333333283662796
-        large = _scaled(1.0 - 2.0 * q, cap / temperature)
-        z = tl.where(p <= 1.25, z + z * (y * r), tl.where(x < 0.0, -large, large))
-    return z
+    p, q = _saturation(x, cap)
+    y = p * p * 0.25
+    if x.dtype == tl.float64:
+        r = ((y * 6.485163482793113e-06 - 3.12011014257974e-05) * y + 9.257116129556769e-05) * y - 0.0002375906496055562
+        r = (((y * r + 0.0005896606577757043) * y - 0.0014557754120478055) * y + 0.0035921217511549622) * y - 0.008863235103240878
+        r = (((y * r + 0.021869488519008305) * y - 0.05396825396789699) * y + 0.13333333333333042) * y - 0.3333333333333333
+    else:
+        r = (y * -0.006096714176237583 + 0.020997179672122) * y - 0.05385090783238411
+        r = (y * r + 0.1333276927471161) * y - 0.333333283662796
+    part = tl.where(cap > 2.0**64, 0.5, 1.0)  # the cap may be beyond the range of the type where the result is not
+    large = _scaled(1.0 - 2.0 * q, cap * part) * (1.0 / part).to(x.dtype)
+    return tl.where(p <= 1.25, x + x * (y * r), tl.where(x < 0.0, -large, large)), 4.0 * q * (1.0 - q)
 
 
 @triton.jit
-def _read(z, mask, temperature, cap, TRANSFORM: tl.constexpr, WIDE: tl.constexpr):
-    """Return the logits at these addresses, -inf where the mask excludes them, and the slope of the logits' transform."""
+def _read(z, mask, cap, TRANSFORM: tl.constexpr, WIDE: tl.constexpr):
+    """Return y of the logits at these addresses, -inf where the mask excludes them, and the slope of y."""
     x = tl.load(z, mask=mask, other=-float("inf")).to(WIDE)
-    if TRANSFORM == AS_GIVEN:
+    if TRANSFORM != SOFTCAP:
         return x, tl.full(x.shape, 1.0, WIDE)
-    slope = tl.zeros_like(x) + (1.0 / temperature).to(WIDE)
-    if TRANSFORM == SOFTCAP:
-        _, q = _saturation(x, cap)
-        slope = 4.0 * q * (1.0 - q) * slope
-    return tl.where(mask, _transformed(x, temperature, cap, TRANSFORM), -float("inf")), slope
+    y, slope = _softcapped(x, cap)
+    return tl.where(mask, y, -float("inf")), slope
 
 
 @triton.jit
-def _along(z, v, mask, temperature, cap, TRANSFORM: tl.constexpr, WIDE: tl.constexpr):
-    """Return the logits, the slope of their transform, and v multiplied by the slope."""
-    zk, slope = _read(z, mask, temperature, cap, TRANSFORM, WIDE)
-    vk = tl.load(v, mask=mask, other=0.0).to(WIDE)
-    if TRANSFORM != AS_GIVEN:
-        vk = _times(vk, slope)
-    return zk, slope, vk
+def _factors(temperature, WIDE: tl.constexpr):
+    """Return two numbers whose product is 1 / T. y times the first does not overflow, and the second is not 0."""
+    far: tl.constexpr = 2.0**60 if WIDE == tl.float32 else float("inf")
+    least: tl.constexpr = 2.0**-126 if WIDE == tl.float32 else 0.0
+    half = tl.where(temperature > far, 2.0**-64, 0.5).to(tl.float64)
+    twice = 1.0 / temperature / half
+    return half.to(WIDE), tl.where(twice > least, twice, least).to(WIDE)
+
+
+@triton.jit
+def _minus(a, b, temperature, TRANSFORM: tl.constexpr):
+    """Return (a - b) / T. With a temperature, a - b may be beyond the range of the type."""
+    if TRANSFORM == AS_GIVEN:
+        return a - b
+    half, twice = _factors(temperature, a.dtype)
+    return (a * half - b * half) * twice
+
+
+# ---- powers of two ----
+
+
+@triton.jit
+def _exponent(x):
+    """Return k with 2^k <= |x| < 2^(k+1) for a float64 number; 0 for 0, infinity and NaN."""
+    small = tl.abs(x) < 2.0**-900
+    x *= tl.where(small, 2.0**128, 1.0)
+    k = ((x.to(tl.int64, bitcast=True) >> 52) & 2047) - 1023
+    return tl.where((k == -1023) | (k == 1024), 0, k - tl.where(small, 128, 0))
+
+
+@triton.jit
+def _power(k, MOST: tl.constexpr):
+    """Return k and 2^k in float64, for a k between -MOST and MOST; others count as the closest of these."""
+    k = tl.where(k > MOST, MOST, tl.where(k < -MOST, -MOST, k))
+    return k, ((k + 1023) << 52).to(tl.float64, bitcast=True)
+
+
+@triton.jit
+def _powers(k, WIDE: tl.constexpr):
+    """Return two float64 numbers whose product is 2^k, both of the range of WIDE. The first times a number of moderate size is, too."""
+    most: tl.constexpr = 126 if WIDE == tl.float32 else 1022
+    first, by = _power(k, most // 2)
+    return by, _power(k - first, most)[1]
+
+
+@triton.jit
+def _mantissa(x):
+    """Return m and k for a float64 number x = m 2^k: 1 <= |m| < 2, or k is 0."""
+    k = _exponent(x)
+    by, again = _powers(-k, tl.float64)
+    return x * by * again, k
+
+
+@triton.jit
+def _larger(a, b):
+    """Return the larger absolute value. That of NaN is 0."""
+    return tl.where(tl.abs(a) > b, tl.abs(a), b)
 
 
 # ---- a row's label, numbers, sums and coefficients ----
@@ -150,7 +197,7 @@ def _largest(x):
 
 @triton.jit
 def _label(
-    label, z, off, here, C, temperature, cap, TRANSFORM: tl.constexpr, OFF: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr
+    label, z, off, here, C, cap, TRANSFORM: tl.constexpr, OFF: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
     """Return the labels of the rows; for LARGEST, the column of the largest off, if off is a matrix, or of the largest logit."""
     t = tl.load(label, mask=here, other=_IGNORED)
@@ -164,7 +211,7 @@ def _label(
             if OFF == 2:
                 x = tl.load(off[:, None] + col, mask=inside, other=-float("inf")).to(WIDE)
             else:
-                x = _read(z[:, None] + col, inside, temperature, cap, TRANSFORM, WIDE)[0]
+                x = _read(z[:, None] + col, inside, cap, TRANSFORM, WIDE)[0]
             block, index = _largest(x)
             at = tl.where(block > largest, k + index, at)
             largest = tl.where(block > largest, block, largest)
@@ -199,10 +246,11 @@ def _sums(
     z, off, t, live, C, temperature, cap,
     TRANSFORM: tl.constexpr, OFF: tl.constexpr, ENTROPY: tl.constexpr, TOP: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Return the partial sums of the rows, m, s, o, d, zt, wt and u, as in partials.py, and with TOP the column of m."""
+    """Return the partial sums of the rows, m, s, o, d, zt, wt and u, as in partials.py, and with TOP the column of m. But m, zt and d are
+    those of y, and d is half of the sum."""
     inf = float("inf")
     hit = live & (t >= 0) & (t < C)
-    zt = _read(z + t, hit, temperature, cap, TRANSFORM, WIDE)[0]
+    zt = _read(z + t, hit, cap, TRANSFORM, WIDE)[0]
     m = tl.full(t.shape, -inf, WIDE)
     s = tl.zeros(t.shape, tl.float64)
     o, d, u, wt = s, s, s, s
@@ -212,7 +260,7 @@ def _sums(
     for k in range(0, C, BLOCK):
         col = k + tl.arange(0, BLOCK)[None, :]
         inside, hot = live[:, None] & (col < C), col == t[:, None]
-        x = _read(z[:, None] + col, inside, temperature, cap, TRANSFORM, WIDE)[0]
+        x = _read(z[:, None] + col, inside, cap, TRANSFORM, WIDE)[0]
         x = tl.where(hot, -inf, x)  # the label is kept apart
         if TOP:
             block, index = _largest(x)
@@ -221,32 +269,59 @@ def _sums(
             block = tl.max(tl.where(x == x, x, -inf), 1)  # a NaN is left out of the maximum and makes s NaN
         top = tl.where(block > m, block, m)
         shift = tl.where(top == -inf, 0.0, top)
-        factor = tl.where(m == top, 1.0, _exp(m - shift)).to(tl.float64)
-        down = tl.where(m == top, 0.0, top - m).to(tl.float64)
-        e = _exp(x - shift[:, None])
+        factor = tl.where(m == top, 1.0, _exp(_minus(m, shift, temperature, TRANSFORM))).to(tl.float64)
+        away = _minus(x, shift[:, None], temperature, TRANSFORM)
+        e = _exp(away)
         if ENTROPY:
-            u = _times(factor, u + _times(s, down)) + tl.sum(_times(e, shift[:, None] - x), 1).to(tl.float64)
+            down = tl.where(m == top, 0.0, _minus(top, m, temperature, TRANSFORM)).to(tl.float64)
+            u = _times(factor, u + _times(s, down)) + tl.sum(_times(e, -away), 1).to(tl.float64)
         s = s * factor + tl.sum(e, 1).to(tl.float64)
         if OFF:
             w = tl.load(off[:, None] + col, mask=inside, other=0.0).to(WIDE)
             w = tl.where(hot, 0.0, w)
-            d += _times(o, down)
-            d += tl.sum(_times(w, shift[:, None] - x), 1).to(tl.float64)
+            d += _times(o, tl.where(m == top, 0.0, 0.5 * top.to(tl.float64) - 0.5 * m.to(tl.float64)))
+            d += tl.sum(_times(w, 0.5 * shift[:, None] - 0.5 * x), 1).to(tl.float64)
             o += tl.sum(w, 1).to(tl.float64)
         m = top
     return m.to(tl.float64), s, o, d, zt.to(tl.float64), wt, u, at
 
 
 @triton.jit
-def _finish(m, s, zt):
-    """Return nll, miss, over, the largest logit and lse minus it, as `finish` and `peak` of partials.py."""
+def _unscaled(m, zt, z, t, live, C, cool, cap, TRANSFORM: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr):
+    """Return m and zt of y from those divided by T. The quotient rounds to the float32 number that it was. For float64, the numbers of
+    these columns are used, unless the row has other columns, too."""
+    m_there, zt_there = m / cool, zt / cool
+    if WIDE == tl.float32:
+        return m_there.to(WIDE).to(tl.float64), zt_there.to(WIDE).to(tl.float64)
+    here = _read(z + t, live & (t >= 0) & (t < C), cap, TRANSFORM, WIDE)[0]
+    most = tl.full(t.shape, -float("inf"), WIDE)
+    for k in range(0, C, BLOCK):
+        col = k + tl.arange(0, BLOCK)[None, :]
+        x = _read(z[:, None] + col, live[:, None] & (col < C) & (col != t[:, None]), cap, TRANSFORM, WIDE)[0]
+        block = tl.max(tl.where(x == x, x, -float("inf")), 1)
+        most = tl.where(block > most, block, most)
+    return tl.where(most * cool == m, most, m_there), tl.where(here * cool == zt, here, zt_there)
+
+
+@triton.jit
+def _finish(m, s, zt, cool, WIDE: tl.constexpr):
+    """Return nll, miss, over, the largest logit and lse minus it, as `finish` and `peak` of partials.py. m and zt are those of y, and cool
+    is 1 / T. Return also half of nll and over, which for float64 logits may be beyond the range, or for others all of them."""
+    PART: tl.constexpr = 0.5 if WIDE == tl.float64 else 1.0
     inf = float("inf")
     log_s = tl.where(s == 0.0, -inf, tl.log(tl.where(s == 0.0, 1.0, s)))
-    a = tl.where(zt == inf, float("nan"), m - zt + log_s)  # the log-odds against the label
+    gap = (PART * m - PART * zt) * cool
+    a = tl.where(zt == inf, float("nan"), gap / PART + log_s)  # the log-odds against the label
     nll = _softplus(a)
-    miss = tl.exp(-_softplus(-a))
-    over = tl.where(s == 0.0, zt - m, log_s + _softplus(-a))
-    return nll, miss, over, tl.where(zt > m, zt, m), tl.where(zt > m, nll, over)
+    other = _softplus(-a)
+    miss = tl.exp(-other)
+    over = tl.where(s == 0.0, -gap / PART, log_s + other)
+    part_nll, part_over = nll, over
+    if PART != 1.0:
+        part_nll = tl.where(nll == inf, gap + PART * log_s, PART * nll)
+        part_over = tl.where(over == inf, -gap, PART * over)
+    top = tl.where(zt > m, zt, m)
+    return nll, miss, over, top, tl.where(zt > m, nll, over), part_nll, part_over
 
 
 @triton.jit
@@ -255,10 +330,10 @@ def _entropy(s, u, nll, over):
 
 
 @triton.jit
-def _coefficients(y, r, q, g, l, b, n, s, o, wt, u, nll, miss, over, top, lift, NUMBERS: tl.constexpr):  # noqa: E741
+def _coefficients(y, r, q, g, l, b, n, s, o, wt, u, nll, miss, over, lse, lift, NUMBERS: tl.constexpr):  # noqa: E741
     """Return a, e, c and the gradient at the label for `_gradient`: the coefficients of formula.py, but of exp(z_k - top) and top - z_k
     in place of yhat_k and lse - z_k. Also return whether they are not all 0."""
-    rest = r * o + _times(q, top + lift)
+    rest = r * o + _times(q, lse)
     at = y + r * wt
     yhat_t = tl.exp(-nll)
     a = _times(g, at + rest)
@@ -273,17 +348,18 @@ def _coefficients(y, r, q, g, l, b, n, s, o, wt, u, nll, miss, over, top, lift, 
 
 
 @triton.jit
-def _below(z, top, exp):
-    """Return top - z, and 0 where exp(z - top) is 0: its product with that is 0, also at -inf."""
-    return tl.where(exp == 0.0, 0.0, top - z)
+def _from_top(z, top, temperature, TRANSFORM: tl.constexpr):
+    """Return exp(z - top) and top - z, which is 0 where the former is 0: its product with that is 0, also at -inf."""
+    away = _minus(z, top, temperature, TRANSFORM)
+    exp = _exp(away)
+    return exp, tl.where(exp == 0.0, 0.0, -away)
 
 
 @triton.jit
-def _gradient(z, top, hot, a, e, c, h, active, off, mask, NUMBERS: tl.constexpr, OFF: tl.constexpr, WIDE: tl.constexpr):
+def _gradient(exp, below, hot, a, e, c, h, active, off, mask, NUMBERS: tl.constexpr, OFF: tl.constexpr, WIDE: tl.constexpr):
     """Return the gradient by the logits z: exp(z_k - top) (a + e (top - z_k)) - c off_k, and h at the label."""
-    exp = _exp(z - top)
     if NUMBERS == 7:
-        dz = exp * (a.to(WIDE)[:, None] + e.to(WIDE)[:, None] * _below(z, top, exp))
+        dz = exp * (a.to(WIDE)[:, None] + e.to(WIDE)[:, None] * below)
     else:
         dz = a.to(WIDE)[:, None] * exp
     if OFF:
@@ -321,22 +397,27 @@ def _layer(
     z += row * z_stride
     if OFF:
         off += row * off_stride
-    t = _label(label + row, z, off, here, C, temperature, cap, TRANSFORM, OFF, WIDE, BLOCK)
+    t = _label(label + row, z, off, here, C, cap, TRANSFORM, OFF, WIDE, BLOCK)
     live = t != _IGNORED
     inf = float("inf")
+    PART: tl.constexpr = 0.5 if WIDE == tl.float64 else 1.0  # of what `_finish` returns
+    cool = tl.full((), 1.0, tl.float64)  # a constant takes fewer registers
+    if TRANSFORM != AS_GIVEN:
+        cool = 1.0 / temperature
 
     if OUTPUTS:
         m, s, o, d, zt, wt, u, _ = _sums(
             z, off, t, live, C, temperature, cap, TRANSFORM, OFF, OUTPUTS == 5 or NUMBERS == 7, False, WIDE, BLOCK
         )
+        d *= 2.0 * PART * cool
         if OUTPUTS == 5:
             m = tl.where((s == s) | (m == inf), m, float("nan"))  # a NaN makes m NaN, and the label is not the largest
         if parts is not None:
-            tl.store(parts + row, m, mask=here)
+            tl.store(parts + row, m * cool, mask=here)
             tl.store(parts + row + parts_stride, s, mask=here)
             tl.store(parts + row + 2 * parts_stride, o, mask=here)
-            tl.store(parts + row + 3 * parts_stride, d, mask=here)
-            tl.store(parts + row + 4 * parts_stride, zt, mask=here)
+            tl.store(parts + row + 3 * parts_stride, d / PART, mask=here)
+            tl.store(parts + row + 4 * parts_stride, zt * cool, mask=here)
             tl.store(parts + row + 5 * parts_stride, wt, mask=here)
             tl.store(parts + row + 6 * parts_stride, u, mask=here)
     else:
@@ -346,31 +427,72 @@ def _layer(
         zt = tl.load(parts + row + 4 * parts_stride, mask=here, other=-inf)
         wt = tl.load(parts + row + 5 * parts_stride, mask=here, other=0.0)
         u = tl.load(parts + row + 6 * parts_stride, mask=here, other=0.0)
+        if TRANSFORM != AS_GIVEN:
+            m, zt = _unscaled(m, zt, z, t, live, C, cool, cap, TRANSFORM, WIDE, BLOCK)
 
     y, r, q, g, l, b, n = _numbers(numbers + row * row_stride, live, numbers_stride, NUMBERS)  # noqa: E741
-    nll, miss, over, top, lift = _finish(m, s, zt)
+    nll, miss, over, top, lift, part_nll, part_over = _finish(m, s, zt, cool, WIDE)
+    lse = top * cool + lift
     if OUTPUTS:
-        lse = top + lift
-        loss = _times(y + r * wt, nll) + _times(r, d + _times(o, over)) + _times(q, lse * lse * 0.5)
+        loss = (_times(y + r * wt, part_nll) + _times(r, d + _times(o, part_over))) / PART + _times(q, lse * lse * 0.5)
         tl.store(result + row, tl.where(live, loss, 0.0), mask=here)
         tl.store(result + row + result_stride, tl.where(live, lse, 0.0), mask=here)
     if OUTPUTS == 5:
-        tl.store(result + row + 2 * result_stride, tl.where(live, -nll, 0.0), mask=here)
+        tl.store(result + row + 2 * result_stride, tl.where(live, -part_nll / PART, 0.0), mask=here)
         tl.store(result + row + 3 * result_stride, tl.where(live, _entropy(s, u, nll, over), 0.0), mask=here)
         tl.store(result + row + 4 * result_stride, tl.where(live & (zt >= m) & (zt > -inf), 1.0, 0.0), mask=here)
 
     if out is not None:
-        a, e, c, h, active = _coefficients(y, r, q, g, l, b, n, s, o, wt, u, nll, miss, over, top, lift, NUMBERS)
+        a, e, c, h, active = _coefficients(y, r, q, g, l, b, n, s, o, wt, u, nll, miss, over, lse, lift, NUMBERS)
+        k, by = _power(-_exponent(_larger(h, _larger(c, _larger(e, tl.abs(a))))), 1022)
+        a, e, c, h = a * by, e * by, c * by, h * by  # of moderate size, and multiplied by first and last in the end
+        cool, size = _mantissa(cool)
+        first, last = _powers(size - k, WIDE)
+        first *= cool
+        if TRANSFORM != SOFTCAP:  # whose slope may be subnormal
+            a, e, c, h = a * first, e * first, c * first, h * first
         top = tl.where(top == -inf, 0.0, top).to(WIDE)[:, None]
         for k in range(0, C, BLOCK):
             col = k + tl.arange(0, BLOCK)[None, :]
             used = active[:, None] & (col < C)
-            zk, slope = _read(z[:, None] + col, used, temperature, cap, TRANSFORM, WIDE)
+            zk, slope = _read(z[:, None] + col, used, cap, TRANSFORM, WIDE)
             hot = col == t[:, None]
-            dz = _gradient(zk, top, hot, a, e, c, h, active, off[:, None] + col if OFF else None, used, NUMBERS, OFF, WIDE)
-            if TRANSFORM != AS_GIVEN:
-                dz = _times(dz, slope)
+            exp, below = _from_top(zk, top, temperature, TRANSFORM)
+            dz = _gradient(exp, below, hot, a, e, c, h, active, off[:, None] + col if OFF else None, used, NUMBERS, OFF, WIDE)
+            if TRANSFORM == SOFTCAP:
+                dz = _times(dz * first.to(WIDE)[:, None], slope)
+            dz *= last.to(WIDE)[:, None]
             tl.store(out + row[:, None] * out_stride + col, dz.to(out.dtype.element_ty), mask=here[:, None] & (col < C))
+
+
+@triton.jit
+def _along(z, v, down, mask, cap, TRANSFORM: tl.constexpr, WIDE: tl.constexpr):
+    """Return y, its slope, v down multiplied by the slope, and v down."""
+    y, slope = _read(z, mask, cap, TRANSFORM, WIDE)
+    vk = tl.load(v, mask=mask, other=0.0).to(WIDE) * down
+    if TRANSFORM == SOFTCAP:
+        return y, slope, _times(vk, slope), vk
+    return y, slope, vk, vk
+
+
+@triton.jit
+def _size_of(
+    z, v, live, top, C, temperature, cap, TRANSFORM: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """Return the exponent of the largest |v| where yhat is not 0, unless others would be beyond the range then, and 2^-exponent."""
+    probable = tl.zeros(live.shape, WIDE)
+    most = probable
+    for k in range(0, C, BLOCK):
+        col = k + tl.arange(0, BLOCK)[None, :]
+        inside = live[:, None] & (col < C)
+        exp = _from_top(_read(z[:, None] + col, inside, cap, TRANSFORM, WIDE)[0], top, temperature, TRANSFORM)[0]
+        vk = tl.abs(tl.load(v[:, None] + col, mask=inside, other=0.0).to(WIDE))
+        vk = tl.where(vk < float("inf"), vk, 0.0)
+        most = _larger(tl.max(vk, 1), most)
+        probable = _larger(tl.max(tl.where(exp == 0.0, 0.0, vk), 1), probable)
+    size, others = _exponent(probable.to(tl.float64)), _exponent(most.to(tl.float64)) - 60
+    size, down = _power(-tl.where(others > size, others, size), 126 if WIDE == tl.float32 else 1022)
+    return -size, down.to(WIDE)
 
 
 @triton.jit(do_not_specialize=["temperature", "cap"])
@@ -386,7 +508,8 @@ def _curvature(
     """Compute the derivative of the gradient along v.
 
     v_k - mean is computed as (v_k - v_j) + (v_j - mean), where j is the most probable class. So the rows are read once for their sums and
-    j, once for the sums with v_k - v_j, and once for the product.
+    j, once for the size of v, once for the sums with v_k - v_j, and once for the product. Until the end, v is divided by 2^size and the
+    coefficients by 2^k, so that no intermediate result is infinite or subnormal unless the product is.
     """
     temperature = temperature.to(tl.float64, bitcast=True)
     cap = cap.to(tl.float64, bitcast=True)
@@ -396,17 +519,20 @@ def _curvature(
     v += row * v_stride
     if OFF:
         off += row * off_stride
-    t = _label(label + row, z, off, here, C, temperature, cap, TRANSFORM, OFF, WIDE, BLOCK)
+    t = _label(label + row, z, off, here, C, cap, TRANSFORM, OFF, WIDE, BLOCK)
     live = t != _IGNORED
     y, r, q, g, l, b, n = _numbers(numbers + row * row_stride, live, numbers_stride, NUMBERS)  # noqa: E741
     given = (y != 0.0) | (r != 0.0) | (q != 0.0) | (g != 0.0) | (l != 0.0) | (b != 0.0) | (n != 0.0)
     m, s, o, _, zt, wt, u, at = _sums(z, off, t, live, C, temperature, cap, TRANSFORM, OFF, NUMBERS == 7, True, WIDE, BLOCK)
-    nll, miss, over, top, lift = _finish(m, s, zt)
-    a, e, c, h, active = _coefficients(y, r, q, g, l, b, n, s, o, wt, u, nll, miss, over, top, lift, NUMBERS)
+    cool = 1.0 / temperature
+    nll, miss, over, top, lift, _, _ = _finish(m, s, zt, cool, WIDE)
+    lse = top * cool + lift
+    a, e, c, h, active = _coefficients(y, r, q, g, l, b, n, s, o, wt, u, nll, miss, over, lse, lift, NUMBERS)
     scale = tl.exp(-lift)
     above = tl.where(top == -float("inf"), 0.0, top).to(WIDE)[:, None]
     j = tl.where(zt >= m, t, at)
-    vj = _along(z + j, v + j, live, temperature, cap, TRANSFORM, WIDE)[2]
+    size, down = _size_of(z, v, live, above, C, temperature, cap, TRANSFORM, WIDE, BLOCK)
+    vj = _along(z + j, v + j, down, live, cap, TRANSFORM, WIDE)[2]
 
     by_yhat = tl.zeros_like(s)  # sum_k exp(z_k - top) (v_j - v_k)
     by_off = tl.zeros_like(s)  # sum_k off_k (v_k - v_j)
@@ -414,11 +540,11 @@ def _curvature(
     for k in range(0, C, BLOCK):
         col = k + tl.arange(0, BLOCK)[None, :]
         inside = live[:, None] & (col < C)
-        zk, slope, vk = _along(z[:, None] + col, v[:, None] + col, inside, temperature, cap, TRANSFORM, WIDE)
-        exp = _exp(zk - above)
+        zk, slope, vk, given_v = _along(z[:, None] + col, v[:, None] + col, down[:, None], inside, cap, TRANSFORM, WIDE)
+        exp, below = _from_top(zk, above, temperature, TRANSFORM)
         by_yhat += tl.sum(_times(exp, vj[:, None] - vk), 1).to(tl.float64)
         if NUMBERS == 7:
-            by_below += tl.sum(_times(exp * _below(zk, above, exp), vk - vj[:, None]), 1).to(tl.float64)
+            by_below += tl.sum(_times(exp * below, vk - vj[:, None]), 1).to(tl.float64)
         if OFF:
             w = tl.load(off[:, None] + col, mask=inside, other=0.0).to(WIDE)
             by_off += tl.sum(_times(w, vk - vj[:, None]), 1).to(tl.float64)
@@ -430,33 +556,45 @@ def _curvature(
         dentropy = by_below * scale + _times(lead, _entropy(s, u, nll, over) - lift)
 
     hit = live & (t >= 0) & (t < C)
-    vt = _along(z + t, v + t, hit, temperature, cap, TRANSFORM, WIDE)[2]
-    tl.store(result + row, tl.where(live, mean, 0.0), mask=here)
-    tl.store(result + row + result_stride, tl.where(hit, (vt - vj).to(tl.float64) + lead, 0.0), mask=here)
-    tl.store(result + row + 2 * result_stride, tl.where(live, by_off, 0.0), mask=here)
-    tl.store(result + row + 3 * result_stride, tl.where(live, dentropy, 0.0), mask=here)
+    vt = _along(z + t, v + t, down, hit, cap, TRANSFORM, WIDE)[2]
+    cool, k = _mantissa(cool)
+    first, last = _powers(size + k, tl.float64)
+    first *= cool
+    tl.store(result + row, tl.where(live, mean * first * last, 0.0), mask=here)
+    tl.store(result + row + result_stride, tl.where(hit, ((vt - vj).to(tl.float64) + lead) * first * last, 0.0), mask=here)
+    tl.store(result + row + 2 * result_stride, tl.where(live, by_off * first * last, 0.0), mask=here)
+    tl.store(result + row + 3 * result_stride, tl.where(live, dentropy * first * last, 0.0), mask=here)
 
-    da = (_times(g * q, mean) * scale - _times(e, dentropy)).to(WIDE)[:, None]
-    by_apart = (a - e).to(WIDE)[:, None]
-    by_both = e.to(WIDE)[:, None]
+    da = _times(_times(g, q), mean) * scale - _times(e, dentropy)
+    largest = _larger(h, _larger(c, _larger(e, _larger(a, tl.abs(da)))))
+    down_k, by = _power(-_exponent(largest), 1022)
+    a, e, c, h, da = a * by, e * by, c * by, h * by, da * by
+    bend, larger = 1.0 / cap, tl.where(cap < temperature, 1.0 / cap, 1.0 / temperature)  # of 1 / T and 1 / cap
+    by_t, by_cap = 1.0 / temperature / larger, bend / larger
+    larger, of_larger = _mantissa(larger)
+    first, last = _powers(size + k + of_larger - down_k, WIDE)
+    first *= cool * larger
+    da = (da * by_t).to(WIDE)[:, None]
+    by_apart = ((a - e) * by_t).to(WIDE)[:, None]
+    by_both = (e * by_t).to(WIDE)[:, None]
     for k in range(0, C, BLOCK):
         col = k + tl.arange(0, BLOCK)[None, :]
         used = given[:, None] & (col < C)
-        zk, slope, vk = _along(z[:, None] + col, v[:, None] + col, used, temperature, cap, TRANSFORM, WIDE)
+        zk, slope, vk, given_v = _along(z[:, None] + col, v[:, None] + col, down[:, None], used, cap, TRANSFORM, WIDE)
         apart = (vk - vj[:, None]) + lead.to(WIDE)[:, None]
-        exp = _exp(zk - above)
+        exp, below = _from_top(zk, above, temperature, TRANSFORM)
         if NUMBERS == 7:
-            hv = exp * ((by_apart + by_both * _below(zk, above, exp)) * apart + da)
+            hv = exp * ((by_apart + by_both * below) * apart + da)
         else:
             hv = exp * (by_apart * apart + da)
-        if TRANSFORM != AS_GIVEN:
-            hv = _times(hv, slope)
         if TRANSFORM == SOFTCAP and not GAUSS_NEWTON:  # the second derivative of z is -2 / cap tanh(x / cap) slope
             hot = col == t[:, None]
-            dz = _gradient(zk, above, hot, a, e, c, h, active, off[:, None] + col if OFF else None, used, NUMBERS, OFF, WIDE)
-            tanh = _scaled(zk, temperature / cap)
-            hv += _times(dz, vk * ((-2.0 / cap).to(WIDE) * tanh))
-        hv = tl.where(given[:, None], hv, 0.0)
+            dz = _gradient(exp, below, hot, a, e, c, h, active, off[:, None] + col if OFF else None, used, NUMBERS, OFF, WIDE)
+            hv += _times(dz, given_v * ((-2.0 * by_cap).to(WIDE) * _scaled(zk, bend)))
+        hv *= first.to(WIDE)[:, None]
+        if TRANSFORM == SOFTCAP:
+            hv = _times(hv, slope)
+        hv = tl.where(given[:, None], hv * last.to(WIDE)[:, None], 0.0)
         tl.store(out + row[:, None] * out_stride + col, hv.to(out.dtype.element_ty), mask=here[:, None] & (col < C))
 
 
@@ -479,22 +617,24 @@ def _log_softmax(
     s = tl.zeros(row.shape, tl.float64)
     for k in range(0, C, BLOCK):
         col = k + tl.arange(0, BLOCK)[None, :]
-        x = _read(z[:, None] + col, here[:, None] & (col < C), temperature, cap, TRANSFORM, WIDE)[0]
+        x = _read(z[:, None] + col, here[:, None] & (col < C), cap, TRANSFORM, WIDE)[0]
         block, index = _largest(x)
         top = tl.where(block > m, block, m)
         shift = tl.where(top == -inf, 0.0, top)
         lower = tl.where(block > m, m, block)  # the smaller of the two maxima is an ordinary term of the sum
-        factor = tl.where(m == top, 1.0, _exp(m - shift)).to(tl.float64)
-        rest = tl.where(col - k == index[:, None], 0.0, _exp(x - shift[:, None]))
-        s = s * factor + (tl.sum(rest, 1).to(tl.float64) + _exp(lower - shift).to(tl.float64))
+        factor = tl.where(m == top, 1.0, _exp(_minus(m, shift, temperature, TRANSFORM))).to(tl.float64)
+        rest = tl.where(col - k == index[:, None], 0.0, _exp(_minus(x, shift[:, None], temperature, TRANSFORM)))
+        lower = _exp(_minus(lower, shift, temperature, TRANSFORM))
+        s = s * factor + (tl.sum(rest, 1).to(tl.float64) + lower.to(tl.float64))
         m = top
     lift = tl.where(tl.abs(m) == inf, float("nan"), _log1p(s)).to(WIDE)[:, None]
     by = -tl.load(scale + row * scale_stride, mask=here, other=0.0).to(WIDE)[:, None]
     for k in range(0, C, BLOCK):
         col = k + tl.arange(0, BLOCK)[None, :]
         inside = here[:, None] & (col < C)
-        x = _read(z[:, None] + col, inside, temperature, cap, TRANSFORM, WIDE)[0]
-        tl.store(out + row[:, None] * out_stride + col, _times(by, (m[:, None] - x) + lift).to(out.dtype.element_ty), mask=inside)
+        x = _read(z[:, None] + col, inside, cap, TRANSFORM, WIDE)[0]
+        away = _minus(m[:, None], x, temperature, TRANSFORM) + lift
+        tl.store(out + row[:, None] * out_stride + col, _times(by, away).to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit

@@ -23,6 +23,7 @@ from .operators import no_labels
 from .sharded_operators import sharded_log_softmax, sharded_rows
 
 FN = "cross_entropy"
+FLOAT32 = torch.finfo(torch.float32).max
 ONLY_LOSS = (False,) * 4  # the outputs that are wanted: lse, log-probability, entropy, correct
 
 
@@ -278,14 +279,20 @@ def _quick(input: Tensor, given: Given, parts: Tensor | None = None, upstream: S
         loss, correct, rows, _, parts = found
         outputs = [None if t is None else t.to(dtype) for t in rows]
         if not losses:
-            outputs[0] = torch.scalar_tensor(loss, dtype=dtype, device="cpu")
+            outputs[0] = _number(loss, dtype)
         return outputs, correct, None, parts
     counted = NOTHING if wanted is ONLY_LOSS else (*NOTHING[:4], True)
     found = cpu.quick(input, target, ignored, *numbers, mean, counted, _with_gradient(input, given), False)
     if found is None:
         return None
     loss, correct, _, dz, _ = found
-    return (torch.scalar_tensor(loss, dtype=dtype, device="cpu"), None, None, None), correct, dz, None
+    return (_number(loss, dtype), None, None, None), correct, dz, None
+
+
+def _number(x: float, dtype: torch.dtype) -> Tensor:
+    if abs(x) > FLOAT32:  # torch refuses it as a float32, where it is infinite
+        return torch.scalar_tensor(x, dtype=torch.float64, device="cpu").to(dtype)
+    return torch.scalar_tensor(x, dtype=dtype, device="cpu")
 
 
 def _computed(input: Tensor, given: Given, known: tuple[arguments.Truth, Tensor | None] | None = None) -> Found:

@@ -26,7 +26,7 @@ from ..partials import Partials
 from ..shards import Columns, merge_order, nodes
 from ..shared import SHORT_ROW
 from . import compute, cpu, operators
-from .operators import no_labels, times, transformed
+from .operators import no_labels, times, transformed, without_ignored
 
 Optional = Tensor | None
 equations: Any = formula  # whose functions take tensors too (arrays.py)
@@ -256,7 +256,7 @@ class ShardedRows(Function):
         if g is not None and needs[5]:
             by = same_input((g * of[3]).expand(label.shape), ctx.options[0].group).unsqueeze(axis)
             each = _log_probabilities(_Rows(*of), parts, *ctx.options)
-            found[5] = operators.shaped(-by * each.masked_fill((by == 0) & ~each.isfinite(), 0), of[5], axis)
+            found[5] = operators.shaped(-times(by, each), of[5], axis)
         return tuple(found)
 
     @staticmethod
@@ -278,8 +278,7 @@ class ShardedRows(Function):
             dloss = dloss if d is None else dloss + d * by
         if doff is not None:
             by, each = operators.along_axis(doff, z, axis), _log_probabilities(_Rows(*of), parts, *ctx.options)
-            each = by * each.masked_fill((by == 0) & ~each.isfinite(), 0)
-            dloss = dloss - r * total_over_processes(each.double().sum(axis), shards.group)
+            dloss = dloss - r * total_over_processes(times(by, each).double().sum(axis), shards.group)
         return (dloss, dlse, dlogprob, dentropy, None) if ctx.more else (dloss, dlse, None, None, None)
 
 
@@ -322,8 +321,8 @@ def _by_numbers(of: _Rows, needs: Sequence[bool], parts: Tensor, again: bool, *o
 def _log_probabilities(of: _Rows, parts: Tensor, shards: Shards, axis: int, *transform: float) -> Tensor:
     """Return log softmax of this process's columns in a wide enough type to multiply off, and 0 in ignored rows."""
     wide = compute.compute_dtype(of.z) if of.off is None else torch.promote_types(compute.compute_dtype(of.z), of.off.dtype)
-    dead = (of.label == IGNORED).unsqueeze(axis)
-    return sharded_log_softmax(of.z.to(wide).masked_fill(dead, 0), parts, shards, axis, *transform).masked_fill(dead, 0)
+    found = sharded_log_softmax(without_ignored(of.z, of.label, axis).to(wide), parts, shards, axis, *transform)
+    return without_ignored(found, of.label, axis)
 
 
 class ShardedGradient(Function):
@@ -347,9 +346,8 @@ class ShardedGradient(Function):
             too_high()
         of, up, parts, (shards, axis, *transform) = _Rows(*saved[:6]), saved[6:10], saved[10], ctx.options
         along = _curvature(of, v, up, parts, shards, axis, *transform)
-        z, v = (t.masked_fill((of.label == IGNORED).unsqueeze(axis), 0) for t in (of.z, v))
         found = operators.derivatives_of_gradient(
-            (z, *saved[1:10]), v, along, lambda: _lse(parts, of.label), ctx.needs_input_grad, axis, *transform
+            saved[:10], v, along, lambda: _lse(parts, of.label), ctx.needs_input_grad, axis, *transform
         )
         return *found, *[None] * 5
 
