@@ -227,6 +227,7 @@ def _head(
     like = np.broadcast_to(np.zeros((), x.dtype), (*x.shape[:-1], len(w)))  # has the shape of the logits, and needs no memory
     s = logit_transform(fn, temperature, softcap)
     t = truth(fn, labels, like, -1, names=contract.NUMPY_LINEAR, **options)
+    t = t if t.dense is None else t._replace(dense=t.dense.reshape(-1, t.dense.shape[-1]))  # as the logits of x [N, D]
     flat = x.reshape(-1, w.shape[1])
     live = None if t.dense is not None else (t.label != kernels.IGNORED) & (t.rows[:3] != 0).any(axis=0)
     if live is None or live.all():

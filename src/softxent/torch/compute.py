@@ -238,12 +238,12 @@ def cut(given: Tensor, i: slice) -> Tensor:
 
 
 def row_chunks(
-    axis: int, z: Tensor, off: Tensor | None, v: Tensor | None = None, *, out: Tensor | None = None
+    axis: int, z: Tensor, off: Tensor | None, v: Tensor | None = None, *, out: Tensor | None = None, matrices: bool = False
 ) -> Iterator[tuple[Any, ...]]:
     """Yield the rows as a kernel takes them: a slice i, and z, off, v and out (those that were given, and always off), classes last.
 
-    They are all rows and the tensors' own memory if the types, and for Triton the strides, allow it, and otherwise matrices [n, C], chunks
-    that are copied; those of `out` are copied back.
+    They are all rows and the tensors' own memory if the types allow it, and otherwise matrices [n, C], chunks that are copied; those of
+    `out` are copied back. With `matrices`, and for Triton, they are matrices in any case, which are copied if the strides need it.
     """
     wide, shared = compute_dtype(z), off is not None and off.shape != z.shape
     if shared:
@@ -251,18 +251,18 @@ def row_chunks(
     given = [t for t in (z, None if shared else off, v, out) if t is not None]
     types = [t.dtype if t is z or t is out or (t is not v and t.dtype in (z.dtype, wide)) else wide for t in given]
     last = [_classes_last(t, axis) for t in given]
-    strided = backend(z) is not triton
+    strided = not matrices and backend(z) is not triton
     whole = all(t.dtype == dtype and (strided or _viewed(t) is not None) for t, dtype in zip(last, types, strict=True))
     step = max(1, (SCRATCH if z.is_cpu else SCRATCH_ON_A_GPU) // (z.element_size() * max(1, last[0].shape[-1])))
     first = 0
     for parts in [last] if whole else _blocks(step, last):
-        matrices = parts if whole and strided else [_matrix(part, dtype) for part, dtype in zip(parts, types, strict=True)]
-        n = math.prod(matrices[0].shape[:-1])
+        rows = parts if whole and strided else [_matrix(part, dtype) for part, dtype in zip(parts, types, strict=True)]
+        n = math.prod(rows[0].shape[:-1])
         if n:
-            head = matrices[:1] + ([off] if shared or off is None else [])
-            yield (slice(first, first + n), *head, *matrices[1:])
-        if out is not None and matrices[-1].data_ptr() != parts[-1].data_ptr():
-            parts[-1].copy_(matrices[-1].view(parts[-1].shape))
+            head = rows[:1] + ([off] if shared or off is None else [])
+            yield (slice(first, first + n), *head, *rows[1:])
+        if out is not None and rows[-1].data_ptr() != parts[-1].data_ptr():
+            parts[-1].copy_(rows[-1].view(parts[-1].shape))
         first += n
 
 

@@ -206,7 +206,7 @@ def _log_softmax(z: Tensor, parts: Tensor, axis: int, *transform: float) -> Tens
     """Return log softmax of this process's columns from the merged sums, in the shape and dtype of z. Computed in float64."""
     found = cpu.like(z)
     if z.numel():
-        for i, zi, _, out in compute.row_chunks(axis, z, None, out=found):
+        for i, zi, _, out in compute.row_chunks(axis, z, None, out=found, matrices=True):
             step = max(1, compute.SCRATCH // (8 * zi.shape[1]))  # rows, so that the float64 logits are few
             for k in range(0, len(zi), step):
                 scores = transformed(zi[k : k + step].double(), *transform)[0]
