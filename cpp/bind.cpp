@@ -52,10 +52,10 @@ static void set_transform(Job& j, Transform transform) {
 // A job, and where its arrays lie: [*rows, C], with any strides.
 struct Call {
   Job job = {};
-  Layout layout = {};
+  Layout layout;
 };
 template <class A> static Steps steps_of(const A& a) {
-  Steps s = {};
+  Steps s;
   const size_t last = a.ndim() - 1;
   for (size_t k = 0; k < last; k++) s.row[k] = a.stride(k);
   s.column = a.shape(last) <= 1 ? 1 : a.stride(last);
@@ -202,7 +202,7 @@ template <class T> static T* memory_of(const Address& a) { return (T*)a.value_or
 
 // The steps of a tensor with the classes on `axis`.
 static Steps steps_of(const std::vector<int64_t>& strides, size_t axis) {
-  Steps s = {};
+  Steps s;
   for (size_t k = 0; k < strides.size(); k++) (k == axis ? s.column : s.row[k - (k > axis)]) = strides[k];
   return s;
 }

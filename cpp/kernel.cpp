@@ -557,6 +557,26 @@ ALWAYS V<double> entropy_of(const Finished& f, V<double> s, V<double> u) {
 // Returns a number of the parts, scale x, before the scale. Here it is `local`, unless the number is that of other columns.
 ALWAYS double unscaled(double part, double local, double scale) { return local * scale == part ? local : part / scale; }
 
+ALWAYS V<double> is_odd(const Ordinary& ordinary, V<double> sizes, V<double> factor) {
+  const V<double> zero = {}, one = splat(1.0);
+  return sizes <= ordinary.most ? (factor >= ordinary.least ? zero : factor == 0 ? zero : one) : one;
+}
+// Finds what of the rows of a tile is computed in wide numbers.
+template <Op op> ALONE void find_wide(const Job& j, Tile& x, int some, const double* r) {
+  const Ordinary ordinary(j);
+  for (int g = 0; g < some; g++) {
+    const double m = x.part[M][g], zt = x.part[ZT][g], o = x.part[O][g], cold = x.drop[g] < 0 ? -x.drop[g] : x.drop[g];
+    auto size = [](double a) { return a < 0 ? -a : a; };
+    auto finite_size = [&](double a) { return a == -INF ? 0 : size(a); };
+    int wide = NOTHING_OF_IT;
+    if (j.type == F64 && !ordinary(finite_size(m) + finite_size(zt) + (r[g] == 0 ? 0 : o), r[g] == 0 ? 1 : o)) wide |= SUMS;
+    if (j.type == F64 && op != BACKWARD && r[g] != 0 && x.part[D][g] == INF) wide |= SUM_WITH_OFF;
+    const double sizes = size(x.scale[g]) + size(x.e[g]) + cold + cold * o + (j.number_count > 4 ? size(x.a[g]) : 0);
+    if (op != FORWARD && !ordinary(sizes, j.off && r[g] != 0 ? cold : 1)) wide |= GRADIENT;
+    if (x.part[S][g] == x.part[S][g]) x.wide[g] = wide;
+  }
+}
+
 // Computes what the rows give and the coefficients of dz, for `some` rows from `first` on, as formula.outputs and formula.coefficients do.
 // If op is BACKWARD, m and zt are those of the given columns, and become those of the row.
 template <Op op> ALONE void finish(const Job& j, Tile& x, int64_t first, int some, double scale) {
@@ -581,6 +601,9 @@ template <Op op> ALONE void finish(const Job& j, Tile& x, int64_t first, int som
       for (int g = 0; g < some; g++)
         op == BACKWARD ? (void)(of[g] = by == 1 ? p[g] : unscaled(p[g], of[g], by)) : (void)(p[g] = of[g] * by);
     }
+  const Ordinary ordinary(j);
+  const bool needs_a = j.number_count > 4;
+  V<double> odd = zero;
   for (int g = 0; g < some; g += Lanes<double>::W) {
     const V<double> m = read(x.part[M] + g), s = read(x.part[S] + g), o = read(x.part[O] + g), d = read(x.part[D] + g),
                     zt = read(x.part[ZT] + g);
@@ -608,16 +631,9 @@ template <Op op> ALONE void finish(const Job& j, Tile& x, int64_t first, int som
         store(output[CORRECT] + g, zt >= m ? (zt > -INF ? one : zero) : zero);
       }
     }
-    const Ordinary ordinary(j);
-    const V<double> cold = drop / j.temperature, factor = a * f.unit / j.temperature;
-    const V<double> sums = j.type == F64 ? finite_size(m) + finite_size(zt) + (r == 0 ? zero : o) : zero;
-    const V<double> coefficients = size(factor) + size(a) + size(e) + size(cold) + size(cold) * o, of_off = r == 0 ? one : size(cold);
-    for (int w = 0; w < Lanes<double>::W; w++) {
-      int wide = op != FORWARD && !ordinary(coefficients[w], j.off ? of_off[w] : 1) ? GRADIENT : NOTHING_OF_IT;
-      if (j.type == F64 && !ordinary(sums[w], r[w] == 0 ? 1 : o[w])) wide |= SUMS;
-      if (op != BACKWARD && j.type == F64 && r[w] != 0 && d[w] == INF) wide |= SUM_WITH_OFF;
-      x.wide[g + w] = s[w] == s[w] ? wide : NOTHING_OF_IT;
-    }
+    const V<double> cold = drop / j.temperature, factor = a * f.unit / j.temperature, of_off = j.off ? (r == 0 ? one : size(cold)) : one;
+    if (j.type == F64) odd += is_odd(ordinary, finite_size(m) + finite_size(zt) + (r == 0 ? zero : o + d), r == 0 ? one : o);
+    if (op != FORWARD) odd += is_odd(ordinary, size(factor) + size(e) + size(cold) + size(cold) * o + (needs_a ? size(a) : zero), of_off);
     if (op == FORWARD) continue;
     store(x.scale + g, factor);
     store(x.e + g, e);
@@ -630,6 +646,10 @@ template <Op op> ALONE void finish(const Job& j, Tile& x, int64_t first, int som
     store(x.hot + g, hot / j.temperature);
     store(x.live + g, a == 0 ? (e == 0 ? (drop == 0 ? (hot == 0 ? zero : one) : one) : one) : one);
   }
+  double any = 0;
+  for (int w = 0; w < Lanes<double>::W; w++) any += odd[w];
+  for (int g = 0; g < TILE; g++) x.wide[g] = NOTHING_OF_IT;
+  if (__builtin_expect(any != 0, 0)) find_wide<op>(j, x, some, number_of[R]);
   if (op == BACKWARD) return;
   for (int g = 0; g < some; g++)
     if (__builtin_expect(ignored(j, first + g), 0))

@@ -47,7 +47,7 @@ def has_memory(t: Tensor) -> bool:
     if t.is_contiguous() and first + t.nbytes <= size:
         return True
     last = first + t.itemsize * sum((n - 1) * stride for n, stride in zip(t.shape, t.stride(), strict=True))
-    return last + t.itemsize <= size or not t.numel() or t._is_zerotensor()
+    return bool(last + t.itemsize <= size or not t.numel() or t._is_zerotensor())
 
 
 def no_memory(fn: str, argument: str, t: Tensor) -> NoReturn:
