@@ -20,7 +20,7 @@ from extension import Extension, compiler
 
 ROOT = Path(__file__).parent.parent
 # without tests of large or refused memory, of the other backend, and of PyTorch's threads
-ALONE = "not few_long_rows and not refused and not without_more and not formula and not after_torch and not within_a_call"
+ALONE = "not few_long_rows and not refus and not without_more and not formula and not after_torch and not within_a_call"
 # an editable installation would come before PYTHONPATH
 NO_JAX = """
 import sys
