@@ -39,7 +39,7 @@ struct Tile {                    // up to TILE rows, between the pass that sums 
   double over[TILE];             // lse - m, with m = scale top
   double drop[TILE], hot[TILE];  // c, and dz at the label
   double live[TILE];             // whether a coefficient is not 0
-  int wide[TILE];                // what of the row is computed in wide numbers (wide.h)
+  double wide[TILE];             // what of the row is computed in wide numbers: a sum of InWide
   int64_t label[TILE];
 };
 struct Blocks {  // the blocks of a long row, or the only block of each row of the tile; one double for each block
@@ -336,12 +336,15 @@ ALWAYS void dot(const typename T::S* z, const typename T::A* y, const typename O
   o = so.total();
   d = sd.total();
 }
-// As `dot`, in double, if the sums of products in float may have overflowed or lost digits as subnormal numbers.
+// Whether products in float that were added up may have overflowed or lost digits as subnormal numbers.
+template <class A> ALWAYS bool are_inexact(double o, double d) {
+  auto tiny = [](double x) { return x != 0 && x < 0x1p-60 && x > -0x1p-60; };
+  return sizeof(A) == 4 && __builtin_expect(!(d - d == 0) || tiny(o) || tiny(d), 0);
+}
+// As `dot`, in double.
 template <class T, class O>
 ALONE void dot_in_double(const Job& j, const typename T::S* z, const typename O::S* w, int64_t n, int64_t t, double top, double& o,
                          double& d) {
-  auto tiny = [](double x) { return x != 0 && x < 0x1p-60 && x > -0x1p-60; };
-  if (sizeof(typename T::A) == 8 || (d - d == 0 && !tiny(o) && !tiny(d))) return;
   o = d = 0;
   for (int64_t k = 0; k < n; k++) {
     typename T::A slope;
@@ -545,9 +548,12 @@ ALWAYS Finished finished(V<double> top, V<double> s, V<double> zt, double scale)
 struct Ordinary {
   double least, most;
   ALWAYS explicit Ordinary(const Job& j) : least(j.type == F64 ? 0x1p-900 : 0x1p-60), most(j.type == F64 ? 0x1p900 : 0x1p110) {}
-  ALWAYS bool operator()(double sizes, double factor) const { return sizes <= most && (factor == 0 || factor >= least); }
+  ALWAYS V<double> outside(V<double> sizes, V<double> factor) const {  // 1, or 0 for ordinary numbers
+    const V<double> zero = {}, one = splat(1.0);
+    return sizes <= most ? (factor >= least ? zero : factor == 0 ? zero : one) : one;
+  }
 };
-enum InWide { NOTHING_OF_IT = 0, SUM_WITH_OFF = 1, SUMS = 2, GRADIENT = 4 };
+enum InWide { SUM_WITH_OFF = 1, SUMS = 2, GRADIENT = 4 };
 ALWAYS V<double> size(V<double> x) { return x < 0 ? -x : x; }
 ALWAYS V<double> finite_size(V<double> x) { return x == -INF ? V<double>{} : size(x); }
 ALWAYS V<double> entropy_of(const Finished& f, V<double> s, V<double> u) {
@@ -556,26 +562,6 @@ ALWAYS V<double> entropy_of(const Finished& f, V<double> s, V<double> u) {
 
 // Returns a number of the parts, scale x, before the scale. Here it is `local`, unless the number is that of other columns.
 ALWAYS double unscaled(double part, double local, double scale) { return local * scale == part ? local : part / scale; }
-
-ALWAYS V<double> is_odd(const Ordinary& ordinary, V<double> sizes, V<double> factor) {
-  const V<double> zero = {}, one = splat(1.0);
-  return sizes <= ordinary.most ? (factor >= ordinary.least ? zero : factor == 0 ? zero : one) : one;
-}
-// Finds what of the rows of a tile is computed in wide numbers.
-template <Op op> ALONE void find_wide(const Job& j, Tile& x, int some, const double* r) {
-  const Ordinary ordinary(j);
-  for (int g = 0; g < some; g++) {
-    const double m = x.part[M][g], zt = x.part[ZT][g], o = x.part[O][g], cold = x.drop[g] < 0 ? -x.drop[g] : x.drop[g];
-    auto size = [](double a) { return a < 0 ? -a : a; };
-    auto finite_size = [&](double a) { return a == -INF ? 0 : size(a); };
-    int wide = NOTHING_OF_IT;
-    if (j.type == F64 && !ordinary(finite_size(m) + finite_size(zt) + (r[g] == 0 ? 0 : o), r[g] == 0 ? 1 : o)) wide |= SUMS;
-    if (j.type == F64 && op != BACKWARD && r[g] != 0 && x.part[D][g] == INF) wide |= SUM_WITH_OFF;
-    const double sizes = size(x.scale[g]) + size(x.e[g]) + cold + cold * o + (j.number_count > 4 ? size(x.a[g]) : 0);
-    if (op != FORWARD && !ordinary(sizes, j.off && r[g] != 0 ? cold : 1)) wide |= GRADIENT;
-    if (x.part[S][g] == x.part[S][g]) x.wide[g] = wide;
-  }
-}
 
 // Computes what the rows give and the coefficients of dz, for `some` rows from `first` on, as formula.outputs and formula.coefficients do.
 // If op is BACKWARD, m and zt are those of the given columns, and become those of the row.
@@ -602,8 +588,6 @@ template <Op op> ALONE void finish(const Job& j, Tile& x, int64_t first, int som
         op == BACKWARD ? (void)(of[g] = by == 1 ? p[g] : unscaled(p[g], of[g], by)) : (void)(p[g] = of[g] * by);
     }
   const Ordinary ordinary(j);
-  const bool needs_a = j.number_count > 4;
-  V<double> odd = zero;
   for (int g = 0; g < some; g += Lanes<double>::W) {
     const V<double> m = read(x.part[M] + g), s = read(x.part[S] + g), o = read(x.part[O] + g), d = read(x.part[D] + g),
                     zt = read(x.part[ZT] + g);
@@ -631,9 +615,17 @@ template <Op op> ALONE void finish(const Job& j, Tile& x, int64_t first, int som
         store(output[CORRECT] + g, zt >= m ? (zt > -INF ? one : zero) : zero);
       }
     }
-    const V<double> cold = drop / j.temperature, factor = a * f.unit / j.temperature, of_off = j.off ? (r == 0 ? one : size(cold)) : one;
-    if (j.type == F64) odd += is_odd(ordinary, finite_size(m) + finite_size(zt) + (r == 0 ? zero : o + d), r == 0 ? one : o);
-    if (op != FORWARD) odd += is_odd(ordinary, size(factor) + size(e) + size(cold) + size(cold) * o + (needs_a ? size(a) : zero), of_off);
+    const V<double> cold = drop / j.temperature, factor = a * f.unit / j.temperature;
+    V<double> wide = zero;
+    if (j.type == F64) {
+      wide = (double)SUMS * ordinary.outside(finite_size(m) + finite_size(zt) + (r == 0 ? zero : o), r == 0 ? one : o);
+      if (op != BACKWARD) wide += d == INF ? (r == 0 ? zero : splat((double)SUM_WITH_OFF)) : zero;
+    }
+    if (op != FORWARD) {
+      const V<double> sizes = size(factor) + size(e) + size(cold) + size(cold) * o + (j.number_count > 4 ? size(a) : zero);
+      wide += (double)GRADIENT * ordinary.outside(sizes, j.off ? (r == 0 ? one : size(cold)) : one);
+    }
+    store(x.wide + g, s == s ? wide : zero);
     if (op == FORWARD) continue;
     store(x.scale + g, factor);
     store(x.e + g, e);
@@ -646,10 +638,6 @@ template <Op op> ALONE void finish(const Job& j, Tile& x, int64_t first, int som
     store(x.hot + g, hot / j.temperature);
     store(x.live + g, a == 0 ? (e == 0 ? (drop == 0 ? (hot == 0 ? zero : one) : one) : one) : one);
   }
-  double any = 0;
-  for (int w = 0; w < Lanes<double>::W; w++) any += odd[w];
-  for (int g = 0; g < TILE; g++) x.wide[g] = NOTHING_OF_IT;
-  if (__builtin_expect(any != 0, 0)) find_wide<op>(j, x, some, number_of[R]);
   if (op == BACKWARD) return;
   for (int g = 0; g < some; g++)
     if (__builtin_expect(ignored(j, first + g), 0))
@@ -678,8 +666,6 @@ ALWAYS double softcapped(const Job& j, const typename T::S* z, int64_t n, int64_
   if (needs_all(j)) return softcapped_exponentials<T, EACH_OF_THEM>(j, z, n, t, y, slope, e, top, out);
   return softcapped_exponentials<T, op == FORWARD ? NOTHING : PRODUCT>(j, z, n, t, y, slope, e, top, out);
 }
-
-ALWAYS double power_of_two(double k) { return bits<double>((1023 + (int64_t)k) << 52); }
 
 // Returns the sum of e scale (top - y).
 template <class A> ALONE double below_top(const A* y, const A* e, int64_t n, A scale, A top) {
@@ -742,7 +728,7 @@ ALONE void sum_block(const Job& j, Scratch<typename T::A>& f, int64_t i, int64_t
     const typename O::S* w = off<O>(j, i) + k;
     const A finite_top = most == -(A)INF ? 0 : most;
     dot<T, O>(z, y, w, n, t, finite_top, f.b.o[at], f.b.d[at]);
-    dot_in_double<T, O>(j, z, w, n, t, finite_top, f.b.o[at], f.b.d[at]);
+    if (are_inexact<A>(f.b.o[at], f.b.d[at])) dot_in_double<T, O>(j, z, w, n, t, finite_top, f.b.o[at], f.b.d[at]);
     f.b.d[at] *= 2 * j.scale;
   }
 }
@@ -817,16 +803,17 @@ template <class T, class O> ALWAYS void put_parts(const Job& j, Scratch<typename
   for (int k = 0; k < PARTS; k++) f.x.part[k][g] = part[k];
 }
 
+ALWAYS bool needs(const Tile& x, int g, int what) { return (int)x.wide[g] & what; }
 // Whether row first + g, in the tile's index g, is computed in wide numbers. A truth at a hidden class makes a sum infinite: it stays so.
 template <class T> ALWAYS bool is_wide(const Job& j, Tile& x, int64_t first, int g, int64_t t) {
-  if (__builtin_expect(!x.wide[g], 1) || ignored(j, first + g)) return false;
-  if (x.wide[g] & SUM_WITH_OFF && WideRow(j, row<T>(j, first + g), first + g).has_truth_at_hidden(t)) x.wide[g] &= ~SUM_WITH_OFF;
-  return x.wide[g];
+  if (__builtin_expect(x.wide[g] == 0, 1) || ignored(j, first + g)) return false;
+  if (needs(x, g, SUM_WITH_OFF) && WideRow(j, row<T>(j, first + g), first + g).has_truth_at_hidden(t)) x.wide[g] -= SUM_WITH_OFF;
+  return x.wide[g] != 0;
 }
 ALWAYS void in_wide(WideRow row, Op op, int64_t t, const Tile& x, int g) {
-  if (x.wide[g] & SUMS) return row.loss_and_gradient(op, t);
-  if (x.wide[g] & SUM_WITH_OFF) row.loss_and_gradient(FORWARD, t);
-  if (x.wide[g] & GRADIENT) row.gradient(t, x.part, g);
+  if (needs(x, g, SUMS)) return row.loss_and_gradient(op, t);
+  if (needs(x, g, SUM_WITH_OFF)) row.loss_and_gradient(FORWARD, t);
+  if (needs(x, g, GRADIENT)) row.gradient(t, x.part, g);
 }
 
 // Merges the sums of the blocks of each row and computes its results, and the gradient of a row in wide numbers.
@@ -892,7 +879,7 @@ template <class T, class O> ALONE void write_block(const Job& j, Scratch<typenam
   const int64_t k = b * BLOCK, n = least(j.cols - k, BLOCK), place = g * whole(j.cols) + k;
   t = from(t, k);
   typename T::S* dz = (typename T::S*)j.dz + i * j.dz_step + k;
-  if (f.x.wide[g] & (SUMS | GRADIENT) && !ignored(j, i)) return;
+  if (__builtin_expect(needs(f.x, g, SUMS | GRADIENT), 0) && !ignored(j, i)) return;
   if (!f.x.live[g]) {
     for (int64_t c = 0; c < n; c++) dz[c] = 0;
     return;
@@ -1229,8 +1216,11 @@ template <class T, class O, Op op, bool plain> ALONE void short_rows(const Job& 
   take_apart<A>(p, C, with_off, capped);
   if (keep_z) __builtin_memcpy(p.z, p.e, C * L * sizeof(A));
   sum_panel<A>(p, C, scale, op != BACKWARD, op != BACKWARD && with_off, with_u);
-  for (int g = 0; g < some && with_off && op != BACKWARD; g++)
-    dot_in_double<T, O>(j, row<T>(j, first + g), off<O>(j, first + g), C, p.apart[g], p.m[g] == -(A)INF ? 0 : p.m[g], p.o[g], p.d[g]);
+  for (int g = 0; g < some && with_off && op != BACKWARD; g++) {
+    if (!are_inexact<A>(p.o[g], p.d[g])) continue;
+    const A top = p.m[g] == -(A)INF ? 0 : p.m[g];
+    dot_in_double<T, O>(j, row<T>(j, first + g), off<O>(j, first + g), C, p.apart[g], top, p.o[g], p.d[g]);
+  }
   double top[L];
   for (int g = 0; g < L && op == BACKWARD; g++) top[g] = j.parts[M * j.parts_step + first + least(g, some - 1)];
   put_panel_parts<A>(f, p, exact_scale, op == BACKWARD ? top : nullptr, op != BACKWARD, with_u);
@@ -1329,34 +1319,10 @@ template <class T> ALONE void log_softmax(const Job& j, Scratch<typename T::A>& 
 // Whether the second derivative of y counts.
 ALWAYS bool is_bent(const Job& j) { return j.cap < INF && !j.gauss_newton; }
 
-// A number as a mantissa in [1, 2), or 0, and a power of two, so that products of many numbers stay within the range.
-struct Power {
-  double f;
-  int64_t k;
-};
-ALWAYS int64_t exponent(double x) {  // of a normal number
-  return (int64_t)(bits<uint64_t>(x) >> 52 & 2047) - 1023;
-}
-ALWAYS Power power(double x) {
-  const double size = x < 0 ? -x : x;
-  if (!(size > 0 && size < INF)) return {x, 0};
-  const int64_t more = size < 0x1p-1000 ? 128 : 0, k = exponent(size * (more ? 0x1p128 : 1)) - more;
-  return {x * power_of_two(-(k / 2)) * power_of_two(-(k - k / 2)), k};
-}
-ALWAYS Power operator*(Power a, Power b) { return {a.f * b.f, a.k + b.k}; }
-ALWAYS Power operator/(Power a, Power b) { return {a.f / b.f, a.k - b.k}; }
 template <class A> ALWAYS A clamped_power(int64_t k) {  // 2^k, or the closest power of two that is a normal number
   constexpr int64_t most = sizeof(A) == 4 ? 126 : 1022;
   return power_of_two(k < -most ? -most : k > most ? most : k);
 }
-ALWAYS double value(Power a) {
-  for (int i = 0; i < 3 && a.k; i++) {
-    const double by = clamped_power<double>(a.k);
-    a = {a.f * by, a.k - exponent(by)};
-  }
-  return a.f;
-}
-
 // What the product of the Hessian and v needs of rows, a row in each lane: of short rows, or one long row in all lanes. j0 is the most
 // probable class, t the label. v is the given one divided by 2^size, and times the slope of y where that is said. All coefficients of an
 // entry, FIRST to ENDS_LINEAR, are divided by the same number, so that they have the size of 1; `factor` is the rest of the factor of yhat,
@@ -1393,9 +1359,9 @@ template <class A> struct Curved {
   double labelled[L], at_top[L];  // whether t is a class, and whether it is j0
   double product[PRODUCTS][L], of[COEFFICIENTS][L], unit[L];  // the results; unit is e^(m - lse)
   double at_j0[L], at_t[L];                                   // the entries of the product in these columns
-  Power factor[L];
+  Wide factor[L];
   double most_v[2][L];  // the largest |v| where the prediction is not 0, and of all
-  bool wide[L];         // whether the row is computed in wide numbers
+  double wide[L];       // whether the row is computed in wide numbers
 };
 
 // With apart_k = v_k - mean and away_k = lse - z_k, the product is slope yhat_k ((a - e + e away_k) apart_k + da), plus, with a softcap, its
@@ -1403,8 +1369,8 @@ template <class A> struct Curved {
 template <class A> ALONE void curve(const Job& j, Curved<A>& c, int lanes) {
   constexpr int W = Lanes<double>::W;
   const V<double> zero = {}, one = splat(1.0);
-  const Power cool = Power{1, 0} / power(j.temperature), bend = Power{1, 0} / power(j.cap), larger = j.temperature < j.cap ? cool : bend;
-  const double by_t = value(cool / larger), by_cap = value(bend / larger);
+  const Wide cool = Wide(1) / Wide(j.temperature), bend = Wide(1) / Wide(j.cap), larger = j.temperature < j.cap ? cool : bend;
+  const double by_t = (cool / larger).value(), by_cap = (bend / larger).value();
   for (int k = 0; k < lanes; k += W) {
     auto number = [&](Number n) { return read(c.number[n] + k); };
     const V<double> m = read(c.m + k), s = read(c.s + k), u = read(c.u + k), z0 = read(c.z0 + k), zt = read(c.zt + k), v0 = read(c.v0 + k),
@@ -1429,17 +1395,17 @@ template <class A> ALONE void curve(const Job& j, Curved<A>& c, int lanes) {
     const Ordinary ordinary(j);
     V<double> sizes = j.type == F64 ? finite_size(m) + finite_size(z0) + finite_size(zt) : zero;
     sizes += size(a) + size(e) + size(hot) + size(shift) + size(drop) + (r == 0 ? zero : all_off + size(drop) * all_off);
+    auto of_off = [&](V<double> x) { return j.off ? (r == 0 ? one : x) : one; };
+    const V<double> any_v = read(c.most_v[1] + k), probable_v = read(c.most_v[0] + k);
+    const V<double> wide = ordinary.outside(sizes * (1 + any_v), of_off(size(drop))) + ordinary.outside(zero, of_off(all_off)) +
+                           (any_v <= 0x1p30 * probable_v ? (any_v <= (sizeof(A) == 4 ? 0x1p60 : 0x1p200) ? zero : one) : one);
+    store(c.wide + k, s == s ? wide : zero);
     for (int w = 0; w < W; w++) {
       const int i = k + w;
-      const double largest_v = c.most_v[1][i];
-      const bool with_off = j.off && r[w] != 0;
-      c.wide[i] =
-          s[w] == s[w] && !(ordinary(sizes[w] * (1 + largest_v), with_off ? size(drop)[w] : 1) && ordinary(0, with_off ? all_off[w] : 1) &&
-                            largest_v <= 0x1p30 * c.most_v[0][i] && largest_v <= (sizeof(A) == 4 ? 0x1p60 : 0x1p200));
       bool live = false;
       for (int n = 0; n < NUMBERS; n++) live = live || c.number[n][i] != 0;
-      const Power size = {1, (int64_t)c.size[i]}, by_slope = size * cool;
-      auto put = [&](Product n, double found) { c.product[n][i] = value(power(found) * by_slope); };
+      const Wide size = {1, (int64_t)c.size[i]}, by_slope = size * cool;
+      auto put = [&](Product n, double found) { c.product[n][i] = (Wide(found) * by_slope).value(); };
       put(MEAN, mean[w]);
       put(AT_LABEL, apart_t[w]);
       put(BY_OFF, by_off[w]);
@@ -1447,12 +1413,12 @@ template <class A> ALONE void curve(const Job& j, Curved<A>& c, int lanes) {
       const double amounts[] = {a[w] - e[w], e[w], a[w], shift[w], hot[w]};
       double amount = 0;
       for (double some : amounts) amount = (some < 0 ? -some : some) > amount ? (some < 0 ? -some : some) : amount;
-      const Power all = {1, power(amount).k}, down = {1, -all.k}, factor = all * by_slope * larger;
-      auto of = [&](double some, double by) { return value(power(some) * down) * by; };
+      const Wide all = {1, Wide(amount).k}, down = {1, -all.k}, factor = all * by_slope * larger;
+      auto of = [&](double some, double by) { return (Wide(some) * down).value() * by; };
       const double first = of(a[w] - e[w], by_t), linear = of(e[w], by_t), ends = of(a[w], by_cap), ends_linear = of(e[w], by_cap);
       const double total = of(shift[w], by_t);
-      const Power off = by_slope * bend * power(-drop[w]);
-      const double off_last = clamped_power<A>(off.k), off_and_last = clamped_power<A>(off.k - exponent(off_last));
+      const Wide off = by_slope * bend * Wide(-drop[w]);
+      const double off_last = clamped_power<A>(off.k), off_and_last = clamped_power<A>(off.k - Wide(off_last).k);
       const double found[] = {first, linear, x.nll[w], total, lead[w],  ends,         ends_linear,     z0[w],
                               v0[w], 0,      0,        off.f, off_last, off_and_last, live ? 1.0 : 0.0};
       for (int n = 0; n < COEFFICIENTS; n++) c.of[n][i] = found[n];
@@ -1460,8 +1426,9 @@ template <class A> ALONE void curve(const Job& j, Curved<A>& c, int lanes) {
       c.factor[i] = factor;
       const double inner0 = (first + times(linear, x.nll[w])) * lead[w] + total + times(c.bent0[i], ends + times(ends_linear, x.nll[w]));
       const double inner_t = (first + times(linear, nll_t[w])) * apart_t[w] + total;
-      c.at_j0[i] = value(power(c.slope0[i] * times(x.hit[w], inner0)) * factor) + value(power(c.bent0[i] * c.slope0[i] * c.off0[i]) * off);
-      c.at_t[i] = value(power(c.slope_t[i] * (times(hit_t[w], inner_t) + times(c.bent_t[i], of(hot[w], by_cap)))) * factor);
+      c.at_j0[i] =
+          (Wide(c.slope0[i] * times(x.hit[w], inner0)) * factor).value() + (Wide(c.bent0[i] * c.slope0[i] * c.off0[i]) * off).value();
+      c.at_t[i] = (Wide(c.slope_t[i] * (times(hit_t[w], inner_t) + times(c.bent_t[i], of(hot[w], by_cap)))) * factor).value();
     }
   }
 }
@@ -1469,11 +1436,10 @@ template <class A> ALONE void curve(const Job& j, Curved<A>& c, int lanes) {
 // Puts the factors of the exponentials of a row, or of a block that is `down` times as large: e FIRST is yhat without a power of two, by which
 // the entry is multiplied at last, as two factors.
 template <class A> ALWAYS void put_factors(Curved<A>& c, int lane, double down, A& first) {
-  const Power of = power(c.unit[lane]) * power(down) * c.factor[lane];
-  const Power split = {of.f, of.k + exponent(1 / (double)Exp<A>::lift)};
-  first = split.f;
-  c.of[LAST][lane] = clamped_power<A>(split.k);
-  c.of[AND_LAST][lane] = clamped_power<A>(split.k - exponent(c.of[LAST][lane]));
+  const Wide of = Wide(c.unit[lane]) * Wide(down) * c.factor[lane] * Wide(1 / (double)Exp<A>::lift);
+  first = of.f;
+  c.of[LAST][lane] = clamped_power<A>(of.k);
+  c.of[AND_LAST][lane] = clamped_power<A>(of.k - Wide(c.of[LAST][lane]).k);
 }
 
 // The entries of the product for the rows of native vector u, or for one long row.
@@ -1512,7 +1478,7 @@ template <class A> ALWAYS void most_of(V<A> v, V<A> e, V<A>* most) {
 }
 // The power of two by which v is divided: that of the largest v where yhat is not 0, unless others would be beyond the range then.
 ALWAYS int64_t exponent_of_v(double probable, double any, int64_t least) {
-  const int64_t k = power(probable).k, all = power(any).k - 60, most = k > all ? k : all;
+  const int64_t k = Wide(probable).k, all = Wide(any).k - 60, most = k > all ? k : all;
   return most > least ? most : least;
 }
 
@@ -1552,7 +1518,7 @@ template <class T, class O> ALONE void curvature(const Job& j, Scratch<typename 
     any = most[1][k] > any ? most[1][k] : any;
   }
   const int64_t size = exponent_of_v(probable, any, sizeof(A) == 4 ? -126 : -1000);
-  const A by = value({1, -size}), v_j0 = v[j0] * by, v_at_t = labelled ? v[t] * by : 0, v0 = v_j0 * slope0;
+  const A by = Wide(1, -size).value(), v_j0 = v[j0] * by, v_at_t = labelled ? v[t] * by : 0, v0 = v_j0 * slope0;
 
   double p = 0, q = 0, all_off = 0, off_v = 0;
   for (int64_t b = 0; b < blocks; b++) {
@@ -1608,7 +1574,7 @@ template <class T, class O> ALONE void curvature(const Job& j, Scratch<typename 
   set(c.labelled, labelled);
   set(c.at_top, labelled && t == j0);
   curve<A>(j, c, Lanes<double>::W);
-  if (c.wide[0]) return WideRow(j, z, i).curvature(t);
+  if (c.wide[0] != 0) return WideRow(j, z, i).curvature(t);
   for (int k = 0; k < PRODUCTS; k++) j.result[k * j.result_step + i] = c.product[k][0];
   if (!c.of[LIVE][0]) {
     for (int64_t k = 0; k < j.cols; k++) dz[k] = 0;
@@ -1690,7 +1656,7 @@ template <class T, class O> ALONE void short_curvature(const Job& j, Scratch<typ
     c.most_v[0][g] = most_v[0][g];
     c.most_v[1][g] = most_v[1][g];
     c.size[g] = exponent_of_v(most_v[0][g], most_v[1][g], sizeof(A) == 4 ? -126 : -1000);
-    by[g] = value({1, -(int64_t)c.size[g]});
+    by[g] = Wide(1, -(int64_t)c.size[g]).value();
   }
   Sum<A> sp, sq, so, sd;
   EACH(u) {
@@ -1734,7 +1700,7 @@ template <class T, class O> ALONE void short_curvature(const Job& j, Scratch<typ
     c.at_top[g] = label[g] >= 0 && label[g] == p.apart[g];
   }
   curve<A>(j, c, L);
-  const WideRows<T> wide(j, first, some, [&](int g) { return c.wide[g] && !ignored(j, first + g); });
+  const WideRows<T> wide(j, first, some, [&](int g) { return c.wide[g] != 0 && !ignored(j, first + g); });
   A first_factor[L], at_j0[L], at_t[L];
   for (int g = 0; g < L; g++) {
     put_factors(c, g, f.b.down[g], first_factor[g]);

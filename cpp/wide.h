@@ -3,6 +3,7 @@
 //
 // The equations are those of the vectors. A distance between logits is formed before it is divided by the temperature.
 
+ALWAYS double power_of_two(int64_t k) { return bits<double>((uint64_t)(1023 + k) << 52); }
 struct Wide {  // f 2^k, where |f| is in [1, 2), or f is 0, infinite or NaN
   double f;
   int64_t k;
@@ -14,7 +15,6 @@ struct Wide {  // f 2^k, where |f| is in [1, 2), or f is 0, infinite or NaN
     k = e + more;
   }
   static ALWAYS int64_t exponent(double x) { return (int64_t)(bits<uint64_t>(x) >> 52 & 2047) - 1023; }  // of a normal number
-  static ALWAYS double power_of_two(int64_t k) { return bits<double>((uint64_t)(1023 + k) << 52); }
   ALWAYS bool finite() const { return f - f == 0; }
   ALWAYS double value() const {
     if (k < -1200 || k > 1100) return k < 0 ? f * 0.0 : f * INF;
@@ -28,7 +28,7 @@ ALWAYS Wide operator+(Wide a, Wide b) {
   if (b.f == 0 || !a.finite()) return b.finite() ? a : Wide(a.f + b.f);
   if (a.f == 0 || !b.finite()) return b;
   const Wide large = a.k < b.k ? b : a, little = a.k < b.k ? a : b;
-  return large.k - little.k > 110 ? large : Wide(large.f + little.f * Wide::power_of_two(little.k - large.k), large.k);
+  return large.k - little.k > 110 ? large : Wide(large.f + little.f * power_of_two(little.k - large.k), large.k);
 }
 ALWAYS Wide operator-(Wide a, Wide b) { return a + -b; }
 ALWAYS bool operator>(Wide a, Wide b) { return a.f == -INF || b.f == INF ? false : (a - b).f > 0 || b.f == -INF; }
