@@ -15,7 +15,7 @@ from softxent.jax import native
 from softxent.jax.call import NUMBERS, Call
 from softxent.kernels import reference
 
-first_outside = reference.first_outside
+labels = reference.labels
 
 
 @cache

@@ -145,17 +145,12 @@ BELOW = sorted([*(PACKAGE / "kernels").glob("*.py"), PACKAGE / "formula.py", PAC
 def test_options_die_at_the_door(path):
     """No file below truth.py contains the name of an option; there the options are y, r, off, q and g.
 
-    Exceptions: `ignore_index` is an argument of first_outside, which searches for labels out of range, `upstream` and `reduction` occur in
-    the description of g, and `temperature` and `softcap` are the transform of the logits, which the kernels compute.
+    Exceptions: `upstream` and `reduction` occur in the description of g, and `temperature` and `softcap` are the transform of the logits,
+    which the kernels compute.
     """
-    allowed = {"ignore_index", "upstream", "reduction", "temperature", "softcap"}
+    allowed = {"upstream", "reduction", "temperature", "softcap"}
     found = {w: line for w, line in mentions(path, OPTIONS).items() if w not in allowed}
     assert not found, f"{path.name}: {found}"
-    if "ignore_index" in mentions(path, OPTIONS) and path.suffix == ".py":
-        functions = {
-            f.name for f in ast.walk(ast.parse(path.read_text())) if isinstance(f, ast.FunctionDef) and "ignore_index" in ast.unparse(f)
-        }
-        assert functions <= {"first_outside"}, f"{path.name}: {functions}"
 
 
 def test_what_an_option_means_is_in_truth_alone():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import itertools
-import sys
 
 import numpy as np
 import pytest
@@ -484,45 +483,40 @@ def test_probabilities_may_lie_in_any_order(backend, rng):
 # ---- the truth of a call ----
 
 Z, LABELS, ONES = np.ones((3, 4), np.float32), np.array([0, 3, 1]), np.ones(4)
-FREQUENT = dict(
-    z=Z, labels=LABELS, axis=-1, class_weight=None, smoothing=0.0, ignore_index=-100, sample_weight=None, reduction="mean", z_loss=0.0,
-    temperature=1.0, softcap=None,
-)  # fmt: skip
-QUICK = [
-    {}, *(dict(z=Z.astype(dtype)) for dtype in DTYPES.values()), dict(z=Z[:1, :1], labels=LABELS[:1]), dict(z=np.ones((6, 8))[::2, :4]),
-    dict(axis=1), dict(axis=0, z=Z.T), dict(z=Z.T.copy().T), dict(z=Z[None], labels=LABELS[None]),
-    dict(labels=np.array([0, -100, 3])), dict(ignore_index=-1), dict(ignore_index=4), dict(smoothing=1), dict(smoothing=0.5),
-    dict(z_loss=2), dict(temperature=truth.SMALLEST), dict(temperature=2), dict(softcap=truth.SMALLEST), dict(softcap=2),
-    dict(class_weight=ONES), dict(sample_weight=ONES[1:]), *(dict(reduction=r) for r in ("none", "sum")),
-]  # fmt: skip
-NOT_QUICK = [
-    dict(z=Z.tolist()), dict(labels=LABELS.tolist()), dict(axis=True), dict(axis=0), dict(axis=2), dict(labels=LABELS[None]),
-    dict(z=Z.astype(int)), dict(z=Z.astype(">f4")), dict(z=np.zeros(3, [("a", "S1"), ("z", "f4", 4)])["z"]),
-    dict(labels=LABELS.astype(np.int32)), dict(labels=LABELS[:2]), dict(labels=LABELS.repeat(2)[::2]), dict(z=Z[:0], labels=LABELS[:0]),
-    dict(ignore_index=np.int64(-1)), dict(ignore_index=0), dict(ignore_index=3), dict(smoothing=np.float32(0)), dict(smoothing=-0.1),
-    dict(smoothing=1.1), dict(z_loss=-1), dict(z_loss=np.inf), dict(z_loss="0"), dict(temperature=truth.SMALLEST / 2),
-    dict(temperature=np.inf), dict(temperature="1"), dict(softcap=truth.SMALLEST / 2), dict(softcap=np.inf), dict(softcap="1"),
-    dict(reduction=None), dict(reduction="all"), dict(labels=np.array([4, 0, 1])), dict(labels=np.array([0, -1, 1])),
-    dict(class_weight=[1.0] * 4), dict(class_weight=ONES[1:]), dict(class_weight=ONES.astype(np.float32)), dict(class_weight=0 * ONES),
-    dict(sample_weight=[1.0] * 3), dict(sample_weight=ONES), dict(sample_weight=Z[:, 0]), dict(sample_weight=ONES[1:] * 1e308),
-]  # fmt: skip
+SAME_HASH = [("ignore_index", -1, -1.0), ("ignore_index", 1, True), ("axis", 1, True), ("axis", 1, 1.0)]
 
 
-def test_which_calls_are_frequent():
-    """The others are checked, and prepared for the kernel, by truth(): the same results, but microseconds later."""
-    assert all(truth.frequent(**FREQUENT | changed) for changed in QUICK)
-    with np.errstate(over="ignore"):
-        assert [changed for changed in NOT_QUICK if truth.frequent(**FREQUENT | changed)] == []
-    assert truth.frequent(**FREQUENT)[2] is truth.IDENTITY
+@pytest.mark.parametrize(("name", "right", "wrong"), SAME_HASH)
+def test_an_option_is_not_taken_for_one_of_another_type_that_was_checked_before(name, right, wrong):
+    assert right == wrong
+    softxent.cross_entropy(Z, LABELS, **{name: right})
+    for _ in range(2):
+        with pytest.raises((TypeError, ValueError), match=f"{name} must be"):
+            softxent.cross_entropy(Z, LABELS, **{name: wrong})
 
 
-def test_frequent_calls_are_not_prepared(monkeypatch):
-    monkeypatch.setattr(sys.modules["softxent.loss"], "_problem", None)
-    softxent.cross_entropy(Z, LABELS)
-    for out in (None, Z.copy()):
-        softxent.cross_entropy_and_grad(Z, LABELS, out=out)
-    with pytest.raises(TypeError, match="not callable"):
-        softxent.cross_entropy_and_grad(Z, LABELS, upstream=2.0)
+def test_options_may_be_arrays_without_axes():
+    want = softxent.cross_entropy(Z, LABELS, label_smoothing=0.5, temperature=2.0)
+    assert softxent.cross_entropy(Z, LABELS, label_smoothing=np.array(0.5), temperature=np.float32(2)) == want
+
+
+@pytest.mark.parametrize("dtype", ["i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", ">i4", ">i8"])
+def test_labels_of_any_integer_type_and_layout(backend, dtype, rng):
+    z, t = rng.standard_normal((3, 4, 5)), rng.integers(0, 5, (3, 4))
+    weight, sample = rng.random(5), rng.random((3, 4))
+    t[1, 2] = 4
+    options = [{}, {"ignore_index": 4}, {"ignore_index": 4, "class_weight": weight, "sample_weight": sample}, {"ignore_index": -(2**63)}]
+    packed = np.zeros((3, 4), [("a", "S1"), ("t", dtype)])["t"]
+    packed[:] = t
+    for given in options:
+        want = softxent.cross_entropy_and_grad(z, t, **given)
+        for a in (t.astype(dtype), t.astype(dtype).T.copy().T, np.repeat(t, 2, 1).astype(dtype)[:, ::2], packed):
+            for got, right in zip(softxent.cross_entropy_and_grad(z, a, **given), want, strict=True):
+                assert np.array_equal(got, right)
+        a = t.astype(dtype)
+        a[2, 3] = 7
+        with pytest.raises(ValueError, match=r"got 7 at row \(2, 3\)$"):
+            softxent.cross_entropy(z, a, **given)
 
 
 def test_the_gradient_of_a_log_probability_is_minus_that_of_the_loss(backend, rng):
@@ -543,9 +537,8 @@ def test_the_mass_of_a_row_is_the_sum_of_its_truth(option, rng):
 
 
 def test_numbers_that_calls_share_cannot_be_written():
-    for numbers in (truth.constant(1.0, 2.0), truth._smoothed(0.1, 5, "f")):
-        with pytest.raises(ValueError, match="read-only"):
-            numbers[:] = 0
+    with pytest.raises(ValueError, match="read-only"):
+        truth.truth("f", LABELS, Z, -1, label_smoothing=0.1).shared[:] = 0
 
 
 def test_which_arrays_a_kernel_reads_in_place():

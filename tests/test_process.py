@@ -18,7 +18,7 @@ from cases import BACKENDS, python
 
 import softxent
 from softxent import kernels
-from softxent.truth import IDENTITY, constant
+from softxent.truth import IDENTITY
 
 FORK = """
 import os, signal, sys, threading, numpy as np
@@ -105,7 +105,7 @@ class Watched:
         return int(np.count_nonzero(~np.isnan(self.result[0])))
 
     def call(self, threads: int) -> None:
-        kernels.active().forward(self.z, self.label, constant(1.0, 0.0, 0.0, 1.0), None, IDENTITY, self.result, None, threads)
+        kernels.active().forward(self.z, self.label, (1.0, 0.0, 0.0, 1.0), None, IDENTITY, self.result, None, threads)
 
 
 CTRL_C = """
@@ -142,7 +142,7 @@ def test_ctrl_c_ends_a_long_call(backend, threads):
 LONG_ROWS = """
 import signal, numpy as np, softxent
 from softxent import kernels
-from softxent.truth import IDENTITY, constant
+from softxent.truth import IDENTITY
 def stop(*_):
     raise KeyboardInterrupt
 signal.signal(signal.SIGALRM, stop)
@@ -150,7 +150,7 @@ z = np.broadcast_to(np.zeros(1 << 29, np.float32), (7, 1 << 29))  # 2 GiB that a
 result = np.full((2, 7), np.nan)
 try:
     signal.setitimer(signal.ITIMER_REAL, 0.01)
-    kernels.cpu.forward(z, np.zeros(7, np.int64), constant(1.0, 0.0, 0.0, 1.0), None, IDENTITY, result, None, {threads})
+    kernels.cpu.forward(z, np.zeros(7, np.int64), (1.0, 0.0, 0.0, 1.0), None, IDENTITY, result, None, {threads})
     print("ended")
 except KeyboardInterrupt:
     print("interrupted", np.isnan(result[0]).any())
@@ -210,11 +210,11 @@ needs_the_kernel = pytest.mark.skipif("cpu" not in BACKENDS, reason="the formula
 EXIT = """
 import threading, time, numpy as np, softxent
 from softxent import kernels
-from softxent.truth import IDENTITY, constant
+from softxent.truth import IDENTITY
 z = np.broadcast_to(np.linspace(-3, 3, 100_000, dtype=np.float32), (1_000_000, 100_000))  # minutes of work
 results = [np.full((2, len(z)), np.nan) for _ in range(3)]
 def call(result):
-    kernels.cpu.forward(z, np.zeros(len(z), int), constant(1.0, 0.0, 0.0, 1.0), None, IDENTITY, result, None, 2)
+    kernels.cpu.forward(z, np.zeros(len(z), int), (1.0, 0.0, 0.0, 1.0), None, IDENTITY, result, None, 2)
 for result in results:
     threading.Thread(target=call, args=(result,), daemon=True).start()
 while any(np.isnan(result[0]).all() for result in results):
@@ -308,14 +308,14 @@ REFUSED = """
 import ctypes, numpy as np
 FIRST
 from softxent import kernels
-from softxent.truth import IDENTITY, constant
+from softxent.truth import IDENTITY
 refuse, refusals = ctypes.CDLL(None).refuse, ctypes.CDLL(None).refusals
 refuse.argtypes = [ctypes.c_long] * 2
 for rows, classes in ((300, 1000), (3, 60_000)):
     z, label = np.random.default_rng(0).standard_normal((rows, classes)), np.zeros(rows, np.int64)
     def call(threads):
         result, dz = np.empty((2, rows)), np.empty_like(z)
-        kernels.cpu.fused(z, label, constant(1.0, 0.0, 0.0, 1.0), None, IDENTITY, dz, result, None, threads)
+        kernels.cpu.fused(z, label, (1.0, 0.0, 0.0, 1.0), None, IDENTITY, dz, result, None, threads)
         return result.tobytes() + dz.tobytes()
     want = call(1)
     assert call(3) == want  # libgomp has its threads from here on

@@ -238,11 +238,10 @@ def same_shape(fn: str, argument: str, a: Array, shape: tuple[int, ...], like: t
         fail(fn, argument, f"have shape {shape} to match logits {like}", a.shape)
 
 
-def inside(fn: str, argument: str, labels: Array, first: int, classes: int, ignore_index: int) -> None:
-    """Raise an error for the label at the flat index `first`, the first that is neither in [0, classes) nor ignore_index; -1 means none."""
-    if first >= 0:
-        where: Any = tuple(int(i) for i in np.unravel_index(first, labels.shape)) if labels.ndim > 1 else first
-        fail(fn, argument, f"lie in [0, {classes}) or be ignore_index={ignore_index}", f"{labels.ravel()[first]} at row {where}")
+def outside(fn: str, argument: str, labels: Array, first: int, classes: int, ignore_index: int) -> NoReturn:
+    """Refuse the label at the flat index `first`, the first that is neither in [0, classes) nor ignore_index."""
+    where: Any = tuple(int(i) for i in np.unravel_index(first, labels.shape)) if labels.ndim > 1 else first
+    fail(fn, argument, f"lie in [0, {classes}) or be ignore_index={ignore_index}", f"{labels.ravel()[first]} at row {where}")
 
 
 def number(fn: str, argument: str, x: Any, *, low: float = -math.inf, high: float = math.inf, or_else: str = "") -> float:
@@ -309,7 +308,8 @@ def broadcast(fn: str, argument: str, x: Any, shape: tuple[int, ...]) -> Array:
     if a.dtype.kind not in "iufb" and a.dtype.name != "bfloat16":
         fail(fn, argument, "hold real numbers", _kind(a), TypeError)
     try:
-        return np.broadcast_to(a.astype(np.float64), shape)
+        wide = a.astype(np.float64)  # a copy, for the array may overlap with an output
+        return wide if a.shape == shape else np.broadcast_to(wide, shape)
     except ValueError:
         fail(fn, argument, f"broadcast to shape {shape}", a.shape)
 

@@ -164,7 +164,7 @@ class Head(NamedTuple):
     def gradient(self, i: slice, z: Array) -> Array:
         """Overwrite the logits z of the rows `i` with their G. Returns their losses."""
         result = np.empty((2, len(z)))
-        kernels.active().fused(z, *self.t.piece(i, z.dtype), self.s, z, result, None, kernels.get_num_threads())
+        kernels.active().fused(z, *self.t.rows_of(i).given(z.dtype), self.s, z, result, None, kernels.get_num_threads())
         losses: Array = result[0]
         return losses
 
@@ -281,7 +281,7 @@ def linear_cross_entropy(
     )  # fmt: skip
     result = np.empty((2, len(head.x)))
     for i, z in head.chunks():
-        kernels.active().forward(z, *head.t.piece(i, z.dtype), head.s, result[:, i], None, kernels.get_num_threads())
+        kernels.active().forward(z, *head.t.rows_of(i).given(z.dtype), head.s, result[:, i], None, kernels.get_num_threads())
     return reduce(head.rows(result[0]), reduction, head.t.total, empty_value, head.lead)
 
 

@@ -9,13 +9,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
-from . import contract, kernels
+from . import contract
 from .partials import Array
 from .sweep import curvature, forward, fused, output, reduce, shaped
-from .truth import LogitTransform, Truth, frequent, in_elements, logit_transform, truth
+from .truth import problem
 
 
 def cross_entropy(
@@ -70,22 +69,13 @@ def cross_entropy(
 
     Source: Parts 1 to 3 of the derivation; for the options, the table in truth.py.
     """
-    quick = None
-    if weight is None and type(empty_value) is float:
-        quick = frequent(
-            logits, labels, axis, class_weight, label_smoothing, ignore_index, sample_weight, reduction, z_loss, temperature, softcap
-        )
-    if quick is not None:
-        z, t, s = quick
-        result = np.empty((2, len(t.label)))
-        kernels.active().forward(z, t.label, t.rows, t.shared, s, result, None, kernels.get_num_threads())
-        return reduce(result[0], reduction, t.total, empty_value, z.shape[:-1])
-    z, lead, t, s = _problem(
-        "cross_entropy", logits, labels, axis, temperature, softcap, weight, class_weight=class_weight, label_smoothing=label_smoothing,
-        ignore_index=ignore_index, sample_weight=sample_weight, reduction=reduction, z_loss=z_loss, empty_value=empty_value,
+    if weight is not None:
+        contract.renamed("cross_entropy", "weight", weight, "class_weight")
+    z, t, s = problem(
+        "cross_entropy", logits, labels, axis, class_weight, label_smoothing, ignore_index, sample_weight, reduction, z_loss, temperature,
+        softcap, empty_value,
     )  # fmt: skip
-    result = forward(z, t, s)
-    return reduce(result[0], reduction, t.total, empty_value, lead)
+    return reduce(forward(z, t, s)[0], reduction, t.total, empty_value, z.shape[:-1])
 
 
 def cross_entropy_and_grad(
@@ -131,25 +121,15 @@ def cross_entropy_and_grad(
     it keeps its digits when yhat is close to 1 (`partials.finish`).
     """
     fn = "cross_entropy_and_grad"
-    quick = None
-    if weight is None and upstream is None and type(empty_value) is float and (out is None or type(out) is np.ndarray):
-        quick = frequent(
-            logits, labels, axis, class_weight, label_smoothing, ignore_index, sample_weight, reduction, z_loss, temperature, softcap
-        )
-    if quick is not None and (out is None or in_elements(out)):
-        z, t, s = quick
-        result = np.empty((2, len(t.label)))
-        dz = output(fn, out, z, axis, labels)
-        kernels.active().fused(z, t.label, t.rows, t.shared, s, dz, result, None, kernels.get_num_threads())
-        return reduce(result[0], reduction, t.total, empty_value, z.shape[:-1]), out if out is not None else contract.from_last(dz, axis)
-    z, lead, t, s = _problem(
-        fn, logits, labels, axis, temperature, softcap, weight, class_weight=class_weight, label_smoothing=label_smoothing,
-        ignore_index=ignore_index, sample_weight=sample_weight, reduction=reduction, z_loss=z_loss, empty_value=empty_value,
-        upstream=upstream,
+    if weight is not None:
+        contract.renamed(fn, "weight", weight, "class_weight")
+    z, t, s = problem(
+        fn, logits, labels, axis, class_weight, label_smoothing, ignore_index, sample_weight, reduction, z_loss, temperature, softcap,
+        empty_value, upstream,
     )  # fmt: skip
     dz = output(fn, out, z, axis, labels, t.label, t.dense)
-    result = fused(z, t, s, dz)
-    return reduce(result[0], reduction, t.total, empty_value, lead), out if out is not None else contract.from_last(dz, axis)
+    loss = reduce(fused(z, t, s, dz)[0], reduction, t.total, empty_value, z.shape[:-1])
+    return loss, out if out is not None else contract.from_last(dz, axis)
 
 
 def cross_entropy_hvp(
@@ -188,9 +168,11 @@ def cross_entropy_hvp(
     Source: Results 1 and 2 of the derivation; theorem `hessian_entry`. Without a softcap, H is positive semi-definite.
     """
     fn = "cross_entropy_hvp"
-    z, _, t, s = _problem(
-        fn, logits, labels, axis, temperature, softcap, weight, class_weight=class_weight, label_smoothing=label_smoothing,
-        ignore_index=ignore_index, sample_weight=sample_weight, reduction=reduction, z_loss=z_loss, upstream=upstream,
+    if weight is not None:
+        contract.renamed(fn, "weight", weight, "class_weight")
+    z, t, s = problem(
+        fn, logits, labels, axis, class_weight, label_smoothing, ignore_index, sample_weight, reduction, z_loss, temperature, softcap,
+        upstream=upstream,
     )  # fmt: skip
     hv = output(fn, None, z, axis)
     curvature(z, contract.direction(fn, v, z, axis), t, s, hv)
@@ -214,8 +196,8 @@ def token_logprobs(
         float64 [*rows]; 0 for ignored rows. A row has the same bits in every batch, so a sampler and a trainer that call this function
         agree exactly.
     """
-    z, lead, t, s = _problem("token_logprobs", logits, labels, axis, temperature, softcap, ignore_index=ignore_index)
-    return shaped(-forward(z, t, s)[0], lead)
+    z, t, s = problem("token_logprobs", logits, labels, axis, ignore_index=ignore_index, temperature=temperature, softcap=softcap)
+    return shaped(-forward(z, t, s)[0], z.shape[:-1])
 
 
 def token_logprobs_and_grad(
@@ -237,18 +219,8 @@ def token_logprobs_and_grad(
         (log-probabilities, gradient): float64 [*rows], and an array with the shape and dtype of `logits` (`out`, if given).
     """
     fn = "token_logprobs_and_grad"
-    z, lead, t, s = _problem(fn, logits, labels, axis, temperature, softcap, ignore_index=ignore_index, upstream=upstream)
+    z, t, s = problem(fn, logits, labels, axis, ignore_index=ignore_index, temperature=temperature, softcap=softcap, upstream=upstream)
     dz = output(fn, out, z, axis, labels, t.label, t.dense)
-    minus = t._replace(rows=t.rows * [[1], [1], [1], [-1]])  # truth - prediction
-    return shaped(-fused(z, minus, s, dz)[0], lead), out if out is not None else contract.from_last(dz, axis)
-
-
-def _problem(
-    fn: str, logits: Any, labels: Any, axis: int, temperature: float, softcap: float | None, weight: None = None, **options: Any
-) -> tuple[Array, tuple[int, ...], Truth, LogitTransform]:
-    """Check the arguments. Returns the logits, class axis last, the shape of the rows, the truth, and the `LogitTransform`."""
-    if weight is not None:
-        contract.renamed(fn, "weight", weight, "class_weight")
-    z = contract.logits(fn, logits, axis)
-    s = logit_transform(fn, temperature, softcap)
-    return z, z.shape[:-1], truth(fn, labels, z, axis, **options), s
+    *others, g = t.numbers
+    minus = t._replace(numbers=(*others, -g if isinstance(g, float) else (-g[0], *g[1:])))  # truth - prediction
+    return shaped(-fused(z, minus, s, dz)[0], z.shape[:-1]), out if out is not None else contract.from_last(dz, axis)

@@ -141,7 +141,7 @@ def entropy(logits: npt.ArrayLike, *, axis: int = -1) -> Any:
     Cost: one read and O(rows) bytes. Source: theorem `entropy_from_sums` of the derivation.
     """
     z = contract.logits("entropy", logits, axis)
-    return shaped(forward(z, entropy_truth(z, np.zeros(1)), IDENTITY, outputs=5)[3], z.shape[:-1])
+    return shaped(forward(z, entropy_truth(z, 0.0), IDENTITY, outputs=5)[3], z.shape[:-1])
 
 
 def entropy_and_grad(logits: npt.ArrayLike, *, axis: int = -1, upstream: npt.ArrayLike = 1.0) -> tuple[Any, Array]:

@@ -7,37 +7,33 @@ on the caller's memory. Only what a kernel cannot read, such as probabilities th
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
 from . import contract, kernels
 from .partials import Array
-from .truth import IDENTITY, LogitTransform, Truth, computed_in, constant, in_elements
+from .truth import IDENTITY, LogitTransform, Truth, computed_in, in_elements, same_label
 
 SCRATCH = 1 << 18  # bytes of logits in a chunk, where they cannot be used in place
 
-_UNIT = constant(1.0, 0.0, 0.0, 1.0)  # y = 1; with a label that matches no column, the gradient is softmax
+_UNIT = (1.0, 0.0, 0.0, 1.0)  # y = 1; with a label that matches no column, the gradient is softmax
 
 
 def forward(z: Array, t: Truth, s: LogitTransform, outputs: int = 2) -> Array:
     """Return what every row gives: loss and lse, [2, R], or formula.Outputs, [5, R]."""
-    result = np.empty((outputs, count(z)))
-    z = np.atleast_2d(z)
-    for i, at in chunks(z, t):
-        kernels.active().forward(z[at], *t.piece(i, z.dtype, at), s, result[:, i], None, kernels.get_num_threads())
+    result = np.empty((outputs, len(t.label)))
+    for some, (label, numbers, off), zi in chunks(z, t, result):
+        kernels.active().forward(zi, label, numbers, off, s, some, None, kernels.get_num_threads())
     return result
 
 
 def fused(z: Array, t: Truth, s: LogitTransform, dz: Array, outputs: int = 2) -> Array:
     """Write the gradient into dz, which may be z. Returns what every row gives, as `forward`."""
-    result = np.empty((outputs, count(z)))
-    z, dz = np.atleast_2d(z, dz)
-    for i, at in chunks(z, t, dz):
-        with written(dz, at) as out:
-            kernels.active().fused(z[at], *t.piece(i, z.dtype, at), s, out, result[:, i], None, kernels.get_num_threads())
+    result = np.empty((outputs, len(t.label)))
+    for some, (label, numbers, off), zi, out in chunks(z, t, result, dz):
+        kernels.active().fused(zi, label, numbers, off, s, out, some, None, kernels.get_num_threads())
     return result
 
 
@@ -46,43 +42,41 @@ def curvature(z: Array, v: Array, t: Truth, s: LogitTransform, hv: Array, gauss_
 
     With `gauss_newton`, the second derivative of the softcap is taken as 0, which gives the Gauss-Newton matrix in place of the Hessian.
     """
-    wide = computed_in(z.dtype)
-    z, v, hv = np.atleast_2d(z, v, hv)
-    for i, at in chunks(z, t, hv, v, usable=v.dtype == wide):
-        along, products = v[at].astype(wide, copy=False), np.empty((4, len(t.label[i])))
-        with written(hv, at) as out:
-            kernels.active().curvature(z[at], along, *t.piece(i, z.dtype, at), s, gauss_newton, out, products, kernels.get_num_threads())
+    wide, products = computed_in(z.dtype), np.empty((4, len(t.label)))
+    for some, (label, numbers, off), zi, out, vi in chunks(z, t, products, hv, v, usable=v.dtype == wide):
+        along, threads = vi.astype(wide, copy=False), kernels.get_num_threads()
+        kernels.active().curvature(zi, along, label, numbers, off, s, gauss_newton, out, some, threads)
 
 
 def log_softmax(z: Array, out: Array) -> None:
     """Write the logarithm of softmax into out."""
-    z, out = np.atleast_2d(z, out)
-    for _, at in chunks(z, None, out):
-        with written(out, at) as place:
-            kernels.active().log_softmax(z[at], np.ones(1), IDENTITY, place, kernels.get_num_threads())
+    for _, _, zi, found in chunks(z, softmax_truth(z), np.empty((0, 0)), out):
+        kernels.active().log_softmax(zi, np.ones(1), IDENTITY, found, kernels.get_num_threads())
 
 
-def chunks(z: Array, t: Truth | None, *others: Array, usable: bool = True) -> Iterator[tuple[slice, Any]]:
-    """Yield slices of the rows, and the index of these rows in z [*rows, C] and in arrays like it.
+def chunks(z: Array, t: Truth, result: Array, out: Array | None = None, *others: Array, usable: bool = True) -> Iterable[tuple[Any, ...]]:
+    """Yield chunks of rows: of `result` [K, R], what a kernel takes of their truth, of z [*rows, C], and of `out` and others like z.
 
-    All rows are one slice, whose index gives the arrays themselves, unless some array cannot be read where it lies: its type, or strides
-    that are no whole numbers of elements, are none that a kernel takes. Then a slice has SCRATCH bytes of logits, or one row.
+    All rows are one chunk, in the memory of the arrays themselves, unless some array cannot be read where it lies: its type, or strides
+    that are no whole numbers of elements, are none that a kernel takes. Then a chunk has SCRATCH bytes of logits, or one row, and is
+    copied; that of `out` is copied back when the next one is asked for.
     """
-    rows = count(z)
-    whole = usable and (t is None or t.usable(z.dtype)) and in_elements(z, *others)
-    step = rows if whole else max(1, SCRATCH // (z.shape[-1] * z.itemsize))
-    for first in range(0, rows, max(1, step)):
+    arrays = (z, *others) if out is None else (z, out, *others)
+    if usable and t.usable(z.dtype) and in_elements(*arrays):
+        return ((result, t.given(z.dtype), *(a if a.ndim > 1 else a[None] for a in arrays)),)
+    return _copied(result, t, out is not None, *(a if a.ndim > 1 else a[None] for a in arrays))
+
+
+def _copied(result: Array, t: Truth, written: bool, *arrays: Array) -> Iterator[tuple[Any, ...]]:
+    z = arrays[0]
+    step, rows = max(1, SCRATCH // (z.shape[-1] * z.itemsize)), count(z)
+    for first in range(0, rows, step):
         i = slice(first, min(first + step, rows))
-        yield i, ... if whole else np.unravel_index(np.arange(i.start, i.stop), z.shape[:-1])
-
-
-@contextmanager
-def written(out: Array, at: Any) -> Iterator[Array]:
-    """Give an array for the rows at this index of `out`, which is then copied there unless it is `out`."""
-    place = out if at is ... else np.empty_like(out[at], order="C")
-    yield place
-    if place is not out:
-        out[at] = place
+        at = np.unravel_index(np.arange(i.start, i.stop), z.shape[:-1])
+        some = [a[at] for a in arrays]
+        yield result[:, i], t.rows_of(i, at).given(z.dtype), *some
+        if written:
+            arrays[1][at] = some[1]
 
 
 def output(fn: str, out: Any, z: Array, axis: int, *truth: Any) -> Array:
@@ -99,17 +93,15 @@ def output(fn: str, out: Any, z: Array, axis: int, *truth: Any) -> Array:
 
 def softmax_truth(z: Array) -> Truth:
     """Return a truth with mass 1 whose label matches no class, so that the gradient is softmax, and lse that of every row."""
-    return Truth(np.broadcast_to(np.int64(kernels.NO_LABEL), count(z)), _UNIT)
+    return Truth(same_label(kernels.NO_LABEL, count(z)), _UNIT)
 
 
-def entropy_truth(z: Array, upstream: Array) -> Truth:
-    """Return a truth that is 0, with upstream gradients [R] of the entropy.
+def entropy_truth(z: Array, upstream: Array | float) -> Truth:
+    """Return a truth that is 0, with upstream gradients of the entropy, [R] or one.
 
     The largest logit is the label, so that a value near 0 keeps its digits.
     """
-    rows = np.zeros((7, count(z)))
-    rows[6] = upstream
-    return Truth(np.broadcast_to(np.int64(kernels.LARGEST), count(z)), rows)
+    return Truth(same_label(kernels.LARGEST, count(z)), (*6 * (0.0,), upstream if isinstance(upstream, float) else (1.0, upstream, None)))
 
 
 def count(z: Array) -> int:
@@ -127,5 +119,5 @@ def reduce(loss: Array, reduction: str, total: float, empty_value: float, lead: 
     if reduction == "none":
         return shaped(loss, lead)
     if reduction == "sum":
-        return loss.sum()
-    return loss.sum() / total if total else np.float64(empty_value)
+        return np.float64(kernels.total(loss))
+    return np.float64(kernels.total(loss) / total if total else empty_value)

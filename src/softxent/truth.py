@@ -22,7 +22,6 @@ import math
 import sys
 from collections.abc import Callable
 from functools import lru_cache
-from operator import getitem
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,34 +33,67 @@ BIGGEST = sys.float_info.max
 SMALLEST = 2.0**-126  # the smallest normal number of float32; the inverse of a smaller one overflows
 
 
+class Column:
+    """A number of each row: `scalar`, times the weight of the row if `by_row`, and that of its label's class if `by_class`.
+
+    With such numbers in place of weights, `row_numbers` says what a kernel has to multiply.
+    """
+
+    def __init__(self, scalar: float = 1.0, by_row: bool = False, by_class: bool = False) -> None:
+        self.scalar, self.by_row, self.by_class = scalar, by_row, by_class
+
+    def __mul__(self, other: Any) -> Column:
+        if not isinstance(other, Column):
+            return Column(self.scalar * other, self.by_row, self.by_class)
+        return Column(self.scalar * other.scalar, self.by_row or other.by_row, self.by_class or other.by_class)
+
+    __rmul__ = __mul__
+
+    def of(self, of_row: Any, of_class: Any) -> Any:
+        """Return the number for these weights, as kernels/__init__.py describes it."""
+        if not (self.by_row or self.by_class):
+            return self.scalar
+        return self.scalar, of_row if self.by_row else None, of_class if self.by_class else None
+
+
 class Truth(NamedTuple):
-    """The truth of R rows over C classes. `piece` returns what a kernel takes for some of the rows."""
+    """The truth of R rows over C classes. `given` returns what a kernel takes for some of the rows."""
 
     label: Array  # [R] int64
-    rows: Array  # [4, R] or [4, 1] float64: y, r, q, g
+    numbers: tuple[Any, ...]  # y, r, q, g: each a float, or (float, [R] or None, [C] or None), as the kernels take them
     shared: Array | None = None  # [C]: off, if it is the same for every row
     dense: Array | None = None  # [*rows, C]: probabilities, as the caller gave them
     class_weight: Array | None = None  # [C], to be applied to dense
     smoothing: float = 0.0  # to be applied to dense
     total: float = 1.0  # the sum of the rows' weights, by which a mean is divided
 
+    @property
+    def rows(self) -> Array:
+        """The numbers as an array [4, R], or [4, 1] if they are the same for all rows."""
+        return kernels.as_array(self.numbers, self.label)
+
     def piece(self, i: slice, dtype: np.dtype[Any], at: Any = None) -> tuple[Array, Array, Array | None]:
         """Return label, (y, r, q, g) and off of the rows `i`, for logits of this dtype."""
         t = self.rows_of(i, at)
         return t.label, t.rows, self.shared if self.dense is None else t._off(dtype)
 
+    def given(self, dtype: np.dtype[Any]) -> tuple[Array, Any, Array | None]:
+        """Return the same of all rows, with the numbers as the active backend takes them."""
+        return self.label, kernels.numbers(self.numbers, self.label), self.shared if self.dense is None else self._off(dtype)
+
     def rows_of(self, i: Any, at: Any = None) -> Truth:
         """Return the truth of the rows `i`; `at` is their index in arrays [*rows, C], if that is another one."""
-        rows = self.rows if self.rows.shape[1] == 1 else self.rows[:, i]
+        numbers = tuple(x if isinstance(x, float) or x[1] is None else (x[0], x[1][i], x[2]) for x in self.numbers)
         dense = None if self.dense is None else self.dense[i if at is None else at]
-        return self._replace(label=self.label[i], rows=rows, dense=dense)
+        return self._replace(label=self.label[i], numbers=numbers, dense=dense)
 
     def mass(self) -> Array:
         """Return the sum of the truth of each row, [R] float64. It is 0 in ignored rows."""
         off = 0.0 if self.shared is None else self.shared.sum(dtype=np.float64)
         if self.dense is not None:
             off = soft(self.dense.astype(np.float64), self.class_weight, self.smoothing, self.dense.shape[-1]).sum(axis=-1).reshape(-1)
-        return np.where(self.label == kernels.IGNORED, 0.0, self.rows[0] + self.rows[1] * off)
+        y, r, *_ = self.rows
+        return np.where(self.label == kernels.IGNORED, 0.0, y + r * off)
 
     def usable(self, dtype: np.dtype[Any]) -> bool:
         """Whether a kernel can read the caller's probabilities, for logits of this dtype; True if the labels are class indices."""
@@ -92,10 +124,9 @@ IDENTITY = LogitTransform()
 
 def logit_transform(fn: str, temperature: float, softcap: float | None) -> LogitTransform:
     """Check temperature and softcap. Returns their `LogitTransform`."""
-    if type(temperature) is float and temperature == 1 and softcap is None:
-        return IDENTITY
-    c = math.inf if softcap is None else contract.number(fn, "softcap", softcap, low=SMALLEST)
-    return LogitTransform(contract.number(fn, "temperature", temperature, low=SMALLEST), c)
+    number = contract.number
+    cap = math.inf if softcap is None else number(fn, "softcap", softcap, low=SMALLEST)
+    return LogitTransform(number(fn, "temperature", temperature, low=SMALLEST), cap)
 
 
 class Options(NamedTuple):
@@ -119,9 +150,67 @@ def options(
         contract.choice(fn, "reduction", reduction, contract.REDUCTIONS),
         number(fn, "label_smoothing", label_smoothing, low=0, high=1),
         number(fn, "z_loss", z_loss, low=0),
-        number(fn, "temperature", temperature, low=SMALLEST),
-        math.inf if softcap is None else number(fn, "softcap", softcap, low=SMALLEST),
+        *logit_transform(fn, temperature, softcap),
     )
+
+
+class Settled(NamedTuple):
+    """What is known of a call from its shapes, dtypes and options, which are checked."""
+
+    as_it_is: bool  # whether the logits have a dtype that the kernels take
+    probable: bool  # whether the labels are probabilities
+    classes: int
+    lead: tuple[int, ...]  # the shape of the rows
+    options: Options
+    transform: LogitTransform
+    numbers: RowNumbers  # Columns or floats; off is an array [C] if there are no weights of classes
+
+
+@lru_cache(maxsize=1024, typed=True)
+def _settled(
+    fn: str, names: contract.Names, shape: tuple[int, ...], dtype: np.dtype[Any], shape_of_labels: tuple[int, ...],
+    dtype_of_labels: np.dtype[Any], axis: int, by_class: bool, by_row: bool, *given: Any,
+) -> Settled:  # fmt: skip
+    """Check shapes, dtypes and options, those of calls before in half a microsecond."""
+    z = contract.logits(fn, _like(shape, contract.floats(fn, "logits", np.empty((), dtype)).dtype), axis)
+    o = options(fn, *given)
+    probable = contract.truth(fn, _like(shape_of_labels, dtype_of_labels), z, axis, names)[1]
+    found = columns(probable, by_class, by_row, o.label_smoothing, o.z_loss, z.shape[-1])
+    if isinstance(found.off, float):
+        off = np.full(z.shape[-1], found.off, computed_in(z.dtype))
+        off.flags.writeable = False
+        found = found._replace(off=off)
+    return Settled(z.dtype == dtype and dtype.isnative, probable, z.shape[-1], z.shape[:-1], o, LogitTransform(o.temperature, o.cap), found)
+
+
+def _like(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """Return an array of this shape and dtype that needs no memory."""
+    return np.broadcast_to(np.empty((), dtype), shape)
+
+
+def settled(*given: Any) -> Settled:
+    """Return `_settled`, which looks up what it was given before."""
+    try:
+        return _settled(*given)
+    except TypeError:  # also if an option, such as an array without axes, cannot be looked up
+        pass
+    return _settled.__wrapped__(*given)
+
+
+def problem(
+    fn: str, logits: Any, labels: Any, axis: int, class_weight: Any = None, label_smoothing: float = 0.0, ignore_index: int = -100,
+    sample_weight: Any = None, reduction: str = "none", z_loss: float = 0.0, temperature: float = 1.0, softcap: float | None = None,
+    empty_value: float = math.nan, upstream: Any = None,
+) -> tuple[Array, Truth, LogitTransform]:  # fmt: skip
+    """Check the arguments of `cross_entropy`. Returns the logits, class axis last, their `Truth` and their `LogitTransform`."""
+    z, a = contract.array(fn, "logits", logits), contract.array(fn, "labels", labels)
+    found = settled(
+        fn, contract.NUMPY, z.shape, z.dtype, a.shape, a.dtype, axis, class_weight is not None, sample_weight is not None, ignore_index,
+        reduction, label_smoothing, z_loss, temperature, softcap,
+    )  # fmt: skip
+    z = contract.to_last(z if found.as_it_is else contract.floats(fn, "logits", z), axis)
+    t = _truth(fn, contract.NUMPY, found, a, z.dtype, axis, class_weight, sample_weight, upstream, empty_value)
+    return z, t, found.transform
 
 
 def truth(
@@ -141,58 +230,59 @@ def truth(
     names: contract.Names = contract.NUMPY,
 ) -> Truth:
     """Check the labels and options of `cross_entropy` and return their `Truth`. `names` has the argument names in error messages."""
-    lead, classes = z.shape[:-1], z.shape[-1]
-    ignore_index = contract.integer(fn, "ignore_index", ignore_index)
-    contract.choice(fn, "reduction", reduction, contract.REDUCTIONS)
-    a, probable = contract.truth(fn, labels, z, axis, names)
-    e = contract.number(fn, "label_smoothing", label_smoothing, low=0, high=1)
+    a = contract.array(fn, "labels", labels)
+    found = settled(
+        fn, names, contract.from_last(z, axis).shape, z.dtype, a.shape, a.dtype, axis, class_weight is not None, sample_weight is not None,
+        ignore_index, reduction, label_smoothing, z_loss, 1.0, None,
+    )  # fmt: skip
+    return _truth(fn, names, found, a, z.dtype, axis, class_weight, sample_weight, upstream, empty_value)
+
+
+def _truth(
+    fn: str, names: contract.Names, found: Settled, a: Array, dtype: np.dtype[Any], axis: int, class_weight: Any, sample_weight: Any,
+    upstream: Any, empty_value: float,
+) -> Truth:  # fmt: skip
+    _, probable, classes, lead, o, _, (y, r, q, off, weight) = found
     w = None if class_weight is None else contract.floats(fn, "class_weight", class_weight).astype(np.float64)
     if w is not None and w.shape != (classes,):
         contract.fail(fn, "class_weight", f"have shape ({classes},), one number a class", w.shape)
-    n = math.prod(lead)
-    sample: Any = None if sample_weight is None else contract.broadcast(fn, "sample_weight", sample_weight, lead).reshape(n)
-    up: Any = 1.0
-    if upstream is not None:
-        up = contract.broadcast(fn, "upstream", upstream, lead if reduction == "none" else ()).reshape(-1)
-    penalty = contract.number(fn, "z_loss", z_loss, low=0)
+    sample = None if sample_weight is None else contract.broadcast(fn, "sample_weight", sample_weight, lead).reshape(-1)
     if type(empty_value) is not float:
         contract.broadcast(fn, "empty_value", empty_value, ())
-    if not probable:
-        top = np.iinfo(np.int64).max
-        signed = np.where(a > top, top - (ignore_index == top), a) if a.dtype == np.uint64 else a  # out of range, and not ignore_index
-        label = np.ascontiguousarray(signed, dtype=np.int64).reshape(n)
-        contract.inside(fn, names.labels, a, kernels.active().first_outside(label, classes, ignore_index), classes, ignore_index)
-        live = label != ignore_index
-        every = bool(live.all())
-        label = label if every else np.where(live, label, kernels.IGNORED)
-        return _of_indices(label, every, w, sample, e, penalty, classes, reduction, up, z.dtype)
-    # The class with the largest probability serves as a label of weight 0. A kernel keeps it apart from the sums over the other classes, so
-    # that the loss keeps its digits if that class has nearly all of the probability.
-    label, numbers = np.broadcast_to(np.int64(kernels.LARGEST), n), row_numbers(None, None, sample, 0.0, penalty, classes)
-    rows, total = _rows(n, numbers, numbers.weight, reduction, up)
-    return Truth(label, rows, None, np.atleast_2d(a), w, e, total)
+    weight = weight.of(sample, w)
+    if probable:
+        # The class with the largest probability serves as a label of weight 0. A kernel keeps it apart from the sums over the other
+        # classes, so that the loss keeps its digits if that class has nearly all of the probability.
+        label, shared, dense = same_label(kernels.LARGEST, math.prod(lead)), None, contract.to_last(a, axis) if a.ndim > 1 else a[None]
+        total = len(label) * weight if sample is None else kernels.total(sample)
+    else:
+        label, total = labelled(fn, names, a, classes, o.ignore_index, weight)
+        shared, dense = off if w is None or off is None else (w * off.scalar).astype(computed_in(dtype)), None
+    g: Any = 1.0 if o.reduction != "mean" else 1 / total if total else 0.0
+    if upstream is not None:
+        up = contract.broadcast(fn, "upstream", upstream, lead if o.reduction == "none" else ())
+        g = (g, up.reshape(-1), None) if up.ndim else g * float(up)
+    return Truth(label, (y.of(sample, w), r.of(sample, w), q.of(sample, w), g), shared, dense, w, o.label_smoothing, total)
 
 
-def _of_indices(
-    label: Array, every: bool, w: Any, sample: Any, smoothing: float, z_loss: float, classes: int, reduction: str, up: Any,
-    dtype: np.dtype[Any],
-) -> Truth:  # fmt: skip
-    """Return the truth of class indices; `every` tells that no row is ignored."""
-    numbers = row_numbers(label, w, sample, smoothing, z_loss, classes)
-    rows, total = _rows(len(label), numbers, numbers.weight if every else numbers.weight * (label >= 0), reduction, up)
-    if smoothing == 0:
-        return Truth(label, rows, total=total)
-    wide = computed_in(dtype)
-    off = _smoothed(smoothing, classes, wide.char) if w is None else numbers.off.astype(wide)
-    return Truth(label, rows, off, total=total)
+def labelled(fn: str, names: contract.Names, a: Array, classes: int, ignore_index: int, weight: Any) -> tuple[Array, float]:
+    """Check class indices. Returns them as the kernels take them, [R] int64 and IGNORED, and the sum of the weights of rows not ignored."""
+    labels, native = kernels.active().labels, a.dtype == np.int64
+    if not (native or a.dtype.isnative) or not a.flags.aligned:
+        a = a.astype(a.dtype.newbyteorder("="))
+    first, ignored, total = labels(a, classes, ignore_index, weight)
+    if first >= 0:
+        contract.outside(fn, names.labels, a, first, classes, ignore_index)
+    if not ignored and native and a.flags.c_contiguous:
+        return a if a.ndim == 1 else a.reshape(-1), total
+    label = np.empty(a.size, np.int64)
+    labels(a, classes, ignore_index, 0.0, label)
+    return label, total
 
 
-def _rows(n: int, numbers: RowNumbers, weight: Any, reduction: str, up: Any) -> tuple[Array, float]:
-    """Return y, r, q and g of the rows, and the sum of their weights."""
-    total = float(weight.sum() if isinstance(weight, np.ndarray) else weight * n)
-    scale = 1.0 if reduction != "mean" else (1 / total if total else 0.0)
-    given = (numbers.y, numbers.r, numbers.q, scale * up)
-    return constant(*given) if all(type(x) is float for x in given) else _stack(n, *given), total
+@lru_cache(maxsize=64)
+def same_label(label: int, rows: int) -> Array:
+    return np.broadcast_to(np.int64(label), rows)
 
 
 # The functions below take the arrays of any library, with the classes on the last axis.
@@ -208,6 +298,10 @@ class RowNumbers(NamedTuple):
     weight: Any  # by the sum of which, over the rows that are not ignored, a mean is divided
 
 
+def _of_label(class_weight: Any, label: Any) -> Any:
+    return class_weight[label.clip(0, len(class_weight) - 1)]
+
+
 def row_numbers(
     label: Any,
     class_weight: Any,
@@ -215,22 +309,31 @@ def row_numbers(
     smoothing: float,
     z_loss: float,
     classes: int,
-    at: Callable[[Any, Any], Any] = getitem,
+    at: Callable[[Any, Any], Any] = _of_label,
 ) -> RowNumbers:
     """Return the numbers of rows whose truth is class indices or probabilities, in the arrays of any library, classes last.
 
     label: [*rows] int64, IGNORED for ignored rows, or None where the truth is probabilities, whose off is what `soft` returns.
-    class_weight: [C], or None, which stands for ones. sample_weight: [*rows] or None. at(a, i) is a[i].
+    class_weight: [C], or None, which stands for ones. sample_weight: [*rows] or None. at(a, i) is a[i], and any number where i is no class.
     """
     sample = 1.0 if sample_weight is None else sample_weight
     q = 2 * z_loss * sample
     if label is None:
         return RowNumbers(0.0, sample, q, None, sample)
-    weight = sample if class_weight is None else sample * at(class_weight, label.clip(0, classes - 1))
+    weight = sample if class_weight is None else sample * at(class_weight, label)
     if not smoothing:
         return RowNumbers(weight, 0.0, q, None, weight)
     off = everywhere(1.0 if class_weight is None else class_weight, smoothing, classes)
     return RowNumbers((1 - smoothing) * weight, sample, q, off, weight)
+
+
+@lru_cache(maxsize=1024)
+def columns(probable: bool, by_class: bool, by_row: bool, smoothing: float, z_loss: float, classes: int) -> RowNumbers:
+    """Return `row_numbers` as Columns, so that a kernel multiplies the weights; off is a float without weights of classes."""
+    w, sample = Column(by_class=True) if by_class else None, Column(by_row=by_row)
+    y, r, q, off, weight = row_numbers(None if probable else (), w, sample, smoothing, z_loss, classes, lambda w, _: w)
+    y, r, q, weight = (x if isinstance(x, Column) else Column(x) for x in (y, r, q, weight))
+    return RowNumbers(y, r, q, off, weight)
 
 
 def everywhere(class_weight: Any, smoothing: float, classes: int) -> Any:
@@ -244,83 +347,9 @@ def soft(u: Any, class_weight: Any, smoothing: float, classes: int) -> Any:
     return u if class_weight is None else u * class_weight
 
 
-def _stack(n: int, *numbers: Any) -> Array:
-    """Return the numbers as an array [4, n], or [4, 1] if each of them is the same for all rows."""
-    each = any(isinstance(x, np.ndarray) and x.shape == (n,) for x in numbers)
-    rows = np.empty((len(numbers), n if each else 1))
-    for row, x in zip(rows, numbers, strict=True):
-        row[:] = x
-    return rows
-
-
 def in_elements(*arrays: Array) -> bool:
     """Whether a kernel can read and write these arrays where they lie: their strides are whole numbers of elements."""
     return not any(stride % a.itemsize for a in arrays for stride in a.strides)
-
-
-def frequent(
-    z: Any, labels: Any, axis: Any, class_weight: Any, smoothing: Any, ignore_index: Any, sample_weight: Any, reduction: Any, z_loss: Any,
-    temperature: Any, softcap: Any,
-) -> tuple[Array, Truth, LogitTransform] | None:  # fmt: skip
-    """Return the logits and what `truth` and `logit_transform` return, in a few microseconds, for the arguments of frequent calls.
-
-    Returns None for others. Frequent are labels in order, as the kernels take them, and options of the types that the guide uses.
-    """
-    if not (
-        type(z) is np.ndarray
-        and type(labels) is np.ndarray
-        and type(axis) is int
-        and -z.ndim <= axis < z.ndim
-        and (z.dtype.char in "fde" or z.dtype.name == "bfloat16")
-        and z.dtype.isnative
-        and in_elements(z)
-        and labels.dtype == np.int64
-        and labels.flags.c_contiguous
-        and z.size > 0
-        and type(ignore_index) is int
-        and (z.shape[axis] <= ignore_index < 2**63 or -(2**63) <= ignore_index < 0)
-        and type(smoothing) in (float, int)
-        and 0 <= smoothing <= 1
-        and type(z_loss) in (float, int)
-        and 0 <= z_loss <= BIGGEST
-        and type(temperature) in (float, int)
-        and SMALLEST <= temperature <= BIGGEST
-        and (softcap is None or (type(softcap) in (float, int) and SMALLEST <= softcap <= BIGGEST))
-        and type(reduction) is str
-        and reduction in contract.REDUCTIONS
-    ):
-        return None
-    z = contract.to_last(z, axis)
-    if labels.shape != z.shape[:-1]:
-        return None
-    n, classes, first_outside = labels.size, z.shape[-1], kernels.active().first_outside
-    label = labels = labels.reshape(n)
-    if first_outside(labels, classes, 0) >= 0:
-        if first_outside(labels, classes, ignore_index) >= 0:
-            return None
-        label = np.where(labels == ignore_index, kernels.IGNORED, labels)
-    for weights, length in ((class_weight, classes), (sample_weight, n)):
-        if weights is not None and not (type(weights) is np.ndarray and weights.dtype == np.float64 and weights.shape == (length,)):
-            return None
-    transform = IDENTITY if temperature == 1 and softcap is None else LogitTransform(temperature, math.inf if softcap is None else softcap)
-    found = _of_indices(label, label is labels, class_weight, sample_weight, smoothing, z_loss, classes, reduction, 1.0, z.dtype)
-    return (z, found, transform) if 0 < found.total < math.inf else None
-
-
-@lru_cache(maxsize=64)
-def constant(*numbers: float) -> Array:
-    """Return the numbers of a row, such as (y, r, q, g), that are the same for all rows: an array [4, 1] that cannot be written to."""
-    column = np.array([[number] for number in numbers])
-    column.flags.writeable = False
-    return column
-
-
-@lru_cache(maxsize=16)
-def _smoothed(smoothing: float, classes: int, dtype: str) -> Array:
-    """Return off for label smoothing without class weights, as an array that cannot be written to."""
-    off = np.broadcast_to(everywhere(1.0, smoothing, classes), classes).astype(dtype)
-    off.flags.writeable = False
-    return off
 
 
 def computed_in(dtype: np.dtype[Any]) -> np.dtype[Any]:

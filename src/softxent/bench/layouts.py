@@ -96,10 +96,13 @@ def numpy(quick: bool) -> dict[str, Call]:
         rng = np.random.default_rng(0)
         shape = [min(int(n), 32) if quick else int(n) for n in name.split("]")[0].strip("[").split(",")]
         z = 3 * rng.standard_normal(shape, np.float32)
-        labels, out = rng.integers(0, shape[axis], np.delete(shape, axis)), np.empty_like(z)
+        labels: Any = rng.integers(0, shape[axis], np.delete(shape, axis))
+        out = np.empty_like(z)
         options = SMALL.get(name, {})
         if "ignored" in name:
             labels[...] = -100
+        if "probabilities" in name:
+            labels = rng.dirichlet(np.ones(shape[axis]), len(z)).astype(np.float32)
         calls[name] = partial(softxent.cross_entropy_and_grad, z, labels, axis=axis, out=out, **options)
     return calls
 
@@ -108,7 +111,11 @@ SMALL: dict[str, dict[str, Any]] = {
     "[1, 10]": {},
     "[1, 10] label_smoothing": {"label_smoothing": 0.1},
     "[1, 10] class_weight": {"class_weight": np.linspace(0.5, 2, 10)},
+    "[1, 10] sample_weight": {"sample_weight": np.array([0.5])},
+    "[1, 10] z_loss": {"z_loss": 1e-4},
     "[1, 10] temperature": {"temperature": 0.7},
+    "[1, 10] softcap": {"softcap": 30.0},
+    "[1, 10] probabilities": {},
     "[1, 10] ignored": {},
 }
 

@@ -124,7 +124,8 @@ def call_of(
         total = jnp.int32(math.prod(lead)) if each is None else each.sum()
         return Call(z, label, off, y=found.y, r=found.r, q=found.q), total
     label = class_labels(fn, t, classes, given.ignore_index, check)
-    found = truth.row_numbers(label, w, each, e, given.z_loss, classes, devices.taken)
+    at = lambda a, i: devices.taken(a, i.clip(0, classes - 1))  # noqa: E731
+    found = truth.row_numbers(label, w, each, e, given.z_loss, classes, at)
     off = 0.0 if found.off is None else devices.own_classes(jnp.broadcast_to(found.off, classes), names, here).astype(wide)
     live = label != special(IGNORED, label.dtype)
     total = live.sum(dtype=jnp.int32) if isinstance(found.weight, float) else jnp.where(live, found.weight, 0.0).sum()

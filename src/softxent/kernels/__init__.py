@@ -7,7 +7,8 @@ A backend is a module with the functions of `Kernel`. They compute the equations
     label     [R] int64; one outside 0..C-1 matches no column. A row with the label IGNORED is not read, and all that it gives is 0.
               LARGEST stands for the column with the largest off of the row, if off is [*rows, C], or else for that with the largest logit
     numbers   [4, R], [7, R], [4, 1] or [7, 1] float64, formula.Numbers: y (truth at the label), r (weight of off), q (twice z-loss), and
-              the upstream gradients g (of the loss), l (lse), b (log-probability of the label) and n (entropy)
+              the upstream gradients g (of the loss), l (lse), b (log-probability of the label) and n (entropy). The compiled kernel takes
+              a tuple too, of floats or (float, [R] or None, [C] or None): their product, where [C] has a number for each label
     off       [C], [*rows, C] or None: the truth at every class, in z's dtype or in the one in which is computed
     transform (T, cap): softmax is applied to (cap / T) tanh(z / cap), or to z / T if cap is inf
     result    float64, written. [2, R]: loss and lse; [5, R]: formula.Outputs. Of `curvature`: [4, R]
@@ -69,28 +70,30 @@ class Kernel(Protocol):
     `merge` merges the sums [K, 7, R] over different columns, which it overwrites, in the order of the `pairs` [K - 1, 2] of indices (see
     shards.py), and writes what the rows give, and their parts.
 
-    `log_softmax` computes scale log yhat_k, for a scale [R] or [1] float64. `first_outside` returns the index of the first label that is
-    neither a class nor ignore_index, or -1.
+    `log_softmax` computes scale log yhat_k, for a scale [R] or [1] float64.
+
+    `labels` looks through labels of any integer type: it returns the index of the first that is neither a class nor `ignored`, or -1, how
+    many are `ignored`, and the sum of the weights of the others. `out`, [R] int64, gets the labels as the other functions take them.
     """
 
     def forward(
-        self, z: Array, label: Array, numbers: Array, off: Array | None, transform: Transform, result: Array, parts: Array | None,
+        self, z: Any, label: Array, numbers: Any, off: Array | None, transform: Transform, result: Array, parts: Array | None,
         threads: int,
     ) -> None: ...  # fmt: skip
     def backward(
-        self, z: Array, label: Array, numbers: Array, off: Array | None, transform: Transform, parts: Array, out: Array, threads: int
+        self, z: Any, label: Array, numbers: Any, off: Array | None, transform: Transform, parts: Array, out: Array, threads: int
     ) -> None: ...
     def fused(
-        self, z: Array, label: Array, numbers: Array, off: Array | None, transform: Transform, out: Array, result: Array,
+        self, z: Any, label: Array, numbers: Any, off: Array | None, transform: Transform, out: Array, result: Array,
         parts: Array | None, threads: int,
     ) -> None: ...  # fmt: skip
     def curvature(
-        self, z: Array, v: Array, label: Array, numbers: Array, off: Array | None, transform: Transform, gauss_newton: bool, out: Array,
+        self, z: Array, v: Array, label: Array, numbers: Any, off: Array | None, transform: Transform, gauss_newton: bool, out: Array,
         result: Array, threads: int,
     ) -> None: ...  # fmt: skip
     def merge(self, sums: Array, pairs: Array, label: Array, numbers: Array, result: Array, parts: Array, threads: int) -> None: ...
     def log_softmax(self, z: Array, scale: Array, transform: Transform, out: Array, threads: int) -> None: ...
-    def first_outside(self, label: Array, classes: int, ignore_index: int) -> int: ...
+    def labels(self, label: Array, classes: int, ignored: int, weight: Any, out: Array | None = None) -> tuple[int, int, float]: ...
 
 
 class Backend(NamedTuple):
@@ -176,6 +179,24 @@ def backends() -> list[Backend]:
     ]
 
 
+def numbers(given: tuple[Any, ...], label: Array) -> Any:
+    """Return numbers of rows with these labels, a tuple, as the active backend takes them."""
+    return given if active() is cpu else as_array(given, label)
+
+
+def as_array(given: tuple[Any, ...], label: Array) -> Array:
+    """Return such numbers as an array [K, R], or [K, 1] if they are the same for all rows."""
+    found = np.empty((len(given), 1 if all(isinstance(x, float) for x in given) else len(label)))
+    for row, x in zip(found, given, strict=True):
+        row[:] = reference.number(x, label)
+    return found
+
+
+def total(a: Array) -> float:
+    """Return the sum of an array [R] of float64, as NumPy computes it."""
+    return cpu.sum(a) if cpu and a.strides == (8,) else float(a.sum())
+
+
 def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
     """Return a new array in C order, with arbitrary entries. A large one uses the memory of a large array that is not used any more.
 
@@ -199,7 +220,8 @@ def get_num_threads() -> int:
 
     Initially it is the environment variable SOFTXENT_NUM_THREADS or, if that is not set, the number of cores that the process may use.
     """
-    return min(_threads, _at_most.get())
+    most = _at_most.get()
+    return most if most < _threads else _threads
 
 
 @contextmanager

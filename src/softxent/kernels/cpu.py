@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,47 +12,55 @@ if TYPE_CHECKING:
     from ..partials import Array
     from . import Transform
 
+FORWARD, BACKWARD, FUSED, CURVATURE, LOG_SOFTMAX = (
+    _kernel.OPS[name] for name in ("FORWARD", "BACKWARD", "FUSED", "CURVATURE", "LOG_SOFTMAX")
+)
+
 
 def forward(
-    z: Array, label: Array, numbers: Array, off: Array | None, transform: Transform, result: Array, parts: Array | None, threads: int
+    z: Array, label: Array, numbers: Any, off: Array | None, transform: Transform, result: Array, parts: Array | None, threads: int
 ) -> None:
-    _kernel.forward(_bits(z), label, numbers, _bits(off), transform, result, parts, threads)
+    call(FORWARD, _bits(z), -1, label, _each(numbers), _bits(off), transform, None, result, parts, threads)
 
 
-def backward(
-    z: Array, label: Array, numbers: Array, off: Array | None, transform: Transform, parts: Array, out: Array, threads: int
-) -> None:
-    _kernel.backward(_bits(z), label, numbers, _bits(off), transform, parts, _bits(out), threads)
+def backward(z: Array, label: Array, numbers: Any, off: Array | None, transform: Transform, parts: Array, out: Array, threads: int) -> None:
+    call(BACKWARD, _bits(z), -1, label, _each(numbers), _bits(off), transform, _bits(out), None, parts, threads)
 
 
 def fused(
-    z: Array, label: Array, numbers: Array, off: Array | None, transform: Transform, out: Array, result: Array, parts: Array | None,
+    z: Array, label: Array, numbers: Any, off: Array | None, transform: Transform, out: Array, result: Array, parts: Array | None,
     threads: int,
 ) -> None:  # fmt: skip
-    _kernel.fused(_bits(z), label, numbers, _bits(off), transform, _bits(out), result, parts, threads)
+    call(FUSED, _bits(z), -1, label, _each(numbers), _bits(off), transform, _bits(out), result, parts, threads)
 
 
 def curvature(
-    z: Array, v: Array, label: Array, numbers: Array, off: Array | None, transform: Transform, gauss_newton: bool, out: Array,
+    z: Array, v: Array, label: Array, numbers: Any, off: Array | None, transform: Transform, gauss_newton: bool, out: Array,
     result: Array, threads: int,
 ) -> None:  # fmt: skip
-    _kernel.curvature(_bits(z), v, label, numbers, _bits(off), transform, gauss_newton, _bits(out), result, threads)
+    call(CURVATURE, _bits(z), -1, label, _each(numbers), _bits(off), transform, _bits(out), result, None, threads, v, gauss_newton)
 
 
 def log_softmax(z: Array, scale: Array, transform: Transform, out: Array, threads: int) -> None:
-    _kernel.log_softmax(_bits(z), scale[None], transform, _bits(out), threads)
+    call(LOG_SOFTMAX, _bits(z), -1, None, _each(scale[None]), None, transform, _bits(out), None, None, threads)
 
 
 def merge(sums: Array, pairs: Array, label: Array, numbers: Array, result: Array, parts: Array, threads: int) -> None:
     _kernel.merge(sums, pairs, label, numbers, result, parts)
 
 
-first_outside = _kernel.first_outside
-isa = _kernel.isa
-quick, buffer, trim = _kernel.quick, _kernel.buffer, _kernel.trim
+call, labels, sum = _kernel.call, _kernel.labels, _kernel.sum
+isa, buffer, trim = _kernel.isa, _kernel.buffer, _kernel.trim
 xla_calls, set_xla_threads = _kernel.xla_calls, _kernel.set_xla_threads
 
 
 def _bits(a: Array | None) -> Array | None:
     """Return a bfloat16 array as uint16, because NumPy's buffer protocol has no bfloat16; other arrays as they are."""
     return a.view(np.uint16) if a is not None and a.dtype.kind == "V" else a
+
+
+def _each(numbers: Any) -> tuple[Any, ...]:
+    """Return numbers of the rows, [K, R] or [K, 1], as a tuple of K."""
+    if isinstance(numbers, tuple):
+        return numbers
+    return tuple(numbers if numbers.shape[1] > 1 else numbers[:, 0].tolist())

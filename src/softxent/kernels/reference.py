@@ -107,9 +107,24 @@ def log_softmax(z: Array, scale: Array, transform: Any, out: Array, threads: int
             out[at] = _narrow(times(by, formula.surprisal(zi, x)), out.dtype)
 
 
-def first_outside(label: Array, classes: int, ignore_index: int) -> int:
-    bad = ((label < 0) | (label >= classes)) & (label != ignore_index)
-    return int(bad.argmax()) if bad.any() else -1
+def labels(label: Array, classes: int, ignored: int, weight: Any, out: Array | None = None) -> tuple[int, int, float]:
+    none = label == ignored
+    bad = (((label < 0) | (label >= classes)) & ~none).reshape(-1)
+    found = np.where(none, IGNORED, label.astype(np.int64)).reshape(-1)
+    if out is not None:
+        out[:] = found
+    of_rows = number(weight, found)
+    total = float(np.where(found == IGNORED, 0.0, of_rows).sum()) if isinstance(of_rows, np.ndarray) else of_rows * (~none).sum()
+    return int(bad.argmax()) if bad.any() else -1, int(none.sum()), float(total)
+
+
+def number(given: Any, label: Array) -> Any:
+    """Return a number of the rows: a float, or (float, [R] or None, [C] or None), the product of these, for rows of these labels."""
+    if isinstance(given, float):
+        return given
+    scalar, of_row, of_class = given
+    each = of_row if of_class is None else of_class[label.clip(0, len(of_class) - 1)] * (1.0 if of_row is None else of_row)
+    return scalar * each
 
 
 def _chunks(z: Array) -> Iterator[tuple[slice, Any]]:

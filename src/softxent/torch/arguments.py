@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import contract, truth
+from .. import contract, kernels, truth
 from ..contract import fail
 from ..kernels import IGNORED, LARGEST
 from ..truth import Options as Options
@@ -24,14 +24,10 @@ from .compute import plain as plain
 from .operators import differentiated
 from .sharded_operators import Shards, most_probable, my_columns
 
-RANGES = (
-    (0, 1),
-    (0, truth.BIGGEST),
-    (truth.SMALLEST, truth.BIGGEST),
-    (truth.SMALLEST, math.inf),
-)  # label_smoothing, z_loss, temperature, cap
-NUMBERS = (float, int)
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+MOST_PROBABLE = cpu.record(torch.full((), LARGEST, device="cpu"))
 
 
 class Truth(NamedTuple):
@@ -88,72 +84,92 @@ def truth_of(
     return Truth(label, _number(found.y, device), _number(found.r, device), _number(found.q, device), off), total
 
 
-class QuickNumbers(NamedTuple):
-    """What `cpu.quick` takes, if the numbers y, r and q are the same for all rows except for factors."""
+class Settled(NamedTuple):
+    """What is known of a call from its shapes, dtypes and options, which are checked."""
 
-    numbers: tuple[float, ...]  # y, r, q, temperature and cap
-    factors: Tensor | None  # of y by class
-    sample: Tensor | None  # factors of y, r and q by row
-    off: Tensor | None
-
-
-def quick_numbers(z: Tensor, target: Tensor, weight: Tensor | None, sample: Tensor | None, options: Any) -> QuickNumbers | None:
-    """Return the truth of logits as `cpu.quick` takes it.
-
-    Returns None if a tensor or an option is none that the most frequent calls have, or if one is not allowed.
-    """
-    ignore_index, reduction, e, z_loss, temperature, cap = options
-    whole = type(ignore_index) is int and -(2**63) <= ignore_index < 2**63
-    if not whole or type(reduction) is not str or not all(type(x) in NUMBERS for x in (e, z_loss, temperature, cap)):
-        return None
-    axis, probable, wide = cpu.class_axis(z), target.is_floating_point(), compute.compute_dtype(z)
-    classes = z.shape[axis]
-    if not classes:
-        return None
-    found = _same_for_all_rows(reduction, e, z_loss, temperature, cap, classes, probable, wide)
-    if found is None or (weight is None and sample is None and not probable):
-        return found
-    if probable and (ignore_index >= 0 or target.shape != z.shape or not target.data_ptr() or differentiated(target)):
-        return None
-    off, factors = found.off, None
-    if sample is not None:
-        if not _constant(sample, cpu.rows_shape(z)):
-            return None
-        sample = cpu.in_memory(sample).double()
-    if weight is not None:
-        if not _constant(weight, z.shape[axis : axis + 1]):
-            return None
-        factors = cpu.in_memory(weight).double().contiguous()
-        off = None if off is None else truth.everywhere(factors, e, classes).to(wide)
-    if probable:
-        off = target if target.dtype == z.dtype and weight is None and not e else _soft(target, factors, e, axis, wide, classes)
-        factors = None
-    return QuickNumbers(found.numbers, factors, sample, off)
+    axis: int  # of the classes
+    options: Options
+    transform: tuple[float, float]
+    mean: bool
+    losses: bool  # whether the losses are not reduced
+    numbers: truth.RowNumbers | None  # Columns; off is the record of a tensor [C] if there are no weights of classes
+    scalars: tuple[float, ...] | None = None  # y, r, q and the weight, if they are the same for all rows
 
 
-def _constant(t: Tensor, shape: tuple[int, ...]) -> bool:
-    """Whether this is an ordinary tensor of real numbers of this shape on the CPU, in memory, by which nothing is differentiated."""
-    return plain(t) and t.shape == shape and t.is_cpu and t.data_ptr() != 0 and not t.is_complex() and not differentiated(t)
-
-
-@lru_cache(maxsize=256)
-def _same_for_all_rows(
-    reduction: str, e: float, z_loss: float, temperature: float, cap: float, classes: int, probable: bool, wide: torch.dtype
-) -> QuickNumbers | None:
-    """Return the truth without weights of classes and rows."""
-    allowed = all(
-        low <= x <= min(high, truth.BIGGEST) or x == high for x, (low, high) in zip((e, z_loss, temperature, cap), RANGES, strict=True)
+@lru_cache(maxsize=1024, typed=True)
+def _settled(
+    fn: str, input: torch.Size, dtype: torch.dtype, target: torch.Size, dtype_of_target: torch.dtype, weight: Kind | None,
+    sample: Kind | None, *given: Any,  # the options
+) -> Settled:  # fmt: skip
+    """Check shapes, dtypes and options, those of calls before in half a microsecond."""
+    z, t, w, s = (
+        None if kind is None else torch.empty(kind[0], dtype=kind[1], device="meta")
+        for kind in ((input, dtype), (target, dtype_of_target), weight, sample)
     )
-    if not allowed or reduction not in contract.REDUCTIONS:
-        return None
-    y, r, q, off, _ = truth.row_numbers(None if probable else (), None, None, e, z_loss, classes)
-    everywhere = None if off is None else torch.full((classes,), off, dtype=wide, device="cpu")
-    return QuickNumbers((float(y), float(r), float(q), float(temperature), float(cap)), None, None, everywhere)
+    assert z is not None and t is not None
+    axis = class_axis(fn, z, t, w, s, given[0])
+    o, classes = options(fn, *given), z.shape[axis]
+    numbers = truth.columns(t.is_floating_point(), w is not None, s is not None, o.label_smoothing, o.z_loss, classes)
+    if isinstance(numbers.off, float):
+        everywhere = torch.full((classes,), numbers.off, dtype=compute.compute_dtype(z), device="cpu")
+        numbers = numbers._replace(off=cpu.record(everywhere))
+    y, r, q, _, total = numbers
+    return checked(axis, o)._replace(numbers=numbers, scalars=None if w is not s else (y.scalar, r.scalar, q.scalar, total.scalar))
+
+
+Kind = tuple[torch.Size, torch.dtype]
+
+
+def checked(axis: int, o: Options) -> Settled:
+    """Return what is known of a call whose truth is one of tensors."""
+    return Settled(axis, o, (o.temperature, o.cap), o.reduction == "mean", o.reduction == "none", None)
+
+
+def settled(fn: str, input: Tensor, target: Tensor, weight: Tensor | None, sample: Tensor | None, *given: Any) -> Settled:
+    """Return `_settled` for dense tensors of a CPU, which looks up what it was given before."""
+    by_class, by_row = None if weight is None else (weight.shape, weight.dtype), None if sample is None else (sample.shape, sample.dtype)
+    try:
+        return _settled(fn, input.shape, input.dtype, target.shape, target.dtype, by_class, by_row, *given)
+    except TypeError:  # also if an option cannot be looked up
+        pass
+    return _settled.__wrapped__(fn, input.shape, input.dtype, target.shape, target.dtype, by_class, by_row, *given)
+
+
+def truth_of_constants(
+    fn: str, z: Tensor, target: Tensor, weight: Tensor | None, sample: Tensor | None, s: Settled
+) -> tuple[cpu.Record, int | None, Any, Any, Any, cpu.Record | None, float]:
+    """Return `truth_of` for the compiled kernel, which multiplies the weights, if nothing is differentiated by them or probabilities.
+
+    Returns label, the label of ignored rows if there are any, y, r, q and off as it takes them, and the sum of the rows' weights.
+    """
+    axis, o, _, _, _, numbers, scalars = s
+    assert numbers is not None
+    classes, off = z.shape[axis], numbers.off
+    if scalars is None:
+        lead = z.shape[:axis] + z.shape[axis + 1 :]
+        each = None if sample is None else cpu.given(sample if sample.shape == lead else sample.expand(lead))
+        table = None if weight is None else cpu.given(weight)
+        y, r, q, of_total = numbers.y.of(each, table), numbers.r.of(each, table), numbers.q.of(each, table), numbers.weight.of(each, table)
+    else:
+        y, r, q, of_total = scalars
+    if target.is_floating_point():
+        label, e, wide = MOST_PROBABLE, o.label_smoothing, compute.compute_dtype(z)
+        total = float(z.numel() // classes) if sample is None else compute.summed(sample.double().expand(lead)).item()
+        if target.dtype not in (z.dtype, wide) or weight is not None or e:
+            target = _soft(target, None if weight is None else weight.double(), e, axis, wide, classes)
+        return label, None, y, r, q, cpu.record(target), total
+    label = cpu.record(target)
+    first, count, total = kernels.cpu.labels(label, classes, o.ignore_index, of_total)
+    if first >= 0:
+        operators.check_labels(fn, target, classes, o.ignore_index)
+    if isinstance(off, truth.Column) and weight is not None:
+        off = cpu.record((weight.double() * off.scalar).to(compute.compute_dtype(z)))
+    return label, o.ignore_index if count else None, y, r, q, off, total
 
 
 def _at(t: Tensor, i: Tensor) -> Tensor:
     """Return t[i] for a vector t. Indexing would wait for the value of an i without axes, and its derivative has no batches."""
-    return t.gather(0, i.reshape(-1)).reshape(i.shape)
+    return t.gather(0, i.reshape(-1).clamp(0, len(t) - 1)).reshape(i.shape)
 
 
 def _number(x: Tensor | float, device: torch.device) -> Tensor:

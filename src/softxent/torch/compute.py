@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch.nn import Parameter
 
 from .. import contract, kernels
 from ..kernels import reference
+from ..shared import OPS as CODES
 from . import arrays as arrays  # registers the functions with which formula.py computes on tensors
 from . import cpu
 
@@ -31,9 +32,10 @@ except ImportError as error:
 else:
     missing = ""
 
+OPS = {name.lower(): code for name, code in CODES.items()}
 NAMES: dict[str, Any] = {"formula": reference, **({"triton": triton} if triton else {})}
 SCRATCH, SCRATCH_ON_A_GPU = 1 << 21, 1 << 27  # bytes of logits in a chunk, where the strides or types are none that a kernel takes
-PLAIN = (Tensor, Parameter)
+PLAIN, STRIDED = (Tensor, Parameter), torch.strided
 _forced: str | None = None  # not a ContextVar, because the threads of autograd must see it
 _warned = False
 
@@ -89,6 +91,48 @@ def call(function: str, *arguments: Any) -> None:
     getattr(backend(z), function)(*arguments, cpu.threads())
 
 
+def native(z: Tensor) -> bool:
+    """Whether the backend for this tensor is the compiled kernel."""
+    return z.is_cpu and _forced is None and cpu.native()
+
+
+def run(
+    op: str, z: Tensor, axis: int, label: Tensor | None, given: Sequence[Any], off: Tensor | None, transform: tuple[float, float], *,
+    out: Tensor | None = None, result: Sequence[Tensor | None] = (), parts: Tensor | None = None, v: Tensor | None = None,
+) -> Any:  # fmt: skip
+    """Call a function of the backend for all rows. `result` are tensors [*lead] for what the rows give, or None for those not wanted.
+
+    The numbers `given` are tensors, [*lead] or 0-dim, or None for 0. Returns the sum of the losses.
+    """
+    wide = compute_dtype(z)
+    if off is not None and off.shape != z.shape:
+        off = off.to(wide).contiguous()
+    if native(z) and (off is None or off.dtype in (z.dtype, wide)) and (v is None or v.dtype == wide):
+        z_, label_, off_, out_, parts_, v_ = (None if t is None else cpu.record(t) for t in (z, label, off, out, parts, v))
+        rows = tuple(None if t is None else cpu.record(t) for t in result)
+        numbers_ = tuple(map(cpu.given, given))
+        return kernels.cpu.call(OPS[op], z_, axis, label_, numbers_, off_, transform, out_, rows, parts_, cpu.threads(), v_)[0]
+    _, n = shape_of_rows(z, axis)
+    by, label = numbers(n, *given), label if label is None else label.reshape(n)
+    found = new((4 if op == "curvature" else max(2, len(result)), n), z)
+    for i, zi, offi, *others in row_chunks(axis, z, off, v, out=out):
+        some, part = found[:, i], parts if parts is None else parts[:, i]
+        if label is None:
+            call(op, zi, cut(by, i)[0], transform, *others)
+            continue
+        of_rows = (label[i], cut(by, i), offi, transform)
+        if op == "curvature":
+            call(op, zi, others[0], *of_rows, False, others[1], some)
+        elif op == "backward":
+            call(op, zi, *of_rows, part, *others)
+        else:
+            call(op, zi, *of_rows, *others, some, part)
+    for t, row in zip(result, found, strict=False):
+        if t is not None:
+            t.copy_(row.view(t.shape))
+    return found[0].sum() if op in ("forward", "fused") else 0.0
+
+
 # ---- what the operators compute ----
 
 
@@ -96,57 +140,41 @@ def rows(
     z: Tensor, label: Tensor, y: Tensor, r: Tensor, q: Tensor, off: Tensor | None, axis: int, temperature: float, cap: float, more: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return loss, lse and, if `more`, the log-probability of the label, the entropy, and whether the label is a most probable class."""
-    lead, n = shape_of_rows(z, axis)
-    result = new((5 if more else 2, n), z)
-    label, given = label.reshape(n), numbers(n, y, r, q, None)
-    for i, zi, offi in row_chunks(axis, z, off):
-        call("forward", zi, label[i], cut(given, i), offi, (temperature, cap), result[:, i], None)
-    found = [t.clone() for t in result.view(len(result), *lead)]  # not views of one tensor, which forward mode restricts
+    lead, _ = shape_of_rows(z, axis)
+    found = [new(lead, z) for _ in range(5 if more else 2)]
+    run("forward", z, axis, label, (y, r, q, None), off, (temperature, cap), result=found)
     loss, lse, logprob, entropy, correct = found if more else (*found, *(new((0,), z) for _ in range(3)))
     return loss, lse, logprob, entropy, correct != 0
 
 
-def fused(
+def gradient(
     z: Tensor, label: Tensor, y: Tensor, r: Tensor, q: Tensor, off: Tensor | None,
     g: Tensor | None, l: Tensor | None, b: Tensor | None, n: Tensor | None,  # noqa: E741
     axis: int, temperature: float, cap: float,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Return the loss of each row, [R], and the gradient of the logits, for the upstream gradients of loss, lse, log-probability and
-    entropy. None stands for 0."""
-    _, rows = shape_of_rows(z, axis)
-    dz, result = cpu.like(z), new((2, rows), z)
-    label, given = label.reshape(rows), numbers(rows, y, r, q, g, l, b, n)
-    for i, zi, offi, out in row_chunks(axis, z, off, out=dz):
-        call("fused", zi, label[i], cut(given, i), offi, (temperature, cap), out, result[:, i], None)
-    return result[0], dz
-
-
-def gradient(*arguments: Any) -> Tensor:
-    """Return the gradient alone. The arguments are those of `fused`."""
-    return fused(*arguments)[1]
+) -> Tensor:  # fmt: skip
+    """Return the gradient of the logits, for the upstream gradients of loss, lse, log-probability and entropy. None stands for 0."""
+    dz = cpu.like(z)
+    run("fused", z, axis, label, (y, r, q, g, l, b, n), off, (temperature, cap), out=dz)
+    return dz
 
 
 def curvature(z: Tensor, v: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return the derivative of `gradient` along v, and of each row mean, v_t - mean, sum_k off_k (v_k - mean) and that of the entropy.
 
-    The other arguments are those of `fused`, label to cap.
+    The other arguments are those of `gradient`, label to cap.
     """
     label, y, r, q, off, g, l, b, n, axis, *transform = others  # noqa: E741
-    lead, rows = shape_of_rows(z, axis)
-    hv, result = cpu.like(z), new((4, rows), z)
+    hv, found = cpu.like(z), [new(shape_of_rows(z, axis)[0], z) for _ in range(4)]
     n = torch.zeros_like(q) if n is None else n  # the kernel computes the derivative of the entropy only if it is given this number
-    label, given = label.reshape(rows), numbers(rows, y, r, q, g, l, b, n)
-    for i, zi, offi, vi, out in row_chunks(axis, z, off, v, out=hv):
-        call("curvature", zi, vi, label[i], cut(given, i), offi, tuple(transform), False, out, result[:, i])
-    mean, at_label, by_off, dentropy = result.view(len(result), *lead)
+    run("curvature", z, axis, label, (y, r, q, g, l, b, n), off, tuple(transform), out=hv, result=found, v=v)
+    mean, at_label, by_off, dentropy = found
     return hv, mean, at_label, by_off, dentropy
 
 
 def log_softmax(z: Tensor, scale: Tensor, axis: int, temperature: float, cap: float) -> Tensor:
     """Return scale log softmax(z), for a scale of each row."""
-    out, by = cpu.like(z), numbers(shape_of_rows(z, axis)[1], scale)
-    for i, zi, _, oi in row_chunks(axis, z, None, out=out):
-        call("log_softmax", zi, cut(by, i)[0], (temperature, cap), oi)
+    out = cpu.like(z)
+    run("log_softmax", z, axis, None, (scale,), None, (temperature, cap), out=out)
     return out
 
 
@@ -177,6 +205,16 @@ def readable(*tensors: Tensor) -> bool:
 def traced() -> bool:
     """Whether a tracer records operators: torch.jit.trace, or a mode such as that of make_fx."""
     return torch._C._is_tracing() or torch._C._len_torch_dispatch_stack() > 0
+
+
+def direct(*tensors: Tensor) -> bool:
+    """Whether these are plain, and dense tensors of a CPU with memory, whose backend is the compiled kernel."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or traced() or forward_ad._current_level >= 0:
+        return False
+    for t in tensors:
+        if type(t) not in PLAIN or not t.is_cpu or t.layout is not STRIDED or not t.data_ptr():
+            return False
+    return _forced is None and kernels.active() is kernels.cpu
 
 
 def plain(*tensors: Tensor) -> bool:
@@ -212,7 +250,7 @@ def shape_of_rows(z: Tensor, axis: int) -> tuple[list[int], int]:
     return lead, math.prod(lead)
 
 
-def new(shape: tuple[int, ...], like: Tensor) -> Tensor:
+def new(shape: Sequence[int], like: Tensor) -> Tensor:
     return torch.empty(shape, dtype=torch.float64, device=like.device)
 
 

@@ -15,15 +15,18 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn import Module
 
+from .. import kernels
 from ..contract import fail, renamed, shown
+from ..shared import SMALL_CALL
 from . import arguments, compute, cpu, distributed, operators
 from .arguments import FLOATS, plain, tensor
-from .cpu import NOTHING
 from .operators import no_labels
 from .sharded_operators import sharded_log_softmax, sharded_rows
 
 FN = "cross_entropy"
 FLOAT32 = torch.finfo(torch.float32).max
+FORWARD, BACKWARD, FUSED = (compute.OPS.get(name, -1) for name in ("forward", "backward", "fused"))
+NOTHING: tuple[Any, ...] = ()
 ONLY_LOSS = (False,) * 4  # the outputs that are wanted: lse, log-probability, entropy, correct
 
 
@@ -106,26 +109,23 @@ def cross_entropy(
     wanted = ONLY_LOSS
     if return_lse or return_logprobs or return_entropy or return_correct:
         wanted = (return_lse, return_logprobs, return_entropy, return_correct)
+    given = (ignore_index, reduction, label_smoothing, z_loss, temperature, softcap)
+    others: tuple[Tensor, ...] = ()
+    if weight is not None or sample_weight is not None:
+        others = tuple(t for t in (weight, sample_weight) if t is not None)
+    if group is None and compute.direct(input, target, *others) and not (return_logprobs and target.is_floating_point()):
+        if not (others or target.requires_grad) or not operators.differentiated(target, *others):
+            settled = arguments.settled(FN, input, target, weight, sample_weight, *given)
+            return _result(input, Given(target, weight, sample_weight, settled, wanted))
     eager = plain(input, target)
     if group is not None or (not eager and distributed.is_dtensor(input, target)):
-        options = (ignore_index, reduction, label_smoothing, z_loss, temperature, softcap)
-        return _distributed(input, target, weight, sample_weight, options, wanted, check, group, first_class)
-    endless = type(softcap) is float and math.isinf(softcap)  # is refused, although the kernels take inf for no softcap
-    if eager and not endless:
-        cap = math.inf if softcap is None else softcap
-        given = _quickly(input, target, weight, sample_weight, (ignore_index, reduction, label_smoothing, z_loss, temperature, cap), wanted)
-        if given is not None:
-            found = _quick(input, given)
-            if found is not None:
-                return _result(input, found, given)
+        return _distributed(input, target, weight, sample_weight, given, wanted, check, group, first_class)
     axis = arguments.class_axis(FN, input, target, weight, sample_weight, ignore_index)
-    options = arguments.options(FN, ignore_index, reduction, label_smoothing, z_loss, temperature, softcap)
+    options = arguments.options(FN, *given)
     if check and not input.is_cpu and not target.is_floating_point():
         operators.check_labels(FN, target, input.shape[axis], options.ignore_index)
-    others = [t for t in (weight, sample_weight) if t is not None]
     if eager and not any(wanted) and plain(*others) and not operators.differentiated(target, *others):
-        given = Given(target, weight, sample_weight, axis, options, wanted, None)
-        return _result(input, _computed(input, given), given)
+        return _result(input, Given(target, weight, sample_weight, arguments.checked(axis, options), wanted))
     if return_logprobs and target.is_floating_point():
         fail(FN, "return_logprobs", "be False where the target is probabilities", True)
     truth, total = arguments.truth_of(FN, input, target, weight, sample_weight, axis, options)
@@ -164,8 +164,8 @@ def _distributed(
     of_truth = [t for t in (target, weight, sample) if t is not None]
     if shards is None and reduction != "none" and not any(wanted) and plain(input, *of_truth) and not operators.differentiated(*of_truth):
         divisor = truth.y.new_ones(()) if total is None else distributed.whole_sum(total, place).to_local()
-        part = Given(target, weight, sample, axis, options, ONLY_LOSS, None, divisor)
-        loss = distributed.whole_sum(_result(input, _computed(input, part, (truth, divisor)), part), place)
+        part = Given(target, weight, sample, arguments.checked(axis, options), ONLY_LOSS, divisor)
+        loss = distributed.whole_sum(_result(input, part, (truth, divisor)), place)
         return loss.to(arguments.result_dtype(input))
     transform, more = (options.temperature, options.cap), any(wanted[1:])
     if shards is None:
@@ -216,25 +216,24 @@ class CrossEntropyLoss(Module):
 
 
 class Given(NamedTuple):
-    """The arguments of `cross_entropy`, except for the logits."""
+    """The arguments of `cross_entropy`, except for the logits, for `CrossEntropy`."""
 
     target: Tensor
     weight: Tensor | None
     sample: Tensor | None
-    axis: int  # of the classes
-    options: Any  # Options, or a tuple of the same, not checked
+    settled: arguments.Settled
     wanted: tuple[bool, ...]  # lse, log-probability, entropy, correct
-    quick: arguments.QuickNumbers | None  # the truth, if `cpu.quick` can be called
     divisor: Tensor | None = None  # if these are the rows of one of several processes, what the sum is divided by; the loss is float64
 
 
 # What is computed in the forward pass: the loss and, if they are wanted, lse, log-probability and entropy; the number of correct rows; the
 # gradient of a reduced loss; and the partial sums of the rows [7, N], if there are such outputs, for the backward pass.
-Found = tuple[Sequence[Tensor | None], int, Tensor | None, Tensor | None]
+Found = tuple[Sequence[Tensor | None], Any, Tensor | None, Tensor | None]
 
 
-def _result(input: Tensor, found: Found, given: Given) -> Any:
+def _result(input: Tensor, given: Given, known: tuple[arguments.Truth, Any] | None = None) -> Any:
     """Return what `cross_entropy` returns, with the function of autograd if there is something to differentiate."""
+    found = _computed(input, given, known)
     outputs: Any = found[0]
     if input.requires_grad and torch.is_grad_enabled():
         outputs = _differentiable(input, found, given)
@@ -247,46 +246,56 @@ def _result(input: Tensor, found: Found, given: Given) -> Any:
     return Result(loss, lse, entropy, logprobs, correct)
 
 
-def _quickly(
-    input: Tensor, target: Tensor, weight: Tensor | None, sample: Tensor | None, options: tuple[Any, ...], wanted: tuple[bool, ...]
-) -> Given | None:
-    """Return the arguments of the most frequent calls, for `_quick`; None for others."""
-    if not (input.is_cpu and target.is_cpu and input.ndim) or compute.forced() is not None:
-        return None
-    if wanted[1] and target.is_floating_point():
-        return None
-    quick = arguments.quick_numbers(input, target, weight, sample, options)
-    return None if quick is None else Given(target, weight, sample, cpu.class_axis(input), options, wanted, quick)
-
-
-def _quick(input: Tensor, given: Given, parts: Tensor | None = None, upstream: Sequence[Tensor | None] | None = None) -> Found | None:
-    """As `_computed`, with one call of `cpu.quick`, or None. With `upstream`, the gradient is that for these gradients of the outputs."""
-    target, _, _, _, options, wanted, numbers, _ = given
+def _computed(input: Tensor, given: Given, known: tuple[arguments.Truth, Any] | None = None) -> Found:
+    """Return the loss and, computed in the same pass, its gradient if `_with_gradient`. `known` is what `_truth_of` gives, if anything."""
+    target, weight, sample, settled, wanted, _ = given
+    axis, _, transform, mean, losses, numbers, _ = settled
     if numbers is None:
-        return None
-    ignored, mean = options[0], options[1] == "mean"
-    if upstream is not None:
-        found = cpu.quick(input, target, ignored, *numbers, mean, NOTHING, True, False, parts, upstream)
-        return None if found is None else ((), 0, found[3], None)
-    losses = options[1] == "none"
-    dtype = arguments.result_dtype(input)
-    more = wanted is not ONLY_LOSS and any(wanted[:3])
-    if losses or more:
-        keep_parts = more and input.requires_grad and torch.is_grad_enabled()
-        found = cpu.quick(input, target, ignored, *numbers, mean, (losses, *wanted), False, keep_parts)
-        if found is None:
-            return None
-        loss, correct, rows, _, parts = found
-        outputs = [None if t is None else t.to(dtype) for t in rows]
-        if not losses:
-            outputs[0] = _number(loss, dtype)
-        return outputs, correct, None, parts
-    counted = NOTHING if wanted is ONLY_LOSS else (*NOTHING[:4], True)
-    found = cpu.quick(input, target, ignored, *numbers, mean, counted, _with_gradient(input, given), False)
-    if found is None:
-        return None
-    loss, correct, _, dz, _ = found
-    return (_number(loss, dtype), None, None, None), correct, dz, None
+        return _computed_by_tensors(input, given, *(known or _truth_of(input, given)))
+    label, ignored, y, r, q, off, total = arguments.truth_of_constants(FN, input, target, weight, sample, settled)
+    g = 1.0 if not mean else 1 / total if total else 0.0
+    dtype, threads, result = arguments.result_dtype(input), 1 if input.numel() < SMALL_CALL else cpu.threads(), NOTHING
+    dz = parts = None
+    if losses or wanted is not ONLY_LOSS:
+        lead, wide = input.shape[:axis] + input.shape[axis + 1 :], torch.float32 if input.dtype == torch.float32 else torch.float64
+        outputs = [torch.empty(lead, dtype=wide, device="cpu") if want else None for want in (losses, *wanted)]
+        result = tuple(None if t is None else cpu.record(t) for t in outputs)
+    if losses or (result and any(wanted[:3])):
+        if any(wanted[:3]) and input.numel() >= SMALL_CALL and input.requires_grad and torch.is_grad_enabled():
+            parts = compute.new((7, input.numel() // input.shape[axis]), input)
+    elif _with_gradient(input, given):
+        dz = cpu.like(input)
+    of_dz, of_parts = None if dz is None else cpu.record(dz), None if parts is None else cpu.record(parts)
+    loss, correct = kernels.cpu.call(
+        FORWARD if dz is None else FUSED, cpu.record(input), axis, label, (y, r, q, g), off, transform, of_dz, result, of_parts, threads,
+        ignored=ignored,
+    )  # fmt: skip
+    if not losses:
+        if mean:
+            loss = loss / total if total else math.nan
+        reduced = _number(loss, dtype)
+        if not result:
+            return (reduced, None, None, None), correct, dz, parts
+    found = [t if t is None else t.to(dtype) for t in outputs[:4]]
+    return found if losses else [reduced, *found[1:]], correct, dz, parts
+
+
+def _computed_by_tensors(input: Tensor, given: Given, truth: arguments.Truth, total: Tensor | None) -> Found:
+    axis, options, transform, *_ = given.settled
+    losses = compute.new(compute.shape_of_rows(input, axis)[0], input)
+    dz = cpu.like(input) if _with_gradient(input, given) else None
+    label, y, r, q, off = truth
+    g = y.new_ones(()) if total is None else torch.where(total == 0, 0.0, 1 / total)
+    compute.run("forward" if dz is None else "fused", input, axis, label, (y, r, q, g), off, transform, out=dz, result=(losses,))
+    dtype = arguments.result_dtype(input) if given.divisor is None else torch.float64
+    return (arguments.reduced(losses, options.reduction, total, dtype),), 0, dz, None
+
+
+def _truth_of(input: Tensor, given: Given) -> tuple[arguments.Truth, Tensor | None]:
+    """Return the truth of the rows, and what the sum of their losses is divided by."""
+    axis, options, *_ = given.settled
+    truth, total = arguments.truth_of(FN, input, given.target, given.weight, given.sample, axis, options)
+    return truth, total if given.divisor is None else given.divisor
 
 
 def _number(x: float, dtype: torch.dtype) -> Tensor:
@@ -295,35 +304,12 @@ def _number(x: float, dtype: torch.dtype) -> Tensor:
     return torch.scalar_tensor(x, dtype=dtype, device="cpu")
 
 
-def _computed(input: Tensor, given: Given, known: tuple[arguments.Truth, Tensor | None] | None = None) -> Found:
-    """Return the loss and its gradient, if `_with_gradient`, computed in the same pass. `known` is what `_truth_of` gives, if anything."""
-    found = _quick(input, given)
-    if found is not None:
-        return found
-    axis, options = given.axis, given.options
-    truth, total = known or _truth_of(input, given)
-    transform = (options.temperature, options.cap)
-    if _with_gradient(input, given):
-        one = truth.y.new_ones(())
-        losses, dz = compute.fused(input, *truth, one if total is None else _inverse(total), None, None, None, axis, *transform)
-    else:
-        losses, dz = compute.rows(input, *truth, axis, *transform, False)[0], None
-    dtype = arguments.result_dtype(input) if given.divisor is None else torch.float64
-    return (arguments.reduced(losses, options.reduction, total, dtype),), 0, dz, None
-
-
-def _truth_of(input: Tensor, given: Given) -> tuple[arguments.Truth, Tensor | None]:
-    """Return the truth of the rows, and what the sum of their losses is divided by."""
-    truth, total = arguments.truth_of(FN, input, given.target, given.weight, given.sample, given.axis, given.options)
-    return truth, total if given.divisor is None else given.divisor
-
-
 def _with_gradient(input: Tensor, given: Given) -> bool:
     """Whether the gradient is computed in the forward pass.
 
     That of float16 is not, because an upstream gradient, which a loss scaler makes large, could not bring back what is rounded to 0.
     """
-    return input.requires_grad and torch.is_grad_enabled() and given.options[1] != "none" and input.dtype != torch.float16
+    return input.requires_grad and torch.is_grad_enabled() and not given.settled.losses and input.dtype != torch.float16
 
 
 class CrossEntropy(Function):
@@ -344,26 +330,33 @@ class CrossEntropy(Function):
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
         input, target, weight, sample, dz, parts = ctx.saved_tensors
         g, batched, once = grads[0], operators.batched_by_autograd(*grads), not torch.is_grad_enabled()
-        known, given = None, Given(target, weight, sample, *ctx.given)
+        known = None
         if dz is not None and g is not None and not batched:
             first = operators.first_backward(ctx)
             if not (first and once):
                 _unchanged(ctx.of_weights, input, target, weight, sample)
-            # an in-place change of the result is not one of the saved dz
-            known = compute.scaled(dz.data if first else _again(input, given), g.detach())
+                dz = dz if first else _again(input, Given(target, weight, sample, *ctx.given))
+            known = compute.scaled(dz.data, g.detach())  # an in-place change of the result is not one of the saved dz
             if once:
                 return known, None, None
-        if once and not batched:
-            found = _quick(input, given, parts, grads)
-            if found is not None:
-                return found[2], None, None
+        given = Given(target, weight, sample, *ctx.given)
         _unchanged(ctx.of_weights, input, target, weight, sample)
-        options = arguments.Options(*given.options)
-        truth, total = _truth_of(input, given._replace(options=options))
+        axis, _, transform, mean, _, numbers, _ = given.settled
+        if once and not batched and numbers is not None:
+            label, ignored, y, r, q, off, weights = arguments.truth_of_constants(FN, input, target, weight, sample, given.settled)
+            dz = cpu.like(input)
+            of_loss: Any = (g.item() / weights if weights else 0.0) if g is not None and mean else g
+            up = map(cpu.given, (of_loss, *grads[1:]))
+            kernels.cpu.call(
+                FUSED if parts is None else BACKWARD, cpu.record(input), axis, label, (y, r, q, *up), off, transform,
+                cpu.record(dz), (), None if parts is None else cpu.record(parts), cpu.threads(), ignored=ignored,
+            )  # fmt: skip
+            return dz, None, None
+        truth, total = _truth_of(input, given)
         up = [None if t is None else t.double() for t in grads] + [None] * (4 - len(grads))
         if g is not None and total is not None:
             up[0] = torch.where(total == 0, 0.0, g.double() / total)
-        of_gradient = (input, *truth, *up, given.axis, options.temperature, options.cap)
+        of_gradient = (input, *truth, *up, axis, *transform)
         if known is not None:
             return operators.known_gradient(*of_gradient, (known,)), None, None
         return (operators.multiplied_gradient if batched else operators.gradient)(*of_gradient), None, None
@@ -380,7 +373,7 @@ def _unchanged(of_weights: list[torch.Size | None] | None, input: Tensor, target
 def _again(input: Tensor, given: Given) -> Tensor:
     """Compute the gradient of the forward pass again."""
     with torch.enable_grad():
-        dz = _computed(input, given._replace(options=arguments.Options(*given.options)))[2]
+        dz = _computed(input, given)[2]
     assert dz is not None
     return dz
 
@@ -388,10 +381,6 @@ def _again(input: Tensor, given: Given) -> Tensor:
 _differentiable: Callable[..., tuple[Tensor | None, ...]] = super(
     Function, CrossEntropy
 ).apply  # of the tensors of torch.func, which Function.apply looks for, there are none
-
-
-def _inverse(total: Tensor) -> Tensor:
-    return torch.where(total == 0, 0.0, 1 / total)
 
 
 def logsumexp(input: Tensor, dim: int = -1, keepdim: bool = False) -> Tensor:

@@ -26,7 +26,7 @@ from torch.autograd import Function, forward_ad
 from torch.nn.functional import logsigmoid
 
 from .. import contract
-from ..kernels import IGNORED, LARGEST, NO_LABEL, reference
+from ..kernels import IGNORED, LARGEST, NO_LABEL
 from . import compute, cpu
 from .compute import PLAIN, readable
 
@@ -83,18 +83,27 @@ def class_labels(fn: str, target: Tensor, classes: int, ignored: int) -> Tensor:
 
 
 def _labels(fn: str, target: Tensor, classes: int, ignored: int) -> Tensor:
-    target = cpu.in_memory(target)
-    if target.is_cpu:
-        check_labels(fn, target, classes, ignored)
-    label = target.long()
-    return torch.where(label == ignored, IGNORED, label)
+    if not target.is_cpu:
+        return torch.where(target == ignored, IGNORED, target.long())
+    label = labelled(fn, target, classes, ignored)
+    return label.clone() if label is target else label
+
+
+def labelled(fn: str, target: Tensor, classes: int, ignored: int) -> Tensor:
+    """Return labels of a CPU as the kernels take them: the target itself if no row is ignored."""
+    first, count, _ = cpu.labels(target, classes, ignored)
+    if first >= 0:
+        contract.outside(fn, contract.TORCH.labels, cpu.in_memory(target.detach()).numpy(), first, classes, ignored)
+    if not count and target.dtype == torch.int64:
+        return target
+    label = torch.empty(target.shape, dtype=torch.int64, device="cpu")
+    cpu.labels(target, classes, ignored, out=label.view(-1))
+    return label
 
 
 def check_labels(fn: str, target: Tensor, classes: int, ignored: int) -> None:
     """Raise an error if a label is out of range. On a GPU this waits for the labels."""
-    labels = cpu.in_memory(target.detach()).cpu().numpy()
-    bad = reference.first_outside(labels.reshape(-1), classes, ignored)
-    contract.inside(fn, contract.TORCH.labels, labels, bad, classes, ignored)
+    labelled(fn, target.detach().cpu(), classes, ignored)
 
 
 # ---- which implementation ----
