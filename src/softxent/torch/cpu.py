@@ -80,7 +80,10 @@ Record = tuple[Any, ...]
 
 def record(t: Tensor) -> Record:
     """Return a tensor as the compiled kernel takes it. An array of NumPy would cost a microsecond."""
-    address = t.data_ptr()
+    try:
+        address = t.data_ptr()
+    except RuntimeError:  # of torch.func, whose tensors wrap those with memory
+        return record(torch._C._functorch.get_unwrapped(t))
     if not address or t.is_neg():
         t = in_memory(t)
         if not has_memory(t):
