@@ -59,13 +59,15 @@ ALONE void write_one(void* p, Type type, int64_t k, double x) {
   if (type == F16) put<f16>((uint16_t*)p + k, x);
 }
 ALWAYS int64_t bytes_of(Type type) { return type == F64 ? 8 : type == F32 ? 4 : 2; }
+ALWAYS const void* element(const void* p, Type type, int64_t k) { return (const char*)p + k * bytes_of(type); }
+ALWAYS const void* logits(const Job& j, int64_t i) { return element(j.z, j.type, i * j.z_step); }  // of row i
 
 class WideRow {
   const Job& j;
   const int64_t i, cols, z_column;
   const void *z, *off;
   void* dz;
-  const Wide by, cool, by_cap;  // a transformed logit is `by` y; 1 / temperature; 1 / cap
+  const Wide cap, by, cool, by_cap;  // the cap or 1; a transformed logit is `by` y; 1 / temperature; 1 / cap
   const bool capped;
   bool as_vectors = false;  // whether logits are transformed in the type of the computation
 
@@ -102,13 +104,14 @@ class WideRow {
         cols(j.cols),
         z_column(z_column),
         z(z),
-        off(j.off ? (const char*)j.off + i * j.off_step * bytes_of(j.off_type) : nullptr),
+        off(j.off ? element(j.off, j.off_type, i * j.off_step) : nullptr),
         dz(j.dz ? (char*)j.dz + i * j.dz_step * bytes_of(j.type) : nullptr),
-        by((j.cap < INF ? Wide(j.cap) : Wide(1)) / Wide(j.temperature)),
+        cap(j.cap < INF ? Wide(j.cap) : Wide(1)),
+        by(cap / Wide(j.temperature)),
         cool(Wide(1) / Wide(j.temperature)),
         by_cap(Wide(1) / Wide(j.cap)),
         capped(j.cap < INF) {}
-  WideRow(const Job& j, const void* z, int64_t i) : WideRow(j, z, i, j.z_column) {}
+  WideRow(const Job& j, int64_t i) : WideRow(j, logits(j, i), i, j.z_column) {}
 
   // LARGEST stands for the column with the largest off or, if off is not given for each row, the largest logit: the first of them.
   int64_t label() const {
@@ -165,16 +168,16 @@ class WideRow {
     p.gap = gap(p.top, p.yt, by);
     double* const parts = j.parts ? j.parts + i : nullptr;
     if (parts && op != BACKWARD) {
-      const Wide sums[PARTS] = {p.m, p.s, p.o, p.d, p.zt, p.wt, p.u};
+      const Wide sums[PARTS] = {p.top * cap, p.s, p.o, p.d, p.yt * cap, p.wt, p.u};
       for (int n = 0; n < PARTS; n++) parts[n * j.parts_step] = sums[n].value();
     }
     if (op == BACKWARD) {  // the sums are those of all columns of the row, and these columns may be some of them
       auto part = [&](Part n) { return Wide(parts[n * j.parts_step]); };
-      const bool own = part(M).value() == p.m.value(), same = own && part(ZT).value() == p.zt.value();
-      p.gap = same ? p.gap : gap(part(M), part(ZT), 1);
-      p.m = own ? p.m : part(M);
-      p.top = own ? p.top : p.m / by;
-      p.zt = part(ZT);
+      const bool own = part(M).value() == (p.top * cap).value(), same = own && part(ZT).value() == (p.yt * cap).value();
+      p.gap = same ? p.gap : gap(part(M), part(ZT), cool);
+      p.m = part(M) * cool;
+      p.top = own ? p.top : part(M) / cap;
+      p.zt = part(ZT) * cool;
       p.s = part(S);
       p.o = part(O);
       p.d = part(D);

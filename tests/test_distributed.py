@@ -183,8 +183,9 @@ def test_shards_that_begin_at_multiples_of_4096_have_the_bits_of_one_process(pro
     ends = [0, *itertools.accumulate(BLOCK * b for b in blocks)]
     ends[-1] -= missing
     shards = [Columns(a, b) for a, b in itertools.pairwise(ends)]
-    softcap = None if dtype == torch.float64 else 5.0  # the scaled maxima of float64 logits are rounded before they are merged
-    for options in ({"reduction": "none"}, {"reduction": "none", "label_smoothing": 0.1, "weight": True, "softcap": softcap}):
+    softcap = None if dtype == torch.float64 else 5.0  # tanh(z / c) of float64 logits is multiplied by c, and so rounded, for the merge
+    transform = {"softcap": softcap, "temperature": 0.7}
+    for options in ({"reduction": "none"}, {"reduction": "none", "label_smoothing": 0.1, "weight": True, **transform}):
         processes(_bits, len(shards), dtype, ends[-1], shards, options)
 
 
@@ -196,7 +197,7 @@ def _sums(world, last):
     numbers = torch.tensor([[1.0], *[[0.0]] * 6], dtype=torch.float64)
     compute.call("forward", z, t, numbers, None, (1.0, math.inf), expected, whole)
     own = sharded_operators.sums_of(z[:, shards.mine.first : shards.mine.end], t, None, shards, 1, (1.0, math.inf), True)
-    result, parts = sharded_operators.merged(own, shards, t, numbers, True)
+    result, parts = sharded_operators.merged(own, shards, t, numbers, 1.0, True)
     assert torch.equal(parts, whole)
     assert torch.equal(result, expected)
 

@@ -591,3 +591,21 @@ def test_an_ignored_row_of_a_head_may_hold_nan(computed_by):
     np.testing.assert_allclose(dw, expected_dw, rtol=FEW64)
     np.testing.assert_allclose(dx[live], expected_dx, rtol=FEW64)
     assert (dx[1] == 0).all()
+
+
+@pytest.mark.parametrize("backend", ["default", "formula"])
+def test_quotients_of_large_float32_logits_keep_their_differences(backend):
+    """As in test_edges.py, on the formulas for other platforms too, which compute in float32."""
+    z, t = jnp.array([[1e8, 1e8 + 8, 1e8 + 16]], jnp.float32), jnp.array([0])
+    small = jnp.array([[1, 2, 3]], jnp.float32)
+    with sj.use_backend(backend):
+        loss, dz = jax.value_and_grad(partial(sj.cross_entropy, temperature=0.01))(z, t)
+        assert loss == pytest.approx(1600, rel=FLOAT32)
+        np.testing.assert_allclose(dz, [[-100, 0, 100]], rtol=FLOAT32)
+        assert sj.cross_entropy(small, t, temperature=1e-10) == pytest.approx(2e10, rel=FLOAT32)
+        for options in (dict(temperature=1e46), dict(temperature=1.7e308, softcap=1)):
+            assert sj.cross_entropy(small, t, **options) == pytest.approx(np.log(3), rel=FLOAT32)
+        for softcap in (1e30, 2.0**127, 1e300):  # z / softcap is subnormal or 0 in float32
+            found, dz = jax.value_and_grad(partial(sj.cross_entropy, softcap=softcap))(small, t)
+            want, dwant = jax.value_and_grad(sj.cross_entropy)(small, t)
+            np.testing.assert_allclose([found, *dz[0]], [want, *dwant[0]], rtol=FLOAT32)

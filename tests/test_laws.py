@@ -153,15 +153,16 @@ def random_parts(rng, rows=64):
         np.where(rng.random(rows) < 0.3, rng.standard_normal(rows), -np.inf),
         rng.random(rows),
         rng.random(rows) * 20,
+        0.7,
     )
     empty = rng.random(rows) < 0.2
-    return Partials(*(np.where(empty, unit, field) for field, unit in zip(x, identity(rows), strict=True)))
+    return Partials(*(np.where(empty, unit, field) for field, unit in zip(x[:-1], identity(rows)[:-1], strict=True)), 0.7)
 
 
 def test_merge_is_a_commutative_monoid(rng):
     for _ in range(20):
         a, b, c = (random_parts(rng) for _ in range(3))
-        for ours, theirs in zip(merge(a, formula.partials(np.zeros((64, 0)), np.zeros(64, int))), a, strict=True):
+        for ours, theirs in zip(merge(a, formula.partials(np.zeros((64, 0)), np.zeros(64, int), None, 0.7)), a, strict=True):
             np.testing.assert_array_equal(ours, theirs)  # a shard without classes is the identity
         for ours, theirs in zip(merge(a, b), merge(b, a), strict=True):
             np.testing.assert_array_equal(ours, theirs)
@@ -225,7 +226,7 @@ def test_the_parts_of_a_row_are_its_sums(backend, dtype, off):
 def test_finish_reads_nll_miss_and_lse_off_the_parts(rng):
     z, t = 20 * rng.standard_normal((200, 6)), rng.integers(0, 6, 200)
     x = Partials(*exact(problem(1, 6, np.dtype("f8"))._replace(z=z, label=t, truth=np.ones((4, 200)))).parts)
-    nll, miss, _ = finish(Partials(*(part.astype(float) for part in x)))
+    nll, miss, _ = finish(Partials(*(part.astype(float) for part in x[:-1])))
     yhat = np.exp((z - z.max(1, keepdims=True)).astype(np.longdouble))
     yhat = (yhat / yhat.sum(1, keepdims=True))[np.arange(200), t]
     near = bounds.loss_bound(np.dtype("f8"), 6, np.abs(x.m - x.zt).astype(float))

@@ -138,7 +138,7 @@ def operation(op: str) -> Callable[..., Value]:
     def f(*values: Value) -> Value:
         if all(isinstance(x, E) for x in values):
             return FOLDED[op](*values)
-        if op == "/" and values[1] == ONE:
+        if op in "*/" and isinstance(values[1], E) and positive(values[1]):
             return values[0]
         assert not any(isinstance(x, bool) for x in values)
         found = INFINITE[op](*(0.0 if isinstance(x, E) else x for x in values))  # a finite number changes no infinity

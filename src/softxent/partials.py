@@ -26,27 +26,31 @@ def library(x: Any) -> Any:
 
 
 class Partials(NamedTuple):
-    """Sums over some columns k of each row. Each field is a float64 array [R]; t is the label of the row."""
+    """Sums over some columns k of each row. Each field but the last is a float64 array [R]; t is the label of the row.
+
+    The logits are z / T. Numbers z are kept, and their differences divided by T, because z / T may be so large that its rounding matters.
+    """
 
     m: Array  # max of z_k, k != t
-    s: Array  # sum of exp(z_k - m), k != t
+    s: Array  # sum of exp((z_k - m) / T), k != t
     o: Array  # sum of off_k, k != t
-    d: Array  # sum of off_k (m - z_k), k != t; no term is negative, so nothing cancels
+    d: Array  # sum of off_k (m - z_k) / T, k != t; no term is negative, so nothing cancels
     zt: Array  # z_t, or -inf if the label is not among these columns
     wt: Array  # off_t, or 0
-    u: Array  # sum of exp(z_k - m) (m - z_k), k != t; no term is negative. Only the entropy needs it, and it is 0 if that is not wanted
+    u: Array  # sum of exp((z_k - m) / T) (m - z_k) / T, k != t; no term is negative. It is 0 if the entropy is not wanted
+    temperature: Any = 1.0  # T, the same for all rows
 
 
-def identity(rows: int) -> Partials:
+def identity(rows: int, temperature: float = 1.0) -> Partials:
     """Return the partial sums of no columns. Merging them with others changes nothing."""
-    return Partials(*(np.full(rows, v) for v in (-np.inf, 0.0, 0.0, 0.0, -np.inf, 0.0, 0.0)))
+    return Partials(*(np.full(rows, v) for v in (-np.inf, 0.0, 0.0, 0.0, -np.inf, 0.0, 0.0)))._replace(temperature=temperature)
 
 
 def merge(a: Partials, b: Partials) -> Partials:
     """Return the partial sums over the columns of `a` and `b` together, which must be disjoint columns of the same rows."""
     xp = library(a.m)
     m = xp.maximum(a.m, b.m)
-    down_a, down_b = _below(a.m, m), _below(b.m, m)
+    down_a, down_b = _below(a.m, m, a.temperature), _below(b.m, m, a.temperature)
     factor_a, factor_b = xp.exp(-down_a), xp.exp(-down_b)
     return Partials(
         m,
@@ -56,20 +60,22 @@ def merge(a: Partials, b: Partials) -> Partials:
         xp.maximum(a.zt, b.zt),
         a.wt + b.wt,
         times(factor_a, a.u + times(a.s, down_a)) + times(factor_b, b.u + times(b.s, down_b)),
+        a.temperature,
     )
 
 
 def finish(x: Partials) -> tuple[Array, Array, Array]:
-    """Return (nll, miss, over), each [R], from the sums over the whole row. With the log-odds against the label, a = (m - z_t) + log s:
+    """Return (nll, miss, over), each [R], from the sums over the whole row. With the log-odds against the label,
+    a = (m - z_t) / T + log s:
 
-    nll = -log yhat_t = log(1 + e^a),   miss = 1 - yhat_t = 1 / (1 + e^-a),   over = lse - m = log s + log(1 + e^-a).
+    nll = -log yhat_t = log(1 + e^a),   miss = 1 - yhat_t = 1 / (1 + e^-a),   over = lse - m / T = log s + log(1 + e^-a).
     """
     xp = library(x.s)
     with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
         log_s = xp.log(x.s)
-        a = xp.where(x.zt == np.inf, np.nan, x.m - x.zt + log_s)
+        a = xp.where(x.zt == np.inf, np.nan, difference(x.m, x.zt, x.temperature) + log_s)
         # if s = 0, the label is the only class with a positive probability, and lse is its logit
-        over = xp.where(x.s == 0, x.zt - x.m, log_s + xp.logaddexp(0, -a))
+        over = xp.where(x.s == 0, difference(x.zt, x.m, x.temperature), log_s + xp.logaddexp(0, -a))
         return xp.logaddexp(0, a), xp.exp(-xp.logaddexp(0, -a)), over
 
 
@@ -78,12 +84,12 @@ def halves(x: Partials) -> tuple[Array, Array]:
     xp = library(x.s)
     nll, _, over = finish(x)
     with np.errstate(divide="ignore", invalid="ignore"):
-        gap = x.m / 2 - x.zt / 2
+        gap = (x.m / 2 - x.zt / 2) / x.temperature
         return xp.where(nll == np.inf, gap + xp.log(x.s) / 2, nll / 2), xp.where(over == np.inf, -gap, over / 2)
 
 
 def peak(x: Partials) -> tuple[Array, Array]:
-    """Return (top, lse - top), where top is the largest logit, the label's included."""
+    """Return (top, lse - top / T), where top is the largest z, the label's included."""
     xp = library(x.m)
     nll, _, over = finish(x)
     return xp.maximum(x.m, x.zt), xp.where(x.zt > x.m, nll, over)
@@ -92,11 +98,12 @@ def peak(x: Partials) -> tuple[Array, Array]:
 def lse(x: Partials) -> Array:
     """Return log-sum-exp over all columns."""
     top, lift = peak(x)
-    return top + lift
+    found: Array = top / x.temperature + lift
+    return found
 
 
 def entropy(x: Partials) -> Array:
-    """Return the entropy of the prediction, yhat_t nll + e^(m - lse) (u + s over). No term is negative."""
+    """Return the entropy of the prediction, yhat_t nll + e^(m/T - lse) (u + s over). No term is negative."""
     xp = library(x.s)
     nll, _, over = finish(x)
     return times(xp.exp(-nll), nll) + times(xp.exp(-over), x.u + times(x.s, over))
@@ -109,8 +116,14 @@ def times(weight: Array, value: Array | float) -> Array:
         return product
 
 
-def _below(m: Array, top: Array) -> Array:
-    """Return top - m, and 0 where both are -inf."""
-    with np.errstate(invalid="ignore"):
-        below: Array = library(m).where(m == top, 0.0, top - m)
+def difference(a: Array, b: Array, temperature: Any) -> Array:
+    """Return (a - b) / T, also where a - b is beyond the range of the type and the quotient is not."""
+    difference: Array = (a / 2 - b / 2) / temperature * 2
+    return difference
+
+
+def _below(m: Array, top: Array, temperature: Any) -> Array:
+    """Return (top - m) / T, and 0 where both are -inf."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        below: Array = library(m).where(m == top, 0.0, difference(top, m, temperature))
         return below

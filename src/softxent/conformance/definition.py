@@ -51,7 +51,14 @@ def rows(case: Case) -> Rows:
     with np.errstate(divide="ignore", invalid="ignore"):
         scale = WIDE(1) / total if options.get("reduction", "mean") == "mean" else WIDE(1)
         g = np.asarray(case.upstream, WIDE) * scale * np.ones(case.rows, WIDE)
-    return Rows(z, slope, label, formula.Numbers(y, live, 2 * WIDE(options.get("z_loss", 0)) * live, g), off, scale)
+    return Rows(
+        z / WIDE(options.get("temperature", 1.0)),
+        slope,
+        label,
+        formula.Numbers(y, live, 2 * WIDE(options.get("z_loss", 0)) * live, g),
+        off,
+        scale,
+    )
 
 
 def _reduced(each: Array, case: Case, scale: Any) -> Array:

@@ -11,8 +11,8 @@ A backend is a module with the functions of `Kernel`. They compute the equations
     off       [C], [*rows, C] or None: the truth at every class, in z's dtype or in the one in which is computed
     transform (T, cap): softmax is applied to (cap / T) tanh(z / cap), or to z / T if cap is inf
     result    float64, written. [2, R]: loss and lse; [5, R]: formula.Outputs. Of `curvature`: [4, R]
-    parts     [7, R] float64: the fields of `partials.Partials`; written by `forward` and `fused`, read by `backward`. u is 0 if neither the
-              entropy nor its gradient is wanted
+    parts     [7, R] float64: the fields of `partials.Partials`, in which z is cap tanh(logit / cap) or the logit; written by
+              `forward` and `fused`, read by `backward`. u is 0 if neither the entropy nor its gradient is wanted
     out       [*rows, C] in z's dtype, written; may be z itself
     threads   the largest number of threads
 
@@ -88,7 +88,9 @@ class Kernel(Protocol):
         self, z: Array, v: Array, label: Array, numbers: Array, off: Array | None, transform: Transform, gauss_newton: bool, out: Array,
         result: Array, threads: int,
     ) -> None: ...  # fmt: skip
-    def merge(self, sums: Array, pairs: Array, label: Array, numbers: Array, result: Array, parts: Array, threads: int) -> None: ...
+    def merge(
+        self, sums: Array, pairs: Array, label: Array, numbers: Array, temperature: float, result: Array, parts: Array, threads: int
+    ) -> None: ...  # fmt: skip
     def log_softmax(self, z: Array, scale: Array, transform: Transform, out: Array, threads: int) -> None: ...
     def first_outside(self, label: Array, classes: int, ignore_index: int) -> int: ...
 

@@ -43,8 +43,10 @@ def log_softmax(z: Array, scale: Array, transform: Transform, out: Array, thread
     _kernel.log_softmax(_bits(z), scale[None], transform, _bits(out), threads)
 
 
-def merge(sums: Array, pairs: Array, label: Array, numbers: Array, result: Array, parts: Array, threads: int) -> None:
-    _kernel.merge(sums, pairs, label, numbers, result, parts)
+def merge(
+    sums: Array, pairs: Array, label: Array, numbers: Array, temperature: float, result: Array, parts: Array, threads: int
+) -> None:  # fmt: skip
+    _kernel.merge(sums, pairs, label, numbers, temperature, result, parts)
 
 
 first_outside = _kernel.first_outside

@@ -19,7 +19,7 @@ from ..shared import IGNORED, LARGEST
 
 _CHUNK = 1 << 18  # elements of a chunk: 2 MiB in float64, for each temporary array of an expression
 _ON_A_DEVICE = 1 << 24  # elements of a chunk of tensors, 128 MiB: on a GPU each operation costs a kernel launch
-_NOTHING = [float(x[0]) for x in identity(1)]
+_NOTHING = [float(x[0]) for x in identity(1)[:-1]]
 
 
 def forward(
@@ -30,12 +30,11 @@ def forward(
         t = _label(label[i], zi, offi)
         y, r, q, *_ = _numbers(numbers, i, t)
         where = library(zi).where
-        x = formula.partials(zi, t, offi)
-        x = Partials(*(where(t == IGNORED, none, part) for none, part in zip(_NOTHING, x, strict=True)))
+        x = _blank(formula.partials(zi, t, offi, transform[0]), t == IGNORED)
         for row, output in zip(result, formula.outputs(x, y, r, q), strict=False):
             row[i] = where(t == IGNORED, 0.0, output)
         if parts is not None:
-            for row, part in zip(parts, x, strict=True):
+            for row, part in zip(parts, x[:-1], strict=True):
                 row[i] = part
 
 
@@ -44,7 +43,7 @@ def backward(z: Array, label: Array, numbers: Array, off: Array | None, transfor
         zi, slope, _ = formula.transformed(_wide(z[at]), *transform)
         offi = _off(off, at)
         t = _label(label[i], zi, offi)
-        x = Partials(*parts[:, i])
+        x = Partials(*parts[:, i])._replace(temperature=transform[0])
         with np.errstate(over="ignore"):  # a value beyond the range of a narrow dtype becomes inf, as on every backend
             dz = formula.gradient(zi, x, t, formula.coefficients(x, _numbers(numbers, i, t)), offi)
             out[at] = _narrow(times(dz, slope), out.dtype)
@@ -68,7 +67,7 @@ def curvature(
         t = _label(label[i], zi, offi)
         where = library(zi).where
         ignored = t == IGNORED
-        of, x = _numbers(numbers, i, t), formula.partials(zi, t, offi)
+        of, x = _numbers(numbers, i, t), formula.partials(zi, t, offi, transform[0])
         with np.errstate(over="ignore", invalid="ignore"):
             along = times(vi, slope)
             hv, mean, dentropy = formula.curvature(zi, along, x, of)
@@ -85,23 +84,26 @@ def curvature(
             out[at] = _narrow(where(live[:, None], hv, 0.0), out.dtype)
 
 
-def merge(sums: Array, pairs: Array, label: Array, numbers: Array, result: Array, parts: Array, threads: int) -> None:
-    each = [Partials(*shard) for shard in sums]
+def merge(
+    sums: Array, pairs: Array, label: Array, numbers: Array, temperature: float, result: Array, parts: Array, threads: int
+) -> None:  # fmt: skip
+    each = [Partials(*shard)._replace(temperature=temperature) for shard in sums]
     for i, j in pairs.tolist():
         each[i] = partials.merge(each[i], each[j])
-    where, ignored = library(sums).where, label == IGNORED
-    x = Partials(*(where(ignored, none, part) for none, part in zip(_NOTHING, each[0], strict=True)))
+    x = _blank(each[0], label == IGNORED)
     y, r, q, *_ = _numbers(numbers, slice(None), label)
-    for row, part in zip(parts, x, strict=True):
+    for row, part in zip(parts, x[:-1], strict=True):
         row[:] = part
     for row, output in zip(result, formula.outputs(x, y, r, q), strict=False):
-        row[:] = where(ignored, 0.0, output)
+        row[:] = library(sums).where(label == IGNORED, 0.0, output)
 
 
 def log_softmax(z: Array, scale: Array, transform: Any, out: Array, threads: int) -> None:
     for i, at in _chunks(z):
         zi = formula.transformed(_wide(z[at]), *transform)[0]
-        x = formula.partials(zi, zi.argmax(axis=1))  # the largest logit is kept apart, so that a value near 0 keeps its digits
+        x = formula.partials(
+            zi, zi.argmax(axis=1), None, transform[0]
+        )  # the largest logit is kept apart, so that a value near 0 keeps its digits
         by = -(scale if len(scale) == 1 else scale[i])[:, None]
         with np.errstate(over="ignore"):
             out[at] = _narrow(times(by, formula.surprisal(zi, x)), out.dtype)
@@ -119,6 +121,12 @@ def _chunks(z: Array) -> Iterator[tuple[slice, Any]]:
     for first in range(0, rows, step):
         i = slice(first, min(first + step, rows))
         yield i, i if len(lead) == 1 else np.unravel_index(np.arange(i.start, i.stop), lead) if lead else None
+
+
+def _blank(x: Partials, rows: Array) -> Partials:
+    """Return the sums, and those of no columns in some of the rows."""
+    where = library(rows).where
+    return Partials(*(where(rows, none, part) for none, part in zip(_NOTHING, x[:-1], strict=True)))._replace(temperature=x.temperature)
 
 
 def _numbers(numbers: Array, i: slice, label: Array) -> Numbers:
