@@ -5,6 +5,8 @@ Those of the public functions are in softxent.conformance, and test_conformance.
 
 from __future__ import annotations
 
+from functools import partial, reduce
+
 import numpy as np
 import pytest
 from cases import (
@@ -25,11 +27,11 @@ from cases import (
     shapes_of,
     within,
 )  # fmt: skip
-from tolerances import DIFFERENCES, FEW64, FLOAT32
+from tolerances import DIFFERENCES, FEW64, FLOAT32, FLOAT64
 
 import softxent
 from softxent import formula, kernels
-from softxent.partials import Partials, finish, identity, merge
+from softxent.partials import Partials, along, finish, identity, merge, merge_tangents
 from softxent.proof import bounds
 from softxent.truth import truth
 
@@ -207,6 +209,32 @@ def test_any_split_of_the_columns_gives_the_loss_and_gradient_of_the_whole(backe
             out = np.empty(shard.z.shape, dtype)
             kernels.active().backward(shard.z, shard.label, shard.truth, shard.off, p.transform, whole, out, 1)
             within(out, want.dz[:, k], 2 * dz[:, k], f"{shape} gradient of {k}")
+
+
+def _sums_and_tangents(z, v, t, off, temperature, k: slice):
+    given = t - k.start, off[:, k], temperature
+    return formula.partials(z[:, k], *given), formula.tangents(z[:, k], v[:, k], *given)
+
+
+def test_any_split_of_the_columns_gives_the_hessian_product_of_the_whole(rng):
+    """Shards of the vocabulary: sums and their tangents on each, merge, finish, and the product on each; with a temperature."""
+    for temperature in np.repeat([1.0, 0.3, 20.0], 20):
+        classes = int(rng.integers(2, 40))
+        z, v, off = 9 * rng.standard_normal((8, classes)), rng.standard_normal((8, classes)), rng.random((8, classes))
+        z[1, : classes // 2], off[1, : classes // 2] = -np.inf, 0  # perhaps a shard that is masked completely
+        t, of = rng.integers(classes // 2, classes, 8), formula.Numbers(*rng.standard_normal((7, 8)))
+
+        sums = partial(_sums_and_tangents, z, v, t, off, temperature)
+        x, y = sums(slice(0, classes))
+        want, product = along(x, y), formula.hessian(z, v, t, x, along(x, y), of)
+        shards = cuts_of(rng.integers(0, classes + 1, 3), classes)
+        total = reduce(lambda a, b: (merge(a[0], b[0]), merge_tangents(*a, *b)), (sums(shards[i]) for i in rng.permutation(len(shards))))
+        got = along(*total)
+        for name in ("lse", "logprob", "off", "entropy"):
+            np.testing.assert_allclose(getattr(got, name), getattr(want, name), rtol=FLOAT64, atol=FLOAT64, err_msg=name)
+        for k in shards:
+            found = formula.hessian(z[:, k], v[:, k], t - k.start, total[0], got, of)
+            np.testing.assert_allclose(found, product[:, k], rtol=FLOAT64, atol=FLOAT64)
 
 
 @each_off

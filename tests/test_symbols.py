@@ -23,7 +23,7 @@ from softxent import formula, partials
 from softxent.formula import Numbers
 from softxent.kernels import reference
 from softxent.kernels.reference import IGNORED, LARGEST
-from softxent.partials import LIBRARIES, Partials, identity
+from softxent.partials import LIBRARIES, Partials, Tangents, identity
 from softxent.proof.derivation import ALPHA, DERIVATIONS, GIVEN_TRUTH, OUTPUTS, SLOPE, Derivation, L, N, T, c, dz, eps, eta, g1, g2, g3, g4
 
 from softxent.proof.derivation import i, j, k, lse, mu, q, r0, t, y0, yhat  # isort: skip
@@ -75,6 +75,10 @@ def parts(code, of: Row) -> Partials:
     return code.formula.partials(of.z, of.label, of.off)
 
 
+def tangents(code, of: Row) -> Tangents:
+    return code.formula.tangents(of.z, direction(of), of.label, of.off)
+
+
 def gradient(code, of: Row, x: Partials | None = None) -> Columns:
     x = parts(code, of) if x is None else x
     return code.formula.gradient(of.z, x, of.label, code.formula.coefficients(x, of.numbers), of.off)
@@ -114,6 +118,42 @@ def partials_are_the_sums(code, case: Case) -> None:
     of.is_line(top * x.o - x.d, "sum_of_u", Sum(i, off[i] * z[i], but=t))
     of.is_line(scale * x.s, "label_apart", exp(z[t]) * DERIVATIONS["label_apart"].lines[-1])
     of.is_line(scale * (top * x.s - x.u) + number(case, exp(z[t]) * z[t]), "sum_of_u")
+
+
+def tangents_are_the_sums(code, case: Case) -> None:
+    """The fields are sums that depend neither on m nor on c, once these are taken out."""
+    of = row(case)
+    x, y = parts(code, of), tangents(code, of)
+    top, scale = (number(case, e) for e in ((m, exp(m)) if ANY in case.columns else (ZERO, ONE)))
+    of.is_line(y.vt, "sum_of_u", v[t])
+    of.is_line(y.c * x.o - y.o, "sum_of_u", Sum(i, off[i] * v[i], but=t))
+    along_v = y.c * x.s - y.s
+    of.is_line(scale * along_v, "sum_of_u", Sum(i, exp(z[i]) * v[i], but=t))
+    of.is_line(scale * (top * along_v - (y.c * x.u - y.u)), "sum_of_u", Sum(i, exp(z[i]) * z[i] * v[i], but=t))
+
+
+def merged_tangents_are_the_sums_of_both(code, case: Case) -> None:
+    """What the fields are, once m and c are taken out, is added, whichever of both c is taken."""
+
+    def part(n: int) -> tuple[Partials, Tangents]:
+        x = Partials(*(number(case, -math.inf if name == "zt" else Name(f"{name}{n}")[()]) for name in Partials._fields[:-1]))
+        return x, Tangents(*(number(case, Name(f"{name} along {n}")[()]) for name in Tangents._fields))
+
+    (a, da), (b, db) = part(1), part(2)
+    if not case.order:  # two maxima that are equal are one number with two names
+        return
+    for one, other in (((a, da), (b, db)), ((b, db), (a, da))):
+        x, y = code.partials.merge(one[0], other[0]), code.partials.merge_tangents(*one, *other)
+        of = row(case)
+        scale, scales = number(case, exp(x.m.number)), [number(case, exp(part.m.number)) for part in (a, b)]
+        assert y.c.number in (da.c.number, db.c.number)
+        of.is_line(y.vt, "merge_parts", (da.vt + db.vt).number)
+        of.is_line(y.c * x.o - y.o, "merge_parts", (da.c * a.o - da.o + db.c * b.o - db.o).number)
+        s, of_a, of_b = y.c * x.s - y.s, da.c * a.s - da.s, db.c * b.s - db.s
+        of.is_line(scale * s, "merge_parts", (scales[0] * of_a + scales[1] * of_b).number)
+        u = x.m * s - (y.c * x.u - y.u)
+        u_a, u_b = a.m * of_a - (da.c * a.u - da.u), b.m * of_b - (db.c * b.u - db.u)
+        of.is_line(scale * u, "merge_parts", (scales[0] * u_a + scales[1] * u_b).number)
 
 
 def merged_parts_are_the_sums_of_both(code, case: Case) -> None:
@@ -195,24 +235,28 @@ def gradient_is_the_theorem(code, case: Case) -> None:
 def curvature_is_the_theorem(code, case: Case) -> None:
     """The second derivative of all outputs times v is second_product, with the mean of mean_apart and the product of entropy_along."""
     of = row(case)
-    product, mean, dentropy = code.formula.curvature(of.z, direction(of), parts(code, of), of.numbers)
+    x, y = parts(code, of), tangents(code, of)
+    along = code.partials.along(x, y)
+    product = code.formula.hessian(of.z, direction(of), of.label, x, along, of.numbers)
     for line in (0, -1):
         of.is_line(product, "second_product", line)
-        of.is_line(mean, "mean_apart", line, j=LABEL)
-        of.is_line(dentropy, "entropy_along", line)
+        of.is_line(along.lse, "mean_apart", line, j=LABEL)
+        of.is_line(along.entropy, "entropy_along", line)
+    of.is_line(y.c - along.lead, "mean_apart", j=LABEL)
     assert product.entries.get(MASKED, ZERO) == ZERO
 
 
 def derivatives_by_the_numbers_are_the_theorems(code, case: Case) -> None:
-    """<dz, v> is gradient_along, whose factors of the numbers and of off are what `centred` and `curvature` give."""
+    """<dz, v> is gradient_along, whose factors of the numbers and of off are what `along` gives."""
     of = row(case)
     x, along = parts(code, of), direction(of)
     dot = (gradient(code, of, x) * along).sum(axis=1)
-    apart, mean = code.formula.centred(code.formula.softmax(of.z, x), along)
+    found = code.partials.along(x, tangents(code, of))
     for line in (0, -1):
         of.is_line(dot, "gradient_along", line)
-        of.is_line(mean, "mean_apart", line, j=LABEL)
-    of.is_line(apart, "mean_apart", v[k] - mu)
+        of.is_line(found.lse, "mean_apart", line, j=LABEL)
+    of.is_line(found.logprob, "mean_apart", v[t] - mu)
+    of.is_line(found.off, "gradient_along", Sum(j, off[j] * (v[j] - mu)))
 
 
 def transform_is_the_theorem(code, case: Case) -> None:
@@ -415,14 +459,24 @@ MUTATIONS = [  # code, the same code with a mistake, and the law that fails with
     ("(a != 0) | (e != 0) |", "(a != 0) |", gradient_is_the_theorem),
     ("(c != 0) | (h != 0)", "(c != 0)", gradient_is_the_theorem),
     ("(a - e) * apart", "a * apart", curvature_is_the_theorem),
-    ("times(e * apart, away) + da", "times(apart, away) + da", curvature_is_the_theorem),
-    ("times(e * apart, away) + da", "times(e * apart, away)", curvature_is_the_theorem),
-    ("da = times(of.g * of.q, mean)", "da = times(of.q, mean)", curvature_is_the_theorem),
-    ("- times(k.e, dentropy)", "+ times(k.e, dentropy)", curvature_is_the_theorem),
-    ("dentropy = times(yhat * apart, away)", "dentropy = times(yhat * v, away)", curvature_is_the_theorem),
-    ("return (v - vj) + lead, (vj - lead)", "return (v - vj) - lead, (vj - lead)", curvature_is_the_theorem),
-    ("return (v - vj) + lead, (vj - lead)", "return (v - vj) + lead, (vj + lead)", derivatives_by_the_numbers_are_the_theorems),
-    ("lead = times(yhat, vj - v)", "lead = times(yhat, v - vj)", curvature_is_the_theorem),
+    ("times(e * apart, surprisal(z, x)) + da", "times(apart, surprisal(z, x)) + da", curvature_is_the_theorem),
+    ("times(e * apart, surprisal(z, x)) + da", "times(e * apart, surprisal(z, x))", curvature_is_the_theorem),
+    ("da = times(of.g * of.q, y.lse)", "da = times(of.q, y.lse)", curvature_is_the_theorem),
+    ("- times(k.e, y.entropy)", "+ times(k.e, y.entropy)", curvature_is_the_theorem),
+    ("at, (v - c) + lead)", "at, (v - c) - lead)", curvature_is_the_theorem),
+    ("where(at_label(z, label), at, (v", "where(at_label(z, label), lead, (v", curvature_is_the_theorem),
+    ("s = times(xp.exp(-below), away)", "s = times(xp.exp(-below), v)", tangents_are_the_sums),
+    ("times(s, below).sum(axis=1), o, xp", "s.sum(axis=1), o, xp", tangents_are_the_sums),
+    ("times(xp.where(hot, 0, off), away)", "times(off, away)", tangents_are_the_sums),
+    ("lead = times(unit, y.s) + times(hit, away)", "lead = times(unit, y.s)", curvature_is_the_theorem),
+    ("times(unit, y.s) - times(miss, away)", "times(unit, y.s) - times(hit, away)", derivatives_by_the_numbers_are_the_theorems),
+    ("- y.o - times(x.wt, away)", "- y.o", derivatives_by_the_numbers_are_the_theorems),
+    ("times(lead, entropy(x)) - times(unit", "times(lead, entropy(x)) + times(unit", curvature_is_the_theorem),
+    ("- times(hit, times(away, nll))", "- times(hit, away)", curvature_is_the_theorem),
+    ("c = xp.where(a.m == m, da.c, db.c)", "c = da.c + db.c", merged_tangents_are_the_sums_of_both),
+    ("y.s + more * x.s", "y.s", merged_tangents_are_the_sums_of_both),
+    ("y.u + more * x.u + times(s, down)", "y.u + more * x.u", merged_tangents_are_the_sums_of_both),
+    ("y.o + more * x.o", "y.o - more * x.o", merged_tangents_are_the_sums_of_both),
     (
         "yhat: Array = library(z).exp(-surprisal(z, x))",
         "yhat: Array = library(z).exp(surprisal(z, x))",
@@ -434,9 +488,9 @@ MUTATIONS = [  # code, the same code with a mistake, and the law that fails with
     ("** -2.0 / temperature", "** -2.0", transform_is_the_theorem),
     ("(-2 / cap) * tanh * slope", "(2 / cap) * tanh * slope", transform_is_the_theorem),
     ("(-2 / cap) * tanh * slope", "(-2 / cap) * tanh", transform_is_the_theorem),
+    ("    m = xp.maximum(a.m, b.m)\n    down_a", "    m = a.m\n    down_a", merged_parts_are_the_sums_of_both),
     ("a.s * factor_a", "a.s", merged_parts_are_the_sums_of_both),
     ("a.d + times(a.o, down_a)", "a.d", merged_parts_are_the_sums_of_both),
-    ("xp.maximum(a.m, b.m)", "a.m", merged_parts_are_the_sums_of_both),
     ("a.u + times(a.s, down_a)", "a.u", merged_parts_are_the_sums_of_both),
     ("+ times(factor_b, b.u", "+ times(factor_a, b.u", merged_parts_are_the_sums_of_both),
     ("times(xp.exp(-nll), nll) + times(xp.exp(-over)", "times(xp.exp(-over)", entropy_is_the_theorem),
@@ -448,9 +502,9 @@ MUTATIONS = [  # code, the same code with a mistake, and the law that fails with
     ("over == np.inf, -gap, over / 2)", "over == np.inf, -gap, over)", outputs_are_the_theorems),
     ("log_s + xp.logaddexp(0, -a))", "log_s)", softmax_and_lse_are_the_definitions),
     ("_narrow(times(dz, slope), out.dtype)", "_narrow(dz, out.dtype)", the_backend_applies_the_transform),
-    ("along = times(vi, slope)", "along = vi", the_backend_applies_the_transform),
-    ("hv = times(hv, slope)", "hv = hv + 0", the_backend_applies_the_transform),
-    ("times(vi, second)", "times(along, second)", the_backend_applies_the_transform),
+    ("direction = times(vi, slope)", "direction = vi", the_backend_applies_the_transform),
+    ("y, of), slope)", "y, of), 1)", the_backend_applies_the_transform),
+    ("times(vi, second)", "times(direction, second)", the_backend_applies_the_transform),
     ("if not gauss_newton:", "if gauss_newton:", the_backend_applies_the_transform),
     ("row[i] = where(ignored, 0.0, found)", "row[i] = found", special_labels_of_the_backend),
     ("row[i] = where(t == IGNORED, 0.0, output)", "row[i] = output", special_labels_of_the_backend),

@@ -250,6 +250,8 @@ class Columns(NDArrayOperatorsMixin):
         return replace(self, axes="R1" if column is None else "R")
 
     def argmax(self, axis: int) -> Label:
+        if self.entries.get(LABEL) == -math.inf:  # without the label, no column of a case need be the largest
+            return Label(self.case, OTHER if OTHER in self.entries else -1)
         return Label(self.case, self.case.top_of_off if self.entries.get(LABEL) == off[LABEL] else self.case.top)
 
     def sum(self, axis: int) -> Columns:

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .partials import Array, Partials, difference, entropy, finish, halves, library, lse, peak, times
+from .partials import Along, Array, Partials, Tangents, difference, entropy, finish, halves, library, lse, peak, times
 
 
 class Numbers(NamedTuple):
@@ -79,10 +79,7 @@ def at_label(z: Array, label: Array) -> Array:  # -> [R, C] bool: one-hot, all F
 def partials(z: Array, label: Array, off: Array | None = None, temperature: float = 1.0) -> Partials:
     """Return the partial sums of the rows z / T (see partials.py)."""
     xp = library(z)
-    hot = at_label(z, label)
-    rest = xp.where(hot, -np.inf, z)
-    m = xp.max(rest, axis=1, initial=-np.inf)
-    shift = xp.where(m == -np.inf, 0, m)[:, None]
+    hot, rest, m, shift = _without_label(z, label)
     with np.errstate(over="ignore", invalid="ignore"):  # a row with +inf gives inf - inf = NaN, as specified
         below = difference(shift, rest, temperature)
         e = xp.exp(-below)
@@ -94,6 +91,15 @@ def partials(z: Array, label: Array, off: Array | None = None, temperature: floa
     with np.errstate(invalid="ignore"):
         d = 2 * times(others, (shift / 2 - z / 2) / temperature).sum(axis=1)  # halves, because shift - z may overflow
     return Partials(m, s, others.sum(axis=1), d, zt, xp.where(hot, off, 0).sum(axis=1), u, temperature)
+
+
+def _without_label(z: Array, label: Array) -> tuple[Array, Array, Array, Array]:
+    """Return where the label is, z with -inf there, the largest of these, [R], and the same as [R, 1], but 0 in place of -inf."""
+    xp = library(z)
+    hot = at_label(z, label)
+    rest = xp.where(hot, -np.inf, z)
+    m = xp.max(rest, axis=1, initial=-np.inf)
+    return hot, rest, m, xp.where(m == -np.inf, 0, m)[:, None]
 
 
 def outputs(x: Partials, y: Array, r: Array, q: Array) -> Outputs:
@@ -136,27 +142,29 @@ def gradient(z: Array, x: Partials, label: Array, k: Coefficients, off: Array | 
         return dz
 
 
-def curvature(z: Array, v: Array, x: Partials, of: Numbers) -> tuple[Array, Array, Array]:
-    """Return the derivative of `gradient` along v, of z / T, mean = <yhat, v>, and the derivative of the entropy along v.
+def tangents(z: Array, v: Array, label: Array, off: Array | None = None, temperature: float = 1.0) -> Tangents:
+    """Return the derivatives of `partials` along v, a direction of the logits z / T."""
+    xp = library(z)
+    hot, rest, m, shift = _without_label(z, label)
+    c = xp.where(at_label(z, rest.argmax(axis=1)), v, 0).sum(axis=1) if z.shape[1] else xp.zeros_like(m)
+    with np.errstate(over="ignore", invalid="ignore"):
+        below = difference(shift, rest, temperature)
+        away = c[:, None] - v
+        s = times(xp.exp(-below), away)
+        o = xp.zeros_like(m) if off is None else times(xp.where(hot, 0, off), away).sum(axis=1)
+        return Tangents(c, s.sum(axis=1), times(s, below).sum(axis=1), o, xp.where(hot, v, 0).sum(axis=1))
+
+
+def hessian(z: Array, v: Array, label: Array, x: Partials, y: Along, of: Numbers) -> Array:
+    """Return the derivative of `gradient` along v, a direction of z / T.
 
     With the coefficients a, e and da, the derivative of a, it is yhat_k ((a - e + e (lse - z_k)) (v_k - mean) + da).
     """
     k = coefficients(x, of)
-    yhat, away = softmax(z, x), surprisal(z, x)
-    apart, mean = centred(yhat, v)
-    dentropy = times(yhat * apart, away).sum(axis=1)
-    da = times(of.g * of.q, mean) - times(k.e, dentropy)
-    a, e, da = k.a[:, None], k.e[:, None], da[:, None]
-    return times(yhat, (a - e) * apart + times(e * apart, away) + da), mean, dentropy
-
-
-def centred(yhat: Array, v: Array) -> tuple[Array, Array]:
-    """Return v - mean [R, C] and mean = <yhat, v> [R]. At the most probable class j, v_j - mean is computed as sum_k yhat_k (v_j - v_k)."""
-    xp = library(v)
-    top = at_label(yhat, yhat.argmax(axis=1))
-    vj = xp.where(top, v, 0).sum(axis=1)[:, None]
-    lead = times(yhat, vj - v).sum(axis=1)[:, None]
-    return (v - vj) + lead, (vj - lead)[:, 0]
+    da = times(of.g * of.q, y.lse) - times(k.e, y.entropy)
+    a, e, da, c, lead, at = (column[:, None] for column in (k.a, k.e, da, y.c, y.lead, y.logprob))
+    apart = library(z).where(at_label(z, label), at, (v - c) + lead)
+    return times(softmax(z, x), (a - e) * apart + times(e * apart, surprisal(z, x)) + da)
 
 
 def softmax(z: Array, x: Partials) -> Array:

@@ -64,6 +64,59 @@ def merge(a: Partials, b: Partials) -> Partials:
     )
 
 
+class Tangents(NamedTuple):
+    """The derivatives of `Partials` along v, a direction of the logits z / T, with sums of differences of v. Each field is an array [R].
+
+    c is any number, the same in all fields: if it is the v of the largest logit, the sums keep their digits where that is most probable.
+    """
+
+    c: Array  # v_j at the column j of m
+    s: Array  # sum of exp((z_k - m) / T) (c - v_k), k != t
+    u: Array  # sum of exp((z_k - m) / T) (m - z_k) / T (c - v_k), k != t
+    o: Array  # sum of off_k (c - v_k), k != t
+    vt: Array  # v_t, or 0
+
+
+class Along(NamedTuple):
+    """The derivatives along v of what a row gives. Each field is an array [R]."""
+
+    lse: Array  # the mean of v, <yhat, v>
+    logprob: Array  # v_t - mean
+    off: Array  # sum of off_k (v_k - mean)
+    entropy: Array
+    c: Array  # of the tangents
+    lead: Array  # c - mean
+
+
+def merge_tangents(a: Partials, da: Tangents, b: Partials, db: Tangents) -> Tangents:
+    """Return the tangents of the columns of `a` and `b` together."""
+    xp = library(a.m)
+    m = xp.maximum(a.m, b.m)
+    c = xp.where(a.m == m, da.c, db.c)
+
+    def moved(x: Partials, y: Tangents) -> tuple[Array, Array, Array]:
+        down, more = _below(x.m, m, x.temperature), c - y.c
+        factor, s = xp.exp(-down), y.s + more * x.s
+        return times(factor, s), times(factor, y.u + more * x.u + times(s, down)), y.o + more * x.o
+
+    (s, u, o), (other_s, other_u, other_o) = moved(a, da), moved(b, db)
+    return Tangents(c, s + other_s, u + other_u, o + other_o, da.vt + db.vt)
+
+
+def along(x: Partials, y: Tangents) -> Along:
+    """Return the derivatives of what a row gives, from the sums over the whole row.
+
+    That of the log-probability is (v_t - c) miss + e^(m/T - lse) s, in which nothing cancels where the label is most probable.
+    """
+    xp = library(x.s)
+    nll, miss, over = finish(x)
+    hit, unit, away = xp.exp(-nll), xp.exp(-over), y.c - y.vt
+    lead = times(unit, y.s) + times(hit, away)
+    by_off = times(lead, x.o + x.wt) - y.o - times(x.wt, away)
+    by_entropy = times(lead, entropy(x)) - times(unit, y.u + times(y.s, over)) - times(hit, times(away, nll))
+    return Along(y.c - lead, times(unit, y.s) - times(miss, away), by_off, by_entropy, y.c, lead)
+
+
 def finish(x: Partials) -> tuple[Array, Array, Array]:
     """Return (nll, miss, over), each [R], from the sums over the whole row. With the log-odds against the label,
     a = (m - z_t) / T + log s:

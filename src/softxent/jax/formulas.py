@@ -66,16 +66,14 @@ def _gradient(of: Rows, x: Partials, like: Array) -> Array:
 def curvature(call: Call, temperature: float, cap: float) -> list[Array]:
     """Return the derivative of the gradient along v, and the four numbers of the rows that the kernel gives."""
     of, v = Rows(call, temperature, cap), as_rows(call.v.astype(widest()), 1)
-    x, along = of.sums(), times(v, of.slope)
-    hv, mean, dentropy = formula.curvature(of.z, along, x, of.numbers)
-    hv = times(hv, of.slope)
+    x, direction = of.sums(), times(v, of.slope)
+    y = partials.along(x, formula.tangents(of.z, direction, of.label, of.off, of.temperature))
+    hv = times(formula.hessian(of.z, direction, of.label, x, y, of.numbers), of.slope)
     if cap != math.inf:
         hv = hv + times(formula.gradient(of.z, x, of.label, formula.coefficients(x, of.numbers), of.off), times(v, of.bend))
-    apart, _ = formula.centred(formula.softmax(of.z, x), along)
-    at_label = jnp.where(formula.at_label(of.z, of.label), apart, 0.0).sum(axis=1)
-    by_off = 0 * mean if of.off is None else times(of.off, apart).sum(axis=1)
+    at_label = jnp.where(formula.at_label(of.z, of.label), y.logprob[:, None], 0.0).sum(axis=1)
     product: Array = jnp.where((~of.ignored & of.any)[:, None], hv, 0.0).reshape(call.z.shape).astype(call.z.dtype)
-    return [product, *(jnp.where(of.ignored, 0.0, found).reshape(of.shape) for found in (mean, at_label, by_off, dentropy))]
+    return [product, *(jnp.where(of.ignored, 0.0, found).reshape(of.shape) for found in (y.lse, at_label, y.off, y.entropy))]
 
 
 def product(call: Call, temperature: float, cap: float) -> Array:

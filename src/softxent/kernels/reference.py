@@ -69,17 +69,15 @@ def curvature(
         ignored = t == IGNORED
         of, x = _numbers(numbers, i, t), formula.partials(zi, t, offi, transform[0])
         with np.errstate(over="ignore", invalid="ignore"):
-            along = times(vi, slope)
-            hv, mean, dentropy = formula.curvature(zi, along, x, of)
-            hv = times(hv, slope)
+            direction = times(vi, slope)
+            y = partials.along(x, formula.tangents(zi, direction, t, offi, transform[0]))
+            hv = times(formula.hessian(zi, direction, t, x, y, of), slope)
             if not gauss_newton:
                 hv = hv + times(formula.gradient(zi, x, t, formula.coefficients(x, of), offi), times(vi, second))
-            apart, _ = formula.centred(formula.softmax(zi, x), along)
-            at_label = where(formula.at_label(zi, t), apart, 0.0).sum(axis=1)
-            by_off = 0 * mean if offi is None else times(offi, apart).sum(axis=1)
             size: Any = sum(abs(number) for number in of)  # the product is 0 if all numbers are, whatever the logits
             live = ~ignored & (size != 0)
-            for row, found in zip(result, (mean, at_label, by_off, dentropy), strict=True):
+            at_label = where(formula.at_label(zi, t), y.logprob[:, None], 0.0).sum(axis=1)
+            for row, found in zip(result, (y.lse, at_label, y.off, y.entropy), strict=True):
                 row[i] = where(ignored, 0.0, found)
             out[at] = _narrow(where(live[:, None], hv, 0.0), out.dtype)
 
