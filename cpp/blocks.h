@@ -25,7 +25,9 @@ ALWAYS double softcapped(const Job& j, const A* z, int64_t n, int64_t t, A* y, A
 template <class T, class O, Op op>
 ALONE void sum_block(const Job& j, Scratch<typename T::A>& f, int64_t i, int64_t t, int g, int64_t b, bool once, bool with_off,
                      bool top_is_known = false) {
-  SHAPE
+  typedef typename T::A A;
+  typedef typename T::S S;
+  constexpr int L = Lanes<A>::L, G = 4 * L;
   const int64_t k = b * BLOCK, n = least(j.cols - k, BLOCK), at = g + b, place = g * whole(j.cols) + k;
   t = from(t, k);
   const S* z = row<T>(j, i) + k;

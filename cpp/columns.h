@@ -20,20 +20,22 @@ template <class A> ALWAYS A largest_of(V<A>* m) {  // the largest entry of four 
 // Returns the largest logit except the label's. With `copy_to`, copies the logits, with -inf at the label and after the end of the row.
 template <class T, bool with_copy = false>
 ALWAYS typename T::A top(const typename T::S* z, int64_t n, int64_t t, typename T::A* copy_to = nullptr) {
-  SHAPE
+  typedef typename T::A A;
+  typedef typename T::S S;
+  constexpr int W = Lanes<A>::W, L = Lanes<A>::L, G = 4 * L;
   V<A> m[4];
-  FOUR(c) m[c] = splat<A>(-INF);
+  for (int c = 0; c < 4; c++) m[c] = splat<A>(-INF);
   for (int64_t k = 0; k < n; k += G) {
     S copy[G];
     const S* q = columns_without_label(z, k, n, t, G, T::low, copy);
     if (with_copy && n <= COPIED)
       for (int i = 0; i < G * (int)sizeof(S); i += 64) __builtin_prefetch((const char*)(z + k + 2 * n) + i, 0, 3);
-    EACH(u) {
+    for (int u = 0; u < Lanes<A>::U; u++) {
       V<A> v[4];
-      FOUR(c) v[c] = T::load(q + c * L + u * W);
+      for (int c = 0; c < 4; c++) v[c] = T::load(q + c * L + u * W);
       if (with_copy)
-        FOUR(c) store(copy_to + k + c * L + u * W, v[c]);
-      FOUR(c) m[c] = v[c] > m[c] ? v[c] : m[c];
+        for (int c = 0; c < 4; c++) store(copy_to + k + c * L + u * W, v[c]);
+      for (int c = 0; c < 4; c++) m[c] = v[c] > m[c] ? v[c] : m[c];
     }
   }
   return largest_of<A>(m);
@@ -79,11 +81,11 @@ template <class A> ALONE void softcap(const Job& j, const A* z, int64_t n, int64
   for (int64_t k = 0; k < n; k += G) {
     A copy[G];
     const A* q = columns_without_label<A>(z, k, n, -1, G, 0, copy);
-    EACH(u) {
+    for (int u = 0; u < Lanes<A>::U; u++) {
       V<A> v[4], s[4];
-      FOUR(c) v[c] = read(q + c * L + u * W) * (A)j.unit;
+      for (int c = 0; c < 4; c++) v[c] = read(q + c * L + u * W) * (A)j.unit;
       tanh_and_slope<A, 4>(v, s);
-      FOUR(c) {
+      for (int c = 0; c < 4; c++) {
         store(y + k + c * L + u * W, v[c]);
         store(slope + k + c * L + u * W, s[c]);
       }
@@ -105,25 +107,25 @@ template <class A, Keep keep, bool hide>
 ALWAYS void softcapped_group(const A* q, A unit, A scale, const A* hidden, V<A>* most, Sum<A>& s, A* y, A* slope, A* e) {
   constexpr int W = Lanes<A>::W, L = Lanes<A>::L;
   const V<A> magic = splat<A>(Exp<A>::bias + LIFT);
-  EACH(u) {
+  for (int u = 0; u < Lanes<A>::U; u++) {
     V<A> v[4], by[4];
-    FOUR(c) v[c] = read(q + c * L + u * W) * unit;
+    for (int c = 0; c < 4; c++) v[c] = read(q + c * L + u * W) * unit;
     tanh_and_slope<A, 4>(v, by);
     if (hide)
-      FOUR(c) v[c] = v[c] + read(hidden + c * L + u * W);
-    FOUR(c) most[c] = v[c] > most[c] ? v[c] : most[c];
+      for (int c = 0; c < 4; c++) v[c] = v[c] + read(hidden + c * L + u * W);
+    for (int c = 0; c < 4; c++) most[c] = v[c] > most[c] ? v[c] : most[c];
     if (keep == EACH_OF_THEM)
-      FOUR(c) {
+      for (int c = 0; c < 4; c++) {
         store(y + c * L + u * W, v[c]);
         store(slope + c * L + u * W, by[c]);
       }
-    FOUR(c) v[c] = v[c] * scale;
+    for (int c = 0; c < 4; c++) v[c] = v[c] * scale;
     exps<A, 4, hide>(v, magic, splat<A>(-2 * MODEST));
     s.add(u, v);
     if (keep == EACH_OF_THEM)
-      FOUR(c) store(e + c * L + u * W, v[c]);
+      for (int c = 0; c < 4; c++) store(e + c * L + u * W, v[c]);
     if (keep == PRODUCT)
-      FOUR(c) store(e + c * L + u * W, v[c] * by[c]);
+      for (int c = 0; c < 4; c++) store(e + c * L + u * W, v[c] * by[c]);
   }
 }
 
@@ -134,7 +136,7 @@ ALONE double softcapped_exponentials(const Job& j, const A* z, int64_t n, int64_
   const A unit = j.unit, scale = j.scale;
   Sum<A> s;
   V<A> m[4];
-  FOUR(c) m[c] = splat<A>(-INF);
+  for (int c = 0; c < 4; c++) m[c] = splat<A>(-INF);
   for (int64_t k = 0; k < n; k += G) {
     ahead.fetch(k, G, false);
     if (__builtin_expect(k + G <= n && !within(from(t, k), G), 1)) {
@@ -155,9 +157,9 @@ template <class A> ALONE double below_top(const A* y, const A* e, int64_t n, A s
   constexpr int W = Lanes<A>::W, L = Lanes<A>::L;
   Sum<A> su;
   for (int64_t k = 0; k < n; k += 4 * L)
-    EACH(u) {
+    for (int u = 0; u < Lanes<A>::U; u++) {
       V<A> v[4], b[4];
-      FOUR(c) {
+      for (int c = 0; c < 4; c++) {
         v[c] = read(e + k + c * L + u * W);
         b[c] = scale * (top - read(y + k + c * L + u * W));
         b[c] = b[c] < (A)(3 * MODEST) ? b[c] : V<A>{};  // it is infinite in a column that is hidden, where e is 0
@@ -182,18 +184,18 @@ ALONE double exponentials(const A* z, int64_t n, int64_t t, Shift<A> shift, A sc
     A copy[G];
     const A* q = columns_without_label(z, k, n, t, G, -(A)INF, copy);
     ahead.fetch(k, G, op != FORWARD && ahead.size > 2);  // into L2 or L1, whichever was faster
-    EACH(u) {
+    for (int u = 0; u < Lanes<A>::U; u++) {
       V<A> v[4], below[4];
-      FOUR(c) v[c] = read(q + c * L + u * W) - shift.sub;
+      for (int c = 0; c < 4; c++) v[c] = read(q + c * L + u * W) - shift.sub;
       if (with_u)
-        FOUR(c) below[c] = fma<A>(splat(-scale), v[c], shift.rest);
+        for (int c = 0; c < 4; c++) below[c] = fma<A>(splat(-scale), v[c], shift.rest);
       if (scaled)
-        FOUR(c) v[c] = v[c] * scale;
+        for (int c = 0; c < 4; c++) v[c] = v[c] * scale;
       if (with_u)
-        FOUR(c) below[c] = v[c] < shift.low ? V<A>{} : below[c];  // because 0 times infinity is not 0
+        for (int c = 0; c < 4; c++) below[c] = v[c] < shift.low ? V<A>{} : below[c];  // because 0 times infinity is not 0
       exps<A, 4>(v, shift.magic, shift.low);
       if (op != FORWARD)
-        FOUR(c) store(e + k + c * L + u * W, v[c]);
+        for (int c = 0; c < 4; c++) store(e + k + c * L + u * W, v[c]);
       if (op != BACKWARD) s.add(u, v);
       if (with_u) su.add_products(u, v, below);
     }
@@ -219,11 +221,12 @@ template <class A, class O> ALONE void dot(const A* z, const typename O::S* w, i
     typename O::S other[G];
     const A* q = columns_without_label<A>(z, k, n, -1, G, 0, copy);
     const typename O::S* p = columns_without_label<typename O::S>(w, k, n, t, G, 0, other);
-    EACH(u) {
+    for (int u = 0; u < Lanes<A>::U; u++) {
       V<A> a[4], b[4];
-      FOUR(c) a[c] = O::load(p + c * L + u * W);
-      FOUR(c) b[c] = fma<A>(splat((A)-0.5), read(q + c * L + u * W), splat(top * (A)0.5));  // halves, because top - z may overflow
-      FOUR(c) b[c] = times<A>(a[c], b[c]);
+      for (int c = 0; c < 4; c++) a[c] = O::load(p + c * L + u * W);
+      for (int c = 0; c < 4; c++)
+        b[c] = fma<A>(splat((A)-0.5), read(q + c * L + u * W), splat(top * (A)0.5));  // halves, because top - z may overflow
+      for (int c = 0; c < 4; c++) b[c] = times<A>(a[c], b[c]);
       so.add(u, a);
       sd.add(u, b);
     }
@@ -237,7 +240,7 @@ template <class A> ALWAYS bool are_inexact(double o, double d) {
   return sizeof(A) == 4 && __builtin_expect(!(d - d == 0) || tiny(o) || tiny(d), 0);
 }
 // As `dot`, in double, of n columns of row i from k0 on.
-template <class A> ALONE void dot_in_double(const Job& j, int64_t i, int64_t k0, int64_t n, int64_t t, double top, double& o, double& d) {
+template <class A> RARE void dot_in_double(const Job& j, int64_t i, int64_t k0, int64_t n, int64_t t, double top, double& o, double& d) {
   const void *z = logits(j, i), *w = element(j.off, j.off_type, i * j.off_step);
   o = d = 0;
   for (int64_t k = k0; k < k0 + n; k++) {
@@ -274,7 +277,9 @@ template <class A, class Z, class O> struct Columns {
 template <class T, class O, class F>
 ALWAYS void each_vector(const typename T::S* z, const typename O::S* w, const typename T::A* v, typename T::S* dz, int64_t n, bool stream,
                         const typename T::S* next, F f) {
-  SHAPE
+  typedef typename T::A A;
+  typedef typename T::S S;
+  constexpr int W = Lanes<A>::W, L = Lanes<A>::L;
   constexpr int64_t per = T::PER * W, unit = T::PER * L;
   typedef Columns<A, S, typename O::S> At;
   auto packed = [&f](int64_t k, int u, const At& p) {
@@ -289,7 +294,7 @@ ALWAYS void each_vector(const typename T::S* z, const typename O::S* w, const ty
     const At p = {z ? columns_without_label<S>(z, k, n, -1, unit, 0, copy) : z,
                   w ? columns_without_label<typename O::S>(w, k, n, -1, unit, 0, other) : w,
                   v ? columns_without_label<A>(v, k, n, -1, unit, 0, more) : v};
-    EACH(u) {
+    for (int u = 0; u < Lanes<A>::U; u++) {
       const auto vector = packed(k, u, p);
       __builtin_memcpy(result + u * per, &vector, sizeof vector);
     }
@@ -299,7 +304,7 @@ ALWAYS void each_vector(const typename T::S* z, const typename O::S* w, const ty
   if (k) part(0, k);
   for (; k + unit <= n; k += unit) {
     const At p = {z ? z + k : z, w ? w + k : w, v ? v + k : v};
-    EACH(u) {  // in this order: a line that is written from its end took twice the time
+    for (int u = 0; u < Lanes<A>::U; u++) {  // in this order: a line that is written from its end took twice the time
       const auto vector = packed(k, u, p);
       if (stream && T::PER == 1 && next) __builtin_prefetch(next + k + u * per, 0, 2);  // no gain for 16-bit types
       if (stream)
@@ -315,7 +320,8 @@ ALWAYS void each_vector(const typename T::S* z, const typename O::S* w, const ty
 template <class T, class O, bool with_off, bool with_slope>
 ALWAYS void write(const typename T::A* e, double scale, double power, double drop, const typename O::S* w, const typename T::A* slope,
                   typename T::S* dz, int64_t n, bool stream, const typename T::S* next) {
-  SHAPE
+  typedef typename T::A A;
+  constexpr int W = Lanes<A>::W;
   const Scale<A, double> by(scale, power);
   const A first = by.first, last = by.last, minus = -drop;
   each_vector<T, O>(nullptr, with_off ? w : nullptr, nullptr, dz, n, stream, next, [=](int64_t k, int i, const auto& p) {
@@ -332,7 +338,8 @@ template <class T, class O>
 ALONE void write_general(const Job& j, const typename T::S* z, const typename T::A* y, const typename T::A* slope, const typename T::A* e,
                          double unit, double power, double a, double entropy, const Shift<typename T::A>& shift, double drop,
                          const typename O::S* w, typename T::S* dz, int64_t n) {
-  SHAPE
+  typedef typename T::A A;
+  constexpr int W = Lanes<A>::W;
   const double size = a < 0 ? -a : a, other = entropy < 0 ? -entropy : entropy, amplitude = size > other ? size : other;
   const double by = amplitude > 0 ? amplitude : 1;  // the larger of the two, so that the scale of e has the size of the result
   const Scale<A, double> factor(unit * by, power);

@@ -12,7 +12,9 @@ template <class T, class O, Op op> ALWAYS void most_probable_apart(const Job& j,
 
 // Computes dz := number log yhat, from (z_j0 - z_k) + nll, so that values near 0 keep their digits.
 template <class T> ALONE void log_softmax(const Job& j, Scratch<typename T::A>& f, int64_t i) {
-  SHAPE
+  typedef typename T::A A;
+  typedef typename T::S S;
+  constexpr int W = Lanes<A>::W;
   const S* z = row<T>(j, i);
   S* dz = (S*)j.dz + i * j.dz_step;
   most_probable_apart<T, T, FORWARD>(j, f, i, largest<T>(z, j.cols, nullptr));
@@ -199,7 +201,9 @@ ALWAYS int64_t exponent_of_v(double probable, double any, int64_t least) {
 
 // Computes the derivative of dz along v, and what Product lists, of one row.
 template <class T, class O> ALONE void curvature(const Job& j, Scratch<typename T::A>& f, int64_t i) {
-  SHAPE
+  typedef typename T::A A;
+  typedef typename T::S S;
+  constexpr int W = Lanes<A>::W;
   typedef plain<A> P;
   const S* z = row<T>(j, i);
   const A* v = (const A*)j.v + i * j.v_step;
@@ -318,7 +322,7 @@ template <class A> ALONE void short_curvature(const Job& j, Scratch<A>& f, int64
   access.fill(j, p, first, some, with_off, capped, label);
   rows_to_panel<plain<A>>((const A*)j.v + first * j.v_step, j.v_step, j.v_column, C, some, p.v);
   __builtin_memcpy(p.z, p.e, C * L * sizeof(A));
-  EACH(u) {  // the most probable class, and what is at both columns
+  for (int u = 0; u < Lanes<A>::U; u++) {  // the most probable class, and what is at both columns
     const int at = u * W;
     V<A> most = splat<A>(-INF), j0 = {}, column = {}, v = {}, v0 = {}, y = {}, slope = splat<A>(1), off = {}, off0 = {};
     const V<A> t = read(label + at);
@@ -349,7 +353,7 @@ template <class A> ALONE void short_curvature(const Job& j, Scratch<A>& f, int64
   take_apart<A>(p, C, false, capped);
   sum_panel<A>(p, C, scale, true, false, j.entropy);
   put_panel_parts<A>(f, p, j.scale, cap_of(j), nullptr, true, j.entropy);
-  EACH(u) {
+  for (int u = 0; u < Lanes<A>::U; u++) {
     V<A> most[2] = {};
     for (int64_t k = u * W; k < C * L; k += L) most_of<A>(read(p.v + k), read(p.e + k), most);
     most_of<A>(read(v_0 + u * W), splat<A>(1), most);
@@ -363,7 +367,7 @@ template <class A> ALONE void short_curvature(const Job& j, Scratch<A>& f, int64
     by[g] = Wide(1, -(int64_t)c.size[g]).value();
   }
   Sum<A> sp, sq, so, sd;
-  EACH(u) {
+  for (int u = 0; u < Lanes<A>::U; u++) {
     const int at = u * W;
     const V<A> v0 = read(v_0 + at) * read(by + at) * read(p.slope_at + at), sub = read(p.sub + at), rest = read(p.rest + at);
     for (int64_t k = at; k < C * L; k += L) {
@@ -413,7 +417,7 @@ template <class A> ALONE void short_curvature(const Job& j, Scratch<A>& f, int64
     const bool skip = ignored(j, first + least(g, some - 1));
     for (int k = 0; k < PRODUCTS && g < some; k++) j.result[k * j.result_step + first + g] = skip ? 0 : c.product[k][g];
   }
-  EACH(u) {
+  for (int u = 0; u < Lanes<A>::U; u++) {
     const int at = u * W;
     const Entries<A> entries(j, c, u, false);
     const V<A> j0 = read(p.apart + at), t = read(label + at);

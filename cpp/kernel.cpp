@@ -25,10 +25,6 @@ namespace softxent {
 namespace {
 #include "vec.h"
 
-#define SHAPE              \
-  typedef typename T::A A; \
-  typedef typename T::S S; \
-  constexpr int W = Lanes<A>::W, L = Lanes<A>::L, G = 4 * L;
 constexpr double INF = __builtin_inf();
 
 #include "scratch.h"
@@ -40,7 +36,7 @@ constexpr double INF = __builtin_inf();
 #include "curvature.h"
 
 // Computes row i in wide numbers.
-ALONE void wide_row(const Job& j, Op op, int64_t i) {
+RARE void wide_row(const Job& j, Op op, int64_t i) {
   const WideRow row_i(j, i);
   if (op == LOG_SOFTMAX) return row_i.log_softmax();
   if (ignored(j, i)) return row_i.ignored(op);

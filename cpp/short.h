@@ -38,7 +38,8 @@ template <class X> ALWAYS void transpose(typename FourOf<X>::V* v) {  // four ve
 // Copies n columns of `some` rows of any strides to a panel, as slots. Where rows are adjacent, a column of the panel is read at once.
 template <class T>
 ALONE void strided_to_panel(const typename T::S* z, int64_t step, int64_t column, int64_t n, int some, typename T::A* panel) {
-  SHAPE
+  typedef typename T::A A;
+  constexpr int L = Lanes<A>::L;
   typename T::Slot slots[L];
   if (step == 1 && some == L)
     for (int64_t c = 0; c < n; c++, z += column) {
@@ -55,7 +56,8 @@ ALONE void strided_to_panel(const typename T::S* z, int64_t step, int64_t column
 // Copies n columns of a panel of slots to `some` rows of any strides.
 template <class T>
 ALONE void panel_to_strided(const typename T::A* panel, int64_t n, typename T::S* dz, int64_t step, int64_t column, int some) {
-  SHAPE
+  typedef typename T::A A;
+  constexpr int L = Lanes<A>::L;
   typename T::Slot slots[L];
   for (int64_t c = 0; c < n; c++, dz += column) {
     __builtin_memcpy(slots, panel + c * L, sizeof slots);
@@ -69,34 +71,38 @@ ALONE void panel_to_strided(const typename T::A* panel, int64_t n, typename T::S
 // four may overlap others.
 template <class T>
 ALWAYS void rows_to_panel(const typename T::S* z, int64_t step, int64_t column, int64_t n, int some, typename T::A* panel) {
-  SHAPE
+  typedef typename T::A A;
+  typedef typename T::S S;
+  constexpr int L = Lanes<A>::L;
   typedef typename T::Slot Slot;
   if (column != 1) return strided_to_panel<T>(z, step, column, n, some, panel);
   for (int g = 0; g < L; g += 4) {
     const S* rows[4];
-    FOUR(i) rows[i] = z + least(g + i, some - 1) * step;
+    for (int i = 0; i < 4; i++) rows[i] = z + least(g + i, some - 1) * step;
     for (int64_t c = 0; n < 4 && c < n; c++)
-      FOUR(i) {
+      for (int i = 0; i < 4; i++) {
         const Slot slot = rows[i][c];
         __builtin_memcpy(panel + c * L + g + i, &slot, sizeof slot);
       }
     for (int64_t next = 0; n >= 4 && next < n; next += 4) {
       const int64_t c = least(next, n - 4);
       typename FourOf<Slot>::V v[4];
-      FOUR(i) {
+      for (int i = 0; i < 4; i++) {
         typename FourOf<S>::V stored;
         __builtin_memcpy(&stored, rows[i] + c, sizeof stored);
         v[i] = __builtin_convertvector(stored, typename FourOf<Slot>::V);
       }
       transpose<Slot>(v);
-      FOUR(i) __builtin_memcpy(panel + (c + i) * L + g, v + i, sizeof v[i]);
+      for (int i = 0; i < 4; i++) __builtin_memcpy(panel + (c + i) * L + g, v + i, sizeof v[i]);
     }
   }
 }
 // Copies n columns of a panel of slots to `some` rows.
 template <class T>
 ALWAYS void panel_to_rows(const typename T::A* panel, int64_t n, typename T::S* dz, int64_t step, int64_t column, int some) {
-  SHAPE
+  typedef typename T::A A;
+  typedef typename T::S S;
+  constexpr int L = Lanes<A>::L;
   typedef typename T::Slot Slot;
   if (column != 1) return panel_to_strided<T>(panel, n, dz, step, column, some);
   for (int g = 0; g < some; g += 4) {
@@ -109,7 +115,7 @@ ALWAYS void panel_to_rows(const typename T::A* panel, int64_t n, typename T::S* 
     for (int64_t next = 0; n >= 4 && next < n; next += 4) {
       const int64_t c = least(next, n - 4);
       typename FourOf<Slot>::V v[4];
-      FOUR(i) __builtin_memcpy(v + i, panel + (c + i) * L + g, sizeof v[i]);
+      for (int i = 0; i < 4; i++) __builtin_memcpy(v + i, panel + (c + i) * L + g, sizeof v[i]);
       transpose<Slot>(v);
       for (int i = 0; i < 4 && g + i < some; i++) {
         const auto stored = __builtin_convertvector(v[i], typename FourOf<S>::V);
@@ -128,7 +134,9 @@ template <class T> ALWAYS void widen(typename T::A* panel, int64_t n) {  // conv
     }
 }
 template <class T> ALONE void write_panel(const Job& j, typename T::A* panel, int64_t first, int some) {
-  SHAPE
+  typedef typename T::A A;
+  typedef typename T::S S;
+  constexpr int W = Lanes<A>::W, L = Lanes<A>::L;
   if (sizeof(S) < sizeof(A))
     for (int64_t k = 0; k < j.cols * L; k += W) {
       const auto slots = T::narrow(read(panel + k));
@@ -144,7 +152,7 @@ ALWAYS bool is_plain(const Job& j) { return !j.off && !j.capped && j.scale == 1 
 template <class A> ALWAYS void put_largest(const A* panel, int64_t n, const bool* asks, A* column_of) {
   constexpr int W = Lanes<A>::W, L = Lanes<A>::L;
   A found[L];
-  EACH(u) {
+  for (int u = 0; u < Lanes<A>::U; u++) {
     V<A> most = splat<A>(-INF), at = {}, column = {};
     for (int64_t k = u * W; k < n * L; k += L) {
       const V<A> v = read(panel + k);
@@ -160,7 +168,8 @@ template <class A> ALWAYS void put_largest(const A* panel, int64_t n, const bool
 // Reads `some` rows from `first` on: their labels, or -1, off, and the logits or, with a softcap, y and its slope.
 template <class T, class O>
 ALONE void fill(const Job& j, Panel<typename T::A>& p, int64_t first, int some, bool with_off, bool capped, typename T::A* label_of) {
-  SHAPE
+  typedef typename T::A A;
+  constexpr int W = Lanes<A>::W, L = Lanes<A>::L;
   rows_to_panel<T>(row<T>(j, first), j.z_step, j.z_column, j.cols, some, p.e);
   widen<T>(p.e, j.cols * L);
   if (with_off) {
@@ -193,7 +202,7 @@ template <class A> struct Access {
 template <class A> ALWAYS void take_apart(Panel<A>& p, int64_t cols, bool with_off, bool capped) {
   constexpr int W = Lanes<A>::W, L = Lanes<A>::L;
   const int64_t padded = (cols + 3) / 4 * 4;
-  EACH(u) {
+  for (int u = 0; u < Lanes<A>::U; u++) {
     V<A> most = splat<A>(-INF), at = most, off_at = {}, slope_at = splat<A>(1), column = {};
     const V<A> apart = read(p.apart + u * W);
     for (int64_t k = u * W; k < cols * L; k += L) {
@@ -225,30 +234,30 @@ template <class A> ALWAYS void take_apart(Panel<A>& p, int64_t cols, bool with_o
 template <class A> ALWAYS void sum_panel(Panel<A>& p, int64_t cols, A scale, bool with_sum, bool with_off, bool with_u) {
   constexpr int W = Lanes<A>::W, L = Lanes<A>::L;
   Sum<A> ss, so, sd, su;
-  EACH(u) {
+  for (int u = 0; u < Lanes<A>::U; u++) {
     A *e = p.e + u * W, *off = p.off + u * W;
     const V<A> most = read(p.m + u * W), finite = most == -(A)INF ? V<A>{} : most;
     const Shift<A> shift(most, scale);
     for (int64_t c = 0; c < cols; c += 4) {
       V<A> v[4], a[4], b[4];
-      FOUR(k) v[k] = read(e + (c + k) * L);
+      for (int k = 0; k < 4; k++) v[k] = read(e + (c + k) * L);
       if (with_off) {
-        FOUR(k) {
+        for (int k = 0; k < 4; k++) {
           a[k] = read(off + (c + k) * L);
           b[k] = times<A>(a[k], fma<A>(splat((A)-0.5), v[k], finite * (A)0.5));
         }
         so.add(u, a);
         sd.add(u, b);
       }
-      FOUR(k) v[k] = v[k] - shift.sub;
+      for (int k = 0; k < 4; k++) v[k] = v[k] - shift.sub;
       if (with_u)
-        FOUR(k) b[k] = fma<A>(splat(-scale), v[k], shift.rest);
-      FOUR(k) v[k] = v[k] * scale;
+        for (int k = 0; k < 4; k++) b[k] = fma<A>(splat(-scale), v[k], shift.rest);
+      for (int k = 0; k < 4; k++) v[k] = v[k] * scale;
       exps<A, 4>(v, shift.magic, shift.low);
-      FOUR(k) store(e + (c + k) * L, v[k]);
+      for (int k = 0; k < 4; k++) store(e + (c + k) * L, v[k]);
       if (with_sum) ss.add(u, v);
       if (with_u) {
-        FOUR(k) b[k] = times<A>(v[k], b[k]);
+        for (int k = 0; k < 4; k++) b[k] = times<A>(v[k], b[k]);
         su.add(u, b);
       }
     }
@@ -360,7 +369,7 @@ template <class A, Op op, bool plain> ALONE void short_rows(const Job& j, Scratc
     constant[g] = constant_of[g];
     linear[g] = linear_of[g];
   }
-  EACH(u) {
+  for (int u = 0; u < Lanes<A>::U; u++) {
     const int at = u * W;
     V<A> column = {};
     for (int64_t k = at; k < C * L; k += L) {

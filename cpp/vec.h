@@ -12,9 +12,11 @@
 #define WIDTH 16
 #endif
 #define ALWAYS inline __attribute__((always_inline))
-#define ALONE __attribute__((noinline))  // one copy in the code instead of one for each caller
+#define ALONE __attribute__((noinline))       // one copy in the code instead of one for each caller
+#define RARE __attribute__((noinline, cold))  // as ALONE, and compiled to be small
 
-// Virtual vectors have 64 bytes for every instruction set and consist of U native vectors, so that sums have the same order everywhere.
+// Virtual vectors have 64 bytes for every instruction set and consist of U native vectors, so that sums have the same order everywhere. Four
+// are computed together, a group, to hide the latency of the instructions.
 template <class A> struct Lanes {  // W lanes in a native vector, L in a virtual one
   typedef A V __attribute__((vector_size(WIDTH)));
   static constexpr int W = WIDTH / sizeof(A), L = 64 / sizeof(A), U = L / W;
@@ -23,8 +25,6 @@ template <class A> using V = typename Lanes<A>::V;
 typedef uint32_t V32 __attribute__((vector_size(WIDTH)));
 typedef uint64_t V64 __attribute__((vector_size(WIDTH)));
 typedef float VHalf __attribute__((vector_size(WIDTH / 2)));
-#define EACH(u) for (int u = 0; u < Lanes<A>::U; u++)
-#define FOUR(c) for (int c = 0; c < 4; c++)  // four vectors are computed together, to hide the latency of the instructions
 
 template <class To, class From> ALWAYS To bits(From v) {
   static_assert(sizeof(To) == sizeof(From), "");
