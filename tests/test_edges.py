@@ -299,6 +299,7 @@ def test_an_out_that_shares_memory_with_an_argument_is_refused_or_right(backend,
         ((2, 2), (12, 8), True),  # each row between the entries of the other
         ((3, 4, 6), (96, 24, 4), True),
         ((3, 4, 6), (24, 24, 4), False),
+        ((3, 4, 6), (96, 8, 4), False),  # within an index of the widest axis
         ((1, 6), (0, 4), True),
     ],
 )
@@ -760,9 +761,15 @@ def test_quotients_of_large_logits_and_a_small_temperature_keep_their_difference
     assert softxent.cross_entropy(small, [0], **tiny) == pytest.approx(2.0**127, rel=4 * UNIT["float32"])
 
 
-def test_a_float64_loss_is_finite_where_a_difference_of_logits_is_not(backend):
-    z = np.array([[1.6e308, -1.6e308]])
-    assert softxent.cross_entropy(z, [0], label_smoothing=0.1) == pytest.approx(1.6e307, rel=8 * UNIT["float64"])
+@pytest.mark.parametrize(
+    ("z", "label", "loss"),
+    [([1.6e308, -1.6e308], 0, 1.6e307), ([0, 1.6e308, -1.6e308], 0, 1.6e308), ([0, 1.6e308, -1.6e308], 1, 1.6e307)],
+)
+def test_a_float64_loss_is_finite_where_a_difference_of_logits_is_not(backend, z, label, loss):
+    """A difference to the label, and one between others."""
+    assert softxent.cross_entropy([z], [label], label_smoothing=0.1) == pytest.approx(loss, rel=8 * UNIT["float64"])
+    soft = 0.9 * np.eye(len(z))[label] + 0.1 / len(z)
+    assert softxent.cross_entropy([z], [soft]) == pytest.approx(loss, rel=8 * UNIT["float64"])
 
 
 def test_a_float64_loss_is_finite_where_a_difference_of_logits_is_divided(backend):

@@ -156,9 +156,12 @@ def _curvature(of: _Rows, v: Tensor, up: Sequence[Optional], parts: Tensor, shar
     hidden = torch.where(live, NO_LABEL, IGNORED)
     how: Any = (axis, *transform)
     lse, nothing = _lse(parts, label, transform[0]), zero.expand(lead)
-    here, lse_here, entropy_here = [nothing] * 4, nothing - math.inf, nothing
+    here, lse_here, entropy_here, masked = [nothing] * 4, nothing - math.inf, nothing, torch.zeros_like(live)
     if z.numel():
+        masked = (z.amax(axis) == -math.inf) & (lse > -math.inf)  # rows of probability 0 at all of these columns
+        z = torch.where(masked.unsqueeze(axis), 0, z)  # any finite logits: with a share of 0 they have no part in the sums
         _, lse_here, _, entropy_here, _ = compute.rows(z, hidden, zero, zero, zero, None, axis, transform[0], transform[1], True)
+        lse_here = lse_here.where(~masked, -math.inf)
         here = list(compute.curvature(z, v, t, zero, zero, zero, off, None, None, None, None, *how)[1:])
     mean_here, at, off_here, dentropy_here = here
     off_total = nothing if off is None else off.double().sum(axis if off.ndim == z.ndim else 0).expand(lead)
@@ -190,7 +193,7 @@ def _curvature(of: _Rows, v: Tensor, up: Sequence[Optional], parts: Tensor, shar
     by_lse = times(a - e, apart) + change + times(e, dentropy_here) + by_entropy * entropy_here
     further_l, further_n = (t.where(wanted, 0) for t in (by_lse, by_entropy))
     hv = hv + compute.gradient(z, hidden, zero, zero, zero, None, None, further_l, None, further_n, *how)
-    return _Curvature(hv.to(of.z.dtype), mean, at_label, by_off, dentropy)
+    return _Curvature(torch.where(masked.unsqueeze(axis), 0, hv).to(of.z.dtype), mean, at_label, by_off, dentropy)
 
 
 def _sums(parts: Tensor, temperature: float) -> Any:
