@@ -14,8 +14,8 @@ import fcntl
 import json
 import multiprocessing
 import os
-import re
 import random
+import re
 import sys
 import textwrap
 import time
