@@ -128,8 +128,9 @@ def tangents_are_the_sums(code, case: Case) -> None:
     of.is_line(y.vt, "sum_of_u", v[t])
     of.is_line(y.c * x.o - y.o, "sum_of_u", Sum(i, off[i] * v[i], but=t))
     along_v = y.c * x.s - y.s
-    of.is_line(scale * along_v, "sum_of_u", Sum(i, exp(z[i]) * v[i], but=t))
-    of.is_line(scale * (top * along_v - (y.c * x.u - y.u)), "sum_of_u", Sum(i, exp(z[i]) * z[i] * v[i], but=t))
+    at_label = number(case, exp(z[t]) * v[t])
+    of.is_line(scale * along_v + at_label, "tangent_s")
+    of.is_line(scale * (top * along_v - (y.c * x.u - y.u)) + at_label * number(case, z[t]), "tangent_u")
 
 
 def merged_tangents_are_the_sums_of_both(code, case: Case) -> None:
@@ -137,23 +138,21 @@ def merged_tangents_are_the_sums_of_both(code, case: Case) -> None:
 
     def part(n: int) -> tuple[Partials, Tangents]:
         x = Partials(*(number(case, -math.inf if name == "zt" else Name(f"{name}{n}")[()]) for name in Partials._fields[:-1]))
-        return x, Tangents(*(number(case, Name(f"{name} along {n}")[()]) for name in Tangents._fields))
+        letters = {"c": "h", "s": "A", "u": "B"}
+        return x, Tangents(*(number(case, Name(f"{letters.get(name, name)}{n}")[()]) for name in Tangents._fields))
 
     (a, da), (b, db) = part(1), part(2)
     if not case.order:  # two maxima that are equal are one number with two names
         return
     for one, other in (((a, da), (b, db)), ((b, db), (a, da))):
         x, y = code.partials.merge(one[0], other[0]), code.partials.merge_tangents(*one, *other)
-        of = row(case)
-        scale, scales = number(case, exp(x.m.number)), [number(case, exp(part.m.number)) for part in (a, b)]
+        of, scale = row(case), number(case, exp(x.m.number))
         assert y.c.number in (da.c.number, db.c.number)
         of.is_line(y.vt, "merge_parts", (da.vt + db.vt).number)
         of.is_line(y.c * x.o - y.o, "merge_parts", (da.c * a.o - da.o + db.c * b.o - db.o).number)
-        s, of_a, of_b = y.c * x.s - y.s, da.c * a.s - da.s, db.c * b.s - db.s
-        of.is_line(scale * s, "merge_parts", (scales[0] * of_a + scales[1] * of_b).number)
-        u = x.m * s - (y.c * x.u - y.u)
-        u_a, u_b = a.m * of_a - (da.c * a.u - da.u), b.m * of_b - (db.c * b.u - db.u)
-        of.is_line(scale * u, "merge_parts", (scales[0] * u_a + scales[1] * u_b).number)
+        s = y.c * x.s - y.s
+        of.is_line(scale * s, "merge_tangent_s")
+        of.is_line(scale * (x.m * s - (y.c * x.u - y.u)), "merge_tangent_u")
 
 
 def merged_parts_are_the_sums_of_both(code, case: Case) -> None:
