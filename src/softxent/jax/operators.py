@@ -398,7 +398,7 @@ def _transformed(z: Array, static: Static) -> tuple[Array, Any, Any]:
 
 
 def _composed_curvature(call: Call, static: Static) -> Array:
-    """Return `curvature`, written with the other operators: formula.curvature for any shape."""
+    """Return `curvature`, written with the other operators: formula.hessian for any shape."""
     wide, call = widest(), _without_ignored(call)
     z, slope, bend = _transformed(call.z.astype(wide), static)
     v, y, r, q, g, l, b, n = call.v.astype(wide), *(by_row(x, call.rows, True) for x in call[5:])  # noqa: E741
