@@ -41,7 +41,7 @@ ALONE void sum_block(const Job& j, Scratch<typename T::A>& f, int64_t i, int64_t
   double u = 0, s;
   A most;
   if (copied)
-    most = top<T, true>(z, n, t, e);
+    most = top<T, true>(z, n, y ? -1 : t, e);  // with a softcap, the slope at the label is needed
   else if (!y)
     most = top_is_known && !within(t, n) ? (A)f.b.top[at] : top<T>(z, n, t);
   const A* x = copied ? e : (const A*)z;
