@@ -45,6 +45,7 @@ GIVEN = (
     "s2",
     "u1",
     "u2",
+    *("A1", "A2", "B1", "B2"),
     "off",
 )  # names that a derivation may use besides the scores and the truth
 
