@@ -35,7 +35,9 @@ def rows(case: Case) -> Rows:
     given = {name: a.astype(WIDE) for name, a in case.inputs.items()}
     x = given["z"] if "z" in given else given["x"] @ given["W"].T + given.get("b", WIDE(0))
     options = case.options
-    z, slope, _ = formula.transformed(x, options.get("temperature", 1.0), options.get("softcap") or np.inf)
+    temperature = options.get("temperature", 1.0)
+    z, slope, _ = formula.transformed(x, temperature, options.get("softcap") or np.inf)
+    z = z / WIDE(temperature)
     w = np.asarray(options.get("class_weight", np.ones(case.classes)), WIDE)
     sample = np.asarray(options.get("sample_weight", np.ones(case.rows)), WIDE)
     e = WIDE(options.get("label_smoothing", 0.0))
@@ -51,14 +53,7 @@ def rows(case: Case) -> Rows:
     with np.errstate(divide="ignore", invalid="ignore"):
         scale = WIDE(1) / total if options.get("reduction", "mean") == "mean" else WIDE(1)
         g = np.asarray(case.upstream, WIDE) * scale * np.ones(case.rows, WIDE)
-    return Rows(
-        z / WIDE(options.get("temperature", 1.0)),
-        slope,
-        label,
-        formula.Numbers(y, live, 2 * WIDE(options.get("z_loss", 0)) * live, g),
-        off,
-        scale,
-    )
+    return Rows(z, slope, label, formula.Numbers(y, live, 2 * WIDE(options.get("z_loss", 0)) * live, g), off, scale)
 
 
 def _reduced(each: Array, case: Case, scale: Any) -> Array:

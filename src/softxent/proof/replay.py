@@ -30,7 +30,9 @@ PRECISION_STEP = 16  # as in numbers.js, so that a difference of nearly equal nu
 TOLERANCE, FLOOR = Decimal("1e-30"), Decimal("1e-45")
 EXAMPLE = {  # values of further numbers that some derivations need
     "eps": "0.1", "lam": "0.01", "T": "2", "c": "1.5", "y0": "0.8", "r0": "0.6", "q": "0.02",
-    "g1": "0.7", "g2": "-0.3", "g3": "0.4", "g4": "1.1", "h": "0", "h1": "0", "h2": "-0.625"}  # fmt: skip
+    "g1": "0.7", "g2": "-0.3", "g3": "0.4", "g4": "1.1",
+    "h": "0", "h1": "0", "h2": "-0.625",  # 0 is the v of the first class: with another number, all digits cancel if that class is certain
+}  # fmt: skip
 FEATURES, ROWS = 2, 2
 
 
