@@ -371,8 +371,8 @@ NB_MODULE(_kernel, m) {
   m.def(
       "merge",
       [](nb::ndarray<double, nb::ndim<3>, nb::c_contig, nb::device::cpu> sums,
-         nb::ndarray<int64_t, nb::ndim<2>, nb::c_contig, nb::device::cpu, nb::ro> pairs, Labels label, Numbers numbers, Results result,
-         Results parts) {
+         nb::ndarray<int64_t, nb::ndim<2>, nb::c_contig, nb::device::cpu, nb::ro> pairs, Labels label, Numbers numbers, double temperature,
+         Results result, Results parts) {
         Job j = {};
         j.rows = sums.shape(2);
         set_label(j, label);
@@ -382,9 +382,10 @@ NB_MODULE(_kernel, m) {
         const int64_t shards = sums.shape(0), count = pairs.shape(0);
         need(sums.shape(1) == PARTS && pairs.shape(1) == 2 && shards > 0, "sums must be [K, 7, R], and pairs [K - 1, 2]");
         for (int64_t k = 0; k < 2 * count; k++) need(pairs.data()[k] >= 0 && pairs.data()[k] < shards, "pairs must be indices of shards");
+        set_transform(j, temperature, INFINITY);
         isa().merge(j, sums.data(), pairs.data(), count);
       },
-      "sums"_a.noconvert(), "pairs"_a.noconvert(), "label"_a.noconvert(), "numbers"_a.noconvert(), "result"_a.noconvert(),
+      "sums"_a.noconvert(), "pairs"_a.noconvert(), "label"_a.noconvert(), "numbers"_a.noconvert(), "temperature"_a, "result"_a.noconvert(),
       "parts"_a.noconvert());
   m.def("xla_calls", [] {  // the handlers for XLA as capsules, by name
     nb::dict found;

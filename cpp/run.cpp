@@ -33,7 +33,7 @@ struct Processor {
 // everything.
 static Processor processor() {
   unsigned a, b, c, d, saved, high;
-  if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_OSXSAVE) || !(c & bit_FMA)) return {false, false};
+  if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_OSXSAVE) || !(c & bit_FMA) || !(c & bit_F16C)) return {false, false};
   __asm__ volatile("xgetbv" : "=a"(saved), "=d"(high) : "c"(0));
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return {false, false};
   const unsigned ymm = 0x06, zmm = 0xe6;  // the bits of the registers in XCR0

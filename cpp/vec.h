@@ -12,9 +12,11 @@
 #define WIDTH 16
 #endif
 #define ALWAYS inline __attribute__((always_inline))
-#define ALONE __attribute__((noinline))  // one copy in the code instead of one for each caller
+#define ALONE __attribute__((noinline))       // one copy in the code instead of one for each caller
+#define RARE __attribute__((noinline, cold))  // as ALONE, and compiled to be small
 
-// Virtual vectors have 64 bytes for every instruction set and consist of U native vectors, so that sums have the same order everywhere.
+// Virtual vectors have 64 bytes for every instruction set and consist of U native vectors, so that sums have the same order everywhere. Four
+// are computed together, a group, to hide the latency of the instructions.
 template <class A> struct Lanes {  // W lanes in a native vector, L in a virtual one
   typedef A V __attribute__((vector_size(WIDTH)));
   static constexpr int W = WIDTH / sizeof(A), L = 64 / sizeof(A), U = L / W;
@@ -23,8 +25,6 @@ template <class A> using V = typename Lanes<A>::V;
 typedef uint32_t V32 __attribute__((vector_size(WIDTH)));
 typedef uint64_t V64 __attribute__((vector_size(WIDTH)));
 typedef float VHalf __attribute__((vector_size(WIDTH / 2)));
-#define EACH(u) for (int u = 0; u < Lanes<A>::U; u++)
-#define FOUR(c) for (int c = 0; c < 4; c++)  // four vectors are computed together, to hide the latency of the instructions
 
 template <class To, class From> ALWAYS To bits(From v) {
   static_assert(sizeof(To) == sizeof(From), "");
@@ -63,12 +63,12 @@ template <> ALWAYS V<float> fma<float>(V<float> a, V<float> b, V<float> c) {
 template <> ALWAYS V<double> fma<double>(V<double> a, V<double> b, V<double> c) {
   return (V<double>)vfmaq_f64((float64x2_t)c, (float64x2_t)a, (float64x2_t)b);
 }
-#else  // without such an instruction: the slow function of libm
-template <> ALWAYS V<double> fma<double>(V<double> a, V<double> b, V<double> c) {
+#else  // without such an instruction: the slow function of libm. In each place, these instructions would be most of the code
+template <> ALONE V<double> fma<double>(V<double> a, V<double> b, V<double> c) {
   for (int i = 0; i < 2; i++) a[i] = __builtin_fma(a[i], b[i], c[i]);
   return a;
 }
-template <> ALWAYS V<float> fma<float>(V<float> a, V<float> b, V<float> c) {
+template <> ALONE V<float> fma<float>(V<float> a, V<float> b, V<float> c) {
   // In double the product is exact. The sum is rounded to odd, so that the rounding to float gives the correctly rounded result.
   typedef double D __attribute__((vector_size(32)));
   typedef int64_t I __attribute__((vector_size(32)));
@@ -98,9 +98,8 @@ ALWAYS void fence() {
 }
 
 // Storage types. S is the type in memory, A the type of the computation, and Slot an unsigned integer with the size of A that holds an S.
-// widen and narrow convert between slots and values, rounding to nearest even. A vector of memory holds PER vectors of values. Of 16-bit
-// types, two elements share a slot; they are read as a vector of the even and one of the odd elements, which needs half the instructions of
-// a widening load. The order of the elements inside a group (four virtual vectors) is arbitrary, but the same for every instruction set.
+// load reads a vector of values from adjacent elements. A vector of memory holds PER vectors of values, which pack converts. widen and
+// narrow convert between slots and values. All round to nearest even.
 template <class X> struct plain {
   typedef X A;
   typedef X S;
@@ -108,24 +107,44 @@ template <class X> struct plain {
   static constexpr int PER = 1;
   static ALWAYS V<A> widen(V<A> v) { return v; }
   static ALWAYS V<A> narrow(V<A> v) { return v; }
-  static ALWAYS void load(const S* p, V<A>* v) { *v = read(p); }
+  static ALWAYS V<A> load(const S* p) { return read(p); }
   static ALWAYS V<A> pack(const V<A>* v) { return *v; }
   static constexpr S low = -(X)__builtin_inff();
 };
 typedef plain<float> f32;
 typedef plain<double> f64;
+typedef uint16_t Halves __attribute__((vector_size(WIDTH / 2)));
+typedef uint16_t Whole16 __attribute__((vector_size(WIDTH)));
+ALWAYS V32 slots_of(const uint16_t* p) {
+#if defined(__AVX512F__)
+  return (V32)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p));
+#elif defined(__AVX2__)
+  return (V32)_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p));
+#else
+  Halves b;
+  __builtin_memcpy(&b, p, sizeof b);
+  return __builtin_convertvector(b, V32);
+#endif
+}
+ALWAYS Whole16 joined(V32 a, V32 b) {  // the slots of two vectors
+#if defined(__AVX512F__)
+  return (Whole16)_mm512_permutexvar_epi64(_mm512_set_epi64(7, 5, 3, 1, 6, 4, 2, 0), _mm512_packus_epi32((__m512i)a, (__m512i)b));
+#elif defined(__AVX2__)
+  return (Whole16)_mm256_permute4x64_epi64(_mm256_packus_epi32((__m256i)a, (__m256i)b), 0xd8);
+#else
+  struct {
+    Halves a, b;
+  } both = {__builtin_convertvector(a, Halves), __builtin_convertvector(b, Halves)};
+  return bits<Whole16>(both);
+#endif
+}
 template <class Half> struct half {
   typedef float A;
   typedef uint16_t S;
   typedef uint32_t Slot;
   static constexpr int PER = 2;
-  static ALWAYS void load(const S* p, V<A>* v) {
-    V32 b;
-    __builtin_memcpy(&b, p, sizeof b);
-    v[0] = Half::widen(b & 0xffff);
-    v[1] = Half::widen(b >> 16);
-  }
-  static ALWAYS V32 pack(const V<A>* v) { return Half::narrow(v[0]) | Half::narrow(v[1]) << 16; }
+  static ALWAYS V<float> load(const S* p) { return Half::widen(slots_of(p)); }
+  static ALWAYS Whole16 pack(const V<A>* v) { return joined(Half::narrow(v[0]), Half::narrow(v[1])); }
 };
 struct bf16 : half<bf16> {
   static ALWAYS V<float> widen(V32 b) { return bits<V<float>>(b << 16); }
@@ -136,10 +155,23 @@ struct bf16 : half<bf16> {
   static constexpr S low = 0xff80;
 };
 struct f16 : half<f16> {
+#if defined(__AVX512F__)
+  static ALWAYS V<float> load(const S* p) { return (V<float>)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p)); }
+  static ALWAYS Whole16 pack(const V<A>* v) {
+    const __m256i a = _mm512_cvtps_ph((__m512)v[0], 0), b = _mm512_cvtps_ph((__m512)v[1], 0);
+    return (Whole16)_mm512_inserti64x4(_mm512_castsi256_si512(a), b, 1);
+  }
+#elif defined(__F16C__)
+  static ALWAYS V<float> load(const S* p) { return (V<float>)_mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)); }
+  static ALWAYS Whole16 pack(const V<A>* v) {
+    return (Whole16)_mm256_set_m128i(_mm256_cvtps_ph((__m256)v[1], 0), _mm256_cvtps_ph((__m256)v[0], 0));
+  }
+#endif
   static ALWAYS V<float> widen(V32 b) {
-    V32 sign = (b & 0x8000) << 16, mag = (b & 0x7fff) << 13;
-    V<float> f = bits<V<float>>(mag) * 0x1p112f;  // corrects the exponent; exact, also for subnormals
-    return bits<V<float>>(sign | (mag >= 0x7c00u << 13 ? mag | 0x7f800000 : bits<V32>(f)));
+    typedef int32_t Ints __attribute__((vector_size(WIDTH)));
+    const V32 sign = (b & 0x8000) << 16, mag = b & 0x7fff, up = mag < 0x7c00 ? V32{} + (112u << 23) : V32{} + (224u << 23);
+    const V<float> tiny = __builtin_convertvector((Ints)mag, V<float>) * 0x1p-24f;  // no float is subnormal, which would be slow
+    return bits<V<float>>(sign | (mag < 0x400 ? bits<V32>(tiny) : (mag << 13) + up));
   }
   static ALWAYS V32 narrow(V<float> v) {
     V32 b = bits<V32>(v), sign = b & 0x80000000, mag = b ^ sign;

@@ -24,7 +24,7 @@ struct Wide {  // f 2^k, where |f| is in [1, 2), or f is 0, infinite or NaN
 ALWAYS Wide operator*(Wide a, Wide b) { return {a.f * b.f, a.k + b.k}; }
 ALWAYS Wide operator/(Wide a, Wide b) { return {a.f / b.f, a.k - b.k}; }
 ALWAYS Wide operator-(Wide a) { return {-a.f, a.k}; }
-ALWAYS Wide operator+(Wide a, Wide b) {
+ALONE Wide operator+(Wide a, Wide b) {
   if (b.f == 0 || !a.finite()) return b.finite() ? a : Wide(a.f + b.f);
   if (a.f == 0 || !b.finite()) return b;
   const Wide large = a.k < b.k ? b : a, little = a.k < b.k ? a : b;
@@ -49,23 +49,25 @@ ALWAYS double exp_of_minus(Wide x) {                                        // f
 ALWAYS double log1p(double x) { return log1p(splat(x), splat(1 / (1 + x)))[0]; }
 
 template <class X> double get_one(const void* p, int64_t k) { return get<X>((const typename X::S*)p + k); }
-ALONE double read_one(const void* p, Type type, int64_t k) {
+RARE double read_one(const void* p, Type type, int64_t k) {
   return type == F64 ? get_one<f64>(p, k) : type == F32 ? get_one<f32>(p, k) : type == BF16 ? get_one<bf16>(p, k) : get_one<f16>(p, k);
 }
-ALONE void write_one(void* p, Type type, int64_t k, double x) {
+RARE void write_one(void* p, Type type, int64_t k, double x) {
   if (type == F64) put<f64>((double*)p + k, x);
   if (type == F32) put<f32>((float*)p + k, x);
   if (type == BF16) put<bf16>((uint16_t*)p + k, x);
   if (type == F16) put<f16>((uint16_t*)p + k, x);
 }
 ALWAYS int64_t bytes_of(Type type) { return type == F64 ? 8 : type == F32 ? 4 : 2; }
+ALWAYS const void* element(const void* p, Type type, int64_t k) { return (const char*)p + k * bytes_of(type); }
+ALWAYS const void* logits(const Job& j, int64_t i) { return element(j.z, j.type, i * j.z_step); }  // of row i
 
 class WideRow {
   const Job& j;
   const int64_t i, cols, z_column;
   const void *z, *off;
   void* dz;
-  const Wide by, cool, by_cap;  // a transformed logit is `by` y; 1 / temperature; 1 / cap
+  const Wide cap, by, cool, by_cap;  // the cap or 1; a transformed logit is `by` y; 1 / temperature; 1 / cap
   const bool capped;
   bool as_vectors = false;  // whether logits are transformed in the type of the computation
 
@@ -82,7 +84,7 @@ class WideRow {
     tanh_and_slope<A, 1>(&y, &slope);
     return {(double)y[0], (double)slope[0], 0};
   }
-  ALONE Logit logit(int64_t k) const {
+  RARE Logit logit(int64_t k) const {
     const Wide x = read_one(z, j.type, k * z_column);
     if (!capped) return {x, 1, 0};
     if (as_vectors) return j.type == F64 ? logit_in<double>(x.value()) : logit_in<float>(x.value());
@@ -96,19 +98,20 @@ class WideRow {
   static Wide gap(Wide top, Wide yt, Wide by) { return yt.f == INF ? yt - yt : yt.f == -INF && top.f > -INF ? Wide(INF) : (top - yt) * by; }
 
  public:
-  ALONE WideRow(const Job& j, const void* z, int64_t i, int64_t z_column)
+  RARE WideRow(const Job& j, const void* z, int64_t i, int64_t z_column)
       : j(j),
         i(i),
         cols(j.cols),
         z_column(z_column),
         z(z),
-        off(j.off ? (const char*)j.off + i * j.off_step * bytes_of(j.off_type) : nullptr),
+        off(j.off ? element(j.off, j.off_type, i * j.off_step) : nullptr),
         dz(j.dz ? (char*)j.dz + i * j.dz_step * bytes_of(j.type) : nullptr),
-        by((j.cap < INF ? Wide(j.cap) : Wide(1)) / Wide(j.temperature)),
+        cap(j.cap < INF ? Wide(j.cap) : Wide(1)),
+        by(cap / Wide(j.temperature)),
         cool(Wide(1) / Wide(j.temperature)),
         by_cap(Wide(1) / Wide(j.cap)),
         capped(j.cap < INF) {}
-  WideRow(const Job& j, const void* z, int64_t i) : WideRow(j, z, i, j.z_column) {}
+  WideRow(const Job& j, int64_t i) : WideRow(j, logits(j, i), i, j.z_column) {}
 
   // LARGEST stands for the column with the largest off or, if off is not given for each row, the largest logit: the first of them.
   int64_t label() const {
@@ -124,21 +127,21 @@ class WideRow {
   }
 
   // Whether a column whose logit is -inf has a truth, except the label's.
-  ALONE bool has_truth_at_hidden(int64_t t) const {
+  RARE bool has_truth_at_hidden(int64_t t) const {
     bool found = false;
     for (int64_t k = 0; k < cols; k++) found = found || (k != t && logit(k).y.f == -INF && weight(k).f > 0);
     return found;
   }
 
   // Writes what a row without truth gives.
-  ALONE void ignored(Op op) const {
+  RARE void ignored(Op op) const {
     for (int k = 0; k < (op == CURVATURE ? (int)PRODUCTS : (int)j.result_count) && op != BACKWARD; k++) j.result[k * j.result_step + i] = 0;
     for (int k = 0; k < PARTS && j.parts && op != BACKWARD; k++) j.parts[k * j.parts_step + i] = k == M || k == ZT ? -INF : 0;
     for (int64_t k = 0; k < cols && dz; k++) write_one(dz, j.type, k * j.dz_column, 0);
   }
 
   // Computes what the row gives, unless op is BACKWARD, and, unless it is FORWARD, the gradient.
-  ALONE void loss_and_gradient(Op op, int64_t t) const {
+  RARE void loss_and_gradient(Op op, int64_t t) const {
     Prediction p;
     p.top = p.yt = -INF;
     for (int64_t k = 0; k < cols; k++) {
@@ -165,16 +168,16 @@ class WideRow {
     p.gap = gap(p.top, p.yt, by);
     double* const parts = j.parts ? j.parts + i : nullptr;
     if (parts && op != BACKWARD) {
-      const Wide sums[PARTS] = {p.m, p.s, p.o, p.d, p.zt, p.wt, p.u};
+      const Wide sums[PARTS] = {p.top * cap, p.s, p.o, p.d, p.yt * cap, p.wt, p.u};
       for (int n = 0; n < PARTS; n++) parts[n * j.parts_step] = sums[n].value();
     }
     if (op == BACKWARD) {  // the sums are those of all columns of the row, and these columns may be some of them
       auto part = [&](Part n) { return Wide(parts[n * j.parts_step]); };
-      const bool own = part(M).value() == p.m.value(), same = own && part(ZT).value() == p.zt.value();
-      p.gap = same ? p.gap : gap(part(M), part(ZT), 1);
-      p.m = own ? p.m : part(M);
-      p.top = own ? p.top : p.m / by;
-      p.zt = part(ZT);
+      const bool own = part(M).value() == (p.top * cap).value(), same = own && part(ZT).value() == (p.yt * cap).value();
+      p.gap = same ? p.gap : gap(part(M), part(ZT), cool);
+      p.m = part(M) * cool;
+      p.top = own ? p.top : part(M) / cap;
+      p.zt = part(ZT) * cool;
       p.s = part(S);
       p.o = part(O);
       p.d = part(D);
@@ -185,14 +188,14 @@ class WideRow {
   }
 
   // Computes the gradient from sums of the row, whose m and zt are before the scale.
-  ALONE void gradient(int64_t t, const double (*part)[TILE], int g) {
+  RARE void gradient(int64_t t, const double (*part)[TILE], int g) {
     as_vectors = true;
     const Wide top = part[M][g], yt = part[ZT][g];
     finish(BACKWARD, t, {top, yt, top * by, yt * by, gap(top, yt, by), part[S][g], part[U][g], part[O][g], part[D][g], part[WT][g]});
   }
 
  private:
-  ALONE void finish(Op op, int64_t t, const Prediction& p) const {
+  RARE void finish(Op op, int64_t t, const Prediction& p) const {
     const Wide log_s = log(splat(p.s.value()))[0], a_of_row = p.gap + log_s;
     const bool likely = Wide(0) > a_of_row;
     const Wide w = exp_of_minus(likely ? -p.gap : p.gap), odds = likely ? p.s * w : w / p.s, inverse = Wide(1) / (Wide(1) + odds),
@@ -224,7 +227,7 @@ class WideRow {
 
  public:
   // Computes the product of the Hessian and v, and what Product lists. The most probable class j0 is kept apart.
-  ALONE void curvature(int64_t t) const {
+  RARE void curvature(int64_t t) const {
     const Type wide = j.type == F64 ? F64 : F32;
     const void* const v = (const char*)j.v + i * j.v_step * bytes_of(wide);
     int64_t j0 = 0;
@@ -293,7 +296,7 @@ class WideRow {
   }
 
   // Computes dz := number log yhat.
-  ALONE void log_softmax() const {
+  RARE void log_softmax() const {
     int64_t j0 = 0;
     Wide top = logit(0).y;
     Total s;

@@ -150,9 +150,16 @@ def exact(p: Problem, outputs: int = 2) -> Answer:
     z, off, numbers = p.z.astype(wide), None if p.off is None else p.off.astype(wide), formula.Numbers(*p.truth.astype(wide))
     with np.errstate(invalid="ignore", over="ignore"):
         z, slope, _ = formula.transformed(z, *p.transform)
-        x = formula.partials(z, p.label, off)
+        x = formula.partials(z, p.label, off, p.transform[0])
         dz = formula.gradient(z, x, p.label, formula.coefficients(x, numbers), off)
-        return Answer(np.array(formula.outputs(x, *numbers[:3])[:outputs]), np.array(x), times(slope, dz))
+        return Answer(np.array(formula.outputs(x, *numbers[:3])[:outputs]), np.array(x[:-1]), times(slope, dz))
+
+
+def cooled(x: np.ndarray, temperature: float, cap: float) -> tuple[np.ndarray, Any, Any]:
+    """Return logits after softcap and temperature, and their first and second derivative."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        z, slope, bend = formula.transformed(x, temperature, cap)
+        return z / temperature, slope, bend
 
 
 def composed(p: Problem) -> Answer:
@@ -200,7 +207,7 @@ def within(got: np.ndarray, want: np.ndarray, bound: np.ndarray, what: str = "")
 
 
 def merged(parts: list[np.ndarray]) -> np.ndarray:
-    return np.array(reduce(merge, (Partials(*x) for x in parts)))
+    return np.array(reduce(merge, (Partials(*x) for x in parts))[:-1])
 
 
 def cuts_of(edges, classes: int) -> list[slice]:

@@ -255,7 +255,7 @@ def public_call(memory: Memory) -> None:
         labels[1::2], options["ignore_index"] = -100, -100
     options["reduction"] = str(rng.choice(["none", "sum", "mean"]))
     each = rows if options["reduction"] == "none" else ()
-    in_torch = memory.chance(0.4, "PyTorch") and "torch" in sys.modules and dtype.name != "bfloat16"
+    in_torch = memory.chance(0.4, "PyTorch") and sys.modules.get("torch") and dtype.name != "bfloat16"
     up = signed(rng, dtype if in_torch else float, each) if memory.chance(0.3, "any upstream") else rng.standard_normal(each).round(2)
     v = None
     if memory.chance(0.4, "Hessian product"):

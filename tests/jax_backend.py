@@ -68,11 +68,11 @@ def curvature(z, v, label, numbers, off, transform, gauss_newton, out, result, t
         write(result, rows)
 
 
-def merge(sums, pairs, label, numbers, result, parts, threads) -> None:
+def merge(sums, pairs, label, numbers, temperature, result, parts, threads) -> None:
     with jax.enable_x64(True):
         arrays = arrays_of(np.zeros((len(label), 1)), label, numbers[:4], None)
         order = tuple(map(tuple, pairs.tolist()))
-        *rows, found = jax.jit(lambda arrays, sums: native.merge(sums, order, Call(**arrays)))(arrays, as_bits(sums))
+        *rows, found = jax.jit(lambda arrays, sums: native.merge(sums, order, Call(**arrays), temperature))(arrays, as_bits(sums))
         write(result, rows)
         parts[:] = as_parts(found)
 

@@ -90,6 +90,18 @@ def test_any_batch(backend, dtype, off, rng):
                 same(fused(p.rows(batch)), (want.result[:, batch], want.parts[:, batch], want.dz[batch]), (p.z.shape, batch[:3]))
 
 
+@each_off
+@pytest.mark.parametrize("transform", [(1.0, np.inf), (0.7, 5.0)])
+@pytest.mark.parametrize("dtype", ["f16", "bf16"])
+@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "formula"], indirect=True)
+def test_logits_of_16_bits_have_the_sums_of_the_same_numbers_in_float32(backend, dtype, off, transform):
+    """The gradient is that of float32, rounded; the formula backend rounds that of float64."""
+    for p in problems(DTYPES[dtype], off):
+        p = p._replace(transform=transform)
+        wide = fused(p._replace(z=p.z.astype(np.float32), off=None if p.off is None else p.off.astype(np.float32)))
+        same(fused(p), (wide.result, wide.parts, wide.dz.astype(p.z.dtype)), (p.z.shape, transform))
+
+
 @each_dtype
 def test_any_place_in_memory(backend, dtype):
     """Every alignment of the logits and the gradient, rows with gaps between them, and the gradient in place of the logits."""

@@ -192,16 +192,16 @@ def test_bounds_of_finite_rows_are_finite_and_the_gradient_s_grow_with_upstream(
 
 # ---- a worse kernel ----
 
-EXPS, F32, F64, BOTH = "e = xp.exp(rest - shift)", ("f32",), ("f64",), ("f32", "f64")
+EXPS, F32, F64, BOTH = "e = xp.exp(-below)", ("f32",), ("f64",), ("f32", "f64")
 WORSE = {  # code of formula.py or partials.py, its replacement by less accurate code, the dtypes for which it exceeds the bounds, classes
-    "exponentials in bfloat16": (EXPS, "e = xp.exp(rest - shift).astype(__import__('ml_dtypes').bfloat16).astype(float)", F32, 10),
-    "8u more": (EXPS, "e = xp.exp(rest - shift) * (1 + 8 * 2.0**-24)", F32, 10),
-    "exponentials in float32": (EXPS, "e = xp.exp(rest - shift).astype(np.float32).astype(float)", F64, 10),
+    "exponentials in bfloat16": (EXPS, "e = xp.exp(-below).astype(__import__('ml_dtypes').bfloat16).astype(float)", F32, 10),
+    "8u more": (EXPS, "e = xp.exp(-below) * (1 + 8 * 2.0**-24)", F32, 10),
+    "exponentials in float32": (EXPS, "e = xp.exp(-below).astype(np.float32).astype(float)", F64, 10),
     "one accumulator": ("s, u = e.sum(axis=1)", "s, u = e.cumsum(axis=1)[:, -1]", F64, 20000),
     "1 - yhat at the label": ("xp.exp(-xp.logaddexp(0, -a))", "1 - xp.exp(-xp.logaddexp(0, a))", BOTH, 10),
     "log of a rounded yhat": ("return xp.logaddexp(0, a),", "return -np.log(xp.exp(-xp.logaddexp(0, a))),", BOTH, 10),
     "lse saved alone": (
-        "away: Array = (xp.where(top == -np.inf, 0, top)[:, None] - z) + lift[:, None]",
+        "away: Array = difference(xp.where(top == -np.inf, 0, top)[:, None], z, x.temperature) + lift[:, None]",
         "away = (top + lift).astype(np.float32)[:, None] - z", F32, 10,
     ),
     "a gradient of float32": ("(h != 0), dz, 0.0)", "(h != 0), dz.astype(np.float32).astype(float), 0.0)", F64, 10),

@@ -287,7 +287,7 @@ def test_a_function_of_divided_classes_is_tried_on_all_ranks(tmp_path, monkeypat
     """What one rank alone gives or refuses is a finding; the next laws are tried with new processes."""
     (tmp_path / "of_ranks.py").write_text(OF_RANKS)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("SOFTXENT_RANKS_TIMEOUT", "6")
+    monkeypatch.setenv("SOFTXENT_RANKS_TIMEOUT", "25")
     names = ["the loss is the definition", "each option is its definition", "one class costs nothing"]
 
     def found(name):

@@ -222,7 +222,7 @@ def test_nothing_from_outside_controls_the_terminal(text, tmp_path, monkeypatch,
 
 
 @pytest.mark.parametrize("text", ESCAPES[:-1], ids=ascii)
-def test_names_of_classes_are_shown_as_they_are_and_control_nothing(text, tmp_path, monkeypatch, capsys):
+def test_names_of_classes_and_files_are_shown_and_control_nothing(text, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     Path("names").write_text(f"{text.replace(chr(10), chr(11)).replace(chr(13), chr(12))}\nb\nc\n", encoding="utf-8")
     given = ["result1", "--names-file", "names", "--label", "1"]
@@ -230,6 +230,8 @@ def test_names_of_classes_are_shown_as_they_are_and_control_nothing(text, tmp_pa
     assert (code, err) == (0, "") and out.replace("\n", "").isprintable()
     code, out, err = command(["explain", "--json", *given], capsys)
     assert (code, err) == (0, "") and out.replace("\n", "").isprintable() and len(json.loads(out)["row"]["names"]) == 3
+    code, out, err = command(["explain", "--html", f"{text}.html", *given], capsys)
+    assert (code, err) == (0, "") and out[:-1].isprintable() and Path(f"{text}.html").exists()
 
 
 def test_a_report_of_a_function_with_a_hostile_message_controls_nothing():

@@ -531,7 +531,8 @@ def test_the_gradient_of_a_log_probability_is_minus_that_of_the_loss(backend, rn
 def test_the_mass_of_a_row_is_the_sum_of_its_truth(option, rng):
     labels, options = option_cases(rng, 6, 9)[option]
     of = truth.truth("test", labels, np.zeros((6, 9)), -1, **{k: v for k, v in options.items() if k not in ("temperature", "softcap")})
-    label, (y, r, _, _), off = of.piece(slice(None), np.dtype(np.float64))
+    label, _, off = of.given(np.dtype(np.float64))
+    y, r, *_ = of.rows
     want = y + r * (0 if off is None else off.sum(axis=-1))
     np.testing.assert_allclose(of.mass(), np.where(label == kernels.IGNORED, 0, want), rtol=FEW64)
 

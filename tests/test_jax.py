@@ -470,7 +470,9 @@ def test_ignored_rows_may_hold_nan_whatever_is_differentiated(computed_by, rng):
         point = z, varied
         ahead = jax.tree.map(jnp.cos, (jnp.where(jnp.isnan(z), 0, z), varied))
         gradient = jax.grad(f, (0, 1))
-        return gradient(*point), jax.jvp(gradient, point, ahead)[1], jax.grad(lambda *x: jax.jvp(f, x, ahead)[1], (0, 1))(*point)
+        second = [lambda *x: jax.jvp(gradient, x, ahead)[1], jax.grad(lambda *x: jax.jvp(f, x, ahead)[1], (0, 1))]
+        third = [jax.grad(lambda *x: jax.jvp(lambda *x: jax.jvp(f, x, ahead)[1], x, ahead)[1], (0, 1))] * (computed_by == "default")
+        return [of(*point) for of in (gradient, *second, *third)]
 
     found = jax.jit(derivatives)(z.at[1].set(jnp.nan), labels.at[1].set(-100), varied)
     live = jnp.array([0, 2])
@@ -591,3 +593,21 @@ def test_an_ignored_row_of_a_head_may_hold_nan(computed_by):
     np.testing.assert_allclose(dw, expected_dw, rtol=FEW64)
     np.testing.assert_allclose(dx[live], expected_dx, rtol=FEW64)
     assert (dx[1] == 0).all()
+
+
+@pytest.mark.parametrize("backend", ["default", "formula"])
+def test_quotients_of_large_float32_logits_keep_their_differences(backend):
+    """As in test_edges.py, on the formulas for other platforms too, which compute in float32."""
+    z, t = jnp.array([[1e8, 1e8 + 8, 1e8 + 16]], jnp.float32), jnp.array([0])
+    small = jnp.array([[1, 2, 3]], jnp.float32)
+    with sj.use_backend(backend):
+        loss, dz = jax.value_and_grad(partial(sj.cross_entropy, temperature=0.01))(z, t)
+        assert loss == pytest.approx(1600, rel=FLOAT32)
+        np.testing.assert_allclose(dz, [[-100, 0, 100]], rtol=FLOAT32)
+        assert sj.cross_entropy(small, t, temperature=1e-10) == pytest.approx(2e10, rel=FLOAT32)
+        for options in (dict(temperature=1e46), dict(temperature=1.7e308, softcap=1)):
+            assert sj.cross_entropy(small, t, **options) == pytest.approx(np.log(3), rel=FLOAT32)
+        for softcap in (1e30, 2.0**127, 1e300):  # z / softcap is subnormal or 0 in float32
+            found, dz = jax.value_and_grad(partial(sj.cross_entropy, softcap=softcap))(small, t)
+            want, dwant = jax.value_and_grad(sj.cross_entropy)(small, t)
+            np.testing.assert_allclose([found, *dz[0]], [want, *dwant[0]], rtol=FLOAT32)

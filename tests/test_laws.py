@@ -5,6 +5,8 @@ Those of the public functions are in softxent.conformance, and test_conformance.
 
 from __future__ import annotations
 
+from functools import partial, reduce
+
 import numpy as np
 import pytest
 from cases import (
@@ -25,11 +27,11 @@ from cases import (
     shapes_of,
     within,
 )  # fmt: skip
-from tolerances import DIFFERENCES, FEW64, FLOAT32
+from tolerances import DIFFERENCES, FEW64, FLOAT32, FLOAT64
 
 import softxent
 from softxent import formula, kernels
-from softxent.partials import Partials, finish, identity, merge
+from softxent.partials import Partials, along, finish, identity, merge, merge_tangents
 from softxent.proof import bounds
 from softxent.truth import truth
 
@@ -153,15 +155,16 @@ def random_parts(rng, rows=64):
         np.where(rng.random(rows) < 0.3, rng.standard_normal(rows), -np.inf),
         rng.random(rows),
         rng.random(rows) * 20,
+        0.7,
     )
     empty = rng.random(rows) < 0.2
-    return Partials(*(np.where(empty, unit, field) for field, unit in zip(x, identity(rows), strict=True)))
+    return Partials(*(np.where(empty, unit, field) for field, unit in zip(x[:-1], identity(rows)[:-1], strict=True)), 0.7)
 
 
 def test_merge_is_a_commutative_monoid(rng):
     for _ in range(20):
         a, b, c = (random_parts(rng) for _ in range(3))
-        for ours, theirs in zip(merge(a, formula.partials(np.zeros((64, 0)), np.zeros(64, int))), a, strict=True):
+        for ours, theirs in zip(merge(a, formula.partials(np.zeros((64, 0)), np.zeros(64, int), None, 0.7)), a, strict=True):
             np.testing.assert_array_equal(ours, theirs)  # a shard without classes is the identity
         for ours, theirs in zip(merge(a, b), merge(b, a), strict=True):
             np.testing.assert_array_equal(ours, theirs)
@@ -208,6 +211,32 @@ def test_any_split_of_the_columns_gives_the_loss_and_gradient_of_the_whole(backe
             within(out, want.dz[:, k], 2 * dz[:, k], f"{shape} gradient of {k}")
 
 
+def _sums_and_tangents(z, v, t, off, temperature, k: slice):
+    given = t - k.start, off[:, k], temperature
+    return formula.partials(z[:, k], *given), formula.tangents(z[:, k], v[:, k], *given)
+
+
+def test_any_split_of_the_columns_gives_the_hessian_product_of_the_whole(rng):
+    """Shards of the vocabulary: sums and their tangents on each, merge, finish, and the product on each; with a temperature."""
+    for temperature in np.repeat([1.0, 0.3, 20.0], 20):
+        classes = int(rng.integers(2, 40))
+        z, v, off = 9 * rng.standard_normal((8, classes)), rng.standard_normal((8, classes)), rng.random((8, classes))
+        z[1, : classes // 2], off[1, : classes // 2] = -np.inf, 0  # perhaps a shard that is masked completely
+        t, of = rng.integers(classes // 2, classes, 8), formula.Numbers(*rng.standard_normal((7, 8)))
+
+        sums = partial(_sums_and_tangents, z, v, t, off, temperature)
+        x, y = sums(slice(0, classes))
+        want, product = along(x, y), formula.hessian(z, v, t, x, along(x, y), of)
+        shards = cuts_of(rng.integers(0, classes + 1, 3), classes)
+        total = reduce(lambda a, b: (merge(a[0], b[0]), merge_tangents(*a, *b)), (sums(shards[i]) for i in rng.permutation(len(shards))))
+        got = along(*total)
+        for name in ("lse", "logprob", "off", "entropy"):
+            np.testing.assert_allclose(getattr(got, name), getattr(want, name), rtol=FLOAT64, atol=FLOAT64, err_msg=name)
+        for k in shards:
+            found = formula.hessian(z[:, k], v[:, k], t - k.start, total[0], got, of)
+            np.testing.assert_allclose(found, product[:, k], rtol=FLOAT64, atol=FLOAT64)
+
+
 @each_off
 @each_dtype
 def test_the_parts_of_a_row_are_its_sums(backend, dtype, off):
@@ -225,7 +254,7 @@ def test_the_parts_of_a_row_are_its_sums(backend, dtype, off):
 def test_finish_reads_nll_miss_and_lse_off_the_parts(rng):
     z, t = 20 * rng.standard_normal((200, 6)), rng.integers(0, 6, 200)
     x = Partials(*exact(problem(1, 6, np.dtype("f8"))._replace(z=z, label=t, truth=np.ones((4, 200)))).parts)
-    nll, miss, _ = finish(Partials(*(part.astype(float) for part in x)))
+    nll, miss, _ = finish(Partials(*(part.astype(float) for part in x[:-1])))
     yhat = np.exp((z - z.max(1, keepdims=True)).astype(np.longdouble))
     yhat = (yhat / yhat.sum(1, keepdims=True))[np.arange(200), t]
     near = bounds.loss_bound(np.dtype("f8"), 6, np.abs(x.m - x.zt).astype(float))
@@ -310,7 +339,8 @@ def test_every_option_is_a_truth(option, rng):
             **inner,
         },
     )
-    label, (y, r, q, g), off = t.piece(slice(0, 6), np.dtype("f8"))
+    label, _, off = t.given(np.dtype("f8"))
+    y, r, q, g = t.rows
     y, r, q = (number * (label != kernels.IGNORED) for number in (y, r, q))
     dense = y[:, None] * (label[:, None] == np.arange(7)) + (0 if off is None else r[:, None] * off)
     want = composite(torch.tensor(z), labels, **inner)

@@ -27,9 +27,19 @@ def laid_out(a: np.ndarray, rng: np.random.Generator, writeable: bool = False) -
     room = np.zeros([a.shape[k] * abs(steps[k]) for k in order], a.dtype)
     view = room.transpose(np.argsort(order))[tuple(slice(None, None, step) for step in steps)]
     view[...] = a
-    if not writeable and a.ndim > 1 and (view == view[:1]).all():
-        view = np.broadcast_to(view[:1], a.shape)
+    for k in range(0 if writeable else a.ndim - 1):
+        first = view[(*[slice(None)] * k, slice(1))]
+        view = np.broadcast_to(first, a.shape) if (view == first).all() else view
     return view
+
+
+def repeated(a: np.ndarray, lead: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    """Return a matrix whose rows `lead` are perhaps the same along some axes."""
+    rows = np.arange(len(a)).reshape(lead)
+    for k in range(len(lead)):
+        if len(a) and rng.random() < 0.3:
+            rows = np.broadcast_to(rows.take([0], axis=k), lead)
+    return a[rows.reshape(-1)]
 
 
 def shapes(rng: np.random.Generator):
@@ -83,6 +93,9 @@ def test_the_bits_of_a_row_do_not_depend_on_the_layout(dtype, off, transform, rn
         if rng.random() < 0.5:
             p = p._replace(label=np.where((rng.random(rows) < 0.2) & (numbers[5] == 0), kernels.LARGEST, p.label))
         v = rng.standard_normal((rows, classes)).astype(computed(dtype))
+        v = repeated(v, lead, rng)
+        if p.off is not None and p.off.ndim > 1:
+            p = p._replace(off=repeated(p.off, lead, rng))
 
         def anywhere(a, shape=(*lead, classes), **options):
             return a if a is None or a.ndim == 1 else laid_out(a.reshape(shape), rng, **options)
@@ -165,3 +178,19 @@ def test_as_many_axes_as_an_array_may_have(rng):
     most = z.reshape((1,) * (32 - z.ndim) + z.shape).transpose()
     dz = softxent.cross_entropy_and_grad(most, np.zeros(most.shape[1:], int), axis=0, reduction="sum")[1]
     equal(dz.transpose().reshape(z.shape), softxent.cross_entropy_and_grad(z, np.zeros(z.shape[:-1], int), reduction="sum")[1])
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_off_that_repeats_along_one_axis_of_rows_beside_logits_of_another_layout(axis, rng):
+    """Adjacent classes of off, with a step of 0 between rows, while tiles of the logits are copied."""
+    lead, classes = (3, 4), 70
+    p = problem(12, classes, DTYPES["f32"], "dense")
+    off = np.broadcast_to(p.off.reshape(*lead, classes).take([0], axis=axis), (*lead, classes))
+    numbers, v = np.concatenate([p.truth, np.zeros((3, 12))]), rng.standard_normal((12, classes)).astype(np.float32)
+    want = all_results(p._replace(off=off.reshape(12, classes)), numbers, v, lambda a, **options: a, 1)
+
+    def apart(a, **options):
+        return off if a is off else np.asfortranarray(a.reshape(*lead, classes))
+
+    for one, other in zip(want, all_results(p._replace(off=off), numbers, v, apart, 1), strict=True):
+        equal(one, other)

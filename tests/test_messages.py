@@ -85,6 +85,13 @@ def test_every_error_of_softmax_regression_does_too(option, value):
     refused_well(lambda: softmax_regression(Z, T, **{option: HOSTILE[value]}), option, value)
 
 
+@pytest.mark.parametrize("label", [np.int64(7), np.uint8(7), np.str_(ESCAPE[:-1])], ids=ascii)
+def test_every_error_that_names_a_class_does_too(label):
+    y, others = np.full(4, label), np.array([1, 2]).astype(type(label))
+    for call in (lambda: softmax_regression(Z, y), lambda: ours.log_loss(y, np.full((4, 2), 0.5), labels=others)):
+        assert refused_well(call, "y", label)
+
+
 @pytest.mark.parametrize("value", HOSTILE)
 def test_every_error_of_the_settings_does_too(value):
     for call in (softxent.set_num_threads, lambda x: softxent.use_backend(x).__enter__(), lambda x: st.use_backend(x).__enter__()):

@@ -23,7 +23,7 @@ from softxent import formula, partials
 from softxent.formula import Numbers
 from softxent.kernels import reference
 from softxent.kernels.reference import IGNORED, LARGEST
-from softxent.partials import LIBRARIES, Partials, identity
+from softxent.partials import LIBRARIES, Partials, Tangents, identity
 from softxent.proof.derivation import ALPHA, DERIVATIONS, GIVEN_TRUTH, OUTPUTS, SLOPE, Derivation, L, N, T, c, dz, eps, eta, g1, g2, g3, g4
 
 from softxent.proof.derivation import i, j, k, lse, mu, q, r0, t, y0, yhat  # isort: skip
@@ -75,6 +75,10 @@ def parts(code, of: Row) -> Partials:
     return code.formula.partials(of.z, of.label, of.off)
 
 
+def tangents(code, of: Row) -> Tangents:
+    return code.formula.tangents(of.z, direction(of), of.label, of.off)
+
+
 def gradient(code, of: Row, x: Partials | None = None) -> Columns:
     x = parts(code, of) if x is None else x
     return code.formula.gradient(of.z, x, of.label, code.formula.coefficients(x, of.numbers), of.off)
@@ -116,11 +120,46 @@ def partials_are_the_sums(code, case: Case) -> None:
     of.is_line(scale * (top * x.s - x.u) + number(case, exp(z[t]) * z[t]), "sum_of_u")
 
 
+def tangents_are_the_sums(code, case: Case) -> None:
+    """The fields are sums that depend neither on m nor on c, once these are taken out."""
+    of = row(case)
+    x, y = parts(code, of), tangents(code, of)
+    top, scale = (number(case, e) for e in ((m, exp(m)) if ANY in case.columns else (ZERO, ONE)))
+    of.is_line(y.vt, "sum_of_u", v[t])
+    of.is_line(y.c * x.o - y.o, "sum_of_u", Sum(i, off[i] * v[i], but=t))
+    along_v = y.c * x.s - y.s
+    at_label = number(case, exp(z[t]) * v[t])
+    of.is_line(scale * along_v + at_label, "tangent_s")
+    of.is_line(scale * (top * along_v - (y.c * x.u - y.u)) + at_label * number(case, z[t]), "tangent_u")
+
+
+def merged_tangents_are_the_sums_of_both(code, case: Case) -> None:
+    """What the fields are, once m and c are taken out, is added, whichever of both c is taken."""
+
+    def part(n: int) -> tuple[Partials, Tangents]:
+        x = Partials(*(number(case, -math.inf if name == "zt" else Name(f"{name}{n}")[()]) for name in Partials._fields[:-1]))
+        letters = {"c": "h", "s": "A", "u": "B"}
+        return x, Tangents(*(number(case, Name(f"{letters.get(name, name)}{n}")[()]) for name in Tangents._fields))
+
+    (a, da), (b, db) = part(1), part(2)
+    if not case.order:  # two maxima that are equal are one number with two names
+        return
+    for one, other in (((a, da), (b, db)), ((b, db), (a, da))):
+        x, y = code.partials.merge(one[0], other[0]), code.partials.merge_tangents(*one, *other)
+        of, scale = row(case), number(case, exp(x.m.number))
+        assert y.c.number in (da.c.number, db.c.number)
+        of.is_line(y.vt, "merge_parts", (da.vt + db.vt).number)
+        of.is_line(y.c * x.o - y.o, "merge_parts", (da.c * a.o - da.o + db.c * b.o - db.o).number)
+        s = y.c * x.s - y.s
+        of.is_line(scale * s, "merge_tangent_s")
+        of.is_line(scale * (x.m * s - (y.c * x.u - y.u)), "merge_tangent_u")
+
+
 def merged_parts_are_the_sums_of_both(code, case: Case) -> None:
     """m is the larger one. What the other fields are, once m is taken out, is added. The identity changes nothing."""
 
     def part(n: int, zt: Any) -> Partials:
-        return Partials(*(number(case, zt if name == "zt" else Name(f"{name}{n}")[()]) for name in Partials._fields))
+        return Partials(*(number(case, zt if name == "zt" else Name(f"{name}{n}")[()]) for name in Partials._fields[:-1]))
 
     a, b, of = part(1, z[t]), part(2, -math.inf), row(case)
     for x in (code.partials.merge(a, b), code.partials.merge(b, a)):
@@ -133,9 +172,9 @@ def merged_parts_are_the_sums_of_both(code, case: Case) -> None:
             scale = number(case, exp(x.m.number))
             of.is_line(scale * x.s, "merge_parts")
             of.is_line(scale * (x.m * x.s - x.u), "merge_u")
-    nothing = Partials(*(number(case, float(field[0])) for field in identity(1)))
+    nothing = Partials(*(number(case, float(field[0])) for field in identity(1)[:-1]))
     for x in (code.partials.merge(a, nothing), code.partials.merge(nothing, a)):
-        for got, want in zip(x, a, strict=True):
+        for got, want in zip(x[:-1], a[:-1], strict=True):
             of.is_line(got, "merge_parts", want.number)
 
 
@@ -195,34 +234,38 @@ def gradient_is_the_theorem(code, case: Case) -> None:
 def curvature_is_the_theorem(code, case: Case) -> None:
     """The second derivative of all outputs times v is second_product, with the mean of mean_apart and the product of entropy_along."""
     of = row(case)
-    product, mean, dentropy = code.formula.curvature(of.z, direction(of), parts(code, of), of.numbers)
+    x, y = parts(code, of), tangents(code, of)
+    along = code.partials.along(x, y)
+    product = code.formula.hessian(of.z, direction(of), of.label, x, along, of.numbers)
     for line in (0, -1):
         of.is_line(product, "second_product", line)
-        of.is_line(mean, "mean_apart", line, j=LABEL)
-        of.is_line(dentropy, "entropy_along", line)
+        of.is_line(along.lse, "mean_apart", line, j=LABEL)
+        of.is_line(along.entropy, "entropy_along", line)
+    of.is_line(y.c - along.lead, "mean_apart", j=LABEL)
     assert product.entries.get(MASKED, ZERO) == ZERO
 
 
 def derivatives_by_the_numbers_are_the_theorems(code, case: Case) -> None:
-    """<dz, v> is gradient_along, whose factors of the numbers and of off are what `centred` and `curvature` give."""
+    """<dz, v> is gradient_along, whose factors of the numbers and of off are what `along` gives."""
     of = row(case)
     x, along = parts(code, of), direction(of)
     dot = (gradient(code, of, x) * along).sum(axis=1)
-    apart, mean = code.formula.centred(code.formula.softmax(of.z, x), along)
+    found = code.partials.along(x, tangents(code, of))
     for line in (0, -1):
         of.is_line(dot, "gradient_along", line)
-        of.is_line(mean, "mean_apart", line, j=LABEL)
-    of.is_line(apart, "mean_apart", v[k] - mu)
+        of.is_line(found.lse, "mean_apart", line, j=LABEL)
+    of.is_line(found.logprob, "mean_apart", v[t] - mu)
+    of.is_line(found.off, "gradient_along", Sum(j, off[j] * (v[j] - mu)))
 
 
 def transform_is_the_theorem(code, case: Case) -> None:
-    """z as a function of the caller's logits, its first and second derivative: temperature_* and softcap_*."""
+    """z / T as a function of the caller's logits, its first and second derivative: temperature_* and softcap_*."""
     of, x = row(case), columns(case, lambda column: Name("x")[column])
     temperature, cap = number(case, T, ""), number(case, c, "")
     score, slope, second = code.formula.transformed(x, temperature, math.inf)
-    of.is_line(score, "temperature_same", z[k])
+    of.is_line(score / temperature, "temperature_same", z[k])
     score, capped_slope, capped_second = code.formula.transformed(x, temperature, cap)
-    of.is_line(score, "softcap_same", z[k])
+    of.is_line(score / temperature, "softcap_same", z[k])
     for line in (0, -1):
         of.is_line(slope + number(case, 0, ""), "temperature_same", line)
         of.is_line(capped_slope, "softcap_same", line)
@@ -324,7 +367,7 @@ def the_backend_applies_the_transform(code, case: Case) -> None:
 
     for of in (row(case), row(case, without=("q", "l", "b", "n"), g=ONE)):
         with patch.object(code.formula, "transformed", lambda *_, of=of: (of.z, slope, second)):
-            got = run(code, of, (2.0, 3.0))
+            got = run(code, of, (1.0, 3.0))
         for output, wanted in zip(got.result, code.formula.outputs(parts(code, of), *of.numbers[:3]), strict=True):
             assert output.value.number == wanted.number
         product = w[k] * along(whole.lines[-1])
@@ -343,7 +386,7 @@ def special_labels_of_the_backend(code, case: Case) -> None:
     for bad in (None, math.nan, math.inf, -math.inf):
         of = row(case, label=IGNORED)
         got = run(code, of if bad is None else of._replace(z=columns(case, lambda column, bad=bad: bad)))
-        assert [part.value.number for part in got.parts] == [traced.lifted(float(nothing[0])) for nothing in identity(1)]
+        assert [part.value.number for part in got.parts] == [traced.lifted(float(nothing[0])) for nothing in identity(1)[:-1]]
         written = (*got.result, *got.numbers, got.dz, got.product, got.gauss_newton)
         assert all(entry in (ZERO, False) for one in written for entry in one.value.entries.values())
     for kept in (True, False):
@@ -408,53 +451,63 @@ MUTATIONS = [  # code, the same code with a mistake, and the law that fails with
     ("rest = xp.where(hot, -np.inf, z)", "rest = z + 0", outputs_are_the_theorems),
     ("rest = xp.where(hot, -np.inf, z)", "rest = xp.where(hot, 0, z)", outputs_are_the_theorems),
     ("xp.where(m == -np.inf, 0, m)[:, None]", "m[:, None]", partials_are_the_sums),
-    ("times(e, shift - rest)", "times(e, rest - shift)", entropy_is_the_theorem),
-    ("times(e, shift - rest)", "(e * (shift - rest))", partials_are_the_sums),
-    ("times(others, shift / 2 - z / 2)", "times(others, z / 2 - shift / 2)", without_a_label_the_truth_is_off_alone),
+    ("times(e, below)", "times(e, -below)", entropy_is_the_theorem),
+    ("times(e, below)", "(e * below)", partials_are_the_sums),
+    ("(shift / 2 - z / 2) / temperature", "(z / 2 - shift / 2) / temperature", without_a_label_the_truth_is_off_alone),
     ("dz = xp.where((a != 0) | (e != 0) | (c != 0) | (h != 0), dz, 0.0)", "dz = dz + 0", without_coefficients_the_gradient_is_exactly_0),
     ("(a != 0) | (e != 0) |", "(a != 0) |", gradient_is_the_theorem),
     ("(c != 0) | (h != 0)", "(c != 0)", gradient_is_the_theorem),
     ("(a - e) * apart", "a * apart", curvature_is_the_theorem),
-    ("times(e * apart, away) + da", "times(apart, away) + da", curvature_is_the_theorem),
-    ("times(e * apart, away) + da", "times(e * apart, away)", curvature_is_the_theorem),
-    ("da = times(of.g * of.q, mean)", "da = times(of.q, mean)", curvature_is_the_theorem),
-    ("- times(k.e, dentropy)", "+ times(k.e, dentropy)", curvature_is_the_theorem),
-    ("dentropy = times(yhat * apart, away)", "dentropy = times(yhat * v, away)", curvature_is_the_theorem),
-    ("return (v - vj) + lead, (vj - lead)", "return (v - vj) - lead, (vj - lead)", curvature_is_the_theorem),
-    ("return (v - vj) + lead, (vj - lead)", "return (v - vj) + lead, (vj + lead)", derivatives_by_the_numbers_are_the_theorems),
-    ("lead = times(yhat, vj - v)", "lead = times(yhat, v - vj)", curvature_is_the_theorem),
+    ("times(e * apart, surprisal(z, x)) + da", "times(apart, surprisal(z, x)) + da", curvature_is_the_theorem),
+    ("times(e * apart, surprisal(z, x)) + da", "times(e * apart, surprisal(z, x))", curvature_is_the_theorem),
+    ("da = times(of.g * of.q, y.lse)", "da = times(of.q, y.lse)", curvature_is_the_theorem),
+    ("- times(k.e, y.entropy)", "+ times(k.e, y.entropy)", curvature_is_the_theorem),
+    ("at, (v - c) + lead)", "at, (v - c) - lead)", curvature_is_the_theorem),
+    ("where(at_label(z, label), at, (v", "where(at_label(z, label), lead, (v", curvature_is_the_theorem),
+    ("s = times(xp.exp(-below), away)", "s = times(xp.exp(-below), v)", tangents_are_the_sums),
+    ("times(s, below).sum(axis=1), o, xp", "s.sum(axis=1), o, xp", tangents_are_the_sums),
+    ("times(xp.where(hot, 0, off), away)", "times(off, away)", tangents_are_the_sums),
+    ("lead = times(unit, y.s) + times(hit, away)", "lead = times(unit, y.s)", curvature_is_the_theorem),
+    ("times(unit, y.s) - times(miss, away)", "times(unit, y.s) - times(hit, away)", derivatives_by_the_numbers_are_the_theorems),
+    ("- y.o - times(x.wt, away)", "- y.o", derivatives_by_the_numbers_are_the_theorems),
+    ("times(lead, entropy(x)) - times(unit", "times(lead, entropy(x)) + times(unit", curvature_is_the_theorem),
+    ("- times(hit, times(away, nll))", "- times(hit, away)", curvature_is_the_theorem),
+    ("c = xp.where(a.m == m, da.c, db.c)", "c = da.c + db.c", merged_tangents_are_the_sums_of_both),
+    ("y.s + more * x.s", "y.s", merged_tangents_are_the_sums_of_both),
+    ("y.u + more * x.u + times(s, down)", "y.u + more * x.u", merged_tangents_are_the_sums_of_both),
+    ("y.o + more * x.o", "y.o - more * x.o", merged_tangents_are_the_sums_of_both),
     (
         "yhat: Array = library(z).exp(-surprisal(z, x))",
         "yhat: Array = library(z).exp(surprisal(z, x))",
         softmax_and_lse_are_the_definitions,
     ),
-    ("- z) + lift[:, None]", "- z)", softmax_and_lse_are_the_definitions),
-    ("cap * tanh / temperature, slope", "cap * tanh, slope", transform_is_the_theorem),
-    ("return x / temperature, 1 / temperature, 0.0", "return x / temperature, 1.0, 0.0", transform_is_the_theorem),
+    (", z, x.temperature) + lift[:, None]", ", z, x.temperature)", softmax_and_lse_are_the_definitions),
+    ("cap * tanh), slope", "tanh), slope", transform_is_the_theorem),
+    ("return x, 1 / temperature, 0.0", "return x, 1.0, 0.0", transform_is_the_theorem),
     ("** -2.0 / temperature", "** -2.0", transform_is_the_theorem),
     ("(-2 / cap) * tanh * slope", "(2 / cap) * tanh * slope", transform_is_the_theorem),
     ("(-2 / cap) * tanh * slope", "(-2 / cap) * tanh", transform_is_the_theorem),
+    ("    m = xp.maximum(a.m, b.m)\n    down_a", "    m = a.m\n    down_a", merged_parts_are_the_sums_of_both),
     ("a.s * factor_a", "a.s", merged_parts_are_the_sums_of_both),
     ("a.d + times(a.o, down_a)", "a.d", merged_parts_are_the_sums_of_both),
-    ("xp.maximum(a.m, b.m)", "a.m", merged_parts_are_the_sums_of_both),
     ("a.u + times(a.s, down_a)", "a.u", merged_parts_are_the_sums_of_both),
     ("+ times(factor_b, b.u", "+ times(factor_a, b.u", merged_parts_are_the_sums_of_both),
     ("times(xp.exp(-nll), nll) + times(xp.exp(-over)", "times(xp.exp(-over)", entropy_is_the_theorem),
     ("x.u + times(x.s, over))", "x.u + over)", entropy_is_the_theorem),
     ("x.zt > x.m, nll, over", "x.zt < x.m, nll, over", finish_reads_the_theorems),
     ("xp.exp(-xp.logaddexp(0, -a))", "xp.exp(-xp.logaddexp(0, a))", finish_reads_the_theorems),
-    ("x.m - x.zt + log_s", "x.m - x.zt", finish_reads_the_theorems),
+    ("x.m, x.zt, x.temperature) + log_s", "x.m, x.zt, x.temperature)", finish_reads_the_theorems),
     ("nll == np.inf, gap + xp.log(x.s) / 2, nll / 2)", "nll == np.inf, gap + xp.log(x.s) / 2, nll)", outputs_are_the_theorems),
     ("over == np.inf, -gap, over / 2)", "over == np.inf, -gap, over)", outputs_are_the_theorems),
     ("log_s + xp.logaddexp(0, -a))", "log_s)", softmax_and_lse_are_the_definitions),
     ("_narrow(times(dz, slope), out.dtype)", "_narrow(dz, out.dtype)", the_backend_applies_the_transform),
-    ("along = times(vi, slope)", "along = vi", the_backend_applies_the_transform),
-    ("hv = times(hv, slope)", "hv = hv + 0", the_backend_applies_the_transform),
-    ("times(vi, second)", "times(along, second)", the_backend_applies_the_transform),
+    ("direction = times(vi, slope)", "direction = vi", the_backend_applies_the_transform),
+    ("y, of), slope)", "y, of), 1)", the_backend_applies_the_transform),
+    ("times(vi, second)", "times(direction, second)", the_backend_applies_the_transform),
     ("if not gauss_newton:", "if gauss_newton:", the_backend_applies_the_transform),
     ("row[i] = where(ignored, 0.0, found)", "row[i] = found", special_labels_of_the_backend),
     ("row[i] = where(t == IGNORED, 0.0, output)", "row[i] = output", special_labels_of_the_backend),
-    ("where(t == IGNORED, none, part)", "part", special_labels_of_the_backend),
+    ("where(rows, none, part)", "part", special_labels_of_the_backend),
     ("xp.where(label == IGNORED, 0.0, number)", "number", special_labels_of_the_backend),
     ("where(live[:, None], hv, 0.0)", "hv", special_labels_of_the_backend),
     ("times(by, formula.surprisal(zi, x))", "times(by, zi)", log_softmax_is_the_definition),

@@ -143,20 +143,17 @@ def test_a_loss_by_weights_and_probabilities(function, soft, smoothing, zeros):
 @pytest.mark.parametrize("softcap", [None, 2.0])
 @pytest.mark.parametrize("function", ["plain", "linear"])
 def test_nan_in_an_ignored_row_reaches_no_derivative(function, softcap):
-    """The derivatives are those of a row of zeros, also the ones by weights that all rows share."""
-    ignored, x = (LABELS == IGNORED)[:, None], torch.randn(ROWS, FEATURES, dtype=F64)
-    given = (
-        torch.randn((ROWS if function == "plain" else FEATURES, CLASSES), dtype=F64),
-        torch.rand(CLASSES, dtype=F64),
-        torch.rand(ROWS, dtype=F64),
-    )
+    """The derivatives are those of a finite row: 0 by the row itself, and by weights that all rows share what the other rows give."""
+    ignored = (LABELS == IGNORED)[:, None]
+    shapes = [(ROWS, CLASSES)] if function == "plain" else [(ROWS, FEATURES), (CLASSES, FEATURES)]
+    given = (*(torch.randn(shape, dtype=F64) for shape in shapes), torch.rand(CLASSES, dtype=F64), torch.rand(ROWS, dtype=F64))
 
     def loss(value):
-        def f(z, weight, sample):
+        def f(rows, *others):
+            rows, (*head, weight, sample) = rows + torch.where(ignored, value, 0.0), others
             options = {"weight": weight, "sample_weight": sample, "ignore_index": IGNORED, "softcap": softcap, "label_smoothing": 0.1}
-            if function == "plain":
-                return st.cross_entropy(torch.where(ignored, value, z), LABELS, z_loss=0.5, **options)
-            return st.linear_cross_entropy(torch.where(ignored, value, x), z.T, LABELS, z_loss=0.5, **options)
+            loss = st.linear_cross_entropy if head else st.cross_entropy
+            return loss(rows, *head, LABELS, z_loss=0.5, **options)
 
         return f
 

@@ -11,7 +11,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
-from cases import DTYPES, OFFS, SHAPES, Problem, allowed, computed, exact, problem, python, within
+from cases import DTYPES, OFFS, SHAPES, Problem, allowed, computed, cooled, exact, problem, python, within
 from test_waist import any_size, by_definition, close_by, far_out, moved_by
 
 from softxent import formula
@@ -175,7 +175,7 @@ def bounds_of(p: Problem, scale: np.ndarray) -> Sizes:
     y, r, q, g, l, b, n = np.abs(p.truth)  # noqa: E741
     off = np.zeros(p.z.shape) if p.off is None else np.abs(p.off.astype(np.float64)) + np.zeros(p.z.shape)
     with np.errstate(all="ignore"):
-        z, slope, second = formula.transformed(p.z.astype(np.float64), *p.transform)
+        z, slope, second = cooled(p.z.astype(np.float64), *p.transform)
         slope, second = np.abs(slope) + np.zeros(z.shape), np.abs(second) + np.zeros(z.shape)
         x = formula.partials(z, p.label, off)
         hot = formula.at_label(z, p.label)
@@ -293,7 +293,7 @@ def test_a_softcap_and_its_slope_are_accurate_for_logits_of_any_size(dtype, cap)
     label, numbers = np.full(len(z), -1), np.array([0, 0, 0, 0, 1, 0, 0.0])[:, None]
     p = Problem(z, label, numbers, None, (1.3, cap))
     result, _, slope = fused(triton, p)
-    want, want_slope, _ = formula.transformed(z.astype(np.longdouble), *p.transform)
+    want, want_slope, _ = cooled(z.astype(np.longdouble), *p.transform)
     u, tiny = bounds.unit(dtype), 2.0**-120 if dtype == np.float32 else 2.0**-1000
     exactly = DEVICE == "cpu"  # a GPU's quotient has an error of 4 units
     within(array(result[1]), want[:, 0], (4 if exactly else 8) * u * np.abs(want[:, 0]), "the logit")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from cases import BACKENDS, DTYPES, OFFS, Problem, computed, exact, fused, problem, python, two_calls, within
+from cases import BACKENDS, DTYPES, OFFS, Problem, computed, cooled, exact, fused, problem, python, two_calls, within
 from guarded import guarded
 from test_bits import isas
 from tolerances import FEW64, FLOAT32, FLOAT64
@@ -58,8 +58,7 @@ def allowed(p: Problem) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
     They are the sums of the bounds for each upstream gradient, and of what an error of the transformed logits changes: 6 units of them.
     """
-    with np.errstate(invalid="ignore", over="ignore"):
-        z, slope, _ = formula.transformed(p.z.astype(np.float64), *p.transform)
+    z, slope, _ = cooled(p.z.astype(np.float64), *p.transform)
     z = z.astype(computed(p.z.dtype))
     one, zero = np.ones(len(z)), np.zeros(len(z))
     g, lse, logprob, entropy = p.truth[3:]
@@ -162,10 +161,11 @@ def test_ignored_rows_among_others_are_0_and_change_nothing(dtype, off):
                 assert one.bits() == got._replace(result=got.result[:, [i]], parts=got.parts[:, [i]], dz=got.dz[[i]]).bits(), (classes, i)
 
 
+@pytest.mark.parametrize("transform", [TRANSFORMS["none"], (0.7, np.inf), (1e-9, np.inf)])
 @pytest.mark.parametrize("off", ["label", "dense"])
-def test_merged_shards_are_the_whole(backend, off):
+def test_merged_shards_are_the_whole(backend, off, transform):
     """If shards begin at multiples of 4096 columns and are merged as the blocks of a row are, the bits are the same too."""
-    p = with_all_numbers(problem(9, 3 * 4096 + 5, DTYPES["f64"], off))
+    p = with_all_numbers(problem(9, 3 * 4096 + 5, DTYPES["f64"], off))._replace(transform=transform)
     p.label[4] = kernels.IGNORED
     sums = []
     for first in range(0, p.z.shape[1], 4096):
@@ -173,7 +173,7 @@ def test_merged_shards_are_the_whole(backend, off):
         shard.label[4] = kernels.IGNORED
         sums.append(two_calls(shard, outputs=5).parts)
     want, result, parts = two_calls(p, outputs=5), np.full((5, 9), -7.0), np.full((7, 9), -7.0)
-    kernels.active().merge(np.array(sums), np.array([[0, 1], [2, 3], [0, 2]]), p.label, p.truth, result, parts, 1)
+    kernels.active().merge(np.array(sums), np.array([[0, 1], [2, 3], [0, 2]]), p.label, p.truth, transform[0], result, parts, 1)
     np.testing.assert_allclose(result, want.result, rtol=0 if backend == "cpu" else FLOAT64)
     np.testing.assert_allclose(parts, want.parts, rtol=0 if backend == "cpu" else FLOAT64)
 
@@ -251,7 +251,7 @@ def curvature_of_formula(p: Problem, v: np.ndarray) -> tuple[np.ndarray, np.ndar
     def gradient(x):
         with np.errstate(invalid="ignore", over="ignore"):
             z, slope, _ = formula.transformed(x, *p.transform)
-            sums = formula.partials(z, p.label, off)
+            sums = formula.partials(z, p.label, off, p.transform[0])
             dz = formula.gradient(z, sums, p.label, formula.coefficients(sums, numbers), off)
             return slope * dz, formula.outputs(sums, *numbers[:3]).entropy
 
@@ -271,8 +271,7 @@ def test_curvature_is_the_derivative_of_the_gradient(dtype, off, transform):
         v = np.random.default_rng(classes).standard_normal(p.z.shape).astype(computed(dtype))
         got, (mean, at_label, by_off, by_entropy) = curved(p, v)
         want, dentropy = curvature_of_formula(p, v)
-        with np.errstate(invalid="ignore", over="ignore"):
-            z, slope, _ = formula.transformed(p.z.astype(np.float64), *p.transform)
+        z, slope, _ = cooled(p.z.astype(np.float64), *p.transform)
         size = 1 + np.abs(np.where(np.isfinite(z), z, 0)).max(axis=1, initial=0) + np.log(classes)
         unit = bounds.UNIT[computed(dtype).name]
         o = np.zeros(1) if p.off is None else np.abs(p.off.astype(float))
@@ -329,7 +328,7 @@ def test_log_softmax_keeps_its_digits(dtype, transform):
         kernels.active().log_softmax(p.z, scale, transform, out, 2)
         wide = np.longdouble if dtype == np.float64 else np.float64
         with np.errstate(invalid="ignore", over="ignore"):
-            z = formula.transformed(p.z.astype(wide), *transform)[0]
+            z = cooled(p.z.astype(wide), *transform)[0]
             want = formula.times(scale[:, None], -formula.surprisal(z, formula.partials(z, z.argmax(axis=1))))
         unit = bounds.UNIT[computed(dtype).name]
         moved = 0 if transform == TRANSFORMS["none"] else 12 * unit * np.where(np.isfinite(z), np.abs(z), 0).max(axis=1, keepdims=True)
@@ -341,7 +340,7 @@ def test_log_softmax_keeps_its_digits(dtype, transform):
 @pytest.mark.parametrize("classes", (5, 100, 5000))
 def test_a_temperature_costs_no_digit_of_a_common_offset(classes, rng):
     """10000 / 0.7 is rounded to float32, by up to 5e-4, and the products with 1 / T are not."""
-    wide, cool = np.longdouble, np.longdouble(0.7)
+    wide = np.longdouble
     z, t = (1e4 + rng.integers(0, 4, (6, classes))).astype(np.float32), rng.integers(0, classes, 6)
     numbers = np.array([1, 0.5, 0, 1, 0.5, 0.25, 2.0])[:, None] * np.ones((1, 6))
     p = Problem(z, t, numbers, np.full(classes, 1 / classes, np.float32), (0.7, np.inf))
@@ -354,8 +353,8 @@ def test_a_temperature_costs_no_digit_of_a_common_offset(classes, rng):
     exactly = curvature_of_formula(p._replace(z=z.astype(wide)), v.astype(wide))[0]
     np.testing.assert_allclose(product, exactly.astype(float), rtol=0, atol=4 * FLOAT32 * float(np.abs(exactly).max()))
     kernels.active().log_softmax(z, np.ones(1), p.transform, out, 1)
-    sums = formula.partials(z / cool, t)
-    np.testing.assert_allclose(out, -formula.surprisal(z / cool, sums).astype(float), rtol=0, atol=2 * FLOAT32)
+    sums = formula.partials(z, t, None, 0.7)
+    np.testing.assert_allclose(out, -formula.surprisal(z.astype(float), sums), rtol=0, atol=2 * FLOAT32)
 
 
 def any_size(rng: np.random.Generator, low: float, high: float, *more: float) -> float:

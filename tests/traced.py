@@ -138,7 +138,7 @@ def operation(op: str) -> Callable[..., Value]:
     def f(*values: Value) -> Value:
         if all(isinstance(x, E) for x in values):
             return FOLDED[op](*values)
-        if op == "/" and values[1] == ONE:
+        if op in "*/" and isinstance(values[1], E) and positive(values[1]):
             return values[0]
         assert not any(isinstance(x, bool) for x in values)
         found = INFINITE[op](*(0.0 if isinstance(x, E) else x for x in values))  # a finite number changes no infinity
@@ -250,6 +250,8 @@ class Columns(NDArrayOperatorsMixin):
         return replace(self, axes="R1" if column is None else "R")
 
     def argmax(self, axis: int) -> Label:
+        if self.entries.get(LABEL) == -math.inf:  # without the label, no column of a case need be the largest
+            return Label(self.case, OTHER if OTHER in self.entries else -1)
         return Label(self.case, self.case.top_of_off if self.entries.get(LABEL) == off[LABEL] else self.case.top)
 
     def sum(self, axis: int) -> Columns:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import nanobind
 
-ISA = {"x86_64": ("avx2", ["-mavx2", "-mfma"]), "aarch64": ("neon", []), "arm64": ("neon", [])}
+ISA = {"x86_64": ("avx2", ["-mavx2", "-mfma", "-mf16c"]), "aarch64": ("neon", []), "arm64": ("neon", [])}
 NAME, TARGET = ISA.get(platform.machine(), ("generic", []))
 COMMON = ["-std=c++17", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-fno-math-errno", "-w", "-DNB_COMPACT_ASSERTIONS"]
 

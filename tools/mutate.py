@@ -15,6 +15,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import sys
 import textwrap
 import time
@@ -32,6 +33,7 @@ SRC = "src/softxent/"
 SETTINGS = tomllib.loads((ROOT / "tools" / "mutation.toml").read_text())
 TESTS: dict[str, str] = SETTINGS["tests"]
 SLOW: dict[str, str] = SETTINGS["slow"]  # tests that are run for changes that those of TESTS do not notice
+EXPLANATIONS: list[dict[str, str]] = SETTINGS["unnoticed"]
 PER_LINE = {".py": 2, ".cpp": 1}  # so many places of a line, at most
 
 
@@ -76,13 +78,21 @@ def work(todo: Any, done: Any, texts: dict[str, str], every: dict[str, list[Muta
 # ---- which, and what is reported ----
 
 
+def text_of(file: str) -> str:
+    """Return the text of a file; that of cpp/kernel.cpp has the headers of the phases in place of their `#include`."""
+    phases = r'#include "((?:scratch|columns|finish|blocks|short|curvature)\.h)"\n'
+    text = (ROOT / file).read_text()
+    return re.sub(phases, lambda m: (ROOT / "cpp" / m[1]).read_text(), text) if file == "cpp/kernel.cpp" else text
+
+
+def explains(e: dict[str, str], m: Mutation) -> bool:
+    """Whether this entry of tools/mutation.toml is about this change."""
+    return m.file.endswith(e["file"]) and m.line == e["line"] and ("change" not in e or m.key == f"{m.file}: {m.line}: {e['change']}")
+
+
 def explained(m: Mutation) -> str:
     """Return why a change has no effect, or ""."""
-    for e in SETTINGS.get("unnoticed", []):
-        change = e.get("change")
-        if m.file.endswith(e["file"]) and m.line == e["line"] and (change is None or m.key == f"{m.file}: {m.line}: {change}"):
-            return str(e["why"])
-    return ""
+    return next((e["why"] for e in EXPLANATIONS if explains(e, m)), "")
 
 
 def page(every: dict[str, list[Mutation]], results: dict[str, Any]) -> list[Mutation]:
@@ -144,8 +154,10 @@ def main() -> int:
     parser.add_argument("--again", action="store_true", help="try again what no test noticed and is not explained")
     parser.add_argument("--page", action="store_true", help="only write the page anew")
     given = parser.parse_args()
-    texts = {file: (ROOT / file).read_text() for file in TESTS}
+    texts = {file: text_of(file) for file in TESTS}
     every = {file: chosen(mutations(file, text), PER_LINE[Path(file).suffix]) for file, text in texts.items()}
+    if stale := [e for e in EXPLANATIONS if not any(explains(e, m) for all_ in every.values() for m in all_)]:
+        raise SystemExit("mutate: tools/mutation.toml explains changes that are not made:\n" + "\n".join(map(str, stale)))
     results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     wanted = {file: all_ for file, all_ in every.items() if not given.file or any(part in file for part in given.file)}
     tried = {m.key for all_ in wanted.values() for m in all_ if m.key in results}

@@ -193,7 +193,7 @@ TOKENS = [  # pattern, what it is replaced by, kind
 NUMBER = re.compile(r"(?<![\w.<\[])\d+(?![\w.])")
 STATEMENT = re.compile(r"^ +((?:[\w.>-]+(?:\[[^;={]*\])*) [-+*|]?= [^{]*;|(?!return|typedef|using)[\w:]+(?:<[\w, <>:]*>)?\([^{]*\);)$")
 # what is compiled to nothing or to hints, is a template's argument, or is not run by the tests of changes (16-bit types)
-NO_CODE = re.compile(r"^\s*(//|#|template|typedef|static_assert|struct|enum|constexpr|ALWAYS [^{;]*\($)|prefetch|OPS_OF|SHAPE|madvise")
+NO_CODE = re.compile(r"^\s*(//|#|template|typedef|static_assert|struct|enum|constexpr|ALWAYS [^{;]*\($)|prefetch|OPS_OF|madvise")
 
 
 def _of_cpp(text: str) -> Iterator[Edit]:

@@ -248,7 +248,8 @@ def number(fn: str, argument: str, x: Any, *, low: float = -math.inf, high: floa
     """Return `x` as a float. It must be finite and in [low, high]. `or_else` names in an error what the caller accepts beside numbers."""
     if type(x) is float and low <= x <= high and x - x == 0:  # most calls; inf - inf is NaN, which torch.compile supports
         return x
-    if isinstance(x, (str, bytes, complex)):  # torch.compile of torch 2.6 does not support str | bytes here
+    # torch.compile of torch 2.6 does not support str | bytes here; NumPy before 2.4 takes an array of one number for it
+    if isinstance(x, (str, bytes, complex)) or (isinstance(x, np.ndarray) and x.ndim):
         fail(fn, argument, _finite(low, high, or_else), shown(x), TypeError)
     try:
         value = float(x)

@@ -10,8 +10,8 @@ z-loss. g, l, b and n are upstream gradients, of the loss, lse, the log-probabil
     loss   = - sum_k truth_k log yhat_k  +  q/2 lse^2
     dz_k   = g ((mass + q lse) yhat_k - truth_k)  +  l yhat_k  +  b ([k = t] - yhat_k)  +  n yhat_k (lse - z_k - H),    mass = sum_k truth_k
 
-which is prediction - truth if mass = g = 1 and q = l = b = n = 0. The logits z are a function of the caller's x: z = x / T, or
-(cap / T) tanh(x / cap) with a softcap.
+which is prediction - truth if mass = g = 1 and q = l = b = n = 0. With a temperature T and a softcap, softmax is applied to z / T with
+z = cap tanh(x / cap), where x are the caller's logits: then z stands for z / T in these formulas, and dz for the derivative by z / T.
 
 Shapes: x, z [R, C]; label [R] (one outside 0..C-1 matches no column); numbers of a row [R] or [1]; off [C], [R, C] or None. All numbers are
 float64, in arrays of NumPy or of another library (`xp`).
@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .partials import Array, Partials, entropy, finish, halves, library, lse, peak, times
+from .partials import Along, Array, Partials, Tangents, difference, entropy, finish, halves, library, lse, peak, times
 
 
 class Numbers(NamedTuple):
@@ -58,14 +58,15 @@ class Coefficients(NamedTuple):
 
 
 def transformed(x: Array, temperature: float, cap: float) -> tuple[Array, Array | float, Array | float]:
-    """Return z = (cap / T) tanh(x / cap) and its first and second derivative. A cap of inf means none: z = x / T."""
+    """Return z = cap tanh(x / cap), or x if the cap is inf, and the first and second derivative of z / T by x."""
     xp = library(x)
     if cap == np.inf:
-        return x / temperature, 1 / temperature, 0.0
-    with np.errstate(over="ignore"):
-        tanh = xp.tanh(x / cap)
-        slope = xp.cosh(x / cap) ** -2.0 / temperature  # 1 - tanh^2 would cancel
-        return cap * tanh / temperature, slope, (-2 / cap) * tanh * slope
+        return x, 1 / temperature, 0.0
+    with np.errstate(over="ignore", invalid="ignore"):
+        a = x / cap
+        tanh = xp.tanh(a)
+        slope = xp.cosh(a) ** -2.0 / temperature  # 1 - tanh^2 would cancel
+        return xp.where(tanh == a, x, cap * tanh), slope, (-2 / cap) * tanh * slope  # a may be subnormal, or cap beyond the type's range
 
 
 def at_label(z: Array, label: Array) -> Array:  # -> [R, C] bool: one-hot, all False for a label that matches no column
@@ -75,23 +76,30 @@ def at_label(z: Array, label: Array) -> Array:  # -> [R, C] bool: one-hot, all F
     return hot
 
 
-def partials(z: Array, label: Array, off: Array | None = None) -> Partials:
-    """Return the partial sums of the rows z (see partials.py)."""
+def partials(z: Array, label: Array, off: Array | None = None, temperature: float = 1.0) -> Partials:
+    """Return the partial sums of the rows z / T (see partials.py)."""
+    xp = library(z)
+    hot, rest, m, shift = _without_label(z, label)
+    with np.errstate(over="ignore", invalid="ignore"):  # a row with +inf gives inf - inf = NaN, as specified
+        below = difference(shift, rest, temperature)
+        e = xp.exp(-below)
+        s, u = e.sum(axis=1), times(e, below).sum(axis=1)
+    zt = xp.max(xp.where(hot, z, -np.inf), axis=1, initial=-np.inf)
+    if off is None:
+        return Partials(m, s, xp.zeros_like(m), xp.zeros_like(m), zt, xp.zeros_like(m), u, temperature)
+    others = xp.where(hot, 0, off)
+    with np.errstate(invalid="ignore"):
+        d = 2 * times(others, (shift / 2 - z / 2) / temperature).sum(axis=1)  # halves, because shift - z may overflow
+    return Partials(m, s, others.sum(axis=1), d, zt, xp.where(hot, off, 0).sum(axis=1), u, temperature)
+
+
+def _without_label(z: Array, label: Array) -> tuple[Array, Array, Array, Array]:
+    """Return where the label is, z with -inf there, the largest of these, [R], and the same as [R, 1], but 0 in place of -inf."""
     xp = library(z)
     hot = at_label(z, label)
     rest = xp.where(hot, -np.inf, z)
     m = xp.max(rest, axis=1, initial=-np.inf)
-    shift = xp.where(m == -np.inf, 0, m)[:, None]
-    with np.errstate(over="ignore", invalid="ignore"):  # a row with +inf gives inf - inf = NaN, as specified
-        e = xp.exp(rest - shift)
-        s, u = e.sum(axis=1), times(e, shift - rest).sum(axis=1)
-    zt = xp.max(xp.where(hot, z, -np.inf), axis=1, initial=-np.inf)
-    if off is None:
-        return Partials(m, s, xp.zeros_like(m), xp.zeros_like(m), zt, xp.zeros_like(m), u)
-    others = xp.where(hot, 0, off)
-    with np.errstate(invalid="ignore"):
-        d = 2 * times(others, shift / 2 - z / 2).sum(axis=1)  # halves, because shift - z may overflow
-    return Partials(m, s, others.sum(axis=1), d, zt, xp.where(hot, off, 0).sum(axis=1), u)
+    return hot, rest, m, xp.where(m == -np.inf, 0, m)[:, None]
 
 
 def outputs(x: Partials, y: Array, r: Array, q: Array) -> Outputs:
@@ -122,7 +130,7 @@ def coefficients(x: Partials, of: Numbers) -> Coefficients:
 
 
 def gradient(z: Array, x: Partials, label: Array, k: Coefficients, off: Array | None = None) -> Array:
-    """Return the gradient with respect to z. It is 0 in a row whose coefficients are 0, whatever its logits."""
+    """Return the gradient with respect to z / T. It is 0 in a row whose coefficients are 0, whatever its logits."""
     xp = library(z)
     a, e, c, h = (column[:, None] for column in k)
     nll, _, _ = finish(x)
@@ -134,39 +142,41 @@ def gradient(z: Array, x: Partials, label: Array, k: Coefficients, off: Array | 
         return dz
 
 
-def curvature(z: Array, v: Array, x: Partials, of: Numbers) -> tuple[Array, Array, Array]:
-    """Return the derivative of `gradient` along v, mean = <yhat, v>, and the derivative of the entropy along v.
+def tangents(z: Array, v: Array, label: Array, off: Array | None = None, temperature: float = 1.0) -> Tangents:
+    """Return the derivatives of `partials` along v, a direction of the logits z / T."""
+    xp = library(z)
+    hot, rest, m, shift = _without_label(z, label)
+    c = xp.where(at_label(z, rest.argmax(axis=1)), v, 0).sum(axis=1) if z.shape[1] else xp.zeros_like(m)
+    with np.errstate(over="ignore", invalid="ignore"):
+        below = difference(shift, rest, temperature)
+        away = c[:, None] - v
+        s = times(xp.exp(-below), away)
+        o = xp.zeros_like(m) if off is None else times(xp.where(hot, 0, off), away).sum(axis=1)
+        return Tangents(c, s.sum(axis=1), times(s, below).sum(axis=1), o, xp.where(hot, v, 0).sum(axis=1))
+
+
+def hessian(z: Array, v: Array, label: Array, x: Partials, y: Along, of: Numbers) -> Array:
+    """Return the derivative of `gradient` along v, a direction of z / T.
 
     With the coefficients a, e and da, the derivative of a, it is yhat_k ((a - e + e (lse - z_k)) (v_k - mean) + da).
     """
     k = coefficients(x, of)
-    yhat, away = softmax(z, x), surprisal(z, x)
-    apart, mean = centred(yhat, v)
-    dentropy = times(yhat * apart, away).sum(axis=1)
-    da = times(of.g * of.q, mean) - times(k.e, dentropy)
-    a, e, da = k.a[:, None], k.e[:, None], da[:, None]
-    return times(yhat, (a - e) * apart + times(e * apart, away) + da), mean, dentropy
-
-
-def centred(yhat: Array, v: Array) -> tuple[Array, Array]:
-    """Return v - mean [R, C] and mean = <yhat, v> [R]. At the most probable class j, v_j - mean is computed as sum_k yhat_k (v_j - v_k)."""
-    xp = library(v)
-    top = at_label(yhat, yhat.argmax(axis=1))
-    vj = xp.where(top, v, 0).sum(axis=1)[:, None]
-    lead = times(yhat, vj - v).sum(axis=1)[:, None]
-    return (v - vj) + lead, (vj - lead)[:, 0]
+    da = times(of.g * of.q, y.lse) - times(k.e, y.entropy)
+    a, e, da, c, lead, at = (column[:, None] for column in (k.a, k.e, da, y.c, y.lead, y.logprob))
+    apart = library(z).where(at_label(z, label), at, (v - c) + lead)
+    return times(softmax(z, x), (a - e) * apart + times(e * apart, surprisal(z, x)) + da)
 
 
 def softmax(z: Array, x: Partials) -> Array:
-    """Return yhat_k = exp(z_k - lse), computed as exp((z_k - top) - (lse - top)), so that a common offset of the logits costs no digit."""
+    """Return yhat_k = exp(z_k/T - lse), computed so that a common offset of the logits costs no digit."""
     yhat: Array = library(z).exp(-surprisal(z, x))
     return yhat
 
 
 def surprisal(z: Array, x: Partials) -> Array:
-    """Return lse - z_k = - log yhat_k, computed as (top - z_k) + (lse - top)."""
+    """Return lse - z_k/T = - log yhat_k, computed as (top - z_k)/T + (lse - top/T)."""
     xp = library(z)
     top, lift = peak(x)
     with np.errstate(over="ignore", invalid="ignore"):
-        away: Array = (xp.where(top == -np.inf, 0, top)[:, None] - z) + lift[:, None]
+        away: Array = difference(xp.where(top == -np.inf, 0, top)[:, None], z, x.temperature) + lift[:, None]
         return away

@@ -57,7 +57,7 @@ class Column:
 
 
 class Truth(NamedTuple):
-    """The truth of R rows over C classes. `given` returns what a kernel takes for some of the rows."""
+    """The truth of R rows over C classes. `given` returns what a kernel takes."""
 
     label: Array  # [R] int64
     numbers: tuple[Any, ...]  # y, r, q, g: each a float, or (float, [R] or None, [C] or None), as the kernels take them
@@ -72,14 +72,9 @@ class Truth(NamedTuple):
         """The numbers as an array [4, R], or [4, 1] if they are the same for all rows."""
         return kernels.as_array(self.numbers, self.label)
 
-    def piece(self, i: slice, dtype: np.dtype[Any], at: Any = None) -> tuple[Array, Array, Array | None]:
-        """Return label, (y, r, q, g) and off of the rows `i`, for logits of this dtype."""
-        t = self.rows_of(i, at)
-        return t.label, t.rows, self.shared if self.dense is None else t._off(dtype)
-
     def given(self, dtype: np.dtype[Any]) -> tuple[Array, Any, Array | None]:
-        """Return the same of all rows, with the numbers as the active backend takes them."""
-        return self.label, kernels.numbers(self.numbers, self.label), self.shared if self.dense is None else self._off(dtype)
+        """Return label, numbers and off, as a kernel takes them for logits of this dtype."""
+        return self.label, self.numbers, self.shared if self.dense is None else self._off(dtype)
 
     def rows_of(self, i: Any, at: Any = None) -> Truth:
         """Return the truth of the rows `i`; `at` is their index in arrays [*rows, C], if that is another one."""

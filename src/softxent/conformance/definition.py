@@ -35,7 +35,9 @@ def rows(case: Case) -> Rows:
     given = {name: a.astype(WIDE) for name, a in case.inputs.items()}
     x = given["z"] if "z" in given else given["x"] @ given["W"].T + given.get("b", WIDE(0))
     options = case.options
-    z, slope, _ = formula.transformed(x, options.get("temperature", 1.0), options.get("softcap") or np.inf)
+    temperature = options.get("temperature", 1.0)
+    z, slope, _ = formula.transformed(x, temperature, options.get("softcap") or np.inf)
+    z = z / WIDE(temperature)
     w = np.asarray(options.get("class_weight", np.ones(case.classes)), WIDE)
     sample = np.asarray(options.get("sample_weight", np.ones(case.rows)), WIDE)
     e = WIDE(options.get("label_smoothing", 0.0))

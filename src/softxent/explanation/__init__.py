@@ -45,6 +45,7 @@ GIVEN = (
     "s2",
     "u1",
     "u2",
+    *("A1", "A2", "B1", "B2"),
     "off",
 )  # names that a derivation may use besides the scores and the truth
 
@@ -313,8 +314,9 @@ def _ours(row: Row) -> tuple[Array, float, Array, float]:
     """Return the gradient [C] and the loss of cross_entropy_and_grad, and bounds on their rounding errors."""
     z, labels = row.logits[None], np.asarray(row.labels)[None]
     loss, dz = cross_entropy_and_grad(z, labels, reduction="sum")
-    taken = as_kernels_take_it("explain", labels, z, -1, reduction="sum").piece(slice(0, 1), z.dtype)
-    loss_bound, bound = bounds.row_bounds(z, *taken)
+    taken = as_kernels_take_it("explain", labels, z, -1, reduction="sum")
+    label, _, off = taken.given(z.dtype)
+    loss_bound, bound = bounds.row_bounds(z, label, taken.rows, off)
     return dz[0].astype(np.float64), float(loss), bound[0], float(loss_bound[0])
 
 

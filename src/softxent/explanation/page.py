@@ -54,7 +54,7 @@ MASKED = -math.inf  # the score of a masked class
 
 # The example values of replay.py as expressions of the scores, the label and the number of classes, so that the page can compute them when
 # these change. The operations `max` and `rolled` occur only here, and place[k] is k + 1.
-_score, _place, _W, _x, _z = Name("score"), Name("place"), Name("W"), Name("x"), Name("z")
+_score, _place, _W, _x, _z, _v = Name("score"), Name("place"), Name("W"), Name("x"), Name("z"), Name("v")
 _FOLLOW = {
     "z": (("k",), _score["k"]),
     "x": (("k",), _score["k"]),
@@ -70,6 +70,8 @@ _FOLLOW = {
         ("m", E("max", (part, None, _score[part]))),
         ("s", Sum(part, exp(_score[part] - Name("m" + n)[()]))),
         ("u", Sum(part, exp(_score[part] - Name("m" + n)[()]) * (Name("m" + n)[()] - _score[part]))),
+        ("A", Sum(part, exp(_score[part] - Name("m" + n)[()]) * (Name("h" + n)[()] - _v[part]))),
+        ("B", Sum(part, exp(_score[part] - Name("m" + n)[()]) * (Name("m" + n)[()] - _score[part]) * (Name("h" + n)[()] - _v[part]))),
     )
 }
 

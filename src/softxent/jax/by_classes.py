@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from .. import formula, shards
+from ..partials import difference as _difference
 from ..partials import times as _times
 from .arrays import Array, as_rows, computed_in
 from .call import IGNORED, LARGEST, NO_LABEL, NUMBERS, OUTSIDE, Call, by_row, off_by_row, special
@@ -20,6 +21,7 @@ from .formulas import averaged, inverse, loss_along
 Names = tuple[str, ...]  # axes of a mesh
 OF_CLASSES = ("z", "off", "v")  # the fields of a Call that have an axis of classes
 times: Any = _times  # of arrays of JAX
+difference: Any = _difference
 
 
 def computed(operator: str, backend: Any, call: Call, names: Names, temperature: float, cap: float, **options: Any) -> Any:
@@ -60,7 +62,7 @@ def merged(backend: Any, call: Call, names: Names, temperature: float, cap: floa
     classes, mine = call.z.shape[-1], call._replace(label=here)
     sums = lax.all_gather(backend.forward(mine, temperature, cap)[-1], names)
     order = shards.merge_order([shards.Columns(k * classes, (k + 1) * classes) for k in range(len(sums))])
-    *found, total = backend.merge(sums, order, call._replace(label=label))
+    *found, total = backend.merge(sums, order, call._replace(label=label), temperature)
     return found, total, mine
 
 
@@ -83,11 +85,12 @@ def _largest(call: Call, first: Array, names: Names) -> Array:
 class _Whole(NamedTuple):
     """What is known of whole rows, and of the part of them that this device has. Each array is [*rows]."""
 
-    scores: Array  # [*rows, C] temperature and softcap applied to the logits
+    scores: Array  # [*rows, C] softcap applied to the logits, but not the temperature
     top: Array  # the largest score of the row
+    temperature: float
     lse: Array
     entropy: Array
-    above: Array  # lse - top
+    above: Array  # lse - top / T
     share: Array  # sum of yhat over the classes of this device
     away: Array  # - log share, times share
     entropy_here: Array  # of softmax over the classes of this device
@@ -101,15 +104,19 @@ def _whole(backend: Any, call: Call, names: Names, temperature: float, cap: floa
     top_here = scores.max(-1)
     top = lax.pmax(top_here, names)
     nothing = top_here == -jnp.inf  # all classes of this device are masked, and their softmax is NaN
-    log_share = jnp.where(nothing, -jnp.inf, (top_here - top) - above_here + found[2])  # without lse, which may be large
+    log_share = jnp.where(
+        nothing, -jnp.inf, difference(top_here, top, temperature) - above_here + found[2]
+    )  # without lse, which may be large
     share = jnp.exp(log_share)
-    return _Whole(scores, top, found[1], found[3], -found[2], share, times(share, -log_share), jnp.where(nothing, 0.0, entropy_here))
+    return _Whole(
+        scores, top, temperature, found[1], found[3], -found[2], share, times(share, -log_share), jnp.where(nothing, 0.0, entropy_here)
+    )
 
 
 def _log_softmax(row: _Whole, call: Call) -> Array:
     """Return y log softmax(z) of the classes of this device."""
     y = by_row(call.y, call.rows, True) + jnp.zeros_like(row.scores)
-    return times(y, (row.scores - row.top[..., None]) - row.above[..., None])
+    return times(y, difference(row.scores, row.top[..., None], row.temperature) - row.above[..., None])
 
 
 class _Along(NamedTuple):

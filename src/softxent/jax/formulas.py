@@ -21,7 +21,7 @@ class Rows:
     def __init__(self, call: Call, temperature: float, cap: float) -> None:
         wide, rows = widest(), call.rows
         self.shape = rows
-        self.z, self.slope, self.bend = formula.transformed(as_rows(call.z.astype(wide), 1), temperature, cap)
+        self.z, self.temperature, self.slope, self.bend = transformed(call.z, temperature, cap)
         self.off = None if isinstance(call.off, float) else as_rows(jnp.broadcast_to(off_by_row(call), call.z.shape).astype(wide), 1)
         given = jnp.broadcast_to(by_row(call.label, rows), rows).reshape(-1)
         self.ignored = given == special(IGNORED, given.dtype)
@@ -33,7 +33,14 @@ class Rows:
         self.any = sum(abs(x) for x in self.numbers) != 0
 
     def sums(self) -> Partials:
-        return formula.partials(self.z, self.label, self.off)
+        return formula.partials(self.z, self.label, self.off, self.temperature)
+
+
+def transformed(z: Array, temperature: float, cap: float) -> tuple[Array, float, Any, Any]:
+    """Return the scores, with a temperature that float32 has, and the first and second derivative of their quotient."""
+    scores, slope, bend = formula.transformed(as_rows(z.astype(widest()), 1), temperature, cap)
+    beyond = 2.0 ** max(0, math.frexp(temperature)[1] - 100)
+    return scores / beyond, temperature / beyond, slope, bend
 
 
 def outputs(x: Partials, rows: Rows) -> list[Array]:
@@ -59,16 +66,14 @@ def _gradient(of: Rows, x: Partials, like: Array) -> Array:
 def curvature(call: Call, temperature: float, cap: float) -> list[Array]:
     """Return the derivative of the gradient along v, and the four numbers of the rows that the kernel gives."""
     of, v = Rows(call, temperature, cap), as_rows(call.v.astype(widest()), 1)
-    x, along = of.sums(), times(v, of.slope)
-    hv, mean, dentropy = formula.curvature(of.z, along, x, of.numbers)
-    hv = times(hv, of.slope)
+    x, direction = of.sums(), times(v, of.slope)
+    y = partials.along(x, formula.tangents(of.z, direction, of.label, of.off, of.temperature))
+    hv = times(formula.hessian(of.z, direction, of.label, x, y, of.numbers), of.slope)
     if cap != math.inf:
         hv = hv + times(formula.gradient(of.z, x, of.label, formula.coefficients(x, of.numbers), of.off), times(v, of.bend))
-    apart, _ = formula.centred(formula.softmax(of.z, x), along)
-    at_label = jnp.where(formula.at_label(of.z, of.label), apart, 0.0).sum(axis=1)
-    by_off = 0 * mean if of.off is None else times(of.off, apart).sum(axis=1)
+    at_label = jnp.where(formula.at_label(of.z, of.label), y.logprob[:, None], 0.0).sum(axis=1)
     product: Array = jnp.where((~of.ignored & of.any)[:, None], hv, 0.0).reshape(call.z.shape).astype(call.z.dtype)
-    return [product, *(jnp.where(of.ignored, 0.0, found).reshape(of.shape) for found in (mean, at_label, by_off, dentropy))]
+    return [product, *(jnp.where(of.ignored, 0.0, found).reshape(of.shape) for found in (y.lse, at_label, y.off, y.entropy))]
 
 
 def product(call: Call, temperature: float, cap: float) -> Array:
@@ -77,8 +82,8 @@ def product(call: Call, temperature: float, cap: float) -> Array:
 
 def log_softmax(call: Call, temperature: float, cap: float) -> Array:
     """Return y log softmax(z)."""
-    z = formula.transformed(as_rows(call.z.astype(widest()), 1), temperature, cap)[0]
-    x = formula.partials(z, z.argmax(axis=1))  # the largest logit is kept apart, so that a value near 0 keeps its digits
+    z, temperature, *_ = transformed(call.z, temperature, cap)
+    x = formula.partials(z, z.argmax(axis=1), None, temperature)  # the largest logit is kept apart, so that a value near 0 keeps its digits
     scale = -as_rows(jnp.broadcast_to(by_row(call.y, call.rows), call.rows).astype(z.dtype), 0)
     return times(scale[:, None], formula.surprisal(z, x)).reshape(call.z.shape).astype(call.z.dtype)
 
@@ -130,18 +135,23 @@ def forward(call: Call, temperature: float, cap: float) -> list[Array]:
     """Return the five outputs of the rows, and their sums over the classes of the call, [7, *rows]."""
     of = Rows(call, temperature, cap)
     x = of.sums()
-    return [*outputs(x, of), jnp.stack([part.reshape(of.shape) for part in x])]
+    return [*outputs(x, of), jnp.stack([part.reshape(of.shape) for part in x[:-1]])]
 
 
-def merge(sums: Array, pairs: Sequence[tuple[int, int]], call: Call) -> list[Array]:
+def merge(sums: Array, pairs: Sequence[tuple[int, int]], call: Call, temperature: float) -> list[Array]:
     """Merge sums [K, 7, *rows] over different classes in this order. Returns the five outputs of the rows, and their sums."""
-    of = Rows(call._replace(z=call.z[..., :1], off=0.0), 1.0, np.inf)
-    each = [Partials(*(as_rows(part, 0) for part in shard)) for shard in sums]
+    of = Rows(call._replace(z=call.z[..., :1], off=0.0), temperature, np.inf)
+    each = [_sums(shard, of) for shard in sums]
     for i, j in pairs:
         each[i] = partials.merge(each[i], each[j])
-    return [*outputs(each[0], of), jnp.stack([part.reshape(of.shape) for part in each[0]])]
+    return [*outputs(each[0], of), jnp.stack([part.reshape(of.shape) for part in each[0][:-1]])]
 
 
 def backward(call: Call, sums: Array, temperature: float, cap: float) -> Array:
     """Return the gradient from the sums over all classes."""
-    return _gradient(Rows(call, temperature, cap), Partials(*(as_rows(part, 0) for part in sums)), call.z)
+    of = Rows(call, temperature, cap)
+    return _gradient(of, _sums(sums, of), call.z)
+
+
+def _sums(sums: Array, of: Rows) -> Partials:
+    return Partials(*(as_rows(part, 0) for part in sums))._replace(temperature=of.temperature)

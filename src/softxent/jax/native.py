@@ -101,12 +101,12 @@ def forward(call: Call, temperature: float, cap: float) -> list[Array]:
     return _called("softxent_forward", _with_sums(call), call, 4, temperature, cap, ("WITH_ENTROPY", "PARTS_WRITTEN"))
 
 
-def merge(sums: Array, pairs: Sequence[tuple[int, int]], call: Call) -> list[Array]:
+def merge(sums: Array, pairs: Sequence[tuple[int, int]], call: Call, temperature: float) -> list[Array]:
     """Merge sums [K, 7, *rows, 2] over different classes in this order. Returns the five outputs of the rows, and their sums.
 
     The logits of `call` are not read.
     """
-    numbers, fixed = _numbers_of(call, 4, 1.0, math.inf)
+    numbers, fixed = _numbers_of(call, 4, temperature, math.inf)
     order = np.array(pairs, np.int64).reshape(-1)
     return list(jax.ffi.ffi_call("softxent_merge", _with_sums(call))(sums, call.label, *numbers, fixed=fixed, pairs=order))
 

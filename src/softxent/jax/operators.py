@@ -391,14 +391,14 @@ def _without_ignored(call: Call) -> Call:
 
 
 def _transformed(z: Array, static: Static) -> tuple[Array, Any, Any]:
-    """Return `formula.transformed` of logits of any shape: the scores, and their first two derivatives, arrays or numbers."""
+    """Return logits of any shape after softcap and temperature, and their first two derivatives, arrays or numbers."""
     found: Any = formula.transformed(as_rows(z, 1), static.temperature, static.cap)
     scores, slope, bend = (x if isinstance(x, float) else x.reshape(z.shape) for x in found)
-    return scores, slope, bend
+    return scores / static.temperature, slope, bend
 
 
 def _composed_curvature(call: Call, static: Static) -> Array:
-    """Return `curvature`, written with the other operators: formula.curvature for any shape."""
+    """Return `curvature`, written with the other operators: formula.hessian for any shape."""
     wide, call = widest(), _without_ignored(call)
     z, slope, bend = _transformed(call.z.astype(wide), static)
     v, y, r, q, g, l, b, n = call.v.astype(wide), *(by_row(x, call.rows, True) for x in call[5:])  # noqa: E741

@@ -7,13 +7,13 @@ A backend is a module with the functions of `Kernel`. They compute the equations
     label     [R] int64; one outside 0..C-1 matches no column. A row with the label IGNORED is not read, and all that it gives is 0.
               LARGEST stands for the column with the largest off of the row, if off is [*rows, C], or else for that with the largest logit
     numbers   [4, R], [7, R], [4, 1] or [7, 1] float64, formula.Numbers: y (truth at the label), r (weight of off), q (twice z-loss), and
-              the upstream gradients g (of the loss), l (lse), b (log-probability of the label) and n (entropy). The compiled kernel takes
-              a tuple too, of floats or (float, [R] or None, [C] or None): their product, where [C] has a number for each label
+              the upstream gradients g (of the loss), l (lse), b (log-probability of the label) and n (entropy). Or, for NumPy, a tuple,
+              of floats or (float, [R] or None, [C] or None): the product of these, where [C] has a number for each label
     off       [C], [*rows, C] or None: the truth at every class, in z's dtype or in the one in which is computed
     transform (T, cap): softmax is applied to (cap / T) tanh(z / cap), or to z / T if cap is inf
     result    float64, written. [2, R]: loss and lse; [5, R]: formula.Outputs. Of `curvature`: [4, R]
-    parts     [7, R] float64: the fields of `partials.Partials`; written by `forward` and `fused`, read by `backward`. u is 0 if neither the
-              entropy nor its gradient is wanted
+    parts     [7, R] float64: the fields of `partials.Partials`, in which z is cap tanh(logit / cap) or the logit; written by
+              `forward` and `fused`, read by `backward`. u is 0 if neither the entropy nor its gradient is wanted
     out       [*rows, C] in z's dtype, written; may be z itself
     threads   the largest number of threads
 
@@ -91,7 +91,9 @@ class Kernel(Protocol):
         self, z: Array, v: Array, label: Array, numbers: Any, off: Array | None, transform: Transform, gauss_newton: bool, out: Array,
         result: Array, threads: int,
     ) -> None: ...  # fmt: skip
-    def merge(self, sums: Array, pairs: Array, label: Array, numbers: Array, result: Array, parts: Array, threads: int) -> None: ...
+    def merge(
+        self, sums: Array, pairs: Array, label: Array, numbers: Array, temperature: float, result: Array, parts: Array, threads: int
+    ) -> None: ...  # fmt: skip
     def log_softmax(self, z: Array, scale: Array, transform: Transform, out: Array, threads: int) -> None: ...
     def labels(self, label: Array, classes: int, ignored: int, weight: Any, out: Array | None = None) -> tuple[int, int, float]: ...
 
@@ -179,13 +181,8 @@ def backends() -> list[Backend]:
     ]
 
 
-def numbers(given: tuple[Any, ...], label: Array) -> Any:
-    """Return numbers of rows with these labels, a tuple, as the active backend takes them."""
-    return given if active() is cpu else as_array(given, label)
-
-
 def as_array(given: tuple[Any, ...], label: Array) -> Array:
-    """Return such numbers as an array [K, R], or [K, 1] if they are the same for all rows."""
+    """Return numbers of rows with these labels, given as a tuple, as an array [K, R], or [K, 1] if they are the same for all rows."""
     found = np.empty((len(given), 1 if all(isinstance(x, float) for x in given) else len(label)))
     for row, x in zip(found, given, strict=True):
         row[:] = reference.number(x, label)

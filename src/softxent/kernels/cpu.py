@@ -45,8 +45,10 @@ def log_softmax(z: Array, scale: Array, transform: Transform, out: Array, thread
     call(LOG_SOFTMAX, _bits(z), -1, None, _each(scale[None]), None, transform, _bits(out), None, None, threads)
 
 
-def merge(sums: Array, pairs: Array, label: Array, numbers: Array, result: Array, parts: Array, threads: int) -> None:
-    _kernel.merge(sums, pairs, label, numbers, result, parts)
+def merge(
+    sums: Array, pairs: Array, label: Array, numbers: Array, temperature: float, result: Array, parts: Array, threads: int
+) -> None:  # fmt: skip
+    _kernel.merge(sums, pairs, label, numbers, temperature, result, parts)
 
 
 call, labels, sum = _kernel.call, _kernel.labels, _kernel.sum

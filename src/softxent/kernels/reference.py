@@ -19,39 +19,38 @@ from ..shared import IGNORED, LARGEST
 
 _CHUNK = 1 << 18  # elements of a chunk: 2 MiB in float64, for each temporary array of an expression
 _ON_A_DEVICE = 1 << 24  # elements of a chunk of tensors, 128 MiB: on a GPU each operation costs a kernel launch
-_NOTHING = [float(x[0]) for x in identity(1)]
+_NOTHING = [float(x[0]) for x in identity(1)[:-1]]
 
 
 def forward(
-    z: Array, label: Array, numbers: Array, off: Array | None, transform: Any, result: Array, parts: Array | None, threads: int
+    z: Array, label: Array, numbers: Any, off: Array | None, transform: Any, result: Array, parts: Array | None, threads: int
 ) -> None:
     for i, at in _chunks(z):
         zi, offi = formula.transformed(_wide(z[at]), *transform)[0], _off(off, at)
         t = _label(label[i], zi, offi)
         y, r, q, *_ = _numbers(numbers, i, t)
         where = library(zi).where
-        x = formula.partials(zi, t, offi)
-        x = Partials(*(where(t == IGNORED, none, part) for none, part in zip(_NOTHING, x, strict=True)))
+        x = _blank(formula.partials(zi, t, offi, transform[0]), t == IGNORED)
         for row, output in zip(result, formula.outputs(x, y, r, q), strict=False):
             row[i] = where(t == IGNORED, 0.0, output)
         if parts is not None:
-            for row, part in zip(parts, x, strict=True):
+            for row, part in zip(parts, x[:-1], strict=True):
                 row[i] = part
 
 
-def backward(z: Array, label: Array, numbers: Array, off: Array | None, transform: Any, parts: Array, out: Array, threads: int) -> None:
+def backward(z: Array, label: Array, numbers: Any, off: Array | None, transform: Any, parts: Array, out: Array, threads: int) -> None:
     for i, at in _chunks(z):
         zi, slope, _ = formula.transformed(_wide(z[at]), *transform)
         offi = _off(off, at)
         t = _label(label[i], zi, offi)
-        x = Partials(*parts[:, i])
+        x = Partials(*parts[:, i])._replace(temperature=transform[0])
         with np.errstate(over="ignore"):  # a value beyond the range of a narrow dtype becomes inf, as on every backend
             dz = formula.gradient(zi, x, t, formula.coefficients(x, _numbers(numbers, i, t)), offi)
             out[at] = _narrow(times(dz, slope), out.dtype)
 
 
 def fused(
-    z: Array, label: Array, numbers: Array, off: Array | None, transform: Any, out: Array, result: Array, parts: Array | None, threads: int
+    z: Array, label: Array, numbers: Any, off: Array | None, transform: Any, out: Array, result: Array, parts: Array | None, threads: int
 ) -> None:
     parts = library(z).empty((7, result.shape[1]), like=result) if parts is None else parts
     forward(z, label, numbers, off, transform, result, parts, threads)
@@ -59,7 +58,7 @@ def fused(
 
 
 def curvature(
-    z: Array, v: Array, label: Array, numbers: Array, off: Array | None, transform: Any, gauss_newton: bool, out: Array, result: Array,
+    z: Array, v: Array, label: Array, numbers: Any, off: Array | None, transform: Any, gauss_newton: bool, out: Array, result: Array,
     threads: int,
 ) -> None:  # fmt: skip
     for i, at in _chunks(z):
@@ -68,40 +67,41 @@ def curvature(
         t = _label(label[i], zi, offi)
         where = library(zi).where
         ignored = t == IGNORED
-        of, x = _numbers(numbers, i, t), formula.partials(zi, t, offi)
+        of, x = _numbers(numbers, i, t), formula.partials(zi, t, offi, transform[0])
         with np.errstate(over="ignore", invalid="ignore"):
-            along = times(vi, slope)
-            hv, mean, dentropy = formula.curvature(zi, along, x, of)
-            hv = times(hv, slope)
+            direction = times(vi, slope)
+            y = partials.along(x, formula.tangents(zi, direction, t, offi, transform[0]))
+            hv = times(formula.hessian(zi, direction, t, x, y, of), slope)
             if not gauss_newton:
                 hv = hv + times(formula.gradient(zi, x, t, formula.coefficients(x, of), offi), times(vi, second))
-            apart, _ = formula.centred(formula.softmax(zi, x), along)
-            at_label = where(formula.at_label(zi, t), apart, 0.0).sum(axis=1)
-            by_off = 0 * mean if offi is None else times(offi, apart).sum(axis=1)
             size: Any = sum(abs(number) for number in of)  # the product is 0 if all numbers are, whatever the logits
             live = ~ignored & (size != 0)
-            for row, found in zip(result, (mean, at_label, by_off, dentropy), strict=True):
+            at_label = where(formula.at_label(zi, t), y.logprob[:, None], 0.0).sum(axis=1)
+            for row, found in zip(result, (y.lse, at_label, y.off, y.entropy), strict=True):
                 row[i] = where(ignored, 0.0, found)
             out[at] = _narrow(where(live[:, None], hv, 0.0), out.dtype)
 
 
-def merge(sums: Array, pairs: Array, label: Array, numbers: Array, result: Array, parts: Array, threads: int) -> None:
-    each = [Partials(*shard) for shard in sums]
+def merge(
+    sums: Array, pairs: Array, label: Array, numbers: Array, temperature: float, result: Array, parts: Array, threads: int
+) -> None:  # fmt: skip
+    each = [Partials(*shard)._replace(temperature=temperature) for shard in sums]
     for i, j in pairs.tolist():
         each[i] = partials.merge(each[i], each[j])
-    where, ignored = library(sums).where, label == IGNORED
-    x = Partials(*(where(ignored, none, part) for none, part in zip(_NOTHING, each[0], strict=True)))
+    x = _blank(each[0], label == IGNORED)
     y, r, q, *_ = _numbers(numbers, slice(None), label)
-    for row, part in zip(parts, x, strict=True):
+    for row, part in zip(parts, x[:-1], strict=True):
         row[:] = part
     for row, output in zip(result, formula.outputs(x, y, r, q), strict=False):
-        row[:] = where(ignored, 0.0, output)
+        row[:] = library(sums).where(label == IGNORED, 0.0, output)
 
 
 def log_softmax(z: Array, scale: Array, transform: Any, out: Array, threads: int) -> None:
     for i, at in _chunks(z):
         zi = formula.transformed(_wide(z[at]), *transform)[0]
-        x = formula.partials(zi, zi.argmax(axis=1))  # the largest logit is kept apart, so that a value near 0 keeps its digits
+        x = formula.partials(
+            zi, zi.argmax(axis=1), None, transform[0]
+        )  # the largest logit is kept apart, so that a value near 0 keeps its digits
         by = -(scale if len(scale) == 1 else scale[i])[:, None]
         with np.errstate(over="ignore"):
             out[at] = _narrow(times(by, formula.surprisal(zi, x)), out.dtype)
@@ -118,13 +118,13 @@ def labels(label: Array, classes: int, ignored: int, weight: Any, out: Array | N
     return int(bad.argmax()) if bad.any() else -1, int(none.sum()), float(total)
 
 
-def number(given: Any, label: Array) -> Any:
-    """Return a number of the rows: a float, or (float, [R] or None, [C] or None), the product of these, for rows of these labels."""
+def number(given: Any, label: Array, i: slice = slice(None)) -> Any:
+    """Return a number of the rows `i`, whose labels these are: a float, or the product of (float, [R] or None, [C] or None)."""
     if isinstance(given, float):
         return given
     scalar, of_row, of_class = given
-    each = of_row if of_class is None else of_class[label.clip(0, len(of_class) - 1)] * (1.0 if of_row is None else of_row)
-    return scalar * each
+    each = 1.0 if of_row is None else of_row[i]
+    return scalar * (each if of_class is None else of_class[label.clip(0, len(of_class) - 1)] * each)
 
 
 def _chunks(z: Array) -> Iterator[tuple[slice, Any]]:
@@ -136,11 +136,19 @@ def _chunks(z: Array) -> Iterator[tuple[slice, Any]]:
         yield i, i if len(lead) == 1 else np.unravel_index(np.arange(i.start, i.stop), lead) if lead else None
 
 
-def _numbers(numbers: Array, i: slice, label: Array) -> Numbers:
+def _blank(x: Partials, rows: Array) -> Partials:
+    """Return the sums, and those of no columns in some of the rows."""
+    where = library(rows).where
+    return Partials(*(where(rows, none, part) for none, part in zip(_NOTHING, x[:-1], strict=True)))._replace(temperature=x.temperature)
+
+
+def _numbers(numbers: Any, i: slice, label: Array) -> Numbers:
     """Return the numbers of the rows `i`, which are 0 in ignored rows."""
-    xp = library(numbers)
-    given = numbers if numbers.shape[1] == 1 else numbers[:, i]
-    return Numbers(*(xp.where(label == IGNORED, 0.0, number) for number in given))
+    if isinstance(numbers, tuple):
+        numbers = [number(x, label, i) for x in numbers]
+    elif numbers.shape[1] > 1:
+        numbers = numbers[:, i]
+    return Numbers(*(library(label).where(label == IGNORED, 0.0, x) for x in numbers))
 
 
 def _label(label: Array, z: Array, off: Array | None) -> Array:

@@ -287,23 +287,6 @@ def _sums(
 
 
 @triton.jit
-def _unscaled(m, zt, z, t, live, C, cool, cap, TRANSFORM: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr):
-    """Return m and zt of y from those divided by T. The quotient rounds to the float32 number that it was. For float64, the numbers of
-    these columns are used, unless the row has other columns, too."""
-    m_there, zt_there = m / cool, zt / cool
-    if WIDE == tl.float32:
-        return m_there.to(WIDE).to(tl.float64), zt_there.to(WIDE).to(tl.float64)
-    here = _read(z + t, live & (t >= 0) & (t < C), cap, TRANSFORM, WIDE)[0]
-    most = tl.full(t.shape, -float("inf"), WIDE)
-    for k in range(0, C, BLOCK):
-        col = k + tl.arange(0, BLOCK)[None, :]
-        x = _read(z[:, None] + col, live[:, None] & (col < C) & (col != t[:, None]), cap, TRANSFORM, WIDE)[0]
-        block = tl.max(tl.where(x == x, x, -float("inf")), 1)
-        most = tl.where(block > most, block, most)
-    return tl.where(most * cool == m, most, m_there), tl.where(here * cool == zt, here, zt_there)
-
-
-@triton.jit
 def _finish(m, s, zt, cool, WIDE: tl.constexpr):
     """Return nll, miss, over, the largest logit and lse minus it, as `finish` and `peak` of partials.py. m and zt are those of y, and cool
     is 1 / T. Return also half of nll and over, which for float64 logits may be beyond the range, or for others all of them."""
@@ -413,11 +396,11 @@ def _layer(
         if OUTPUTS == 5:
             m = tl.where((s == s) | (m == inf), m, float("nan"))  # a NaN makes m NaN, and the label is not the largest
         if parts is not None:
-            tl.store(parts + row, m * cool, mask=here)
+            tl.store(parts + row, m, mask=here)
             tl.store(parts + row + parts_stride, s, mask=here)
             tl.store(parts + row + 2 * parts_stride, o, mask=here)
             tl.store(parts + row + 3 * parts_stride, d / PART, mask=here)
-            tl.store(parts + row + 4 * parts_stride, zt * cool, mask=here)
+            tl.store(parts + row + 4 * parts_stride, zt, mask=here)
             tl.store(parts + row + 5 * parts_stride, wt, mask=here)
             tl.store(parts + row + 6 * parts_stride, u, mask=here)
     else:
@@ -427,8 +410,6 @@ def _layer(
         zt = tl.load(parts + row + 4 * parts_stride, mask=here, other=-inf)
         wt = tl.load(parts + row + 5 * parts_stride, mask=here, other=0.0)
         u = tl.load(parts + row + 6 * parts_stride, mask=here, other=0.0)
-        if TRANSFORM != AS_GIVEN:
-            m, zt = _unscaled(m, zt, z, t, live, C, cool, cap, TRANSFORM, WIDE, BLOCK)
 
     y, r, q, g, l, b, n = _numbers(numbers + row * row_stride, live, numbers_stride, NUMBERS)  # noqa: E741
     nll, miss, over, top, lift, part_nll, part_over = _finish(m, s, zt, cool, WIDE)

@@ -17,7 +17,10 @@ from .wellformed import ill_formed
 
 SIZES = {"N": "n", "D": "nd", "R": "nr"}
 VECTORS = ("z", "y", "yhat", "v", "w", "u", "x", "b", "off")
-SCALARS = ("eps", "lam", "T", "c", "m", "m1", "m2", "s1", "s2", "u1", "u2", "a", "g1", "g2", "g3", "g4", "y0", "r0", "q")
+SCALARS = (
+    *("eps", "lam", "T", "c", "m", "m1", "m2", "s1", "s2", "u1", "u2", "a", "g1", "g2", "g3", "g4", "y0", "r0", "q"),
+    *("h", "h1", "h2", "A1", "A2", "B1", "B2"),
+)
 BEYOND = {  # theorems of Softmax.v that are not lines of a derivation: in words, and the statement that they must have
     "softmax_positive": (
         "Every prediction is positive.",

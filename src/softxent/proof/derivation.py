@@ -24,6 +24,7 @@ z, y, yhat, g, v, w, u, x, W, b = map(Name, ("z", "y", "yhat", "g", "v", "w", "u
 L, lse, p, mu, H, N = (Name(name)[()] for name in ("L", "lse", "p", "mu", "H", "N"))
 eps, lam, T, c = (Name(name)[()] for name in ("eps", "lam", "T", "c"))
 m, m1, m2, s1, s2, u1, u2, a = (Name(name)[()] for name in ("m", "m1", "m2", "s1", "s2", "u1", "u2", "a"))
+h, h1, h2, A1, A2, B1, B2 = (Name(name)[()] for name in ("h", "h1", "h2", "A1", "A2", "B1", "B2"))  # of sums along v
 g1, g2, g3, g4, y0, r0, q, alpha, eta = (Name(name)[()] for name in ("g1", "g2", "g3", "g4", "y0", "r0", "q", "alpha", "eta"))
 off, dz = Name("off"), Name("dz")
 i, j, k, t, d, e, r = "ijktder"
@@ -594,6 +595,36 @@ MERGE_U = Derivation("merge_u", "Merging the sums u of two parts", exp(m) * P(m 
          "m cancels. The result is the sum of what the two parts stand for."),
 ))  # fmt: skip
 
+AWAY, FAR_AWAY = Sum(i, exp(z[i] - m) @ P(h - v[i])), Sum(i, exp(z[i] - m) @ P(m - z[i]) @ P(h - v[i]))
+TANGENT_S = Derivation("tangent_s", "What the derivative of the sum s along a vector stands for",
+                       exp(m) * P(h @ Sum(i, exp(z[i] - m)) - AWAY), (
+    Step(Sum(i, exp(m) @ exp(z[i] - m) @ v[i]), "distribute", "Differences of v to a number h are summed, which loses no digit if h is "
+         "the v of the most probable class. h cancels."),
+    Step(Sum(i, exp(z[i]) @ v[i]), "exponential", "m cancels. This is the derivative of the sum of exponentials along v."),
+))  # fmt: skip
+TANGENT_U = Derivation("tangent_u", "What the derivative of the sum u along a vector stands for",
+                       exp(m) * P(m @ P(h @ Sum(i, exp(z[i] - m)) - AWAY) - P(h @ P(SHIFTED) - FAR_AWAY)), (
+    Step(Sum(i, exp(m) @ exp(z[i] - m) @ z[i] @ v[i]), "distribute", "The terms with h and those with m cancel."),
+    Step(Sum(i, exp(z[i]) @ z[i] @ v[i]), "exponential", "m cancels, so any m gives the same sum."),
+))  # fmt: skip
+
+MOVED_1, MOVED_2 = A1 + s1 @ P(h - h1), A2 + s2 @ P(h - h2)
+MERGED_A = exp(m1 - m) @ P(MOVED_1) + exp(m2 - m) @ P(MOVED_2)
+MERGED_B = exp(m1 - m) @ P(B1 + u1 @ P(h - h1) + P(MOVED_1) @ P(m - m1)) + exp(m2 - m) @ P(B2 + u2 @ P(h - h2) + P(MOVED_2) @ P(m - m2))
+MERGE_TANGENT_S = Derivation("merge_tangent_s", "Merging the derivatives of the sums s of two parts",
+                             exp(m) * P(h @ P(MERGED_S) - P(MERGED_A)), (
+    Step(exp(m) @ exp(m1 - m) @ P(h1 @ s1 - A1) + exp(m) @ exp(m2 - m) @ P(h2 @ s2 - A2), "distribute", "The terms with h cancel."),
+    Step(exp(m1) @ P(h1 @ s1 - A1) + exp(m2) @ P(h2 @ s2 - A2), "exponential",
+         "m cancels. The result is the sum of what the two parts stand for."),
+))  # fmt: skip
+MERGE_TANGENT_U = Derivation("merge_tangent_u", "Merging the derivatives of the sums u of two parts",
+                             exp(m) * P(m @ P(h @ P(MERGED_S) - P(MERGED_A)) - P(h @ P(MERGED_U) - P(MERGED_B))), (
+    Step(exp(m) @ exp(m1 - m) @ P(m1 @ P(h1 @ s1 - A1) - P(h1 @ u1 - B1))
+         + exp(m) @ exp(m2 - m) @ P(m2 @ P(h2 @ s2 - A2) - P(h2 @ u2 - B2)), "distribute", "The terms with h and those with m cancel."),
+    Step(exp(m1) @ P(m1 @ P(h1 @ s1 - A1) - P(h1 @ u1 - B1)) + exp(m2) @ P(m2 @ P(h2 @ s2 - A2) - P(h2 @ u2 - B2)), "exponential",
+         "m cancels. The result is the sum of what the two parts stand for."),
+))  # fmt: skip
+
 READ_LSE = Derivation("read_lse", "Log-sum-exp of a shifted sum", m + log(Sum(i, exp(z[i] - m))), (
     Step(log(exp(m) * P(Sum(i, exp(z[i] - m)))), "logarithm", "m is log e^m, and a sum of logarithms is the logarithm of the product."),
     Step(log(Sum(i, exp(m) @ exp(z[i] - m))), "expand", "The factor moves inside the sum."),
@@ -925,7 +956,8 @@ PARTS = (
           *TEMPERATURE, *SOFTCAP, SOFTCAP_SLOPE, SOFTCAP_SECOND, SOFTCAP_CHAIN, SOFTCAP_HESSIAN)),
     Part("Sums in parts", (
         Remark("A row can be summed in parts, and apart from its label, so that nothing overflows and small losses keep their digits."),),
-         (MERGE, SUM_OF_U, MERGE_U, READ_LSE, LABEL_APART, TINY_LOSS, MISS, ENTROPY_APART)),
+         (MERGE, SUM_OF_U, MERGE_U, TANGENT_S, TANGENT_U, MERGE_TANGENT_S, MERGE_TANGENT_U, READ_LSE,
+          LABEL_APART, TINY_LOSS, MISS, ENTROPY_APART)),
     Part("All outputs together", (
         Remark("One backward pass computes the gradient of the loss with z-loss, of lse, of the label's log-probability and of the "
                "entropy, for any upstream gradients g_1 to g_4.", (OUTPUTS,)),),

@@ -31,6 +31,7 @@ TOLERANCE, FLOOR = Decimal("1e-30"), Decimal("1e-45")
 EXAMPLE = {  # values of further numbers that some derivations need
     "eps": "0.1", "lam": "0.01", "T": "2", "c": "1.5", "y0": "0.8", "r0": "0.6", "q": "0.02",
     "g1": "0.7", "g2": "-0.3", "g3": "0.4", "g4": "1.1",
+    "h": "0", "h1": "0", "h2": "-0.625",  # 0 is the v of the first class: with another number, all digits cancel if that class is certain
 }  # fmt: skip
 FEATURES, ROWS = 2, 2
 
@@ -188,10 +189,14 @@ def _given(derivation: Derivation, z: list[Decimal], y: list[Decimal]) -> dict[s
     given |= {"z": z, "y": y, "v": [Decimal(k % 3) - Decimal(k) / 7 for k in range(n)], "w": [ONE + Decimal(k % 4) / 4 for k in range(n)]}
     given["off"] = [ONE / 8 + Decimal(k % 3) / 8 for k in range(n)]
     given["u"] = [Decimal(k + 1) * 2 / (n * (n + 1)) for k in range(n)]
-    for name, part in (("1", z[:half] or z), ("2", z[half:])):
-        given[f"m{name}"] = max(part)
-        given[f"s{name}"] = sum(((s - max(part)).exp() for s in part), ZERO)
-        given[f"u{name}"] = sum(((s - max(part)).exp() * (max(part) - s) for s in part), ZERO)
+    for name, columns in (("1", range(half or n)), ("2", range(half, n))):
+        m, h = max(z[k] for k in columns), given[f"h{name}"]
+        terms = [((z[k] - m).exp(), m - z[k], h - given["v"][k]) for k in columns]
+        given[f"m{name}"] = m
+        given[f"s{name}"] = sum((e for e, *_ in terms), ZERO)
+        given[f"u{name}"] = sum((e * below for e, below, _ in terms), ZERO)
+        given[f"A{name}"] = sum((e * away for e, _, away in terms), ZERO)
+        given[f"B{name}"] = sum((e * below * away for e, below, away in terms), ZERO)
     given["m"] = max(z)
     given["x"] = z
     if any("W" in {x.args[0] for x in _at_nodes(one.body)} for one in derivation.where):

@@ -14,6 +14,7 @@ from .replay import Numbers, agree
 SHAPES = {  # the ranges of a name's indices
     **dict.fromkeys(("z", "y", "yhat", "g", "v", "w", "u", "b", "off", "dz"), ("N",)),
     **dict.fromkeys(("L", "lse", "p", "mu", "H", "N", "eps", "lam", "T", "c", "m", "m1", "m2", "s1", "s2", "u1", "u2", "a"), ()),
+    **dict.fromkeys(("h", "h1", "h2", "A1", "A2", "B1", "B2"), ()),
     **dict.fromkeys(("g1", "g2", "g3", "g4", "y0", "r0", "q", "alpha", "eta"), ()),
     "W": ("N", "D"),
     "x": ("N",),  # raw scores; in a linear head, features

@@ -51,7 +51,7 @@ class Head(NamedTuple):
     def by_row(self) -> tuple[bool, ...]:
         """Return which of the fields have an entry for each row."""
         axes = {"x": 2, "label": 1, "y": 1, "r": 1, "q": 1, "off": 2, "teacher_x": 2}  # of those that have
-        return tuple(t is not None and t.ndim == axes.get(name) for name, t in zip(self._fields, self, strict=True))
+        return tuple(getattr(getattr(self, name), "ndim", -1) == axes.get(name) for name in self._fields)
 
 
 FIELDS = len(Head._fields)
@@ -296,7 +296,7 @@ def _forward(z: Tensor, truth: tuple[Any, ...], result: Tensor, shards: Shards |
     label, numbers, off, transform = truth
     more = len(result) > 2
     own = sums_of(z, label, off, shards, 1, transform, more or len(numbers) > 4)
-    found, parts = merged(own, shards, label, numbers, more)
+    found, parts = merged(own, shards, label, numbers, transform[0], more)
     result.copy_(found)
     return parts
 

@@ -346,9 +346,9 @@ class CrossEntropy(Function):
             label, ignored, y, r, q, off, weights = arguments.truth_of_constants(FN, input, target, weight, sample, given.settled)
             dz = cpu.like(input)
             of_loss: Any = (g.item() / weights if weights else 0.0) if g is not None and mean else g
-            up = map(cpu.given, (of_loss, *grads[1:]))
+            of_rows = (y, r, q, *map(cpu.given, (of_loss, *grads[1:])))
             kernels.cpu.call(
-                FUSED if parts is None else BACKWARD, cpu.record(input), axis, label, (y, r, q, *up), off, transform,
+                FUSED if parts is None else BACKWARD, cpu.record(input), axis, label, of_rows, off, transform,
                 cpu.record(dz), (), None if parts is None else cpu.record(parts), cpu.threads(), ignored=ignored,
             )  # fmt: skip
             return dz, None, None

@@ -467,7 +467,7 @@ def _log_softmax_vjp(z: Tensor, v: Tensor, scale: Tensor, axis: int, *transform:
 def _composed_curvature(z: Tensor, v: Tensor, *others: Any) -> Five:
     """Return `curvature`, written with `gradient`, `log_softmax` and torch's operations, which can be differentiated again.
 
-    This is formula.curvature, for any axis. v is used in torch's operations only, so it may be a batch of is_grads_batched.
+    This is formula.hessian, for any axis. v is used in torch's operations only, so it may be a batch of is_grads_batched.
     """
     label, y, r, q, off, *upstream, axis, temperature, cap = others
     zero, one = z.new_zeros((), dtype=torch.float64), z.new_ones((), dtype=torch.float64)

@@ -31,7 +31,7 @@ from .operators import no_labels, times, transformed, without_ignored
 Optional = Tensor | None
 equations: Any = formula  # whose functions take tensors too (arrays.py)
 sums: Any = partials
-NO_COLUMNS = [float(x[0]) for x in partials.identity(1)]
+NO_COLUMNS = [float(x[0]) for x in partials.identity(1)[:-1]]
 _all_gather: Any = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # the name before torch 2.13
 
 
@@ -83,13 +83,13 @@ def _merges(columns: tuple[Columns, ...]) -> tuple[int, Tensor]:
     return most, torch.tensor(pairs, dtype=torch.int64, device="cpu").reshape(-1, 2)
 
 
-def merged(own: Sequence[Tensor], shards: Shards, label: Tensor, given: Tensor, more: bool) -> tuple[Tensor, Tensor]:
+def merged(own: Sequence[Tensor], shards: Shards, label: Tensor, given: Tensor, temperature: float, more: bool) -> tuple[Tensor, Tensor]:
     """Gather and merge sums [7, R] over the nodes of this process. Returns what the rows give, [2, R] or [5, R], and their sums [7, R]."""
     most, pairs = _merges(shards.columns)
     nothing = label.new_tensor(NO_COLUMNS, dtype=torch.float64)[:, None].expand(7, len(label))
     every = gathered(torch.stack([*own, *[nothing] * (most - len(own))]), shards.group).flatten(0, 1)
     result, parts = compute.new((5 if more else 2, len(label)), given), compute.new((7, len(label)), given)
-    compute.call("merge", every, pairs, label, given, result, parts)
+    compute.call("merge", every, pairs, label, given, temperature, result, parts)
     return result, parts
 
 
@@ -155,10 +155,13 @@ def _curvature(of: _Rows, v: Tensor, up: Sequence[Optional], parts: Tensor, shar
     z, t, live = z.to(compute.compute_dtype(z)), local_labels(label, shards.mine), label != IGNORED
     hidden = torch.where(live, NO_LABEL, IGNORED)
     how: Any = (axis, *transform)
-    lse, nothing = _lse(parts, label), zero.expand(lead)
-    here, lse_here, entropy_here = [nothing] * 4, nothing - math.inf, nothing
+    lse, nothing = _lse(parts, label, transform[0]), zero.expand(lead)
+    here, lse_here, entropy_here, masked = [nothing] * 4, nothing - math.inf, nothing, torch.zeros_like(live)
     if z.numel():
+        masked = (z.amax(axis) == -math.inf) & (lse > -math.inf)  # rows of probability 0 at all of these columns
+        z = torch.where(masked.unsqueeze(axis), 0, z)  # any finite logits: with a share of 0 they have no part in the sums
         _, lse_here, _, entropy_here, _ = compute.rows(z, hidden, zero, zero, zero, None, axis, transform[0], transform[1], True)
+        lse_here = lse_here.where(~masked, -math.inf)
         here = list(compute.curvature(z, v, t, zero, zero, zero, off, None, None, None, None, *how)[1:])
     mean_here, at, off_here, dentropy_here = here
     off_total = nothing if off is None else off.double().sum(axis if off.ndim == z.ndim else 0).expand(lead)
@@ -167,7 +170,7 @@ def _curvature(of: _Rows, v: Tensor, up: Sequence[Optional], parts: Tensor, shar
     at = torch.where((t >= 0) & (t < z.shape[axis]), at + mean_here, 0)
     own = (times(share, mean_here), times(share, dentropy_here + mean_here * entropy_here) + times(further, mean_here), at)
     mean, with_away, at, with_off = gathered(torch.stack([*own, off_here + mean_here * off_total]), shards.group).sum(0)
-    x = _sums(parts)
+    x = _sums(parts, transform[0])
     entropy, all_off, has_label = (n.reshape(lead) for n in (sums.entropy(x), x.o + x.wt, x.zt > -math.inf))
     dentropy = with_away - mean * entropy
     found = (mean, (at - mean).where(has_label, 0), with_off - mean * all_off, dentropy)
@@ -190,15 +193,15 @@ def _curvature(of: _Rows, v: Tensor, up: Sequence[Optional], parts: Tensor, shar
     by_lse = times(a - e, apart) + change + times(e, dentropy_here) + by_entropy * entropy_here
     further_l, further_n = (t.where(wanted, 0) for t in (by_lse, by_entropy))
     hv = hv + compute.gradient(z, hidden, zero, zero, zero, None, None, further_l, None, further_n, *how)
-    return _Curvature(hv.to(of.z.dtype), mean, at_label, by_off, dentropy)
+    return _Curvature(torch.where(masked.unsqueeze(axis), 0, hv).to(of.z.dtype), mean, at_label, by_off, dentropy)
 
 
-def _sums(parts: Tensor) -> Any:
-    return Partials(*parts)
+def _sums(parts: Tensor, temperature: float) -> Any:
+    return Partials(*parts)._replace(temperature=temperature)
 
 
-def _lse(parts: Tensor, label: Tensor) -> Tensor:
-    found: Tensor = sums.lse(_sums(parts)).reshape(label.shape).where(label != IGNORED, 0)
+def _lse(parts: Tensor, label: Tensor, temperature: float) -> Tensor:
+    found: Tensor = sums.lse(_sums(parts, temperature)).reshape(label.shape).where(label != IGNORED, 0)
     return found
 
 
@@ -209,8 +212,8 @@ def _log_softmax(z: Tensor, parts: Tensor, axis: int, *transform: float) -> Tens
         for i, zi, _, out in compute.row_chunks(axis, z, None, out=found, matrices=True):
             step = max(1, compute.SCRATCH // (8 * zi.shape[1]))  # rows, so that the float64 logits are few
             for k in range(0, len(zi), step):
-                scores = transformed(zi[k : k + step].double(), *transform)[0]
-                out[k : k + step] = -equations.surprisal(scores, _sums(parts[:, i][:, k : k + step]))
+                scores = equations.transformed(zi[k : k + step].double(), *transform)[0]
+                out[k : k + step] = -equations.surprisal(scores, _sums(parts[:, i][:, k : k + step], transform[0]))
     return found
 
 
@@ -226,7 +229,7 @@ class ShardedRows(Function):
         lead, rows = compute.shape_of_rows(z, axis)
         t, given = label.reshape(rows), compute.numbers(rows, y, r, q, None)
         own = sums_of(z.detach(), t, None if off is None else off.detach(), shards, axis, tuple(transform), more)
-        result, parts = merged(own, shards, t, given, more)
+        result, parts = merged(own, shards, t, given, transform[0], more)
         ctx.save_for_backward(z, label, y, r, q, off, parts)
         ctx.save_for_forward(z, label, y, r, q, off, parts)
         ctx.options = (shards, axis, *transform)
@@ -272,7 +275,7 @@ class ShardedRows(Function):
             dlogprob, dentropy = others if ctx.more else (zero, zero)
         elif dz is not None:
             dlse, dlogprob, by_off, dentropy = _curvature(_Rows(*of), dz, [None] * 4, parts, *ctx.options)[1:]
-            dloss = operators.loss_along(y, r, q, _lse(parts, label), dlse, dlogprob, by_off)
+            dloss = operators.loss_along(y, r, q, _lse(parts, label, ctx.options[2]), dlse, dlogprob, by_off)
         wanted = [d is not None for d in (dy, dr, dq)]
         for d, by in zip((dy, dr, dq), _by_numbers(_Rows(*of), wanted, parts, again, *ctx.options), strict=True):
             dloss = dloss if d is None else dloss + d * by
@@ -306,7 +309,7 @@ def _by_numbers(of: _Rows, needs: Sequence[bool], parts: Tensor, again: bool, *o
     If they are differentiated `again`, each takes a gather. Otherwise they are constants.
     """
     zero, one = of.y.new_zeros(()), of.y.new_ones(())
-    x, live = _sums(parts), of.label != IGNORED
+    x, live = _sums(parts, options[2]), of.label != IGNORED
 
     def by(*number: Tensor) -> Tensor:
         if again:
@@ -347,7 +350,7 @@ class ShardedGradient(Function):
         of, up, parts, (shards, axis, *transform) = _Rows(*saved[:6]), saved[6:10], saved[10], ctx.options
         along = _curvature(of, v, up, parts, shards, axis, *transform)
         found = operators.derivatives_of_gradient(
-            saved[:10], v, along, lambda: _lse(parts, of.label), ctx.needs_input_grad, axis, *transform
+            saved[:10], v, along, lambda: _lse(parts, of.label, transform[0]), ctx.needs_input_grad, axis, *transform
         )
         return *found, *[None] * 5
 
@@ -367,7 +370,7 @@ class ShardedGradient(Function):
             changed, label = of._replace(y=zero, q=zero, off=doff), of.label.reshape(-1)
             own = sums_of(of.z.detach(), label, doff.detach(), shards, axis, tuple(transform), False)
             given = compute.numbers(len(label), zero, of.r, zero, None)
-            terms.append(_gradient(changed, of_loss, merged(own, shards, label, given, False)[1], *ctx.options))
+            terms.append(_gradient(changed, of_loss, merged(own, shards, label, given, transform[0], False)[1], *ctx.options))
         return highest(sum(terms), *saved[:10], dz, dy, dr, dq, doff, *dup)
 
 
@@ -381,7 +384,7 @@ class ShardedLogSoftmax(Function):
             label = most_probable(z, shards, axis).reshape(-1)  # is kept apart in the sums, so that values near 0 keep their digits
             zero = z.new_zeros((), dtype=torch.float64)
             own = sums_of(z.detach(), label, None, shards, axis, tuple(transform), False)
-            parts = merged(own, shards, label, compute.numbers(len(label), zero, zero, zero, None), False)[1]
+            parts = merged(own, shards, label, compute.numbers(len(label), zero, zero, zero, None), transform[0], False)[1]
         ctx.save_for_backward(z, parts)
         ctx.save_for_forward(z, parts)
         ctx.options = options
