@@ -299,7 +299,7 @@ static std::tuple<double, double> call(int op_, nb::handle z_, int axis, nb::han
   }
   numbers.set(j, l, space);
   results.set(j, space);
-  j.entropy = numbers.of_entropy() || results.of_entropy();
+  j.entropy = numbers.of_entropy() || results.of_entropy() || (op == CURVATURE && numbers.count == NUMBERS);
   j.gauss_newton = gauss_newton;
   set_transform(j, transform);
   const bool small = j.rows * j.cols < SMALL_CALL;  // to release the GIL takes a tenth of a microsecond

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from softxent import kernels
 from softxent.jax import native
 from softxent.jax.call import NUMBERS, Call
 from softxent.kernels import reference
@@ -24,7 +25,8 @@ def compiled(function: str, *how: Any) -> Any:
     return jax.jit(lambda arrays, *others: getattr(native, function)(Call(**arrays), *others, *how))
 
 
-def arrays_of(z: np.ndarray, label: np.ndarray, numbers: np.ndarray, off: np.ndarray | None, **more: Any) -> dict[str, Any]:
+def arrays_of(z: np.ndarray, label: np.ndarray, numbers: Any, off: np.ndarray | None, **more: Any) -> dict[str, Any]:
+    numbers = kernels.as_array(numbers, label) if isinstance(numbers, tuple) else numbers
     rows = {name: np.squeeze(row, 0) if row.shape == (1,) else row for name, row in zip(NUMBERS, numbers, strict=False)}
     return dict(z=z, label=label, **rows, **more) | ({} if off is None else {"off": off})
 
