@@ -58,11 +58,18 @@ def _serve(rank: int, size: int, store: str, pipe: Any) -> None:
     torch.set_num_threads(1)
     timeout = datetime.timedelta(seconds=int(os.environ.get("SOFTXENT_TEST_TIMEOUT", 30)))
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=size, timeout=timeout)
+
+    def new_group(*ranks: int) -> Any:  # that of a DeviceMesh itself would wait for half an hour for a process that has failed
+        return dist.new_group(list(ranks), timeout=timeout)
+
     for n in range(1, size + 1):
-        groups[n] = dist.new_group(list(range(n)), timeout=timeout)
-        meshes[n] = DeviceMesh("cpu", list(range(n)), mesh_dim_names=("classes",))
+        groups[n] = new_group(*range(n))
+        if rank < n:
+            meshes[n] = DeviceMesh.from_group(groups[n], "cpu", mesh_dim_names=("classes",))
     if size == 4:
-        meshes["2x2"] = DeviceMesh("cpu", [[0, 1], [2, 3]], mesh_dim_names=("rows", "classes"))
+        rows, classes = ([new_group(*ranks) for ranks in each] for each in (((0, 2), (1, 3)), ((0, 1), (2, 3))))
+        mine = [rows[rank % 2], classes[rank // 2]]
+        meshes["2x2"] = DeviceMesh.from_group(mine, "cpu", mesh=[[0, 1], [2, 3]], mesh_dim_names=("rows", "classes"))
     while (call := pipe.recv()) is not None:
         function, world, arguments = call
         try:

@@ -344,7 +344,7 @@ def soft(u: Any, class_weight: Any, smoothing: float, classes: int) -> Any:
 
 def in_elements(*arrays: Array) -> bool:
     """Whether a kernel can read and write these arrays where they lie: their strides are whole numbers of elements."""
-    return not any(stride % a.itemsize for a in arrays for stride in a.strides)
+    return all(a.flags.forc or not any(stride % a.itemsize for stride in a.strides) for a in arrays)
 
 
 def computed_in(dtype: np.dtype[Any]) -> np.dtype[Any]:

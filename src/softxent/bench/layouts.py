@@ -40,7 +40,7 @@ def pytorch(small: bool, dtype: str, quick: bool) -> dict[str, Call]:
     torch = import_module("torch")
     calls: dict[str, Call] = {}
     for name, layout in _some(small, quick).items():
-        z, target = _tensors(*layout, torch.float32 if dtype == "f32" else torch.bfloat16)
+        z, target = _tensors(*layout, getattr(torch, dtype))
         calls |= _calls(name, z, target)
         for options, names in OPTIONS.items():
             if name in names:

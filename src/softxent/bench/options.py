@@ -22,6 +22,7 @@ from .contenders import Call
 from .report import machine, ratio, table
 
 PLAIN, COPY = "plain", "memcpy"
+DTYPES = {"f32": "float32", "bf16": "bfloat16", "f16": "float16"}
 TORCH = "torch: "  # begins the name of a contender that is composed of PyTorch's operations
 
 
@@ -31,7 +32,7 @@ class Case(NamedTuple):
     kind: str  # a key of KINDS
     rows: int  # of layouts: 0, or not 0 to try it with small ones
     classes: int
-    dtype: str  # "f32" or "bf16"
+    dtype: str  # a key of DTYPES
     threads: int
     width: int = 0  # of the hidden states of a linear head
     isa: str = ""  # the instruction set of the kernel, if it is not the widest
@@ -55,12 +56,12 @@ def cases(quick: bool) -> list[Case]:
             Case("layouts", 64, 10, "f32", 1),
             Case("numpy layouts", 64, 10, "f32", 1),
         ]
-    large = [Case(kind, 1024, 32000, dtype, n) for n in (1, 2) for kind in ("numpy", "torch") for dtype in ("f32", "bf16")]
+    large = [Case(kind, 1024, 32000, dtype, n) for n in (1, 2) for kind in ("numpy", "torch") for dtype in DTYPES]
     sizes = [Case("sizes", 1024, 32000, "f32", n) for n in (1, 2)]
     heads = [Case(kind, 1024, 32000, "f32", n, 256) for n in (1, 2) for kind in ("head", "numpy head")]
     narrower = [Case("numpy", 1024, 32000, "f32", 1, isa="avx2")] if softxent.kernels.isa() == "avx512" else []
     short = [Case("numpy", 65536, 10, "f32", n) for n in (1, 2)]
-    any_layout = [Case("small layouts", 0, 0, "f32", 1), *(Case("layouts", 0, 0, dtype, n) for n in (1, 2) for dtype in ("f32", "bf16"))]
+    any_layout = [Case("small layouts", 0, 0, "f32", 1), *(Case("layouts", 0, 0, dtype, n) for n in (1, 2) for dtype in DTYPES)]
     any_layout += [Case("numpy layouts", 0, 0, "f32", n) for n in (1, 2)]
     return [*large, *short, *narrower, *heads, Case("small", 32, 10, "f32", 1), *sizes, *any_layout]
 
@@ -134,13 +135,15 @@ def _numpy(c: Case) -> dict[str, Call]:
         "token_logprobs_and_grad": partial(softxent.token_logprobs_and_grad, z, labels, out=dz),
         "cross_entropy_hvp": partial(softxent.cross_entropy_hvp, z, v, labels),
         "cross_entropy_hvp, softcap": partial(softxent.cross_entropy_hvp, z, v, labels, softcap=30.0),
+        **({} if z.size > LARGEST_OF_ANY_SIZE else {"numbers of any size": partial(both, labels, upstream=3e38)}),
     }
 
 
 def _numpy_dtype(c: Case) -> Any:
-    return np.float32 if c.dtype == "f32" else import_module("ml_dtypes").bfloat16
+    return import_module("ml_dtypes").bfloat16 if c.dtype == "bf16" else DTYPES[c.dtype]
 
 
+LARGEST_OF_ANY_SIZE = 1 << 20  # elements, of which each takes up to a microsecond (cpp/wide.h)
 OUTPUTS = ("return_lse", "return_logprobs", "return_entropy", "return_correct")
 
 
@@ -148,7 +151,7 @@ def _torch(c: Case) -> dict[str, Call]:
     torch = import_module("torch")
     functional, front = torch.nn.functional, import_module("softxent.torch")
     torch.manual_seed(0)
-    z = (3 * torch.randn(c.rows, c.classes)).to(torch.float32 if c.dtype == "f32" else torch.bfloat16).requires_grad_()
+    z = (3 * torch.randn(c.rows, c.classes)).to(getattr(torch, DTYPES[c.dtype])).requires_grad_()
     copy, v, target = torch.empty_like(z.detach()), torch.randn_like(z), torch.randint(0, c.classes, (c.rows,))
     u = torch.rand(c.rows, c.classes).softmax(1).to(z.dtype)
     some = torch.where(torch.arange(c.rows) % 10 == 0, -100, target)
@@ -315,8 +318,8 @@ KINDS: dict[str, tuple[str, Callable[[Case], dict[str, Call]]]] = {
     "numpy head": ("NumPy, linear head", _numpy_head),
     "small": ("Small calls", _small),
     "sizes": ("PyTorch, plain loss and backward, cold caches", _sizes),
-    "layouts": ("PyTorch, logits of any layout", lambda c: layouts.pytorch(False, c.dtype, bool(c.rows))),
-    "small layouts": ("PyTorch, small logits of any layout", lambda c: layouts.pytorch(True, c.dtype, bool(c.rows))),
+    "layouts": ("PyTorch, logits of any layout", lambda c: layouts.pytorch(False, DTYPES[c.dtype], bool(c.rows))),
+    "small layouts": ("PyTorch, small logits of any layout", lambda c: layouts.pytorch(True, DTYPES[c.dtype], bool(c.rows))),
     "numpy layouts": ("NumPy, arrays of any layout", lambda c: layouts.numpy(bool(c.rows))),
 }
 
