@@ -189,7 +189,7 @@ def test_site_builds_without_a_warning(tmp_path):
     )
     assert built.returncode == 0, built.stderr
     mathematics = (tmp_path / "mathematics/index.html").read_text()
-    assert "hot = at_label(z, label)".replace(" ", "") in re.sub(r"<[^>]+>|\s", "", mathematics)  # formula.py, quoted
+    assert "below = difference(shift, rest, temperature)".replace(" ", "") in re.sub(r"<[^>]+>|\s", "", mathematics)  # formula.py, quoted
     derivation = (tmp_path / "derivation/index.html").read_text()
     theorems = {x for d in DERIVATIONS.values() for x in (d.name, *(d.theorem(n + 1) for n in range(len(d.steps))))}
     assert theorems <= set(re.findall(r"<code>(\w+)</code></a>", derivation))

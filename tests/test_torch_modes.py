@@ -249,7 +249,7 @@ TRACED = {
     "outputs": lambda z, t, x, w: torch.stack(
         st.cross_entropy(z, t, reduction="none", return_lse=True, return_entropy=True, return_logprobs=True)[:4]
     ),
-    "probabilities": lambda z, t, x, w: st.cross_entropy(z, z.detach().softmax(1), z_loss=0.1),
+    "probabilities": lambda z, t, x, w: st.cross_entropy(z, torch.where(t[:, None] == torch.arange(CLASSES), 0.7, 0.1), z_loss=0.1),
     "log_softmax": lambda z, t, x, w: st.log_softmax(z),
     "logsumexp": lambda z, t, x, w: st.logsumexp(z),
     "a module": lambda z, t, x, w: st.CrossEntropyLoss(w)(z, t),
