@@ -80,4 +80,4 @@ def _each(numbers: Any) -> tuple[Any, ...]:
     """Return numbers of the rows, [K, R] or [K, 1], as a tuple of K."""
     if isinstance(numbers, tuple):
         return numbers
-    return tuple(numbers if numbers.shape[1] > 1 else numbers[:, 0].tolist())
+    return tuple(numbers[:, 0].tolist() if numbers.shape[1] == 1 else numbers)
