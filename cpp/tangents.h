@@ -72,18 +72,14 @@ ALWAYS Job row_in_double(const Job& j, const Scratch<double>& f, int64_t i, doub
   d.stream = false;
   return d;
 }
-// Without the label among off, for the sums of the other columns.
-class WithoutLabel {
-  double *const at, value;
-
- public:
-  WithoutLabel(const Job& j, int64_t t) : at(j.off && within(t, j.cols) ? (double*)j.off + t : nullptr), value(at ? *at : 0) {
-    if (at) *at = 0;
-  }
-  ~WithoutLabel() {
-    if (at) *at = value;
-  }
-};
+// Replaces off of the label, and returns it: 0 leaves it out of the sums of the other columns. (A destructor would need exceptions.)
+ALWAYS double replace_off(const Job& j, int64_t t, double by) {
+  if (!j.off || !within(t, j.cols)) return 0;
+  double* const at = (double*)j.off + t;
+  const double was = *at;
+  *at = by;
+  return was;
+}
 // Calls f(k, u) for the vectors of a block, with u for Sum. The exponentials after the end of the row are 0, as v and off.
 template <class F> ALWAYS void each_of_block(const Job& j, int64_t b, F f) {
   const int64_t end = least(j.cols, (b + 1) * BLOCK);
@@ -114,7 +110,7 @@ ALONE bool put_tangent_sums(Job j, Scratch<double>& f, int64_t t) {
     while (j0 == t || (f.y ? f.y : z)[j0] != top) j0++;
     c = v[j0] * (f.y ? f.slope[j0] : 1);
   }
-  const WithoutLabel without(j, t);
+  const double off_t = replace_off(j, t, 0);
   for (int64_t b = 0; b < blocks; b++) {
     const Shift<double> shift(splat(f.b.m[b]), j.scale);
     Sum<double> of_s, of_u, of_o;
@@ -130,6 +126,7 @@ ALONE bool put_tangent_sums(Job j, Scratch<double>& f, int64_t t) {
     u += times(down, of_u.total() + times(block, above(top, shift.sub[0], shift.rest[0], j.scale)));
     o += of_o.total();
   }
+  replace_off(j, t, off_t);
   const double vt = within(t, j.cols) ? v[t] * (f.y ? f.slope[t] : 1) : 0, found[TANGENTS] = {c, s, u, o, vt};
   for (int k = 0; k < TANGENTS; k++) j.tangents[k * j.tangents_step] = found[k] * cool;
   return finite(c + s + u + o + vt) || !finite(f.x.part[Part::S][0]);
@@ -147,6 +144,7 @@ ALONE bool put_hessian(const Job& j, Scratch<double>& f, int64_t t) {
   if (j.capped) put_parts<double>(j, f, 0, t, 0);
   const double y_t = j.capped ? f.x.part[ZT][0] : 0;
   finish<BACKWARD>(j, f.x, 0, 1, j.scale);
+  if (f.x.wide[0] != 0) return false;
   // From the sums alone, so that all shards get the same bits: f.x.part may have the columns' own m and zt, before the product with the cap.
   auto part = [&](Part n) { return j.parts[n * j.parts_step] / (n == M || n == ZT ? cap_of(j) : 1); };
   auto tangent = [&](Tangent n) { return j.tangents[n * j.tangents_step]; };
@@ -167,29 +165,26 @@ ALONE bool put_hessian(const Job& j, Scratch<double>& f, int64_t t) {
     for (int64_t k = 0; k < j.cols; k++) f.e[k] = 0;
     return true;
   }
-  if (f.x.wide[0] != 0) return false;
   // hv_k = slope (yhat ((a - e + e far) apart + da + bend (a + e far)) - drop off bend)
   const double cool = 1 / j.temperature, a = f.x.a[0] * cool, e = f.x.e[0] * cool, drop = f.x.drop[0], curved = bent ? -2 / j.cap : 0;
   const double da = (times(times(number(j, Number::G, 0), number(j, Q, 0)), mean) - times(f.x.e[0], by_entropy)) * cool;
   V<double> outside = splat(0 * (mean + at + by_off + by_entropy));  // 0, or NaN
-  {
-    const WithoutLabel without(j, t);
-    for (int64_t b = 0; b < blocks; b++) {
-      const Shift<double> shift(splat(f.b.m[b]), j.scale);
-      const double factor = f.b.down[b] * unit, lift = above(f.b.top[b], shift.sub[0], shift.rest[0], j.scale) + over;
-      each_of_block(j, b, [&](int64_t k, int) {
-        const V<double> y = read((f.y ? f.y : z) + k), along = read(v + k), slope = f.y ? read(f.slope + k) : splat(1.0);
-        const V<double> far = fma<double>(splat(-j.scale), y - shift.sub, shift.rest) + lift,
-                        apart = (along * slope * cool - base) + to_mean;
-        const V<double> yhat = read(f.e + k) * factor * (1 / Exp<double>::lift), bend = bent ? curved * y * along : V<double>{};
-        V<double> h = times<double>(yhat, (a - e + e * far) * apart + da + bend * (a + e * far));
-        if (bent && w) h -= times<double>(drop * read(w + k), bend);
-        h = h * slope;
-        outside += h * 0;
-        store(f.e + k, h);
-      });
-    }
+  const double off_t = replace_off(j, t, 0);
+  for (int64_t b = 0; b < blocks; b++) {
+    const Shift<double> shift(splat(f.b.m[b]), j.scale);
+    const double factor = f.b.down[b] * unit, lift = above(f.b.top[b], shift.sub[0], shift.rest[0], j.scale) + over;
+    each_of_block(j, b, [&](int64_t k, int) {
+      const V<double> y = read((f.y ? f.y : z) + k), along = read(v + k), slope = f.y ? read(f.slope + k) : splat(1.0);
+      const V<double> far = fma<double>(splat(-j.scale), y - shift.sub, shift.rest) + lift, apart = (along * slope * cool - base) + to_mean;
+      const V<double> yhat = read(f.e + k) * factor * (1 / Exp<double>::lift), bend = bent ? curved * y * along : V<double>{};
+      V<double> h = times<double>(yhat, (a - e + e * far) * apart + da + bend * (a + e * far));
+      if (bent && w) h -= times<double>(drop * read(w + k), bend);
+      h = h * slope;
+      outside += h * 0;
+      store(f.e + k, h);
+    });
   }
+  replace_off(j, t, off_t);
   if (within(t, j.cols)) {
     f.e[t] = times(hit, (a - e + e * nll) * at + da) + times(f.x.hot[0], curved * y_t * v[t]);
     f.e[t] *= f.y ? f.slope[t] : 1;
