@@ -5,6 +5,7 @@
 // It checks shapes, types and strides itself, because a wrong one would be an access outside the arrays.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/tuple.h>
 #include <pthread.h>
 #include <atomic>
@@ -25,6 +26,7 @@ namespace softxent {
 typedef nb::ndarray<int64_t, nb::ndim<1>, nb::device::cpu, nb::ro> Labels;
 typedef nb::ndarray<double, nb::ndim<2>, nb::device::cpu, nb::ro> Numbers;
 typedef nb::ndarray<double, nb::ndim<2>, nb::device::cpu> Results;
+typedef nb::ndarray<double, nb::ndim<3>, nb::device::cpu> Shared;  // of each shard: sums, or tangents
 
 static void set_label(Job& j, const Labels& label) {
   need((int64_t)label.shape(0) == j.rows, "label must have one label a row");
@@ -181,11 +183,12 @@ struct AllResults {
   int64_t count = 0;
 
   AllResults(nb::handle from, Op op) {
-    if (op == BACKWARD || op == LOG_SOFTMAX) return;
-    count = op == CURVATURE ? PRODUCTS : LSE + 1;
+    if (op == BACKWARD || op == LOG_SOFTMAX || op == TANGENT_SUMS) return;
+    const bool products = op == CURVATURE || op == HESSIAN;
+    count = products ? PRODUCTS : LSE + 1;
     if (!PyTuple_Check(from.ptr())) {
       whole = std::make_unique<Array>(from, true);
-      need(whole->axes == 2 && whole->dtype == F64 && (whole->length[0] == count || (op != CURVATURE && whole->length[0] == OUTPUTS)) &&
+      need(whole->axes == 2 && whole->dtype == F64 && (whole->length[0] == count || (!products && whole->length[0] == OUTPUTS)) &&
                (whole->length[1] <= 1 || whole->step[1] == 1),
            "result has a wrong shape");
       count = whole->length[0];
@@ -230,9 +233,11 @@ static void set_transform(Job& j, Transform transform) {
 // rows, in which `ignored` stands for IGNORED if it is given. Returns the sum of the losses and that of `correct`, if they are computed.
 static std::tuple<double, double> call(int op_, nb::handle z_, int axis, nb::handle label_, nb::tuple numbers_, nb::handle off_,
                                        Transform transform, nb::handle out_, nb::handle result_, nb::handle parts_, int threads,
-                                       nb::handle v_, bool gauss_newton, nb::handle ignored_) {
+                                       nb::handle v_, bool gauss_newton, nb::handle ignored_, nb::handle tangents_) {
   const Op op = (Op)op_;
-  const Array z(z_), label(label_), off(off_), v(v_), out(out_, true), parts(parts_, op != BACKWARD);
+  const bool along = op == CURVATURE || op == TANGENT_SUMS || op == HESSIAN;
+  const Array z(z_), label(label_), off(off_), v(v_), out(out_, true), parts(parts_, op != BACKWARD && op != HESSIAN),
+      tangents(tangents_, op != HESSIAN);
   const AllNumbers numbers(numbers_);
   const AllResults results(result_, op);
   const Type type = z.type();
@@ -270,16 +275,24 @@ static std::tuple<double, double> call(int op_, nb::handle z_, int axis, nb::han
     j.dz = out.data;
     l.dz = out.steps(axis);
   }
+  auto of_rows = [&](const Array& a, int64_t count, const char* what) {
+    need(a.dtype == F64 && a.axes == 2 && a.length[0] == count && a.length[1] == j.rows && (j.rows <= 1 || a.step[1] == 1), what);
+    return (double*)a.data;
+  };
   if (parts) {
-    need(parts.dtype == F64 && parts.axes == 2 && parts.length[0] == PARTS && parts.length[1] == j.rows &&
-             (j.rows <= 1 || parts.step[1] == 1),
-         "parts must be [7, R]");
-    j.parts = (double*)parts.data;
+    j.parts = of_rows(parts, PARTS, "parts must be [7, R]");
     j.parts_step = parts.step[0];
   }
-  need((op == FORWARD || out) && (op == LOG_SOFTMAX || label) && (op != BACKWARD || parts) && (op != CURVATURE || v),
+  if (tangents) {
+    j.tangents = of_rows(tangents, TANGENTS, "tangents must be [5, R]");
+    j.tangents_step = tangents.step[0];
+  }
+  const bool cut = op == TANGENT_SUMS || op == HESSIAN;
+  need((op == FORWARD || op == TANGENT_SUMS || out) && (op == LOG_SOFTMAX || label) && ((op != BACKWARD && !cut) || parts) &&
+           (!along || v) && cut == bool(tangents),
        "an array is missing");
-  need(op == LOG_SOFTMAX ? numbers.count == 1 : numbers.count == GRAD_LSE || numbers.count == NUMBERS, "a number is missing");
+  need(op == LOG_SOFTMAX ? numbers.count == 1 : op == TANGENT_SUMS || numbers.count == GRAD_LSE || numbers.count == NUMBERS,
+       "a number is missing");
 
   const bool some_ignored = !ignored_.is_none();
   const int64_t ignored = some_ignored ? nb::cast<int64_t>(ignored_) : 0;
@@ -353,8 +366,13 @@ NB_MODULE(_kernel, m) {
                             {"uint32", U32},
                             {"int64", I64},
                             {"uint64", U64}});
-  m.attr("OPS") =
-      named({{"FORWARD", FORWARD}, {"BACKWARD", BACKWARD}, {"FUSED", FUSED}, {"CURVATURE", CURVATURE}, {"LOG_SOFTMAX", LOG_SOFTMAX}});
+  m.attr("OPS") = named({{"FORWARD", FORWARD},
+                         {"BACKWARD", BACKWARD},
+                         {"FUSED", FUSED},
+                         {"CURVATURE", CURVATURE},
+                         {"LOG_SOFTMAX", LOG_SOFTMAX},
+                         {"TANGENT_SUMS", TANGENT_SUMS},
+                         {"HESSIAN", HESSIAN}});
   m.attr("GIVEN") = named({{"OFF", OFF},
                            {"V", V},
                            {"PARTS_READ", PARTS_READ},
@@ -365,14 +383,13 @@ NB_MODULE(_kernel, m) {
   m.def("isa", [] { return isa().name; });
   m.def("call", call, "op"_a, "z"_a, "axis"_a, "label"_a.none(), "numbers"_a, "off"_a.none(), "transform"_a, "out"_a.none(),
         "result"_a.none(), "parts"_a.none(), "threads"_a, "v"_a.none() = nb::none(), "gauss_newton"_a = false,
-        "ignored"_a.none() = nb::none());
+        "ignored"_a.none() = nb::none(), "tangents"_a.none() = nb::none());
   m.def("labels", labels, "label"_a, "classes"_a, "ignored"_a, "weight"_a, "out"_a.none() = nb::none());
   m.def("sum", sum, "numbers"_a);
   m.def(
       "merge",
-      [](nb::ndarray<double, nb::ndim<3>, nb::c_contig, nb::device::cpu> sums,
-         nb::ndarray<int64_t, nb::ndim<2>, nb::c_contig, nb::device::cpu, nb::ro> pairs, Labels label, Numbers numbers, double temperature,
-         Results result, Results parts) {
+      [](Shared sums, nb::ndarray<int64_t, nb::ndim<2>, nb::c_contig, nb::device::cpu, nb::ro> pairs, Labels label, Numbers numbers,
+         double temperature, Results result, Results parts, std::optional<Shared> tangents) {
         Job j = {};
         j.rows = sums.shape(2);
         set_label(j, label);
@@ -380,13 +397,19 @@ NB_MODULE(_kernel, m) {
         set_result(j, result, 2, OUTPUTS);
         set_parts(j, parts);
         const int64_t shards = sums.shape(0), count = pairs.shape(0);
-        need(sums.shape(1) == PARTS && pairs.shape(1) == 2 && shards > 0, "sums must be [K, 7, R], and pairs [K - 1, 2]");
+        auto are = [&](const Shared& a, int64_t fields) {
+          return (int64_t)a.shape(0) == shards && (int64_t)a.shape(1) == fields && (int64_t)a.shape(2) == j.rows &&
+                 (j.rows <= 1 || a.stride(2) == 1) && (j.rows == 0 || a.stride(1) == j.rows);
+        };
+        need(are(sums, PARTS) && pairs.shape(1) == 2 && shards > 0, "sums must be [K, 7, R], and pairs [K - 1, 2]");
+        need(!tangents || are(*tangents, TANGENTS), "tangents must be [K, 5, R]");
         for (int64_t k = 0; k < 2 * count; k++) need(pairs.data()[k] >= 0 && pairs.data()[k] < shards, "pairs must be indices of shards");
         set_transform(j, temperature, INFINITY);
-        isa().merge(j, sums.data(), pairs.data(), count);
+        const Shards all = {sums.data(), sums.stride(0), tangents ? tangents->data() : nullptr, tangents ? tangents->stride(0) : 0};
+        isa().merge(j, all, pairs.data(), count);
       },
       "sums"_a.noconvert(), "pairs"_a.noconvert(), "label"_a.noconvert(), "numbers"_a.noconvert(), "temperature"_a, "result"_a.noconvert(),
-      "parts"_a.noconvert());
+      "parts"_a.noconvert(), "tangents"_a.noconvert().none() = nb::none());
   m.def("xla_calls", [] {  // the handlers for XLA as capsules, by name
     nb::dict found;
     for (const auto& [name, handler] : xla_calls()) found[name] = nb::capsule(handler, "xla._CUSTOM_CALL_TARGET");

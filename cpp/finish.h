@@ -125,9 +125,9 @@ template <Op op> ALONE void finish(const Job& j, Tile& x, int64_t first, int som
     if (op == FORWARD) continue;
     store(x.scale + g, factor);
     store(x.e + g, e);
+    store(x.a + g, a);
     if (j.number_count > 4) {
       store(x.unit + g, f.unit / j.temperature);
-      store(x.a + g, a);
       store(x.over + g, f.over);
     }
     store(x.drop + g, cold);
@@ -154,6 +154,22 @@ ALWAYS Sums merged(const Sums& a, const Sums& b, double scale) {
   const V<double> by_a = a.m == m ? one : exp(-below_a), by_b = b.m == m ? one : exp(-below_b);
   return {m, a.s * by_a + b.s * by_b, a.o + b.o, (a.d + times<double>(a.o, below_a)) + (b.d + times<double>(b.o, below_b)),
           times<double>(by_a, a.u + times<double>(a.s, below_a)) + times<double>(by_b, b.u + times<double>(b.s, below_b))};
+}
+
+struct Tangents {  // partials.Tangents without the label's
+  V<double> c, s, u, o;
+};
+// Merges the tangents of these sums, as partials.merge_tangents does.
+ALWAYS Tangents merged(const Sums& a, const Tangents& da, const Sums& b, const Tangents& db, double scale) {
+  const V<double> zero = {}, one = splat(1.0), m = a.m > b.m ? a.m : b.m, c = a.m == m ? da.c : db.c;
+  auto moved = [&](const Sums& x, const Tangents& y) {
+    const V<double> down = x.m == m ? zero : scaled_difference(m, x.m, scale), by = x.m == m ? one : exp(-down), more = c - y.c;
+    const V<double> s = y.s + times<double>(x.s, more);
+    return Tangents{c, times<double>(by, s), times<double>(by, y.u + times<double>(x.u, more) + times<double>(s, down)),
+                    y.o + times<double>(x.o, more)};
+  };
+  const Tangents x = moved(a, da), y = moved(b, db);
+  return {c, x.s + y.s, x.u + y.u, x.o + y.o};
 }
 
 // Merges the sums of the first `count` blocks into those of the first: pairs of neighbours, then pairs of these, and so on. So the blocks k
@@ -202,38 +218,50 @@ template <Op op> ALWAYS void merge_blocks(const Job& j, const Blocks& b, int64_t
   lower(b, blocks, j.scale);
 }
 
-// Merges sums over different columns of the same rows, [count, PARTS, rows], in the given order: for each pair of indices, those of the
-// second into those of the first. Writes the parts and results of the rows. The sums are overwritten.
-static void merge_shards(const Job& j, double* sums, const int64_t* pairs, int64_t count) {
+// Merges sums over different columns of the same rows, and their tangents, in the given order: for each pair of indices, those of the second
+// into those of the first. Writes the parts and results of the rows. The sums and tangents are overwritten; the first are the merged ones.
+static void merge_shards(const Job& j, const Shards& shards, const int64_t* pairs, int64_t count) {
   constexpr int W = Lanes<double>::W;
   Tile x = {};
-  auto at = [&](int64_t shard, int part) { return sums + (shard * PARTS + part) * j.rows; };
   for (int64_t first = 0; first < j.rows; first += W) {
     const int some = least<int64_t>(W, j.rows - first);
-    auto load = [&](int64_t shard, int part) {
+    auto part = [&](int64_t shard, int part) { return shards.sums + shard * shards.sums_step + part * j.rows + first; };
+    auto tangent = [&](int64_t shard, int part) { return shards.tangents + shard * shards.tangents_step + part * j.rows + first; };
+    auto load = [&](const double* from) {
       V<double> lanes = {};
-      for (int g = 0; g < some; g++) lanes[g] = at(shard, part)[first + g];
+      for (int g = 0; g < some; g++) lanes[g] = from[g];
       return lanes;
     };
-    auto keep = [&](int64_t shard, int part, V<double> lanes) {
-      for (int g = 0; g < some; g++) at(shard, part)[first + g] = lanes[g];
+    auto keep = [&](double* to, V<double> lanes) {
+      for (int g = 0; g < some; g++) to[g] = lanes[g];
     };
-    auto sums_of = [&](int64_t shard) {
-      return Sums{load(shard, M), load(shard, Part::S), load(shard, Part::O), load(shard, D), load(shard, U)};
+    auto sums_of = [&](int64_t k) {
+      return Sums{load(part(k, M)), load(part(k, Part::S)), load(part(k, O)), load(part(k, D)), load(part(k, U))};
+    };
+    auto tangents_of = [&](int64_t k) {
+      return Tangents{load(tangent(k, BASE)), load(tangent(k, DS)), load(tangent(k, DU)), load(tangent(k, DO))};
     };
     for (int64_t k = 0; k < count; k++) {
       const int64_t a = pairs[2 * k], b = pairs[2 * k + 1];
-      const Sums both = merged(sums_of(a), sums_of(b), j.scale);
-      const V<double> za = load(a, ZT), zb = load(b, ZT);
-      keep(a, M, both.m);
-      keep(a, Part::S, both.s);
-      keep(a, Part::O, both.o);
-      keep(a, D, both.d);
-      keep(a, U, both.u);
-      keep(a, ZT, za == za && !(zb <= za) ? zb : za);
-      keep(a, WT, load(a, WT) + load(b, WT));
+      const Sums of_a = sums_of(a), of_b = sums_of(b), both = merged(of_a, of_b, j.scale);
+      if (shards.tangents) {
+        const Tangents along = merged(of_a, tangents_of(a), of_b, tangents_of(b), j.scale);
+        keep(tangent(a, BASE), along.c);
+        keep(tangent(a, DS), along.s);
+        keep(tangent(a, DU), along.u);
+        keep(tangent(a, DO), along.o);
+        keep(tangent(a, VT), load(tangent(a, VT)) + load(tangent(b, VT)));
+      }
+      const V<double> za = load(part(a, ZT)), zb = load(part(b, ZT));
+      keep(part(a, M), both.m);
+      keep(part(a, Part::S), both.s);
+      keep(part(a, O), both.o);
+      keep(part(a, D), both.d);
+      keep(part(a, U), both.u);
+      keep(part(a, ZT), za == za && !(zb <= za) ? zb : za);
+      keep(part(a, WT), load(part(a, WT)) + load(part(b, WT)));
     }
-    for (int part = 0; part < PARTS; part++) store(x.part[part], load(0, part));
+    for (int k = 0; k < PARTS; k++) store(x.part[k], load(part(0, k)));
     finish<FORWARD>(j, x, first, some, j.scale);
   }
 }

@@ -34,6 +34,7 @@ constexpr double INF = __builtin_inf();
 #include "blocks.h"
 #include "short.h"
 #include "curvature.h"
+#include "tangents.h"
 
 // Computes row i in wide numbers.
 RARE void wide_row(const Job& j, Op op, int64_t i) {
@@ -99,7 +100,9 @@ template <class T, class O, Op op> void run(const Job& j, int64_t first, int64_t
 }
 }
 
-#define OPS_OF(T, O) {run<T, O, FORWARD>, run<T, O, BACKWARD>, run<T, O, FUSED>, run<T, O, CURVATURE>, run<T, T, LOG_SOFTMAX>}
+#define OPS_OF(T, O)                                                                         \
+  {run<T, O, FORWARD>,     run<T, O, BACKWARD>,     run<T, O, FUSED>,  run<T, O, CURVATURE>, \
+   run<T, T, LOG_SOFTMAX>, in_double<TANGENT_SUMS>, in_double<HESSIAN>}
 #define STRING_(a) #a
 #define STRING(a) STRING_(a)
 #define JOIN_(a, b) a##b

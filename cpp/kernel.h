@@ -11,13 +11,14 @@ namespace softxent {
 
 enum Type { F32, F64, BF16, F16, TYPES };
 enum Off { SAME, WIDE, OFFS };  // the type of `off`: that of z, or the type of the computation (float32 for 16-bit z)
-enum Op { FORWARD, BACKWARD, FUSED, CURVATURE, LOG_SOFTMAX, OPS };
+enum Op { FORWARD, BACKWARD, FUSED, CURVATURE, LOG_SOFTMAX, TANGENT_SUMS, HESSIAN, OPS };
 // What a call does: all of it or, of a long row, its label; a block's exponentials and sums; the row's results; a block of dz.
 enum Phase { ALL, FIND_LABEL, SUM_BLOCK, FINISH_ROW, WRITE_BLOCK };
 enum Number { Y, R, Q, G, GRAD_LSE, GRAD_LOGPROB, GRAD_ENTROPY, NUMBERS };  // numbers of a row, formula.Numbers
 enum Output { LOSS, LSE, LOGPROB, ENTROPY, CORRECT, OUTPUTS };              // what a row gives, formula.Outputs
 enum Part { M, S, O, D, ZT, WT, U, PARTS };                                 // the fields of Partials in partials.py
-enum Product { MEAN, AT_LABEL, BY_OFF, BY_ENTROPY, PRODUCTS };              // what CURVATURE gives for each row
+enum Tangent { BASE, DS, DU, DO, VT, TANGENTS };                            // and those of Tangents
+enum Product { MEAN, AT_LABEL, BY_OFF, BY_ENTROPY, PRODUCTS };              // what CURVATURE and HESSIAN give for each row
 
 inline constexpr int64_t IGNORED = INT64_MIN;      // label of a row that is not read
 inline constexpr int64_t LARGEST = INT64_MIN + 1;  // stands for the column with the largest off, or logit
@@ -26,7 +27,7 @@ struct Job {
   int64_t rows, cols;
   const void* z;
   int64_t z_step, z_column;  // all steps are in elements: between rows, and between columns, which is 1 except for short rows
-  const void* v;             // of CURVATURE, in the type of the computation
+  const void* v;             // a direction, in the type of the computation
   int64_t v_step, v_column;
   void* dz;
   int64_t dz_step, dz_column;
@@ -42,12 +43,14 @@ struct Job {
   int64_t result_count, result_step;
   double* parts;  // [7, rows] or null
   int64_t parts_step;
+  double* tangents;  // [5, rows], of TANGENT_SUMS and HESSIAN
+  int64_t tangents_step;
   double temperature, cap, scale, unit;  // softmax is applied to scale z or, if `capped`, to scale tanh(unit z)
   bool capped;
   bool extreme;  // whether all rows are computed in wide numbers
   Type type, off_type;
   bool entropy;        // whether the sums u are needed
-  bool gauss_newton;   // of CURVATURE: without the second derivative of the softcap
+  bool gauss_newton;   // without the second derivative of the softcap
   bool stream, ahead;  // whether to write dz past the caches, and to prefetch the next row while writing
 };
 
@@ -55,16 +58,27 @@ inline constexpr int64_t BLOCK = 4096;    // columns that are summed with one sh
 inline constexpr int64_t SHORT_ROW = 64;  // with up to so many columns, vector lanes are rows; with more they are columns
 inline constexpr int64_t TILE = 16;       // rows whose results are computed together
 
+// Sums over different columns of the same rows, [K, PARTS, rows], and, unless it is null, their tangents, [K, TANGENTS, rows], with the steps
+// from one K to the next.
+struct Shards {
+  double* sums;
+  int64_t sums_step;
+  double* tangents;
+  int64_t tangents_step;
+};
+
 typedef void (*Kernel)(const Job&, int64_t first, int64_t last, void* scratch, Phase, int64_t block);
 struct Isa {
   const char* name;
   Kernel run[TYPES][OFFS][OPS];
-  void (*merge)(const Job&, double* sums, const int64_t* pairs, int64_t count);
+  void (*merge)(const Job&, const Shards&, const int64_t* pairs, int64_t count);
 };
 
 constexpr int64_t blocks_of(int64_t cols) { return (cols + BLOCK - 1) / BLOCK; }
 constexpr int64_t tile_of(int64_t cols) { return blocks_of(cols) > 1 ? 1 : cols <= 256 ? TILE : cols <= 1024 ? 8 : cols <= 2048 ? 4 : 2; }
 constexpr int64_t whole(int64_t cols) { return (cols + 63) / 64 * 64; }  // columns, rounded up to whole groups
+// The memory for copies of z, v and off of a row in double, which TANGENT_SUMS and HESSIAN have after the scratch memory.
+constexpr int64_t copies_bytes(int64_t cols) { return 3 * 8 * whole(cols); }
 // The scratch memory of a thread: an exponential needs at most 8 bytes, and with a softcap the transformed logit and its slope as many.
 constexpr int64_t scratch_bytes(int64_t cols, bool capped) {
   const int64_t panels = 4 * TILE * (SHORT_ROW + 64), arrays = (capped ? 3 : 1) * tile_of(cols) * whole(cols);

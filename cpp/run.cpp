@@ -253,6 +253,7 @@ static bool by_blocks(Job j, Kernel run, int threads, bool gradient, Interrupted
 }
 
 static int64_t in_lines(int64_t bytes) { return (bytes + 63) / 64 * 64; }  // of the cache
+static int64_t scratch_of(const Job& j) { return in_lines(scratch_bytes(j.cols, j.capped) + (j.tangents ? copies_bytes(j.cols) : 0)); }
 
 // An array of a call that has a row for each row of the logits.
 struct Operand {
@@ -307,6 +308,7 @@ static Job part(Job j, int64_t first, int64_t rows) {
   j.numbers += first * j.number_row;
   j.result = j.result ? j.result + first : nullptr;
   j.parts = j.parts ? j.parts + first : nullptr;
+  j.tangents = j.tangents ? j.tangents + first : nullptr;
   return j;
 }
 // The job of rows that are on the innermost axis.
@@ -344,7 +346,7 @@ static void copy_rows(const Layout& l, const Operand& a, int64_t first, int64_t 
 static bool by_rows(Kernel run, const Job& j, const Layout& l, const Operands& a, int threads, Interrupted interrupted) {
   const int64_t tile = j.cols <= SHORT_ROW ? TILE : tile_of(j.cols), fair = j.rows / threads / tile,
                 much = (1 << 16) / whole(j.cols) / tile;
-  const int64_t grain = (fair < much ? fair : much) * tile + (fair && much ? 0 : tile), scratch = in_lines(scratch_bytes(j.cols, j.capped));
+  const int64_t grain = (fair < much ? fair : much) * tile + (fair && much ? 0 : tile), scratch = scratch_of(j);
   const bool large = j.rows * j.cols * a.z.size > 1 << 18;
   auto far = [&](const Operand& x, int64_t column) { return large && x.data && column != 1 && inner_step(l, x) == 1; };
   const bool z_apart = far(a.z, j.z_column), dz_apart = far(a.dz, j.dz_column);
@@ -370,7 +372,7 @@ static bool by_tiles(Kernel run, Job j, const Layout& l, const Operands& a, int 
   auto whole_lines = [](int64_t rows) { return std::max<int64_t>(16, rows / 16 * 16); };  // of 4 bytes, where rows are adjacent
   const bool off_copied = j.off && (l.off.column != 1 || std::any_of(l.off.row, l.off.row + l.axes, [](int64_t step) { return step; }));
   const int64_t rows_of = std::min(whole_lines((j.rows + threads - 1) / threads), whole_lines((256 << 10) / (j.cols * a.z.size)));
-  const int64_t some = std::min(rows_of, j.rows), off_at = in_lines(scratch_bytes(j.cols, j.capped));
+  const int64_t some = std::min(rows_of, j.rows), off_at = scratch_of(j);
   j.z_step = j.dz_step = tile_step(j.cols, a.z.size);
   j.v_step = tile_step(j.cols, a.v.size);
   j.off_step = off_copied ? tile_step(j.cols, a.off.size) : 0;
@@ -407,7 +409,7 @@ bool run(Op op, Job j, Layout l, Type type, Off kind, int threads, Interrupted i
   const Kernel kernel = isa().run[type][kind][op];
   const Operands all(j, l, type, kind);
   const bool adjacent = l.z.column == 1 && l.off.column == 1 && l.v.column == 1 && l.dz.column == 1;
-  const bool in_place = adjacent || (j.cols <= SHORT_ROW && op != LOG_SOFTMAX && fills_tiles(l));
+  const bool in_place = adjacent || (j.cols <= SHORT_ROW && op < LOG_SOFTMAX && fills_tiles(l));
   j.z_column = l.z.column;
   j.v_column = l.v.column;
   j.off_column = l.off.column;
@@ -422,7 +424,7 @@ bool run(Op op, Job j, Layout l, Type type, Off kind, int threads, Interrupted i
   j.stream = op != FORWARD && aligned && j.z != j.dz && j.rows * j.cols * size >= 48 << 20 && j.cols * size >= 8 << 10;
   j.ahead = threads == 1;  // 10 % less time on one thread, but 8 % more on two, which use all of the memory's bandwidth
   const int64_t blocks = blocks_of(j.cols);
-  const bool by_row = op == CURVATURE || op == LOG_SOFTMAX || j.extreme;
+  const bool by_row = op >= CURVATURE || j.extreme;
   const bool few_long_rows = !by_row && blocks > 6 && threads > 1 && j.rows < 4 * threads && j.rows % threads;
   if (l.axes <= 1 && (few_long_rows || (!by_row && blocks > 4096)))
     return by_blocks(part(j, l, all, 0, j.rows), kernel, threads, op != FORWARD, interrupted);

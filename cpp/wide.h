@@ -65,7 +65,8 @@ ALWAYS const void* logits(const Job& j, int64_t i) { return element(j.z, j.type,
 class WideRow {
   const Job& j;
   const int64_t i, cols, z_column;
-  const void *z, *off;
+  const Type wide;  // that of v
+  const void *z, *off, *v;
   void* dz;
   const Wide cap, by, cool, by_cap;  // the cap or 1; a transformed logit is `by` y; 1 / temperature; 1 / cap
   const bool capped;
@@ -77,12 +78,22 @@ class WideRow {
   struct Prediction {  // sums of a row (partials.py), with m and zt also before the scale, as top and yt; gap is m - zt
     Wide top, yt, m, zt, gap, s, u, o, d, wt;
   };
+  struct Derivatives {  // of the sums along v (partials.Tangents)
+    Wide c, s, u, o, vt;
+  };
+  struct Outcome {  // what follows from the sums and the numbers of the row, as in finish.h
+    Wide nll, miss, hit, over, lse, unit, entropy, at, lift, a, n, drop, hot;
+  };
+  struct Along {  // as partials.along; differences of v are those to `base`, the v of the more probable of the label and the column of c
+    Outcome f;
+    Wide base, to_mean, at, mean, by_off, by_entropy;
+  };
   Wide number(Number n) const { return n < j.number_count ? j.numbers[n * j.number_step + i * j.number_row] : 0; }
   Wide weight(int64_t k) const { return off ? read_one(off, j.off_type, k * j.off_column) : 0; }
   template <class A> Logit logit_in(double x) const {
     V<A> y = splat((A)x) * (A)j.unit, slope;
     tanh_and_slope<A, 1>(&y, &slope);
-    return {(double)y[0], (double)slope[0], 0};
+    return {(double)y[0], (double)slope[0], j.gauss_newton ? Wide(0) : Wide(-2) * Wide(y[0]) * by_cap};
   }
   RARE Logit logit(int64_t k) const {
     const Wide x = read_one(z, j.type, k * z_column);
@@ -103,8 +114,10 @@ class WideRow {
         i(i),
         cols(j.cols),
         z_column(z_column),
+        wide(j.type == F64 ? F64 : F32),
         z(z),
         off(j.off ? element(j.off, j.off_type, i * j.off_step) : nullptr),
+        v(j.v ? element(j.v, wide, i * j.v_step) : nullptr),
         dz(j.dz ? (char*)j.dz + i * j.dz_step * bytes_of(j.type) : nullptr),
         cap(j.cap < INF ? Wide(j.cap) : Wide(1)),
         by(cap / Wide(j.temperature)),
@@ -135,13 +148,55 @@ class WideRow {
 
   // Writes what a row without truth gives.
   RARE void ignored(Op op) const {
-    for (int k = 0; k < (op == CURVATURE ? (int)PRODUCTS : (int)j.result_count) && op != BACKWARD; k++) j.result[k * j.result_step + i] = 0;
-    for (int k = 0; k < PARTS && j.parts && op != BACKWARD; k++) j.parts[k * j.parts_step + i] = k == M || k == ZT ? -INF : 0;
+    for (int k = 0; k < j.result_count && op != BACKWARD; k++) j.result[k * j.result_step + i] = 0;
+    for (int k = 0; k < PARTS && j.parts && op != BACKWARD && op != HESSIAN; k++)
+      j.parts[k * j.parts_step + i] = k == M || k == ZT ? -INF : 0;
+    for (int k = 0; k < TANGENTS && op == TANGENT_SUMS; k++) j.tangents[k * j.tangents_step + i] = 0;
     for (int64_t k = 0; k < cols && dz; k++) write_one(dz, j.type, k * j.dz_column, 0);
   }
 
   // Computes what the row gives, unless op is BACKWARD, and, unless it is FORWARD, the gradient.
   RARE void loss_and_gradient(Op op, int64_t t) const {
+    const Prediction own = sums(t);
+    if (op != BACKWARD) put_parts(own);
+    finish(op, t, op == BACKWARD ? of_whole_row(own) : own);
+  }
+
+  // Computes the gradient from sums of the row, whose m and zt are before the scale.
+  RARE void gradient(int64_t t, const double (*part)[TILE], int g) {
+    as_vectors = true;
+    const Wide top = part[M][g], yt = part[ZT][g];
+    finish(BACKWARD, t, {top, yt, top * by, yt * by, gap(top, yt, by), part[S][g], part[U][g], part[O][g], part[D][g], part[WT][g]});
+  }
+
+  // Computes the sums of the given columns, and their derivatives along v.
+  RARE void tangent_sums(int64_t t) {
+    as_vectors = !j.extreme;
+    const Prediction p = sums(t);
+    const Derivatives y = derivatives(t, p);
+    put_parts(p);
+    const Wide found[TANGENTS] = {y.c, y.s, y.u, y.o, y.vt};
+    for (int k = 0; k < TANGENTS; k++) j.tangents[k * j.tangents_step + i] = found[k].value();
+  }
+  // Computes the product of the Hessian and v, and what Product lists, from the sums of the whole row and their derivatives.
+  RARE void hessian(int64_t t) {
+    as_vectors = !j.extreme;
+    const double* y = j.tangents + i;
+    const int64_t step = j.tangents_step;
+    const Derivatives of_row = {y[BASE], y[DS * step], y[DU * step], y[DO * step], y[VT * step]};
+    put_product(t, of_whole_row(sums(t)), of_row);
+    put_along(along(of_whole_row({}), of_row), j.parts[ZT * j.parts_step + i] > -INF);  // the same bits for all shards
+  }
+  // As both.
+  RARE void curvature(int64_t t) const {
+    const Prediction p = sums(t);
+    const Derivatives y = derivatives(t, p);
+    put_product(t, p, y);
+    put_along(along(p, y), within(t, cols));
+  }
+
+ private:
+  RARE Prediction sums(int64_t t) const {
     Prediction p;
     p.top = p.yt = -INF;
     for (int64_t k = 0; k < cols; k++) {
@@ -166,36 +221,48 @@ class WideRow {
     p.m = p.top * by;
     p.zt = p.yt * by;
     p.gap = gap(p.top, p.yt, by);
-    double* const parts = j.parts ? j.parts + i : nullptr;
-    if (parts && op != BACKWARD) {
-      const Wide sums[PARTS] = {p.top * cap, p.s, p.o, p.d, p.yt * cap, p.wt, p.u};
-      for (int n = 0; n < PARTS; n++) parts[n * j.parts_step] = sums[n].value();
-    }
-    if (op == BACKWARD) {  // the sums are those of all columns of the row, and these columns may be some of them
-      auto part = [&](Part n) { return Wide(parts[n * j.parts_step]); };
-      const bool own = part(M).value() == (p.top * cap).value(), same = own && part(ZT).value() == (p.yt * cap).value();
-      p.gap = same ? p.gap : gap(part(M), part(ZT), cool);
-      p.m = part(M) * cool;
-      p.top = own ? p.top : part(M) / cap;
-      p.zt = part(ZT) * cool;
-      p.s = part(S);
-      p.o = part(O);
-      p.d = part(D);
-      p.wt = part(WT);
-      p.u = part(U);
-    }
-    finish(op, t, p);
+    return p;
   }
-
-  // Computes the gradient from sums of the row, whose m and zt are before the scale.
-  RARE void gradient(int64_t t, const double (*part)[TILE], int g) {
-    as_vectors = true;
-    const Wide top = part[M][g], yt = part[ZT][g];
-    finish(BACKWARD, t, {top, yt, top * by, yt * by, gap(top, yt, by), part[S][g], part[U][g], part[O][g], part[D][g], part[WT][g]});
+  void put_parts(const Prediction& p) const {
+    const Wide sums[PARTS] = {p.top * cap, p.s, p.o, p.d, p.yt * cap, p.wt, p.u};
+    for (int n = 0; n < PARTS && j.parts; n++) j.parts[n * j.parts_step + i] = sums[n].value();
   }
-
- private:
-  RARE void finish(Op op, int64_t t, const Prediction& p) const {
+  // Returns the sums of all columns of the row, j.parts; `p` are those of the given columns, which may be some of them.
+  RARE Prediction of_whole_row(Prediction p) const {
+    auto part = [&](Part n) { return Wide(j.parts[n * j.parts_step + i]); };
+    const bool own = part(M).value() == (p.top * cap).value(), same = own && part(ZT).value() == (p.yt * cap).value();
+    p.gap = same ? p.gap : gap(part(M), part(ZT), cool);
+    p.m = part(M) * cool;
+    p.top = own ? p.top : part(M) / cap;
+    p.zt = part(ZT) * cool;
+    p.s = part(S);
+    p.o = part(O);
+    p.d = part(D);
+    p.wt = part(WT);
+    p.u = part(U);
+    return p;
+  }
+  Wide direction(int64_t k) const { return read_one(v, wide, k * j.v_column); }
+  Wide moved(int64_t k, const Logit& x) const { return times(direction(k), x.slope) * cool; }
+  RARE Derivatives derivatives(int64_t t, const Prediction& p) const {
+    Derivatives y = {};
+    for (int64_t k = cols - 1; k >= 0; k--) {  // the first column with the largest logit
+      const Logit x = logit(k);
+      if (k == t) y.vt = moved(k, x);
+      if (k != t && p.top.f > -INF && !(p.top > x.y) && !(x.y > p.top)) y.c = moved(k, x);
+    }
+    Total s, u, o;
+    for (int64_t k = 0; k < cols; k++) {
+      if (k == t) continue;
+      const Logit x = logit(k);
+      const Wide far = distance(p.top, x.y), e = exp_of_minus(far), away = y.c - moved(k, x);
+      s.add(times(e, away));
+      u.add(times(e, away * far));
+      o.add(times(weight(k), away));
+    }
+    return {y.c, s.value(), u.value(), o.value(), y.vt};
+  }
+  RARE Outcome outcome(const Prediction& p) const {
     const Wide log_s = log(splat(p.s.value()))[0], a_of_row = p.gap + log_s;
     const bool likely = Wide(0) > a_of_row;
     const Wide w = exp_of_minus(likely ? -p.gap : p.gap), odds = likely ? p.s * w : w / p.s, inverse = Wide(1) / (Wide(1) + odds),
@@ -204,97 +271,62 @@ class WideRow {
     const Wide over = likely ? soft - p.gap : log_s + soft, lse = Wide(0) > p.gap ? p.zt + nll : p.m + over,
                unit = p.s.f == 0 ? miss : miss / p.s;
     const Wide entropy = j.entropy ? times(hit, nll) + times(unit, p.u + times(p.s, over)) : Wide(0);
-    const Wide y = number(Y), r = number(R), q = number(Q), g = number(Number::G), l = number(GRAD_LSE), b = number(GRAD_LOGPROB),
-               n = number(GRAD_ENTROPY);
-    const Wide at = y + times(r, p.wt), lift = times(q, lse), rest = times(r, p.o) + lift, down = times(n, entropy), drop = times(g, r);
+    const Wide r = number(R), g = number(Number::G), l = number(GRAD_LSE), b = number(GRAD_LOGPROB), n = number(GRAD_ENTROPY);
+    const Wide at = number(Y) + times(r, p.wt), lift = times(number(Q), lse), rest = times(r, p.o) + lift, down = times(n, entropy);
     const Wide a = times(g, at + rest) + l - b - down;
     const Wide hot = times(g, times(rest, hit) - times(at, miss)) + times(l, hit) + times(b, miss) + product(times(n, nll) - down, hit);
+    return {nll, miss, hit, over, lse, unit, entropy, at, lift, a, n, times(g, r), hot};
+  }
+  RARE void finish(Op op, int64_t t, const Prediction& p) const {
+    const Outcome f = outcome(p);
     if (op != BACKWARD) {
-      const Wide loss = times(at, nll) + times(r, p.d + times(p.o, over)) + Wide(0.5) * times(lift, lse);
-      const double found[OUTPUTS] = {loss.value(), lse.value(), -nll.value(), entropy.value(),
+      const Wide loss = times(f.at, f.nll) + times(number(R), p.d + times(p.o, f.over)) + Wide(0.5) * times(f.lift, f.lse);
+      const double found[OUTPUTS] = {loss.value(), f.lse.value(), -f.nll.value(), f.entropy.value(),
                                      !(p.top > p.yt) && p.yt.f > -INF ? 1.0 : 0.0};
       for (int k = 0; k < j.result_count; k++) j.result[k * j.result_step + i] = found[k];
     }
     if (op == FORWARD) return;
-    const bool live = a.f != 0 || n.f != 0 || drop.f != 0 || hot.f != 0;
+    const bool live = f.a.f != 0 || f.n.f != 0 || f.drop.f != 0 || f.hot.f != 0;
     for (int64_t k = 0; k < cols; k++) {
       const Logit x = logit(k);
-      const Wide far = distance(p.top, x.y), yhat = unit * Wide(exp_of_minus(far));
-      const Wide of_logit = k == t ? hot : times(yhat, a + times(n, far + over)) - times(drop, weight(k));
+      const Wide far = distance(p.top, x.y), yhat = f.unit * Wide(exp_of_minus(far));
+      const Wide of_logit = k == t ? f.hot : times(yhat, f.a + times(f.n, far + f.over)) - times(f.drop, weight(k));
       write_one(dz, j.type, k * j.dz_column, live ? times(times(x.slope, of_logit), cool).value() : 0);
     }
   }
 
- public:
-  // Computes the product of the Hessian and v, and what Product lists. The most probable class j0 is kept apart.
-  RARE void curvature(int64_t t) const {
-    const Type wide = j.type == F64 ? F64 : F32;
-    const void* const v = (const char*)j.v + i * j.v_step * bytes_of(wide);
-    int64_t j0 = 0;
-    Logit most = logit(0);
-    for (int64_t k = 1; k < cols; k++) {
-      const Logit x = logit(k);
-      if (x.y > most.y) most = x, j0 = k;
-    }
-    auto moved = [&](int64_t k, const Logit& x) { return times(Wide(read_one(v, wide, k * j.v_column)), x.slope) * cool; };
-    const Wide v0 = moved(j0, most);
-    Total of_s;
-    of_s.add(most.y - most.y);  // NaN, if it is infinite
-    Total of_lead, of_entropy, of_along, of_by_off, of_all_off;
-    for (int64_t k = 0; k < cols; k++) {
-      if (k == j0) continue;
-      const Logit x = logit(k);
-      const Wide e = exp_of_minus(distance(most.y, x.y));
-      of_s.add(e);
-      of_lead.add(times(e, v0 - moved(k, x)));
-    }
-    const Wide s = of_s.value(), hit0 = Wide(1) / (Wide(1) + s), nll0 = log1p(s.value()), lead = times(hit0, of_lead.value());
-    struct Entry {
-      Wide yhat, away, apart;
-    };
-    auto entry = [&](int64_t k, const Logit& x) {
-      if (k == j0) return Entry{hit0, nll0, lead};
-      const Wide far = distance(most.y, x.y);
-      return Entry{hit0 * Wide(exp_of_minus(far)), far + nll0, (moved(k, x) - v0) + lead};
-    };
-    Wide off_t, away_t, apart_t, hit_t, miss_t = 1;
-    for (int64_t k = 0; k < cols; k++) {
-      const Entry x = entry(k, logit(k));
-      const Wide w = weight(k);
-      of_entropy.add(times(x.yhat, x.away));
-      of_along.add(times(x.yhat, x.away * x.apart));
-      of_by_off.add(times(w, x.apart));
-      if (k != t) {
-        of_all_off.add(w);
-        continue;
-      }
-      off_t = w;
-      hit_t = x.yhat;
-      miss_t = k == j0 ? s * hit0 : Wide(1) - hit_t;
-      away_t = x.away;
-      apart_t = x.apart;
-    }
-    const Wide entropy = of_entropy.value(), along = of_along.value(), by_off = of_by_off.value(), all_off = of_all_off.value();
-    const Wide mean = v0 - lead, lse = most.y * by + nll0, g = number(Number::G), r = number(R), q = number(Q), l = number(GRAD_LSE),
-               b = number(GRAD_LOGPROB), n = number(GRAD_ENTROPY);
-    const Wide at = number(Y) + times(r, off_t), rest = times(r, all_off) + times(q, lse), down = times(n, entropy);
-    const Wide a = times(g, at + rest) + l - b - down, drop = times(g, r), shift = times(times(g, q), mean) - times(n, along);
-    const Wide hot =
-        times(g, times(rest, hit_t) - times(at, miss_t)) + times(l, hit_t) + times(b, miss_t) + product(times(n, away_t) - down, hit_t);
-    const double found[PRODUCTS] = {mean.value(), apart_t.value(), by_off.value(), along.value()};
+  RARE Along along(const Prediction& p, const Derivatives& y) const {
+    const Outcome f = outcome(p);
+    const Wide behind = y.c - y.vt, of_s = times(f.unit, y.s), lead = of_s + times(f.hit, behind), at = of_s - times(f.miss, behind);
+    const bool by_label = p.yt > p.top;
+    const Wide base = by_label ? y.vt : y.c, to_mean = by_label ? at : lead;
+    const Wide by_off = times(lead, p.o) - y.o + times(p.wt, at);
+    const Wide by_entropy =
+        times(lead, f.unit * (p.u + times(p.s, f.over))) - times(f.unit, y.u + times(y.s, f.over)) + times(f.hit, f.nll * at);
+    return {f, base, to_mean, at, base - to_mean, by_off, by_entropy};
+  }
+  void put_along(const Along& x, bool labelled) const {
+    const double found[PRODUCTS] = {x.mean.value(), labelled ? x.at.value() : 0, x.by_off.value(), x.by_entropy.value()};
     for (int k = 0; k < PRODUCTS; k++) j.result[k * j.result_step + i] = found[k];
+  }
+  RARE void put_product(int64_t t, const Prediction& p, const Derivatives& y) const {
+    const Along to = along(p, y);
+    const Outcome& f = to.f;
+    const Wide shift = times(times(number(Number::G), number(Q)), to.mean) - times(f.n, to.by_entropy);
     bool live = false;
     for (int k = 0; k < j.number_count; k++) live = live || number((Number)k).f != 0;
     for (int64_t k = 0; k < cols; k++) {
       const Logit x = logit(k);
-      const Entry p = entry(k, x);
-      const Wide inner = times(a - n, p.apart) + times(n, times(p.apart, p.away)) + shift;
-      const Wide of_logit = k == t ? hot : times(p.yhat, a + times(n, p.away)) - times(drop, weight(k));
-      const Wide bent = times(times(x.bend, of_logit), Wide(read_one(v, wide, k * j.v_column)));
-      write_one(dz, j.type, k * j.dz_column, live ? (times(x.slope, times(p.yhat, inner) + bent) * cool).value() : 0);
+      const Wide far = distance(p.top, x.y), yhat = k == t ? f.hit : f.unit * Wide(exp_of_minus(far)), away = k == t ? f.nll : far + f.over,
+                 apart = k == t ? to.at : (moved(k, x) - to.base) + to.to_mean;
+      const Wide inner = times(f.a - f.n, apart) + times(f.n, times(apart, away)) + shift;
+      const Wide of_logit = k == t ? f.hot : times(yhat, f.a + times(f.n, away)) - times(f.drop, weight(k));
+      const Wide bent = times(times(x.bend, of_logit), direction(k));
+      write_one(dz, j.type, k * j.dz_column, live ? (times(x.slope, times(yhat, inner) + bent) * cool).value() : 0);
     }
   }
 
+ public:
   // Computes dz := number log yhat.
   RARE void log_softmax() const {
     int64_t j0 = 0;

@@ -288,7 +288,7 @@ static void merge(const ffi::Buffers& buffers, const ffi::Buffers& rets, Span<do
   j.entropy = true;
   set_transform(j, fixed[fixed.count - 2], INFINITY);
   std::vector<double> copy((const double*)sums.data, (const double*)sums.data + shards * PARTS * j.rows);
-  isa().merge(j, copy.data(), pairs.data, pairs.count / 2);
+  isa().merge(j, {copy.data(), PARTS * j.rows, nullptr, 0}, pairs.data, pairs.count / 2);
   for (int64_t k = 0; k + 1 < rets.count; k++) write_rows(j.result + k * j.rows, j.rows, output(rets, k), {});
 }
 

@@ -70,7 +70,7 @@ def curvature(z, v, label, numbers, off, transform, gauss_newton, out, result, t
         write(result, rows)
 
 
-def merge(sums, pairs, label, numbers, temperature, result, parts, threads) -> None:
+def merge(sums, pairs, label, numbers, temperature, result, parts, tangents, threads) -> None:
     with jax.enable_x64(True):
         arrays = arrays_of(np.zeros((len(label), 1)), label, numbers[:4], None)
         order = tuple(map(tuple, pairs.tolist()))

@@ -74,7 +74,10 @@ def all_results(p, numbers, v, place, threads: int) -> list[np.ndarray]:
         dz.append(out.reshape(rows, classes))
     again = np.full((5, rows), -1.0), np.full((7, rows), -1.0)
     kernel.forward(z, *given, *again, threads)
-    return [*dz, result, sums, products, *again]
+    cut, out = (np.full((7, rows), -1.0), np.full((5, rows), -1.0)), place(np.zeros_like(p.z), writeable=True)
+    kernel.tangent_sums(z, place(v), p.label, *given[2:], *cut, threads)
+    kernel.hessian(z, place(v), *given, False, *cut, out, products_of_cut := np.full((4, rows), -1.0), threads)
+    return [*dz, result, sums, products, *again, *cut, out.reshape(rows, classes), products_of_cut]
 
 
 @pytest.mark.parametrize("transform", TRANSFORMS)

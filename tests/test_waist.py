@@ -173,7 +173,7 @@ def test_merged_shards_are_the_whole(backend, off, transform):
         shard.label[4] = kernels.IGNORED
         sums.append(two_calls(shard, outputs=5).parts)
     want, result, parts = two_calls(p, outputs=5), np.full((5, 9), -7.0), np.full((7, 9), -7.0)
-    kernels.active().merge(np.array(sums), np.array([[0, 1], [2, 3], [0, 2]]), p.label, p.truth, transform[0], result, parts, 1)
+    kernels.active().merge(np.array(sums), np.array([[0, 1], [2, 3], [0, 2]]), p.label, p.truth, transform[0], result, parts, None, 1)
     np.testing.assert_allclose(result, want.result, rtol=0 if backend == "cpu" else FLOAT64)
     np.testing.assert_allclose(parts, want.parts, rtol=0 if backend == "cpu" else FLOAT64)
 
@@ -594,7 +594,10 @@ def everything() -> bytes:
                     v = np.random.default_rng(0).standard_normal(p.z.shape).astype(computed(dtype))
                     out = np.empty_like(p.z)
                     kernels.active().log_softmax(p.z, np.ones(1), transform, out, 1)
-                    found += [fused(p, outputs=5).bits(), *(a.tobytes() for a in curved(p, v)), out.tobytes()]
+                    sums, hv, products = (np.zeros((7, len(v))), np.zeros((5, len(v)))), np.empty_like(p.z), np.zeros((4, len(v)))
+                    kernels.active().tangent_sums(p.z, v, p.label, p.off, transform, *sums, 1)
+                    kernels.active().hessian(p.z, v, p.label, p.truth, p.off, transform, False, *sums, hv, products, 1)
+                    found += [fused(p, outputs=5).bits(), *(a.tobytes() for a in (*curved(p, v), out, *sums, hv, products))]
     return b"".join(found)
 
 

@@ -347,7 +347,7 @@ def largest(x: Columns, axis: int, initial: float) -> Columns:
 
 LIBRARY = SimpleNamespace(**{
     **vars(np), "where": where, "max": largest, "zeros_like": lambda x: number(x.case, 0, x.axes), "asarray": lambda x: x,
-    "arange": Range, "float64": lambda x: x,
+    "arange": Range, "float64": lambda x: x, "empty": lambda shape, like: Table(Output() for _ in range(shape[0])),
 })  # fmt: skip
 
 
@@ -370,7 +370,7 @@ class Output:
         self.value = value
 
 
-LIBRARIES.update({Columns: LIBRARY, Table: LIBRARY})
+LIBRARIES.update({Columns: LIBRARY, Table: LIBRARY, Label: LIBRARY})
 
 
 # ---- the judge ----

@@ -96,8 +96,8 @@ def merge_tangents(a: Partials, da: Tangents, b: Partials, db: Tangents) -> Tang
 
     def moved(x: Partials, y: Tangents) -> tuple[Array, Array, Array]:
         down, more = _below(x.m, m, x.temperature), c - y.c
-        factor, s = xp.exp(-down), y.s + more * x.s
-        return times(factor, s), times(factor, y.u + more * x.u + times(s, down)), y.o + more * x.o
+        factor, s = xp.exp(-down), y.s + times(x.s, more)
+        return times(factor, s), times(factor, y.u + times(x.u, more) + times(s, down)), y.o + times(x.o, more)
 
     (s, u, o), (other_s, other_u, other_o) = moved(a, da), moved(b, db)
     return Tangents(c, s + other_s, u + other_u, o + other_o, da.vt + db.vt)

@@ -67,8 +67,13 @@ class Kernel(Protocol):
     of the transform: mean = <yhat, v>, v_t - mean, sum_k off_k (v_k - mean), and the derivative of the entropy along v (0 if four numbers
     are given). They are, or give, the derivatives of <dz, v> by the numbers.
 
-    `merge` merges the sums [K, 7, R] over different columns, which it overwrites, in the order of the `pairs` [K - 1, 2] of indices (see
-    shards.py), and writes what the rows give, and their parts.
+    `tangent_sums` and `hessian` are the two steps of `curvature`, for columns that may be some of all. The first writes the sums, with u,
+    and `tangents` [5, R] float64, the fields of `partials.Tangents`, for v times the slope of the transform; a row with the label IGNORED
+    gets the sums of no columns. The second takes those of whole rows. Its result has the same bits for all columns of a row; v_t - mean
+    is 0 where no column is the label, or its logit is -inf. Both compute in float64.
+
+    `merge` merges the sums [K, 7, R] over different columns in the order of the `pairs` [K - 1, 2] of indices (see shards.py), and writes
+    what the rows give, and their parts. Sums are overwritten. `tangents` [K, 5, R], if given, are merged too, into the first.
 
     `log_softmax` computes scale log yhat_k, for a scale [R] or [1] float64.
 
@@ -91,8 +96,16 @@ class Kernel(Protocol):
         self, z: Array, v: Array, label: Array, numbers: Any, off: Array | None, transform: Transform, gauss_newton: bool, out: Array,
         result: Array, threads: int,
     ) -> None: ...  # fmt: skip
+    def tangent_sums(
+        self, z: Array, v: Array, label: Array, off: Array | None, transform: Transform, parts: Array, tangents: Array, threads: int
+    ) -> None: ...
+    def hessian(
+        self, z: Array, v: Array, label: Array, numbers: Any, off: Array | None, transform: Transform, gauss_newton: bool, parts: Array,
+        tangents: Array, out: Array, result: Array, threads: int,
+    ) -> None: ...  # fmt: skip
     def merge(
-        self, sums: Array, pairs: Array, label: Array, numbers: Array, temperature: float, result: Array, parts: Array, threads: int
+        self, sums: Array, pairs: Array, label: Array, numbers: Array, temperature: float, result: Array, parts: Array,
+        tangents: Array | None, threads: int,
     ) -> None: ...  # fmt: skip
     def log_softmax(self, z: Array, scale: Array, transform: Transform, out: Array, threads: int) -> None: ...
     def labels(self, label: Array, classes: int, ignored: int, weight: Any, out: Array | None = None) -> tuple[int, int, float]: ...

@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from ..partials import Array
     from . import Transform
 
-FORWARD, BACKWARD, FUSED, CURVATURE, LOG_SOFTMAX = (
-    _kernel.OPS[name] for name in ("FORWARD", "BACKWARD", "FUSED", "CURVATURE", "LOG_SOFTMAX")
+FORWARD, BACKWARD, FUSED, CURVATURE, LOG_SOFTMAX, TANGENT_SUMS, HESSIAN = (
+    _kernel.OPS[name] for name in ("FORWARD", "BACKWARD", "FUSED", "CURVATURE", "LOG_SOFTMAX", "TANGENT_SUMS", "HESSIAN")
 )
 
 
@@ -41,14 +41,29 @@ def curvature(
     call(CURVATURE, _bits(z), -1, label, _each(numbers), _bits(off), transform, _bits(out), result, None, threads, v, gauss_newton)
 
 
+def tangent_sums(
+    z: Array, v: Array, label: Array, off: Array | None, transform: Transform, parts: Array, tangents: Array, threads: int
+) -> None:
+    call(TANGENT_SUMS, _bits(z), -1, label, (), _bits(off), transform, None, None, parts, threads, v, tangents=tangents)
+
+
+def hessian(
+    z: Array, v: Array, label: Array, numbers: Any, off: Array | None, transform: Transform, gauss_newton: bool, parts: Array,
+    tangents: Array, out: Array, result: Array, threads: int,
+) -> None:  # fmt: skip
+    given = (label, _each(numbers), _bits(off), transform, _bits(out), result, parts, threads, v, gauss_newton)
+    call(HESSIAN, _bits(z), -1, *given, tangents=tangents)
+
+
 def log_softmax(z: Array, scale: Array, transform: Transform, out: Array, threads: int) -> None:
     call(LOG_SOFTMAX, _bits(z), -1, None, _each(scale[None]), None, transform, _bits(out), None, None, threads)
 
 
 def merge(
-    sums: Array, pairs: Array, label: Array, numbers: Array, temperature: float, result: Array, parts: Array, threads: int
+    sums: Array, pairs: Array, label: Array, numbers: Array, temperature: float, result: Array, parts: Array, tangents: Array | None,
+    threads: int,
 ) -> None:  # fmt: skip
-    _kernel.merge(sums, pairs, label, numbers, temperature, result, parts)
+    _kernel.merge(sums, pairs, label, numbers, temperature, result, parts, tangents)
 
 
 call, labels, sum = _kernel.call, _kernel.labels, _kernel.sum

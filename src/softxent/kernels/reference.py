@@ -14,7 +14,7 @@ import numpy as np
 
 from .. import formula, partials
 from ..formula import Numbers
-from ..partials import Array, Partials, identity, library, times
+from ..partials import Array, Partials, Tangents, identity, library, times
 from ..shared import IGNORED, LARGEST
 
 _CHUNK = 1 << 18  # elements of a chunk: 2 MiB in float64, for each temporary array of an expression
@@ -57,9 +57,22 @@ def fused(
     backward(z, label, numbers, off, transform, parts, out, threads)
 
 
-def curvature(
-    z: Array, v: Array, label: Array, numbers: Any, off: Array | None, transform: Any, gauss_newton: bool, out: Array, result: Array,
-    threads: int,
+def tangent_sums(z: Array, v: Array, label: Array, off: Array | None, transform: Any, parts: Array, tangents: Array, threads: int) -> None:
+    for i, at in _chunks(z):
+        zi, slope, _ = formula.transformed(_wide(z[at]), *transform)
+        offi = _off(off, at)
+        t = _label(label[i], zi, offi)
+        with np.errstate(over="ignore", invalid="ignore"):
+            along = formula.tangents(zi, times(_wide(v[at]), slope), t, offi, transform[0])
+        for row, part in zip(parts, _blank(formula.partials(zi, t, offi, transform[0]), t == IGNORED)[:-1], strict=True):
+            row[i] = part
+        for row, tangent in zip(tangents, along, strict=True):
+            row[i] = library(zi).where(t == IGNORED, 0.0, tangent)
+
+
+def hessian(
+    z: Array, v: Array, label: Array, numbers: Any, off: Array | None, transform: Any, gauss_newton: bool, parts: Array, tangents: Array,
+    out: Array, result: Array, threads: int,
 ) -> None:  # fmt: skip
     for i, at in _chunks(z):
         zi, slope, second = formula.transformed(_wide(z[at]), *transform)
@@ -67,26 +80,39 @@ def curvature(
         t = _label(label[i], zi, offi)
         where = library(zi).where
         ignored = t == IGNORED
-        of, x = _numbers(numbers, i, t), formula.partials(zi, t, offi, transform[0])
+        of, x = _numbers(numbers, i, t), Partials(*parts[:, i])._replace(temperature=transform[0])
         with np.errstate(over="ignore", invalid="ignore"):
+            y = partials.along(x, Tangents(*tangents[:, i]))
             direction = times(vi, slope)
-            y = partials.along(x, formula.tangents(zi, direction, t, offi, transform[0]))
             hv = times(formula.hessian(zi, direction, t, x, y, of), slope)
             if not gauss_newton:
                 hv = hv + times(formula.gradient(zi, x, t, formula.coefficients(x, of), offi), times(vi, second))
             size: Any = sum(abs(number) for number in of)  # the product is 0 if all numbers are, whatever the logits
             live = ~ignored & (size != 0)
-            at_label = where(formula.at_label(zi, t), y.logprob[:, None], 0.0).sum(axis=1)
-            for row, found in zip(result, (y.lse, at_label, y.off, y.entropy), strict=True):
+            for row, found in zip(result, (y.lse, where(x.zt == -np.inf, 0.0, y.logprob), y.off, y.entropy), strict=True):
                 row[i] = where(ignored, 0.0, found)
             out[at] = _narrow(where(live[:, None], hv, 0.0), out.dtype)
 
 
+def curvature(
+    z: Array, v: Array, label: Array, numbers: Any, off: Array | None, transform: Any, gauss_newton: bool, out: Array, result: Array,
+    threads: int,
+) -> None:  # fmt: skip
+    parts, tangents = (library(z).empty((fields, result.shape[1]), like=result) for fields in (7, 5))
+    tangent_sums(z, v, label, off, transform, parts, tangents, threads)
+    hessian(z, v, label, numbers, off, transform, gauss_newton, parts, tangents, out, result, threads)
+
+
 def merge(
-    sums: Array, pairs: Array, label: Array, numbers: Array, temperature: float, result: Array, parts: Array, threads: int
+    sums: Array, pairs: Array, label: Array, numbers: Array, temperature: float, result: Array, parts: Array, tangents: Array | None,
+    threads: int,
 ) -> None:  # fmt: skip
     each = [Partials(*shard)._replace(temperature=temperature) for shard in sums]
     for i, j in pairs.tolist():
+        if tangents is not None:
+            along = partials.merge_tangents(each[i], Tangents(*tangents[i]), each[j], Tangents(*tangents[j]))
+            for row, tangent in zip(tangents[i], along, strict=True):
+                row[:] = tangent
         each[i] = partials.merge(each[i], each[j])
     x = _blank(each[0], label == IGNORED)
     y, r, q, *_ = _numbers(numbers, slice(None), label)

@@ -21,7 +21,9 @@ import triton
 import triton.language as tl
 
 from ..shared import IGNORED, LARGEST
+from .reference import hessian as hessian
 from .reference import merge as merge
+from .reference import tangent_sums as tangent_sums
 
 version = triton.__version__
 TILE = 4096  # elements of a tile in float32, half as many in float64: 64 bytes for each thread of 8 warps

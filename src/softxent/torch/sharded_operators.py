@@ -89,7 +89,7 @@ def merged(own: Sequence[Tensor], shards: Shards, label: Tensor, given: Tensor, 
     nothing = label.new_tensor(NO_COLUMNS, dtype=torch.float64)[:, None].expand(7, len(label))
     every = gathered(torch.stack([*own, *[nothing] * (most - len(own))]), shards.group).flatten(0, 1)
     result, parts = compute.new((5 if more else 2, len(label)), given), compute.new((7, len(label)), given)
-    compute.call("merge", every, pairs, label, given, temperature, result, parts)
+    compute.call("merge", every, pairs, label, given, temperature, result, parts, None)
     return result, parts
 
 

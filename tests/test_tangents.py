@@ -1,0 +1,219 @@
+"""The second derivative of rows that are cut into shards of their columns: the sums of each, their merge, and the product on each.
+
+The reference is formula.py in float64, on whole rows (kernels/reference.py, curvature).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from cases import BACKENDS, DTYPES, OFFS, Problem, computed, cuts_of, problem, two_calls, within
+from guarded import guarded
+from test_waist import TRANSFORMS, any_size, by_definition, close_by, curved, far_out, moved_by, with_all_numbers
+from tolerances import FEW64, FLOAT64
+
+import softxent
+from softxent import kernels
+from softxent.kernels import IGNORED, reference
+from softxent.proof import bounds
+
+each_dtype = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+each_off = pytest.mark.parametrize("off", OFFS)
+
+
+@pytest.fixture(params=BACKENDS, autouse=True)
+def backend(request):
+    with softxent.use_backend(request.param):
+        yield request.param
+
+
+def sums_of(p: Problem, v: np.ndarray, threads: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    parts, tangents = np.full((7, len(p.z)), -7.0), np.full((5, len(p.z)), -7.0)
+    kernels.active().tangent_sums(p.z, v, p.label, p.off, p.transform, parts, tangents, threads)
+    return parts, tangents
+
+
+def product(p: Problem, v: np.ndarray, sums, gauss_newton: bool = False, threads: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    out, result = np.empty_like(p.z), np.full((4, len(p.z)), -7.0)
+    kernels.active().hessian(p.z, v, p.label, p.truth, p.off, p.transform, gauss_newton, *sums, out, result, threads)
+    return out, result
+
+
+def in_shards(p: Problem, v: np.ndarray, shards: list[slice], rng, gauss_newton: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Return the product and the results of `hessian`, computed on each shard from the sums of all, which are merged in a random order."""
+    each = [p.columns(k) for k in shards]
+    for one in each:
+        one.label[p.label == IGNORED] = IGNORED
+    parts, tangents = (
+        np.array(all_of) for all_of in zip(*(sums_of(one, v[:, k]) for one, k in zip(each, shards, strict=True)), strict=True)
+    )
+    left, pairs = list(range(len(shards))), []
+    while len(left) > 1:
+        a, b = sorted(rng.choice(left, 2, replace=False))
+        pairs.append((a, b))
+        left.remove(b)
+    result, merged = np.empty((5, len(p.z))), np.empty((7, len(p.z)))
+    order = np.array(pairs, np.int64).reshape(-1, 2)
+    kernels.active().merge(parts, order, p.label, p.truth, p.transform[0], result, merged, tangents, 1)
+    found = [product(one, v[:, k], (merged, tangents[0]), gauss_newton) for one, k in zip(each, shards, strict=True)]
+    for _, others in found[1:]:
+        np.testing.assert_array_equal(others, found[0][1])
+    return np.concatenate([hv for hv, _ in found], axis=1), found[0][1]
+
+
+def of_formula(p: Problem, v: np.ndarray, gauss_newton: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    z, off = p.z.astype(float), None if p.off is None else p.off.astype(float)
+    hv, result = np.empty_like(z), np.empty((4, len(z)))
+    reference.curvature(z, v.astype(float), p.label, p.truth, off, p.transform, gauss_newton, hv, result, 1)
+    return hv, result
+
+
+@pytest.mark.parametrize("gauss_newton", [False, True])
+@pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
+@each_off
+@each_dtype
+def test_any_shards_of_the_columns_give_the_product_of_the_whole(dtype, off, transform, gauss_newton, rng):
+    for shape in [(9, 1), (9, 2), (17, 10), (9, 70), (9, 1000), (9, 9001)]:
+        p = with_all_numbers(problem(*shape, dtype, off))._replace(transform=transform)
+        shards = cuts_of(rng.integers(0, shape[1] + 1, rng.integers(0, 5)), shape[1])
+        masked = shards[rng.integers(len(shards))]  # may have the label, and may be the whole row, which is NaN
+        p.z[::3, masked] = -np.inf
+        if off != "label" and p.off.ndim > 1:
+            p.off[::3, masked] = 0
+        p.label[-1] = IGNORED
+        v = rng.standard_normal(shape).astype(computed(dtype))
+        v[:, -1] *= 0
+        want, wanted = of_formula(p, v, gauss_newton)
+        got, result = in_shards(p, v, shards, rng, gauss_newton)
+        size = np.nanmax(np.abs(np.where(np.isfinite(want), want, 0)), axis=1, keepdims=True, initial=0)
+        near = FLOAT64 * (1 + np.abs(np.where(np.isfinite(p.z), p.z, 0).astype(float)).max(axis=1, keepdims=True)) ** 2
+        within(got, want, near * (1 + size) + bounds.UNIT[dtype.name] * np.abs(want) + bounds.TINY[dtype.name], f"{shape} {shards} product")
+        within(result, wanted, near[:, 0] * (1 + np.abs(np.where(np.isfinite(wanted), wanted, 0))), f"{shape} {shards} results")
+
+
+@each_off
+@each_dtype
+def test_one_shard_gives_what_curvature_gives(dtype, off, rng):
+    """Both are derivatives of the same row, one computed in the type of the computation and one in float64."""
+    for shape in [(9, 2), (17, 10), (9, 1000), (5, 5000)]:
+        p = with_all_numbers(problem(*shape, dtype, off)).rows(slice(0, 4))  # larger logits would cost more digits
+        v = rng.standard_normal(p.z.shape).astype(computed(dtype))
+        (got, result), (want, wanted) = product(p, v, sums_of(p, v)), curved(p, v)
+        near = 2048 * bounds.UNIT[computed(dtype).name]
+        size = np.abs(want).max(axis=1, keepdims=True).astype(float)
+        within(got, want, near * (1 + size) + 2 * bounds.UNIT[dtype.name] * np.abs(want.astype(float)), f"{shape} product")
+        within(result, wanted, near * (1 + np.abs(wanted)), f"{shape} results")
+
+
+@each_off
+@each_dtype
+def test_the_sums_are_those_of_forward_of_the_row_in_float64(backend, dtype, off, rng):
+    """With more than 64 classes and no softcap to the last bit: vector lanes are columns then, as here."""
+    for shape in [(17, 10), (9, 65), (9, 5000)]:
+        p = problem(*shape, dtype, off)._replace(transform=TRANSFORMS["temperature"])
+        wide = p._replace(z=p.z.astype(float), off=None if off == "label" else p.off.astype(float))
+        got, want = sums_of(p, rng.standard_normal(shape).astype(computed(dtype)))[0], two_calls(wide, outputs=5).parts
+        np.testing.assert_allclose(got, want, rtol=0 if backend == "cpu" and shape[1] > 64 else FEW64)
+
+
+@each_dtype
+def test_a_row_has_the_same_bits_in_any_batch_on_any_threads_and_in_place(dtype, rng):
+    for shape in [(39, 3), (39, 64), (9, 100), (9, 5000)]:
+        p = with_all_numbers(problem(*shape, dtype, "dense"))._replace(transform=(0.7, 9.0))
+        v = rng.standard_normal(shape).astype(computed(dtype))
+        sums = sums_of(p, v)
+        hv, result = product(p, v, sums)
+        one, other = p.rows(slice(4, 5)), [a[:, 4:5] for a in sums]
+        for got, want in zip((*sums_of(one, v[4:5]), *product(one, v[4:5], other)), (*other, hv[4:5], result[:, 4:5]), strict=True):
+            assert got.tobytes() == want.tobytes()
+        for got, want in zip((*sums_of(p, v, 3), *product(p, v, sums, threads=3)), (*sums, hv, result), strict=True):
+            assert got.tobytes() == want.tobytes()
+        z = p.z.copy()
+        kernels.active().hessian(z, v, p.label, p.truth, p.off, p.transform, False, *sums, z, result, 1)
+        assert z.tobytes() == hv.tobytes()
+
+
+@pytest.mark.parametrize("classes", (2, 5, 70))
+@pytest.mark.parametrize("backend", ["cpu"] if "cpu" in BACKENDS else [], indirect=True)
+@pytest.mark.parametrize("dtype", [DTYPES["f32"], DTYPES["f64"]], ids=["f32", "f64"])
+def test_logits_and_temperatures_and_softcaps_and_directions_of_any_size(dtype, classes, rng):
+    """As test_waist.py has it, where the tangents are within the range of float64: v / T and its sums."""
+    unit = bounds.UNIT[dtype.name]
+    reach = 104 if dtype == np.float32 else 746  # an exponential has an error of as many units as its exponent
+    with np.errstate(all="ignore"):
+        for _ in range(40):
+            p = far_out(rng, dtype, classes)
+            p = p.rows(moved_by(p) < 1e-2)  # beyond, the digits of the logits are not those of their differences
+            if not len(p.z):
+                continue
+            truth = p.truth.copy()
+            truth[3] *= any_size(rng, -300, 300, 1.0, 0.0)
+            p = p._replace(truth=truth)
+            size = rng.uniform(-140, 110) if dtype == np.float32 else rng.uniform(-800, 800)
+            v = (rng.choice([-1, 1], p.z.shape) * 2.0 ** (size + rng.uniform(-9, 9, p.z.shape))).astype(dtype)
+            h, _, of_h = by_definition(p, v)[4:]
+            near = (4 * reach * unit + 8 * moved_by(p))[:, None]
+            where = f"{p.transform} {p.z.tolist()} {p.label} {truth[3]} {v.tolist()}"
+            along = np.abs(v.astype(np.longdouble)) / p.transform[0]
+            i = ((along > 2.0**-960) & (along < 2.0**960)).all(axis=1)  # so that the tangents are numbers with all digits
+            shards = cuts_of(rng.integers(0, classes + 1, rng.integers(0, 3)), classes)
+            hv, _ = in_shards(p, v, shards, rng)
+            close_by(hv[i], h[i], near[i], of_h[i], dtype, f"{shards} {where}")
+
+
+@each_dtype
+def test_a_masked_class_may_have_any_v_and_nan_stays_in_its_row(dtype, rng):
+    for classes in (10, 64, 5000):
+        p = with_all_numbers(problem(8, classes, dtype, "dense")).rows(slice(0, 3))
+        p.label[:] = 1
+        p.z[:, 5:8], p.off[:, 5:8] = -np.inf, 0
+        v = rng.standard_normal(p.z.shape).astype(computed(dtype))
+        shards = [slice(0, 5), slice(5, 8), slice(8, classes)]
+        want, wanted = in_shards(p, v, shards, rng)
+        v[:, 5:8] = np.inf, -np.inf, np.nan
+        got, result = in_shards(p, v, shards, rng)
+        np.testing.assert_array_equal(got, want)
+        np.testing.assert_array_equal(result, wanted)
+        for a in (p.z, v):
+            before, a[1, 9] = a[1, 9], np.nan
+            got, result = in_shards(p, v, shards, rng)
+            assert np.isnan(got[1].astype(float)).any() and np.isnan(result[0, 1])
+            np.testing.assert_array_equal(got[::2], want[::2])
+            np.testing.assert_array_equal(result[:, ::2], wanted[:, ::2])
+            a[1, 9] = before
+
+
+@each_dtype
+def test_ignored_rows_are_not_read_and_have_the_sums_of_no_columns(dtype, rng):
+    p = with_all_numbers(problem(5, 70, dtype, "dense"))
+    p.label[2], p.z[2] = IGNORED, np.nan
+    v = np.full(p.z.shape, np.nan, computed(dtype))
+    parts, tangents = sums_of(p, v)
+    np.testing.assert_array_equal(parts[:, 2], [-np.inf, 0, 0, 0, -np.inf, 0, 0])
+    hv, result = product(p, v, (parts, tangents))
+    assert not tangents[:, 2].any() and not hv[2].any() and not result[:, 2].any()
+
+
+@each_off
+@each_dtype
+def test_nothing_behind_an_array_is_read_or_written(dtype, off, rng):
+    """Behind each array is a page of memory that must not be touched."""
+
+    def placed(a):
+        copy = guarded(a.nbytes, at_end=True)[0].view(a.dtype).reshape(a.shape)
+        copy[:] = a
+        return copy
+
+    for rows, classes in [(9, 3), (17, 33), (9, 130), (2, 5001)]:
+        p = with_all_numbers(problem(rows, classes, dtype, off))
+        v = rng.standard_normal(p.z.shape).astype(computed(dtype))
+        q = Problem(placed(p.z), placed(p.label), placed(p.truth), None if p.off is None else placed(p.off), p.transform)
+        sums, out, result = (
+            (placed(np.zeros((7, rows))), placed(np.zeros((5, rows)))),
+            placed(np.zeros_like(p.z)),
+            placed(np.zeros((4, rows))),
+        )
+        kernels.active().tangent_sums(q.z, placed(v), q.label, q.off, q.transform, *sums, 1)
+        kernels.active().hessian(q.z, placed(v), q.label, q.truth, q.off, q.transform, False, *sums, out, result, 1)
+        want = sums_of(p, v)
+        assert [a.tobytes() for a in (*sums, out, result)] == [a.tobytes() for a in (*want, *product(p, v, want))]
