@@ -52,6 +52,7 @@ SANITIZERS = {
             "tests/test_waist.py -k 'not formula and not instruction_set'",
             "tests/test_frontend.py -k 'cpu and not scipy'",
             "tests/test_layouts.py -k 'cpu'",
+            "tests/test_tangents.py -k 'cpu'",
             "tests/test_torch_front.py -k 'not compiles and not operators_are and not torch_func and not third'",
             f"tests/test_process.py -k '{ALONE}'",
         ],
