@@ -197,7 +197,7 @@ def _sums(world, last):
     numbers = torch.tensor([[1.0], *[[0.0]] * 6], dtype=torch.float64)
     compute.call("forward", z, t, numbers, None, (1.0, math.inf), expected, whole)
     own = sharded_operators.sums_of(z[:, shards.mine.first : shards.mine.end], t, None, shards, 1, (1.0, math.inf), True)
-    result, parts = sharded_operators.merged(own, shards, t, numbers, 1.0, True)
+    result, parts, _ = sharded_operators.merged(own, shards, t, numbers, 1.0, True)
     assert torch.equal(parts, whole)
     assert torch.equal(result, expected)
 

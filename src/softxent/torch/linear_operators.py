@@ -296,7 +296,7 @@ def _forward(z: Tensor, truth: tuple[Any, ...], result: Tensor, shards: Shards |
     label, numbers, off, transform = truth
     more = len(result) > 2
     own = sums_of(z, label, off, shards, 1, transform, more or len(numbers) > 4)
-    found, parts = merged(own, shards, label, numbers, transform[0], more)
+    found, parts, _ = merged(own, shards, label, numbers, transform[0], more)
     result.copy_(found)
     return parts
 

@@ -2,7 +2,8 @@
 
 Each process has some columns of all rows. `rows` sums over them with the kernel, gathers the sums of all processes, [7, R] float64, and
 merges them in the same order everywhere, so that all processes get the same bits. The gradient of a process's columns needs the merged sums
-and no communication. Second derivatives and forward mode gather four more numbers of each row. Third derivatives are refused.
+and no communication. Second derivatives and forward mode gather the sums again with their derivatives along v, [12, R]. Third derivatives
+are refused.
 
 Labels are those of the whole row; the upstream gradients, y, r and q must be the same in all processes, and their gradients are.
 """
@@ -21,7 +22,7 @@ from torch import Tensor
 from torch.autograd import Function, forward_ad
 
 from .. import contract, formula, partials
-from ..kernels import IGNORED, NO_LABEL
+from ..kernels import IGNORED
 from ..partials import Partials
 from ..shards import Columns, merge_order, nodes
 from ..shared import SHORT_ROW
@@ -83,27 +84,39 @@ def _merges(columns: tuple[Columns, ...]) -> tuple[int, Tensor]:
     return most, torch.tensor(pairs, dtype=torch.int64, device="cpu").reshape(-1, 2)
 
 
-def merged(own: Sequence[Tensor], shards: Shards, label: Tensor, given: Tensor, temperature: float, more: bool) -> tuple[Tensor, Tensor]:
-    """Gather and merge sums [7, R] over the nodes of this process. Returns what the rows give, [2, R] or [5, R], and their sums [7, R]."""
+def merged(
+    own: Sequence[Tensor], shards: Shards, label: Tensor, given: Tensor, temperature: float, more: bool, fields: int = 7
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gather and merge the sums of the nodes of this process, [fields, R]: 7, or 12 with their derivatives along v.
+
+    Returns what the rows give, [2, R] or [5, R], their sums [7, R], and the derivatives of these, [5, R] or [0, R].
+    """
     most, pairs = _merges(shards.columns)
-    nothing = label.new_tensor(NO_COLUMNS, dtype=torch.float64)[:, None].expand(7, len(label))
+    nothing = label.new_tensor([*NO_COLUMNS, *[0.0] * 5][:fields], dtype=torch.float64)[:, None].expand(fields, len(label))
     every = gathered(torch.stack([*own, *[nothing] * (most - len(own))]), shards.group).flatten(0, 1)
     result, parts = compute.new((5 if more else 2, len(label)), given), compute.new((7, len(label)), given)
-    compute.call("merge", every, pairs, label, given, temperature, result, parts, None)
-    return result, parts
+    tangents = every[:, 7:]
+    compute.call("merge", every[:, :7], pairs, label, given, temperature, result, parts, tangents if fields > 7 else None)
+    return result, parts, tangents[0]
 
 
-def sums_of(z: Tensor, label: Tensor, off: Optional, shards: Shards, axis: int, transform: tuple[float, float], more: bool) -> list[Tensor]:
-    """Return the sums [7, R] over each node of this process; label [R] is that of the whole row."""
+def sums_of(
+    z: Tensor, label: Tensor, off: Optional, shards: Shards, axis: int, transform: tuple[float, float], more: bool, v: Optional = None
+) -> list[Tensor]:
+    """Return the sums over each node of this process, [7, R], or [12, R] with their derivatives along v; label [R] is of whole rows."""
     rows, found = len(label), []
     zero = z.new_zeros((), dtype=torch.float64)
     given, mine = compute.numbers(rows, zero, zero, zero, None), shards.mine
     for node in nodes(shards.columns)[dist.get_rank(shards.group)]:
-        parts, result = compute.new((7, rows), z), compute.new((5 if more else 2, rows), z)
+        parts, result = compute.new((7 if v is None else 12, rows), z), compute.new((5 if more else 2, rows), z)
         begin, length = node.first - mine.first, node.end - node.first
         offs = off if off is None else off.narrow(axis if off.shape == z.shape else 0, begin, length)
-        for i, zi, offi in compute.row_chunks(axis, z.narrow(axis, begin, length), offs):
+        along = v if v is None else v.narrow(axis, begin, length)
+        for i, zi, offi, *vi in compute.row_chunks(axis, z.narrow(axis, begin, length), offs, along):
             t = local_labels(label[i], node)
+            if v is not None:
+                compute.call("tangent_sums", zi, *vi, t, offi, transform, parts[:7, i], parts[7:, i])
+                continue
             if length <= SHORT_ROW < shards.classes:  # so that the kernel sums in the order in which it sums the end of a long row
                 zi = F.pad(zi, (0, SHORT_ROW + 1 - length), value=-math.inf)
                 offi = None if offi is None else F.pad(offi, (0, SHORT_ROW + 1 - length))
@@ -143,57 +156,28 @@ class _Curvature(NamedTuple):
     dentropy: Tensor
 
 
-def _curvature(of: _Rows, v: Tensor, up: Sequence[Optional], parts: Tensor, shards: Shards, axis: int, *transform: float) -> _Curvature:
-    """Return the derivative of `_gradient` along v, and that of what the rows give. It takes one more gather, [4, R].
-
-    The kernel computes with p, the softmax of this process's columns alone. That of all columns is yhat = share p. Here share is the sum of
-    yhat over this process's columns, and - log yhat = - log p + lse - lse_here. Written with these, the derivative is one of p, from
-    `compute.curvature`, plus a gradient of the log-sum-exp and the entropy of this process's columns, from `compute.gradient`.
-    """
+def _curvature(of: _Rows, v: Tensor, up: Sequence[Optional], shards: Shards, axis: int, temperature: float, cap: float) -> _Curvature:
+    """Return the derivative of `_gradient` along v, and that of what the rows give. It takes one more gather, [12, R]."""
     z, label, y, r, q, off = of
-    lead, zero = label.shape, of.y.new_zeros(())
-    z, t, live = z.to(compute.compute_dtype(z)), local_labels(label, shards.mine), label != IGNORED
-    hidden = torch.where(live, NO_LABEL, IGNORED)
-    how: Any = (axis, *transform)
-    lse, nothing = _lse(parts, label, transform[0]), zero.expand(lead)
-    here, lse_here, entropy_here, masked = [nothing] * 4, nothing - math.inf, nothing, torch.zeros_like(live)
-    if z.numel():
-        masked = (z.amax(axis) == -math.inf) & (lse > -math.inf)  # rows of probability 0 at all of these columns
-        z = torch.where(masked.unsqueeze(axis), 0, z)  # any finite logits: with a share of 0 they have no part in the sums
-        _, lse_here, _, entropy_here, _ = compute.rows(z, hidden, zero, zero, zero, None, axis, transform[0], transform[1], True)
-        lse_here = lse_here.where(~masked, -math.inf)
-        here = list(compute.curvature(z, v, t, zero, zero, zero, off, None, None, None, None, *how)[1:])
-    mean_here, at, off_here, dentropy_here = here
-    off_total = nothing if off is None else off.double().sum(axis if off.ndim == z.ndim else 0).expand(lead)
-    share = (lse_here - lse).exp().where(lse_here > -math.inf, 0)
-    further = times(share, lse - lse_here)
-    at = torch.where((t >= 0) & (t < z.shape[axis]), at + mean_here, 0)
-    own = (times(share, mean_here), times(share, dentropy_here + mean_here * entropy_here) + times(further, mean_here), at)
-    mean, with_away, at, with_off = gathered(torch.stack([*own, off_here + mean_here * off_total]), shards.group).sum(0)
-    x = _sums(parts, transform[0])
-    entropy, all_off, has_label = (n.reshape(lead) for n in (sums.entropy(x), x.o + x.wt, x.zt > -math.inf))
-    dentropy = with_away - mean * entropy
-    found = (mean, (at - mean).where(has_label, 0), with_off - mean * all_off, dentropy)
-    mean, at_label, by_off, dentropy = (n.where(live, 0) for n in found)
-    if all(t is None for t in up):
+    rows = label.numel()
+    t, given = label.reshape(rows), compute.numbers(rows, y, r, q, *up)
+    own = sums_of(z.detach(), t, off, shards, axis, (temperature, cap), False, v)
+    _, parts, tangents = merged(own, shards, t, given[:4], temperature, False, 12)
+    x = _sums(parts, temperature)
+    found = sums.along(x, partials.Tangents(*tangents))
+    ignored = t == IGNORED
+    mean, at_label, by_off, dentropy = (
+        n.masked_fill(ignored, 0).reshape(label.shape)
+        for n in (found.lse, found.logprob.where(x.zt > -math.inf, 0), found.off, found.entropy)
+    )
+    if all(g is None for g in up):
         return _Curvature(None, mean, at_label, by_off, dentropy)
-
-    g, l, b, n = (zero if t is None else t for t in up)  # noqa: E741
-    numbers = equations.Numbers(*(t.expand(lead).reshape(-1) for t in (y, r, q, g, l, b, n)))
-    k = equations.coefficients(x, numbers)
-    wanted = live & (g.abs() + l.abs() + b.abs() + n.abs() != 0)
-    a = times(share, k.a.reshape(lead)) + times(further, k.e.reshape(lead))
-    e = times(share, k.e.reshape(lead))
-    by_lse = a + e * entropy_here - g * (y + r * off_total) + b  # so that a is the coefficient of p in `compute.curvature`
-    of_p = [t.expand(lead).where(wanted, 0) for t in (g, by_lse, b, e)]
-    hv = compute.curvature(z, v, t, y, r, zero, off, *of_p, *how)[0]
-    apart = mean_here - mean
-    by_entropy = times(e, apart)
-    change = times(share, times(g * q, mean) - times(k.e.reshape(lead), dentropy))
-    by_lse = times(a - e, apart) + change + times(e, dentropy_here) + by_entropy * entropy_here
-    further_l, further_n = (t.where(wanted, 0) for t in (by_lse, by_entropy))
-    hv = hv + compute.gradient(z, hidden, zero, zero, zero, None, None, further_l, None, further_n, *how)
-    return _Curvature(torch.where(masked.unsqueeze(axis), 0, hv).to(of.z.dtype), mean, at_label, by_off, dentropy)
+    hv, mine, products = cpu.like(z), local_labels(t, shards.mine), compute.new((4, rows), z)
+    if z.numel():
+        for i, zi, offi, vi, out in compute.row_chunks(axis, z, off, v, out=hv):
+            of_rows = (mine[i], compute.cut(given, i), offi, (temperature, cap), False, parts[:, i], tangents[:, i])
+            compute.call("hessian", zi, vi, *of_rows, out, products[:, i])
+    return _Curvature(hv, mean, at_label, by_off, dentropy)
 
 
 def _sums(parts: Tensor, temperature: float) -> Any:
@@ -229,7 +213,7 @@ class ShardedRows(Function):
         lead, rows = compute.shape_of_rows(z, axis)
         t, given = label.reshape(rows), compute.numbers(rows, y, r, q, None)
         own = sums_of(z.detach(), t, None if off is None else off.detach(), shards, axis, tuple(transform), more)
-        result, parts = merged(own, shards, t, given, transform[0], more)
+        result, parts, _ = merged(own, shards, t, given, transform[0], more)
         ctx.save_for_backward(z, label, y, r, q, off, parts)
         ctx.save_for_forward(z, label, y, r, q, off, parts)
         ctx.options = (shards, axis, *transform)
@@ -274,7 +258,7 @@ class ShardedRows(Function):
             dloss, dlse, *others = _tangents(_Rows(*of), dz, parts, 4 if ctx.more else 2, *ctx.options)
             dlogprob, dentropy = others if ctx.more else (zero, zero)
         elif dz is not None:
-            dlse, dlogprob, by_off, dentropy = _curvature(_Rows(*of), dz, [None] * 4, parts, *ctx.options)[1:]
+            dlse, dlogprob, by_off, dentropy = _curvature(_Rows(*of), dz, [None] * 4, *ctx.options)[1:]
             dloss = operators.loss_along(y, r, q, _lse(parts, label, ctx.options[2]), dlse, dlogprob, by_off)
         wanted = [d is not None for d in (dy, dr, dq)]
         for d, by in zip((dy, dr, dq), _by_numbers(_Rows(*of), wanted, parts, again, *ctx.options), strict=True):
@@ -348,7 +332,7 @@ class ShardedGradient(Function):
         if torch.is_grad_enabled():
             too_high()
         of, up, parts, (shards, axis, *transform) = _Rows(*saved[:6]), saved[6:10], saved[10], ctx.options
-        along = _curvature(of, v, up, parts, shards, axis, *transform)
+        along = _curvature(of, v, up, shards, axis, *transform)
         found = operators.derivatives_of_gradient(
             saved[:10], v, along, lambda: _lse(parts, of.label, transform[0]), ctx.needs_input_grad, axis, *transform
         )
@@ -360,7 +344,7 @@ class ShardedGradient(Function):
         of, up, parts, (shards, axis, *transform) = _Rows(*saved[:6]), saved[6:10], saved[10], ctx.options
         zero, of_loss, terms = of.y.new_zeros(()), (up[0], None, None, None), []
         if dz is not None and any(t is not None for t in up):
-            terms.append(_curvature(of, dz, up, parts, *ctx.options).hv)
+            terms.append(_curvature(of, dz, up, *ctx.options).hv)
         if any(d is not None for d in dup):
             terms.append(_gradient(of, dup, parts, *ctx.options))
         if up[0] is not None and not (dy is None and dr is None and dq is None):
@@ -409,7 +393,7 @@ class ShardedLogSoftmax(Function):
         if _recorded(z, dz):
             mean = _tangents(of, dz, parts, 2, *ctx.options)[1]
         else:
-            mean = _curvature(of, dz, [None] * 4, parts, *ctx.options).mean
+            mean = _curvature(of, dz, [None] * 4, *ctx.options).mean
         return (transformed(z, *transform)[1] * dz - mean.unsqueeze(axis)).to(z.dtype)
 
 
