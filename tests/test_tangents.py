@@ -84,6 +84,10 @@ def test_any_shards_of_the_columns_give_the_product_of_the_whole(dtype, off, tra
         v = rng.standard_normal(shape).astype(computed(dtype))
         v[:, -1] *= 0
         want, wanted = of_formula(p, v, gauss_newton)
+        labelled = (p.label >= 0) & (p.label < shape[1])
+        impossible = labelled & (p.z[np.arange(shape[0]), np.where(labelled, p.label, 0)] == -np.inf)
+        if p.transform[1] == np.inf:
+            wanted[1, impossible] = 0  # the sums do not tell such a label from none
         got, result = in_shards(p, v, shards, rng, gauss_newton)
         size = np.nanmax(np.abs(np.where(np.isfinite(want), want, 0)), axis=1, keepdims=True, initial=0)
         near = FLOAT64 * (1 + np.abs(np.where(np.isfinite(p.z), p.z, 0).astype(float)).max(axis=1, keepdims=True)) ** 2
@@ -217,3 +221,12 @@ def test_nothing_behind_an_array_is_read_or_written(dtype, off, rng):
         kernels.active().hessian(q.z, placed(v), q.label, q.truth, q.off, q.transform, False, *sums, out, result, 1)
         want = sums_of(p, v)
         assert [a.tobytes() for a in (*sums, out, result)] == [a.tobytes() for a in (*want, *product(p, v, want))]
+
+
+def test_the_log_probability_of_an_impossible_label_has_a_derivative(rng):
+    p = with_all_numbers(problem(3, 10, DTYPES["f64"], "label"))
+    p.label[:] = 4
+    p.z[:, 4] = -np.inf
+    v = rng.standard_normal(p.z.shape)
+    _, (mean, at_label, *_) = curved(p, v)
+    np.testing.assert_allclose(at_label, v[:, 4] - mean, rtol=FLOAT64)

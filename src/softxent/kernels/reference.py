@@ -101,6 +101,8 @@ def curvature(
     parts, tangents = (library(z).empty((fields, result.shape[1]), like=result) for fields in (7, 5))
     tangent_sums(z, v, label, off, transform, parts, tangents, threads)
     hessian(z, v, label, numbers, off, transform, gauss_newton, parts, tangents, out, result, threads)
+    impossible = (label >= 0) & (label < z.shape[-1]) & (parts[4] == -np.inf)  # a label, which the sums cannot tell from none
+    result[1] = library(z).where(impossible, tangents[4] - result[0], result[1])
 
 
 def merge(

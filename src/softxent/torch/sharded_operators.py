@@ -163,12 +163,10 @@ def _curvature(of: _Rows, v: Tensor, up: Sequence[Optional], shards: Shards, axi
     t, given = label.reshape(rows), compute.numbers(rows, y, r, q, *up)
     own = sums_of(z.detach(), t, off, shards, axis, (temperature, cap), False, v)
     _, parts, tangents = merged(own, shards, t, given[:4], temperature, False, 12)
-    x = _sums(parts, temperature)
-    found = sums.along(x, partials.Tangents(*tangents))
+    found = sums.along(_sums(parts, temperature), partials.Tangents(*tangents))
     ignored = t == IGNORED
     mean, at_label, by_off, dentropy = (
-        n.masked_fill(ignored, 0).reshape(label.shape)
-        for n in (found.lse, found.logprob.where(x.zt > -math.inf, 0), found.off, found.entropy)
+        n.masked_fill(ignored, 0).reshape(label.shape) for n in (found.lse, found.logprob, found.off, found.entropy)
     )
     if all(g is None for g in up):
         return _Curvature(None, mean, at_label, by_off, dentropy)
