@@ -136,9 +136,10 @@ def log_softmax(z: Array, scale: Array, transform: Any, out: Array, threads: int
 
 
 def labels(label: Array, classes: int, ignored: int, weight: Any, out: Array | None = None) -> tuple[int, int, float]:
-    none = label == ignored
-    bad = (((label < 0) | (label >= classes)) & ~none).reshape(-1)
-    found = np.where(none, IGNORED, label.astype(np.int64)).reshape(-1)
+    wide = label.astype(np.int64).reshape(-1)  # first, for NumPy 2.0 may crash if it compares other types with such a number
+    none = (wide == ignored) & ((wide >= 0) | (label.dtype != np.uint64))  # uint64 numbers beyond int64 have become negative
+    bad = ((wide < 0) | (wide >= classes)) & ~none
+    found = np.where(none, IGNORED, wide)
     if out is not None:
         out[:] = found
     of_rows = number(weight, found)
