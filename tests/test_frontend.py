@@ -542,6 +542,17 @@ def test_numbers_that_calls_share_cannot_be_written():
         truth.truth("f", LABELS, Z, -1, label_smoothing=0.1).shared[:] = 0
 
 
+def test_calls_of_different_shapes_share_what_smoothing_adds_at_every_class():
+    """What is kept of calls before has no array of its own for each shape."""
+    of = [truth.truth("f", np.zeros(n, int), np.ones((n, 4), np.float32), -1, label_smoothing=0.1).shared for n in (1, 2)]
+    assert of[0] is of[1]
+    arguments = pytest.importorskip("softxent.torch.arguments")
+    torch = pytest.importorskip("torch")
+    given = (-100, "mean", 0.1, 0.0, 1.0, None)
+    each = [arguments.settled("f", torch.zeros(n, 4), torch.zeros(n, dtype=torch.int64), None, None, *given) for n in (1, 2)]
+    assert each[0].numbers.off is each[1].numbers.off
+
+
 def test_which_arrays_a_kernel_reads_in_place():
     packed = np.zeros(3, [("a", "S1"), ("z", "f4", 4)])["z"]
     assert [truth.in_elements(a) for a in (Z, Z[:, :2], Z[::-1], Z.T, Z[:, ::2], packed)] == [True] * 5 + [False]

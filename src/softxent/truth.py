@@ -172,10 +172,16 @@ def _settled(
     probable = contract.truth(fn, _like(shape_of_labels, dtype_of_labels), z, axis, names)[1]
     found = columns(probable, by_class, by_row, o.label_smoothing, o.z_loss, z.shape[-1])
     if isinstance(found.off, float):
-        off = np.full(z.shape[-1], found.off, computed_in(z.dtype))
-        off.flags.writeable = False
-        found = found._replace(off=off)
+        found = found._replace(off=_of_every_class(found.off, z.shape[-1], computed_in(z.dtype)))
     return Settled(z.dtype == dtype and dtype.isnative, probable, z.shape[-1], z.shape[:-1], o, LogitTransform(o.temperature, o.cap), found)
+
+
+@lru_cache(maxsize=16)
+def _of_every_class(number: float, classes: int, dtype: np.dtype[Any]) -> Array:
+    """Return an array [C] that cannot be written to. Calls of all shapes share it, for they are many, and C may be large."""
+    off = np.full(classes, number, dtype)
+    off.flags.writeable = False
+    return off
 
 
 def _like(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:

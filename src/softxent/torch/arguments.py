@@ -111,13 +111,18 @@ def _settled(
     o, classes = options(fn, *given), z.shape[axis]
     numbers = truth.columns(t.is_floating_point(), w is not None, s is not None, o.label_smoothing, o.z_loss, classes)
     if isinstance(numbers.off, float):
-        everywhere = torch.full((classes,), numbers.off, dtype=compute.compute_dtype(z), device="cpu")
-        numbers = numbers._replace(off=cpu.record(everywhere))
+        numbers = numbers._replace(off=_of_every_class(numbers.off, classes, compute.compute_dtype(z)))
     y, r, q, _, total = numbers
     return checked(axis, o)._replace(numbers=numbers, scalars=None if w is not s else (y.scalar, r.scalar, q.scalar, total.scalar))
 
 
 Kind = tuple[torch.Size, torch.dtype]
+
+
+@lru_cache(maxsize=16)
+def _of_every_class(number: float, classes: int, dtype: torch.dtype) -> cpu.Record:
+    """Return the record of a tensor [C]. Calls of all shapes share it, for they are many, and C may be large."""
+    return cpu.record(torch.full((classes,), number, dtype=dtype, device="cpu"))
 
 
 def checked(axis: int, o: Options) -> Settled:
