@@ -288,6 +288,14 @@ class Label:
         assert isinstance(other, Range)
         return columns(self.case, lambda column: column == self.column)
 
+    def __ge__(self, least: int) -> Columns:
+        assert least == 0
+        return number(self.case, isinstance(self.column, str) or self.column >= 0)
+
+    def __lt__(self, size: Size) -> Columns:
+        assert isinstance(size, Size)
+        return number(self.case, isinstance(self.column, str) or self.column < 0)  # a number that is no column is a special label
+
 
 class Range:
     """The numbers of the columns."""

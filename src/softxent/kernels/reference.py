@@ -101,8 +101,10 @@ def curvature(
     parts, tangents = (library(z).empty((fields, result.shape[1]), like=result) for fields in (7, 5))
     tangent_sums(z, v, label, off, transform, parts, tangents, threads)
     hessian(z, v, label, numbers, off, transform, gauss_newton, parts, tangents, out, result, threads)
-    impossible = (label >= 0) & (label < z.shape[-1]) & (parts[4] == -np.inf)  # a label, which the sums cannot tell from none
-    result[1] = library(z).where(impossible, tangents[4] - result[0], result[1])
+    rows = slice(None)
+    x, y, (lse, logprob, *_) = Partials(*parts[:, rows]), Tangents(*tangents[:, rows]), result[:, rows]
+    impossible = (label >= 0) & (label < z.shape[-1]) & (x.zt == -np.inf)  # a label, which the sums cannot tell from none
+    result[1][rows] = library(z).where(impossible, y.vt - lse, logprob)
 
 
 def merge(
