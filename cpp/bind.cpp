@@ -353,6 +353,7 @@ NB_MODULE(_kernel, m) {
   m.attr("SMALL_CALL") = SMALL_CALL;
   m.attr("IGNORED") = IGNORED;
   m.attr("LARGEST") = LARGEST;
+  m.attr("LARGEST_LOGIT") = LARGEST_LOGIT;
   m.attr("OUTSIDE") = OUTSIDE;
   m.attr("DTYPES") = named({{"float32", F32},
                             {"float64", F64},

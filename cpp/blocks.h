@@ -6,12 +6,11 @@ ALONE int64_t largest(const void* x, Type type, int64_t n, double* tops) {
   if (type == F32) return largest<f32>((const float*)x, n, tops);
   return type == BF16 ? largest<bf16>((const uint16_t*)x, n, tops) : largest<f16>((const uint16_t*)x, n, tops);
 }
-// Returns the label of row i. LARGEST stands for the column with the largest off or, if off is not given for each row, the largest logit.
+// Returns the label of row i.
 ALWAYS int64_t find_label(const Job& j, int64_t i, double* tops = nullptr) {
   const int64_t t = label(j, i);
-  if (t != LARGEST) return t;
-  return j.off_by_row ? largest(element(j.off, j.off_type, i * j.off_step), j.off_type, j.cols, nullptr)
-                      : largest(logits(j, i), j.type, j.cols, tops);
+  if (is_largest_off(j, t)) return largest(element(j.off, j.off_type, i * j.off_step), j.off_type, j.cols, nullptr);
+  return is_largest_logit(j, t) ? largest(logits(j, i), j.type, j.cols, tops) : t;
 }
 
 ALWAYS bool needs_all(const Job& j) { return j.number_count > 4 || j.entropy; }

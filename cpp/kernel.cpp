@@ -84,7 +84,7 @@ template <class T, class O, Op op> void run(const Job& j, int64_t first, int64_t
         }
         int64_t* labels = f.x.label;
         for (int g = 0; g < some; g++) {
-          const bool known = label(j, i + g) == LARGEST && !j.off_by_row;
+          const bool known = is_largest_logit(j, label(j, i + g));
           labels[g] = find_label(j, i + g, f.b.top + g);
           if (!ignored(j, i + g))
             for (int64_t b = 0; b < blocks; b++) sum_block<T, O, op>(j, f, i + g, labels[g], g, b, one_pass(j), j.off, known);

@@ -20,8 +20,9 @@ enum Part { M, S, O, D, ZT, WT, U, PARTS };                                 // t
 enum Tangent { BASE, DS, DU, DO, VT, TANGENTS };                            // and those of Tangents
 enum Product { MEAN, AT_LABEL, BY_OFF, BY_ENTROPY, PRODUCTS };              // what CURVATURE and HESSIAN give for each row
 
-inline constexpr int64_t IGNORED = INT64_MIN;      // label of a row that is not read
-inline constexpr int64_t LARGEST = INT64_MIN + 1;  // stands for the column with the largest off, or logit
+inline constexpr int64_t IGNORED = INT64_MIN;            // label of a row that is not read
+inline constexpr int64_t LARGEST = INT64_MIN + 1;        // stands for the column with the largest off, if off is [rows, cols], or logit
+inline constexpr int64_t LARGEST_LOGIT = INT64_MIN + 3;  // stands for the column with the largest logit (INT64_MIN + 2: xla.h)
 
 struct Job {
   int64_t rows, cols;

@@ -39,6 +39,9 @@ ALWAYS double number(const Job& j, Number kind, int64_t i) {
   return kind < j.number_count ? j.numbers[kind * j.number_step + i * j.number_row] : 0;
 }
 ALWAYS int64_t label(const Job& j, int64_t i) { return j.label[i * j.label_step]; }
+// Whether a label stands for the column with the largest off, or with the largest logit.
+ALWAYS bool is_largest_off(const Job& j, int64_t t) { return t == LARGEST && j.off_by_row; }
+ALWAYS bool is_largest_logit(const Job& j, int64_t t) { return t == LARGEST_LOGIT || (t == LARGEST && !j.off_by_row); }
 ALWAYS bool ignored(const Job& j, int64_t i) { return label(j, i) == IGNORED; }
 ALWAYS int64_t from(int64_t t, int64_t k) { return (int64_t)((uint64_t)t - (uint64_t)k); }
 ALWAYS bool within(int64_t t, int64_t n) { return (uint64_t)t < (uint64_t)n; }

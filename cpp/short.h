@@ -176,13 +176,18 @@ ALONE void fill(const Job& j, Panel<typename T::A>& p, int64_t first, int some, 
     rows_to_panel<O>(off<O>(j, first), j.off_step, j.off_column, j.cols, some, p.off);
     widen<O>(p.off, j.cols * L);
   }
-  bool asks[L], any = false;
+  bool by_logit[L], by_off[L], any = false;
   for (int g = 0; g < L; g++) {
     const int64_t t = label(j, first + least(g, some - 1));
     label_of[g] = within(t, j.cols) ? (A)t : -1;
-    any |= asks[g] = t == LARGEST;
+    by_logit[g] = is_largest_logit(j, t);
+    by_off[g] = is_largest_off(j, t);
+    any |= by_logit[g] || by_off[g];
   }
-  if (any) put_largest<A>(with_off && j.off_by_row ? p.off : p.e, j.cols, asks, label_of);
+  if (any) {
+    put_largest<A>(p.e, j.cols, by_logit, label_of);
+    if (with_off) put_largest<A>(p.off, j.cols, by_off, label_of);
+  }
   for (int64_t k = 0; capped && k < j.cols * L; k += W) {
     V<A> y = read(p.e + k) * (A)j.unit, by;
     tanh_and_slope<A, 1>(&y, &by);

@@ -126,14 +126,15 @@ class WideRow {
         capped(j.cap < INF) {}
   WideRow(const Job& j, int64_t i) : WideRow(j, logits(j, i), i, j.z_column) {}
 
-  // LARGEST stands for the column with the largest off or, if off is not given for each row, the largest logit: the first of them.
+  // The first column with the largest off or logit, if the label stands for it.
   int64_t label() const {
     const int64_t t = j.label[i * j.label_step];
-    if (t != LARGEST) return t;
+    const bool by_off = is_largest_off(j, t);
+    if (!by_off && !is_largest_logit(j, t)) return t;
     int64_t at = 0;
     Wide most = -INF;
     for (int64_t k = 0; k < cols; k++) {
-      const Wide x = j.off_by_row ? weight(k) : Wide(read_one(z, j.type, k * z_column));
+      const Wide x = by_off ? weight(k) : Wide(read_one(z, j.type, k * z_column));
       if (x > most) most = x, at = k;
     }
     return at;

@@ -32,7 +32,7 @@ import softxent
 from softxent import kernels
 from softxent.conformance import definition as of_case
 from softxent.conformance.case import Case
-from softxent.kernels import IGNORED, LARGEST
+from softxent.kernels import IGNORED, LARGEST, LARGEST_LOGIT
 from softxent.partials import times
 from softxent.proof import bounds
 from softxent.truth import SMALLEST
@@ -126,7 +126,7 @@ def drawn(memory: Memory) -> Problem:
     if memory.chance(0.3, "ignored rows"):
         label[rng.random(rows) < 0.3] = IGNORED
     if memory.chance(0.15, "the largest as label"):
-        label[:] = LARGEST
+        label[:] = LARGEST if memory.chance(0.5, "the largest truth, if there is one of each row") else LARGEST_LOGIT
     seen.update(
         [dtype, f"off: {off}", "softcap" if np.isfinite(p.transform[1]) else "no softcap", f"{'many' if classes > 64 else 'few'} classes"]
     )
@@ -134,11 +134,13 @@ def drawn(memory: Memory) -> Problem:
 
 
 def resolved(p: Problem) -> Problem:
-    """Return the rows that are not ignored, with a class for LARGEST."""
+    """Return the rows that are not ignored, with a class for LARGEST and LARGEST_LOGIT."""
     p = p.rows(p.label != IGNORED)
-    of = p.off if p.off is not None and p.off.ndim == 2 else p.z
-    largest = np.nan_to_num(of.astype(np.float64), nan=-np.inf, neginf=-np.inf).argmax(axis=1) if of.size else p.label
-    return p._replace(label=np.where(p.label == LARGEST, largest, p.label))
+    by_off, by_logit = (
+        np.nan_to_num(of.astype(np.float64), nan=-np.inf, neginf=-np.inf).argmax(axis=1) if of.size else p.label
+        for of in (p.off if p.off is not None and p.off.ndim == 2 else p.z, p.z)
+    )
+    return p._replace(label=np.where(p.label == LARGEST, by_off, np.where(p.label == LARGEST_LOGIT, by_logit, p.label)))
 
 
 def kernel_call(memory: Memory) -> None:

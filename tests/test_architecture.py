@@ -172,7 +172,7 @@ FLOORS = {  # the lowest first; a file may import files of lower floors, and on 
     "compute": ("arrays", "cpu", "compute"),
     "operators": ("operators", "sharding", "sharded_operators", "by_chunks", "linear_operators"),
     "arguments": ("arguments",),
-    "doors": ("distributed", "loss", "linear", "lazy_logits", "huggingface", "__init__"),
+    "doors": ("distributed", "loss_and_gradient", "loss", "linear", "lazy_logits", "huggingface", "__init__"),
 }
 FLOORS_OF_JAX = {
     "compute": ("arrays", "call", "formulas", "native", "by_classes", "devices"),

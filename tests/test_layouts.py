@@ -94,7 +94,8 @@ def test_the_bits_of_a_row_do_not_depend_on_the_layout(dtype, off, transform, rn
         numbers[5] *= (p.label >= 0) & (p.label < classes)
         numbers[3] *= np.where(rng.random(rows) < 0.2, 2.0**200, 1)  # large numbers are computed in another way
         if rng.random() < 0.5:
-            p = p._replace(label=np.where((rng.random(rows) < 0.2) & (numbers[5] == 0), kernels.LARGEST, p.label))
+            largest = rng.choice([kernels.LARGEST, kernels.LARGEST_LOGIT], rows)
+            p = p._replace(label=np.where((rng.random(rows) < 0.2) & (numbers[5] == 0), largest, p.label))
         v = rng.standard_normal((rows, classes)).astype(computed(dtype))
         v = repeated(v, lead, rng)
         if p.off is not None and p.off.ndim > 1:

@@ -22,7 +22,7 @@ from traced import ANY, LABEL, MASKED, ONE, OTHER, PARTS, ZERO, Case, Columns, L
 from softxent import formula, partials
 from softxent.formula import Numbers
 from softxent.kernels import reference
-from softxent.kernels.reference import IGNORED, LARGEST
+from softxent.kernels.reference import IGNORED, LARGEST, LARGEST_LOGIT
 from softxent.partials import LIBRARIES, Partials, Tangents, identity
 from softxent.proof.derivation import ALPHA, DERIVATIONS, GIVEN_TRUTH, OUTPUTS, SLOPE, Derivation, L, N, T, c, dz, eps, eta, g1, g2, g3, g4
 
@@ -382,7 +382,8 @@ def the_backend_applies_the_transform(code, case: Case) -> None:
 
 
 def special_labels_of_the_backend(code, case: Case) -> None:
-    """An ignored row is not read, and all that it gives is the number 0. LARGEST is the class with the largest off, or else logit."""
+    """An ignored row is not read, and all that it gives is the number 0. LARGEST is the class with the largest off, or else logit, and
+    LARGEST_LOGIT the latter."""
     for bad in (None, math.nan, math.inf, -math.inf):
         of = row(case, label=IGNORED)
         got = run(code, of if bad is None else of._replace(z=columns(case, lambda column, bad=bad: bad)))
@@ -394,9 +395,10 @@ def special_labels_of_the_backend(code, case: Case) -> None:
             of = row(case, label=LARGEST, shared=shared)
             of = of if kept else of._replace(off=None)
             largest = case.top_of_off if kept and not shared else case.top
-            got, want = (run(code, of._replace(label=Label(case, label))) for label in (LARGEST, largest))
-            for one, other in zip(flat(got), flat(want), strict=True):
-                assert one.value.entries == other.value.entries
+            for special, column in ((LARGEST, largest), (LARGEST_LOGIT, case.top)):
+                got, want = (run(code, of._replace(label=Label(case, label))) for label in (special, column))
+                for one, other in zip(flat(got), flat(want), strict=True):
+                    assert one.value.entries == other.value.entries
 
 
 def flat(got: Computed) -> list[Output]:
@@ -511,7 +513,8 @@ MUTATIONS = [  # code, the same code with a mistake, and the law that fails with
     ("library(label).where(label == IGNORED, 0.0, x)", "x", special_labels_of_the_backend),
     ("where(live[:, None], hv, 0.0)", "hv", special_labels_of_the_backend),
     ("times(by, formula.surprisal(zi, x))", "times(by, zi)", log_softmax_is_the_definition),
-    ("of = z if off is None or off.ndim == 1 else off", "of = z", special_labels_of_the_backend),
+    ("z if off is None or off.ndim == 1 else off", "z", special_labels_of_the_backend),
+    ("where(label == LARGEST_LOGIT, z.argmax(axis=1), label)", "label", special_labels_of_the_backend),
 ]
 
 

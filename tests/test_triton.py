@@ -16,7 +16,7 @@ from test_waist import any_size, by_definition, close_by, far_out, moved_by
 
 from softxent import contract, formula
 from softxent import torch as st
-from softxent.kernels import IGNORED, LARGEST, reference, triton
+from softxent.kernels import IGNORED, LARGEST, LARGEST_LOGIT, reference, triton
 from softxent.partials import finish, lse, times
 from softxent.proof import bounds
 
@@ -371,11 +371,12 @@ def test_the_label_may_be_the_class_with_the_largest_truth_or_logit(kernel, tran
         p = wider(problem(*shape, DTYPES["f32"], off), transform)
         of, rows, largest = p.off if off.startswith("dense") else p.z, [0, 2, 3], [classes - 1, 3, 0]
         of[2, [3, 7, classes - 1]] = of[rows, largest] = 1000
-        p.label[rows] = largest
-        want = [*fused(kernel, p, outputs=5), *curvature(kernel, p)]
-        p.label[rows] = LARGEST
-        same([*fused(kernel, p, outputs=5), *curvature(kernel, p)], want)
-        same(two_calls(kernel, p, outputs=5), want[:3])
+        for special, columns in ((LARGEST, largest), (LARGEST_LOGIT, p.z[rows].argmax(1).tolist())):
+            p.label[rows] = torch.as_tensor(columns)
+            want = [*fused(kernel, p, outputs=5), *curvature(kernel, p)]
+            p.label[rows] = special
+            same([*fused(kernel, p, outputs=5), *curvature(kernel, p)], want)
+            same(two_calls(kernel, p, outputs=5), want[:3])
 
 
 @each_kernel

@@ -204,7 +204,7 @@ def test_nothing_behind_an_array_is_read_or_written(dtype, off):
 def test_the_label_largest_among_other_labels_is_that_of_its_row(classes, rng):
     """Rows of a tile are computed together, and some labels are looked for while the largest logit is."""
     p = problem(40, classes, DTYPES["f32"], "label")
-    p = p._replace(label=rng.choice([kernels.LARGEST, -1, 3], 40))
+    p = p._replace(label=rng.choice([kernels.LARGEST, kernels.LARGEST_LOGIT, -1, 3], 40))
     whole = fused(p)
     for i in range(40):
         assert fused(p.rows([i])).result.tobytes() == whole.result[:, [i]].tobytes()
@@ -527,9 +527,10 @@ def test_the_label_largest_is_the_column_of_the_largest_truth_or_logit(dtype):
     for shape in SHAPES:
         for off in ("dense", "shared", "label"):
             p = problem(*shape, dtype, off)
-            of = p.off if off == "dense" else np.where(np.isnan(p.z.astype(float)), -np.inf, p.z.astype(float))
-            largest = p._replace(label=np.full(shape[0], kernels.LARGEST))
-            assert fused(largest).bits() == fused(p._replace(label=of.argmax(axis=1))).bits()
+            logits = np.where(np.isnan(p.z.astype(float)), -np.inf, p.z.astype(float))
+            for special, by in ((kernels.LARGEST, p.off if off == "dense" else logits), (kernels.LARGEST_LOGIT, logits)):
+                largest = p._replace(label=np.full(shape[0], special))
+                assert fused(largest).bits() == fused(p._replace(label=by.argmax(axis=1))).bits()
 
 
 @each_dtype

@@ -7,6 +7,7 @@ SHORT_ROW: int
 SMALL_CALL: int
 IGNORED: int
 LARGEST: int
+LARGEST_LOGIT: int
 OUTSIDE: int
 DTYPES: dict[str, int]
 GIVEN: dict[str, int]

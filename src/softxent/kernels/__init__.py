@@ -5,7 +5,8 @@ A backend is a module with the functions of `Kernel`. They compute the equations
     z         [*rows, C] logits as the caller gave them, float32, float64, float16 or bfloat16, with at least one axis of rows. Like off, v
               and out it has any strides that are whole numbers of elements. R is the number of rows
     label     [R] int64; one outside 0..C-1 matches no column. A row with the label IGNORED is not read, and all that it gives is 0.
-              LARGEST stands for the column with the largest off of the row, if off is [*rows, C], or else for that with the largest logit
+              LARGEST stands for the column with the largest off of the row, if off is [*rows, C], or else for that with the largest
+              logit, and LARGEST_LOGIT for the latter in any case
     numbers   [4, R], [7, R], [4, 1] or [7, 1] float64, formula.Numbers: y (truth at the label), r (weight of off), q (twice z-loss), and
               the upstream gradients g (of the loss), l (lse), b (log-probability of the label) and n (entropy). Or, for NumPy, a tuple,
               of floats or (float, [R] or None, [C] or None): the product of these, where [C] has a number for each label
@@ -37,6 +38,7 @@ from ..messages import fail, shown
 from ..partials import Array
 from ..shared import IGNORED as IGNORED
 from ..shared import LARGEST as LARGEST
+from ..shared import LARGEST_LOGIT as LARGEST_LOGIT
 from ..shared import NO_LABEL as NO_LABEL
 from . import reference
 

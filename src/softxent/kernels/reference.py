@@ -15,7 +15,7 @@ import numpy as np
 from .. import formula, partials
 from ..formula import Numbers
 from ..partials import Array, Partials, Tangents, identity, library, times
-from ..shared import IGNORED, LARGEST
+from ..shared import IGNORED, LARGEST, LARGEST_LOGIT
 
 _CHUNK = 1 << 18  # elements of a chunk: 2 MiB in float64, for each temporary array of an expression
 _ON_A_DEVICE = 1 << 24  # elements of a chunk of tensors, 128 MiB: on a GPU each operation costs a kernel launch
@@ -183,9 +183,9 @@ def _numbers(numbers: Any, i: slice, label: Array) -> Numbers:
 
 
 def _label(label: Array, z: Array, off: Array | None) -> Array:
-    """Return the labels, with a column in place of LARGEST."""
-    of = z if off is None or off.ndim == 1 else off
-    found: Array = library(z).where(label == LARGEST, of.argmax(axis=1), label)
+    """Return the labels, with a column in place of LARGEST and LARGEST_LOGIT."""
+    where, of = library(z).where, z if off is None or off.ndim == 1 else off
+    found: Array = where(label == LARGEST, of.argmax(axis=1), where(label == LARGEST_LOGIT, z.argmax(axis=1), label))
     return found
 
 

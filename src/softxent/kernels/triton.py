@@ -20,7 +20,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from ..shared import IGNORED, LARGEST
+from ..shared import IGNORED, LARGEST, LARGEST_LOGIT
 from .reference import hessian as hessian
 from .reference import merge as merge
 from .reference import tangent_sums as tangent_sums
@@ -29,7 +29,7 @@ version = triton.__version__
 TILE = 4096  # elements of a tile in float32, half as many in float64: 64 bytes for each thread of 8 warps
 ROWS = 256  # at most this many rows in a tile, one for each thread: more would not fit into the registers
 AS_GIVEN, TEMPERATURE, SOFTCAP = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)  # TRANSFORM: the logits' transform
-_IGNORED, _LARGEST = tl.constexpr(IGNORED), tl.constexpr(LARGEST)
+_IGNORED, _LARGEST, _LARGEST_LOGIT = tl.constexpr(IGNORED), tl.constexpr(LARGEST), tl.constexpr(LARGEST_LOGIT)
 
 
 # ---- functions of one number ----
@@ -201,19 +201,19 @@ def _largest(x):
 def _label(
     label, z, off, here, C, cap, TRANSFORM: tl.constexpr, OFF: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """Return the labels of the rows; for LARGEST, the column of the largest off, if off is a matrix, or of the largest logit."""
+    """Return the labels of the rows; for LARGEST, the column of the largest off, if off is a matrix, or of the largest logit; for
+    LARGEST_LOGIT, the latter."""
     t = tl.load(label, mask=here, other=_IGNORED)
-    wanted = t == _LARGEST
+    wanted = (t == _LARGEST) | (t == _LARGEST_LOGIT)
     if tl.max(wanted.to(tl.int32), 0) > 0:
         largest = tl.full(t.shape, -float("inf"), WIDE)
         at = tl.zeros_like(t)
         for k in range(0, C, BLOCK):
             col = k + tl.arange(0, BLOCK)[None, :]
             inside = wanted[:, None] & (col < C)
+            x = _read(z[:, None] + col, inside, cap, TRANSFORM, WIDE)[0]
             if OFF == 2:
-                x = tl.load(off[:, None] + col, mask=inside, other=-float("inf")).to(WIDE)
-            else:
-                x = _read(z[:, None] + col, inside, cap, TRANSFORM, WIDE)[0]
+                x = tl.where((t == _LARGEST)[:, None], tl.load(off[:, None] + col, mask=inside, other=-float("inf")).to(WIDE), x)
             block, index = _largest(x)
             at = tl.where(block > largest, k + index, at)
             largest = tl.where(block > largest, block, largest)

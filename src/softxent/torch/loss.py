@@ -1,43 +1,25 @@
 """The public functions for logits that are given as a tensor: `cross_entropy`, `CrossEntropyLoss`, `log_softmax` and `logsumexp`.
 
-arguments.py checks their arguments and turns the options into numbers; operators.py has what is computed from them, with its derivatives. A
-loss alone, in eager mode, has a function of autograd of its own here, `CrossEntropy`: its gradient is computed in the forward pass.
+arguments.py checks their arguments and turns the options into numbers. loss_and_gradient.py computes a loss with its gradient, and
+operators.py what else the rows give, with derivatives of any order.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 from torch.nn import Module
 
-from .. import kernels
 from ..contract import fail, renamed, shown
-from ..shared import SMALL_CALL
-from . import arguments, compute, cpu, distributed, operators
+from . import arguments, compute, distributed, loss_and_gradient, operators
 from .arguments import FLOATS, plain, tensor
+from .loss_and_gradient import FN, ONLY_LOSS, Given
+from .loss_and_gradient import Result as Result
 from .operators import no_labels
 from .sharded_operators import sharded_log_softmax, sharded_rows
-
-FN = "cross_entropy"
-FLOAT32 = torch.finfo(torch.float32).max
-FORWARD, BACKWARD, FUSED = (compute.OPS.get(name, -1) for name in ("forward", "backward", "fused"))
-NOTHING: tuple[Any, ...] = ()
-ONLY_LOSS = (False,) * 4  # the outputs that are wanted: lse, log-probability, entropy, correct
-
-
-class Result(NamedTuple):
-    """What `cross_entropy` and `linear_cross_entropy` return if a `return_` option is set. A field that was not requested is None."""
-
-    loss: Tensor
-    lse: Tensor | None = None
-    entropy: Tensor | None = None
-    logprobs: Tensor | None = None
-    correct: Tensor | None = None
 
 
 def cross_entropy(
@@ -116,7 +98,7 @@ def cross_entropy(
     if group is None and compute.direct(input, target, *others) and not (return_logprobs and target.is_floating_point()):
         if not (others or target.requires_grad) or not operators.differentiated(target, *others):
             settled = arguments.settled(FN, input, target, weight, sample_weight, *given)
-            return _result(input, Given(target, weight, sample_weight, settled, wanted))
+            return loss_and_gradient.result(input, Given(target, weight, sample_weight, settled, wanted, arguments.result_dtype(input)))
     eager = plain(input, target)
     if group is not None or (not eager and distributed.is_dtensor(input, target)):
         return _distributed(input, target, weight, sample_weight, given, wanted, check, group, first_class)
@@ -125,9 +107,12 @@ def cross_entropy(
     if check and not input.is_cpu and not target.is_floating_point():
         operators.check_labels(FN, target, input.shape[axis], options.ignore_index)
     if eager and not any(wanted) and plain(*others) and not operators.differentiated(target, *others):
-        return _result(input, Given(target, weight, sample_weight, arguments.checked(axis, options), wanted))
+        dtype = arguments.result_dtype(input)
+        return loss_and_gradient.result(input, Given(target, weight, sample_weight, arguments.checked(axis, options), wanted, dtype))
     if return_logprobs and target.is_floating_point():
         fail(FN, "return_logprobs", "be False where the target is probabilities", True)
+    if not any(wanted) and reduction != "none" and loss_and_gradient.are_constant(input, target, *others):
+        return loss_and_gradient.reduced(input, target, weight, sample_weight, *given)
     truth, total = arguments.truth_of(FN, input, target, weight, sample_weight, axis, options)
     losses, *rows, correct = operators.rows(input, *truth, axis, options.temperature, options.cap, any(wanted[1:]))
     dtype = arguments.result_dtype(input)
@@ -164,8 +149,8 @@ def _distributed(
     of_truth = [t for t in (target, weight, sample) if t is not None]
     if shards is None and reduction != "none" and not any(wanted) and plain(input, *of_truth) and not operators.differentiated(*of_truth):
         divisor = truth.y.new_ones(()) if total is None else distributed.whole_sum(total, place).to_local()
-        part = Given(target, weight, sample, arguments.checked(axis, options), ONLY_LOSS, divisor)
-        loss = distributed.whole_sum(_result(input, part, (truth, divisor)), place)
+        part = Given(target, weight, sample, arguments.checked(axis, options), ONLY_LOSS, torch.float64, divisor)
+        loss = distributed.whole_sum(loss_and_gradient.result(input, part, (truth, divisor)), place)
         return loss.to(arguments.result_dtype(input))
     transform, more = (options.temperature, options.cap), any(wanted[1:])
     if shards is None:
@@ -213,174 +198,6 @@ class CrossEntropyLoss(Module):
             input, target, self.weight, ignore_index=self.ignore_index, reduction=self.reduction, label_smoothing=self.label_smoothing,
             **self.options,
         )  # fmt: skip
-
-
-class Given(NamedTuple):
-    """The arguments of `cross_entropy`, except for the logits, for `CrossEntropy`."""
-
-    target: Tensor
-    weight: Tensor | None
-    sample: Tensor | None
-    settled: arguments.Settled
-    wanted: tuple[bool, ...]  # lse, log-probability, entropy, correct
-    divisor: Tensor | None = None  # if these are the rows of one of several processes, what the sum is divided by; the loss is float64
-
-
-# What is computed in the forward pass: the loss and, if they are wanted, lse, log-probability and entropy; the number of correct rows; the
-# gradient of a reduced loss; and the partial sums of the rows [7, N], if there are such outputs, for the backward pass.
-Found = tuple[Sequence[Tensor | None], Any, Tensor | None, Tensor | None]
-
-
-def _result(input: Tensor, given: Given, known: tuple[arguments.Truth, Any] | None = None) -> Any:
-    """Return what `cross_entropy` returns, with the function of autograd if there is something to differentiate."""
-    found = _computed(input, given, known)
-    outputs: Any = found[0]
-    if input.requires_grad and torch.is_grad_enabled():
-        outputs = _differentiable(input, found, given)
-        if given.wanted is ONLY_LOSS:
-            return outputs
-    if given.wanted is ONLY_LOSS:
-        return outputs[0]
-    loss, lse, logprobs, entropy = outputs
-    correct = torch.scalar_tensor(found[1], dtype=torch.int64, device="cpu") if given.wanted[3] else None
-    return Result(loss, lse, entropy, logprobs, correct)
-
-
-def _computed(input: Tensor, given: Given, known: tuple[arguments.Truth, Any] | None = None) -> Found:
-    """Return the loss and, computed in the same pass, its gradient if `_with_gradient`. `known` is what `_truth_of` gives, if anything."""
-    target, weight, sample, settled, wanted, _ = given
-    axis, _, transform, mean, losses, numbers, _ = settled
-    if numbers is None:
-        return _computed_by_tensors(input, given, *(known or _truth_of(input, given)))
-    label, ignored, y, r, q, off, total = arguments.truth_of_constants(FN, input, target, weight, sample, settled)
-    g = 1.0 if not mean else 1 / total if total else 0.0
-    dtype, threads, result = arguments.result_dtype(input), 1 if input.numel() < SMALL_CALL else cpu.threads(), NOTHING
-    dz = parts = None
-    if losses or wanted is not ONLY_LOSS:
-        lead, wide = input.shape[:axis] + input.shape[axis + 1 :], torch.float32 if input.dtype == torch.float32 else torch.float64
-        outputs = [torch.empty(lead, dtype=wide, device="cpu") if want else None for want in (losses, *wanted)]
-        result = tuple(None if t is None else cpu.record(t) for t in outputs)
-    if losses or (result and any(wanted[:3])):
-        if any(wanted[:3]) and input.numel() >= SMALL_CALL and input.requires_grad and torch.is_grad_enabled():
-            parts = compute.new((7, input.numel() // input.shape[axis]), input)
-    elif _with_gradient(input, given):
-        dz = cpu.like(input)
-    of_dz, of_parts = None if dz is None else cpu.record(dz), None if parts is None else cpu.record(parts)
-    loss, correct = kernels.cpu.call(
-        FORWARD if dz is None else FUSED, cpu.record(input), axis, label, (y, r, q, g), off, transform, of_dz, result, of_parts, threads,
-        ignored=ignored,
-    )  # fmt: skip
-    if not losses:
-        if mean:
-            loss = loss / total if total else math.nan
-        reduced = _number(loss, dtype)
-        if not result:
-            return (reduced, None, None, None), correct, dz, parts
-    found = [t if t is None else t.to(dtype) for t in outputs[:4]]
-    return found if losses else [reduced, *found[1:]], correct, dz, parts
-
-
-def _computed_by_tensors(input: Tensor, given: Given, truth: arguments.Truth, total: Tensor | None) -> Found:
-    axis, options, transform, *_ = given.settled
-    losses = compute.new(compute.shape_of_rows(input, axis)[0], input)
-    dz = cpu.like(input) if _with_gradient(input, given) else None
-    label, y, r, q, off = truth
-    g = y.new_ones(()) if total is None else torch.where(total == 0, 0.0, 1 / total)
-    compute.run("forward" if dz is None else "fused", input, axis, label, (y, r, q, g), off, transform, out=dz, result=(losses,))
-    dtype = arguments.result_dtype(input) if given.divisor is None else torch.float64
-    return (arguments.reduced(losses, options.reduction, total, dtype),), 0, dz, None
-
-
-def _truth_of(input: Tensor, given: Given) -> tuple[arguments.Truth, Tensor | None]:
-    """Return the truth of the rows, and what the sum of their losses is divided by."""
-    axis, options, *_ = given.settled
-    truth, total = arguments.truth_of(FN, input, given.target, given.weight, given.sample, axis, options)
-    return truth, total if given.divisor is None else given.divisor
-
-
-def _number(x: float, dtype: torch.dtype) -> Tensor:
-    if abs(x) > FLOAT32:  # torch refuses it as a float32, where it is infinite
-        return torch.scalar_tensor(x, dtype=torch.float64, device="cpu").to(dtype)
-    return torch.scalar_tensor(x, dtype=dtype, device="cpu")
-
-
-def _with_gradient(input: Tensor, given: Given) -> bool:
-    """Whether the gradient is computed in the forward pass.
-
-    That of float16 is not, because an upstream gradient, which a loss scaler makes large, could not bring back what is rounded to 0.
-    """
-    return input.requires_grad and torch.is_grad_enabled() and not given.settled.losses and input.dtype != torch.float16
-
-
-class CrossEntropy(Function):
-    """(logits, what was computed of them, the other arguments) -> loss, lse, log-probability, entropy; None if one was not wanted.
-
-    The first backward pass returns the gradient of the forward pass, if there is one; another computes it again.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, input: Tensor, found: Found, given: Given) -> Any:
-        ctx.save_for_backward(input, given[0], given[1], given[2], found[2], found[3])
-        ctx.given, ctx.unused = given[3:], [True]
-        ctx.of_weights = None if given[1] is given[2] is None else [t if t is None else t.shape for t in given[1:3]]
-        ctx.set_materialize_grads(False)
-        return found[0][0] if given.wanted is ONLY_LOSS else tuple(found[0])
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> Any:
-        input, target, weight, sample, dz, parts = ctx.saved_tensors
-        g, batched, once = grads[0], operators.batched_by_autograd(*grads), not torch.is_grad_enabled()
-        known = None
-        if dz is not None and g is not None and not batched:
-            first = operators.first_backward(ctx)
-            if not (first and once):
-                _unchanged(ctx.of_weights, input, target, weight, sample)
-                dz = dz if first else _again(input, Given(target, weight, sample, *ctx.given))
-            known = compute.scaled(dz.data, g.detach())  # an in-place change of the result is not one of the saved dz
-            if once:
-                return known, None, None
-        given = Given(target, weight, sample, *ctx.given)
-        _unchanged(ctx.of_weights, input, target, weight, sample)
-        axis, _, transform, mean, _, numbers, _ = given.settled
-        if once and not batched and numbers is not None:
-            label, ignored, y, r, q, off, weights = arguments.truth_of_constants(FN, input, target, weight, sample, given.settled)
-            dz = cpu.like(input)
-            of_loss: Any = (g.item() / weights if weights else 0.0) if g is not None and mean else g
-            of_rows = (y, r, q, *map(cpu.given, (of_loss, *grads[1:])))
-            kernels.cpu.call(
-                FUSED if parts is None else BACKWARD, cpu.record(input), axis, label, of_rows, off, transform,
-                cpu.record(dz), (), None if parts is None else cpu.record(parts), cpu.threads(), ignored=ignored,
-            )  # fmt: skip
-            return dz, None, None
-        truth, total = _truth_of(input, given)
-        up = [None if t is None else t.double() for t in grads] + [None] * (4 - len(grads))
-        if g is not None and total is not None:
-            up[0] = torch.where(total == 0, 0.0, g.double() / total)
-        of_gradient = (input, *truth, *up, axis, *transform)
-        if known is not None:
-            return operators.known_gradient(*of_gradient, (known,)), None, None
-        return (operators.multiplied_gradient if batched else operators.gradient)(*of_gradient), None, None
-
-
-def _unchanged(of_weights: list[torch.Size | None] | None, input: Tensor, target: Tensor, *weights: Tensor | None) -> None:
-    """Raise an error if a tensor that was saved has lost its memory since then, or its shape, where broadcasting would hide it."""
-    compute.need_memory(input, target, *weights)
-    for name, t, shape in zip(("weight", "sample_weight"), weights, of_weights or (None, None), strict=True):
-        if t is not None and t.shape != shape:
-            fail(FN, name, f"keep its shape {tuple(shape or ())} until the backward pass", tuple(t.shape), RuntimeError)
-
-
-def _again(input: Tensor, given: Given) -> Tensor:
-    """Compute the gradient of the forward pass again."""
-    with torch.enable_grad():
-        dz = _computed(input, given)[2]
-    assert dz is not None
-    return dz
-
-
-_differentiable: Callable[..., tuple[Tensor | None, ...]] = super(
-    Function, CrossEntropy
-).apply  # of the tensors of torch.func, which Function.apply looks for, there are none
 
 
 def logsumexp(input: Tensor, dim: int = -1, keepdim: bool = False) -> Tensor:

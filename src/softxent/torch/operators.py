@@ -26,7 +26,7 @@ from torch.autograd import Function, forward_ad
 from torch.nn.functional import logsigmoid
 
 from .. import contract
-from ..kernels import IGNORED, LARGEST, NO_LABEL
+from ..kernels import IGNORED, LARGEST, LARGEST_LOGIT, NO_LABEL
 from . import compute, cpu
 from .compute import PLAIN, readable
 
@@ -45,7 +45,7 @@ def rows(
 
     The last three are empty unless `more` is set. All are 0 in rows with the label IGNORED.
     """
-    found: Five = _called(Rows, rows_operator, z, label, y, r, q, off, axis, temperature, cap, more)
+    found: Five = _either(Rows, rows_operator, z, label, y, r, q, off, axis, temperature, cap, more)
     return found
 
 
@@ -55,13 +55,13 @@ def gradient(
     axis: int, temperature: float = 1.0, cap: float = math.inf,
 ) -> Tensor:  # fmt: skip
     """Return the gradient of sum g loss + l lse + b logprob + n entropy by the logits; g, l, b and n are None, [*lead] or 0-dim."""
-    found: Tensor = _called(Gradient, gradient_operator, z, label, y, r, q, off, g, l, b, n, axis, temperature, cap)
+    found: Tensor = _either(Gradient, gradient_operator, z, label, y, r, q, off, g, l, b, n, axis, temperature, cap)
     return found
 
 
 def log_softmax(z: Tensor, scale: Tensor, axis: int, temperature: float = 1.0, cap: float = math.inf) -> Tensor:
     """Return scale log softmax(z), in the dtype of z, for a float64 scale [*lead] or 0-dim. It is 0 where scale is 0."""
-    found: Tensor = _called(LogSoftmax, log_softmax_operator, z, scale, axis, temperature, cap)
+    found: Tensor = _either(LogSoftmax, log_softmax_operator, z, scale, axis, temperature, cap)
     return found
 
 
@@ -72,8 +72,13 @@ def curvature(z: Tensor, v: Tensor, *others: Any) -> Five:
     of the transform of the logits. They are the derivatives of <gradient, v> by l, b and n; those by g, y, r and q are sums
     of their products. The other arguments are those of `gradient`, label to cap.
     """
-    directly = readable(z) and not batched_by_autograd(v) and not differentiated(z, v, *others[:9])
-    return (compute.curvature if directly else _composed_curvature)(z, v, *others)
+    found: Five = of_batches(_curvature, z, v, *others)
+    return found
+
+
+def _curvature(z: Tensor, v: Tensor, *others: Any) -> Five:
+    found: Five = _either(Curvature, _composed_curvature, z, v, *others)
+    return found
 
 
 def class_labels(fn: str, target: Tensor, classes: int, ignored: int) -> Tensor:
@@ -132,12 +137,15 @@ def beside_the_graph(function: Callable[..., Any]) -> Callable[..., Any]:
     return found
 
 
-def _called(function: Any, operator: Any, z: Tensor, *others: Any) -> Any:
-    """Call the function of autograd or the operator of torch.library."""
-    if torch.compiler.is_compiling() and transforms():
+def by_operator(t: Tensor) -> bool:
+    """Whether the operator of torch.library is called, because a compiler or a subclass of Tensor must see it."""
+    return not (torch.compiler.is_compiling() and transforms()) and not eagerly(t)
+
+
+def called(function: Any, z: Tensor, *others: Any) -> Any:
+    """Call the function of autograd."""
+    if torch.compiler.is_compiling():
         return beside_the_graph(function.apply)(z, *others)
-    if not eagerly(z):
-        return operator(z, *others)
     if torch._C._are_functorch_transforms_active():
         if forward_levels() > 1:
             expected = "not be nested, for torch would return 0; use torch.func.grad for one of the two"
@@ -145,6 +153,11 @@ def _called(function: Any, operator: Any, z: Tensor, *others: Any) -> Any:
         return function.apply(z, *others)
     quick: Any = super(Function, function)  # Function.apply first binds the arguments to a signature, which takes 25 us
     return quick.apply(*unwrap_dead_wrappers((z, *others)))
+
+
+def _either(function: Any, operator: Any, z: Tensor, *others: Any) -> Any:
+    """Call the operator of torch.library or the function of autograd."""
+    return operator(z, *others) if by_operator(z) else called(function, z, *others)
 
 
 def forward_levels() -> int:
@@ -308,21 +321,53 @@ class Gradient(Function):
         return gradient(*_folded(info.batch_size, in_dims, 10, arguments)), 0
 
 
-class KnownGradient(Gradient):
-    """(the arguments of Gradient, a tuple with its result) -> its result, which has been computed before."""
+class Curvature(Function):
+    """(z, v, label, y, r, q, off, g, l, b, n, axis, temperature, cap) -> what `curvature` returns."""
+
+    setup_context = _saving(11)
 
     @staticmethod
-    def forward(*arguments: Any) -> Tensor:
-        dz: Tensor = arguments[-1][0]
-        return dz
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        Gradient.setup_context(ctx, inputs[:-1], output)
+    def forward(*arguments: Any) -> Any:
+        return _recorded(compute.curvature, _composed_curvature)(*arguments)
 
     @staticmethod
     def backward(ctx: Any, *grads: Optional) -> Any:
-        return *Gradient.backward(ctx, *grads), None
+        given = compute.saved(ctx)
+        at = [k for k, need in enumerate(ctx.needs_input_grad) if need]
+        found, pull_back = _composed_vjp(given, at, ctx.options)
+        upstream = (torch.zeros_like(t) if g is None else g.to(t.dtype) for g, t in zip(grads, found, strict=True))
+        gradients = dict(zip(at, pull_back(tuple(upstream)), strict=True))
+        return tuple(gradients.get(k) for k in range(len(ctx.needs_input_grad)))
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Optional) -> Any:
+        given = compute.saved(ctx)
+        at = [k for k, t in enumerate(tangents) if t is not None]
+        found, pull_back = _composed_vjp(given, at, ctx.options)
+        # The transpose of the linear map of upstream gradients to gradients: torch.func.jvp cannot be nested in forward mode.
+        push_forward = torch.func.vjp(lambda *upstream: pull_back(upstream), *map(torch.ones_like, found))[1]
+        moving: Any = [tangents[k] for k in at]
+        hv, *numbers = push_forward(tuple(t.to(given[k].dtype) for k, t in zip(at, moving, strict=True)))
+        return hv, *(t.double() for t in numbers)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], z: Tensor, v: Tensor, *others: Any) -> Any:
+        folded = _folded(info.batch_size, (in_dims[0], *in_dims[2:]), 10, (z, *others))
+        return curvature(folded[0], _front(v, in_dims[1], info.batch_size), *folded[1:]), (0,) * 5
+
+
+def _composed_vjp(given: Sequence[Any], at: Sequence[int], options: Sequence[Any]) -> tuple[Five, Callable[[Any], tuple[Tensor, ...]]]:
+    """Return what `_composed_curvature` returns, and the function of upstream gradients that gives those of the arguments `at`."""
+    given = unwrap_dead_wrappers(tuple(given))
+
+    def of_some(*values: Tensor) -> Five:
+        arguments: list[Any] = list(given)
+        for k, value in zip(at, values, strict=True):
+            arguments[k] = value
+        return _composed_curvature(*arguments, *options)
+
+    found, pull_back, *_ = torch.func.vjp(of_some, *(given[k] for k in at))
+    return found, pull_back
 
 
 class LogSoftmax(Function):
@@ -370,9 +415,6 @@ class LogSoftmax(Function):
         return log_softmax(z, scale, axis + 1, *transform), 0
 
 
-known_gradient: Callable[..., Tensor] = KnownGradient.apply
-
-
 # ---- derivatives ----
 
 
@@ -400,7 +442,7 @@ def loss_along(y: Tensor, r: Tensor, q: Tensor, lse: Tensor, mean: Tensor, at_la
     return times(q, lse) * mean - times(y, at_label) - times(r, by_off)
 
 
-def of_batches(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
+def of_batches(function: Callable[..., Any], *arguments: Any) -> Any:
     """Call the function. Some arguments may be batches of torch.autograd.functional, for which torch.func.vmap is used."""
     dims = tuple(0 if isinstance(t, Tensor) and batched_by_autograd(t) else None for t in arguments)
     if not any(dim == 0 for dim in dims):
@@ -408,8 +450,9 @@ def of_batches(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
     level = torch._C._vmapmode_increment_nesting() - 1
     torch._C._vmapmode_decrement_nesting()
     plain = [t if dim is None else torch._remove_batch_dim(t, level, 1, 0) for t, dim in zip(arguments, dims, strict=True)]
-    found: Tensor = torch._add_batch_dim(torch.func.vmap(function, dims)(*plain), 0, level)
-    return found
+    found = torch.func.vmap(function, dims)(*plain)
+    batch: Any = lambda t: torch._add_batch_dim(t, 0, level)  # noqa: E731
+    return tuple(map(batch, found)) if isinstance(found, tuple) else batch(found)
 
 
 def multiplied_gradient(*arguments: Any) -> Tensor:
@@ -450,12 +493,10 @@ def _loss_by_off(z: Tensor, label: Tensor, r: Tensor, off: Tensor, axis: int, *t
 def _log_softmax_vjp(z: Tensor, v: Tensor, scale: Tensor, axis: int, *transform: Any) -> Tensor:
     """Return scale v - yhat sum_k scale v_k, times the slope of the transform: less the gradient of the truth scale v.
 
-    The most probable class is the label, of weight 0, so that its entry keeps its digits. Rows of scale 0 whose logits are not finite are
-    ignored.
+    The most probable class is the label, of weight 0, so that its entry keeps its digits.
     """
     zero, one = z.new_zeros((), dtype=torch.float64), z.new_ones((), dtype=torch.float64)
-    peak, top = z.detach().max(axis)
-    top = torch.where((scale == 0) & ~peak.isfinite(), IGNORED, top)
+    top = no_labels(z, axis, LARGEST_LOGIT)
     wide = compute.compute_dtype(z)
     if batched_by_autograd(v):
         by = -(_columns(scale, top, axis) * v).to(wide)
@@ -502,7 +543,8 @@ def _composed_curvature(z: Tensor, v: Tensor, *others: Any) -> Five:
         hv = hv + bend * v * gradient(x, *others[:10])
     hv = torch.where(blank, 0, hv).to(z.dtype)
 
-    t = label if off is None or off.shape != z.shape else torch.where(label == LARGEST, off.detach().argmax(axis), label)
+    most = z if off is None or off.shape != z.shape else off
+    t = torch.where(label == LARGEST, most.detach().argmax(axis), torch.where(label == LARGEST_LOGIT, z.detach().argmax(axis), label))
     hot = along_axis(torch.arange(z.shape[axis], device=z.device), z, axis) == t.unsqueeze(axis)
     sums = (mean.squeeze(axis), (apart * hot).sum(axis), (everywhere * apart).sum(axis), dentropy.squeeze(axis))
     mean, at_label, by_off, dentropy = (t.where(live, 0) for t in sums)
@@ -523,9 +565,9 @@ def transformed(z: Tensor, temperature: float, cap: float) -> tuple[Tensor, Tens
 # ---- shapes ----
 
 
-def no_labels(z: Tensor, axis: int) -> Tensor:
-    """Return a label NO_LABEL for each row of logits z."""
-    return z.new_full(compute.shape_of_rows(z, axis)[0], NO_LABEL, dtype=torch.int64)
+def no_labels(z: Tensor, axis: int, label: int = NO_LABEL) -> Tensor:
+    """Return a label for each row of logits z."""
+    return z.new_full((), label, dtype=torch.int64).expand(compute.shape_of_rows(z, axis)[0])
 
 
 def without_ignored(t: Tensor, label: Tensor, axis: int) -> Tensor:
