@@ -250,6 +250,11 @@ def test_the_operators_are_what_torch_expects_of_operators():
         torch.library.opcheck(ops.gradient.default, (z, label, y, r, q, None, *upstream, 1, 1.0, torch.inf))
     torch.library.opcheck(ops.log_softmax.default, (z, g, 1, 1.0, torch.inf))
     torch.library.opcheck(ops.class_labels.default, ("cross_entropy", torch.tensor([3, 1, -100]), 5, -100))
+    for weight, each in ((None, None), (torch.rand(5), torch.rand(4))):
+        options = ("mean", 0.1, 0.01, 2.0, 3.0)
+        for target in (torch.tensor([0, 3, -100, 4]), torch.rand(4, 5)):
+            for with_gradient in (False, True):
+                torch.library.opcheck(ops.cross_entropy.default, (z, target, weight, each, -100, *options, with_gradient))
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tolerances import FLOAT64, HIGHER
+from torch._dynamo.backends.common import aot_autograd
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 
+from softxent import kernels
 from softxent import torch as st
+from softxent.shared import OPS
+from softxent.torch import operators
 
 F64 = torch.float64
 ROWS, CLASSES, FEATURES = 3, 4, 2
@@ -218,6 +222,73 @@ def test_a_compiled_transform_is_the_transform(transform, function):
     many = {"grad": torch.func.grad(f), "vmap of grad": torch.func.vmap(torch.func.grad(f)), "forward mode": forward_mode}[transform]
     given = (z, t) if transform == "vmap of grad" else (z[0], t[0])
     torch.testing.assert_close(torch.compile(many, backend="aot_eager")(*given), many(*given), rtol=FLOAT64, atol=FLOAT64)
+
+
+def second_derivatives(f, z, v):
+    """Return products of the Hessian and v, or the Hessian, in every mode that needs no third derivative."""
+    leaf = z.clone().requires_grad_()
+    gradient = torch.autograd.grad(f(leaf), leaf, create_graph=True)[0]
+    forward = forward_ad.dual_level
+    with forward():
+        dual = forward_ad.make_dual(z.clone().requires_grad_(), v)
+        of_forward = forward_ad.unpack_dual(f(dual)).tangent
+    with forward():
+        over_reverse = forward_ad.unpack_dual(torch.func.grad(f)(forward_ad.make_dual(z, v))).tangent
+    return {
+        "along v": (of_forward, torch.func.jvp(f, (z,), (v,))[1], (gradient * v).sum()),
+        "products": (
+            torch.autograd.grad(gradient, leaf, v, create_graph=True)[0], over_reverse, torch.func.jvp(torch.func.grad(f), (z,), (v,))[1],
+            torch.func.vjp(torch.func.grad(f), z)[1](v)[0],
+        ),
+        "Hessians": (
+            torch.autograd.functional.hessian(f, z), torch.autograd.functional.hessian(f, z, vectorize=True), torch.func.hessian(f)(z),
+            torch.func.jacrev(torch.func.jacrev(f))(z),
+        ),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1, "weight": torch.linspace(0.5, 2, CLASSES)}, {"z_loss": 0.1, "softcap": 2.0}])
+@each_reduction
+def test_second_derivatives_are_the_kernels_in_every_mode(options, reduction, monkeypatch):
+    """The composition of operations, which takes many passes, is for third derivatives alone."""
+    z, v = torch.randn(ROWS, CLASSES, dtype=F64), torch.randn(ROWS, CLASSES, dtype=F64)
+    f = lambda z: st.cross_entropy(z, LABELS, reduction=reduction, **options).sum()  # noqa: E731
+    monkeypatch.setattr(operators, "_composed_curvature", lambda *_: pytest.fail("composed"))
+    for found in second_derivatives(f, z, v).values():
+        for other in found[1:]:
+            torch.testing.assert_close(other, found[0], rtol=FLOAT64, atol=FLOAT64)
+
+
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1, "weight": torch.ones(CLASSES)}, {"reduction": "sum", "softcap": 2.0}])
+def test_a_compiled_loss_is_one_operator_that_returns_its_gradient(options):
+    graphs = []
+
+    def record(graph, _):
+        graphs.append([str(node.target) for node in graph.graph.nodes if "softxent" in str(node.target)])
+        return graph.forward
+
+    z, infinite = torch.randn(ROWS, CLASSES, requires_grad=True), torch.tensor(torch.inf)
+    f = lambda z: st.cross_entropy(z, LABELS, **options)  # noqa: E731
+    loss = torch.compile(f, backend=aot_autograd(fw_compiler=record), fullgraph=True)(z)
+    found = torch.autograd.grad(loss, z, infinite, retain_graph=True)[0]
+    assert graphs == [["softxent.cross_entropy.default"], []]
+    assert torch.equal(loss, f(z))
+    assert torch.equal(found, torch.autograd.grad(f(z), z, infinite)[0])  # 0, not NaN, in the row that is ignored
+    assert torch.equal(torch.autograd.grad(loss, z)[0], torch.autograd.grad(f(z), z)[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_torch_func_computes_a_gradient_once(dtype, monkeypatch):
+    calls, call = [], kernels.cpu.call
+    monkeypatch.setattr(kernels.cpu, "call", lambda op, *given, **more: (calls.append(op), call(op, *given, **more))[1])
+    z = torch.randn(ROWS, CLASSES).to(dtype)
+    found = torch.func.grad(st.cross_entropy)(z, LABELS)
+    assert calls == ([OPS["FUSED"]] if dtype != torch.float16 else [OPS["FORWARD"], OPS["FUSED"]])
+    assert torch.equal(found, torch.autograd.grad(st.cross_entropy(z.requires_grad_(), LABELS), z)[0])
+    pulled_back = torch.func.vjp(lambda z: st.cross_entropy(z, LABELS), z.detach())[1]
+    one = torch.ones((), dtype=dtype)
+    assert [torch.equal(pulled_back(k * one)[0], pulled_back(k * one)[0]) for k in (1, 2)] == [True, True]
+    torch.testing.assert_close(pulled_back(2 * one)[0], 2 * found)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])

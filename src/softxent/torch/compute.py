@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._functorch.utils import unwrap_dead_wrappers
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
@@ -223,8 +224,11 @@ def plain(*tensors: Tensor) -> bool:
 
 
 def saved(ctx: Any) -> tuple[Any, ...]:
-    """Return the tensors that were saved for a backward pass, after a check that nobody has freed or shortened their memory since then."""
-    found: tuple[Any, ...] = ctx.saved_tensors
+    """Return the tensors that were saved for a backward pass, after a check that nobody has freed or shortened their memory since then.
+
+    A function that torch.func.vjp returns is called after its transform has ended: the wrappers of the transform are removed.
+    """
+    found: tuple[Any, ...] = unwrap_dead_wrappers(ctx.saved_tensors)
     need_memory(*found)
     return found
 

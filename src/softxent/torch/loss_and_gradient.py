@@ -403,7 +403,8 @@ def _backward(ctx: Any, g: Tensor, _: Tensor) -> Any:
     if with_gradient and not torch.is_grad_enabled():
         found = _multiplied(dz, g)
     else:
-        found = _gradient(tensors[0], Known(arguments.settled(FN, *tensors, *options), None).given(*tensors), g)
+        settled = arguments.checked(min(1, tensors[0].ndim - 1), arguments.options(FN, *options))
+        found = _gradient(tensors[0], Known(settled, None).given(*tensors), g)
     return found, *[None] * 10
 
 
