@@ -13,7 +13,7 @@ from cases import command
 
 import softxent.torch
 from softxent import bench
-from softxent.bench import contenders, distributed, fits, gpu, linear, measure, options, report
+from softxent.bench import contenders, distributed, fits, gpu, linear, measure, modes, options, report
 from softxent.bench import jax as of_jax
 from softxent.bench import readme as write_readme
 
@@ -190,6 +190,14 @@ def test_the_gpu_bench_runs_on_what_there_is(tmp_path):
 def test_without_a_gpu_its_bench_says_so(capsys):
     code, _, error = command(["bench", "--gpu", "--quick"], capsys)
     assert code == 2 and "softxent bench: --gpu must be given where PyTorch finds a CUDA device; got torch" in error
+
+
+def test_the_loss_in_every_mode_is_a_contender():
+    calls = modes.pytorch(4, 5)
+    assert {name.removeprefix(modes.TORCH) for name in calls} == {name for name in calls if not name.startswith(modes.TORCH)}
+    for name, call in calls.items():
+        if "compiled" not in name or name == "loss alone, compiled":
+            call()
 
 
 def test_the_bench_of_options_runs(tmp_path):

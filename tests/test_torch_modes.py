@@ -247,7 +247,9 @@ def second_derivatives(f, z, v):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1, "weight": torch.linspace(0.5, 2, CLASSES)}, {"z_loss": 0.1, "softcap": 2.0}])
+@pytest.mark.parametrize(
+    "options", [{}, {"label_smoothing": 0.1, "weight": torch.linspace(0.5, 2, CLASSES)}, {"z_loss": 0.1, "softcap": 2.0}]
+)
 @each_reduction
 def test_second_derivatives_are_the_kernels_in_every_mode(options, reduction, monkeypatch):
     """The composition of operations, which takes many passes, is for third derivatives alone."""

@@ -17,7 +17,7 @@ import numpy as np
 
 import softxent
 
-from . import layouts
+from . import layouts, modes
 from .contenders import Call
 from .report import machine, ratio, table
 
@@ -63,7 +63,8 @@ def cases(quick: bool) -> list[Case]:
     short = [Case("numpy", 65536, 10, "f32", n) for n in (1, 2)]
     any_layout = [Case("small layouts", 0, 0, "f32", 1), *(Case("layouts", 0, 0, dtype, n) for n in (1, 2) for dtype in DTYPES)]
     any_layout += [Case("numpy layouts", 0, 0, "f32", n) for n in (1, 2)]
-    return [*large, *short, *narrower, *heads, Case("small", 32, 10, "f32", 1), *sizes, *any_layout]
+    in_modes = [Case("modes", *shape, "f32", 1) for shape in ((32, 10), (256, 1000), (1024, 32000))]
+    return [*large, *short, *narrower, *heads, Case("small", 32, 10, "f32", 1), *in_modes, *sizes, *any_layout]
 
 
 def run(repeats: int, output: Path, quick: bool) -> None:
@@ -317,6 +318,7 @@ KINDS: dict[str, tuple[str, Callable[[Case], dict[str, Call]]]] = {
     "head": ("PyTorch, linear head, loss and backward", _head),
     "numpy head": ("NumPy, linear head", _numpy_head),
     "small": ("Small calls", _small),
+    "modes": ("PyTorch, the loss in every mode", lambda c: modes.pytorch(c.rows, c.classes)),
     "sizes": ("PyTorch, plain loss and backward, cold caches", _sizes),
     "layouts": ("PyTorch, logits of any layout", lambda c: layouts.pytorch(False, DTYPES[c.dtype], bool(c.rows))),
     "small layouts": ("PyTorch, small logits of any layout", lambda c: layouts.pytorch(True, DTYPES[c.dtype], bool(c.rows))),
@@ -358,7 +360,7 @@ def _table(c: Case, seconds: dict[str, list[float | None]]) -> str:
             + "\n"
             + table(f"{c.title()}: microseconds a call", ["", "softxent"], [[name, _microseconds(x)] for name, x in small.items()])
         )
-    if c.kind == "small":
+    if c.kind in ("small", "modes"):
         rows = [
             [name, _microseconds(seconds[name]), _microseconds(seconds.get(TORCH + name)), in_multiples(name, TORCH + name)]
             for name in _ours(seconds)
