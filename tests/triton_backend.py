@@ -1,4 +1,4 @@
-"""The interface of the kernels (kernels/__init__.py), for Triton's kernels and NumPy arrays: the laws of test_tangents.py run on them too."""
+"""The interface of the kernels (kernels/__init__.py), for Triton's kernels with NumPy arrays: the laws of test_tangents.py run on it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import torch
 
-from softxent.kernels import triton
+from softxent.torch.compute import triton  # where merge, which is formula.py's, takes tensors
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

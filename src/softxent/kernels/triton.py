@@ -356,6 +356,12 @@ def _coefficients(y, r, q, g, l, b, n, s, o, wt, u, nll, miss, over, lse, lift, 
 
 
 @triton.jit
+def _shift(top, WIDE: tl.constexpr):
+    """Return the largest logits of the rows as [ROWS, 1], but 0 in place of -inf."""
+    return tl.where(top == -float("inf"), 0.0, top).to(WIDE)[:, None]
+
+
+@triton.jit
 def _from_top(z, top, temperature, TRANSFORM: tl.constexpr):
     """Return exp(z - top) and top - z, which is 0 where the former is 0: its product with that is 0, also at -inf."""
     away = _minus(z, top, temperature, TRANSFORM)
@@ -398,6 +404,7 @@ def _size_of(
     z, v, live, top, C, temperature, cap, TRANSFORM: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
     """Return the exponent of the largest |v| where yhat is not 0, unless others would be beyond the range then, and 2^-exponent."""
+    top = _shift(top, WIDE)
     LEAST: tl.constexpr = 126 if WIDE == tl.float32 else 1022
     probable = tl.full(live.shape, 2.0**-LEAST, WIDE)
     most = probable
@@ -422,7 +429,7 @@ def _tangents(
     """Return the derivatives s, u, o and vt of the partial sums along v times the factor, as in partials.py, for this c."""
     hit = live & (t >= 0) & (t < C)
     vt = _along(z + t, v + t, factor, hit, cap, TRANSFORM, WIDE)[2]
-    top = tl.where(m == -float("inf"), 0.0, m).to(WIDE)[:, None]
+    top = _shift(m, WIDE)
     s = tl.zeros(t.shape, tl.float64)
     u, o = s, s
     for k in range(0, C, BLOCK):
@@ -469,16 +476,22 @@ def _store_derivatives(result, stride, here, live, labelled, mean, at, by_off, d
 
 @triton.jit
 def _store_product(
-    z, v, off, out, t, here, given, C, factor, cool, size, vj, to_mean, mean, dentropy, g, q, a, e, c, h, active, top, lift,
-    temperature, cap,
+    z, v, off, numbers, out, t, here, live, C, numbers_stride, temperature, cap,
+    s, o, wt, u, nll, miss, over, top, lift,  # of the rows
+    mean, dentropy, vj, to_mean,  # from `_derivatives`
+    factor, cool, size,
     GAUSS_NEWTON: tl.constexpr, NUMBERS: tl.constexpr, OFF: tl.constexpr,
     TRANSFORM: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Store the product of the Hessian and v. a, e, c, h and active are what `_coefficients` returns.
+    """Store the product of the Hessian and v.
 
-    v times the factor, the slope, cool and 2^size is the direction of z / T; vj, to_mean, mean and dentropy have the same unit. The
+    v times the factor, the slope, cool and 2^size is the direction of z / T; mean, dentropy, vj and to_mean have the same unit. The
     coefficients are divided by 2^k until the end, so that no intermediate result is infinite or subnormal unless the product is.
     """
+    y, r, q, g, l, b, n = _numbers(numbers, live, numbers_stride, NUMBERS)  # noqa: E741
+    given = (y != 0.0) | (r != 0.0) | (q != 0.0) | (g != 0.0) | (l != 0.0) | (b != 0.0) | (n != 0.0)
+    lse = top * (1.0 / temperature) + lift
+    a, e, c, h, active = _coefficients(y, r, q, g, l, b, n, s, o, wt, u, nll, miss, over, lse, lift, NUMBERS)
     da = _times(_times(g, q), mean) * tl.exp(-lift) - _times(e, dentropy)
     k, by = _power(-_exponent(_larger(h, _larger(c, _larger(e, _larger(a, tl.abs(da)))))), 1022)
     a, e, c, h, da = a * by, e * by, c * by, h * by, da * by
@@ -490,7 +503,7 @@ def _store_product(
     da = (da * by_t).to(WIDE)[:, None]
     by_apart = ((a - e) * by_t).to(WIDE)[:, None]
     by_both = (e * by_t).to(WIDE)[:, None]
-    top = tl.where(top == -float("inf"), 0.0, top).to(WIDE)[:, None]
+    top = _shift(top, WIDE)
     vj, to_mean = vj.to(WIDE)[:, None], to_mean.to(WIDE)[:, None]
     for k in range(0, C, BLOCK):
         col = k + tl.arange(0, BLOCK)[None, :]
@@ -581,7 +594,7 @@ def _layer(
         first *= cool
         if TRANSFORM != SOFTCAP:  # whose slope may be subnormal
             a, e, c, h = a * first, e * first, c * first, h * first
-        top = tl.where(top == -inf, 0.0, top).to(WIDE)[:, None]
+        top = _shift(top, WIDE)
         for k in range(0, C, BLOCK):
             col = k + tl.arange(0, BLOCK)[None, :]
             used = active[:, None] & (col < C)
@@ -620,15 +633,10 @@ def _curvature(
         off += row * off_stride
     t = _label(label + row, z, off, here, C, cap, TRANSFORM, OFF, WIDE, BLOCK)
     live = t != _IGNORED
-    y, r, q, g, l, b, n = _numbers(numbers + row * row_stride, live, numbers_stride, NUMBERS)  # noqa: E741
-    given = (y != 0.0) | (r != 0.0) | (q != 0.0) | (g != 0.0) | (l != 0.0) | (b != 0.0) | (n != 0.0)
     m, s, o, _, zt, wt, u, at = _sums(z, off, t, live, C, temperature, cap, TRANSFORM, OFF, NUMBERS == 7, True, WIDE, BLOCK)
     cool = 1.0 / temperature
     nll, miss, over, top, lift, _, _ = _finish(m, s, zt, cool, WIDE)
-    lse = top * cool + lift
-    a, e, c, h, active = _coefficients(y, r, q, g, l, b, n, s, o, wt, u, nll, miss, over, lse, lift, NUMBERS)
-    above = tl.where(top == -float("inf"), 0.0, top).to(WIDE)[:, None]
-    size, down = _size_of(z, v, live, above, C, temperature, cap, TRANSFORM, WIDE, BLOCK)
+    size, down = _size_of(z, v, live, top, C, temperature, cap, TRANSFORM, WIDE, BLOCK)
     cool, k = _mantissa(cool)
     j = tl.where(zt > m, t, at)
     vj = _along(z + j, v + j, down, live, cap, TRANSFORM, WIDE)[2]
@@ -640,8 +648,9 @@ def _curvature(
     labelled = live & (t >= 0) & (t < C)
     _store_derivatives(result + row, result_stride, here, live, labelled, mean, at, by_off, dentropy, first * cool, last)
     _store_product(
-        z, v, off, out + row * out_stride, t, here, given, C, down, cool, size + k, vj, to_mean, mean, dentropy, g, q, a, e, c, h, active,
-        top, lift, temperature, cap, GAUSS_NEWTON, NUMBERS, OFF, TRANSFORM, WIDE, BLOCK,
+        z, v, off, numbers + row * row_stride, out + row * out_stride, t, here, live, C, numbers_stride, temperature, cap,
+        s, o, wt, u, nll, miss, over, top, lift, mean, dentropy, vj, to_mean, down, cool, size + k,
+        GAUSS_NEWTON, NUMBERS, OFF, TRANSFORM, WIDE, BLOCK,
     )  # fmt: skip
 
 
@@ -671,8 +680,7 @@ def _tangent_sums(
     cool = 1.0 / temperature
     _store_parts(parts + row, parts_stride, here, m, s, o, 2.0 * (d * cool), zt, wt, u)
     top = tl.where(zt > m, zt, m)
-    above = tl.where(top == -float("inf"), 0.0, top).to(WIDE)[:, None]
-    size, down = _size_of(z, v, live, above, C, temperature, cap, TRANSFORM, WIDE, BLOCK)
+    size, down = _size_of(z, v, live, top, C, temperature, cap, TRANSFORM, WIDE, BLOCK)
     cool, k = _mantissa(cool)
     factor = cool * down
     c = _along(z + at, v + at, factor, live & (m > -float("inf")), cap, TRANSFORM, WIDE)[2]
@@ -710,8 +718,6 @@ def _hessian(
         off += row * off_stride
     t = _label(label + row, z, off, here, C, cap, TRANSFORM, OFF, WIDE, BLOCK)
     live = t != _IGNORED
-    y, r, q, g, l, b, n = _numbers(numbers + row * row_stride, live, numbers_stride, NUMBERS)  # noqa: E741
-    given = (y != 0.0) | (r != 0.0) | (q != 0.0) | (g != 0.0) | (l != 0.0) | (b != 0.0) | (n != 0.0)
     m, s, o, zt, wt, u = _load_parts(parts + row, parts_stride, here)
     tangents += row
     c = tl.load(tangents, mask=here, other=0.0)
@@ -730,10 +736,7 @@ def _hessian(
     labelled = live & (zt > -float("inf"))
     _store_derivatives(result + row, result_stride, here, live, labelled, mean, at, by_off, dentropy, first, last)
 
-    lse = top * cool + lift
-    a, e, c, h, active = _coefficients(y, r, q, g, l, b, n, s, o, wt, u, nll, miss, over, lse, lift, NUMBERS)
-    above = tl.where(top == -float("inf"), 0.0, top).to(WIDE)[:, None]
-    size, _ = _size_of(z, v, live, above, C, temperature, cap, TRANSFORM, WIDE, BLOCK)
+    size, _ = _size_of(z, v, live, top, C, temperature, cap, TRANSFORM, WIDE, BLOCK)
     cool, k = _mantissa(cool)
     size = tl.where(size + k > size_of_sums, size + k, size_of_sums)
     by, again = _powers(k - size, tl.float64)
@@ -741,8 +744,9 @@ def _hessian(
     by, again = _powers(size_of_sums - size, tl.float64)
     mean, dentropy, vj, to_mean = mean * by * again, dentropy * by * again, vj * by * again, to_mean * by * again
     _store_product(
-        z, v, off, out + row * out_stride, t, here, given, C, factor, 1.0, size, vj, to_mean, mean, dentropy, g, q, a, e, c, h, active,
-        top, lift, temperature, cap, GAUSS_NEWTON, NUMBERS, OFF, TRANSFORM, WIDE, BLOCK,
+        z, v, off, numbers + row * row_stride, out + row * out_stride, t, here, live, C, numbers_stride, temperature, cap,
+        s, o, wt, u, nll, miss, over, top, lift, mean, dentropy, vj, to_mean, factor, 1.0, size,
+        GAUSS_NEWTON, NUMBERS, OFF, TRANSFORM, WIDE, BLOCK,
     )  # fmt: skip
 
 
@@ -868,7 +872,7 @@ def _strides(numbers: Any, off: Any) -> tuple[int, int, int]:
 
 def _off_stride(off: Any) -> int:
     """Return how far apart the rows of off are, 0 if there is one for all rows."""
-    return 0 if off is None or off.ndim == 1 else off.stride(0)  # type: ignore[no-any-return]
+    return 0 if off is None or off.ndim == 1 else off.stride(0)
 
 
 def _launch(
