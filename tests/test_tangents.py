@@ -258,3 +258,12 @@ def test_the_log_probability_of_an_impossible_label_has_a_derivative(rng):
     v = rng.standard_normal(p.z.shape)
     _, (mean, at_label, *_) = curved(p, v)
     np.testing.assert_allclose(at_label, v[:, 4] - mean, rtol=FLOAT64)
+
+
+def test_a_masked_row_reads_nothing_where_a_label_of_another_shard_would_be(rng):
+    p = with_all_numbers(problem(3, 10, DTYPES["f32"], "label"))
+    p.z[1], p.label[1] = -np.inf, 10**12
+    v = rng.standard_normal(p.z.shape).astype(np.float32)
+    for hv, result in (curved(p, v), product(p, v, sums_of(p, v))):
+        assert np.isnan(hv[1]).all() and np.isnan(result[0, 1]) and result[1, 1] == 0
+        assert np.isfinite(hv[::2]).all() and np.isfinite(result[:, ::2]).all()

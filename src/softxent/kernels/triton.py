@@ -524,7 +524,7 @@ def _store_product(
             hv = _times(hv, slope)
         hv = tl.where(given[:, None], hv * last.to(WIDE)[:, None], 0.0)
         if out.dtype.element_ty != tl.float64:
-            hv = hv.to(tl.float32)  # Triton converts no float64 to bfloat16
+            hv = hv.to(tl.float32)  # Triton's interpreter converts no float64 to bfloat16
         tl.store(out[:, None] + col, hv.to(out.dtype.element_ty), mask=here[:, None] & (col < C))
 
 
