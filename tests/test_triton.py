@@ -112,6 +112,20 @@ def curvature(kernel, p: Problem, gauss_newton: bool = False, v=None):
     return result, out
 
 
+def tangent_sums(kernel, p: Problem):
+    z = tensor(p.z)
+    sums = rows_of(7, z), rows_of(5, z)
+    kernel.tangent_sums(z, tensor(direction(p)), tensor(p.label), tensor(p.off), p.transform, *sums, 1)
+    return sums
+
+
+def hessian(kernel, p: Problem, sums=None):
+    z = tensor(p.z)
+    sums, out, result = sums or (rows_of(7, z), rows_of(5, z)), torch.empty_like(z), rows_of(4, z)
+    kernel.hessian(z, tensor(direction(p)), *arguments(p), False, *sums, out, result, 1)
+    return result, out
+
+
 def log_softmax(kernel, z, scale, transform):
     z = tensor(z)
     out = torch.empty_like(z)
@@ -493,9 +507,9 @@ def test_a_tile_has_one_shape_whatever_the_batch(monkeypatch, dtype):
         def __getitem__(self, grid):
             return lambda *_, ROWS, BLOCK, **__: seen.append((ROWS, BLOCK))
 
-    for name in ("_layer", "_curvature", "_log_softmax"):
+    for name in ("_layer", "_curvature", "_tangent_sums", "_hessian", "_log_softmax"):
         monkeypatch.setattr(triton, name, Kernel())
-    for call in (fused, two_calls, curvature, lambda kernel, p: log_softmax(kernel, p.z, np.ones(1), p.transform)):
+    for call in (fused, two_calls, curvature, tangent_sums, hessian, lambda kernel, p: log_softmax(kernel, p.z, np.ones(1), p.transform)):
         seen.clear()
         for classes in (10, 100, 9001):
             before = len(seen)
@@ -550,7 +564,7 @@ class OnlyCompiled:
 
 triton.runtime.driver.set_active(Device())
 kernels._on = nullcontext
-for name in ("_layer", "_curvature", "_log_softmax", "_scale"):
+for name in ("_layer", "_curvature", "_tangent_sums", "_hessian", "_log_softmax", "_scale"):
     setattr(kernels, name, OnlyCompiled(getattr(kernels, name)))
 
 
@@ -573,6 +587,9 @@ def more(rows, classes, dtype):
     kernels.fused(*truth, out, result, parts, 1)
     kernels.curvature(truth[0], off, *truth[1:], False, out, result[:4], 1)
     kernels.log_softmax(truth[0], result[0], truth[4], out, 1)
+    tangents = torch.zeros(5, rows, dtype=torch.float64)
+    kernels.tangent_sums(truth[0], off, truth[1], *truth[3:], parts, tangents, 1)
+    kernels.hessian(truth[0], off, *truth[1:], False, parts, tangents, out, result[:4], 1)
 
 
 def used(kernel):
@@ -608,7 +625,7 @@ def test_it_compiles_for_a_gpu_without_spilling(tmp_path, monkeypatch):
     """
     monkeypatch.chdir(tmp_path)
     wide, narrow, more, one = json.loads(python(COMPILE, TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path)).splitlines()[-1])
-    assert [len(x) for x in (wide, narrow, more, one)] == [6, 6, 9, 3]
+    assert [len(x) for x in (wide, narrow, more, one)] == [6, 6, 15, 3]
     assert all(vector for _, _, vector in wide)
     assert all(stack == 0 for _, stack, _ in wide + one)
     assert all(stack <= 32 for _, stack, _ in narrow), narrow
@@ -769,9 +786,12 @@ def test_labels_with_a_stride_are_not_read_as_adjacent(kernel):
     found = []
     for label in (one, one.contiguous()):
         result, parts, dz, hv, products = rows_of(2, z), rows_of(7, z), torch.empty_like(z), torch.empty_like(z), rows_of(4, z)
+        sums, of_sums, products_of_sums = (rows_of(7, z), rows_of(5, z)), torch.empty_like(z), rows_of(4, z)
         kernel.forward(z, label, truth, None, (1.0, float("inf")), result, parts, 1)
         kernel.backward(z, label, truth, None, (1.0, float("inf")), parts, dz, 1)
         kernel.curvature(z, z, label, truth, None, (1.0, float("inf")), False, hv, products, 1)
-        found.append((result, parts, dz, hv, products))
+        kernel.tangent_sums(z, z, label, None, (1.0, float("inf")), *sums, 1)
+        kernel.hessian(z, z, label, truth, None, (1.0, float("inf")), False, *sums, of_sums, products_of_sums, 1)
+        found.append((result, parts, dz, hv, products, *sums, of_sums, products_of_sums))
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
     assert (found[0][0][0] > 0).all()

@@ -1,8 +1,9 @@
 """The backend `triton`, for GPUs: the interface of kernels/__init__.py, implemented by Triton kernels.
 
-Each program of a kernel processes some rows, a tile [ROWS, BLOCK] of the matrix at a time. Computations for each element are in float32
-(float64 for float64 logits), and those for each row in float64. Softmax is applied to y / T, where y is the logit in memory or, with a
-softcap, cap tanh(logit / cap). Differences of y are divided by T, never a large y alone, so that no difference is lost in a rounding.
+Each program of a kernel processes some rows, a tile [ROWS, BLOCK] of the matrix at a time. Computations for each element are in float32,
+or in float64 for float64 logits and in `tangent_sums` and `hessian`. Those for each row are in float64. Softmax is applied to y / T, where
+y is the logit in memory or, with a softcap, cap tanh(logit / cap). Differences of y are divided by T, never a large y alone, so that no
+difference is lost in a rounding.
 
 The compiler may not fuse operations into fma, and the shape of a tile depends on the number of columns only. So a row has the same bits in
 every batch, and `fused` gives the same bits as `forward` and `backward`. What a call does not need, such as the logits' transform or the
@@ -21,9 +22,7 @@ import triton
 import triton.language as tl
 
 from ..shared import IGNORED, LARGEST, LARGEST_LOGIT
-from .reference import hessian as hessian
 from .reference import merge as merge
-from .reference import tangent_sums as tangent_sums
 
 version = triton.__version__
 TILE = 4096  # elements of a tile in float32, half as many in float64: 64 bytes for each thread of 8 warps
@@ -289,6 +288,30 @@ def _sums(
 
 
 @triton.jit
+def _store_parts(parts, stride, here, m, s, o, d, zt, wt, u):
+    """Store the partial sums of the rows."""
+    tl.store(parts, m, mask=here)
+    tl.store(parts + stride, s, mask=here)
+    tl.store(parts + 2 * stride, o, mask=here)
+    tl.store(parts + 3 * stride, d, mask=here)
+    tl.store(parts + 4 * stride, zt, mask=here)
+    tl.store(parts + 5 * stride, wt, mask=here)
+    tl.store(parts + 6 * stride, u, mask=here)
+
+
+@triton.jit
+def _load_parts(parts, stride, here):
+    """Return the partial sums m, s, o, zt, wt and u of the rows."""
+    m = tl.load(parts, mask=here, other=-float("inf"))
+    s = tl.load(parts + stride, mask=here, other=0.0)
+    o = tl.load(parts + 2 * stride, mask=here, other=0.0)
+    zt = tl.load(parts + 4 * stride, mask=here, other=-float("inf"))
+    wt = tl.load(parts + 5 * stride, mask=here, other=0.0)
+    u = tl.load(parts + 6 * stride, mask=here, other=0.0)
+    return m, s, o, zt, wt, u
+
+
+@triton.jit
 def _finish(m, s, zt, cool, WIDE: tl.constexpr):
     """Return nll, miss, over, the largest logit and lse minus it, as `finish` and `peak` of partials.py. m and zt are those of y, and cool
     is 1 / T. Return also half of nll and over, which for float64 logits may be beyond the range, or for others all of them."""
@@ -333,6 +356,12 @@ def _coefficients(y, r, q, g, l, b, n, s, o, wt, u, nll, miss, over, lse, lift, 
 
 
 @triton.jit
+def _shift(top, WIDE: tl.constexpr):
+    """Return the largest logits of the rows as [ROWS, 1], but 0 in place of -inf."""
+    return tl.where(top == -float("inf"), 0.0, top).to(WIDE)[:, None]
+
+
+@triton.jit
 def _from_top(z, top, temperature, TRANSFORM: tl.constexpr):
     """Return exp(z - top) and top - z, which is 0 where the former is 0: its product with that is 0, also at -inf."""
     away = _minus(z, top, temperature, TRANSFORM)
@@ -355,6 +384,148 @@ def _gradient(exp, below, hot, a, e, c, h, active, off, mask, NUMBERS: tl.conste
             w *= tl.where(small, 2.0**-126, 1.0)[:, None]
         dz -= c.to(WIDE)[:, None] * w
     return tl.where(active[:, None], tl.where(hot, h.to(WIDE)[:, None], dz), 0.0)
+
+
+# ---- derivatives along v ----
+
+
+@triton.jit
+def _along(z, v, factor, mask, cap, TRANSFORM: tl.constexpr, WIDE: tl.constexpr):
+    """Return y, its slope, v times the factor and the slope, and v times the factor."""
+    y, slope = _read(z, mask, cap, TRANSFORM, WIDE)
+    vk = tl.load(v, mask=mask, other=0.0).to(WIDE) * factor
+    if TRANSFORM == SOFTCAP:
+        return y, slope, _times(vk, slope), vk
+    return y, slope, vk, vk
+
+
+@triton.jit
+def _size_of(
+    z, v, live, top, C, temperature, cap, TRANSFORM: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """Return the exponent of the largest |v| where yhat is not 0, unless others would be beyond the range then, and 2^-exponent."""
+    top = _shift(top, WIDE)
+    LEAST: tl.constexpr = 126 if WIDE == tl.float32 else 1022
+    probable = tl.full(live.shape, 2.0**-LEAST, WIDE)
+    most = probable
+    for k in range(0, C, BLOCK):
+        col = k + tl.arange(0, BLOCK)[None, :]
+        inside = live[:, None] & (col < C)
+        exp = _from_top(_read(z[:, None] + col, inside, cap, TRANSFORM, WIDE)[0], top, temperature, TRANSFORM)[0]
+        vk = tl.abs(tl.load(v[:, None] + col, mask=inside, other=0.0).to(WIDE))
+        vk = tl.where(vk < float("inf"), vk, 0.0)
+        most = _larger(tl.max(vk, 1), most)
+        probable = _larger(tl.max(tl.where(exp == 0.0, 0.0, vk), 1), probable)
+    size, others = _exponent(probable.to(tl.float64)), _exponent(most.to(tl.float64)) - 60
+    size, down = _power(-tl.where(others > size, others, size), LEAST)
+    return -size, down.to(WIDE)
+
+
+@triton.jit
+def _tangents(
+    z, v, off, t, live, m, c, factor, C, temperature, cap,
+    TRANSFORM: tl.constexpr, OFF: tl.constexpr, ENTROPY: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Return the derivatives s, u, o and vt of the partial sums along v times the factor, as in partials.py, for this c."""
+    hit = live & (t >= 0) & (t < C)
+    vt = _along(z + t, v + t, factor, hit, cap, TRANSFORM, WIDE)[2]
+    top = _shift(m, WIDE)
+    s = tl.zeros(t.shape, tl.float64)
+    u, o = s, s
+    for k in range(0, C, BLOCK):
+        col = k + tl.arange(0, BLOCK)[None, :]
+        others = live[:, None] & (col < C) & (col != t[:, None])
+        zk, _, vk, _ = _along(z[:, None] + col, v[:, None] + col, factor[:, None], others, cap, TRANSFORM, WIDE)
+        exp, below = _from_top(zk, top, temperature, TRANSFORM)
+        away = c[:, None] - vk
+        s += tl.sum(_times(exp, away), 1).to(tl.float64)
+        if ENTROPY:
+            u += tl.sum(_times(exp * below, away), 1).to(tl.float64)
+        if OFF:
+            w = tl.load(off[:, None] + col, mask=others, other=0.0).to(WIDE)
+            o += tl.sum(_times(w, away), 1).to(tl.float64)
+    return s, u, o, vt.to(tl.float64)
+
+
+@triton.jit
+def _derivatives(m, s, o, zt, wt, u, nll, miss, over, c, ds, du, do, vt, ENTROPY: tl.constexpr):
+    """Return what `along` of partials.py does, from the sums of whole rows and their derivatives along v: mean = <yhat, v>, v_t - mean,
+    sum_k off_k (v_k - mean) and the derivative of the entropy. Return also v_j for the more probable of the label and the column of c, and
+    v_j - mean."""
+    unit, hit = tl.exp(-over), tl.exp(-nll)
+    behind = c - vt
+    of_s = _times(unit, ds)
+    lead = of_s + _times(hit, behind)
+    at = of_s - _times(miss, behind)
+    by_off = _times(lead, o) - do + _times(wt, at)
+    dentropy = tl.zeros_like(s)
+    if ENTROPY:
+        dentropy = _times(lead, _times(unit, u + _times(s, over))) - _times(unit, du + _times(ds, over)) + _times(hit, nll * at)
+    vj, to_mean = tl.where(zt > m, vt, c), tl.where(zt > m, at, lead)
+    return vj - to_mean, at, by_off, dentropy, vj, to_mean
+
+
+@triton.jit
+def _store_derivatives(result, stride, here, live, labelled, mean, at, by_off, dentropy, first, last):
+    """Store the derivatives of what the rows give, times first and last."""
+    tl.store(result, tl.where(live, mean * first * last, 0.0), mask=here)
+    tl.store(result + stride, tl.where(labelled, at * first * last, 0.0), mask=here)
+    tl.store(result + 2 * stride, tl.where(live, by_off * first * last, 0.0), mask=here)
+    tl.store(result + 3 * stride, tl.where(live, dentropy * first * last, 0.0), mask=here)
+
+
+@triton.jit
+def _store_product(
+    z, v, off, numbers, out, t, here, live, C, numbers_stride, temperature, cap,
+    s, o, wt, u, nll, miss, over, top, lift,  # of the rows
+    mean, dentropy, vj, to_mean,  # from `_derivatives`
+    factor, cool, size,
+    GAUSS_NEWTON: tl.constexpr, NUMBERS: tl.constexpr, OFF: tl.constexpr,
+    TRANSFORM: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Store the product of the Hessian and v.
+
+    v times the factor, the slope, cool and 2^size is the direction of z / T; mean, dentropy, vj and to_mean have the same unit. The
+    coefficients are divided by 2^k until the end, so that no intermediate result is infinite or subnormal unless the product is.
+    """
+    y, r, q, g, l, b, n = _numbers(numbers, live, numbers_stride, NUMBERS)  # noqa: E741
+    given = (y != 0.0) | (r != 0.0) | (q != 0.0) | (g != 0.0) | (l != 0.0) | (b != 0.0) | (n != 0.0)
+    lse = top * (1.0 / temperature) + lift
+    a, e, c, h, active = _coefficients(y, r, q, g, l, b, n, s, o, wt, u, nll, miss, over, lse, lift, NUMBERS)
+    da = _times(_times(g, q), mean) * tl.exp(-lift) - _times(e, dentropy)
+    k, by = _power(-_exponent(_larger(h, _larger(c, _larger(e, _larger(a, tl.abs(da)))))), 1022)
+    a, e, c, h, da = a * by, e * by, c * by, h * by, da * by
+    bend, larger = 1.0 / cap, tl.where(cap < temperature, 1.0 / cap, 1.0 / temperature)  # of 1 / T and 1 / cap
+    by_t, by_cap = 1.0 / temperature / larger, bend / larger
+    larger, of_larger = _mantissa(larger)
+    first, last = _powers(size + of_larger - k, WIDE)
+    first *= cool * larger
+    da = (da * by_t).to(WIDE)[:, None]
+    by_apart = ((a - e) * by_t).to(WIDE)[:, None]
+    by_both = (e * by_t).to(WIDE)[:, None]
+    top = _shift(top, WIDE)
+    vj, to_mean = vj.to(WIDE)[:, None], to_mean.to(WIDE)[:, None]
+    for k in range(0, C, BLOCK):
+        col = k + tl.arange(0, BLOCK)[None, :]
+        used = given[:, None] & (col < C)
+        zk, slope, vk, given_v = _along(z[:, None] + col, v[:, None] + col, factor[:, None], used, cap, TRANSFORM, WIDE)
+        exp, below = _from_top(zk, top, temperature, TRANSFORM)
+        apart = tl.where(exp == 0.0, 0.0, vk - vj) + to_mean  # the v of a masked class may be infinite or NaN
+        if NUMBERS == 7:
+            hv = exp * ((by_apart + by_both * below) * apart + da)
+        else:
+            hv = exp * (by_apart * apart + da)
+        if TRANSFORM == SOFTCAP and not GAUSS_NEWTON:  # the second derivative of z is -2 / cap tanh(x / cap) slope
+            hot = col == t[:, None]
+            dz = _gradient(exp, below, hot, a, e, c, h, active, off[:, None] + col if OFF else None, used, NUMBERS, OFF, WIDE)
+            hv += _times(dz, given_v * ((-2.0 * by_cap).to(WIDE) * _scaled(zk, bend)))
+        hv *= first.to(WIDE)[:, None]
+        if TRANSFORM == SOFTCAP:
+            hv = _times(hv, slope)
+        hv = tl.where(given[:, None], hv * last.to(WIDE)[:, None], 0.0)
+        if out.dtype.element_ty != tl.float64:
+            hv = hv.to(tl.float32)  # Triton's interpreter converts no float64 to bfloat16
+        tl.store(out[:, None] + col, hv.to(out.dtype.element_ty), mask=here[:, None] & (col < C))
 
 
 # ---- the kernels ----
@@ -398,20 +569,9 @@ def _layer(
         if OUTPUTS == 5:
             m = tl.where((s == s) | (m == inf), m, float("nan"))  # a NaN makes m NaN, and the label is not the largest
         if parts is not None:
-            tl.store(parts + row, m, mask=here)
-            tl.store(parts + row + parts_stride, s, mask=here)
-            tl.store(parts + row + 2 * parts_stride, o, mask=here)
-            tl.store(parts + row + 3 * parts_stride, d / PART, mask=here)
-            tl.store(parts + row + 4 * parts_stride, zt, mask=here)
-            tl.store(parts + row + 5 * parts_stride, wt, mask=here)
-            tl.store(parts + row + 6 * parts_stride, u, mask=here)
+            _store_parts(parts + row, parts_stride, here, m, s, o, d / PART, zt, wt, u)
     else:
-        m = tl.load(parts + row, mask=here, other=-inf)
-        s = tl.load(parts + row + parts_stride, mask=here, other=0.0)
-        o = tl.load(parts + row + 2 * parts_stride, mask=here, other=0.0)
-        zt = tl.load(parts + row + 4 * parts_stride, mask=here, other=-inf)
-        wt = tl.load(parts + row + 5 * parts_stride, mask=here, other=0.0)
-        u = tl.load(parts + row + 6 * parts_stride, mask=here, other=0.0)
+        m, s, o, zt, wt, u = _load_parts(parts + row, parts_stride, here)
 
     y, r, q, g, l, b, n = _numbers(numbers + row * row_stride, live, numbers_stride, NUMBERS)  # noqa: E741
     nll, miss, over, top, lift, part_nll, part_over = _finish(m, s, zt, cool, WIDE)
@@ -434,7 +594,7 @@ def _layer(
         first *= cool
         if TRANSFORM != SOFTCAP:  # whose slope may be subnormal
             a, e, c, h = a * first, e * first, c * first, h * first
-        top = tl.where(top == -inf, 0.0, top).to(WIDE)[:, None]
+        top = _shift(top, WIDE)
         for k in range(0, C, BLOCK):
             col = k + tl.arange(0, BLOCK)[None, :]
             used = active[:, None] & (col < C)
@@ -446,36 +606,6 @@ def _layer(
                 dz = _times(dz * first.to(WIDE)[:, None], slope)
             dz *= last.to(WIDE)[:, None]
             tl.store(out + row[:, None] * out_stride + col, dz.to(out.dtype.element_ty), mask=here[:, None] & (col < C))
-
-
-@triton.jit
-def _along(z, v, down, mask, cap, TRANSFORM: tl.constexpr, WIDE: tl.constexpr):
-    """Return y, its slope, v down multiplied by the slope, and v down."""
-    y, slope = _read(z, mask, cap, TRANSFORM, WIDE)
-    vk = tl.load(v, mask=mask, other=0.0).to(WIDE) * down
-    if TRANSFORM == SOFTCAP:
-        return y, slope, _times(vk, slope), vk
-    return y, slope, vk, vk
-
-
-@triton.jit
-def _size_of(
-    z, v, live, top, C, temperature, cap, TRANSFORM: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr
-):  # fmt: skip
-    """Return the exponent of the largest |v| where yhat is not 0, unless others would be beyond the range then, and 2^-exponent."""
-    probable = tl.zeros(live.shape, WIDE)
-    most = probable
-    for k in range(0, C, BLOCK):
-        col = k + tl.arange(0, BLOCK)[None, :]
-        inside = live[:, None] & (col < C)
-        exp = _from_top(_read(z[:, None] + col, inside, cap, TRANSFORM, WIDE)[0], top, temperature, TRANSFORM)[0]
-        vk = tl.abs(tl.load(v[:, None] + col, mask=inside, other=0.0).to(WIDE))
-        vk = tl.where(vk < float("inf"), vk, 0.0)
-        most = _larger(tl.max(vk, 1), most)
-        probable = _larger(tl.max(tl.where(exp == 0.0, 0.0, vk), 1), probable)
-    size, others = _exponent(probable.to(tl.float64)), _exponent(most.to(tl.float64)) - 60
-    size, down = _power(-tl.where(others > size, others, size), 126 if WIDE == tl.float32 else 1022)
-    return -size, down.to(WIDE)
 
 
 @triton.jit(do_not_specialize=["temperature", "cap"])
@@ -491,8 +621,7 @@ def _curvature(
     """Compute the derivative of the gradient along v.
 
     v_k - mean is computed as (v_k - v_j) + (v_j - mean), where j is the most probable class. So the rows are read once for their sums and
-    j, once for the size of v, once for the sums with v_k - v_j, and once for the product. Until the end, v is divided by 2^size and the
-    coefficients by 2^k, so that no intermediate result is infinite or subnormal unless the product is.
+    j, once for the size of v, once for the sums with v_j - v_k, and once for the product. Until the end, v is divided by 2^size.
     """
     temperature = temperature.to(tl.float64, bitcast=True)
     cap = cap.to(tl.float64, bitcast=True)
@@ -504,81 +633,121 @@ def _curvature(
         off += row * off_stride
     t = _label(label + row, z, off, here, C, cap, TRANSFORM, OFF, WIDE, BLOCK)
     live = t != _IGNORED
-    y, r, q, g, l, b, n = _numbers(numbers + row * row_stride, live, numbers_stride, NUMBERS)  # noqa: E741
-    given = (y != 0.0) | (r != 0.0) | (q != 0.0) | (g != 0.0) | (l != 0.0) | (b != 0.0) | (n != 0.0)
     m, s, o, _, zt, wt, u, at = _sums(z, off, t, live, C, temperature, cap, TRANSFORM, OFF, NUMBERS == 7, True, WIDE, BLOCK)
     cool = 1.0 / temperature
     nll, miss, over, top, lift, _, _ = _finish(m, s, zt, cool, WIDE)
-    lse = top * cool + lift
-    a, e, c, h, active = _coefficients(y, r, q, g, l, b, n, s, o, wt, u, nll, miss, over, lse, lift, NUMBERS)
-    scale = tl.exp(-lift)
-    above = tl.where(top == -float("inf"), 0.0, top).to(WIDE)[:, None]
-    j = tl.where(zt >= m, t, at)
-    size, down = _size_of(z, v, live, above, C, temperature, cap, TRANSFORM, WIDE, BLOCK)
-    vj = _along(z + j, v + j, down, live, cap, TRANSFORM, WIDE)[2]
-
-    by_yhat = tl.zeros_like(s)  # sum_k exp(z_k - top) (v_j - v_k)
-    by_off = tl.zeros_like(s)  # sum_k off_k (v_k - v_j)
-    by_below = tl.zeros_like(s)  # sum_k exp(z_k - top) (top - z_k) (v_k - v_j)
-    for k in range(0, C, BLOCK):
-        col = k + tl.arange(0, BLOCK)[None, :]
-        inside = live[:, None] & (col < C)
-        zk, slope, vk, given_v = _along(z[:, None] + col, v[:, None] + col, down[:, None], inside, cap, TRANSFORM, WIDE)
-        exp, below = _from_top(zk, above, temperature, TRANSFORM)
-        by_yhat += tl.sum(_times(exp, vj[:, None] - vk), 1).to(tl.float64)
-        if NUMBERS == 7:
-            by_below += tl.sum(_times(exp * below, vk - vj[:, None]), 1).to(tl.float64)
-        if OFF:
-            w = tl.load(off[:, None] + col, mask=inside, other=0.0).to(WIDE)
-            by_off += tl.sum(_times(w, vk - vj[:, None]), 1).to(tl.float64)
-    lead = by_yhat * scale  # v_j - mean
-    mean = vj.to(tl.float64) - lead
-    by_off += _times(o + wt, lead)
-    dentropy = tl.zeros_like(s)
-    if NUMBERS == 7:
-        dentropy = by_below * scale + _times(lead, _entropy(s, u, nll, over) - lift)
-
-    hit = live & (t >= 0) & (t < C)
-    vt = _along(z + t, v + t, down, hit, cap, TRANSFORM, WIDE)[2]
+    size, down = _size_of(z, v, live, top, C, temperature, cap, TRANSFORM, WIDE, BLOCK)
     cool, k = _mantissa(cool)
+    j = tl.where(zt > m, t, at)
+    vj = _along(z + j, v + j, down, live, cap, TRANSFORM, WIDE)[2]
+    ds, du, do, vt = _tangents(z, v, off, t, live, m, vj, down, C, temperature, cap, TRANSFORM, OFF, NUMBERS == 7, WIDE, BLOCK)
+    mean, at, by_off, dentropy, vj, to_mean = _derivatives(
+        m, s, o, zt, wt, u, nll, miss, over, vj.to(tl.float64), ds, du, do, vt, NUMBERS == 7
+    )
     first, last = _powers(size + k, tl.float64)
-    first *= cool
-    tl.store(result + row, tl.where(live, mean * first * last, 0.0), mask=here)
-    tl.store(result + row + result_stride, tl.where(hit, ((vt - vj).to(tl.float64) + lead) * first * last, 0.0), mask=here)
-    tl.store(result + row + 2 * result_stride, tl.where(live, by_off * first * last, 0.0), mask=here)
-    tl.store(result + row + 3 * result_stride, tl.where(live, dentropy * first * last, 0.0), mask=here)
+    labelled = live & (t >= 0) & (t < C)
+    _store_derivatives(result + row, result_stride, here, live, labelled, mean, at, by_off, dentropy, first * cool, last)
+    _store_product(
+        z, v, off, numbers + row * row_stride, out + row * out_stride, t, here, live, C, numbers_stride, temperature, cap,
+        s, o, wt, u, nll, miss, over, top, lift, mean, dentropy, vj, to_mean, down, cool, size + k,
+        GAUSS_NEWTON, NUMBERS, OFF, TRANSFORM, WIDE, BLOCK,
+    )  # fmt: skip
 
-    da = _times(_times(g, q), mean) * scale - _times(e, dentropy)
-    largest = _larger(h, _larger(c, _larger(e, _larger(a, tl.abs(da)))))
-    down_k, by = _power(-_exponent(largest), 1022)
-    a, e, c, h, da = a * by, e * by, c * by, h * by, da * by
-    bend, larger = 1.0 / cap, tl.where(cap < temperature, 1.0 / cap, 1.0 / temperature)  # of 1 / T and 1 / cap
-    by_t, by_cap = 1.0 / temperature / larger, bend / larger
-    larger, of_larger = _mantissa(larger)
-    first, last = _powers(size + k + of_larger - down_k, WIDE)
-    first *= cool * larger
-    da = (da * by_t).to(WIDE)[:, None]
-    by_apart = ((a - e) * by_t).to(WIDE)[:, None]
-    by_both = (e * by_t).to(WIDE)[:, None]
-    for k in range(0, C, BLOCK):
-        col = k + tl.arange(0, BLOCK)[None, :]
-        used = given[:, None] & (col < C)
-        zk, slope, vk, given_v = _along(z[:, None] + col, v[:, None] + col, down[:, None], used, cap, TRANSFORM, WIDE)
-        apart = (vk - vj[:, None]) + lead.to(WIDE)[:, None]
-        exp, below = _from_top(zk, above, temperature, TRANSFORM)
-        if NUMBERS == 7:
-            hv = exp * ((by_apart + by_both * below) * apart + da)
-        else:
-            hv = exp * (by_apart * apart + da)
-        if TRANSFORM == SOFTCAP and not GAUSS_NEWTON:  # the second derivative of z is -2 / cap tanh(x / cap) slope
-            hot = col == t[:, None]
-            dz = _gradient(exp, below, hot, a, e, c, h, active, off[:, None] + col if OFF else None, used, NUMBERS, OFF, WIDE)
-            hv += _times(dz, given_v * ((-2.0 * by_cap).to(WIDE) * _scaled(zk, bend)))
-        hv *= first.to(WIDE)[:, None]
-        if TRANSFORM == SOFTCAP:
-            hv = _times(hv, slope)
-        hv = tl.where(given[:, None], hv * last.to(WIDE)[:, None], 0.0)
-        tl.store(out + row[:, None] * out_stride + col, hv.to(out.dtype.element_ty), mask=here[:, None] & (col < C))
+
+@triton.jit(do_not_specialize=["temperature", "cap"])
+def _tangent_sums(
+    z, v, label, off,  # as in _curvature
+    parts,  # [7, R] float64
+    tangents,  # [5, R] float64: the derivatives c, s, u, o and vt of the parts along v
+    R, C, z_stride, v_stride, off_stride, parts_stride, tangents_stride, temperature, cap,
+    OFF: tl.constexpr, TRANSFORM: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Compute the partial sums and their derivatives along v, of columns that may be some of all.
+
+    v is multiplied by 1 / T before differences are taken, as in `_hessian`, so that v_j in the sums is the v_j of the product to the bit.
+    """
+    temperature = temperature.to(tl.float64, bitcast=True)
+    cap = cap.to(tl.float64, bitcast=True)
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    here = row < R
+    z += row * z_stride
+    v += row * v_stride
+    if OFF:
+        off += row * off_stride
+    t = _label(label + row, z, off, here, C, cap, TRANSFORM, OFF, WIDE, BLOCK)
+    live = t != _IGNORED
+    m, s, o, d, zt, wt, u, at = _sums(z, off, t, live, C, temperature, cap, TRANSFORM, OFF, True, True, WIDE, BLOCK)
+    cool = 1.0 / temperature
+    _store_parts(parts + row, parts_stride, here, m, s, o, 2.0 * (d * cool), zt, wt, u)
+    top = tl.where(zt > m, zt, m)
+    size, down = _size_of(z, v, live, top, C, temperature, cap, TRANSFORM, WIDE, BLOCK)
+    cool, k = _mantissa(cool)
+    factor = cool * down
+    c = _along(z + at, v + at, factor, live & (m > -float("inf")), cap, TRANSFORM, WIDE)[2]
+    ds, du, do, vt = _tangents(z, v, off, t, live, m, c, factor, C, temperature, cap, TRANSFORM, OFF, True, WIDE, BLOCK)
+    first, last = _powers(size + k, tl.float64)
+    tangents += row
+    tl.store(tangents, c * first * last, mask=here)
+    tl.store(tangents + tangents_stride, ds * first * last, mask=here)
+    tl.store(tangents + 2 * tangents_stride, du * first * last, mask=here)
+    tl.store(tangents + 3 * tangents_stride, do * first * last, mask=here)
+    tl.store(tangents + 4 * tangents_stride, vt * first * last, mask=here)
+
+
+@triton.jit(do_not_specialize=["temperature", "cap"])
+def _hessian(
+    z, v, label, numbers, off,  # as in _curvature
+    parts, tangents,  # as in _tangent_sums, of whole rows
+    result, out,  # as in _curvature
+    R, C, z_stride, v_stride, numbers_stride, row_stride, off_stride, parts_stride, tangents_stride, result_stride, out_stride,
+    temperature, cap,
+    GAUSS_NEWTON: tl.constexpr, NUMBERS: tl.constexpr, OFF: tl.constexpr,
+    TRANSFORM: tl.constexpr, WIDE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Compute what `_curvature` does, for columns that may be some of all.
+
+    The result has the same bits for all columns of a row: the sums with v are divided by 2^size_of_sums for it, whatever v is here.
+    """
+    temperature = temperature.to(tl.float64, bitcast=True)
+    cap = cap.to(tl.float64, bitcast=True)
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    here = row < R
+    z += row * z_stride
+    v += row * v_stride
+    if OFF:
+        off += row * off_stride
+    t = _label(label + row, z, off, here, C, cap, TRANSFORM, OFF, WIDE, BLOCK)
+    live = t != _IGNORED
+    m, s, o, zt, wt, u = _load_parts(parts + row, parts_stride, here)
+    tangents += row
+    c = tl.load(tangents, mask=here, other=0.0)
+    ds = tl.load(tangents + tangents_stride, mask=here, other=0.0)
+    du = tl.load(tangents + 2 * tangents_stride, mask=here, other=0.0)
+    do = tl.load(tangents + 3 * tangents_stride, mask=here, other=0.0)
+    vt = tl.load(tangents + 4 * tangents_stride, mask=here, other=0.0)
+    least = tl.full(c.shape, 2.0**-1022, tl.float64)
+    size_of_sums = _exponent(_larger(c, _larger(ds, _larger(du, _larger(do, _larger(vt, least))))))
+    by, again = _powers(-size_of_sums, tl.float64)
+    c, ds, du, do, vt = c * by * again, ds * by * again, du * by * again, do * by * again, vt * by * again
+    cool = 1.0 / temperature
+    nll, miss, over, top, lift, _, _ = _finish(m, s, zt, cool, WIDE)
+    mean, at, by_off, dentropy, vj, to_mean = _derivatives(m, s, o, zt, wt, u, nll, miss, over, c, ds, du, do, vt, True)
+    first, last = _powers(size_of_sums, tl.float64)
+    labelled = live & (zt > -float("inf"))
+    _store_derivatives(result + row, result_stride, here, live, labelled, mean, at, by_off, dentropy, first, last)
+
+    size, _ = _size_of(z, v, live, top, C, temperature, cap, TRANSFORM, WIDE, BLOCK)
+    cool, k = _mantissa(cool)
+    size = tl.where(size + k > size_of_sums, size + k, size_of_sums)
+    by, again = _powers(k - size, tl.float64)
+    factor = cool * by * again
+    by, again = _powers(size_of_sums - size, tl.float64)
+    mean, dentropy, vj, to_mean = mean * by * again, dentropy * by * again, vj * by * again, to_mean * by * again
+    _store_product(
+        z, v, off, numbers + row * row_stride, out + row * out_stride, t, here, live, C, numbers_stride, temperature, cap,
+        s, o, wt, u, nll, miss, over, top, lift, mean, dentropy, vj, to_mean, factor, 1.0, size,
+        GAUSS_NEWTON, NUMBERS, OFF, TRANSFORM, WIDE, BLOCK,
+    )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["temperature", "cap"])
@@ -662,6 +831,25 @@ def curvature(
     )  # fmt: skip
 
 
+def tangent_sums(z: Any, v: Any, label: Any, off: Any, transform: Any, parts: Any, tangents: Any, threads: int) -> None:
+    strides = z.stride(0), v.stride(0), _off_stride(off), parts.stride(0), tangents.stride(0)
+    _launch(
+        _tangent_sums, TILE // 2, transform, [z, v, label.contiguous(), off, parts, tangents], strides, tl.float64,
+        OFF=0 if off is None else off.ndim,
+    )  # fmt: skip
+
+
+def hessian(
+    z: Any, v: Any, label: Any, numbers: Any, off: Any, transform: Any, gauss_newton: bool, parts: Any, tangents: Any, out: Any,
+    result: Any, threads: int,
+) -> None:  # fmt: skip
+    strides = z.stride(0), v.stride(0), *_strides(numbers, off), *(x.stride(0) for x in (parts, tangents, result, out))
+    _launch(
+        _hessian, TILE // 2, transform, [z, v, label.contiguous(), numbers, off, parts, tangents, result, out], strides, tl.float64,
+        GAUSS_NEWTON=gauss_newton, NUMBERS=len(numbers), OFF=0 if off is None else off.ndim,
+    )  # fmt: skip
+
+
 def log_softmax(z: Any, scale: Any, transform: Any, out: Any, threads: int) -> None:
     strides = z.stride(0), scale.stride(0) if len(scale) > 1 else 0, out.stride(0)
     _launch(_log_softmax, TILE, transform, [z, scale, out], strides)
@@ -679,14 +867,25 @@ def scale(out: Any, by: Any) -> Any:
 def _strides(numbers: Any, off: Any) -> tuple[int, int, int]:
     """Return how far apart the numbers of a row are, those of two rows, and the rows of off: 0 if there is one for all rows."""
     row = numbers.stride(1) if numbers.shape[1] > 1 else 0
-    return numbers.stride(0), row, 0 if off is None or off.ndim == 1 else off.stride(0)
+    return numbers.stride(0), row, _off_stride(off)
 
 
-def _launch(kernel: Any, elements: int, transform: Any, tensors: list[Any], strides: tuple[int, ...], **options: Any) -> None:
-    """Launch a kernel over the rows of the first tensor. The shape of a tile does not depend on the number of rows."""
+def _off_stride(off: Any) -> int:
+    """Return how far apart the rows of off are, 0 if there is one for all rows."""
+    return 0 if off is None or off.ndim == 1 else off.stride(0)
+
+
+def _launch(
+    kernel: Any, elements: int, transform: Any, tensors: list[Any], strides: tuple[int, ...], wide: Any = None, **options: Any
+) -> None:
+    """Launch a kernel over the rows of the first tensor. The shape of a tile does not depend on the number of rows.
+
+    `wide` is the type in which the kernel computes, if it is not that of the first tensor.
+    """
     z = tensors[0]
     rows, classes = z.shape
-    if z.element_size() == 8:
+    wide = _wide(z) if wide is None else wide
+    if wide == tl.float64:
         elements //= 2
     block = min(triton.next_power_of_2(classes), elements)
     group = min(elements // block, ROWS)
@@ -697,7 +896,7 @@ def _launch(kernel: Any, elements: int, transform: Any, tensors: list[Any], stri
         with _on(z):
             kernel[(triton.cdiv(rows, group),)](
                 *tensors, rows, classes, *strides, *bits,
-                TRANSFORM=kind.value, WIDE=_wide(z), ROWS=group, BLOCK=block, num_warps=8, enable_fp_fusion=False, **options,
+                TRANSFORM=kind.value, WIDE=wide, ROWS=group, BLOCK=block, num_warps=8, enable_fp_fusion=False, **options,
             )  # fmt: skip
 
 
