@@ -65,9 +65,14 @@ def chunks(x: Any, w: Any, b: Any, products: Products, budget: int, classes: int
     scratch = products.empty(x, min(step, rows), len(w))
     for at in range(0, rows, step):
         i = slice(at, min(at + step, rows))
-        z = scratch[: i.stop - at]
-        products.logits(x[i], w, b, z)
+        z = rows_of(scratch, slice(0, i.stop - at))
+        products.logits(rows_of(x, i), w, b, z)
         yield i, z
+
+
+def rows_of(t: Any, i: slice) -> Any:
+    """Return the rows i, which start and end within those of t: t itself if they are all."""
+    return t if i.stop - i.start == t.shape[0] else t[i]
 
 
 class Sums(NamedTuple):
@@ -87,7 +92,7 @@ class Sums(NamedTuple):
         If `first`, dx of these rows is written, not added to, and so is dw in the first chunk. A None for x or w skips their product.
         """
         if self.dx is not None and w is not None:
-            self.products.product(g, w, self.dx[i], not first)
+            self.products.product(g, w, rows_of(self.dx, i), not first)
         if self.dw is not None and x is not None:
             self.products.product(g.T, x, self.dw, not first or i.start > 0)
         if self.db is not None and bias:
@@ -98,6 +103,8 @@ def filtered(fn: str, tol: Any, stats: Any) -> tuple[float | None, FilterStats]:
     """Check the arguments of the gradient filter. Returns the tolerance and the statistics, which are cleared."""
     if stats is not None and not isinstance(stats, FilterStats):
         contract.fail(fn, "filter_stats", "be a FilterStats", type(stats).__name__, TypeError)
+    if tol is stats is None:
+        return None, FilterStats()
     stats = FilterStats() if stats is None else stats
     stats.clear()
     if tol is not None and not (tol := contract.number(fn, "filter_tol", tol, low=0)) < 1:

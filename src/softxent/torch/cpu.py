@@ -93,8 +93,11 @@ def record(t: Tensor) -> Record:
 
 
 def given(x: Any) -> Any:
-    """Return a number of the rows as the compiled kernel takes it: a tensor [*lead] or 0-dim as a record, and others as they are."""
-    return record(x if x.dtype in WIDE else x.double()) if isinstance(x, Tensor) else x
+    """Return a number of the rows as the compiled kernel takes it: a tensor [*lead] as a record, one without axes as a float, and others
+    as they are."""
+    if not isinstance(x, Tensor):
+        return x
+    return record(x if x.dtype in WIDE else x.double()) if x.ndim else x.item()
 
 
 def labels(target: Tensor, classes: int, ignored: int, out: Tensor | None = None) -> tuple[int, int, float]:

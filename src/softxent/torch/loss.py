@@ -24,7 +24,6 @@ from .operators import no_labels
 from .sharded_operators import sharded_log_softmax, sharded_rows
 
 FN = "cross_entropy"
-FLOAT32 = torch.finfo(torch.float32).max
 FORWARD, BACKWARD, FUSED = (compute.OPS.get(name, -1) for name in ("forward", "backward", "fused"))
 NOTHING: tuple[Any, ...] = ()
 ONLY_LOSS = (False,) * 4  # the outputs that are wanted: lse, log-probability, entropy, correct
@@ -128,7 +127,7 @@ def cross_entropy(
         return _result(input, Given(target, weight, sample_weight, arguments.checked(axis, options), wanted))
     if return_logprobs and target.is_floating_point():
         fail(FN, "return_logprobs", "be False where the target is probabilities", True)
-    truth, total = arguments.truth_of(FN, input, target, weight, sample_weight, axis, options)
+    truth, total, _ = arguments.truth_of(FN, input, target, weight, sample_weight, axis, options)
     losses, *rows, correct = operators.rows(input, *truth, axis, options.temperature, options.cap, any(wanted[1:]))
     dtype = arguments.result_dtype(input)
     loss = arguments.reduced(losses, reduction, total, dtype)
@@ -160,7 +159,7 @@ def _distributed(
     arguments.class_axis(FN, input, target, weight, sample, options.ignore_index, shards)
     if wanted[1] and target.is_floating_point():
         fail(FN, "return_logprobs", "be False where the target is probabilities", True)
-    truth, total = arguments.truth_of(FN, input, target, weight, sample, axis, options, shards)
+    truth, total, _ = arguments.truth_of(FN, input, target, weight, sample, axis, options, shards)
     of_truth = [t for t in (target, weight, sample) if t is not None]
     if shards is None and reduction != "none" and not any(wanted) and plain(input, *of_truth) and not operators.differentiated(*of_truth):
         divisor = truth.y.new_ones(()) if total is None else distributed.whole_sum(total, place).to_local()
@@ -273,7 +272,7 @@ def _computed(input: Tensor, given: Given, known: tuple[arguments.Truth, Any] | 
     if not losses:
         if mean:
             loss = loss / total if total else math.nan
-        reduced = _number(loss, dtype)
+        reduced = compute.scalar(loss, dtype)
         if not result:
             return (reduced, None, None, None), correct, dz, parts
     found = [t if t is None else t.to(dtype) for t in outputs[:4]]
@@ -294,14 +293,8 @@ def _computed_by_tensors(input: Tensor, given: Given, truth: arguments.Truth, to
 def _truth_of(input: Tensor, given: Given) -> tuple[arguments.Truth, Tensor | None]:
     """Return the truth of the rows, and what the sum of their losses is divided by."""
     axis, options, *_ = given.settled
-    truth, total = arguments.truth_of(FN, input, given.target, given.weight, given.sample, axis, options)
+    truth, total, _ = arguments.truth_of(FN, input, given.target, given.weight, given.sample, axis, options)
     return truth, total if given.divisor is None else given.divisor
-
-
-def _number(x: float, dtype: torch.dtype) -> Tensor:
-    if abs(x) > FLOAT32:  # torch refuses it as a float32, where it is infinite
-        return torch.scalar_tensor(x, dtype=torch.float64, device="cpu").to(dtype)
-    return torch.scalar_tensor(x, dtype=dtype, device="cpu")
 
 
 def _with_gradient(input: Tensor, given: Given) -> bool:
