@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from functools import wraps
+from functools import lru_cache, wraps
 from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 import numpy as np
@@ -45,6 +45,7 @@ class Products(Protocol):
         """Return the sums of the columns, in float64."""
 
 
+@lru_cache(maxsize=1024)
 def chunk_rows(rows: int, row_bytes: int, budget: int) -> int:
     """Return the rows of a chunk: as few chunks as the budget allows, with the rows spread evenly over them or a multiple of TILE."""
     limit = max(1, budget // row_bytes)
@@ -61,8 +62,8 @@ def chunks(x: Any, w: Any, b: Any, products: Products, budget: int, classes: int
     is the largest number that one has, so that all have the same chunks.
     """
     rows = x.shape[0]  # a sparse matrix has no len
-    step = max(1, chunk_rows(rows, max(classes, len(w)) * products.size(x), budget))
-    scratch = products.empty(x, min(step, rows), len(w))
+    step = max(1, chunk_rows(rows, max(classes, w.shape[0]) * products.size(x), budget))
+    scratch = products.empty(x, min(step, rows), w.shape[0])
     for at in range(0, rows, step):
         i = slice(at, min(at + step, rows))
         z = rows_of(scratch, slice(0, i.stop - at))

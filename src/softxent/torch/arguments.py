@@ -50,7 +50,8 @@ def truth_of(
 ) -> tuple[Truth, Tensor | None, int | None]:  # fmt: skip
     """Return the truth of the rows of logits z, for a mean the sum of their weights, and how many are ignored, if that is known.
 
-    Only shape and dtype of z are read. With `shards`, z has the classes of this process, as probabilities have; labels and class weights are those of all classes.
+    Only shape and dtype of z are read. With `shards`, z has the classes of this process, as probabilities have; labels and class weights
+    are those of all classes.
     """
     shape, wide = z.shape, compute.compute_dtype(z)
     lead, here = shape[:axis] + shape[axis + 1 :], shape[axis]
@@ -80,7 +81,7 @@ def truth_of(
         off = off if off is None else off.to(wide).expand(here)
     total = None
     if options.reduction == "mean" and ignored is not None and isinstance(found.weight, float):
-        total = compute.scalar(label.numel() - ignored, torch.float64)
+        total = _constant(label.numel() - ignored)
     elif options.reduction == "mean":
         live = label != IGNORED
         total = compute.summed(live if isinstance(found.weight, float) else torch.where(live, found.weight, 0.0))
@@ -194,7 +195,7 @@ def _at(t: Tensor, i: Tensor) -> Tensor:
     return t.gather(0, i.reshape(-1).clamp(0, len(t) - 1)).reshape(i.shape)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=256)
 def _constant(x: float) -> Tensor:
     """Return a number as a tensor of a CPU, which calls share."""
     with torch.inference_mode(False):  # so that it can be saved for a backward pass

@@ -115,7 +115,7 @@ def linear_cross_entropy(
             if value != default:
                 fail(FN, name, f"be {default} where linear_weight has more than two axes", value)
         return cross_entropy(
-            _of_many_axes(*_cast(input, linear_weight, linear_bias)), target, weight, None, ignore_index, None, reduction, label_smoothing,
+            _of_many_axes(*_tensors(input, linear_weight, linear_bias)), target, weight, None, ignore_index, None, reduction, label_smoothing,
             z_loss=z_loss, softcap=softcap, temperature=temperature, sample_weight=sample_weight, check=check,
             return_lse=return_lse, return_entropy=return_entropy, return_logprobs=return_logprobs, return_correct=return_correct,
         )  # fmt: skip
@@ -137,7 +137,7 @@ def linear_cross_entropy(
             named = {"shape of input": tuple(input.shape), "dtype": input.dtype, "reduction": reduction, "label_smoothing": label_smoothing}
             named |= {"z_loss": z_loss, "softcap": softcap, "temperature": temperature, "budget": budget, "outputs": flags, "shift": shift}
             distributed.check_agreement(FN, shards.group, **named)
-    x, w, b = _cast(input, linear_weight, linear_bias)
+    x, w, b = (_cast if direct else _tensors)(input, linear_weight, linear_bias)
     others = (flags, getattr(options, "batch_chunk_size", None), budget, *given)
     if direct:
         kinds = tuple([None if t is None else arguments.kind(t) for t in (x, w, b, target, weight, sample_weight)])
@@ -239,7 +239,7 @@ def _rows(x: Any, w: Any, b: Any, target: Any, sample: Any, shift: int, may_be_e
         tensor(FN, "target", target, x)
         labels(FN, contract.TORCH_LINEAR, target, (*lead, len(w)), len(lead))
     else:
-        tx, tw, tb = _cast(teacher[0], teacher[1], teacher[2] if len(teacher) > 2 else None, "teacher's ")
+        tx, tw, tb = _tensors(teacher[0], teacher[1], teacher[2] if len(teacher) > 2 else None, "teacher's ")
         _fits(tx, tw, tb, "teacher's ")
         if tx.shape[:-1] != lead:
             fail(FN, "teacher's input", f"have shape {(*lead, *tx.shape[-1:])} to match input {tuple(x.shape)}", tuple(tx.shape))
@@ -303,11 +303,16 @@ def _rows_of(sample: Any, x: Tensor, lead: torch.Size) -> Tensor:
         fail(FN, "sample_weight", f"broadcast to shape {tuple(lead)}", tuple(sample.shape))
 
 
-def _cast(input: Any, weight: Any, bias: Any, whose: str = "") -> tuple[Any, Any, Any]:
-    """Return a head's arguments, which must be tensors, in one type: that of autocast, if it is enabled, as nn.Linear would."""
+def _tensors(input: Any, weight: Any, bias: Any, whose: str = "") -> tuple[Any, Any, Any]:
+    """Check that a head's arguments are tensors, and return them in one type."""
     for name, t in (("input", input), ("linear_weight", weight), ("linear_bias", bias)):
         if t is not None or name != "linear_bias":
             tensor(FN, whose + name, t, input)
+    return _cast(input, weight, bias)
+
+
+def _cast(input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Any, Any, Any]:
+    """Return a head's arguments in one type: that of autocast, if it is enabled, as nn.Linear would."""
     device = input.device.type
     if torch.is_autocast_enabled(device) and input.dtype != torch.float64:
         to = torch.get_autocast_dtype(device)

@@ -122,7 +122,7 @@ class HeadRows(RowFunction):
 
     def compute(self, *head: Any) -> Tensors:
         h, s = Head(*head), self.settings
-        found = {name: compute.new((len(h.x),), h.x) for name in self.outputs}
+        found = {name: compute.new(h.label.shape, h.x) for name in self.outputs}
         for i, z, _, truth in _chunks(h, s, {}):
             _forward(z, truth, _results(found, i), s.shards)
         return tuple(found[name] != 0 if name == "correct" else found[name] for name in self.outputs)
@@ -178,7 +178,7 @@ class HeadHessian(RowFunction):
         vx, vw, vb = (v.get(name) for name in ("x", "w", "b"))
         if "entropy" in self.fields:
             upstream.setdefault("entropy", h.q.new_zeros(()))  # the kernel computes its derivative only if it is given this number
-        sums, lse = _sums(h, self.fields), compute.new((len(h.x),), h.x)
+        sums, lse = _sums(h, self.fields), compute.new(h.label.shape, h.x)
         mean, at_label, by_off, dentropy = (torch.empty_like(lse) for _ in range(4))
         for i, z, part, truth in _chunks(h, self.settings, upstream, 2 * compute.compute_dtype(h.x).itemsize // h.x.element_size()):
             tangent = _logit_tangent(part.x, h.w, None if vx is None else vx[i], vw, vb).to(compute.compute_dtype(z))
@@ -214,13 +214,13 @@ def gradients(
     Autograd must not record it.
     """
     sums, loss = _sums(h, fields), 0.0
-    found = {name: compute.new((len(h.x),), h.x) for name, field in (("lse", "q"), ("logprobs", "y")) if field in fields}
+    found = {name: compute.new(h.label.shape, h.x) for name, field in (("lse", "q"), ("logprobs", "y")) if field in fields}
 
     def overwritten(s: Settings) -> Iterator[tuple[slice, Tensor, Head]]:
         nonlocal loss
         for i, z, part, truth in _chunks(h, s, upstream):
             if part is not h and "loss" not in found:
-                found["loss"] = compute.new((len(h.x),), h.x)  # so that the sum does not depend on the chunks
+                found["loss"] = compute.new(h.label.shape, h.x)  # so that the sum does not depend on the chunks
             loss = (_fused if fields else _forward)(z, truth, _results(found, i), s.shards)[0]
             yield i, z, part
 
@@ -259,7 +259,7 @@ def _filtered(
 
 
 def _sums(h: Head, fields: Sequence[str]) -> Sums:
-    begun = torch.empty if len(h.x) else torch.zeros  # the products of the first chunk are written, not added
+    begun = torch.empty if h.x.shape[0] else torch.zeros  # the products of the first chunk are written, not added
     return Sums(
         torch.empty_like(h.x, memory_format=torch.contiguous_format) if "x" in fields else None,
         begun(h.w.shape, dtype=summed_in(h.w.dtype), device=h.w.device) if "w" in fields else None,
@@ -332,7 +332,7 @@ def _chunks(h: Head, s: Settings, upstream: dict[str, Any], beside: int = 0) -> 
     part, of_rows = h, [upstream.get(name) for name in OUTPUTS[:4]]
     for i, z in chunks(h.x, h.w, h.b, PRODUCTS, s.budget // copies, 0 if s.shards is None else _most(s.shards)):
         up = of_rows
-        if len(z) < len(h.x):
+        if z.shape[0] < h.x.shape[0]:
             part, up = h.rows(i), [g[i] if isinstance(g, Tensor) and g.ndim else g for g in of_rows]
         yield i, z, part, (1, part.label, (part.y, part.r, part.q, *up), _off(part, s), (s.temperature, s.cap))
 
@@ -397,8 +397,7 @@ def reduced_loss(head: Head, how: Reduction) -> Tensor:
     """
     if not operators.differentiated(*head[:3]):
         return how.of(head, ())[0]
-    found: Tensor = operators.quickly(_Reduced, how, *head)
-    return found
+    return _differentiable(how, *head)
 
 
 class _Reduced(torch.autograd.Function):
@@ -429,7 +428,10 @@ class _Reduced(torch.autograd.Function):
                 found = how._replace(filter_tol=None).of(head, [Head._fields[k] for k in needed])[1]
             found = [compute.scaled(t.data, g) for t in found]  # an in-place change of the result is not one of the saved gradient
         gradient = dict(zip(needed, found, strict=True))
-        return None, *(gradient.get(k) for k in range(FIELDS))
+        return None, *map(gradient.get, range(FIELDS))
+
+
+_differentiable: Callable[..., Tensor] = super(torch.autograd.Function, _Reduced).apply  # of tensors without a transform of torch.func
 
 
 # ---- operators of torch.library, for torch.compile, torch.export and subclasses of Tensor ----

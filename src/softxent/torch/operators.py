@@ -87,16 +87,19 @@ def class_labels(fn: str, target: Tensor, classes: int, ignored: int) -> tuple[T
 
 
 def _labels(fn: str, target: Tensor, classes: int, ignored: int) -> Tensor:
-    return labelled(fn, target, classes, ignored)[0] if target.is_cpu else torch.where(target == ignored, IGNORED, target.long())
+    if not target.is_cpu:
+        return torch.where(target == ignored, IGNORED, target.long())
+    label, _ = labelled(fn, target, classes, ignored)
+    return label.clone() if label is target else label
 
 
 def labelled(fn: str, target: Tensor, classes: int, ignored: int) -> tuple[Tensor, int]:
-    """Return labels of a CPU as the kernels take them, and how many rows are ignored."""
+    """Return labels of a CPU as the kernels take them, the target itself if no row is ignored, and how many are."""
     first, count, _ = cpu.labels(target, classes, ignored)
     if first >= 0:
         contract.outside(fn, contract.TORCH.labels, cpu.in_memory(target.detach()).numpy(), first, classes, ignored)
     if not count and target.dtype == torch.int64:
-        return target.clone(), count
+        return target, count
     label = torch.empty(target.shape, dtype=torch.int64, device="cpu")
     cpu.labels(target, classes, ignored, out=label.view(-1))
     return label, count
