@@ -54,13 +54,18 @@ def truth_of(
     are those of all classes.
     """
     shape, wide = z.shape, compute.compute_dtype(z)
-    lead, here = shape[:axis] + shape[axis + 1 :], shape[axis]
+    here, known = shape[axis], target.is_cpu and readable(target)
     if not torch.compiler.is_compiling() and torch._C._is_tracing():
         here = int(here)  # it is a tensor there, and a number divided by it would be float32
     classes = here if shards is None else shards.classes
+    if known and weight is sample is None and not target.is_floating_point():
+        label, ignored = operators.labelled(fn, target, classes, options.ignore_index)
+        of_rows = _same_for_all_rows(options.label_smoothing, options.z_loss, classes, here, wide)
+        return Truth(label, *of_rows), _constant(label.numel() - ignored) if options.reduction == "mean" else None, ignored
+    lead = shape[:axis] + shape[axis + 1 :]
     each = None if sample is None else sample.double().expand(lead)
     w = None if weight is None else weight.double()
-    e, device, known = options.label_smoothing, target.device, target.is_cpu and readable(target)
+    e, device = options.label_smoothing, target.device
     if target.is_floating_point():
         label, ignored = torch.full((), LARGEST, device=device).expand(lead), 0 if known else None
         found = truth.row_numbers(None, None, each, 0.0, options.z_loss, classes)
@@ -69,7 +74,7 @@ def truth_of(
         if shards is not None and off is not None:
             label = most_probable(off, shards, axis)
     else:
-        label, ignored = operators.class_labels(fn, target, classes, options.ignore_index)
+        label, ignored = (operators.labelled if known else operators.class_labels)(fn, target, classes, options.ignore_index)
         found = truth.row_numbers(label, w, each, e, options.z_loss, classes, _at)
         # A label out of range is an error on the CPU. On other devices, it would take time to wait for the labels.
         if not target.is_cpu or compute.forced():
@@ -80,13 +85,18 @@ def truth_of(
         off = my_columns(off, shards) if off is not None and off.ndim and shards is not None else off
         off = off if off is None else off.to(wide).expand(here)
     total = None
-    if options.reduction == "mean" and ignored is not None and isinstance(found.weight, float):
-        total = _constant(label.numel() - ignored)
-    elif options.reduction == "mean":
+    if options.reduction == "mean":
         live = label != IGNORED
         total = compute.summed(live if isinstance(found.weight, float) else torch.where(live, found.weight, 0.0))
-    y, r, q = (_constant(x) if known and isinstance(x, float) else _number(x, device) for x in (found.y, found.r, found.q))
-    return Truth(label, y, r, q, off), total, ignored
+    return Truth(label, _number(found.y, device), _number(found.r, device), _number(found.q, device), off), total, ignored
+
+
+@lru_cache(maxsize=1024)
+def _same_for_all_rows(e: float, z_loss: float, classes: int, here: int, wide: torch.dtype) -> tuple[Any, ...]:
+    """Return y, r, q and off of class indices on a CPU that have no weights."""
+    y, r, q, off, _ = truth.row_numbers((), None, None, e, z_loss, classes)
+    with torch.inference_mode(False):  # so that it can be saved for a backward pass
+        return _constant(y), _constant(r), _constant(q), None if off is None else _constant(off).to(wide).expand(here)
 
 
 class Settled(NamedTuple):

@@ -109,9 +109,9 @@ def run(
     if off is not None and off.shape != z.shape:
         off = off.to(wide).contiguous()
     if native(z) and (off is None or off.dtype in (z.dtype, wide)) and (v is None or v.dtype == wide):
-        z_, label_, off_, out_, parts_, v_ = (None if t is None else cpu.record(t) for t in (z, label, off, out, parts, v))
-        rows = tuple(None if t is None else cpu.record(t) for t in result)
-        numbers_ = tuple(map(cpu.given, given))
+        z_, label_, off_, parts_, v_ = [None if t is None else cpu.record(t) for t in (z, label, off, parts, v)]
+        out_ = z_ if out is z else None if out is None else cpu.record(out)
+        rows, numbers_ = tuple([None if t is None else cpu.record(t) for t in result]), tuple(map(cpu.given, given))
         return kernels.cpu.call(OPS[op], z_, axis, label_, numbers_, off_, transform, out_, rows, parts_, cpu.threads(), v_)[0]
     _, n = shape_of_rows(z, axis)
     by, label = numbers(n, *given), label if label is None else label.reshape(n)

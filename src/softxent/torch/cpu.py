@@ -63,7 +63,7 @@ def like(input: Tensor) -> Tensor:
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Return an uninitialized tensor. A large one uses memory that is kept for this (see `kernels.empty`)."""
-    if math.prod(shape) * dtype.itemsize < kernels.LARGE or kernels.cpu is None:
+    if kernels.cpu is None or math.prod(shape) * dtype.itemsize < kernels.LARGE:
         return torch.empty(shape, dtype=dtype, device="cpu")
     if dtype == torch.bfloat16:
         return torch.from_numpy(kernels.empty(shape, np.dtype(np.int16))).view(torch.bfloat16)

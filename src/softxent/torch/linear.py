@@ -115,8 +115,8 @@ def linear_cross_entropy(
             if value != default:
                 fail(FN, name, f"be {default} where linear_weight has more than two axes", value)
         return cross_entropy(
-            _of_many_axes(*_tensors(input, linear_weight, linear_bias)), target, weight, None, ignore_index, None, reduction, label_smoothing,
-            z_loss=z_loss, softcap=softcap, temperature=temperature, sample_weight=sample_weight, check=check,
+            _of_many_axes(*_tensors(input, linear_weight, linear_bias)), target, weight, None, ignore_index, None, reduction,
+            label_smoothing, z_loss=z_loss, softcap=softcap, temperature=temperature, sample_weight=sample_weight, check=check,
             return_lse=return_lse, return_entropy=return_entropy, return_logprobs=return_logprobs, return_correct=return_correct,
         )  # fmt: skip
     place = shards = None
@@ -140,8 +140,8 @@ def linear_cross_entropy(
     x, w, b = (_cast if direct else _tensors)(input, linear_weight, linear_bias)
     others = (flags, getattr(options, "batch_chunk_size", None), budget, *given)
     if direct:
-        kinds = tuple([None if t is None else arguments.kind(t) for t in (x, w, b, target, weight, sample_weight)])
-        o, settings, like = arguments.looked_up(_settled, kinds, shift, *others)
+        kinds = [None if t is None else arguments.kind(t) for t in (x, w, b, target, weight, sample_weight)]
+        o, settings, like = arguments.looked_up(_settled, *kinds, shift, *others)
         h = _merged(x, w, b, target, NO_TEACHER, sample_weight, shift)
     else:
         h = _rows(x, w, b, target, sample_weight, shift, shards is not None)
@@ -271,9 +271,10 @@ def _merged(x: Any, w: Any, b: Any, y: Any, teacher: tuple[Any, Any, Any], sampl
 
 
 @lru_cache(maxsize=1024, typed=True)
-def _settled(kinds: tuple[arguments.Kind | None, ...], shift: int, *others: Any) -> tuple[arguments.Options, Settings, Tensor]:
+def _settled(*given: Any) -> tuple[arguments.Options, Settings, Tensor]:
     """Check shapes, dtypes and options, those of calls before in a microsecond."""
-    x, w, b, target, weight, sample = map(arguments.of_kind, kinds)
+    x, w, b, target, weight, sample = map(arguments.of_kind, given[:6])
+    shift, *others = given[6:]
     return _checked(_rows(x, w, b, target, sample, shift, False), weight, None, *others)
 
 

@@ -82,7 +82,7 @@ class _Tensors:
             for k in (slice(c, c + COLUMNS) for c in range(0, len(w), COLUMNS)):
                 self.logits(x, w[k], None if b is None else b[k], out[:, k])
             return
-        torch.mm(x, w.t(), out=out) if b is None else torch.addmm(b, x, w.t(), out=out)
+        linear(x, w, out=out) if b is None else torch.addmm(b, x, w.t(), out=out)
 
     def product(self, a: Tensor, b: Tensor, out: Tensor, add: bool) -> None:
         if out.dtype == a.dtype:
@@ -98,6 +98,7 @@ class _Tensors:
 
 
 PRODUCTS = _Tensors()
+linear: Any = torch._C._nn.linear  # F.linear has no `out`
 
 
 class HeadRows(RowFunction):
@@ -397,15 +398,16 @@ def reduced_loss(head: Head, how: Reduction) -> Tensor:
     """
     if not operators.differentiated(*head[:3]):
         return how.of(head, ())[0]
-    return _differentiable(how, *head)
+    return _differentiable(how, head, *head[:3])
 
 
 class _Reduced(torch.autograd.Function):
-    """A reduced loss with its gradients from the forward pass. The first backward pass returns them; another one computes them again."""
+    """(how, head, x, w, b) -> a reduced loss. The first backward pass returns the gradients of the forward pass; another one computes them
+    again."""
 
     @staticmethod
-    def forward(ctx: Any, how: Reduction, *head: Any) -> Tensor:
-        loss, found = how.of(Head(*head), [name for name, need in zip(Head._fields, ctx.needs_input_grad[1:], strict=True) if need])
+    def forward(ctx: Any, how: Reduction, head: Head, *_: Any) -> Tensor:
+        loss, found = how.of(head, [name for name, need in zip("xwb", ctx.needs_input_grad[2:], strict=True) if need])
         ctx.save_for_backward(*head, *found)
         ctx.how, ctx.unused = how, [True]
         return loss
@@ -414,7 +416,7 @@ class _Reduced(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         saved, (g,), how = ctx.saved_tensors, grads, ctx.how
         head, found = Head(*saved[:FIELDS]), saved[FIELDS:]
-        needed = [k for k, need in enumerate(ctx.needs_input_grad[1:]) if need]
+        needed = [k for k, need in enumerate(ctx.needs_input_grad[2:]) if need]
         again = torch.is_grad_enabled() or not operators.first_backward(ctx)
         if again:
             compute.need_memory(*head)
@@ -428,7 +430,7 @@ class _Reduced(torch.autograd.Function):
                 found = how._replace(filter_tol=None).of(head, [Head._fields[k] for k in needed])[1]
             found = [compute.scaled(t.data, g) for t in found]  # an in-place change of the result is not one of the saved gradient
         gradient = dict(zip(needed, found, strict=True))
-        return None, *map(gradient.get, range(FIELDS))
+        return None, None, *map(gradient.get, range(3))
 
 
 _differentiable: Callable[..., Tensor] = super(torch.autograd.Function, _Reduced).apply  # of tensors without a transform of torch.func

@@ -76,13 +76,11 @@ def curvature(z: Tensor, v: Tensor, *others: Any) -> Five:
     return (compute.curvature if directly else _composed_curvature)(z, v, *others)
 
 
-def class_labels(fn: str, target: Tensor, classes: int, ignored: int) -> tuple[Tensor, int | None]:
+def class_labels(fn: str, target: Tensor, classes: int, ignored: int) -> tuple[Tensor, None]:
     """Return class indices as labels: int64, and IGNORED where the target is `ignored`. On a CPU, raise an error if one is out of range.
 
-    Also returns how many rows are ignored, if that is known: on a CPU.
+    How many are ignored is not known, where `labelled` would return it.
     """
-    if readable(target) and target.is_cpu:
-        return labelled(fn, target, classes, ignored)
     return (_labels if readable(target) else labels_operator)(fn, target, classes, ignored), None
 
 
