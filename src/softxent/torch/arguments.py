@@ -54,6 +54,7 @@ def truth_of(
     are those of all classes.
     """
     shape, wide = z.shape, compute.compute_dtype(z)
+    ignored: int | None
     here, known = shape[axis], target.is_cpu and readable(target)
     if not torch.compiler.is_compiling() and torch._C._is_tracing():
         here = int(here)  # it is a tensor there, and a number divided by it would be float32

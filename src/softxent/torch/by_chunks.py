@@ -189,9 +189,9 @@ class ByChunks(torch.autograd.Function):
 
 def by_chunks(function: RowFunction, *arguments: Any) -> Tensors:
     """Return the outputs for all rows, which can be differentiated."""
-    if torch._C._are_functorch_transforms_active():
-        return ByChunks.apply(function, *arguments)
-    found: Tensors = quickly(ByChunks, function, *arguments)
+    with_transforms: Any = ByChunks.apply  # untyped
+    transformed = torch._C._are_functorch_transforms_active()
+    found: Tensors = with_transforms(function, *arguments) if transformed else quickly(ByChunks, function, *arguments)
     return found
 
 

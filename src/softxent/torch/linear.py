@@ -138,14 +138,14 @@ def linear_cross_entropy(
             named |= {"z_loss": z_loss, "softcap": softcap, "temperature": temperature, "budget": budget, "outputs": flags, "shift": shift}
             distributed.check_agreement(FN, shards.group, **named)
     x, w, b = (_cast if direct else _tensors)(input, linear_weight, linear_bias)
-    others = (flags, getattr(options, "batch_chunk_size", None), budget, *given)
+    asked = (flags, getattr(options, "batch_chunk_size", None), budget, *given)
     if direct:
         kinds = [None if t is None else arguments.kind(t) for t in (x, w, b, target, weight, sample_weight)]
-        o, settings, like = arguments.looked_up(_settled, *kinds, shift, *others)
+        o, settings, like = arguments.looked_up(_settled, *kinds, shift, *asked)
         h = _merged(x, w, b, target, NO_TEACHER, sample_weight, shift)
     else:
         h = _rows(x, w, b, target, sample_weight, shift, shards is not None)
-        o, settings, like = _checked(h, weight, shards, *others)
+        o, settings, like = _checked(h, weight, shards, *asked)
     seen = like.float() if h.target is None else h.target  # the labels, or what has the shape of a teacher's probabilities
     if check and not h.x.is_cpu and not seen.is_floating_point():
         operators.check_labels(FN, seen, len(h.w) if shards is None else shards.classes, ignore_index)
@@ -317,7 +317,7 @@ def _cast(input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Any, Any,
     device = input.device.type
     if torch.is_autocast_enabled(device) and input.dtype != torch.float64:
         to = torch.get_autocast_dtype(device)
-        input, weight, bias = (None if t is None else t.to(to) for t in (input, weight, bias))
+        return input.to(to), weight.to(to), None if bias is None else bias.to(to)
     return input, weight, bias
 
 

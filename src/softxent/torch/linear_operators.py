@@ -82,7 +82,7 @@ class _Tensors:
             for k in (slice(c, c + COLUMNS) for c in range(0, len(w), COLUMNS)):
                 self.logits(x, w[k], None if b is None else b[k], out[:, k])
             return
-        linear(x, w, out=out) if b is None else torch.addmm(b, x, w.t(), out=out)
+        torch.mm(x, w.t(), out=out) if b is None else torch.addmm(b, x, w.t(), out=out)
 
     def product(self, a: Tensor, b: Tensor, out: Tensor, add: bool) -> None:
         if out.dtype == a.dtype:
@@ -98,7 +98,6 @@ class _Tensors:
 
 
 PRODUCTS = _Tensors()
-linear: Any = torch._C._nn.linear  # F.linear has no `out`
 
 
 class HeadRows(RowFunction):
@@ -214,7 +213,8 @@ def gradients(
 
     Autograd must not record it.
     """
-    sums, loss = _sums(h, fields), 0.0
+    sums = _sums(h, fields)
+    loss: Any = 0.0
     found = {name: compute.new(h.label.shape, h.x) for name, field in (("lse", "q"), ("logprobs", "y")) if field in fields}
 
     def overwritten(s: Settings) -> Iterator[tuple[slice, Tensor, Head]]:
@@ -383,8 +383,8 @@ class Reduction(NamedTuple):
 
     def of(self, head: Head, fields: Sequence[str]) -> tuple[Tensor, Tensors]:
         """Return the number, and its gradients with respect to the `fields`."""
-        settings, total, dtype, *filter = self
-        loss, found = gradients(head, settings, {"loss": self.upstream()}, fields, *filter)
+        settings, total, dtype, tol, stats = self
+        loss, found = gradients(head, settings, {"loss": self.upstream()}, fields, tol, stats)
         if not head.x.is_cpu:
             return (loss if total is None else loss / total).to(dtype), found
         loss, weight = float(loss), 1.0 if total is None else total.item()
