@@ -387,8 +387,8 @@ class Reduction(NamedTuple):
         loss, found = gradients(head, settings, {"loss": self.upstream()}, fields, tol, stats)
         if not head.x.is_cpu:
             return (loss if total is None else loss / total).to(dtype), found
-        loss, weight = float(loss), 1.0 if total is None else total.item()
-        return compute.scalar(loss / weight if weight else math.nan, dtype), found
+        loss, divisor = float(loss), 1.0 if total is None else total.item()
+        return compute.scalar(loss / divisor if divisor else math.nan, dtype), found
 
 
 def reduced_loss(head: Head, how: Reduction) -> Tensor:
