@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from functools import wraps
+from functools import lru_cache, wraps
 from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 import numpy as np
@@ -45,6 +45,7 @@ class Products(Protocol):
         """Return the sums of the columns, in float64."""
 
 
+@lru_cache(maxsize=1024)
 def chunk_rows(rows: int, row_bytes: int, budget: int) -> int:
     """Return the rows of a chunk: as few chunks as the budget allows, with the rows spread evenly over them or a multiple of TILE."""
     limit = max(1, budget // row_bytes)
@@ -61,13 +62,18 @@ def chunks(x: Any, w: Any, b: Any, products: Products, budget: int, classes: int
     is the largest number that one has, so that all have the same chunks.
     """
     rows = x.shape[0]  # a sparse matrix has no len
-    step = max(1, chunk_rows(rows, max(classes, len(w)) * products.size(x), budget))
-    scratch = products.empty(x, min(step, rows), len(w))
+    step = max(1, chunk_rows(rows, max(classes, w.shape[0]) * products.size(x), budget))
+    scratch = products.empty(x, min(step, rows), w.shape[0])
     for at in range(0, rows, step):
         i = slice(at, min(at + step, rows))
-        z = scratch[: i.stop - at]
-        products.logits(x[i], w, b, z)
+        z = rows_of(scratch, slice(0, i.stop - at))
+        products.logits(rows_of(x, i), w, b, z)
         yield i, z
+
+
+def rows_of(t: Any, i: slice) -> Any:
+    """Return the rows i, which start and end within those of t: t itself if they are all."""
+    return t if i.stop - i.start == t.shape[0] else t[i]
 
 
 class Sums(NamedTuple):
@@ -87,7 +93,7 @@ class Sums(NamedTuple):
         If `first`, dx of these rows is written, not added to, and so is dw in the first chunk. A None for x or w skips their product.
         """
         if self.dx is not None and w is not None:
-            self.products.product(g, w, self.dx[i], not first)
+            self.products.product(g, w, rows_of(self.dx, i), not first)
         if self.dw is not None and x is not None:
             self.products.product(g.T, x, self.dw, not first or i.start > 0)
         if self.db is not None and bias:
@@ -98,6 +104,8 @@ def filtered(fn: str, tol: Any, stats: Any) -> tuple[float | None, FilterStats]:
     """Check the arguments of the gradient filter. Returns the tolerance and the statistics, which are cleared."""
     if stats is not None and not isinstance(stats, FilterStats):
         contract.fail(fn, "filter_stats", "be a FilterStats", type(stats).__name__, TypeError)
+    if tol is stats is None:
+        return None, FilterStats()
     stats = FilterStats() if stats is None else stats
     stats.clear()
     if tol is not None and not (tol := contract.number(fn, "filter_tol", tol, low=0)) < 1:

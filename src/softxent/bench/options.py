@@ -283,7 +283,7 @@ def _numpy_head(c: Case) -> dict[str, Call]:
 
 
 def _small(c: Case) -> dict[str, Call]:
-    """Return calls on a small matrix: those of `_torch`, those of `_numpy`, and the loss alone."""
+    """Return calls on a small matrix: those of `_torch`, those of `_numpy`, the loss alone, and a linear head."""
     torch, front = import_module("torch"), import_module("softxent.torch")
     mine = {name: call for name, call in _torch(c).items() if "all" not in name and "double" not in name and name != COPY}
     z, target = torch.randn(c.rows, c.classes), torch.randint(0, c.classes, (c.rows,))
@@ -291,6 +291,8 @@ def _small(c: Case) -> dict[str, Call]:
         partial(front.cross_entropy, z, target),
         partial(torch.nn.functional.cross_entropy, z, target),
     )
+    heads = _head(c._replace(width=16))
+    mine |= {name.replace(PLAIN, f"linear head [{c.rows}, 16] x [{c.classes}, 16]"): heads[name] for name in (PLAIN, TORCH + PLAIN)}
     return mine | {f"NumPy: {name}": call for name, call in _numpy(c).items() if name != COPY}
 
 

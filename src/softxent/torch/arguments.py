@@ -21,6 +21,7 @@ from ..truth import Options as Options
 from ..truth import options as options
 from . import compute, cpu, operators
 from .compute import plain as plain
+from .compute import readable
 from .operators import differentiated
 from .sharded_operators import Shards, most_probable, my_columns
 
@@ -46,28 +47,35 @@ class Truth(NamedTuple):
 def truth_of(
     fn: str, z: Tensor, target: Tensor, weight: Tensor | None, sample: Tensor | None, axis: int, options: Options,
     shards: Shards | None = None,
-) -> tuple[Truth, Tensor | None]:  # fmt: skip
-    """Return the truth of the rows of logits z, and for a mean the sum of their weights. Only shape, dtype and device of z are read.
+) -> tuple[Truth, Tensor | None, int | None]:  # fmt: skip
+    """Return the truth of the rows of logits z, for a mean the sum of their weights, and how many are ignored, if that is known.
 
-    With `shards`, z has the classes of this process, as probabilities have; labels and class weights are those of all classes.
+    Only shape and dtype of z are read. With `shards`, z has the classes of this process, as probabilities have; labels and class weights
+    are those of all classes.
     """
     shape, wide = z.shape, compute.compute_dtype(z)
-    lead, here = shape[:axis] + shape[axis + 1 :], shape[axis]
+    ignored: int | None
+    here, known = shape[axis], target.is_cpu and readable(target)
     if not torch.compiler.is_compiling() and torch._C._is_tracing():
         here = int(here)  # it is a tensor there, and a number divided by it would be float32
     classes = here if shards is None else shards.classes
+    if known and weight is sample is None and not target.is_floating_point():
+        label, ignored = operators.labelled(fn, target, classes, options.ignore_index)
+        of_rows = _same_for_all_rows(options.label_smoothing, options.z_loss, classes, here, wide)
+        return Truth(label, *of_rows), _constant(label.numel() - ignored) if options.reduction == "mean" else None, ignored
+    lead = shape[:axis] + shape[axis + 1 :]
     each = None if sample is None else sample.double().expand(lead)
     w = None if weight is None else weight.double()
     e, device = options.label_smoothing, target.device
     if target.is_floating_point():
-        label = torch.full((), LARGEST, device=device).expand(lead)
+        label, ignored = torch.full((), LARGEST, device=device).expand(lead), 0 if known else None
         found = truth.row_numbers(None, None, each, 0.0, options.z_loss, classes)
         w = w if w is None or shards is None else my_columns(w, shards)
         off: Tensor | None = target if w is None and not e else _soft(target, w, e, axis, wide, classes)
         if shards is not None and off is not None:
             label = most_probable(off, shards, axis)
     else:
-        label = operators.class_labels(fn, target, classes, options.ignore_index)
+        label, ignored = (operators.labelled if known else operators.class_labels)(fn, target, classes, options.ignore_index)
         found = truth.row_numbers(label, w, each, e, options.z_loss, classes, _at)
         # A label out of range is an error on the CPU. On other devices, it would take time to wait for the labels.
         if not target.is_cpu or compute.forced():
@@ -81,7 +89,15 @@ def truth_of(
     if options.reduction == "mean":
         live = label != IGNORED
         total = compute.summed(live if isinstance(found.weight, float) else torch.where(live, found.weight, 0.0))
-    return Truth(label, _number(found.y, device), _number(found.r, device), _number(found.q, device), off), total
+    return Truth(label, _number(found.y, device), _number(found.r, device), _number(found.q, device), off), total, ignored
+
+
+@lru_cache(maxsize=1024)
+def _same_for_all_rows(e: float, z_loss: float, classes: int, here: int, wide: torch.dtype) -> tuple[Any, ...]:
+    """Return y, r, q and off of class indices on a CPU that have no weights."""
+    y, r, q, off, _ = truth.row_numbers((), None, None, e, z_loss, classes)
+    with torch.inference_mode(False):  # so that it can be saved for a backward pass
+        return _constant(y), _constant(r), _constant(q), None if off is None else _constant(off).to(wide).expand(here)
 
 
 class Settled(NamedTuple):
@@ -102,10 +118,7 @@ def _settled(
     sample: Kind | None, *given: Any,  # the options
 ) -> Settled:  # fmt: skip
     """Check shapes, dtypes and options, those of calls before in half a microsecond."""
-    z, t, w, s = (
-        None if kind is None else torch.empty(kind[0], dtype=kind[1], device="meta")
-        for kind in ((input, dtype), (target, dtype_of_target), weight, sample)
-    )
+    z, t, w, s = map(of_kind, ((input, dtype), (target, dtype_of_target), weight, sample))
     assert z is not None and t is not None
     axis = class_axis(fn, z, t, w, s, given[0])
     o, classes = options(fn, *given), z.shape[axis]
@@ -132,12 +145,28 @@ def checked(axis: int, o: Options) -> Settled:
 
 def settled(fn: str, input: Tensor, target: Tensor, weight: Tensor | None, sample: Tensor | None, *given: Any) -> Settled:
     """Return `_settled` for dense tensors of a CPU, which looks up what it was given before."""
-    by_class, by_row = None if weight is None else (weight.shape, weight.dtype), None if sample is None else (sample.shape, sample.dtype)
+    of_weights = None if weight is None else kind(weight), None if sample is None else kind(sample)
+    found: Settled = looked_up(_settled, fn, input.shape, input.dtype, target.shape, target.dtype, *of_weights, *given)
+    return found
+
+
+def kind(t: Tensor) -> Kind:
+    """Return what is checked of a dense tensor of a CPU."""
+    return t.shape, t.dtype
+
+
+def of_kind(kind: Kind | None) -> Tensor | None:
+    """Return a tensor without values, to be checked."""
+    return None if kind is None else torch.empty(kind[0], dtype=kind[1], device="meta")
+
+
+def looked_up(function: Any, *given: Any) -> Any:
+    """Call a function with an lru_cache, also if an argument cannot be looked up."""
     try:
-        return _settled(fn, input.shape, input.dtype, target.shape, target.dtype, by_class, by_row, *given)
-    except TypeError:  # also if an option cannot be looked up
+        return function(*given)
+    except TypeError:
         pass
-    return _settled.__wrapped__(fn, input.shape, input.dtype, target.shape, target.dtype, by_class, by_row, *given)
+    return function.__wrapped__(*given)
 
 
 def truth_of_constants(
@@ -175,6 +204,13 @@ def truth_of_constants(
 def _at(t: Tensor, i: Tensor) -> Tensor:
     """Return t[i] for a vector t. Indexing would wait for the value of an i without axes, and its derivative has no batches."""
     return t.gather(0, i.reshape(-1).clamp(0, len(t) - 1)).reshape(i.shape)
+
+
+@lru_cache(maxsize=256)
+def _constant(x: float) -> Tensor:
+    """Return a number as a tensor of a CPU, which calls share."""
+    with torch.inference_mode(False):  # so that it can be saved for a backward pass
+        return torch.full((), x, dtype=torch.float64, device="cpu")
 
 
 def _number(x: Tensor | float, device: torch.device) -> Tensor:

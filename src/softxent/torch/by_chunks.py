@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from ..contract import fail
-from .compute import saved, traced
+from .compute import saved, traced, without_autocast
+from .operators import quickly
 
 Tensors = tuple[Tensor, ...]
 
@@ -186,14 +187,19 @@ class ByChunks(torch.autograd.Function):
         return by_chunks(function.batched(info.batch_size, batched), *moved), tuple(map(int, function.per_row))
 
 
-by_chunks: Callable[..., Tensors] = ByChunks.apply
+def by_chunks(function: RowFunction, *arguments: Any) -> Tensors:
+    """Return the outputs for all rows, which can be differentiated."""
+    with_transforms: Any = ByChunks.apply  # untyped
+    transformed = torch._C._are_functorch_transforms_active()
+    found: Tensors = with_transforms(function, *arguments) if transformed else quickly(ByChunks, function, *arguments)
+    return found
 
 
 def computed(function: RowFunction, *arguments: Any) -> Tensors:
     """Return the outputs for all rows, in the types of the arguments: without autocast."""
     device = next(t.device.type for t in arguments if t is not None)
     compute = RowFunction.compute if traced() else type(function).compute  # what a tracer records must consist of operators
-    with torch.autocast(device, enabled=False):
+    with without_autocast(device):
         return compute(function, *arguments)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -37,6 +37,7 @@ OPS = {name.lower(): code for name, code in CODES.items()}
 NAMES: dict[str, Any] = {"formula": reference, **({"triton": triton} if triton else {})}
 SCRATCH, SCRATCH_ON_A_GPU = 1 << 21, 1 << 27  # bytes of logits in a chunk, where the strides or types are none that a kernel takes
 PLAIN, STRIDED = (Tensor, Parameter), torch.strided
+FLOAT32 = torch.finfo(torch.float32).max
 _forced: str | None = None  # not a ContextVar, because the threads of autograd must see it
 _warned = False
 
@@ -103,15 +104,15 @@ def run(
 ) -> Any:  # fmt: skip
     """Call a function of the backend for all rows. `result` are tensors [*lead] for what the rows give, or None for those not wanted.
 
-    The numbers `given` are tensors, [*lead] or 0-dim, or None for 0. Returns the sum of the losses.
+    The numbers `given` are tensors, [*lead] or 0-dim, floats, or None for 0. Returns the sum of the losses.
     """
     wide = compute_dtype(z)
     if off is not None and off.shape != z.shape:
         off = off.to(wide).contiguous()
     if native(z) and (off is None or off.dtype in (z.dtype, wide)) and (v is None or v.dtype == wide):
-        z_, label_, off_, out_, parts_, v_ = (None if t is None else cpu.record(t) for t in (z, label, off, out, parts, v))
-        rows = tuple(None if t is None else cpu.record(t) for t in result)
-        numbers_ = tuple(map(cpu.given, given))
+        z_, label_, off_, parts_, v_ = [None if t is None else cpu.record(t) for t in (z, label, off, parts, v)]
+        out_ = z_ if out is z else None if out is None else cpu.record(out)
+        rows, numbers_ = tuple([None if t is None else cpu.record(t) for t in result]), tuple(map(cpu.given, given))
         return kernels.cpu.call(OPS[op], z_, axis, label_, numbers_, off_, transform, out_, rows, parts_, cpu.threads(), v_)[0]
     _, n = shape_of_rows(z, axis)
     by, label = numbers(n, *given), label if label is None else label.reshape(n)
@@ -131,7 +132,7 @@ def run(
     for t, row in zip(result, found, strict=False):
         if t is not None:
             t.copy_(row.view(t.shape))
-    return found[0].sum() if op in ("forward", "fused") else 0.0
+    return summed(found[0]) if op in ("forward", "fused") else 0.0
 
 
 # ---- what the operators compute ----
@@ -188,6 +189,23 @@ def scaled(dz: Tensor, g: Tensor) -> Tensor:
         return dz.mul_(by) if math.isfinite(by) else torch.where(dz == 0, dz, dz * by)
     kernel = backend(dz)
     return torch.where(dz == 0, dz, dz * g) if kernel is reference else kernel.scale(dz, cpu.in_memory(g))  # does nothing if g is 1
+
+
+def divided(loss: float, weights: float) -> float:
+    """Return loss / weights as torch does: NaN or infinity where the weights are 0."""
+    return loss / weights if weights else math.nan if loss == 0 or loss != loss else math.copysign(math.inf, loss)
+
+
+def scalar(x: float, dtype: torch.dtype) -> Tensor:
+    """Return a number as a tensor of a CPU."""
+    if abs(x) > FLOAT32:  # torch refuses it as a float32, where it is infinite
+        return torch.scalar_tensor(x, dtype=torch.float64, device="cpu").to(dtype)
+    return torch.scalar_tensor(x, dtype=dtype, device="cpu")
+
+
+def without_autocast(device: str) -> Any:
+    """Return the context in which products have the types of their arguments."""
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 # ---- kinds of tensors ----
@@ -265,13 +283,13 @@ def summed(t: Tensor) -> Tensor:
     return t.sum(dtype=torch.float64)
 
 
-def numbers(rows: int, *given: Tensor | None) -> Tensor:
+def numbers(rows: int, *given: Tensor | float | None) -> Tensor:
     """Return numbers of the rows, (y, r, q, g) or (y, r, q, g, l, b, n), as the kernels take them: [K, R], or [K, 1] if none differs."""
-    there = [x.detach() for x in given if x is not None]
+    there = [x.detach() for x in given if isinstance(x, Tensor)]
     n = 1 if all(x.numel() == 1 for x in there) else rows
-    zero = there[0].new_zeros((), dtype=torch.float64)
     needed = given if any(x is not None for x in given[4:]) else given[:4]
-    return torch.stack([(zero if x is None else x.detach().reshape(-1)).expand(n) for x in needed]).double()
+    each = [x.detach().reshape(-1) if isinstance(x, Tensor) else there[0].new_full((), x or 0.0, dtype=torch.float64) for x in needed]
+    return torch.stack([x.expand(n) for x in each]).double()
 
 
 def cut(given: Tensor, i: slice) -> Tensor:

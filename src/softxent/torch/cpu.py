@@ -63,7 +63,7 @@ def like(input: Tensor) -> Tensor:
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Return an uninitialized tensor. A large one uses memory that is kept for this (see `kernels.empty`)."""
-    if math.prod(shape) * dtype.itemsize < kernels.LARGE or kernels.cpu is None:
+    if kernels.cpu is None or math.prod(shape) * dtype.itemsize < kernels.LARGE:
         return torch.empty(shape, dtype=dtype, device="cpu")
     if dtype == torch.bfloat16:
         return torch.from_numpy(kernels.empty(shape, np.dtype(np.int16))).view(torch.bfloat16)
@@ -93,8 +93,11 @@ def record(t: Tensor) -> Record:
 
 
 def given(x: Any) -> Any:
-    """Return a number of the rows as the compiled kernel takes it: a tensor [*lead] or 0-dim as a record, and others as they are."""
-    return record(x if x.dtype in WIDE else x.double()) if isinstance(x, Tensor) else x
+    """Return a number of the rows as the compiled kernel takes it: a tensor [*lead] as a record, one without axes as a float, and others
+    as they are."""
+    if not isinstance(x, Tensor):
+        return x
+    return record(x if x.dtype in WIDE else x.double()) if x.ndim else x.item()
 
 
 def labels(target: Tensor, classes: int, ignored: int, out: Tensor | None = None) -> tuple[int, int, float]:

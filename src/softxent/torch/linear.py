@@ -7,6 +7,7 @@ the rows and their derivatives, a chunk of logits at a time.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -19,15 +20,16 @@ from ..contract import fail
 from ..filtering import FilterStats
 from ..kernels import IGNORED
 from ..linear import BUDGET, filtered
-from . import arguments, distributed, operators
+from . import arguments, compute, distributed, operators
 from .arguments import labels, plain, tensor
 from .compute import PLAIN
-from .linear_operators import Head, Settings, reduced_loss, rows
+from .linear_operators import Head, Reduction, Settings, reduced_loss, rows
 from .loss import Result, cross_entropy
 from .operators import differentiated
 from .sharded_operators import Shards, my_columns, same_input
 
 FN = "linear_cross_entropy"
+OUTPUTS = ("lse", "entropy", "logprobs", "correct")  # in the order of `Result`
 
 
 def linear_cross_entropy(
@@ -105,19 +107,22 @@ def linear_cross_entropy(
         contract.renamed(FN, "class_weight", class_weight, "weight")
     tol, stats = filtered(FN, filter_tol, filter_stats)
     ignore_index = -100 if ignore_index is None else ignore_index
-    flags = {"lse": return_lse, "entropy": return_entropy, "logprobs": return_logprobs, "correct": return_correct}
+    given = (ignore_index, reduction, label_smoothing, z_loss, temperature, softcap)
+    flags = (return_lse, return_entropy, return_logprobs, return_correct)
     shift = shift if isinstance(shift, bool) else contract.integer(FN, "shift", shift, low=0)
     if isinstance(linear_weight, Tensor) and linear_weight.ndim > 2:
-        for name, given, default in (("shift", shift, False), ("group", group, None)):
-            if given != default:
-                fail(FN, name, f"be {default} where linear_weight has more than two axes", given)
+        for name, value, default in (("shift", shift, False), ("group", group, None)):
+            if value != default:
+                fail(FN, name, f"be {default} where linear_weight has more than two axes", value)
         return cross_entropy(
-            _of_many_axes(*_cast(input, linear_weight, linear_bias)), target, weight, None, ignore_index, None, reduction, label_smoothing,
-            z_loss=z_loss, softcap=softcap, temperature=temperature, sample_weight=sample_weight, check=check,
+            _of_many_axes(*_tensors(input, linear_weight, linear_bias)), target, weight, None, ignore_index, None, reduction,
+            label_smoothing, z_loss=z_loss, softcap=softcap, temperature=temperature, sample_weight=sample_weight, check=check,
             return_lse=return_lse, return_entropy=return_entropy, return_logprobs=return_logprobs, return_correct=return_correct,
         )  # fmt: skip
     place = shards = None
-    if group is not None or distributed.is_dtensor(input, linear_weight):
+    given_too = [t for t in (linear_bias, weight, sample_weight) if t is not None]
+    direct = group is None and compute.direct(input, linear_weight, target, *given_too)
+    if group is not None or (not direct and distributed.is_dtensor(input, linear_weight)):
         if isinstance(target, tuple) or tol is not None:
             fail(FN, "target" if tol is None else "filter_tol", "be a tensor" if tol is None else "be None", "a divided head")
         if group is None:
@@ -129,29 +134,32 @@ def linear_cross_entropy(
             shards = distributed.shards_of_group(FN, group, len(linear_weight), first_class, linear_weight)
             input = same_input(input, group)
         if check and shards is not None:
-            given = {"shape of input": tuple(input.shape), "dtype": input.dtype, "reduction": reduction, "label_smoothing": label_smoothing}
-            given |= {"z_loss": z_loss, "softcap": softcap, "temperature": temperature, "budget": budget, "outputs": flags, "shift": shift}
-            distributed.check_agreement(FN, shards.group, **given)
-    h = _rows(input, linear_weight, target, linear_bias, sample_weight, shift, shards is not None)
-    like = h.x.new_zeros(()).expand(len(h.x), len(h.w))  # has the shape and type of the logits, and needs no memory
+            named = {"shape of input": tuple(input.shape), "dtype": input.dtype, "reduction": reduction, "label_smoothing": label_smoothing}
+            named |= {"z_loss": z_loss, "softcap": softcap, "temperature": temperature, "budget": budget, "outputs": flags, "shift": shift}
+            distributed.check_agreement(FN, shards.group, **named)
+    x, w, b = (_cast if direct else _tensors)(input, linear_weight, linear_bias)
+    asked = (flags, getattr(options, "batch_chunk_size", None), budget, *given)
+    if direct:
+        kinds = [None if t is None else arguments.kind(t) for t in (x, w, b, target, weight, sample_weight)]
+        o, settings, like = arguments.looked_up(_settled, *kinds, shift, *asked)
+        h = _merged(x, w, b, target, NO_TEACHER, sample_weight, shift)
+    else:
+        h = _rows(x, w, b, target, sample_weight, shift, shards is not None)
+        o, settings, like = _checked(h, weight, shards, *asked)
     seen = like.float() if h.target is None else h.target  # the labels, or what has the shape of a teacher's probabilities
-    arguments.class_axis(FN, like, seen, weight, h.sample, ignore_index, shards)
-    o = arguments.options(FN, ignore_index, reduction, label_smoothing, z_loss, temperature, softcap)
-    if return_logprobs and seen.is_floating_point():
-        fail(FN, "return_logprobs", "be False where the target is not class indices", True)
     if check and not h.x.is_cpu and not seen.is_floating_point():
         operators.check_labels(FN, seen, len(h.w) if shards is None else shards.classes, ignore_index)
-    outputs = ("loss", *(name for name, flag in flags.items() if flag))
-    settings = Settings(o.temperature, o.cap, " ".join(outputs), _budget(options, budget, len(h.w) * h.x.element_size()), shards)
-    eager = plain(h.x, seen) and type(linear_weight) in PLAIN
-    head, total = _head(h, like, seen, weight, o, shards)
-    head, at = _without_ignored(head, eager)
+    eager = direct or (plain(h.x, seen) and type(linear_weight) in PLAIN)
+    head, total, ignored = _head(h, like, seen, weight, o, shards)
+    head, at = _without_ignored(head, eager, ignored)
     dtype = arguments.result_dtype(input)
-    gradient = eager and torch.is_grad_enabled() and differentiated(*head[:3]) and not differentiated(*head[3:])
-    if gradient and outputs == ("loss",) and reduction != "none" and h.x.dtype != torch.float16:
+    alone = eager and reduction != "none" and settings.outputs == "loss" and not differentiated(seen, weight, h.sample)
+    if alone and not (h.x.dtype == torch.float16 and differentiated(*head[:3])):
+        if place is None:
+            return reduced_loss(head, Reduction(settings, total, dtype, tol, stats))
         weight_of_all = distributed.whole_sum(total, place)
-        total = weight_of_all if place is None or total is None else weight_of_all.to_local()
-        return distributed.whole_sum(reduced_loss(head, settings, total, tol, stats), place).to(dtype)
+        part = Reduction(settings, weight_of_all if total is None else weight_of_all.to_local(), torch.float64, tol, stats)
+        return distributed.whole_sum(reduced_loss(head, part), place).to(dtype)
     found = rows(head, settings)
     if at is not None:
         found = tuple(t.new_zeros(len(h.x)).index_put((at,), t) for t in found)
@@ -161,7 +169,7 @@ def linear_cross_entropy(
     else:
         loss = distributed.reduced(losses, reduction, total, dtype, place)
     more = {}
-    for name, t in zip(outputs[1:], others, strict=True):
+    for name, t in zip(settings.outputs.split()[1:], others, strict=True):
         counted = name == "correct"
         more[name] = distributed.whole_sum(t.sum(), place) if counted else distributed.of_all_rows(t.to(dtype), place)
     return Result(loss, **more) if more else loss
@@ -217,37 +225,74 @@ class _Rows(NamedTuple):
     lead: torch.Size
 
 
-def _rows(input: Any, weight: Any, target: Any, bias: Any, sample: Any, shift: int, may_be_empty: bool) -> _Rows:
+NO_TEACHER: tuple[Any, Any, Any] = (None, None, None)
+
+
+def _rows(x: Any, w: Any, b: Any, target: Any, sample: Any, shift: int, may_be_empty: bool) -> _Rows:
     """Check the arguments and merge the axes of rows. W may have no class, if others have them."""
     teacher = target if isinstance(target, tuple) else None
     if teacher is not None and len(teacher) not in (2, 3):
         fail(FN, "target", "be a tensor, or (input, weight) or (input, weight, bias) of a teacher", f"a tuple of {len(teacher)}", TypeError)
-    x, w, b = _cast(input, weight, bias, may_be_empty=may_be_empty)
-    none: tuple[Any, Any, Any] = (None, None, None)
-    tx, tw, tb = none if teacher is None else _cast(teacher[0], teacher[1], teacher[2] if len(teacher) > 2 else None, "teacher's ")
-    y = None if teacher is not None else target
-    lead = x.shape[:-1]
+    _fits(x, w, b, may_be_empty=may_be_empty)
+    lead, tx, tw, tb = x.shape[:-1], *NO_TEACHER
     if teacher is None:
         tensor(FN, "target", target, x)
         labels(FN, contract.TORCH_LINEAR, target, (*lead, len(w)), len(lead))
-    elif tx.shape[:-1] != lead:
-        fail(FN, "teacher's input", f"have shape {(*lead, *tx.shape[-1:])} to match input {tuple(x.shape)}", tuple(tx.shape))
-    wide = y is not None and y.is_floating_point()
-    if tw is not None and len(tw) != len(w):
-        fail(FN, "teacher's weight", f"have {len(w)} classes as linear_weight", len(tw))
+    else:
+        tx, tw, tb = _tensors(teacher[0], teacher[1], teacher[2] if len(teacher) > 2 else None, "teacher's ")
+        _fits(tx, tw, tb, "teacher's ")
+        if tx.shape[:-1] != lead:
+            fail(FN, "teacher's input", f"have shape {(*lead, *tx.shape[-1:])} to match input {tuple(x.shape)}", tuple(tx.shape))
+        if len(tw) != len(w):
+            fail(FN, "teacher's weight", f"have {len(w)} classes as linear_weight", len(tw))
+        tx, tw, tb = (None if t is None else t.detach() for t in (tx, tw, tb))
     each = None if sample is None else _rows_of(sample, x, lead)
+    if shift and not lead:
+        fail(FN, "shift", "be False for an input without rows", shift)
+    return _merged(x, w, b, None if teacher is not None else target, (tx, tw, tb), each, shift)
+
+
+def _merged(x: Any, w: Any, b: Any, y: Any, teacher: tuple[Any, Any, Any], sample: Any, shift: int) -> _Rows:
+    """Merge the axes of rows of checked arguments, and leave out the places for which a shift has no label."""
+    tx, *of_teacher = teacher
+    lead = x.shape[:-1]
+    each = sample if sample is None or sample.shape == lead else sample.expand(lead)
     if shift:
-        if not lead:
-            fail(FN, "shift", "be False for an input without rows", shift)
         at, places = len(lead) - 1, max(0, lead[-1] - shift)
         x, tx = x.narrow(at, 0, places), None if tx is None else tx.narrow(at, 0, places)
         y, each = (None if t is None else t.narrow(at, min(int(shift), lead[-1]), places) for t in (y, each))
         lead = x.shape[:-1]
-    n = math.prod(lead)
-    y = None if y is None else y.reshape((n, len(w)) if wide else (n,))
-    tx = None if tx is None else tx.reshape(n, tx.shape[-1])
-    tx, tw, tb = (None if t is None else t.detach() for t in (tx, tw, tb))
-    return _Rows(x.reshape(n, x.shape[-1]), w, b, y, (tx, tw, tb), None if each is None else each.reshape(n), lead)
+    if len(lead) != 1:
+        n = math.prod(lead)
+        x, tx = (None if t is None else t.reshape(n, t.shape[-1]) for t in (x, tx))
+        y = None if y is None else y.reshape((n, len(w)) if y.is_floating_point() else (n,))
+        each = None if each is None else each.reshape(n)
+    return _Rows(x, w, b, y, (tx, *of_teacher), each, lead)
+
+
+@lru_cache(maxsize=1024, typed=True)
+def _settled(*given: Any) -> tuple[arguments.Options, Settings, Tensor]:
+    """Check shapes, dtypes and options, those of calls before in a microsecond."""
+    x, w, b, target, weight, sample = map(arguments.of_kind, given[:6])
+    shift, *others = given[6:]
+    return _checked(_rows(x, w, b, target, sample, shift, False), weight, None, *others)
+
+
+def _checked(
+    h: _Rows, weight: Tensor | None, shards: Shards | None, flags: tuple[bool, ...], rows_of_a_chunk: Any, budget: int, *given: Any
+) -> tuple[arguments.Options, Settings, Tensor]:
+    """Check the options. Also returns a tensor with the shape and type of the logits, which needs no memory."""
+    like = h.x.new_zeros(()).expand(len(h.x), len(h.w))
+    seen = like.float() if h.target is None else h.target
+    arguments.class_axis(FN, like, seen, weight, h.sample, given[0], shards)
+    o = arguments.options(FN, *given)
+    outputs = ("loss", *(name for name, flag in zip(OUTPUTS, flags, strict=True) if flag))
+    if "logprobs" in outputs and seen.is_floating_point():
+        fail(FN, "return_logprobs", "be False where the target is not class indices", True)
+    budget = contract.integer(FN, "budget", budget, low=1)
+    if isinstance(rows_of_a_chunk, int) and rows_of_a_chunk > 0:
+        budget = rows_of_a_chunk * len(h.w) * h.x.element_size()
+    return o, Settings(o.temperature, o.cap, " ".join(outputs), budget, shards), like
 
 
 def _rows_of(sample: Any, x: Tensor, lead: torch.Size) -> Tensor:
@@ -259,15 +304,25 @@ def _rows_of(sample: Any, x: Tensor, lead: torch.Size) -> Tensor:
         fail(FN, "sample_weight", f"broadcast to shape {tuple(lead)}", tuple(sample.shape))
 
 
-def _cast(input: Any, weight: Any, bias: Any, whose: str = "", may_be_empty: bool = False) -> tuple[Any, Any, Any]:
-    """Check a head's arguments and return them in one type: that of autocast, if it is enabled, as nn.Linear would."""
+def _tensors(input: Any, weight: Any, bias: Any, whose: str = "") -> tuple[Any, Any, Any]:
+    """Check that a head's arguments are tensors, and return them in one type."""
     for name, t in (("input", input), ("linear_weight", weight), ("linear_bias", bias)):
         if t is not None or name != "linear_bias":
             tensor(FN, whose + name, t, input)
+    return _cast(input, weight, bias)
+
+
+def _cast(input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Any, Any, Any]:
+    """Return a head's arguments in one type: that of autocast, if it is enabled, as nn.Linear would."""
     device = input.device.type
     if torch.is_autocast_enabled(device) and input.dtype != torch.float64:
         to = torch.get_autocast_dtype(device)
-        input, weight, bias = (None if t is None else t.to(to) for t in (input, weight, bias))
+        return input.to(to), weight.to(to), None if bias is None else bias.to(to)
+    return input, weight, bias
+
+
+def _fits(input: Tensor, weight: Tensor, bias: Tensor | None, whose: str = "", may_be_empty: bool = False) -> None:
+    """Check the shapes and types of a head's arguments."""
     if weight.ndim < 2 or input.ndim == 0 or input.shape[-1] != weight.shape[-1] or not (weight.numel() or may_be_empty):
         contract.wrong_head(FN, f"{whose}linear_weight", tuple(weight.shape), "input", tuple(input.shape))
     if bias is not None and bias.shape != weight.shape[:-1]:
@@ -275,7 +330,6 @@ def _cast(input: Any, weight: Any, bias: Any, whose: str = "", may_be_empty: boo
     for name, t in (("linear_weight", weight), ("linear_bias", bias)):
         if t is not None and t.dtype != input.dtype:
             fail(FN, whose + name, f"be {input.dtype} as input is", t.dtype, TypeError)
-    return input, weight, bias
 
 
 def _of_many_axes(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
@@ -284,42 +338,35 @@ def _of_many_axes(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
     return z.reshape(*x.shape[:-1], *w.shape[:-1])
 
 
-def _budget(options: Any, budget: int, row: int) -> int:
-    budget = contract.integer(FN, "budget", budget, low=1)
-    rows = getattr(options, "batch_chunk_size", None)
-    return rows * row if isinstance(rows, int) and rows > 0 else budget
-
-
 def _head(
     h: _Rows, like: Tensor, seen: Tensor, weight: Tensor | None, o: arguments.Options, shards: Shards | None
-) -> tuple[Head, Tensor | None]:
-    """Return the head with the truth of its rows, and for a mean the sum of their weights.
+) -> tuple[Head, Tensor | None, int | None]:
+    """Return the head with the truth of its rows, for a mean the sum of their weights, and how many are ignored, if that is known.
 
     Probabilities are not copied: class weights and label smoothing are applied to a chunk of them at a time.
     """
     scale = shift = None
     if not seen.is_floating_point():
-        t, total = arguments.truth_of(FN, like, seen, weight, h.sample, 1, o, shards)
+        t, total, ignored = arguments.truth_of(FN, like, seen, weight, h.sample, 1, o, shards)
     else:
         given = arguments.Options(o.ignore_index, o.reduction, 0.0, o.z_loss, o.temperature, o.cap)
-        t, total = arguments.truth_of(FN, like, seen, None, h.sample, 1, given, shards)
+        t, total, ignored = arguments.truth_of(FN, like, seen, None, h.sample, 1, given, shards)
         classes = len(h.w) if shards is None else shards.classes
         weight = weight if weight is None or shards is None else my_columns(weight, shards)
-        scale, shift = arguments.scale_and_shift(weight, o.label_smoothing, classes, like.device)
-    return Head(h.x, h.w, h.b, t.label, t.y, t.r, t.q, None if h.target is None else t.off, scale, shift, *h.teacher), total
+        scale, shift = arguments.scale_and_shift(weight, o.label_smoothing, classes, seen.device)
+    return Head(h.x, h.w, h.b, t.label, t.y, t.r, t.q, None if h.target is None else t.off, scale, shift, *h.teacher), total, ignored
 
 
-def _without_ignored(head: Head, eager: bool) -> tuple[Head, Tensor | None]:
+def _without_ignored(head: Head, eager: bool, ignored: int | None) -> tuple[Head, Tensor | None]:
     """Return the head without the ignored rows, and the indices of the rows that remain (None if no row was left out).
 
     Rows are left out of ordinary CPU tensors only. For other tensors x is set to 0 in the ignored rows.
     """
-    live = head.label != IGNORED
     if not eager or not head.x.is_cpu:
         others: list[Any]
         x, *others = head
-        return Head(x.masked_fill(~live[:, None], 0), *others), None
-    if bool(live.all()):
+        return Head(x.masked_fill((head.label == IGNORED)[:, None], 0), *others), None
+    if not ignored:
         return head, None
-    at = live.nonzero()[:, 0]
+    at = (head.label != IGNORED).nonzero()[:, 0]
     return head.rows(at), at

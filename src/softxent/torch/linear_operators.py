@@ -7,6 +7,7 @@ come from by_chunks.py, which applies torch.func to the operators of operators.p
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, get_type_hints
 
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..filtering import Filter, FilterStats
-from ..linear import Sums, budget_beside_filter, chunk_rows, chunks
+from ..linear import Sums, budget_beside_filter, chunk_rows, chunks, rows_of
 from . import compute, cpu, operators
 from .by_chunks import RowFunction, Tensors, by_chunks, computed, summed_in
 from .sharded_operators import Shards, local_labels, merged, sharded_rows, sums_of
@@ -45,16 +46,16 @@ class Head(NamedTuple):
 
     def rows(self, i: slice | Tensor) -> Head:
         """Return the head with the rows `i` alone."""
-        picked: list[Any] = [t[i] if t is not None and by_row else t for t, by_row in zip(self, self.by_row(), strict=True)]
+        picked: list[Any] = [t[i] if by_row else t for t, by_row in zip(self, self.by_row(), strict=True)]  # type: ignore[index]
         return Head(*picked)
 
     def by_row(self) -> tuple[bool, ...]:
         """Return which of the fields have an entry for each row."""
-        axes = {"x": 2, "label": 1, "y": 1, "r": 1, "q": 1, "off": 2, "teacher_x": 2}  # of those that have
-        return tuple(getattr(getattr(self, name), "ndim", -1) == axes.get(name) for name in self._fields)
+        return tuple(t is not None and t.ndim == axes for t, axes in zip(self, AXES, strict=True))
 
 
 FIELDS = len(Head._fields)
+AXES = tuple({"x": 2, "label": 1, "y": 1, "r": 1, "q": 1, "off": 2, "teacher_x": 2}.get(name) for name in Head._fields)  # of those by row
 
 
 class Settings(NamedTuple):
@@ -77,10 +78,11 @@ class _Tensors:
         return cpu.empty((rows, classes), like.dtype) if like.is_cpu else like.new_empty((rows, classes))
 
     def logits(self, x: Tensor, w: Tensor, b: Tensor | None, out: Tensor) -> None:
-        step = COLUMNS if out.is_cpu else max(1, len(w))
-        for c in range(0, len(w), step):
-            k = slice(c, c + step)
-            torch.mm(x, w[k].t(), out=out[:, k]) if b is None else torch.addmm(b[k], x, w[k].t(), out=out[:, k])
+        if out.is_cpu and len(w) > COLUMNS:
+            for k in (slice(c, c + COLUMNS) for c in range(0, len(w), COLUMNS)):
+                self.logits(x, w[k], None if b is None else b[k], out[:, k])
+            return
+        torch.mm(x, w.t(), out=out) if b is None else torch.addmm(b, x, w.t(), out=out)
 
     def product(self, a: Tensor, b: Tensor, out: Tensor, add: bool) -> None:
         if out.dtype == a.dtype:
@@ -120,12 +122,10 @@ class HeadRows(RowFunction):
 
     def compute(self, *head: Any) -> Tensors:
         h, s = Head(*head), self.settings
-        result = _result(h, self.outputs)
-        numbers = _numbers(h, {})
-        for i, z, truth in _chunks(h, s, numbers):
-            _forward(z, truth, result[:, i], s.shards)
-        found = dict(zip(OUTPUTS, result, strict=False))
-        return tuple(found[name] != 0 if name == "correct" else found[name].clone() for name in self.outputs)
+        found = {name: compute.new(h.label.shape, h.x) for name in self.outputs}
+        for i, z, _, truth in _chunks(h, s, {}):
+            _forward(z, truth, _results(found, i), s.shards)
+        return tuple(found[name] != 0 if name == "correct" else found[name] for name in self.outputs)
 
     def gradient(self, needed: Sequence[int], given: Sequence[int]) -> RowFunction:
         general = super().gradient(needed, given)
@@ -178,21 +178,20 @@ class HeadHessian(RowFunction):
         vx, vw, vb = (v.get(name) for name in ("x", "w", "b"))
         if "entropy" in self.fields:
             upstream.setdefault("entropy", h.q.new_zeros(()))  # the kernel computes its derivative only if it is given this number
-        sums, numbers = _sums(h, self.fields), _numbers(h, upstream)
-        result, found = _result(h, ()), h.x.new_empty((4, len(h.x)), dtype=torch.float64)
-        for i, z, truth in _chunks(h, self.settings, numbers, 2 * compute.compute_dtype(h.x).itemsize // h.x.element_size()):
-            tangent = _logit_tangent(h.x[i], h.w, None if vx is None else vx[i], vw, vb).to(compute.compute_dtype(z))
+        sums, lse = _sums(h, self.fields), compute.new(h.label.shape, h.x)
+        mean, at_label, by_off, dentropy = (torch.empty_like(lse) for _ in range(4))
+        for i, z, part, truth in _chunks(h, self.settings, upstream, 2 * compute.compute_dtype(h.x).itemsize // h.x.element_size()):
+            tangent = _logit_tangent(part.x, h.w, None if vx is None else vx[i], vw, vb).to(compute.compute_dtype(z))
             product = torch.empty_like(z)
-            compute.call("curvature", z, tangent, *truth, False, product, found[:, i])
+            compute.run("curvature", z, *truth, out=product, result=[t[i] for t in (mean, at_label, by_off, dentropy)], v=tangent)
             del tangent
-            sums.add(i, product, h.x[i], h.w)
-            compute.call("fused", z, *truth, z, result[:, i], None)
+            sums.add(i, product, part.x, h.w)
+            compute.run("fused", z, *truth, out=z, result=_results({"lse": lse}, i))
             sums.add(i, z, None if vx is None else vx[i], vw, first=False, bias=False)
-        mean, at_label, by_off, dentropy = found
         by_upstream = {"lse": mean, "logprobs": at_label, "entropy": dentropy}
-        by_upstream["loss"] = operators.loss_along(h.y, h.r, h.q, result[1], mean, at_label, by_off)
+        by_upstream["loss"] = operators.loss_along(h.y, h.r, h.q, lse, mean, at_label, by_off)
         by_head = {"x": sums.dx, "w": sums.dw, "b": sums.db}
-        return tuple(by_head[name].to(h.x.dtype) if name in by_head else by_upstream[name].clone() for name in self.fields)
+        return tuple(by_head[name].to(h.x.dtype) if name in by_head else by_upstream[name] for name in self.fields)
 
 
 def _logit_tangent(x: Tensor, w: Tensor, vx: Tensor | None, vw: Tensor | None, vb: Tensor | None) -> Tensor:
@@ -202,61 +201,66 @@ def _logit_tangent(x: Tensor, w: Tensor, vx: Tensor | None, vw: Tensor | None, v
     return total if vb is None else total.add_(vb)
 
 
-@torch.no_grad()
 def gradients(
-    head: Head,
+    h: Head,
     settings: Settings,
-    upstream: dict[str, Tensor],  # of the outputs; [] or [N]
+    upstream: dict[str, Any],  # of the outputs: [], [N] or a float
     fields: Sequence[str],  # of x, w, b, y and q
     filter_tol: float | None = None,
     filter_stats: FilterStats | None = None,
-) -> tuple[Tensor, Tensors]:
-    """Return the loss of every row, and the gradients of sum_i g_i output_i with respect to the `fields`, with three products."""
-    detached: list[Any] = [None if t is None else t.detach() for t in head]
-    h = Head(*detached)
-    result, numbers = _result(h, ("logprobs",) if "y" in fields else ()), _numbers(h, upstream)
+) -> tuple[Any, Tensors]:
+    """Return the sum of the losses, and the gradients of sum_i g_i output_i with respect to the `fields`, with three products.
+
+    Autograd must not record it.
+    """
     sums = _sums(h, fields)
+    loss: Any = 0.0
+    found = {name: compute.new(h.label.shape, h.x) for name, field in (("lse", "q"), ("logprobs", "y")) if field in fields}
 
-    def overwritten(s: Settings) -> Iterator[tuple[slice, Tensor]]:
-        for i, z, truth in _chunks(h, s, numbers):
-            _fused(z, truth, result[:, i], s.shards)
-            yield i, z
+    def overwritten(s: Settings) -> Iterator[tuple[slice, Tensor, Head]]:
+        nonlocal loss
+        for i, z, part, truth in _chunks(h, s, upstream):
+            if part is not h and "loss" not in found:
+                found["loss"] = compute.new(h.label.shape, h.x)  # so that the sum does not depend on the chunks
+            loss = (_fused if fields else _forward)(z, truth, _results(found, i), s.shards)[0]
+            yield i, z, part
 
-    with torch.autocast(h.x.device.type, enabled=False):
-        if filter_tol is not None and filter_stats is not None and h.x.is_cpu and h.x.dtype in (torch.float32, torch.float64):
+    with compute.without_autocast(h.x.device.type):
+        if fields and filter_tol is not None and filter_stats is not None and h.x.is_cpu and h.x.dtype in (torch.float32, torch.float64):
             _filtered(h, sums, settings, overwritten, filter_tol, filter_stats)
         else:
-            mine = h if settings.shards is None else h._replace(label=local_labels(h.label, settings.shards.mine))
-            for i, g in overwritten(settings):
-                _add(sums, mine, i, g)
-    found = {"x": sums.dx, "w": sums.dw, "b": sums.db}
-    g = upstream.get("loss", numbers.new_zeros(()))
+            for i, g, part in overwritten(settings):
+                _add(sums, part, i, g, settings.shards)
+    by_head: dict[str, Any] = {"x": sums.dx, "w": sums.dw, "b": sums.db}
+    g = upstream.get("loss", 0.0)
     for name, number in (("y", h.y), ("q", h.q)):
         if name in fields:
-            value = g * (-result[2] if name == "y" else result[1] ** 2 / 2)
-            found[name] = value if number.ndim else value.sum()
-    return result[0].clone(), tuple(found[name].to(getattr(h, name).dtype) for name in fields)
+            value = g * (-found["logprobs"] if name == "y" else found["lse"] ** 2 / 2)
+            by_head[name] = value if number.ndim else value.sum()
+    loss = compute.summed(found["loss"]) if "loss" in found else loss
+    return loss, tuple(by_head[name].to(getattr(h, name).dtype) for name in fields)
 
 
 def _filtered(
-    h: Head, sums: Sums, s: Settings, overwritten: Callable[[Settings], Iterator[tuple[slice, Tensor]]], tol: float, stats: FilterStats
-) -> None:
+    h: Head, sums: Sums, s: Settings, overwritten: Callable[[Settings], Iterator[tuple[slice, Tensor, Head]]], tol: float,
+    stats: FilterStats,
+) -> None:  # fmt: skip
     """Add up the gradients with blocks of classes left out within the tolerance (softxent/filtering.py)."""
     s = s._replace(budget=budget_beside_filter(s.budget))
     if sums.dw is not None:
         sums.dw.zero_()
     filter = Filter(tol, stats, sums, h.x, h.w, cpu.array)
     label = None if _dense(h) else cpu.array(h.label)
-    for i, g in overwritten(s):
+    for i, g, _ in overwritten(s):
         filter.add(i, g, label)
     if filter.failed:
         filter.anew()
-        for i, g in overwritten(s):
-            sums._replace(dx=None, db=None).add(i, g, h.x[i], None)
+        for i, g, part in overwritten(s):
+            sums._replace(dx=None, db=None).add(i, g, part.x, None)
 
 
 def _sums(h: Head, fields: Sequence[str]) -> Sums:
-    begun = torch.empty if len(h.x) else torch.zeros  # the products of the first chunk are written, not added
+    begun = torch.empty if h.x.shape[0] else torch.zeros  # the products of the first chunk are written, not added
     return Sums(
         torch.empty_like(h.x, memory_format=torch.contiguous_format) if "x" in fields else None,
         begun(h.w.shape, dtype=summed_in(h.w.dtype), device=h.w.device) if "w" in fields else None,
@@ -265,64 +269,73 @@ def _sums(h: Head, fields: Sequence[str]) -> Sums:
     )
 
 
-def _add(sums: Sums, h: Head, i: slice, g: Tensor) -> None:
-    """Add the products of a chunk's gradient g. If g has 16 bits, it is overwritten.
+def _add(sums: Sums, h: Head, i: slice, g: Tensor, shards: Shards | None) -> None:
+    """Add the products of the gradient g of a chunk h, whose rows are `i`. If g has 16 bits, it is overwritten.
 
     A product of 16-bit matrices is rounded to 16 bits before it is added. Most of dW is in the rows of the labels, which are few. With
     these in float32, the error for any number of chunks is that of one chunk, 7 to 20 % less than with all logits at once (measured).
     """
-    x = h.x[i]
     if sums.dw is None or sums.dw.dtype == g.dtype or _dense(h):
-        sums.add(i, g, x, h.w)
+        sums.add(i, g, h.x, h.w)
         return
-    sums._replace(dw=None).add(i, g, x, h.w)
+    sums._replace(dw=None).add(i, g, h.x, h.w)
+    label = h.label if shards is None else local_labels(h.label, shards.mine)
     held = torch.zeros(g.shape[1] + 1, dtype=torch.bool, device=g.device)
-    held[h.label[i].clamp(-1, g.shape[1])] = True  # labels out of range set the last element, which is not used
+    held[label.clamp(-1, g.shape[1])] = True  # labels out of range set the last element, which is not used
     at = held[:-1].nonzero()[:, 0]
-    part = g[:, at].float().t() @ x.float()
+    part = g[:, at].float().t() @ h.x.float()
     g[:, at] = 0
-    sums._replace(dx=None, db=None).add(i, g, x, h.w)
+    sums._replace(dx=None, db=None).add(i, g, h.x, h.w)
     sums.dw.index_add_(0, at, part)
 
 
 # ---- chunks ----
 
 
-def _forward(z: Tensor, truth: tuple[Any, ...], result: Tensor, shards: Shards | None) -> Tensor | None:
-    """Compute what the rows of a chunk give. With shards, returns the merged sums of the rows."""
+def _forward(z: Tensor, truth: tuple[Any, ...], result: list[Tensor | None], shards: Shards | None) -> tuple[Any, Tensor | None]:
+    """Compute what the rows of a chunk give. Returns the sum of their losses and, with shards, the merged sums of the rows."""
     if shards is None:
-        compute.call("forward", z, *truth, result, None)
-        return None
-    label, numbers, off, transform = truth
-    more = len(result) > 2
-    own = sums_of(z, label, off, shards, 1, transform, more or len(numbers) > 4)
+        return compute.run("forward", z, *truth, result=result), None
+    axis, label, given, off, transform = truth
+    numbers, more = compute.numbers(len(label), *given), len(result) > 2
+    own = sums_of(z, label, off, shards, axis, transform, more or len(numbers) > 4)
     found, parts, _ = merged(own, shards, label, numbers, transform[0], more)
-    result.copy_(found)
-    return parts
+    for t, row in zip(result, found, strict=True):
+        if t is not None:
+            t.copy_(row)
+    return compute.summed(found[0]), parts
 
 
-def _fused(z: Tensor, truth: tuple[Any, ...], result: Tensor, shards: Shards | None) -> None:
-    """Compute what the rows of a chunk give, and overwrite the logits with their gradient."""
+def _fused(z: Tensor, truth: tuple[Any, ...], result: list[Tensor | None], shards: Shards | None) -> tuple[Any, Tensor | None]:
+    """Return what `_forward` returns, and overwrite the logits with their gradient."""
     if shards is None:
-        compute.call("fused", z, *truth, z, result, None)
-        return
-    parts, (label, *others) = _forward(z, truth, result, shards), truth
+        return compute.run("fused", z, *truth, out=z, result=result), None
+    (loss, parts), (axis, label, *others) = _forward(z, truth, result, shards), truth
     if z.numel():
-        compute.call("backward", z, local_labels(label, shards.mine), *others, parts, z)
+        compute.run("backward", z, axis, local_labels(label, shards.mine), *others, out=z, parts=parts)
+    return loss, parts
 
 
-def _chunks(h: Head, s: Settings, numbers: Tensor, beside: int = 0) -> Iterator[tuple[slice, Tensor, tuple[Any, ...]]]:
-    """Yield the slices of the rows, their logits in a buffer, and their label, numbers, off and transform, as the kernels take them.
+def _results(found: dict[str, Tensor], i: slice) -> list[Tensor | None]:
+    """Return where the outputs of the rows `i` are written, in the order of OUTPUTS; the first two or all."""
+    names = OUTPUTS[:2] if {*found} <= {"loss", "lse"} else OUTPUTS
+    return [rows_of(found[name], i) if name in found else None for name in names]
 
-    The budget has room for `beside` more arrays of their size.
+
+def _chunks(h: Head, s: Settings, upstream: dict[str, Any], beside: int = 0) -> Iterator[tuple[slice, Tensor, Head, tuple[Any, ...]]]:
+    """Yield the slices of the rows, their logits in a buffer, the head with these rows alone, and the other arguments of `compute.run`.
+
+    The budget has room for `beside` more arrays of the size of the logits.
     """
     wide = compute.compute_dtype(h.x)
     made = _dense(h) and (h.off is None or h.scale is not None or h.off.dtype not in (h.x.dtype, wide))
     copies = 1 + beside + (3 * wide.itemsize // h.x.element_size() if made else 0)
+    part, of_rows = h, [upstream.get(name) for name in OUTPUTS[:4]]
     for i, z in chunks(h.x, h.w, h.b, PRODUCTS, s.budget // copies, 0 if s.shards is None else _most(s.shards)):
-        off = _off(h.rows(i), s)
-        off = off if off is None or off.stride(-1) == 1 else off.contiguous()
-        yield i, z, (h.label[i], compute.cut(numbers, i), off, (s.temperature, s.cap))
+        up = of_rows
+        if z.shape[0] < h.x.shape[0]:
+            part, up = h.rows(i), [g[i] if isinstance(g, Tensor) and g.ndim else g for g in of_rows]
+        yield i, z, part, (1, part.label, (part.y, part.r, part.q, *up), _off(part, s), (s.temperature, s.cap))
 
 
 def _most(shards: Shards) -> int:
@@ -348,68 +361,79 @@ def _off(h: Head, s: Settings) -> Tensor | None:
     return off if h.shift is None else off + h.shift.to(wide)
 
 
-def _result(h: Head, outputs: Sequence[str]) -> Tensor:
-    return h.x.new_empty((2 if {*outputs} <= {"loss", "lse"} else 5, len(h.x)), dtype=torch.float64)
-
-
-def _numbers(h: Head, upstream: dict[str, Tensor]) -> Tensor:
-    """Return the numbers of the rows, as the kernels take them."""
-    return compute.numbers(len(h.x), h.y, h.r, h.q, *(upstream.get(name) for name in OUTPUTS[:4]))
-
-
 # ---- a reduced loss ----
 
 
-def reduced_loss(
-    head: Head, settings: Settings, total: Tensor | None, filter_tol: float | None, filter_stats: FilterStats | None
-) -> Tensor:
-    """Return sum_i loss_i / total, float64, whose gradients with respect to x, W and b are computed in the same pass.
+class Reduction(NamedTuple):
+    """How the losses of the rows of a head become a number."""
+
+    settings: Settings
+    total: Tensor | None  # [] float64, by which their sum is divided
+    dtype: torch.dtype  # of the result
+    filter_tol: float | None = None
+    filter_stats: FilterStats | None = None
+
+    def upstream(self) -> Any:
+        """Return the derivative by the loss of a row."""
+        if self.total is None:
+            return 1.0
+        if self.total.is_cpu:
+            return 1 / total if (total := self.total.item()) else 0.0
+        return torch.where(self.total == 0, 0.0, 1 / self.total)
+
+    def of(self, head: Head, fields: Sequence[str]) -> tuple[Tensor, Tensors]:
+        """Return the number, and its gradients with respect to the `fields`."""
+        settings, total, dtype, tol, stats = self
+        loss, found = gradients(head, settings, {"loss": self.upstream()}, fields, tol, stats)
+        if not head.x.is_cpu:
+            return (loss if total is None else loss / total).to(dtype), found
+        loss, divisor = float(loss), 1.0 if total is None else total.item()
+        return compute.scalar(compute.divided(loss, divisor), dtype), found
+
+
+def reduced_loss(head: Head, how: Reduction) -> Tensor:
+    """Return sum_i loss_i / total. The gradients with respect to x, W and b are computed in the same pass, if they are required.
 
     The truth is constant.
     """
-    one = torch.ones((), dtype=torch.float64, device=head.x.device)
-    up = one if total is None else torch.where(total == 0, 0.0, 1 / total)
-    fields = [name for name in ("x", "w", "b") if _requires_grad(getattr(head, name))]
-    losses, found = gradients(head, settings, {"loss": up}, fields, filter_tol, filter_stats)
-    loss = compute.summed(losses)
-    result: Tensor = _reduced(loss if total is None else loss / total, found, up, HeadRows(head, settings), *head)
-    return result
-
-
-def _requires_grad(t: Tensor | None) -> bool:
-    return t is not None and t.requires_grad
+    if not operators.differentiated(*head[:3]):
+        return how.of(head, ())[0]
+    return _differentiable(how, head, *head[:3])
 
 
 class _Reduced(torch.autograd.Function):
-    """A reduced loss with its gradients from the forward pass. The first backward pass returns them; another one computes them again."""
+    """(how, head, x, w, b) -> a reduced loss. The first backward pass returns the gradients of the forward pass; another one computes them
+    again."""
 
     @staticmethod
-    def forward(ctx: Any, loss: Tensor, found: Tensors, up: Tensor, rows: HeadRows, *head: Any) -> Tensor:
-        ctx.save_for_backward(up, *head, *found)
-        ctx.rows, ctx.unused = rows, [True]
+    def forward(ctx: Any, how: Reduction, head: Head, *_: Any) -> Tensor:
+        loss, found = how.of(head, [name for name, need in zip("xwb", ctx.needs_input_grad[2:], strict=True) if need])
+        ctx.save_for_backward(*head, *found)
+        ctx.how, ctx.unused = how, [True]
         return loss
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        (up, *saved), (g,) = ctx.saved_tensors, grads
+        saved, (g,), how = ctx.saved_tensors, grads, ctx.how
         head, found = Head(*saved[:FIELDS]), saved[FIELDS:]
-        needed = [k for k, need in enumerate(ctx.needs_input_grad[4:]) if need]
+        needed = [k for k, need in enumerate(ctx.needs_input_grad[2:]) if need]
         again = torch.is_grad_enabled() or not operators.first_backward(ctx)
         if again:
             compute.need_memory(*head)
         if operators.batched_by_autograd(g):
             found = [t * g.to(t.dtype) for t in found]
         elif torch.is_grad_enabled():
-            found = by_chunks(ctx.rows.gradient(needed, [0]), *head, (up * g.double()).expand(len(head.x)))
+            of_rows = HeadRows(head, how.settings).gradient(needed, [0])
+            found = by_chunks(of_rows, *head, (how.upstream() * g.double()).expand(len(head.x)))
         else:
             if again:
-                found = gradients(head, ctx.rows.settings, {"loss": up}, [Head._fields[k] for k in needed])[1]
+                found = how._replace(filter_tol=None).of(head, [Head._fields[k] for k in needed])[1]
             found = [compute.scaled(t.data, g) for t in found]  # an in-place change of the result is not one of the saved gradient
         gradient = dict(zip(needed, found, strict=True))
-        return None, None, None, None, *(gradient.get(k) for k in range(len(head)))
+        return None, None, *map(gradient.get, range(3))
 
 
-_reduced: Callable[..., Tensor] = _Reduced.apply
+_differentiable: Callable[..., Tensor] = super(torch.autograd.Function, _Reduced).apply  # of tensors without a transform of torch.func
 
 
 # ---- operators of torch.library, for torch.compile, torch.export and subclasses of Tensor ----
@@ -418,7 +442,8 @@ _reduced: Callable[..., Tensor] = _Reduced.apply
 def rows(head: Head, settings: Settings) -> Tensors:
     """Return the outputs of every row, by the function of autograd or, while a compiler or tracer looks on, by the operator."""
     if operators.eagerly(head.x) and (torch._C._are_functorch_transforms_active() or not compute.traced()):
-        return by_chunks(HeadRows(head, settings), *head)
+        directly = not torch._C._are_functorch_transforms_active() and not operators.differentiated(*head)
+        return (computed if directly else by_chunks)(HeadRows(head, settings), *head)
     if settings.shards is not None or (torch.compiler.is_compiling() and operators.transforms()):
         return tuple(operators.beside_the_graph(by_chunks)(HeadRows(head, settings), *head))
     return tuple(linear_rows(*head, settings.temperature, settings.cap, settings.outputs, settings.budget))

@@ -113,7 +113,7 @@ def cross_entropy(
         fail(FN, "return_logprobs", "be False where the target is probabilities", True)
     if not any(wanted) and reduction != "none" and loss_and_gradient.are_constant(input, target, *others):
         return loss_and_gradient.reduced(input, target, weight, sample_weight, *given)
-    truth, total = arguments.truth_of(FN, input, target, weight, sample_weight, axis, options)
+    truth, total, _ = arguments.truth_of(FN, input, target, weight, sample_weight, axis, options)
     losses, *rows, correct = operators.rows(input, *truth, axis, options.temperature, options.cap, any(wanted[1:]))
     dtype = arguments.result_dtype(input)
     loss = arguments.reduced(losses, reduction, total, dtype)
@@ -145,7 +145,7 @@ def _distributed(
     arguments.class_axis(FN, input, target, weight, sample, options.ignore_index, shards)
     if wanted[1] and target.is_floating_point():
         fail(FN, "return_logprobs", "be False where the target is probabilities", True)
-    truth, total = arguments.truth_of(FN, input, target, weight, sample, axis, options, shards)
+    truth, total, _ = arguments.truth_of(FN, input, target, weight, sample, axis, options, shards)
     of_truth = [t for t in (target, weight, sample) if t is not None]
     if shards is None and reduction != "none" and not any(wanted) and plain(input, *of_truth) and not operators.differentiated(*of_truth):
         divisor = truth.y.new_ones(()) if total is None else distributed.whole_sum(total, place).to_local()

@@ -22,7 +22,6 @@ from ..shared import SMALL_CALL
 from . import arguments, compute, cpu, distributed, operators
 
 FN = "cross_entropy"
-FLOAT32 = torch.finfo(torch.float32).max
 FORWARD, BACKWARD, FUSED = (compute.OPS.get(name, -1) for name in ("forward", "backward", "fused"))
 NOTHING: tuple[Any, ...] = ()
 ONLY_LOSS = (False,) * 4  # the outputs that are wanted: lse, log-probability, entropy, correct
@@ -96,8 +95,8 @@ def _computed(input: Tensor, given: Given, with_gradient: bool, known: tuple[arg
     )  # fmt: skip
     if not losses:
         if mean:
-            loss = loss / total if total else math.nan
-        reduced = _number(loss, dtype)
+            loss = compute.divided(loss, total)
+        reduced = compute.scalar(loss, dtype)
         if not result:
             return (reduced, None, None, None), correct, dz, parts
     found = [t if t is None else t.to(dtype) for t in outputs[:4]]
@@ -117,14 +116,8 @@ def _computed_by_tensors(input: Tensor, given: Given, with_gradient: bool, truth
 def _truth_of(input: Tensor, given: Given) -> tuple[arguments.Truth, Tensor | None]:
     """Return the truth of the rows, and what the sum of their losses is divided by."""
     axis, options, *_ = given.settled
-    truth, total = arguments.truth_of(FN, input, given.target, given.weight, given.sample, axis, options)
+    truth, total, _ = arguments.truth_of(FN, input, given.target, given.weight, given.sample, axis, options)
     return truth, total if given.divisor is None else given.divisor
-
-
-def _number(x: float, dtype: torch.dtype) -> Tensor:
-    if abs(x) > FLOAT32:  # torch refuses it as a float32, where it is infinite
-        return torch.scalar_tensor(x, dtype=torch.float64, device="cpu").to(dtype)
-    return torch.scalar_tensor(x, dtype=dtype, device="cpu")
 
 
 def _with_gradient(input: Tensor) -> bool:

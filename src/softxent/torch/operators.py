@@ -81,29 +81,31 @@ def _curvature(z: Tensor, v: Tensor, *others: Any) -> Five:
     return found
 
 
-def class_labels(fn: str, target: Tensor, classes: int, ignored: int) -> Tensor:
-    """Return class indices as labels: int64, and IGNORED where the target is `ignored`. On a CPU, raise an error if one is out of range."""
-    found: Tensor = (_labels if readable(target) else labels_operator)(fn, target, classes, ignored)
-    return found
+def class_labels(fn: str, target: Tensor, classes: int, ignored: int) -> tuple[Tensor, None]:
+    """Return class indices as labels: int64, and IGNORED where the target is `ignored`. On a CPU, raise an error if one is out of range.
+
+    How many are ignored is not known, where `labelled` would return it.
+    """
+    return (_labels if readable(target) else labels_operator)(fn, target, classes, ignored), None
 
 
 def _labels(fn: str, target: Tensor, classes: int, ignored: int) -> Tensor:
     if not target.is_cpu:
         return torch.where(target == ignored, IGNORED, target.long())
-    label = labelled(fn, target, classes, ignored)
+    label, _ = labelled(fn, target, classes, ignored)
     return label.clone() if label is target else label
 
 
-def labelled(fn: str, target: Tensor, classes: int, ignored: int) -> Tensor:
-    """Return labels of a CPU as the kernels take them: the target itself if no row is ignored."""
+def labelled(fn: str, target: Tensor, classes: int, ignored: int) -> tuple[Tensor, int]:
+    """Return labels of a CPU as the kernels take them, the target itself if no row is ignored, and how many are."""
     first, count, _ = cpu.labels(target, classes, ignored)
     if first >= 0:
         contract.outside(fn, contract.TORCH.labels, cpu.in_memory(target.detach()).numpy(), first, classes, ignored)
     if not count and target.dtype == torch.int64:
-        return target
+        return target, count
     label = torch.empty(target.shape, dtype=torch.int64, device="cpu")
     cpu.labels(target, classes, ignored, out=label.view(-1))
-    return label
+    return label, count
 
 
 def check_labels(fn: str, target: Tensor, classes: int, ignored: int) -> None:
@@ -151,8 +153,13 @@ def called(function: Any, z: Tensor, *others: Any) -> Any:
             expected = "not be nested, for torch would return 0; use torch.func.grad for one of the two"
             contract.fail("softxent.torch", "forward mode", expected, "jvp of jvp", RuntimeError)
         return function.apply(z, *others)
+    return quickly(function, z, *others)
+
+
+def quickly(function: Any, *arguments: Any) -> Any:
+    """Call a function of autograd where no transform of torch.func is active."""
     quick: Any = super(Function, function)  # Function.apply first binds the arguments to a signature, which takes 25 us
-    return quick.apply(*unwrap_dead_wrappers((z, *others)))
+    return quick.apply(*unwrap_dead_wrappers(arguments))
 
 
 def _either(function: Any, operator: Any, z: Tensor, *others: Any) -> Any:
