@@ -102,7 +102,7 @@ def labelled(fn: str, target: Tensor, classes: int, ignored: int) -> tuple[Tenso
     if first >= 0:
         contract.outside(fn, contract.TORCH.labels, cpu.in_memory(target.detach()).numpy(), first, classes, ignored)
     if not count and target.dtype == torch.int64:
-        return target, count
+        return cpu.in_memory(target), count
     label = torch.empty(target.shape, dtype=torch.int64, device="cpu")
     cpu.labels(target, classes, ignored, out=label.view(-1))
     return label, count
