@@ -559,7 +559,7 @@ def test_outputs_of_the_operator_need_not_all_be_used():
     x, w, b = head()
     one, zero = torch.ones((), dtype=F64), torch.zeros((), dtype=F64)
     given = (x, w, b, labels(ignored=False), one, zero, zero, None, None, None, None, None, None)
-    loss, _ = torch.ops.softxent.linear_rows(*given, 1.0, math.inf, "loss lse", 200)
+    loss, _ = torch.ops.softxent.linear_rows(*given, 1.0, math.inf, "loss lse", 200, False)
     close(grads(loss, x, w, b), grads(ours(x, w, b, given[3], reduction="none"), x, w, b))
 
 
@@ -567,7 +567,7 @@ def test_the_operators_are_what_torch_expects_of_operators():
     x, w, b = head()
     y, r, q = torch.rand(N, dtype=F64, requires_grad=True), torch.ones((), dtype=F64), torch.zeros((), dtype=F64)
     off = torch.rand(C, dtype=F64, requires_grad=True)
-    p = (x, w, b, labels(ignored=False), y, r, q, off, None, None, None, None, None, 1.0, math.inf, "loss lse correct", 200)
+    p = (x, w, b, labels(ignored=False), y, r, q, off, None, None, None, None, None, 1.0, math.inf, "loss lse correct", 200, True)
     torch.library.opcheck(torch.ops.softxent.linear_rows.default, p)
     p = (*p, [0, 1, 2, 4], [torch.rand(N, dtype=F64), torch.rand(N, dtype=F64)])
     torch.library.opcheck(torch.ops.softxent.linear_gradient.default, p, test_utils=("test_schema", "test_faketensor"))

@@ -323,6 +323,9 @@ class _SparseProducts(NamedTuple):
 
         self._by_classes(part, len(a), b)
 
+    def of_rows(self, a: Array, b: Any, out: Array, add: bool) -> None:
+        self.product(a, b, out, add)
+
     def columns(self, g: Array) -> Array:
         total: Array = g.sum(axis=0, dtype=np.float64)
         return total

@@ -253,7 +253,13 @@ def _head(c: Case) -> dict[str, Call]:
             loss = loss + logp.gather(1, target[:, None]).mean()
         return loss - (logp.exp() * logp).sum(1).mean() if name in ("with entropy", "all outputs") else loss
 
-    given = {PLAIN: {}, "label smoothing": {"label_smoothing": 0.1}, "temperature": {"temperature": 0.7}, "softcap": {"softcap": 30.0}}
+    given: dict[str, dict[str, Any]] = {
+        PLAIN: {},
+        "label smoothing": {"label_smoothing": 0.1},
+        "temperature": {"temperature": 0.7},
+        "softcap": {"softcap": 30.0},
+        "batch_invariant": {"batch_invariant": True},
+    }
     calls: dict[str, Call] = {}
     for name, keywords in given.items():
         calls[name] = partial(backward, partial(front.linear_cross_entropy, x, w, target, **keywords))

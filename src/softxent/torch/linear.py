@@ -19,7 +19,7 @@ from .. import contract
 from ..contract import fail
 from ..filtering import FilterStats
 from ..kernels import IGNORED
-from ..linear import BUDGET, filtered
+from ..linear import BUDGET, filtered, invariant
 from . import arguments, compute, distributed, operators
 from .arguments import labels, plain, tensor
 from .compute import PLAIN
@@ -56,6 +56,7 @@ def linear_cross_entropy(
     budget: int = BUDGET,
     filter_tol: float | None = None,
     filter_stats: FilterStats | None = None,
+    batch_invariant: bool = False,
     group: Any = None,
     first_class: int | None = None,
     class_weight: None = None,
@@ -81,6 +82,10 @@ def linear_cross_entropy(
         filter_tol, filter_stats: the gradient filter, as in `softxent.linear_cross_entropy_and_grad`. It works if the gradients are
             computed in the forward pass, in float32 or float64 on the CPU. In other cases, and in a second backward pass, nothing is left
             out.
+        batch_invariant: True if what a row gives, and its gradient, must have the same bits in every batch, budget and number of threads,
+            as trainers and samplers of reinforcement learning need it. The matrix products have 128 rows each then, of which the last are
+            filled up. The gradients of W and b are sums over the batch. On the CPU, in float32 or float64, for a head that is not divided,
+            and for the first derivatives by input, W and b; not with filter_tol.
         group, first_class: as in `cross_entropy`: W and b have the classes of this process, and input and labels are the same in all. The
             gradient of input is added up over the processes. Or W is a DTensor, divided by classes, and input too, of any placements.
         class_weight: the name of weight in softxent's functions for NumPy, which is refused.
@@ -90,7 +95,8 @@ def linear_cross_entropy(
 
     Raises:
         ValueError, TypeError: if a shape, label, dtype or option does not fit.
-        RuntimeError: if a derivative of third order, or in a mixture of modes, is wanted of a head whose classes are divided.
+        RuntimeError: if a derivative of third order, or in a mixture of modes, is wanted of a head whose classes are divided; if
+            `batch_invariant` is True and equal rows of one of torch's products differ.
 
     Derivatives of any order with respect to input, W, b, weight, sample_weight and probabilities are available, in reverse and forward mode
     and by torch.func. If a gradient is not required, its matrix product is skipped. If W is bfloat16 or float16, its gradient is added up
@@ -111,7 +117,7 @@ def linear_cross_entropy(
     flags = (return_lse, return_entropy, return_logprobs, return_correct)
     shift = shift if isinstance(shift, bool) else contract.integer(FN, "shift", shift, low=0)
     if isinstance(linear_weight, Tensor) and linear_weight.ndim > 2:
-        for name, value, default in (("shift", shift, False), ("group", group, None)):
+        for name, value, default in (("shift", shift, False), ("group", group, None), ("batch_invariant", batch_invariant, False)):
             if value != default:
                 fail(FN, name, f"be {default} where linear_weight has more than two axes", value)
         return cross_entropy(
@@ -138,7 +144,8 @@ def linear_cross_entropy(
             named |= {"z_loss": z_loss, "softcap": softcap, "temperature": temperature, "budget": budget, "outputs": flags, "shift": shift}
             distributed.check_agreement(FN, shards.group, **named)
     x, w, b = (_cast if direct else _tensors)(input, linear_weight, linear_bias)
-    asked = (flags, getattr(options, "batch_chunk_size", None), budget, *given)
+    rows_alone = invariant(FN, batch_invariant, filter_tol=tol, group=group)
+    asked = (flags, getattr(options, "batch_chunk_size", None), budget, rows_alone, *given)
     if direct:
         kinds = [None if t is None else arguments.kind(t) for t in (x, w, b, target, weight, sample_weight)]
         o, settings, like = arguments.looked_up(_settled, *kinds, shift, *asked)
@@ -279,8 +286,9 @@ def _settled(*given: Any) -> tuple[arguments.Options, Settings, Tensor]:
 
 
 def _checked(
-    h: _Rows, weight: Tensor | None, shards: Shards | None, flags: tuple[bool, ...], rows_of_a_chunk: Any, budget: int, *given: Any
-) -> tuple[arguments.Options, Settings, Tensor]:
+    h: _Rows, weight: Tensor | None, shards: Shards | None, flags: tuple[bool, ...], rows_of_a_chunk: Any, budget: int,
+    batch_invariant: bool, *given: Any,
+) -> tuple[arguments.Options, Settings, Tensor]:  # fmt: skip
     """Check the options. Also returns a tensor with the shape and type of the logits, which needs no memory."""
     like = h.x.new_zeros(()).expand(len(h.x), len(h.w))
     seen = like.float() if h.target is None else h.target
@@ -292,7 +300,11 @@ def _checked(
     budget = contract.integer(FN, "budget", budget, low=1)
     if isinstance(rows_of_a_chunk, int) and rows_of_a_chunk > 0:
         budget = rows_of_a_chunk * len(h.w) * h.x.element_size()
-    return o, Settings(o.temperature, o.cap, " ".join(outputs), budget, shards), like
+    if batch_invariant and (shards is not None or h.x.device.type not in ("cpu", "meta")):
+        fail(FN, "batch_invariant", "be False for divided heads and on other devices than a CPU", True)
+    if batch_invariant and h.x.element_size() < 4:
+        fail(FN, "input", "be float32 or float64 where batch_invariant is True", h.x.dtype, TypeError)
+    return o, Settings(o.temperature, o.cap, " ".join(outputs), budget, batch_invariant, shards), like
 
 
 def _rows_of(sample: Any, x: Tensor, lead: torch.Size) -> Tensor:

@@ -7,7 +7,6 @@ come from by_chunks.py, which applies torch.func to the operators of operators.p
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, get_type_hints
 
@@ -16,12 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..filtering import Filter, FilterStats
-from ..linear import Sums, budget_beside_filter, chunk_rows, chunks, rows_of
+from ..linear import COLUMNS, BatchInvariant, Products, Sums, budget_beside_filter, chunk_rows, chunks, rows_of
 from . import compute, cpu, operators
 from .by_chunks import RowFunction, Tensors, by_chunks, computed, summed_in
 from .sharded_operators import Shards, local_labels, merged, sharded_rows, sums_of
 
-COLUMNS = 1024  # columns of logits in a product: 128 and 320 rows of float32 take 20 and 25 % less time than with all columns at once (CPU)
 COPIES = 4  # arrays of the size of the logits that the function of a chunk holds at once
 FOLD = 16 << 20  # bytes of a product held at once, if it is added to a gradient of another dtype
 OUTPUTS = ("loss", "lse", "logprobs", "entropy", "correct")
@@ -65,7 +63,13 @@ class Settings(NamedTuple):
     cap: float  # inf without a softcap
     outputs: str  # some of OUTPUTS, with spaces between
     budget: int  # bytes of logits held at once
+    batch_invariant: bool = False  # whether a row must not depend on the rows beside it
     shards: Shards | None = None  # if W has the classes of this process alone
+
+    @property
+    def products(self) -> Products:
+        """The matrix products of a chunk."""
+        return INVARIANT if self.batch_invariant else PRODUCTS
 
 
 class _Tensors:
@@ -93,11 +97,14 @@ class _Tensors:
             part = a[c : c + block] @ b
             out[c : c + block].add_(part) if add else out[c : c + block].copy_(part)
 
+    of_rows = product
+
     def columns(self, g: Tensor) -> Tensor:
         return g.sum(0, dtype=torch.float64)
 
 
 PRODUCTS = _Tensors()
+INVARIANT = BatchInvariant(PRODUCTS)
 
 
 class HeadRows(RowFunction):
@@ -117,7 +124,7 @@ class HeadRows(RowFunction):
         z = F.linear(h.x, h.w, h.b)
         rows_of: Any = operators.rows if s.shards is None else sharded_rows
         how = (1, s.temperature, s.cap, not {*self.outputs} <= {"loss", "lse"})
-        found = rows_of(z, h.label, h.y, h.r, h.q, _off(h, s), *(how if s.shards is None else (s.shards, *how)))
+        found = rows_of(z, h.label, h.y, h.r, h.q, _off(h, s, None), *(how if s.shards is None else (s.shards, *how)))
         return tuple(found[OUTPUTS.index(name)] for name in self.outputs)
 
     def compute(self, *head: Any) -> Tensors:
@@ -178,7 +185,7 @@ class HeadHessian(RowFunction):
         vx, vw, vb = (v.get(name) for name in ("x", "w", "b"))
         if "entropy" in self.fields:
             upstream.setdefault("entropy", h.q.new_zeros(()))  # the kernel computes its derivative only if it is given this number
-        sums, lse = _sums(h, self.fields), compute.new(h.label.shape, h.x)
+        sums, lse = _sums(h, self.settings, self.fields), compute.new(h.label.shape, h.x)
         mean, at_label, by_off, dentropy = (torch.empty_like(lse) for _ in range(4))
         for i, z, part, truth in _chunks(h, self.settings, upstream, 2 * compute.compute_dtype(h.x).itemsize // h.x.element_size()):
             tangent = _logit_tangent(part.x, h.w, None if vx is None else vx[i], vw, vb).to(compute.compute_dtype(z))
@@ -213,7 +220,7 @@ def gradients(
 
     Autograd must not record it.
     """
-    sums = _sums(h, fields)
+    sums = _sums(h, settings, fields)
     loss: Any = 0.0
     found = {name: compute.new(h.label.shape, h.x) for name, field in (("lse", "q"), ("logprobs", "y")) if field in fields}
 
@@ -259,13 +266,13 @@ def _filtered(
             sums._replace(dx=None, db=None).add(i, g, part.x, None)
 
 
-def _sums(h: Head, fields: Sequence[str]) -> Sums:
+def _sums(h: Head, s: Settings, fields: Sequence[str]) -> Sums:
     begun = torch.empty if h.x.shape[0] else torch.zeros  # the products of the first chunk are written, not added
     return Sums(
         torch.empty_like(h.x, memory_format=torch.contiguous_format) if "x" in fields else None,
         begun(h.w.shape, dtype=summed_in(h.w.dtype), device=h.w.device) if "w" in fields else None,
         torch.zeros_like(h.b, dtype=torch.float64) if "b" in fields and h.b is not None else None,
-        PRODUCTS,
+        s.products,
     )
 
 
@@ -331,11 +338,11 @@ def _chunks(h: Head, s: Settings, upstream: dict[str, Any], beside: int = 0) -> 
     made = _dense(h) and (h.off is None or h.scale is not None or h.off.dtype not in (h.x.dtype, wide))
     copies = 1 + beside + (3 * wide.itemsize // h.x.element_size() if made else 0)
     part, of_rows = h, [upstream.get(name) for name in OUTPUTS[:4]]
-    for i, z in chunks(h.x, h.w, h.b, PRODUCTS, s.budget // copies, 0 if s.shards is None else _most(s.shards)):
+    for i, z in chunks(h.x, h.w, h.b, s.products, s.budget // copies, 0 if s.shards is None else _most(s.shards)):
         up = of_rows
         if z.shape[0] < h.x.shape[0]:
             part, up = h.rows(i), [g[i] if isinstance(g, Tensor) and g.ndim else g for g in of_rows]
-        yield i, z, part, (1, part.label, (part.y, part.r, part.q, *up), _off(part, s), (s.temperature, s.cap))
+        yield i, z, part, (1, part.label, (part.y, part.r, part.q, *up), _off(part, s, s.products), (s.temperature, s.cap))
 
 
 def _most(shards: Shards) -> int:
@@ -348,11 +355,19 @@ def _dense(h: Head) -> bool:
     return h.teacher_x is not None or (h.off is not None and h.off.ndim == 2)
 
 
-def _off(h: Head, s: Settings) -> Tensor | None:
-    """Return the truth at every class, [C] or [N, C], in the type of the logits or the one in which is computed."""
+def _off(h: Head, s: Settings, products: Products | None) -> Tensor | None:
+    """Return the truth at every class, [C] or [N, C], in the type of the logits or the one in which is computed.
+
+    `products` computes the logits of a teacher, in memory of its own; without it, they are an operation that can be transformed.
+    """
     off, wide = h.off, compute.compute_dtype(h.x)
     if h.teacher_x is not None and h.teacher_w is not None:
-        z = F.linear(h.teacher_x, h.teacher_w, h.teacher_b).to(wide)
+        if products is None:
+            z = F.linear(h.teacher_x, h.teacher_w, h.teacher_b)
+        else:
+            z = products.empty(h.teacher_x, h.teacher_x.shape[0], h.teacher_w.shape[0])
+            products.logits(h.teacher_x, h.teacher_w, h.teacher_b, z)
+        z = z.to(wide)
         off = operators.log_softmax(z, torch.ones((), dtype=torch.float64, device=z.device), 1, s.temperature, s.cap).exp()
     if off is None:
         return None
@@ -446,7 +461,8 @@ def rows(head: Head, settings: Settings) -> Tensors:
         return (computed if directly else by_chunks)(HeadRows(head, settings), *head)
     if settings.shards is not None or (torch.compiler.is_compiling() and operators.transforms()):
         return tuple(operators.beside_the_graph(by_chunks)(HeadRows(head, settings), *head))
-    return tuple(linear_rows(*head, settings.temperature, settings.cap, settings.outputs, settings.budget))
+    *of_operator, _ = settings
+    return tuple(linear_rows(*head, *of_operator))
 
 
 def _rows(*arguments: Any) -> list[Tensor]:
@@ -461,7 +477,7 @@ def _gradient(*arguments: Any) -> list[Tensor]:
 
 
 HEAD = ", ".join(f"{'Tensor' if kind is Tensor else 'Tensor?'} {name}" for name, kind in get_type_hints(Head).items())
-SETTINGS = "float temperature, float cap, str outputs, int budget"
+SETTINGS = "float temperature, float cap, str outputs, int budget, bool batch_invariant"
 linear_rows = torch.library.custom_op("softxent::linear_rows", _rows, mutates_args=(), schema=f"({HEAD}, {SETTINGS}) -> Tensor[]")
 linear_gradient = torch.library.custom_op(
     "softxent::linear_gradient", _gradient, mutates_args=(), schema=f"({HEAD}, {SETTINGS}, int[] needed, Tensor[] upstream) -> Tensor[]"
@@ -470,7 +486,7 @@ linear_gradient = torch.library.custom_op(
 
 @linear_rows.register_fake
 def _(x: Tensor, *rest: Any) -> list[Tensor]:
-    return [x.new_empty(x.shape[0], dtype=torch.bool if name == "correct" else torch.float64) for name in rest[-2].split()]
+    return [x.new_empty(x.shape[0], dtype=torch.bool if name == "correct" else torch.float64) for name in rest[-3].split()]
 
 
 @linear_gradient.register_fake
