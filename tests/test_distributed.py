@@ -971,8 +971,8 @@ def _ignored_rows_count(world):
     right = arguments.truth_of
 
     def wrong(fn, z, *others):
-        found, total = right(fn, z, *others)
-        return found, None if total is None else torch.tensor(float(z.shape[0]), dtype=torch.float64)
+        found, total, ignored = right(fn, z, *others)
+        return found, None if total is None else torch.tensor(float(z.shape[0]), dtype=torch.float64), ignored
 
     return mock.patch.object(arguments, "truth_of", wrong)
 
