@@ -945,8 +945,8 @@ def _smoothing_of_a_shard(world):
     right = arguments.truth_of
 
     def wrong(*given):
-        found, total = right(*given)
-        return (found._replace(off=found.off * world) if given[-1] is not None and len(given) == 8 else found), total
+        found, *others = right(*given)
+        return (found._replace(off=found.off * world) if given[-1] is not None and len(given) == 8 else found), *others
 
     return mock.patch.object(arguments, "truth_of", wrong)
 
