@@ -59,7 +59,7 @@ def truth_of(
     if not torch.compiler.is_compiling() and torch._C._is_tracing():
         here = int(here)  # it is a tensor there, and a number divided by it would be float32
     classes = here if shards is None else shards.classes
-    if known and weight is sample is None and not target.is_floating_point():
+    if known and weight is sample is None and not target.is_floating_point() and not compute.forced():
         label, ignored = operators.labelled(fn, target, classes, options.ignore_index)
         of_rows = _same_for_all_rows(options.label_smoothing, options.z_loss, classes, here, wide)
         return Truth(label, *of_rows), _constant(label.numel() - ignored) if options.reduction == "mean" else None, ignored
