@@ -75,7 +75,8 @@ def truth_of(
         if shards is not None and off is not None:
             label = most_probable(off, shards, axis)
     else:
-        label, ignored = (operators.labelled if known else operators.class_labels)(fn, target, classes, options.ignore_index)
+        given = (fn, target, classes, options.ignore_index)
+        label, ignored = operators.labelled(*given) if known else (operators.class_labels(*given), None)
         found = truth.row_numbers(label, w, each, e, options.z_loss, classes, _at)
         # A label out of range is an error on the CPU. On other devices, it would take time to wait for the labels.
         if not target.is_cpu or compute.forced():

@@ -301,6 +301,8 @@ class ReducedLoss(Function):
 class LossGradient(Function):
     """(logits, target, weight, sample_weight, upstream gradient, `Known`) -> the gradient of `ReducedLoss`."""
 
+    setup_context = ReducedLoss.setup_context
+
     @staticmethod
     def forward(*arguments: Any) -> Any:
         *tensors, g, known = arguments
@@ -310,13 +312,6 @@ class LossGradient(Function):
         if dz is None:
             dz = _computed(tensors[0], known.given(*tensors), True)[2]
         return compute.scaled(dz, g)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        *tensors, ctx.known = inputs
-        ctx.save_for_backward(*tensors)
-        ctx.save_for_forward(*tensors)
-        ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, v: Tensor | None) -> Any:

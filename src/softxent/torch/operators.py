@@ -81,12 +81,10 @@ def _curvature(z: Tensor, v: Tensor, *others: Any) -> Five:
     return found
 
 
-def class_labels(fn: str, target: Tensor, classes: int, ignored: int) -> tuple[Tensor, None]:
-    """Return class indices as labels: int64, and IGNORED where the target is `ignored`. On a CPU, raise an error if one is out of range.
-
-    How many are ignored is not known, where `labelled` would return it.
-    """
-    return (_labels if readable(target) else labels_operator)(fn, target, classes, ignored), None
+def class_labels(fn: str, target: Tensor, classes: int, ignored: int) -> Tensor:
+    """Return class indices as labels: int64, and IGNORED where the target is `ignored`. On a CPU, raise an error if one is out of range."""
+    found: Tensor = (_labels if readable(target) else labels_operator)(fn, target, classes, ignored)
+    return found
 
 
 def _labels(fn: str, target: Tensor, classes: int, ignored: int) -> Tensor:
