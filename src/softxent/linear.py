@@ -200,7 +200,7 @@ def filtered(fn: str, tol: Any, stats: Any) -> tuple[float | None, FilterStats]:
 def invariant(fn: str, batch_invariant: Any, **others: Any) -> bool:
     """Check `batch_invariant`. The other arguments must not be given beside it."""
     if not isinstance(batch_invariant, (bool, np.bool_)):
-        contract.fail(fn, "batch_invariant", "be True or False", batch_invariant, TypeError)
+        contract.fail(fn, "batch_invariant", "be True or False", contract.shown(batch_invariant), TypeError)
     for name, given in others.items():
         if batch_invariant and given is not None:
             contract.fail(fn, name, "be None where batch_invariant is True", given)
