@@ -151,7 +151,7 @@ def chunks(x: Any, w: Any, b: Any, products: Products, budget: int, classes: int
     for at in range(0, rows, step):
         i = slice(at, min(at + step, rows))
         z = rows_of(scratch, slice(0, i.stop - at))
-        products.logits(rows_of(x, i), w, b, z)
+        products.logits(x[i], w, b, z)
         yield i, z
 
 

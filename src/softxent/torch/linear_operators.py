@@ -97,7 +97,8 @@ class _Tensors:
             part = a[c : c + block] @ b
             out[c : c + block].add_(part) if add else out[c : c + block].copy_(part)
 
-    of_rows = product
+    def of_rows(self, a: Tensor, b: Tensor, out: Tensor, add: bool) -> None:
+        self.product(a, b, out, add)
 
     def columns(self, g: Tensor) -> Tensor:
         return g.sum(0, dtype=torch.float64)
