@@ -237,6 +237,19 @@ def test_every_option_compiles_in_one_piece(options, target, function):
             torch.testing.assert_close(a, b, rtol=FEW64, atol=FEW64)  # None is equal to None
 
 
+def test_a_mean_over_weights_of_0_is_torchs():
+    """It is NaN, also where label smoothing makes the sum of the losses positive."""
+    z, t, w = torch.randn(4, 5, requires_grad=True), torch.tensor([2, 2, 2, 2]), torch.tensor([1.0, 2, 0, 1, 1])
+    for smoothing in (0.0, 0.1):
+        want = F.cross_entropy(z, t, w, label_smoothing=smoothing)
+        assert want.isnan()
+        plain = lambda z, e=smoothing: st.cross_entropy(z, t, w, label_smoothing=e)  # noqa: E731
+        head = lambda z, e=smoothing: st.linear_cross_entropy(z, torch.eye(5), t, weight=w, label_smoothing=e)  # noqa: E731
+        for f in (plain, head, torch.compile(plain, backend="aot_eager")):
+            for given in (z, z.detach()):
+                torch.testing.assert_close(f(given), want.detach(), rtol=0, atol=0, equal_nan=True)
+
+
 def test_the_operators_are_what_torch_expects_of_operators():
     z, label = torch.randn(4, 5, requires_grad=True), torch.tensor([0, 3, kernels.IGNORED, -1])
     y, r, g, n = (torch.rand(4, dtype=torch.float64, requires_grad=True) for _ in range(4))

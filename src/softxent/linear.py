@@ -80,7 +80,7 @@ class BatchInvariant(NamedTuple):
                 for k in others:
                     self.products.of_rows(some[:, k], w[c, k].T, to[:, c], True)
 
-        self._in_tiles(x, out, compute)
+        self._in_tiles("logits", x, out, compute)
 
     def product(self, a: Any, b: Any, out: Any, add: bool) -> None:
         self.products.product(a, b, out, add)
@@ -90,15 +90,15 @@ class BatchInvariant(NamedTuple):
             for k in self._terms(a):
                 self.products.of_rows(some[:, k], b[k], to, add or k.start > 0)
 
-        self._in_tiles(a, out, compute)
+        self._in_tiles("of_rows", a, out, compute)
 
     def columns(self, g: Any) -> Any:
         return self.products.columns(g)
 
     def _try(self, some: Any, found: Any, compute: Callable[[Any, Any], None]) -> None:
         """Raise an error if equal rows of a product differ."""
-        for k in range(some.shape[1]):
-            some[:, k] = math.sin(k + 1)
+        for k in range(61):
+            some[:, k::61] = math.sin(k + 1)
         found[:] = 0
         compute(some, found)
         if ((found != found[:1]) & (found == found)).any():
@@ -109,10 +109,10 @@ class BatchInvariant(NamedTuple):
         step = TERMS[self.size(a)]
         return [slice(k, k + step) for k in range(0, max(1, a.shape[1]), step)]
 
-    def _in_tiles(self, a: Any, out: Any, compute: Callable[[Any, Any], None]) -> None:
+    def _in_tiles(self, name: str, a: Any, out: Any, compute: Callable[[Any, Any], None]) -> None:
         """Call compute(rows of a, rows of out) for all rows."""
         some, last = (self.empty(a, ROWS_OF_A_PRODUCT, t.shape[1]) for t in (a, out))
-        kind = (type(self.products), a.dtype, a.shape[1], out.shape[1])
+        kind = (type(self.products), name, a.dtype, a.shape[1], out.shape[1])
         if kind not in TRIED:
             self._try(some, last, compute)
             TRIED.add(kind)
@@ -188,8 +188,6 @@ def filtered(fn: str, tol: Any, stats: Any) -> tuple[float | None, FilterStats]:
     """Check the arguments of the gradient filter. Returns the tolerance and the statistics, which are cleared."""
     if stats is not None and not isinstance(stats, FilterStats):
         contract.fail(fn, "filter_stats", "be a FilterStats", type(stats).__name__, TypeError)
-    if tol is stats is None:
-        return None, FilterStats()
     stats = FilterStats() if stats is None else stats
     stats.clear()
     if tol is not None and not (tol := contract.number(fn, "filter_tol", tol, low=0)) < 1:
@@ -203,7 +201,7 @@ def invariant(fn: str, batch_invariant: Any, **others: Any) -> bool:
         contract.fail(fn, "batch_invariant", "be True or False", contract.shown(batch_invariant), TypeError)
     for name, given in others.items():
         if batch_invariant and given is not None:
-            contract.fail(fn, name, "be None where batch_invariant is True", given)
+            contract.fail(fn, name, "be None where batch_invariant is True", contract.shown(given))
     return bool(batch_invariant)
 
 
@@ -327,7 +325,7 @@ def _head(
     if x.ndim == 0 or w.ndim != 2 or w.shape[1] != x.shape[-1] or not w.size:
         contract.wrong_head(fn, "weight", w.shape, "x", x.shape)
     products: Products = NumPyProducts(budget // 8)
-    if invariant(fn, batch_invariant):
+    if batch_invariant:
         products = BatchInvariant(NumPyProducts(ROWS_OF_A_PRODUCT * x.shape[-1] * x.itemsize))  # a product is added at once
     b = None if bias is None else contract.floats(fn, "bias", bias).astype(x.dtype, copy=False)
     if b is not None and b.shape != (len(w),):
@@ -386,7 +384,7 @@ def linear_cross_entropy(
     head = _head(
         "linear_cross_entropy", x, weight, labels, bias, budget, temperature, softcap, class_weight=class_weight,
         label_smoothing=label_smoothing, ignore_index=ignore_index, sample_weight=sample_weight, reduction=reduction, z_loss=z_loss,
-        empty_value=empty_value, batch_invariant=batch_invariant,
+        empty_value=empty_value, batch_invariant=invariant("linear_cross_entropy", batch_invariant),
     )  # fmt: skip
     result = np.empty((2, len(head.x)))
     for i, z in head.chunks():
@@ -450,10 +448,10 @@ def linear_cross_entropy_and_grad(
     head = _head(
         "linear_cross_entropy_and_grad", x, weight, labels, bias, budget, temperature, softcap, class_weight=class_weight,
         label_smoothing=label_smoothing, ignore_index=ignore_index, sample_weight=sample_weight, reduction=reduction, z_loss=z_loss,
-        empty_value=empty_value, upstream=upstream, batch_invariant=batch_invariant,
+        empty_value=empty_value, upstream=upstream,
+        batch_invariant=invariant("linear_cross_entropy_and_grad", batch_invariant, filter_tol=filter_tol),
     )  # fmt: skip
     tol, stats = filtered("linear_cross_entropy_and_grad", filter_tol, filter_stats)
-    invariant("linear_cross_entropy_and_grad", batch_invariant, filter_tol=tol)
     if tol is not None:
         losses, sums = _by_filter(head._replace(budget=budget_beside_filter(budget)), tol, stats)
     else:

@@ -8,8 +8,7 @@ from importlib import import_module
 from typing import Any
 
 from .contenders import Call
-
-TORCH = "torch: "
+from .layouts import TORCH
 
 
 def pytorch(rows: int, classes: int) -> dict[str, Call]:

@@ -192,8 +192,8 @@ def scaled(dz: Tensor, g: Tensor) -> Tensor:
 
 
 def divided(loss: float, weights: float) -> float:
-    """Return loss / weights as torch does: NaN or infinity where the weights are 0."""
-    return loss / weights if weights else math.nan if loss == 0 or loss != loss else math.copysign(math.inf, loss)
+    """Return loss / weights, and NaN where the weights are 0, as torch does."""
+    return loss / weights if weights else math.nan
 
 
 def scalar(x: float, dtype: torch.dtype) -> Tensor:

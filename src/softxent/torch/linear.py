@@ -144,7 +144,7 @@ def linear_cross_entropy(
             named |= {"z_loss": z_loss, "softcap": softcap, "temperature": temperature, "budget": budget, "outputs": flags, "shift": shift}
             distributed.check_agreement(FN, shards.group, **named)
     x, w, b = (_cast if direct else _tensors)(input, linear_weight, linear_bias)
-    rows_alone = invariant(FN, batch_invariant, filter_tol=tol, group=group)
+    rows_alone = invariant(FN, batch_invariant, filter_tol=filter_tol, group=group)
     asked = (flags, getattr(options, "batch_chunk_size", None), budget, rows_alone, *given)
     if direct:
         kinds = [None if t is None else arguments.kind(t) for t in (x, w, b, target, weight, sample_weight)]

@@ -256,7 +256,7 @@ class Known:
         except IndexError:
             return None
 
-    def by_operator(self, tensors: Sequence[Any], with_gradient: bool) -> tuple[Tensor, Tensor]:
+    def recorded(self, tensors: Sequence[Any], with_gradient: bool) -> tuple[Tensor, Tensor]:
         """Compute the loss and its gradient by the operator that a tracer records."""
         *options, cap = self.settled.options
         found: tuple[Tensor, Tensor] = reduced_loss_operator(*tensors, *options, None if cap == math.inf else cap, with_gradient)
@@ -270,7 +270,7 @@ class ReducedLoss(Function):
     def forward(*arguments: Any) -> Any:
         *tensors, known = arguments
         if compute.traced():
-            return known.by_operator(tensors, False)[0]
+            return known.recorded(tensors, False)[0]
         (loss, *_), _, dz, _ = _computed(tensors[0], known.given(*tensors), known.wanted)
         if dz is not None:
             known.gradients.append(dz)
@@ -307,7 +307,7 @@ class LossGradient(Function):
     def forward(*arguments: Any) -> Any:
         *tensors, g, known = arguments
         if compute.traced():
-            return _multiplied(known.by_operator(tensors, True)[1], g)
+            return _multiplied(known.recorded(tensors, True)[1], g)
         dz = known.taken()
         if dz is None:
             dz = _computed(tensors[0], known.given(*tensors), True)[2]

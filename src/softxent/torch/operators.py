@@ -501,7 +501,7 @@ def _log_softmax_vjp(z: Tensor, v: Tensor, scale: Tensor, axis: int, *transform:
     The most probable class is the label, of weight 0, so that its entry keeps its digits.
     """
     zero, one = z.new_zeros((), dtype=torch.float64), z.new_ones((), dtype=torch.float64)
-    top = no_labels(z, axis, LARGEST_LOGIT)
+    top = same_label(z, axis, LARGEST_LOGIT)
     wide = compute.compute_dtype(z)
     if batched_by_autograd(v):
         by = -(_columns(scale, top, axis) * v).to(wide)
@@ -548,8 +548,9 @@ def _composed_curvature(z: Tensor, v: Tensor, *others: Any) -> Five:
         hv = hv + bend * v * gradient(x, *others[:10])
     hv = torch.where(blank, 0, hv).to(z.dtype)
 
-    most = z if off is None or off.shape != z.shape else off
-    t = torch.where(label == LARGEST, most.detach().argmax(axis), torch.where(label == LARGEST_LOGIT, z.detach().argmax(axis), label))
+    by_logit = z.detach().argmax(axis)
+    by_off = by_logit if off is None or off.shape != z.shape else off.detach().argmax(axis)
+    t = torch.where(label == LARGEST, by_off, torch.where(label == LARGEST_LOGIT, by_logit, label))
     hot = along_axis(torch.arange(z.shape[axis], device=z.device), z, axis) == t.unsqueeze(axis)
     sums = (mean.squeeze(axis), (apart * hot).sum(axis), (everywhere * apart).sum(axis), dentropy.squeeze(axis))
     mean, at_label, by_off, dentropy = (t.where(live, 0) for t in sums)
@@ -570,9 +571,14 @@ def transformed(z: Tensor, temperature: float, cap: float) -> tuple[Tensor, Tens
 # ---- shapes ----
 
 
-def no_labels(z: Tensor, axis: int, label: int = NO_LABEL) -> Tensor:
-    """Return a label for each row of logits z."""
+def same_label(z: Tensor, axis: int, label: int) -> Tensor:
+    """Return this label for each row of logits z."""
     return z.new_full((), label, dtype=torch.int64).expand(compute.shape_of_rows(z, axis)[0])
+
+
+def no_labels(z: Tensor, axis: int) -> Tensor:
+    """Return a label NO_LABEL for each row of logits z."""
+    return same_label(z, axis, NO_LABEL)
 
 
 def without_ignored(t: Tensor, label: Tensor, axis: int) -> Tensor:
