@@ -254,11 +254,11 @@ static std::tuple<double, double> call(int op_, nb::handle z_, int axis, nb::han
   j.z = z.data;
   l.z = l.off = l.v = l.dz = z.steps(axis);
 
-  Off kind = SAME;
+  j.type = j.off_type = type;
   if (off) {
-    const Type o = off.type();
-    need(o == type || (o == F32 && size_of(type) == 2), "off must have the type of z, or float32 for bfloat16 and float16");
-    kind = o == type ? SAME : WIDE;
+    j.off_type = off.type();
+    need(j.off_type == type || (j.off_type == F32 && size_of(type) == 2),
+         "off must have the type of z, or float32 for bfloat16 and float16");
     j.off_by_row = off.axes > 1 || z.axes == 1;
     need(off.has_shape_of(z) || (off.axes == 1 && off.length[0] == j.cols && (off.step[0] == 1 || j.cols <= 1)),
          "off must have the shape of z, or be [C] with adjacent entries");
@@ -316,9 +316,9 @@ static std::tuple<double, double> call(int op_, nb::handle z_, int axis, nb::han
   j.gauss_newton = gauss_newton;
   set_transform(j, transform);
   const bool small = j.rows * j.cols < SMALL_CALL;  // to release the GIL takes a tenth of a microsecond
-  const bool complete = small ? run(op, j, l, type, kind, 1, nullptr) : [&] {
+  const bool complete = small ? run(op, j, l, 1, nullptr) : [&] {
     const Released free;
-    return run(op, j, l, type, kind, threads, interrupted);
+    return run(op, j, l, threads, interrupted);
   }();
   if (!complete) throw nb::python_error();
   results.write(j, l);

@@ -9,7 +9,7 @@ ALONE int64_t largest(const void* x, Type type, int64_t n, double* tops) {
 // Returns the label of row i.
 ALWAYS int64_t find_label(const Job& j, int64_t i, double* tops = nullptr) {
   const int64_t t = label(j, i);
-  if (is_largest_off(j, t)) return largest(element(j.off, j.off_type, i * j.off_step), j.off_type, j.cols, nullptr);
+  if (is_largest_off(j, t)) return largest(off(j, i), j.off_type, j.cols, nullptr);
   return is_largest_logit(j, t) ? largest(logits(j, i), j.type, j.cols, tops) : t;
 }
 
@@ -21,28 +21,28 @@ ALWAYS double softcapped(const Job& j, const A* z, int64_t n, int64_t t, A* y, A
 }
 
 // Computes the exponentials and the sums of block b of row i, whose label is t; with_off: also of off.
-template <class T, class O, Op op>
-ALONE void sum_block(const Job& j, Scratch<typename T::A>& f, int64_t i, int64_t t, int g, int64_t b, bool once, bool with_off,
+template <class A, Op op>
+ALONE void sum_block(const Job& j, Scratch<A>& f, int64_t i, int64_t t, int g, int64_t b, bool once, bool with_off,
                      bool top_is_known = false) {
-  typedef typename T::A A;
-  typedef typename T::S S;
   constexpr int L = Lanes<A>::L, G = 4 * L;
   const int64_t k = b * BLOCK, n = least(j.cols - k, BLOCK), at = g + b, place = g * whole(j.cols) + k;
   t = from(t, k);
-  const S* z = row<T>(j, i) + k;
+  const Storage<A>& memory = storage<A>(j.type);
+  const int size = bytes_of(j.type);
+  const char* z = (const char*)logits(j, i) + k * size;
   const A scale = j.scale;
   A *y = f.y ? f.y + place : nullptr, *slope = f.y ? f.slope + place : nullptr, *e = f.e + place;
-  constexpr bool converted = sizeof(S) < sizeof(A);
   const int64_t padded = (n + G - 1) / G * G;
-  const bool with_u = op != BACKWARD && j.entropy, copied = converted || (!y && j.cols <= COPIED);
-  const Ahead ahead = {(const char*)(z + (top_is_known ? j.z_step : n)),
-                       !j.dz || j.stream ? nullptr : (const char*)((S*)j.dz + i * j.dz_step + k), sizeof(S)};
+  const bool with_u = op != BACKWARD && j.entropy, copied = !memory.same || (!y && j.cols <= COPIED);
+  const Ahead ahead = {z + (top_is_known ? j.z_step : n) * size, !j.dz || j.stream ? nullptr : (const char*)gradient(j, i) + k * size,
+                       size};
   double u = 0, s;
   A most;
   if (copied)
-    most = top<T, true>(z, n, y ? -1 : t, e);  // with a softcap, the slope at the label is needed
+    most = (memory.same ? copy_and_top<plain<A>> : memory.copy_and_top)(z, n, y ? -1 : t,
+                                                                        e);  // with a softcap, the slope at the label is needed
   else if (!y)
-    most = top_is_known && !within(t, n) ? (A)f.b.top[at] : top<T>(z, n, t);
+    most = top_is_known && !within(t, n) ? (A)f.b.top[at] : top<plain<A>>((const A*)z, n, t);
   const A* x = copied ? e : (const A*)z;
   if (once)
     s = softcapped<A, op>(j, x, n, t, y, slope, e, most, ahead);
@@ -54,7 +54,8 @@ ALONE void sum_block(const Job& j, Scratch<typename T::A>& f, int64_t i, int64_t
   if (op != BACKWARD && with_off) {
     const A finite_top = most == -(A)INF ? 0 : most;
     double &o = f.b.o[at], &d = f.b.d[at];
-    dot<A, O>(x, off<O>(j, i) + k, n, t, finite_top, o, d);
+    Copy<A> copy;
+    dot<A>(x, columns_as<A>(j.off_type, off(j, i), k, n, copy), n, t, finite_top, o, d);
     if (are_inexact<A>(o, d)) dot_in_double<A>(j, i, k, n, t, finite_top, o, d);
     d *= 2 * j.scale;
   } else
@@ -79,7 +80,7 @@ template <class A> ALWAYS void put_parts(const Job& j, Scratch<A>& f, int64_t i,
   const bool hit = within(t, j.cols);
   A slope;
   const double zt = hit ? (double)softcapped<A>(j, read_one(logits(j, i), j.type, t), slope) : -INF;
-  const double wt = hit && j.off ? read_one(element(j.off, j.off_type, i * j.off_step), j.off_type, t) : 0;
+  const double wt = hit && j.off ? read_one(off(j, i), j.off_type, t) : 0;
   const double part[PARTS] = {b.top[g], b.s[g], b.o[g], b.d[g], zt, wt, b.u[g]};
   for (int k = 0; k < PARTS; k++) f.x.part[k][g] = part[k];
 }
@@ -107,41 +108,51 @@ template <class A, Op op> ALONE void finish_rows(const Job& j, Scratch<A>& f, in
     if (is_wide(j, f.x, first, g, labels[g])) in_wide(WideRow(j, first + g), op, labels[g], f.x, g);
 }
 
+// Returns where columns of row i are written from column k on: their place in dz or, if they are to be converted or to be stored past the
+// caches, e. put_target completes that.
+template <class A> ALWAYS A* target(const Job& j, A* e, int64_t i, int64_t k) {
+  return storage<A>(j.type).same && !j.stream ? (A*)gradient(j, i) + k : e;
+}
+template <class A> ALWAYS void put_target(const Job& j, const A* from, int64_t i, int64_t k, int64_t n) {
+  void* const dz = (char*)gradient(j, i) + k * bytes_of(j.type);
+  if (from != dz) storage<A>(j.type).write_block(from, 1, 1, 0, nullptr, nullptr, n, dz, j.stream, nullptr);
+}
+
 // Writes block b of the gradient of row i, whose label is t.
-template <class T, class O> ALONE void write_block(const Job& j, Scratch<typename T::A>& f, int64_t i, int64_t t, int g, int64_t b) {
-  typedef typename T::A A;
+template <class A> ALONE void write_block(const Job& j, Scratch<A>& f, int64_t i, int64_t t, int g, int64_t b) {
   constexpr int W = Lanes<A>::W;
   const int64_t k = b * BLOCK, n = least(j.cols - k, BLOCK), place = g * whole(j.cols) + k;
   t = from(t, k);
-  typename T::S* dz = (typename T::S*)j.dz + i * j.dz_step + k;
+  const Storage<A>& memory = storage<A>(j.type);
+  const int size = bytes_of(j.type);
+  char* out = (char*)gradient(j, i) + k * size;
   if (__builtin_expect(needs(f.x, g, SUMS | GRADIENT), 0) && !ignored(j, i)) return;
   if (!f.x.live[g]) {
-    for (int64_t c = 0; c < n; c++) dz[c] = 0;
+    __builtin_memset(out, 0, n * size);
     return;
   }
-  const typename T::S* z = row<T>(j, i) + k;
-  const typename O::S* w = off<O>(j, i);
+  Copy<A> off_copy;
+  const A* w = j.off ? columns_as<A>(j.off_type, off(j, i), k, n, off_copy) : nullptr;
   A *e = f.e + place, slope = 1;
+  const A* of_slope = f.y ? f.slope + place : nullptr;
   const double down = f.b.down[g + b];
-  if (within(t, n)) softcapped<A>(j, get<T>(z + t), slope);  // before dz, which may be z, is written
-  const typename T::S* next = j.ahead ? row<T>(j, i + 1) + k : nullptr;
+  if (j.capped && within(t, n)) softcapped<A>(j, read_one(logits(j, i), j.type, k + t), slope);  // before dz, which may be z, is written
   const bool once = one_pass(j);
-  const double power = once ? power_of_two(-f.b.n[g + b] - LIFT) * Exp<A>::lift : 1, scale = f.x.scale[g] * down;
+  const double power = once ? power_of_two(-f.b.n[g + b] - LIFT) * Exp<A>::lift : 1;
   if (f.x.e[g] != 0) {
     const Shift<A> shift(splat((A)f.b.m[g + b]), (A)j.scale);
     const double a = f.x.a[g] + times(f.x.e[g], lse_below(f, g, g + b, shift.sub[0], shift.rest[0], j.scale));
-    write_general<T, O>(j, z, f.y ? f.y + place : nullptr, f.y ? f.slope + place : nullptr, e, f.x.unit[g] * down, power, a, f.x.e[g],
-                        shift, f.x.drop[g], w ? w + k : w, dz, n);
-  } else if (w && f.y)
-    write<T, O, true, true>(e, scale, power, f.x.drop[g], w + k, f.slope + place, dz, n, j.stream, next);
-  else if (w)
-    write<T, O, true, false>(e, scale, power, f.x.drop[g], w + k, nullptr, dz, n, j.stream, next);
-  else if (f.y && !once)
-    write<T, O, false, true>(e, scale, power, 0, w, f.slope + place, dz, n, j.stream, next);
-  else {
+    Copy<A> z_copy;
+    const A* y = f.y ? f.y + place : columns_as<A>(j.type, logits(j, i), k, n, z_copy);
+    A* const dz = target(j, e, i, k);
+    put_general<A>(y, of_slope, e, f.x.unit[g] * down, power, a, f.x.e[g], shift, j.scale, f.x.drop[g], w, dz, n);
+    put_target(j, dz, i, k, n);
+  } else {
     if (once && needs_all(j))  // else e is the product already
-      for (int64_t c = 0; c < whole(n); c += W) store(e + c, read(e + c) * read(f.slope + place + c));
-    write<T, O, false, false>(e, scale, power, 0, w, nullptr, dz, n, j.stream, next);
+      for (int64_t c = 0; c < whole(n); c += W) store(e + c, read(e + c) * read(of_slope + c));
+    const Scale<A, double> by(f.x.scale[g] * down, power);
+    const char* next = j.ahead ? (const char*)logits(j, i + 1) + k * size : nullptr;
+    memory.write_block(e, by.first, by.last, f.x.drop[g], w, once ? nullptr : of_slope, n, out, j.stream, next);
   }
-  if (within(t, n)) put<T>(dz + t, (A)(f.x.hot[g] * slope));
+  if (within(t, n)) write_one(out, j.type, t, (A)(f.x.hot[g] * slope));
 }

@@ -1,45 +1,6 @@
 // One block of a row; vector lanes are its columns. kernel.cpp includes this file, inside its anonymous namespace.
 //
-// Logits of 16 bits are converted by the pass that finds the largest. All sums are those of float or double.
-
-// Rows with up to so many columns are copied by the pass that finds the largest logit. The next pass then has no label and no end to look
-// for: their copies and mispredicted branches cost more (12 % of the time of [16384, 300]; a copy of longer rows costs 20 %).
-constexpr int64_t COPIED = 1024;
-
-template <class A> ALWAYS A largest_of(V<A>* m) {  // the largest entry of four vectors
-  constexpr int W = Lanes<A>::W;
-  A a[W];
-  m[0] = m[0] > m[1] ? m[0] : m[1];
-  m[2] = m[2] > m[3] ? m[2] : m[3];
-  store(a, m[0] > m[2] ? m[0] : m[2]);
-  for (int w = W / 2; w; w /= 2)
-    for (int i = 0; i < w; i++) a[i] = a[i] > a[i + w] ? a[i] : a[i + w];
-  return a[0] + 0;  // turns -0 into 0, so that the order of the comparisons does not matter
-}
-
-// Returns the largest logit except the label's. With `copy_to`, copies the logits, with -inf at the label and after the end of the row.
-template <class T, bool with_copy = false>
-ALWAYS typename T::A top(const typename T::S* z, int64_t n, int64_t t, typename T::A* copy_to = nullptr) {
-  typedef typename T::A A;
-  typedef typename T::S S;
-  constexpr int W = Lanes<A>::W, L = Lanes<A>::L, G = 4 * L;
-  V<A> m[4];
-  for (int c = 0; c < 4; c++) m[c] = splat<A>(-INF);
-  for (int64_t k = 0; k < n; k += G) {
-    S copy[G];
-    const S* q = columns_without_label(z, k, n, t, G, T::low, copy);
-    if (with_copy && n <= COPIED)
-      for (int i = 0; i < G * (int)sizeof(S); i += 64) __builtin_prefetch((const char*)(z + k + 2 * n) + i, 0, 3);
-    for (int u = 0; u < Lanes<A>::U; u++) {
-      V<A> v[4];
-      for (int c = 0; c < 4; c++) v[c] = T::load(q + c * L + u * W);
-      if (with_copy)
-        for (int c = 0; c < 4; c++) store(copy_to + k + c * L + u * W, v[c]);
-      for (int c = 0; c < 4; c++) m[c] = v[c] > m[c] ? v[c] : m[c];
-    }
-  }
-  return largest_of<A>(m);
-}
+// Its numbers are float or double, A (storage.h). All sums are those of double.
 
 // Returns the first column with the largest value; 0 if all are -inf or NaN. Stores the largest value of each block, unless `tops` is null.
 template <class T> ALONE int64_t largest(const typename T::S* z, int64_t n, double* tops) {
@@ -65,11 +26,17 @@ template <class T> ALONE int64_t largest(const typename T::S* z, int64_t n, doub
 struct Ahead {
   const char *next, *out;
   int size;
-  ALWAYS void fetch(int64_t k, int count, bool near) const {
-    const char* p = next + k * size;
-    for (int i = 0; i < count * size; i += 64) near ? __builtin_prefetch(p + i, 0, 3) : __builtin_prefetch(p + i, 0, 2);
-    if (out)
-      for (int i = 0; i < count * size; i += 64) __builtin_prefetch(out + k * size + i, 1, 2);
+  // Fetches a group of columns from k on.
+  template <class A> ALWAYS void fetch(int64_t k, bool near) const {
+    constexpr int group = 4 * 64, half = group / 2;  // bytes of A, and of a type of half the size
+    auto lines = [&](int first, int last) {
+      const char* p = next + k * size;
+      for (int i = first; i < last; i += 64) near ? __builtin_prefetch(p + i, 0, 3) : __builtin_prefetch(p + i, 0, 2);
+      if (out)
+        for (int i = first; i < last; i += 64) __builtin_prefetch(out + k * size + i, 1, 2);
+    };
+    lines(0, half);
+    if (size == sizeof(A)) lines(half, group);
   }
 };
 
@@ -138,7 +105,7 @@ ALONE double softcapped_exponentials(const Job& j, const A* z, int64_t n, int64_
   V<A> m[4];
   for (int c = 0; c < 4; c++) m[c] = splat<A>(-INF);
   for (int64_t k = 0; k < n; k += G) {
-    ahead.fetch(k, G, false);
+    ahead.fetch<A>(k, false);
     if (__builtin_expect(k + G <= n && !within(from(t, k), G), 1)) {
       softcapped_group<A, keep, false>(z + k, unit, scale, nullptr, m, s, y + k, slope + k, e + k);
       continue;
@@ -183,7 +150,7 @@ ALONE double exponentials(const A* z, int64_t n, int64_t t, Shift<A> shift, A sc
   for (int64_t k = 0; k < n; k += G) {
     A copy[G];
     const A* q = columns_without_label(z, k, n, t, G, -(A)INF, copy);
-    ahead.fetch(k, G, op != FORWARD && ahead.size > 2);  // into L2 or L1, whichever was faster
+    ahead.fetch<A>(k, op != FORWARD && ahead.size > 2);  // into L2 or L1, whichever was faster
     for (int u = 0; u < Lanes<A>::U; u++) {
       V<A> v[4], below[4];
       for (int c = 0; c < 4; c++) v[c] = read(q + c * L + u * W) - shift.sub;
@@ -213,17 +180,16 @@ ALWAYS double sums(const A* z, int64_t n, int64_t t, const Shift<A>& shift, A sc
 }
 
 // Computes o := sum off and d := sum off (top - z) / 2, over the columns except the label's.
-template <class A, class O> ALONE void dot(const A* z, const typename O::S* w, int64_t n, int64_t t, A top, double& o, double& d) {
+template <class A> ALONE void dot(const A* z, const A* w, int64_t n, int64_t t, A top, double& o, double& d) {
   constexpr int W = Lanes<A>::W, L = Lanes<A>::L, G = 4 * L;
   Sum<A> so, sd;
   for (int64_t k = 0; k < n; k += G) {
-    A copy[G];
-    typename O::S other[G];
+    A copy[G], other[G];
     const A* q = columns_without_label<A>(z, k, n, -1, G, 0, copy);
-    const typename O::S* p = columns_without_label<typename O::S>(w, k, n, t, G, 0, other);
+    const A* p = columns_without_label<A>(w, k, n, t, G, 0, other);
     for (int u = 0; u < Lanes<A>::U; u++) {
       V<A> a[4], b[4];
-      for (int c = 0; c < 4; c++) a[c] = O::load(p + c * L + u * W);
+      for (int c = 0; c < 4; c++) a[c] = read(p + c * L + u * W);
       for (int c = 0; c < 4; c++)
         b[c] = fma<A>(splat((A)-0.5), read(q + c * L + u * W), splat(top * (A)0.5));  // halves, because top - z may overflow
       for (int c = 0; c < 4; c++) b[c] = times<A>(a[c], b[c]);
@@ -267,88 +233,44 @@ template <class A, class X> struct Scale {
 };
 
 // The arrays of a row at some columns, or copies of them at the end of the row.
-template <class A, class Z, class O> struct Columns {
-  const Z* z;
-  const O* off;
-  const A* v;
+template <class A> struct Columns {
+  const A *z, *off, *v;
 };
-// Computes n columns of dz, unless it is null, a unit at a time. f(k, i, p) returns vector i of the unit that begins at column k, and reads z,
-// off and v, unless they are null, at p. With `stream`, stores past the caches, which must be aligned, and fetches `next` unless it is null.
-template <class T, class O, class F>
-ALWAYS void each_vector(const typename T::S* z, const typename O::S* w, const typename T::A* v, typename T::S* dz, int64_t n, bool stream,
-                        const typename T::S* next, F f) {
-  typedef typename T::A A;
-  typedef typename T::S S;
+// Computes n columns of dz, unless it is null, a virtual vector at a time. f(k, u, p) returns native vector u of the columns from k on, and
+// reads z, off and v, unless they are null, at p.
+template <class A, class F> ALWAYS void each_vector(const A* z, const A* w, const A* v, A* dz, int64_t n, F f) {
   constexpr int W = Lanes<A>::W, L = Lanes<A>::L;
-  constexpr int64_t per = T::PER * W, unit = T::PER * L;
-  typedef Columns<A, S, typename O::S> At;
-  auto packed = [&f](int64_t k, int u, const At& p) {
-    V<A> found[T::PER];
-    for (int i = 0; i < T::PER; i++) found[i] = f(k, u * T::PER + i, p);
-    return T::pack(found);
-  };
-  auto part = [=](int64_t k, int64_t stop) {  // the columns from k to `stop`, less than a unit
-    S copy[unit], result[unit];
-    typename O::S other[unit];
-    A more[unit];
-    const At p = {z ? columns_without_label<S>(z, k, n, -1, unit, 0, copy) : z,
-                  w ? columns_without_label<typename O::S>(w, k, n, -1, unit, 0, other) : w,
-                  v ? columns_without_label<A>(v, k, n, -1, unit, 0, more) : v};
+  int64_t k = 0;
+  for (; k + L <= n; k += L) {
+    const Columns<A> p = {z ? z + k : z, w ? w + k : w, v ? v + k : v};
     for (int u = 0; u < Lanes<A>::U; u++) {
-      const auto vector = packed(k, u, p);
-      __builtin_memcpy(result + u * per, &vector, sizeof vector);
-    }
-    for (int64_t i = 0; dz && k + i < stop; i++) dz[k + i] = result[i];
-  };
-  int64_t k = stream ? least<int64_t>(-((uintptr_t)dz / sizeof(S)) % per, n) : 0;
-  if (k) part(0, k);
-  for (; k + unit <= n; k += unit) {
-    const At p = {z ? z + k : z, w ? w + k : w, v ? v + k : v};
-    for (int u = 0; u < Lanes<A>::U; u++) {  // in this order: a line that is written from its end took twice the time
-      const auto vector = packed(k, u, p);
-      if (stream && T::PER == 1 && next) __builtin_prefetch(next + k + u * per, 0, 2);  // no gain for 16-bit types
-      if (stream)
-        past_caches(dz + k + u * per, vector);
-      else if (dz)
-        __builtin_memcpy(dz + k + u * per, &vector, sizeof vector);
+      const V<A> vector = f(k, u, p);
+      if (dz) store(dz + k + u * W, vector);
     }
   }
-  if (k < n) part(k, n);
+  if (k == n) return;
+  A copy[L], result[L], other[L], more[L];
+  const Columns<A> p = {z ? columns_without_label<A>(z, k, n, -1, L, 0, copy) : z,
+                        w ? columns_without_label<A>(w, k, n, -1, L, 0, other) : w,
+                        v ? columns_without_label<A>(v, k, n, -1, L, 0, more) : v};
+  for (int u = 0; u < Lanes<A>::U; u++) store(result + u * W, f(k, u, p));
+  for (int64_t i = k; dz && i < n; i++) dz[i] = result[i - k];
 }
 
-// Computes dz := slope (scale e - drop off).
-template <class T, class O, bool with_off, bool with_slope>
-ALWAYS void write(const typename T::A* e, double scale, double power, double drop, const typename O::S* w, const typename T::A* slope,
-                  typename T::S* dz, int64_t n, bool stream, const typename T::S* next) {
-  typedef typename T::A A;
-  constexpr int W = Lanes<A>::W;
-  const Scale<A, double> by(scale, power);
-  const A first = by.first, last = by.last, minus = -drop;
-  each_vector<T, O>(nullptr, with_off ? w : nullptr, nullptr, dz, n, stream, next, [=](int64_t k, int i, const auto& p) {
-    V<A> v = read(e + k + i * W) * first * last;
-    if (with_off) v = fma<A>(splat(minus), O::load(p.off + i * W), v);
-    if (with_slope) v = v * read(slope + k + i * W);
-    return v;
-  });
-}
-
-// As `write`, with a gradient of the entropy: dz := slope (unit e (a + entropy (rest - scale (z - sub))) - drop off), see Shift. With a
-// softcap, y is in the place of z.
-template <class T, class O>
-ALONE void write_general(const Job& j, const typename T::S* z, const typename T::A* y, const typename T::A* slope, const typename T::A* e,
-                         double unit, double power, double a, double entropy, const Shift<typename T::A>& shift, double drop,
-                         const typename O::S* w, typename T::S* dz, int64_t n) {
-  typedef typename T::A A;
+// Computes a gradient with that of the entropy: dz := slope (unit e (a + entropy (rest - scale (z - sub))) - drop off), see Shift. With a softcap, y
+// is in the place of z.
+template <class A>
+ALONE void put_general(const A* y, const A* slope, const A* e, double unit, double power, double a, double entropy, const Shift<A>& shift,
+                       A scale, double drop, const A* w, A* dz, int64_t n) {
   constexpr int W = Lanes<A>::W;
   const double size = a < 0 ? -a : a, other = entropy < 0 ? -entropy : entropy, amplitude = size > other ? size : other;
   const double by = amplitude > 0 ? amplitude : 1;  // the larger of the two, so that the scale of e has the size of the result
   const Scale<A, double> factor(unit * by, power);
-  const A first = factor.first, last = factor.last, minus = -drop, constant = a / by, linear = entropy / by, scale = j.scale;
-  each_vector<T, O>(z, w, nullptr, dz, n, j.stream, nullptr, [=](int64_t k, int i, const auto& p) {
-    const V<A> x = y ? read(y + k + i * W) : T::load(p.z + i * W);
-    const V<A> below = linear == 0 ? V<A>{} : linear * fma<A>(splat(-scale), x - shift.sub, shift.rest);
+  const A first = factor.first, last = factor.last, minus = -drop, constant = a / by, linear = entropy / by;
+  each_vector<A>(y, w, nullptr, dz, n, [=](int64_t k, int i, const auto& p) INLINED {
+    const V<A> below = linear == 0 ? V<A>{} : linear * fma<A>(splat(-scale), read(p.z + i * W) - shift.sub, shift.rest);
     V<A> v = times<A>(read(e + k + i * W) * first * last, constant + below);
-    if (w) v = fma<A>(splat(minus), O::load(p.off + i * W), v);
+    if (w) v = fma<A>(splat(minus), read(p.off + i * W), v);
     if (slope) v = v * read(slope + k + i * W);
     return v;
   });

@@ -2,35 +2,37 @@
 // anonymous namespace.
 
 // Computes the exponentials of the row, which only FUSED keeps, and its sums, in f.b and f.x.part.
-template <class T, class O, Op op> ALWAYS void most_probable_apart(const Job& j, Scratch<typename T::A>& f, int64_t i, int64_t j0) {
-  typedef typename T::A A;
+template <class A, Op op> ALWAYS void most_probable_apart(const Job& j, Scratch<A>& f, int64_t i, int64_t j0) {
   const int64_t blocks = blocks_of(j.cols);
-  for (int64_t b = 0; b < blocks; b++) sum_block<T, O, op>(j, f, i, j0, 0, b, false, false);
+  for (int64_t b = 0; b < blocks; b++) sum_block<A, op>(j, f, i, j0, 0, b, false, false);
   merge_blocks<op>(j, f.b, i, 1);
   put_parts<A>(j, f, i, j0, 0);
 }
 
 // Computes dz := number log yhat, from (z_j0 - z_k) + nll, so that values near 0 keep their digits.
-template <class T> ALONE void log_softmax(const Job& j, Scratch<typename T::A>& f, int64_t i) {
-  typedef typename T::A A;
-  typedef typename T::S S;
+template <class A> ALONE void log_softmax(const Job& j, Scratch<A>& f, int64_t i) {
   constexpr int W = Lanes<A>::W;
-  const S* z = row<T>(j, i);
-  S* dz = (S*)j.dz + i * j.dz_step;
-  most_probable_apart<T, T, FORWARD>(j, f, i, largest<T>(z, j.cols, nullptr));
+  const void* z = logits(j, i);
+  most_probable_apart<A, FORWARD>(j, f, i, largest(z, j.type, j.cols, nullptr));
   const double most = f.x.part[ZT][0];
   const Finished x = finished(splat(f.x.part[M][0]), splat(f.x.part[Part::S][0]), splat(most), j.scale);
   const A scale = j.scale, z0 = most, by = number(j, (Number)0, i), lift = x.nll[0];
   // A distance from the largest logit is a number of the type, unless a factor makes it one.
   if (most > -INF && !((by == 1 || scale <= 1) && most >= -0x1p100 && most <= 0x1p100)) return WideRow(j, i).log_softmax();
-  each_vector<T, plain<A>>(z, nullptr, nullptr, dz, j.cols, j.stream, nullptr, [&](int64_t, int n, const auto& p) {
-    V<A> y = T::load(p.z + n * W), s;
-    if (j.capped) {
-      y = y * (A)j.unit;
-      tanh_and_slope<A, 1>(&y, &s);
-    }
-    return times<A>(splat(by), scaled_difference(y, splat(z0), scale) - lift);
-  });
+  for (int64_t k = 0; k < j.cols; k += BLOCK) {
+    const int64_t n = least(j.cols - k, BLOCK);
+    Copy<A> copy;
+    A* const dz = target(j, f.e, i, k);
+    each_vector<A>(columns_as<A>(j.type, z, k, n, copy), nullptr, nullptr, dz, n, [&](int64_t, int u, const auto& p) INLINED {
+      V<A> y = read(p.z + u * W), s;
+      if (j.capped) {
+        y = y * (A)j.unit;
+        tanh_and_slope<A, 1>(&y, &s);
+      }
+      return times<A>(splat(by), scaled_difference(y, splat(z0), scale) - lift);
+    });
+    put_target(j, dz, i, k, n);
+  }
 }
 
 // Whether the second derivative of y counts.
@@ -200,31 +202,26 @@ ALWAYS int64_t exponent_of_v(double probable, double any, int64_t least) {
 }
 
 // Computes the derivative of dz along v, and what Product lists, of one row.
-template <class T, class O> ALONE void curvature(const Job& j, Scratch<typename T::A>& f, int64_t i) {
-  typedef typename T::A A;
-  typedef typename T::S S;
+template <class A> ALONE void curvature(const Job& j, Scratch<A>& f, int64_t i) {
   constexpr int W = Lanes<A>::W;
-  typedef plain<A> P;
-  const S* z = row<T>(j, i);
+  const void *z = logits(j, i), *w = off(j, i);
   const A* v = (const A*)j.v + i * j.v_step;
-  const typename O::S* w = off<O>(j, i);
-  S* dz = (S*)j.dz + i * j.dz_step;
   if (ignored(j, i)) {
     for (int k = 0; k < PRODUCTS; k++) j.result[k * j.result_step + i] = 0;
-    for (int64_t c = 0; c < j.cols; c++) dz[c] = 0;
+    __builtin_memset(gradient(j, i), 0, j.cols * bytes_of(j.type));
     return;
   }
-  const int64_t t = find_label(j, i), j0 = largest<T>(z, j.cols, nullptr), blocks = blocks_of(j.cols);
+  const int64_t t = find_label(j, i), j0 = largest(z, j.type, j.cols, nullptr), blocks = blocks_of(j.cols);
   const bool labelled = within(t, j.cols), bent = is_bent(j);
-  most_probable_apart<T, O, FUSED>(j, f, i, j0);
+  most_probable_apart<A, FUSED>(j, f, i, j0);
   A slope0, slope_t = 1, y_t = 0;
-  const A y0 = softcapped<A>(j, get<T>(z + j0), slope0), scale = j.scale;
-  if (labelled) y_t = softcapped<A>(j, get<T>(z + t), slope_t);
+  const A y0 = softcapped<A>(j, read_one(z, j.type, j0), slope0), scale = j.scale;
+  if (labelled) y_t = softcapped<A>(j, read_one(z, j.type, t), slope_t);
 
   V<A> most[2] = {};
   for (int64_t b = 0; b < blocks; b++) {
     const int64_t k0 = b * BLOCK, n = least(j.cols - k0, BLOCK);
-    each_vector<P, P>(nullptr, nullptr, v + k0, nullptr, n, false, nullptr, [&](int64_t k, int n, const auto& p) {
+    each_vector<A>(nullptr, nullptr, v + k0, nullptr, n, [&](int64_t k, int n, const auto& p) INLINED {
       const V<A> vk = read(p.v + n * W);
       most_of<A>(vk, f.b.down[b] == 0 ? V<A>{} : read(f.e + k0 + k + n * W), most);
       return vk;
@@ -238,20 +235,23 @@ template <class T, class O> ALONE void curvature(const Job& j, Scratch<typename 
   const int64_t size = exponent_of_v(probable, any, sizeof(A) == 4 ? -126 : -1000);
   const A by = Wide(1, -size).value(), v_j0 = v[j0] * by, v_at_t = labelled ? v[t] * by : 0, v0 = v_j0 * slope0;
 
+  Copy<A> z_copy, off_copy;
   double p = 0, q = 0, all_off = 0, off_v = 0;
   for (int64_t b = 0; b < blocks; b++) {
     const int64_t k0 = b * BLOCK, n = least(j.cols - k0, BLOCK);
     const Shift<A> shift(splat((A)f.b.m[b]), scale);
     Sum<A> sp, sq, so, sd;
-    each_vector<T, O>(z + k0, w ? w + k0 : w, v + k0, nullptr, n, false, nullptr, [&](int64_t k, int n, const auto& p) {
+    const A *zs = f.y ? f.y + k0 : columns_as<A>(j.type, z, k0, n, z_copy),
+            *ws = w ? columns_as<A>(j.off_type, w, k0, n, off_copy) : nullptr;
+    each_vector<A>(zs, ws, v + k0, nullptr, n, [&](int64_t k, int n, const auto& p) INLINED {
       const int64_t here = k0 + k + n * W;
       const V<A> slope = f.y ? read(f.slope + here) : splat<A>(1), away = splat(v0) - read(p.v + n * W) * by * slope;
-      const V<A> zk = f.y ? read(f.y + here) : T::load(p.z + n * W), term = times<A>(read(f.e + here), away);
+      const V<A> zk = read(p.z + n * W), term = times<A>(read(f.e + here), away);
       const int u = n % Lanes<A>::U;
       sp.add(u, term);
       sq.add(u, times<A>(term, fma<A>(splat(-scale), zk - shift.sub, shift.rest)));
       if (!w) return term;
-      const V<A> o = O::load(p.off + n * W);
+      const V<A> o = read(p.off + n * W);
       so.add(u, o);
       sd.add(u, times<A>(o, -away));
       return term;
@@ -283,15 +283,15 @@ template <class T, class O> ALONE void curvature(const Job& j, Scratch<typename 
   set(c.slope_t, slope_t);
   set(c.bent0, bent ? -2 * y0 * v_j0 : 0);
   set(c.bent_t, bent ? -2 * y_t * v_at_t : 0);
-  set(c.off0, w ? get<O>(w + j0) : 0);
-  set(c.off_t, labelled && w ? get<O>(w + t) : 0);
+  set(c.off0, w ? read_one(w, j.off_type, j0) : 0);
+  set(c.off_t, labelled && w ? read_one(w, j.off_type, t) : 0);
   set(c.labelled, labelled);
   set(c.at_top, labelled && t == j0);
   curve<A>(j, c, Lanes<double>::W);
   if (c.wide[0] != 0) return WideRow(j, i).curvature(t);
   for (int k = 0; k < PRODUCTS; k++) j.result[k * j.result_step + i] = c.product[k][0];
   if (!c.of[LIVE][0]) {
-    for (int64_t k = 0; k < j.cols; k++) dz[k] = 0;
+    __builtin_memset(gradient(j, i), 0, j.cols * bytes_of(j.type));
     return;
   }
   for (int64_t b = 0; b < blocks; b++) {
@@ -299,19 +299,22 @@ template <class T, class O> ALONE void curvature(const Job& j, Scratch<typename 
     A first;
     put_factors(c, 0, f.b.down[b], first);
     const Entries<A> entries(j, c, 0, true);
-    each_vector<T, O>(z + k0, w ? w + k0 : w, v + k0, dz + k0, n, j.stream, nullptr, [&](int64_t k, int n, const auto& p) {
+    A* const dz = target(j, f.e + k0, i, k0);
+    const A *zs = f.y ? f.y + k0 : columns_as<A>(j.type, z, k0, n, z_copy),
+            *ws = w ? columns_as<A>(j.off_type, w, k0, n, off_copy) : nullptr;
+    each_vector<A>(zs, ws, v + k0, dz, n, [&](int64_t k, int n, const auto& p) INLINED {
       const int64_t here = k0 + k + n * W;
-      const V<A> slope = f.y ? read(f.slope + here) : splat<A>(1), o = w ? O::load(p.off + n * W) : V<A>{};
-      const V<A> zk = f.y ? read(f.y + here) : T::load(p.z + n * W);
-      return entries.entry(read(f.e + here) * first, read(p.v + n * W) * by, zk, slope, o);
+      const V<A> slope = f.y ? read(f.slope + here) : splat<A>(1), o = w ? read(p.off + n * W) : V<A>{};
+      return entries.entry(read(f.e + here) * first, read(p.v + n * W) * by, read(p.z + n * W), slope, o);
     });
+    if (within(j0 - k0, n)) dz[j0 - k0] = c.at_j0[0];
+    if (within(from(t, k0), n)) dz[t - k0] = c.at_t[0];
+    put_target(j, dz, i, k0, n);
   }
-  put<T>(dz + j0, c.at_j0[0]);
-  if (labelled) put<T>(dz + t, c.at_t[0]);
 }
 
 // As `curvature`, of up to L short rows from `first` on.
-template <class A> ALONE void short_curvature(const Job& j, Scratch<A>& f, int64_t first, int some, const Access<A>& access) {
+template <class A> ALONE void short_curvature(const Job& j, Scratch<A>& f, int64_t first, int some) {
   constexpr int W = Lanes<A>::W, L = Lanes<A>::L;
   const int64_t C = j.cols;
   const A scale = j.scale;
@@ -319,8 +322,8 @@ template <class A> ALONE void short_curvature(const Job& j, Scratch<A>& f, int64
   Panel<A> p(f.e);
   A label[L], most_v[2][L], by[L], v_0[L], v_t[L], y_t[L], slope_t[L], off_t[L], off_0[L];
   Curved<A> c;
-  access.fill(j, p, first, some, with_off, capped, label);
-  rows_to_panel<plain<A>>((const A*)j.v + first * j.v_step, j.v_step, j.v_column, C, some, p.v);
+  fill<A>(j, p, first, some, with_off, capped, label);
+  STORAGE<plain<A>>.read_panel((const A*)j.v + first * j.v_step, j.v_step, j.v_column, C, some, p.v);
   __builtin_memcpy(p.z, p.e, C * L * sizeof(A));
   for (int u = 0; u < Lanes<A>::U; u++) {  // the most probable class, and what is at both columns
     const int at = u * W;
@@ -432,6 +435,6 @@ template <class A> ALONE void short_curvature(const Job& j, Scratch<A>& f, int64
       store(p.e + k, h);
     }
   }
-  access.write(j, p.e, first, some);
+  write<A>(j, p.e, first, some);
   wide.each([&](const WideRow& row, int g) { row.curvature(label[g]); });
 }

@@ -29,6 +29,7 @@ constexpr double INF = __builtin_inf();
 
 #include "scratch.h"
 #include "wide.h"
+#include "storage.h"
 #include "columns.h"
 #include "finish.h"
 #include "blocks.h"
@@ -47,9 +48,7 @@ RARE void wide_row(const Job& j, Op op, int64_t i) {
 
 // Computes the rows [first, last), a tile at a time, so that a tile stays in the cache between its two passes; or one phase of one long
 // row.
-template <class T, class O, Op op> void run(const Job& j, int64_t first, int64_t last, void* scratch, Phase phase, int64_t block) {
-  typedef typename T::A A;
-  static constexpr Access<A> access = {fill<T, O>, write_panel<T>};
+template <class A, Op op> void run(const Job& j, int64_t first, int64_t last, void* scratch, Phase phase, int64_t block) {
   Scratch<A> f(scratch, j);
   if (phase == ALL && j.extreme) {
     for (int64_t i = first; i < last; i++) wide_row(j, op, i);
@@ -57,29 +56,29 @@ template <class T, class O, Op op> void run(const Job& j, int64_t first, int64_t
   }
   if constexpr (op == CURVATURE || op == LOG_SOFTMAX) {
     const bool lanes_are_rows = op == CURVATURE && j.cols <= SHORT_ROW;
-    const int64_t tile = lanes_are_rows ? (int64_t)Lanes<typename T::A>::L : 1;
+    const int64_t tile = lanes_are_rows ? (int64_t)Lanes<A>::L : 1;
     for (int64_t i = first; i < last; i += tile) {
       if constexpr (op == LOG_SOFTMAX)
-        log_softmax<T>(j, f, i);
+        log_softmax<A>(j, f, i);
       else if (lanes_are_rows)
-        short_curvature<A>(j, f, i, least(tile, last - i), access);
+        short_curvature<A>(j, f, i, least(tile, last - i));
       else
-        curvature<T, O>(j, f, i);
+        curvature<A>(j, f, i);
     }
   } else {
     const int64_t t = label(j, first);
     if (phase == FIND_LABEL) j.found[first] = find_label(j, first);
-    if (phase == SUM_BLOCK && !ignored(j, first)) sum_block<T, O, op>(j, f, first, t, 0, block, one_pass(j), j.off);
+    if (phase == SUM_BLOCK && !ignored(j, first)) sum_block<A, op>(j, f, first, t, 0, block, one_pass(j), j.off);
     if (phase == FINISH_ROW) finish_rows<A, op>(j, f, first, &t, 1);
     if constexpr (op != FORWARD)
-      if (phase == WRITE_BLOCK) write_block<T, O>(j, f, first, t, 0, block);
+      if (phase == WRITE_BLOCK) write_block<A>(j, f, first, t, 0, block);
     if (phase == ALL) {
       const bool lanes_are_rows = j.cols <= SHORT_ROW;
-      const int64_t blocks = blocks_of(j.cols), tile = lanes_are_rows ? (int64_t)Lanes<typename T::A>::L : tile_of(j.cols);
+      const int64_t blocks = blocks_of(j.cols), tile = lanes_are_rows ? (int64_t)Lanes<A>::L : tile_of(j.cols);
       for (int64_t i = first; i < last; i += tile) {
         const int some = least(tile, last - i);
         if (lanes_are_rows) {
-          is_plain(j) ? short_rows<A, op, true>(j, f, i, some, access) : short_rows<A, op, false>(j, f, i, some, access);
+          is_plain(j) ? short_rows<A, op, true>(j, f, i, some) : short_rows<A, op, false>(j, f, i, some);
           continue;
         }
         int64_t* labels = f.x.label;
@@ -87,12 +86,12 @@ template <class T, class O, Op op> void run(const Job& j, int64_t first, int64_t
           const bool known = is_largest_logit(j, label(j, i + g));
           labels[g] = find_label(j, i + g, f.b.top + g);
           if (!ignored(j, i + g))
-            for (int64_t b = 0; b < blocks; b++) sum_block<T, O, op>(j, f, i + g, labels[g], g, b, one_pass(j), j.off, known);
+            for (int64_t b = 0; b < blocks; b++) sum_block<A, op>(j, f, i + g, labels[g], g, b, one_pass(j), j.off, known);
         }
         finish_rows<A, op>(j, f, i, labels, some);
         if constexpr (op != FORWARD)
           for (int g = 0; g < some; g++)
-            for (int64_t b = 0; b < blocks; b++) write_block<T, O>(j, f, i + g, labels[g], g, b);
+            for (int64_t b = 0; b < blocks; b++) write_block<A>(j, f, i + g, labels[g], g, b);
       }
     }
   }
@@ -100,18 +99,12 @@ template <class T, class O, Op op> void run(const Job& j, int64_t first, int64_t
 }
 }
 
-#define OPS_OF(T, O)                                                                         \
-  {run<T, O, FORWARD>,     run<T, O, BACKWARD>,     run<T, O, FUSED>,  run<T, O, CURVATURE>, \
-   run<T, T, LOG_SOFTMAX>, in_double<TANGENT_SUMS>, in_double<HESSIAN>}
+#define OPS_OF(A) \
+  {run<A, FORWARD>, run<A, BACKWARD>, run<A, FUSED>, run<A, CURVATURE>, run<A, LOG_SOFTMAX>, in_double<TANGENT_SUMS>, in_double<HESSIAN>}
 #define STRING_(a) #a
 #define STRING(a) STRING_(a)
 #define JOIN_(a, b) a##b
 #define JOIN(a, b) JOIN_(a, b)
 extern const Isa JOIN(isa_, SOFTXENT_NAME);
-const Isa JOIN(isa_, SOFTXENT_NAME) = {STRING(SOFTXENT_NAME),
-                                       {{OPS_OF(f32, f32), OPS_OF(f32, f32)},
-                                        {OPS_OF(f64, f64), OPS_OF(f64, f64)},
-                                        {OPS_OF(bf16, bf16), OPS_OF(bf16, f32)},
-                                        {OPS_OF(f16, f16), OPS_OF(f16, f32)}},
-                                       merge_shards};
+const Isa JOIN(isa_, SOFTXENT_NAME) = {STRING(SOFTXENT_NAME), {OPS_OF(float), OPS_OF(double)}, merge_shards};
 }

@@ -10,7 +10,6 @@
 namespace softxent {
 
 enum Type { F32, F64, BF16, F16, TYPES };
-enum Off { SAME, WIDE, OFFS };  // the type of `off`: that of z, or the type of the computation (float32 for 16-bit z)
 enum Op { FORWARD, BACKWARD, FUSED, CURVATURE, LOG_SOFTMAX, TANGENT_SUMS, HESSIAN, OPS };
 // What a call does: all of it or, of a long row, its label; a block's exponentials and sums; the row's results; a block of dz.
 enum Phase { ALL, FIND_LABEL, SUM_BLOCK, FINISH_ROW, WRITE_BLOCK };
@@ -48,11 +47,11 @@ struct Job {
   int64_t tangents_step;
   double temperature, cap, scale, unit;  // softmax is applied to scale z or, if `capped`, to scale tanh(unit z)
   bool capped;
-  bool extreme;  // whether all rows are computed in wide numbers
-  Type type, off_type;
-  bool entropy;        // whether the sums u are needed
-  bool gauss_newton;   // without the second derivative of the softcap
-  bool stream, ahead;  // whether to write dz past the caches, and to prefetch the next row while writing
+  bool extreme;         // whether all rows are computed in wide numbers
+  Type type, off_type;  // of z and dz, and of off: that of z, or F32 for a type of 16 bits
+  bool entropy;         // whether the sums u are needed
+  bool gauss_newton;    // without the second derivative of the softcap
+  bool stream, ahead;   // whether to write dz past the caches, and to prefetch the next row while writing
 };
 
 inline constexpr int64_t BLOCK = 4096;    // columns that are summed with one shift of the exponentials
@@ -71,7 +70,7 @@ struct Shards {
 typedef void (*Kernel)(const Job&, int64_t first, int64_t last, void* scratch, Phase, int64_t block);
 struct Isa {
   const char* name;
-  Kernel run[TYPES][OFFS][OPS];
+  Kernel run[2][OPS];  // in float, and in double for F64
   void (*merge)(const Job&, const Shards&, const int64_t* pairs, int64_t count);
 };
 

@@ -263,10 +263,10 @@ struct Operand {
 };
 struct Operands {
   Operand z, off, v, dz;
-  Operands(const Job& j, const Layout& l, Type type, Off kind) {
-    const int64_t size = size_of(type), wide = type == F64 ? 8 : 4;
+  Operands(const Job& j, const Layout& l) {
+    const int64_t size = size_of(j.type), wide = j.type == F64 ? 8 : 4;
     z = {j.z, &l.z, size};
-    off = {j.off, &l.off, kind == SAME ? size : wide};
+    off = {j.off, &l.off, size_of(j.off_type)};
     v = {j.v, &l.v, wide};
     dz = {j.dz, &l.dz, size};
   }
@@ -400,14 +400,12 @@ static bool fills_tiles(const Layout& l) {
   return l.axes <= 1 || (rows + TILE - 1) / TILE * TILE * 4 <= rows * 5;
 }
 
-bool run(Op op, Job j, Layout l, Type type, Off kind, int threads, Interrupted interrupted) {
+bool run(Op op, Job j, Layout l, int threads, Interrupted interrupted) {
   if (!j.rows || !j.cols) return true;
   if (j.rows * j.cols < SMALL_CALL) threads = 1;
   merge_axes(l);
-  j.type = type;
-  j.off_type = kind == WIDE ? F32 : type;
-  const Kernel kernel = isa().run[type][kind][op];
-  const Operands all(j, l, type, kind);
+  const Kernel kernel = isa().run[j.type == F64][op];
+  const Operands all(j, l);
   const bool adjacent = l.z.column == 1 && l.off.column == 1 && l.v.column == 1 && l.dz.column == 1;
   const bool in_place = adjacent || (j.cols <= SHORT_ROW && op < LOG_SOFTMAX && fills_tiles(l));
   j.z_column = l.z.column;
@@ -418,7 +416,7 @@ bool run(Op op, Job j, Layout l, Type type, Off kind, int threads, Interrupted i
     j.z_column = j.v_column = j.off_column = j.dz_column = 1;
     return by_tiles(kernel, j, l, all, threads, interrupted);
   }
-  const int64_t size = size_of(type);
+  const int64_t size = size_of(j.type);
   const bool aligned = (uintptr_t)j.dz % size == 0;  // stores past the caches need whole elements
   // Short rows share many cache lines with their neighbours, which stores past the caches write twice: 3 times the time with 100 columns.
   j.stream = op != FORWARD && aligned && j.z != j.dz && j.rows * j.cols * size >= 48 << 20 && j.cols * size >= 8 << 10;

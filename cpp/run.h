@@ -32,7 +32,7 @@ struct Layout {
 // Runs an operation on all rows, on at most so many threads. `interrupted`, which may be null, is asked now and then on the calling thread.
 // Returns false if it said yes; the results are incomplete then.
 typedef bool (*Interrupted)();
-bool run(Op, Job, Layout, Type, Off kind, int threads, Interrupted);
+bool run(Op, Job, Layout, int threads, Interrupted);
 
 // The sum in NumPy's order, so that a loss has the same bits however it is called: halves, down to 128 numbers, and eight sums of those.
 double sum_as_numpy(const double* a, int64_t n);

@@ -45,10 +45,11 @@ ALWAYS bool is_largest_logit(const Job& j, int64_t t) { return t == LARGEST_LOGI
 ALWAYS bool ignored(const Job& j, int64_t i) { return label(j, i) == IGNORED; }
 ALWAYS int64_t from(int64_t t, int64_t k) { return (int64_t)((uint64_t)t - (uint64_t)k); }
 ALWAYS bool within(int64_t t, int64_t n) { return (uint64_t)t < (uint64_t)n; }
-template <class T> ALWAYS const typename T::S* row(const Job& j, int64_t i) { return (const typename T::S*)j.z + i * j.z_step; }
-template <class O> ALWAYS const typename O::S* off(const Job& j, int64_t i) {
-  return j.off ? (const typename O::S*)j.off + i * j.off_step : nullptr;
-}
+ALWAYS int64_t bytes_of(Type type) { return type == F64 ? 8 : type == F32 ? 4 : 2; }
+ALWAYS const void* element(const void* p, Type type, int64_t k) { return (const char*)p + k * bytes_of(type); }
+ALWAYS const void* logits(const Job& j, int64_t i) { return element(j.z, j.type, i * j.z_step); }  // of row i
+ALWAYS const void* off(const Job& j, int64_t i) { return j.off ? element(j.off, j.off_type, i * j.off_step) : nullptr; }
+ALWAYS void* gradient(const Job& j, int64_t i) { return (void*)element(j.dz, j.type, i * j.dz_step); }
 template <class T> ALWAYS typename T::A get(const typename T::S* p) { return T::widen(decltype(T::narrow(V<typename T::A>{})){*p})[0]; }
 template <class T> ALWAYS void put(typename T::S* p, typename T::A v) { *p = T::narrow(splat(v))[0]; }
 

@@ -17,134 +17,6 @@ template <class A> struct Panel {
   }
 };
 
-template <class X> struct FourOf {
-  typedef X V __attribute__((vector_size(4 * sizeof(X))));
-};
-#if defined(__clang__)
-#define SHUFFLE(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k, l)
-#else
-#define SHUFFLE(a, b, i, j, k, l) __builtin_shuffle(a, b, Index{i, j, k, l})
-#endif
-template <class X> ALWAYS void transpose(typename FourOf<X>::V* v) {  // four vectors of four
-  typedef decltype(v[0] == v[0]) Index;
-  const auto a = SHUFFLE(v[0], v[1], 0, 4, 1, 5), b = SHUFFLE(v[2], v[3], 0, 4, 1, 5);
-  const auto c = SHUFFLE(v[0], v[1], 2, 6, 3, 7), d = SHUFFLE(v[2], v[3], 2, 6, 3, 7);
-  v[0] = SHUFFLE(a, b, 0, 1, 4, 5);
-  v[1] = SHUFFLE(a, b, 2, 3, 6, 7);
-  v[2] = SHUFFLE(c, d, 0, 1, 4, 5);
-  v[3] = SHUFFLE(c, d, 2, 3, 6, 7);
-}
-
-// Copies n columns of `some` rows of any strides to a panel, as slots. Where rows are adjacent, a column of the panel is read at once.
-template <class T>
-ALONE void strided_to_panel(const typename T::S* z, int64_t step, int64_t column, int64_t n, int some, typename T::A* panel) {
-  typedef typename T::A A;
-  constexpr int L = Lanes<A>::L;
-  typename T::Slot slots[L];
-  if (step == 1 && some == L)
-    for (int64_t c = 0; c < n; c++, z += column) {
-      __builtin_prefetch(z + 2 * L, 0, 3);
-      for (int g = 0; g < L; g++) slots[g] = z[g];
-      __builtin_memcpy(panel + c * L, slots, sizeof slots);
-    }
-  else
-    for (int64_t c = 0; c < n; c++, z += column) {
-      for (int g = 0; g < L; g++) slots[g] = z[least(g, some - 1) * step];
-      __builtin_memcpy(panel + c * L, slots, sizeof slots);
-    }
-}
-// Copies n columns of a panel of slots to `some` rows of any strides.
-template <class T>
-ALONE void panel_to_strided(const typename T::A* panel, int64_t n, typename T::S* dz, int64_t step, int64_t column, int some) {
-  typedef typename T::A A;
-  constexpr int L = Lanes<A>::L;
-  typename T::Slot slots[L];
-  for (int64_t c = 0; c < n; c++, dz += column) {
-    __builtin_memcpy(slots, panel + c * L, sizeof slots);
-    if (step == 1 && some == L)
-      for (int g = 0; g < L; g++) dz[g] = slots[g];
-    else
-      for (int g = 0; g < some; g++) dz[g * step] = slots[g];
-  }
-}
-// Copies n columns of `some` rows to a panel, as slots. Where columns are adjacent, four columns of four rows are moved at a time; the last
-// four may overlap others.
-template <class T>
-ALWAYS void rows_to_panel(const typename T::S* z, int64_t step, int64_t column, int64_t n, int some, typename T::A* panel) {
-  typedef typename T::A A;
-  typedef typename T::S S;
-  constexpr int L = Lanes<A>::L;
-  typedef typename T::Slot Slot;
-  if (column != 1) return strided_to_panel<T>(z, step, column, n, some, panel);
-  for (int g = 0; g < L; g += 4) {
-    const S* rows[4];
-    for (int i = 0; i < 4; i++) rows[i] = z + least(g + i, some - 1) * step;
-    for (int64_t c = 0; n < 4 && c < n; c++)
-      for (int i = 0; i < 4; i++) {
-        const Slot slot = rows[i][c];
-        __builtin_memcpy(panel + c * L + g + i, &slot, sizeof slot);
-      }
-    for (int64_t next = 0; n >= 4 && next < n; next += 4) {
-      const int64_t c = least(next, n - 4);
-      typename FourOf<Slot>::V v[4];
-      for (int i = 0; i < 4; i++) {
-        typename FourOf<S>::V stored;
-        __builtin_memcpy(&stored, rows[i] + c, sizeof stored);
-        v[i] = __builtin_convertvector(stored, typename FourOf<Slot>::V);
-      }
-      transpose<Slot>(v);
-      for (int i = 0; i < 4; i++) __builtin_memcpy(panel + (c + i) * L + g, v + i, sizeof v[i]);
-    }
-  }
-}
-// Copies n columns of a panel of slots to `some` rows.
-template <class T>
-ALWAYS void panel_to_rows(const typename T::A* panel, int64_t n, typename T::S* dz, int64_t step, int64_t column, int some) {
-  typedef typename T::A A;
-  typedef typename T::S S;
-  constexpr int L = Lanes<A>::L;
-  typedef typename T::Slot Slot;
-  if (column != 1) return panel_to_strided<T>(panel, n, dz, step, column, some);
-  for (int g = 0; g < some; g += 4) {
-    for (int64_t c = 0; n < 4 && c < n; c++)
-      for (int i = 0; i < 4 && g + i < some; i++) {
-        Slot slot;
-        __builtin_memcpy(&slot, panel + c * L + g + i, sizeof slot);
-        dz[(g + i) * step + c] = slot;
-      }
-    for (int64_t next = 0; n >= 4 && next < n; next += 4) {
-      const int64_t c = least(next, n - 4);
-      typename FourOf<Slot>::V v[4];
-      for (int i = 0; i < 4; i++) __builtin_memcpy(v + i, panel + (c + i) * L + g, sizeof v[i]);
-      transpose<Slot>(v);
-      for (int i = 0; i < 4 && g + i < some; i++) {
-        const auto stored = __builtin_convertvector(v[i], typename FourOf<S>::V);
-        __builtin_memcpy(dz + (g + i) * step + c, &stored, sizeof stored);
-      }
-    }
-  }
-}
-template <class T> ALWAYS void widen(typename T::A* panel, int64_t n) {  // converts slots to values
-  typedef typename T::A A;
-  if (sizeof(typename T::S) < sizeof(A))
-    for (int64_t k = 0; k < n; k += Lanes<A>::W) {
-      decltype(T::narrow(V<A>{})) slots;
-      __builtin_memcpy(&slots, panel + k, sizeof slots);
-      store(panel + k, T::widen(slots));
-    }
-}
-template <class T> ALONE void write_panel(const Job& j, typename T::A* panel, int64_t first, int some) {
-  typedef typename T::A A;
-  typedef typename T::S S;
-  constexpr int W = Lanes<A>::W, L = Lanes<A>::L;
-  if (sizeof(S) < sizeof(A))
-    for (int64_t k = 0; k < j.cols * L; k += W) {
-      const auto slots = T::narrow(read(panel + k));
-      __builtin_memcpy(panel + k, &slots, sizeof slots);
-    }
-  panel_to_rows<T>(panel, j.cols, (S*)j.dz + first * j.dz_step, j.dz_step, j.dz_column, some);
-}
-
 // Whether a call needs the loss and lse alone, of logits as they are, without off. Such calls are compiled separately for short rows.
 ALWAYS bool is_plain(const Job& j) { return !j.off && !j.capped && j.scale == 1 && !j.entropy && j.number_count == 4; }
 
@@ -166,16 +38,10 @@ template <class A> ALWAYS void put_largest(const A* panel, int64_t n, const bool
 }
 
 // Reads `some` rows from `first` on: their labels, or -1, off, and the logits or, with a softcap, y and its slope.
-template <class T, class O>
-ALONE void fill(const Job& j, Panel<typename T::A>& p, int64_t first, int some, bool with_off, bool capped, typename T::A* label_of) {
-  typedef typename T::A A;
+template <class A> ALONE void fill(const Job& j, Panel<A>& p, int64_t first, int some, bool with_off, bool capped, A* label_of) {
   constexpr int W = Lanes<A>::W, L = Lanes<A>::L;
-  rows_to_panel<T>(row<T>(j, first), j.z_step, j.z_column, j.cols, some, p.e);
-  widen<T>(p.e, j.cols * L);
-  if (with_off) {
-    rows_to_panel<O>(off<O>(j, first), j.off_step, j.off_column, j.cols, some, p.off);
-    widen<O>(p.off, j.cols * L);
-  }
+  storage<A>(j.type).read_panel(logits(j, first), j.z_step, j.z_column, j.cols, some, p.e);
+  if (with_off) storage<A>(j.off_type).read_panel(off(j, first), j.off_step, j.off_column, j.cols, some, p.off);
   bool by_logit[L], by_off[L], any = false;
   for (int g = 0; g < L; g++) {
     const int64_t t = label(j, first + least(g, some - 1));
@@ -196,11 +62,10 @@ ALONE void fill(const Job& j, Panel<typename T::A>& p, int64_t first, int some, 
   }
 }
 
-// What of a short row depends on the types of z, dz and off.
-template <class A> struct Access {
-  void (*fill)(const Job&, Panel<A>&, int64_t first, int some, bool with_off, bool capped, A* label_of);
-  void (*write)(const Job&, A* panel, int64_t first, int some);  // to dz
-};
+// Writes a panel to the gradient of `some` rows from `first` on.
+template <class A> ALWAYS void write(const Job& j, A* panel, int64_t first, int some) {
+  storage<A>(j.type).write_panel(panel, j.cols, gradient(j, first), j.dz_step, j.dz_column, some);
+}
 
 // Takes the column `apart` of each row out of e and off, where it is then -inf and 0, and finds the largest of the other logits. Fills the
 // columns up to a multiple of four in the same way.
@@ -322,7 +187,7 @@ template <class A> struct WideRows {
 };
 
 // Computes up to L short rows from `first` on, in all phases.
-template <class A, Op op, bool plain> ALONE void short_rows(const Job& j, Scratch<A>& f, int64_t first, int some, const Access<A>& access) {
+template <class A, Op op, bool plain> ALONE void short_rows(const Job& j, Scratch<A>& f, int64_t first, int some) {
   constexpr int W = Lanes<A>::W, L = Lanes<A>::L;
   const int64_t C = j.cols;
   const double exact_scale = plain ? 1 : j.scale;
@@ -330,7 +195,7 @@ template <class A, Op op, bool plain> ALONE void short_rows(const Job& j, Scratc
   const bool capped = !plain && j.capped, keep_z = !plain && op != FORWARD && j.number_count > 4,
              with_u = !plain && op != BACKWARD && j.entropy, with_off = !plain && j.off;
   Panel<A> p(f.e);
-  access.fill(j, p, first, some, with_off, capped, p.apart);
+  fill<A>(j, p, first, some, with_off, capped, p.apart);
   take_apart<A>(p, C, with_off, capped);
   if (keep_z) __builtin_memcpy(p.z, p.e, C * L * sizeof(A));
   sum_panel<A>(p, C, scale, op != BACKWARD, op != BACKWARD && with_off, with_u);
@@ -392,6 +257,6 @@ template <class A, Op op, bool plain> ALONE void short_rows(const Job& j, Scratc
       store(p.e + k, v);
     }
   }
-  access.write(j, p.e, first, some);
+  write<A>(j, p.e, first, some);
   wide.each([&](const WideRow& row, int g) { in_wide(row, op, p.apart[g], f.x, g); });
 }

@@ -99,7 +99,7 @@ ALONE bool put_tangent_sums(Job j, Scratch<double>& f, int64_t t) {
   j.number_count = 4;
   j.number_step = 1;
   j.number_row = 0;
-  for (int64_t b = 0; b < blocks; b++) sum_block<f64, f64, FUSED>(j, f, 0, t, 0, b, false, j.off);
+  for (int64_t b = 0; b < blocks; b++) sum_block<double, FUSED>(j, f, 0, t, 0, b, false, j.off);
   finish_rows<double, FORWARD>(j, f, 0, &t, 1);
   if (f.x.wide[0] != 0) return false;
   const double top = f.x.part[M][0];
@@ -139,7 +139,7 @@ ALONE bool put_hessian(const Job& j, Scratch<double>& f, int64_t t) {
   const double *const z = (const double*)j.z, *const v = (const double*)j.v, *const w = (const double*)j.off;
   const bool bent = is_bent(j);
   const int64_t blocks = blocks_of(j.cols);
-  for (int64_t b = 0; b < blocks; b++) sum_block<f64, f64, BACKWARD>(j, f, 0, t, 0, b, false, false);
+  for (int64_t b = 0; b < blocks; b++) sum_block<double, BACKWARD>(j, f, 0, t, 0, b, false, false);
   merge_blocks<BACKWARD>(j, f.b, 0, 1);
   if (j.capped) put_parts<double>(j, f, 0, t, 0);
   const double y_t = j.capped ? f.x.part[ZT][0] : 0;

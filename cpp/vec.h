@@ -12,8 +12,9 @@
 #define WIDTH 16
 #endif
 #define ALWAYS inline __attribute__((always_inline))
-#define ALONE __attribute__((noinline))       // one copy in the code instead of one for each caller
-#define RARE __attribute__((noinline, cold))  // as ALONE, and compiled to be small
+#define INLINED __attribute__((always_inline))  // of a lambda
+#define ALONE __attribute__((noinline))         // one copy in the code instead of one for each caller
+#define RARE __attribute__((noinline, cold))    // as ALONE, and compiled to be small
 
 // Virtual vectors have 64 bytes for every instruction set and consist of U native vectors, so that sums have the same order everywhere. Four
 // are computed together, a group, to hide the latency of the instructions.

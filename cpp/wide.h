@@ -58,9 +58,6 @@ RARE void write_one(void* p, Type type, int64_t k, double x) {
   if (type == BF16) put<bf16>((uint16_t*)p + k, x);
   if (type == F16) put<f16>((uint16_t*)p + k, x);
 }
-ALWAYS int64_t bytes_of(Type type) { return type == F64 ? 8 : type == F32 ? 4 : 2; }
-ALWAYS const void* element(const void* p, Type type, int64_t k) { return (const char*)p + k * bytes_of(type); }
-ALWAYS const void* logits(const Job& j, int64_t i) { return element(j.z, j.type, i * j.z_step); }  // of row i
 
 class WideRow {
   const Job& j;

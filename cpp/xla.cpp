@@ -228,12 +228,11 @@ static void compute(Op op, const ffi::Buffers& buffers, const ffi::Buffers& rets
   const int64_t results = op == CURVATURE ? PRODUCTS : given & WITH_ENTROPY ? OUTPUTS : LSE + 1;
   Rows memory(NUMBERS + 2 + OUTPUTS, j.rows ? j.rows : 1);
   const bool outside = given & LABEL && set_label(j, args.take(), memory);
-  Off kind = SAME;
+  j.type = j.off_type = type;
   if (given & OFF) {
     const Buffer off = args.take();
-    const Type o = type_of(off);
-    need(o == type || (o == F32 && size == 2), "softxent: off must have the type of z, or float32");
-    kind = o == type ? SAME : WIDE;
+    j.off_type = type_of(off);
+    need(j.off_type == type || (j.off_type == F32 && size == 2), "softxent: off must have the type of z, or float32");
     const int64_t at = off.rank == z.rank ? axis : off.rank - 1;
     bool fits = at >= 0 && off.rank <= z.rank && off.dims[at] == j.cols;
     for (int64_t k = 0; fits && k < off.rank; k++) fits = k == at || off.dims[k] == l.length[k - (k > at)];
@@ -261,7 +260,7 @@ static void compute(Op op, const ffi::Buffers& buffers, const ffi::Buffers& rets
   j.result_step = j.rows;
   j.entropy = given & WITH_ENTROPY || j.number_count == NUMBERS;
   set_transform(j, fixed[fixed.count - 2], fixed[fixed.count - 1]);
-  run(op == FUSED && given & PARTS_READ ? BACKWARD : op, j, l, type, kind, most_threads, nullptr);
+  run(op == FUSED && given & PARTS_READ ? BACKWARD : op, j, l, most_threads, nullptr);
   std::vector<double> totals(total.empty() ? 0 : total[0].count());
   if (!total.empty()) spread(total[0], totals.size(), totals.data());
   const int64_t last = rets.count - (given & PARTS_WRITTEN ? 1 : 0);
