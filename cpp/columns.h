@@ -243,6 +243,7 @@ template <class A, class F> ALWAYS void each_vector(const A* z, const A* w, cons
   int64_t k = 0;
   for (; k + L <= n; k += L) {
     const Columns<A> p = {z ? z + k : z, w ? w + k : w, v ? v + k : v};
+#pragma GCC unroll 4
     for (int u = 0; u < Lanes<A>::U; u++) {
       const V<A> vector = f(k, u, p);
       if (dz) store(dz + k + u * W, vector);

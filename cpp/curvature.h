@@ -172,8 +172,8 @@ template <class A> struct Entries {
     with_off = bent && j.off;
     for (int i = 0; i < COEFFICIENTS; i++) {
       A lanes[W];
-      for (int w = 0; w < W; w++) lanes[w] = c.of[i][one_row ? 0 : u * W + w];
-      of[i] = read(lanes);
+      for (int w = 0; !one_row && w < W; w++) lanes[w] = c.of[i][u * W + w];
+      of[i] = one_row ? splat((A)c.of[i][0]) : read(lanes);
     }
   }
   // yhat: without the powers of two
@@ -221,9 +221,11 @@ template <class A> ALONE void curvature(const Job& j, Scratch<A>& f, int64_t i) 
   V<A> most[2] = {};
   for (int64_t b = 0; b < blocks; b++) {
     const int64_t k0 = b * BLOCK, n = least(j.cols - k0, BLOCK);
-    each_vector<A>(nullptr, nullptr, v + k0, nullptr, n, [&](int64_t k, int n, const auto& p) INLINED {
+    const A* const e = f.e + k0;
+    const V<A> counts = splat((A)(f.b.down[b] == 0 ? 0 : 1));
+    each_vector<A>(nullptr, nullptr, v + k0, nullptr, n, [=, &most](int64_t k, int n, const auto& p) INLINED {
       const V<A> vk = read(p.v + n * W);
-      most_of<A>(vk, f.b.down[b] == 0 ? V<A>{} : read(f.e + k0 + k + n * W), most);
+      most_of<A>(vk, read(e + k + n * W) * counts, most);
       return vk;
     });
   }
@@ -243,10 +245,10 @@ template <class A> ALONE void curvature(const Job& j, Scratch<A>& f, int64_t i) 
     Sum<A> sp, sq, so, sd;
     const A *zs = f.y ? f.y + k0 : columns_as<A>(j.type, z, k0, n, z_copy),
             *ws = w ? columns_as<A>(j.off_type, w, k0, n, off_copy) : nullptr;
-    each_vector<A>(zs, ws, v + k0, nullptr, n, [&](int64_t k, int n, const auto& p) INLINED {
-      const int64_t here = k0 + k + n * W;
-      const V<A> slope = f.y ? read(f.slope + here) : splat<A>(1), away = splat(v0) - read(p.v + n * W) * by * slope;
-      const V<A> zk = read(p.z + n * W), term = times<A>(read(f.e + here), away);
+    const A *const e = f.e + k0, *const slopes = f.y ? f.slope + k0 : nullptr;
+    each_vector<A>(zs, ws, v + k0, nullptr, n, [=, &sp, &sq, &so, &sd](int64_t k, int n, const auto& p) INLINED {
+      const V<A> slope = slopes ? read(slopes + k + n * W) : splat<A>(1), away = splat(v0) - read(p.v + n * W) * by * slope;
+      const V<A> zk = read(p.z + n * W), term = times<A>(read(e + k + n * W), away);
       const int u = n % Lanes<A>::U;
       sp.add(u, term);
       sq.add(u, times<A>(term, fma<A>(splat(-scale), zk - shift.sub, shift.rest)));
@@ -302,10 +304,10 @@ template <class A> ALONE void curvature(const Job& j, Scratch<A>& f, int64_t i) 
     A* const dz = target(j, f.e + k0, i, k0);
     const A *zs = f.y ? f.y + k0 : columns_as<A>(j.type, z, k0, n, z_copy),
             *ws = w ? columns_as<A>(j.off_type, w, k0, n, off_copy) : nullptr;
-    each_vector<A>(zs, ws, v + k0, dz, n, [&](int64_t k, int n, const auto& p) INLINED {
-      const int64_t here = k0 + k + n * W;
-      const V<A> slope = f.y ? read(f.slope + here) : splat<A>(1), o = w ? read(p.off + n * W) : V<A>{};
-      return entries.entry(read(f.e + here) * first, read(p.v + n * W) * by, read(p.z + n * W), slope, o);
+    const A *const e = f.e + k0, *const slopes = f.y ? f.slope + k0 : nullptr;
+    each_vector<A>(zs, ws, v + k0, dz, n, [=, &entries](int64_t k, int n, const auto& p) INLINED {
+      const V<A> slope = slopes ? read(slopes + k + n * W) : splat<A>(1), o = w ? read(p.off + n * W) : V<A>{};
+      return entries.entry(read(e + k + n * W) * first, read(p.v + n * W) * by, read(p.z + n * W), slope, o);
     });
     if (within(j0 - k0, n)) dz[j0 - k0] = c.at_j0[0];
     if (within(from(t, k0), n)) dz[t - k0] = c.at_t[0];
