@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import itertools
 import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -239,15 +242,19 @@ def test_every_option_compiles_in_one_piece(options, target, function):
 
 def test_a_mean_over_weights_of_0_is_torchs():
     """It is NaN, also where label smoothing makes the sum of the losses positive."""
-    z, t, w = torch.randn(4, 5, requires_grad=True), torch.tensor([2, 2, 2, 2]), torch.tensor([1.0, 2, 0, 1, 1])
-    for smoothing in (0.0, 0.1):
-        want = F.cross_entropy(z, t, w, label_smoothing=smoothing)
+    z, t = torch.randn(4, 5, requires_grad=True), torch.tensor([2, 2, 2, 2])
+    for smoothing, differentiated in itertools.product((0.0, 0.1), (False, True)):
+        w = torch.tensor([1.0, 2, 0, 1, 1], requires_grad=differentiated)
+        want = F.cross_entropy(z, t, w.detach(), label_smoothing=smoothing)
         assert want.isnan()
-        plain = lambda z, e=smoothing: st.cross_entropy(z, t, w, label_smoothing=e)  # noqa: E731
-        head = lambda z, e=smoothing: st.linear_cross_entropy(z, torch.eye(5), t, weight=w, label_smoothing=e)  # noqa: E731
+        plain = lambda z, w=w, e=smoothing: st.cross_entropy(z, t, w, label_smoothing=e)  # noqa: E731
+        head = lambda z, w=w, e=smoothing: st.linear_cross_entropy(z, torch.eye(5), t, weight=w, label_smoothing=e)  # noqa: E731
         for f in (plain, head, torch.compile(plain, backend="aot_eager")):
             for given in (z, z.detach()):
-                torch.testing.assert_close(f(given), want.detach(), rtol=0, atol=0, equal_nan=True)
+                found = f(given)
+                torch.testing.assert_close(found.detach(), want.detach(), rtol=0, atol=0, equal_nan=True)
+                by = [x for x in (given, w) if x.requires_grad]
+                assert all(not dx.any() for dx in torch.autograd.grad(found, by)) if by else not found.requires_grad
 
 
 def test_the_operators_are_what_torch_expects_of_operators():
@@ -492,3 +499,35 @@ def test_tensors_without_values_have_a_loss_and_a_gradient_without_values(reduct
         loss = st.cross_entropy(z, truth, reduction=reduction)
         (dz,) = torch.autograd.grad(loss, z, torch.ones_like(loss))
         assert loss.is_meta and loss.shape == ((6,) if reduction == "none" else ()) and dz.is_meta and dz.shape == z.shape
+
+
+def test_the_losses_of_the_guide_have_the_derivatives_of_their_definitions():
+    page = (Path(__file__).parent.parent / "docs/training.md").read_text()
+    names = {"torch": torch}
+    for block in re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S):
+        if "def dft(" in block or "def focal(" in block:
+            exec(block, names)
+    z, t = torch.randn(6, 5, dtype=torch.float64, requires_grad=True), torch.tensor([0, 3, -100, 4, 1, 1])
+    kept, at = t != -100, t.clamp(min=0)[:, None]
+
+    def mean(loss_of_p):
+        p = z.softmax(1).gather(1, at)[:, 0]
+        return loss_of_p(p)[kept].sum() / kept.sum()
+
+    wants = {
+        "dft": lambda p: -p.detach() * p.log(),
+        "focal": lambda p: -((1 - p) ** 2) * p.log(),
+    }
+    for name, of_p in wants.items():
+        found, want = names[name](z, t), mean(of_p)
+        torch.testing.assert_close(found, want, rtol=1e-12, atol=0)
+        v = torch.randn_like(z)
+        of_found, of_want = (torch.autograd.grad(loss, z, create_graph=True)[0] for loss in (found, want))
+        torch.testing.assert_close(of_found, of_want, rtol=1e-12, atol=1e-15)
+        second = (torch.autograd.grad((dz * v).sum(), z)[0] for dz in (of_found, of_want))
+        torch.testing.assert_close(*second, rtol=1e-11, atol=1e-14)
+    certain, label = torch.tensor([[12.0, 0.0]], requires_grad=True), torch.tensor([0])
+    (dz,) = torch.autograd.grad(names["focal"](certain, label), certain)
+    miss = 1 / (1 + math.exp(12.0))
+    want = 2 * miss**2 * (1 - miss) * math.log1p(-miss) - miss**3
+    assert float(dz[0, 0]) == pytest.approx(want, rel=1e-5, abs=0)

@@ -243,8 +243,7 @@ def reduced(losses: Tensor, reduction: str, total: Tensor | None, dtype: torch.d
     """Return the losses of the rows, their sum, or their sum divided by `total`."""
     if reduction == "none":
         return losses.to(dtype)
-    loss = compute.summed(losses)
-    return (loss if total is None else loss / total).to(dtype)
+    return compute.mean(compute.summed(losses), total).to(dtype)
 
 
 def result_dtype(input: Tensor) -> torch.dtype:

@@ -283,6 +283,15 @@ def summed(t: Tensor) -> Tensor:
     return t.sum(dtype=torch.float64)
 
 
+def mean(loss: Tensor, total: Tensor | None) -> Tensor:
+    """Return a sum of losses, divided by the sum of the rows' weights, if there is one. Where that is 0, it is NaN, as torch's, with
+    derivatives of 0."""
+    if total is None:
+        return loss
+    empty = total == 0
+    return torch.where(empty, math.nan, loss / torch.where(empty, 1.0, total))
+
+
 def numbers(rows: int, *given: Tensor | float | None) -> Tensor:
     """Return numbers of the rows, (y, r, q, g) or (y, r, q, g, l, b, n), as the kernels take them: [K, R], or [K, 1] if none differs."""
     there = [x.detach() for x in given if isinstance(x, Tensor)]

@@ -308,4 +308,4 @@ def reduced(losses: Tensor, reduction: str, total: Tensor | None, dtype: torch.d
     if reduction == "none":
         return of_all_rows(losses.to(dtype), layout)
     loss, weight = whole_sum(ordered_sum(losses), layout), whole_sum(total, layout)
-    return (loss if weight is None else loss / weight).to(dtype)
+    return compute.mean(loss, weight).to(dtype)

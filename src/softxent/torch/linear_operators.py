@@ -402,7 +402,7 @@ class Reduction(NamedTuple):
         settings, total, dtype, tol, stats = self
         loss, found = gradients(head, settings, {"loss": self.upstream()}, fields, tol, stats)
         if not head.x.is_cpu:
-            return (loss if total is None else loss / total).to(dtype), found
+            return compute.mean(loss, total).to(dtype), found
         loss, divisor = float(loss), 1.0 if total is None else total.item()
         return compute.scalar(compute.divided(loss, divisor), dtype), found
 
