@@ -194,7 +194,7 @@ ALONE void write_columns(const typename T::A* e, typename T::A first, typename T
   write_some(0, k);
   for (; k + UNIT <= n; k += UNIT)
     for (int64_t i = k; i < k + UNIT; i += PER) {  // in this order: a line that is written from its end took twice the time
-      const auto vector = packed(i, off + i);
+      const auto vector = packed(i, with_off ? off + i : nullptr);
       if (stream && T::PER == 1 && next) __builtin_prefetch(next + i * sizeof(S), 0, 2);  // no gain for 16-bit types
       stream ? past_caches(dz + i, vector) : (void)__builtin_memcpy(dz + i, &vector, sizeof vector);
     }
