@@ -421,3 +421,16 @@ def test_a_tolerance_without_a_reason_is_found():
     ):
         assert literal_tolerances(line) == [1] and literal_tolerances(f"{line}  # because") == []
     assert literal_tolerances("near(a, b, CLOSE)\nassert a < 3 * UNIT\nclose(a, b, atol=0)\nSolver(tol=1e-9)") == []
+
+
+def test_a_change_goes_where_the_documentation_says():
+    """Rows of the table in docs/development.md: a word of the library's code, and the files in which it stands."""
+    page = (ROOT / "docs/development.md").read_text().split("## Where a change goes")[1]
+    rows = re.findall(r"^\| [^|]+ \| `(\w+)` \| (.+) \|$", page, re.M)
+    assert len(rows) == 3
+    others = ("conformance", "bench", "demo", "proof", "explanation", "kernels/triton")
+    sources = {str(p.relative_to(PACKAGE)): p for p in PACKAGE.rglob("*.py")} | {f"cpp/{p.name}": p for p in CPP.iterdir()}
+    sources = {name: p for name, p in sources.items() if not name.startswith(others)}
+    for word, files in rows:
+        named = set(re.findall(r"`([\w/]+\.\w+)`", files))
+        assert {name for name, p in sources.items() if re.search(rf"\b{word}\b", p.read_text())} == named, word
