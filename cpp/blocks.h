@@ -115,7 +115,7 @@ template <class A> ALWAYS A* target(const Job& j, A* e, int64_t i, int64_t k) {
 }
 template <class A> ALWAYS void put_target(const Job& j, const A* from, int64_t i, int64_t k, int64_t n) {
   void* const dz = (char*)gradient(j, i) + k * bytes_of(j.type);
-  if (from != dz) storage<A>(j.type).write_block(from, 1, 1, 0, nullptr, nullptr, n, dz, j.stream, nullptr);
+  if (from != dz) storage<A>(j.type).put_block(from, 1, 1, 0, nullptr, nullptr, n, dz, j.stream, nullptr);
 }
 
 // Writes block b of the gradient of row i, whose label is t.
@@ -152,7 +152,7 @@ template <class A> ALONE void write_block(const Job& j, Scratch<A>& f, int64_t i
       for (int64_t c = 0; c < whole(n); c += W) store(e + c, read(e + c) * read(of_slope + c));
     const Scale<A, double> by(f.x.scale[g] * down, power);
     const char* next = j.ahead ? (const char*)logits(j, i + 1) + k * size : nullptr;
-    memory.write_block(e, by.first, by.last, f.x.drop[g], w, once ? nullptr : of_slope, n, out, j.stream, next);
+    memory.put_block(e, by.first, by.last, f.x.drop[g], w, once ? nullptr : of_slope, n, out, j.stream, next);
   }
   if (within(t, n)) write_one(out, j.type, t, (A)(f.x.hot[g] * slope));
 }

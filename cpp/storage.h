@@ -151,12 +151,13 @@ ALWAYS void panel_to_rows(const typename T::A* panel, int64_t n, typename T::S* 
     }
   }
 }
+
 // ---- what the kernel calls ----
 
 template <class T> ALONE typename T::A copy_and_top(const void* z, int64_t n, int64_t t, typename T::A* to) {
   return top<T, true>((const typename T::S*)z, n, t, to);
 }
-template <class T> ALONE void widen_block(const void* from, int64_t n, typename T::A* to) {
+template <class T> ALONE void read_block(const void* from, int64_t n, typename T::A* to) {
   typedef typename T::S S;
   constexpr int W = Lanes<typename T::A>::W;
   int64_t k = 0;
@@ -165,8 +166,8 @@ template <class T> ALONE void widen_block(const void* from, int64_t n, typename 
 }
 // Computes dz := slope (first last e - drop off). All arrays may be read up to the next multiple of 64 columns, except off.
 template <class T, bool with_off, bool with_slope>
-ALONE void write_columns(const typename T::A* e, typename T::A first, typename T::A last, typename T::A drop, const typename T::A* off,
-                         const typename T::A* slope, int64_t n, void* to, bool stream, const char* next) {
+ALONE void put_columns(const typename T::A* e, typename T::A first, typename T::A last, typename T::A drop, const typename T::A* off,
+                       const typename T::A* slope, int64_t n, void* to, bool stream, const char* next) {
   typedef typename T::A A;
   typedef typename T::S S;
   constexpr int W = Lanes<A>::W;
@@ -201,12 +202,12 @@ ALONE void write_columns(const typename T::A* e, typename T::A first, typename T
   write_some(k, n);
 }
 template <class T>
-ALONE void write_block(const typename T::A* e, typename T::A first, typename T::A last, typename T::A drop, const typename T::A* off,
-                       const typename T::A* slope, int64_t n, void* to, bool stream, const char* next) {
-  if (off && slope) return write_columns<T, true, true>(e, first, last, drop, off, slope, n, to, stream, next);
-  if (off) return write_columns<T, true, false>(e, first, last, drop, off, slope, n, to, stream, next);
-  if (slope) return write_columns<T, false, true>(e, first, last, drop, off, slope, n, to, stream, next);
-  return write_columns<T, false, false>(e, first, last, drop, off, slope, n, to, stream, next);
+ALONE void put_block(const typename T::A* e, typename T::A first, typename T::A last, typename T::A drop, const typename T::A* off,
+                     const typename T::A* slope, int64_t n, void* to, bool stream, const char* next) {
+  if (off && slope) return put_columns<T, true, true>(e, first, last, drop, off, slope, n, to, stream, next);
+  if (off) return put_columns<T, true, false>(e, first, last, drop, off, slope, n, to, stream, next);
+  if (slope) return put_columns<T, false, true>(e, first, last, drop, off, slope, n, to, stream, next);
+  return put_columns<T, false, false>(e, first, last, drop, off, slope, n, to, stream, next);
 }
 template <class T> ALONE void read_panel(const void* rows, int64_t step, int64_t column, int64_t n, int some, typename T::A* panel) {
   typedef typename T::A A;
@@ -234,16 +235,16 @@ template <class T> ALONE void write_panel(typename T::A* panel, int64_t n, void*
 template <class A> struct Storage {
   bool same;  // whether the type in memory is A
   A (*copy_and_top)(const void* z, int64_t n, int64_t t, A* to);
-  void (*widen_block)(const void* from, int64_t n, A* to);
-  // dz := slope (first last e - drop off), where off and slope may be null; past the caches and with `next` fetched, as each_vector
-  void (*write_block)(const A* e, A first, A last, A drop, const A* off, const A* slope, int64_t n, void* dz, bool stream,
-                      const char* next);
+  void (*read_block)(const void* from, int64_t n, A* to);
+  // dz := slope (first last e - drop off), where off and slope may be null. With `stream`, stores past the caches, and fetches `next`, unless
+  // it is null.
+  void (*put_block)(const A* e, A first, A last, A drop, const A* off, const A* slope, int64_t n, void* dz, bool stream, const char* next);
   void (*read_panel)(const void* rows, int64_t step, int64_t column, int64_t n, int some, A* panel);
   void (*write_panel)(A* panel, int64_t n, void* rows, int64_t step, int64_t column, int some);
 };
 template <class T>
 constexpr Storage<typename T::A> STORAGE = {
-    sizeof(typename T::S) == sizeof(typename T::A), copy_and_top<T>, widen_block<T>, write_block<T>, read_panel<T>, write_panel<T>};
+    sizeof(typename T::S) == sizeof(typename T::A), copy_and_top<T>, read_block<T>, put_block<T>, read_panel<T>, write_panel<T>};
 template <class A> ALWAYS const Storage<A>& storage(Type type) {
   if constexpr (sizeof(A) == 8)
     return STORAGE<f64>;
@@ -260,6 +261,6 @@ template <class A> ALWAYS const A* columns_as(Type type, const void* row, int64_
   const Storage<A>& of = storage<A>(type);
   const void* from = element(row, type, k);
   if (of.same) return (const A*)from;
-  of.widen_block(from, n, copy.at);
+  of.read_block(from, n, copy.at);
   return copy.at;
 }

@@ -4,53 +4,33 @@
 //
 // Rows of every type are copied to double, in which no number of a float row is beyond the range. The label is kept apart.
 
-template <class T> ALONE void widen_row(const void* row, int64_t n, double* to) {
-  typedef typename T::S S;
-  typedef typename T::A A;
-  constexpr int W = Lanes<A>::W, L = Lanes<A>::L;
-  struct Two {
-    VHalf low, high;
-  };
-  for (int64_t k = 0; k < n; k += L) {
-    S copy[L];
-    const S* from = columns_without_label<S>((const S*)row, k, n, -1, L, 0, copy);
-    for (int i = 0; i < L; i += W) {
-      const Two halves = bits<Two>(T::load(from + i));
-      store(to + k + i, widen(halves.low));
-      store(to + k + i + W / 2, widen(halves.high));
-    }
-  }
-}
-template <class T> ALONE void narrow_row(const double* from, int64_t n, void* row) {
-  typedef typename T::S S;
-  typedef typename T::A A;
-  constexpr int W = Lanes<A>::W, PER = T::PER;
-  struct Two {
-    VHalf low, high;
-  };
-  for (int64_t k = 0; k < n; k += PER * W) {
-    V<A> v[PER];
-    for (int i = 0; i < PER; i++) {
-      const double* at = from + k + i * W;
-      v[i] = bits<V<A>>(Two{__builtin_convertvector(read(at), VHalf), __builtin_convertvector(read(at + W / 2), VHalf)});
-    }
-    const auto packed = T::pack(v);
-    __builtin_memcpy((S*)row + k, &packed, least<int64_t>(PER * W, n - k) * sizeof(S));
-  }
-}
+// Copies n columns of a row to double, and 0 up to a multiple of 64. Other types are read as float first, into the second half of the memory.
 ALONE double* widened(const void* from, Type type, int64_t n, double* to) {
-  if (type == F64) __builtin_memcpy(to, from, n * sizeof(double));
-  if (type == F32) widen_row<f32>(from, n, to);
-  if (type == BF16) widen_row<bf16>(from, n, to);
-  if (type == F16) widen_row<f16>(from, n, to);
+  constexpr int W = Lanes<double>::W;
+  float* const narrow = (float*)(to + whole(n)) - whole(n);
+  if (type == F64)
+    __builtin_memcpy(to, from, n * sizeof(double));
+  else {
+    storage<float>(type).read_block(from, n, narrow);
+    for (int64_t k = 0; k < n; k += W) {
+      VHalf some;
+      __builtin_memcpy(&some, narrow + k, sizeof some);
+      store(to + k, widen(some));
+    }
+  }
   for (int64_t k = n; k < whole(n); k++) to[k] = 0;
   return to;
 }
-ALONE void narrow(const double* from, int64_t n, Type type, void* to) {
-  if (type == F64) __builtin_memcpy(to, from, n * sizeof(double));
-  if (type == F32) narrow_row<f32>(from, n, to);
-  if (type == BF16) narrow_row<bf16>(from, n, to);
-  if (type == F16) narrow_row<f16>(from, n, to);
+// Writes n columns of a row, which are overwritten.
+ALONE void narrow(double* from, int64_t n, Type type, void* to) {
+  constexpr int W = Lanes<double>::W;
+  if (type == F64) return (void)__builtin_memcpy(to, from, n * sizeof(double));
+  float* const narrow = (float*)from;
+  for (int64_t k = 0; k < n; k += W) {
+    const VHalf some = __builtin_convertvector(read(from + k), VHalf);
+    __builtin_memcpy(narrow + k, &some, sizeof some);
+  }
+  storage<float>(type).put_block(narrow, 1, 1, 0, nullptr, nullptr, n, to, false, nullptr);
 }
 
 // The job of row i alone in double. `copies` has copies_bytes; the product replaces the exponentials.
