@@ -257,8 +257,6 @@ static std::tuple<double, double> call(int op_, nb::handle z_, int axis, nb::han
   j.type = j.off_type = type;
   if (off) {
     j.off_type = off.type();
-    need(j.off_type == type || (j.off_type == F32 && size_of(type) == 2),
-         "off must have the type of z, or float32 for bfloat16 and float16");
     j.off_by_row = off.axes > 1 || z.axes == 1;
     need(off.has_shape_of(z) || (off.axes == 1 && off.length[0] == j.cols && (off.step[0] == 1 || j.cols <= 1)),
          "off must have the shape of z, or be [C] with adjacent entries");

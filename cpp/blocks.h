@@ -80,7 +80,7 @@ template <class A> ALWAYS void put_parts(const Job& j, Scratch<A>& f, int64_t i,
   const bool hit = within(t, j.cols);
   A slope;
   const double zt = hit ? (double)softcapped<A>(j, read_one(logits(j, i), j.type, t), slope) : -INF;
-  const double wt = hit && j.off ? read_one(off(j, i), j.off_type, t) : 0;
+  const double wt = hit && j.off ? off_at(j, off(j, i), t) : 0;
   const double part[PARTS] = {b.top[g], b.s[g], b.o[g], b.d[g], zt, wt, b.u[g]};
   for (int k = 0; k < PARTS; k++) f.x.part[k][g] = part[k];
 }

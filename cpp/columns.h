@@ -211,7 +211,7 @@ template <class A> RARE void dot_in_double(const Job& j, int64_t i, int64_t k0, 
   o = d = 0;
   for (int64_t k = k0; k < k0 + n; k++) {
     A slope;
-    const double off = k - k0 == t ? 0 : read_one(w, j.off_type, k * j.off_column);
+    const double off = k - k0 == t ? 0 : off_at(j, w, k);
     o += off;
     d += times(off, 0.5 * top - 0.5 * softcapped<A>(j, read_one(z, j.type, k * j.z_column), slope));
   }

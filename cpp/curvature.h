@@ -285,8 +285,8 @@ template <class A> ALONE void curvature(const Job& j, Scratch<A>& f, int64_t i) 
   set(c.slope_t, slope_t);
   set(c.bent0, bent ? -2 * y0 * v_j0 : 0);
   set(c.bent_t, bent ? -2 * y_t * v_at_t : 0);
-  set(c.off0, w ? read_one(w, j.off_type, j0) : 0);
-  set(c.off_t, labelled && w ? read_one(w, j.off_type, t) : 0);
+  set(c.off0, w ? off_at(j, w, j0) : 0);
+  set(c.off_t, labelled && w ? off_at(j, w, t) : 0);
   set(c.labelled, labelled);
   set(c.at_top, labelled && t == j0);
   curve<A>(j, c, Lanes<double>::W);

@@ -48,7 +48,7 @@ struct Job {
   double temperature, cap, scale, unit;  // softmax is applied to scale z or, if `capped`, to scale tanh(unit z)
   bool capped;
   bool extreme;         // whether all rows are computed in wide numbers
-  Type type, off_type;  // of z and dz, and of off: that of z, or F32 for a type of 16 bits
+  Type type, off_type;  // of z and dz, and of off
   bool entropy;         // whether the sums u are needed
   bool gauss_newton;    // without the second derivative of the softcap
   bool stream, ahead;   // whether to write dz past the caches, and to prefetch the next row while writing

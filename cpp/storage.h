@@ -231,6 +231,16 @@ template <class T> ALONE void write_panel(typename T::A* panel, int64_t n, void*
   panel_to_rows<T>(panel, n, (S*)rows, step, column, some);
 }
 
+// Off may have any type: what is not A, or a type of 16 bits that is computed in float, is read an entry at a time.
+template <class T, class A> ALONE void convert_block(const void* from, int64_t n, A* to) {
+  for (int64_t k = 0; k < n; k++) to[k] = get<T>((const typename T::S*)from + k);
+}
+template <class T, class A> ALONE void convert_panel(const void* rows, int64_t step, int64_t column, int64_t n, int some, A* panel) {
+  constexpr int L = Lanes<A>::L;
+  for (int64_t c = 0; c < n; c++)
+    for (int g = 0; g < L; g++) panel[c * L + g] = get<T>((const typename T::S*)rows + least(g, some - 1) * step + c * column);
+}
+
 // How columns of a type in memory are read and written as A. A block has up to BLOCK columns of a row; in a panel, lanes are rows.
 template <class A> struct Storage {
   bool same;  // whether the type in memory is A
@@ -245,16 +255,17 @@ template <class A> struct Storage {
 template <class T>
 constexpr Storage<typename T::A> STORAGE = {
     sizeof(typename T::S) == sizeof(typename T::A), copy_and_top<T>, read_block<T>, put_block<T>, read_panel<T>, write_panel<T>};
+template <class T, class A> constexpr Storage<A> READABLE = {false, nullptr, convert_block<T, A>, nullptr, convert_panel<T, A>, nullptr};
 template <class A> ALWAYS const Storage<A>& storage(Type type) {
   if constexpr (sizeof(A) == 8)
-    return STORAGE<f64>;
+    return type == F64 ? STORAGE<f64> : type == F32 ? READABLE<f32, A> : type == BF16 ? READABLE<bf16, A> : READABLE<f16, A>;
   else
-    return type == F32 ? STORAGE<f32> : type == BF16 ? STORAGE<bf16> : STORAGE<f16>;
+    return type == F32 ? STORAGE<f32> : type == BF16 ? STORAGE<bf16> : type == F16 ? STORAGE<f16> : READABLE<f64, A>;
 }
 
 // Memory for the columns of a block whose type is not A. It is on the stack, because threads share the scratch memory of a long row.
 template <class A> struct Copy {
-  A at[sizeof(A) == 8 ? 1 : BLOCK];
+  A at[BLOCK];
 };
 // Returns n columns of a row, from column k on: in memory if their type is A, and otherwise the copy.
 template <class A> ALWAYS const A* columns_as(Type type, const void* row, int64_t k, int64_t n, Copy<A>& copy) {

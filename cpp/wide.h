@@ -52,6 +52,11 @@ template <class X> double get_one(const void* p, int64_t k) { return get<X>((con
 RARE double read_one(const void* p, Type type, int64_t k) {
   return type == F64 ? get_one<f64>(p, k) : type == F32 ? get_one<f32>(p, k) : type == BF16 ? get_one<bf16>(p, k) : get_one<f16>(p, k);
 }
+// Returns off of column k of a row, as it is computed with.
+ALWAYS double off_at(const Job& j, const void* row, int64_t k) {
+  const double x = read_one(row, j.off_type, k * j.off_column);
+  return j.type == F64 ? x : (float)x;
+}
 RARE void write_one(void* p, Type type, int64_t k, double x) {
   if (type == F64) put<f64>((double*)p + k, x);
   if (type == F32) put<f32>((float*)p + k, x);
@@ -86,7 +91,7 @@ class WideRow {
     Wide base, to_mean, at, mean, by_off, by_entropy;
   };
   Wide number(Number n) const { return n < j.number_count ? j.numbers[n * j.number_step + i * j.number_row] : 0; }
-  Wide weight(int64_t k) const { return off ? read_one(off, j.off_type, k * j.off_column) : 0; }
+  Wide weight(int64_t k) const { return off ? off_at(j, off, k) : 0; }
   template <class A> Logit logit_in(double x) const {
     V<A> y = splat((A)x) * (A)j.unit, slope;
     tanh_and_slope<A, 1>(&y, &slope);

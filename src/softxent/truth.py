@@ -30,6 +30,7 @@ from . import contract, kernels
 from .partials import Array
 
 BIGGEST = sys.float_info.max
+FLOATS = (np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.float16))  # what a kernel reads, beside the dtype of the logits
 SMALLEST = 2.0**-126  # the smallest normal number of float32; the inverse of a smaller one overflows
 
 
@@ -95,7 +96,7 @@ class Truth(NamedTuple):
         u = self.dense
         if u is None:
             return True
-        plain = self.smoothing == 0 and self.class_weight is None and u.dtype in (dtype, computed_in(dtype))
+        plain = self.smoothing == 0 and self.class_weight is None and (u.dtype in FLOATS or u.dtype == dtype)
         return plain and in_elements(u)
 
     def _off(self, dtype: np.dtype[Any]) -> Array:

@@ -190,7 +190,7 @@ def truth_of_constants(
     if target.is_floating_point():
         label, e, wide = MOST_PROBABLE, o.label_smoothing, compute.compute_dtype(z)
         total = float(z.numel() // classes) if sample is None else compute.summed(sample.double().expand(lead)).item()
-        if target.dtype not in (z.dtype, wide) or weight is not None or e:
+        if target.dtype not in FLOATS or weight is not None or e:
             target = _soft(target, None if weight is None else weight.double(), e, axis, wide, classes)
         return label, None, y, r, q, cpu.record(target), total
     label = cpu.record(target)
