@@ -472,12 +472,30 @@ def test_the_number_of_threads_is_what_was_set():
     assert softxent.get_num_threads() == 3
 
 
-def test_probabilities_may_lie_in_any_order(backend, rng):
-    z, u = rng.normal(size=(6, 5)).astype(np.float32), rng.dirichlet(np.ones(5), 6).astype(np.float32)
-    want = softxent.cross_entropy_and_grad(z, u)
-    for order in (np.asfortranarray(u), u[::-1].copy()[::-1], np.repeat(u, 2, axis=1)[:, ::2]):
-        for got, right in zip(softxent.cross_entropy_and_grad(z, order), want, strict=True):
-            assert np.array_equal(got, right)
+@pytest.mark.parametrize("classes", [5, 100, 5000])
+@pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+def test_probabilities_may_lie_in_any_order_and_have_any_float_type(backend, dtype, classes, rng):
+    z, u = rng.normal(size=(6, classes)).astype(dtype), rng.integers(0, 65, (6, classes)) / 64  # numbers of every type
+    want = None
+    for of in DTYPES.values():
+        p = u.astype(of)
+        for order in (p, np.asfortranarray(p), p[::-1].copy()[::-1], np.repeat(p, 2, axis=1)[:, ::2]):
+            got = *softxent.cross_entropy_and_grad(z, order), softxent.cross_entropy_hvp(z, z, order, softcap=3.0)
+            want = got if want is None else want
+            for found, right in zip(got, want, strict=True):
+                assert np.array_equal(found, right)
+
+
+@pytest.mark.parametrize("classes", [5, 100, 5000])
+def test_the_kernel_rounds_probabilities_to_the_type_of_the_computation(classes, rng):
+    z, u = rng.normal(size=(6, classes)).astype(np.float32), rng.dirichlet(np.ones(classes), 6)
+    for options in ({}, {"temperature": 2.0**-100}, {"softcap": 3.0}):  # the second is computed in wide numbers
+        got, want = (
+            (*softxent.cross_entropy_and_grad(z, p, **options), softxent.cross_entropy_hvp(z, z, p, **options))
+            for p in (u, u.astype(np.float32))
+        )
+        for found, right in zip(got, want, strict=True):
+            assert np.array_equal(found, right, equal_nan=True)
 
 
 # ---- the truth of a call ----

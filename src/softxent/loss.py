@@ -41,7 +41,8 @@ def cross_entropy(
     Args:
         logits: [*rows, C], or with the classes on another axis (`axis`). float32, float64, float16 or bfloat16 (from ml_dtypes), with any
             strides. float64 is computed in float64, the other types in float32. The loss of each row is a float64.
-        labels: class indices [*rows] of any integer type, or probabilities of the shape of `logits`, which need not sum to 1.
+        labels: class indices [*rows] of any integer type, or probabilities of the shape of `logits`, of any float type, which need not
+            sum to 1. They are rounded to the type of the computation.
         axis: the axis of `logits` that holds the classes.
         class_weight: [C]; multiplies the truth at each class (torch's `weight`).
         label_smoothing: e in [0, 1]; the truth becomes (1 - e) y + e/C, and is then multiplied by class_weight, as in torch.

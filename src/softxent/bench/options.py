@@ -127,6 +127,7 @@ def _numpy(c: Case) -> dict[str, Call]:
         "temperature": partial(both, labels, temperature=0.7),
         "softcap": partial(both, labels, softcap=30.0),
         "probabilities": partial(both, u),
+        "probabilities, float64": partial(both, u.astype(np.float64)),
         "logsumexp": partial(softxent.logsumexp, z),
         "entropy": partial(softxent.entropy, z),
         "entropy_and_grad": partial(softxent.entropy_and_grad, z),
