@@ -576,7 +576,8 @@ def test_which_arrays_a_kernel_reads_in_place():
     assert [truth.in_elements(a) for a in (Z, Z[:, :2], Z[::-1], Z.T, Z[:, ::2], packed)] == [True] * 5 + [False]
     assert truth.truth("f", LABELS, Z, -1).usable(Z.dtype)
     soft = truth.truth("f", Z, Z, -1)
-    assert soft.usable(Z.dtype) and not soft.usable(np.dtype(np.float64))
+    assert soft.usable(Z.dtype) and soft.usable(np.dtype(np.float64))
+    assert not truth.truth("f", Z, Z, -1, label_smoothing=0.1).usable(Z.dtype)
 
 
 def test_class_weights_of_labels_that_were_not_checked():

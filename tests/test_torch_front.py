@@ -520,14 +520,14 @@ def test_the_losses_of_the_guide_have_the_derivatives_of_their_definitions():
     }
     for name, of_p in wants.items():
         found, want = names[name](z, t), mean(of_p)
-        torch.testing.assert_close(found, want, rtol=1e-12, atol=0)
+        torch.testing.assert_close(found, want, rtol=FEW64, atol=0)
         v = torch.randn_like(z)
         of_found, of_want = (torch.autograd.grad(loss, z, create_graph=True)[0] for loss in (found, want))
-        torch.testing.assert_close(of_found, of_want, rtol=1e-12, atol=1e-15)
+        torch.testing.assert_close(of_found, of_want, rtol=FEW64, atol=FEW64)
         second = (torch.autograd.grad((dz * v).sum(), z)[0] for dz in (of_found, of_want))
-        torch.testing.assert_close(*second, rtol=1e-11, atol=1e-14)
+        torch.testing.assert_close(*second, rtol=FEW64, atol=FEW64)
     certain, label = torch.tensor([[12.0, 0.0]], requires_grad=True), torch.tensor([0])
     (dz,) = torch.autograd.grad(names["focal"](certain, label), certain)
     miss = 1 / (1 + math.exp(12.0))
     want = 2 * miss**2 * (1 - miss) * math.log1p(-miss) - miss**3
-    assert float(dz[0, 0]) == pytest.approx(want, rel=1e-5, abs=0)
+    assert float(dz[0, 0]) == pytest.approx(want, rel=FLOAT32, abs=0)
