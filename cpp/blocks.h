@@ -39,8 +39,7 @@ ALONE void sum_block(const Job& j, Scratch<A>& f, int64_t i, int64_t t, int g, i
   double u = 0, s;
   A most;
   if (copied)
-    most = (memory.same ? copy_and_top<plain<A>> : memory.copy_and_top)(z, n, y ? -1 : t,
-                                                                        e);  // with a softcap, the slope at the label is needed
+    most = memory.copy_and_top(z, n, y ? -1 : t, e);  // with a softcap, the slope at the label is needed
   else if (!y)
     most = top_is_known && !within(t, n) ? (A)f.b.top[at] : top<plain<A>>((const A*)z, n, t);
   const A* x = copied ? e : (const A*)z;

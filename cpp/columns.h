@@ -207,7 +207,7 @@ template <class A> ALWAYS bool are_inexact(double o, double d) {
 }
 // As `dot`, in double, of n columns of row i from k0 on.
 template <class A> RARE void dot_in_double(const Job& j, int64_t i, int64_t k0, int64_t n, int64_t t, double top, double& o, double& d) {
-  const void *z = logits(j, i), *w = element(j.off, j.off_type, i * j.off_step);
+  const void *z = logits(j, i), *w = off(j, i);
   o = d = 0;
   for (int64_t k = k0; k < k0 + n; k++) {
     A slope;

@@ -41,7 +41,7 @@ ALWAYS Job row_in_double(const Job& j, const Scratch<double>& f, int64_t i, doub
   d.type = d.off_type = F64;
   d.z = widened(element(j.z, j.type, i * j.z_step), j.type, j.cols, copies);
   d.v = widened(element(j.v, wide, i * j.v_step), wide, j.cols, copies + n);
-  if (j.off) d.off = widened(element(j.off, j.off_type, i * j.off_step), j.off_type, j.cols, copies + 2 * n);
+  if (j.off) d.off = widened(off(j, i), j.off_type, j.cols, copies + 2 * n);
   d.dz = f.e;
   d.label += i * j.label_step;
   d.numbers += i * j.number_row;
@@ -187,6 +187,6 @@ template <Op op> void in_double(const Job& j, int64_t first, int64_t last, void*
     const int64_t t = find_label(row, 0);
     const bool done = !j.extreme && (op == HESSIAN ? put_hessian(row, f, t) : put_tangent_sums(row, f, t));
     if (!done) op == HESSIAN ? WideRow(row, 0).hessian(t) : WideRow(row, 0).tangent_sums(t);
-    if (op == HESSIAN) narrow(f.e, j.cols, j.type, (char*)j.dz + i * j.dz_step * bytes_of(j.type));
+    if (op == HESSIAN) narrow(f.e, j.cols, j.type, gradient(j, i));
   }
 }

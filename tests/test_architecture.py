@@ -428,7 +428,7 @@ def test_a_change_goes_where_the_documentation_says():
     page = (ROOT / "docs/development.md").read_text().split("## Where a change goes")[1]
     rows = re.findall(r"^\| [^|]+ \| `(\w+)` \| (.+) \|$", page, re.M)
     assert len(rows) == 3
-    others = ("conformance", "bench", "demo", "proof", "explanation", "kernels/triton")
+    others = ("conformance", "bench", "demo", "proof", "explanation")
     sources = {str(p.relative_to(PACKAGE)): p for p in PACKAGE.rglob("*.py")} | {f"cpp/{p.name}": p for p in CPP.iterdir()}
     sources = {name: p for name, p in sources.items() if not name.startswith(others)}
     for word, files in rows:

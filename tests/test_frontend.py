@@ -574,10 +574,10 @@ def test_calls_of_different_shapes_share_what_smoothing_adds_at_every_class():
 def test_which_arrays_a_kernel_reads_in_place():
     packed = np.zeros(3, [("a", "S1"), ("z", "f4", 4)])["z"]
     assert [truth.in_elements(a) for a in (Z, Z[:, :2], Z[::-1], Z.T, Z[:, ::2], packed)] == [True] * 5 + [False]
-    assert truth.truth("f", LABELS, Z, -1).usable(Z.dtype)
-    soft = truth.truth("f", Z, Z, -1)
-    assert soft.usable(Z.dtype) and soft.usable(np.dtype(np.float64))
-    assert not truth.truth("f", Z, Z, -1, label_smoothing=0.1).usable(Z.dtype)
+    assert truth.truth("f", LABELS, Z, -1).usable()
+    assert all(truth.truth("f", Z.astype(dtype), Z, -1).usable() for dtype in DTYPES.values())
+    assert not truth.truth("f", Z.astype(">f4"), Z, -1).usable()
+    assert not truth.truth("f", Z, Z, -1, label_smoothing=0.1).usable()
 
 
 def test_class_weights_of_labels_that_were_not_checked():

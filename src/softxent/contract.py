@@ -149,14 +149,15 @@ def floats(fn: str, argument: str, x: Any) -> Array:
     a = array(fn, argument, x)
     if a.dtype.kind in "iu":
         a = a.astype(np.float64)
-    if not _is_float(a.dtype):
+    if not is_float(a.dtype):
         fail(fn, argument, f"have dtype {', '.join(_FLOATS[:-1])} or {_FLOATS[-1]}", _kind(a), TypeError)
     if not a.dtype.isnative:
         a = a.astype(a.dtype.newbyteorder("="))
     return a
 
 
-def _is_float(dtype: np.dtype[Any]) -> bool:
+def is_float(dtype: np.dtype[Any]) -> bool:
+    """Whether the kernels have this floating-point type, in either byte order."""
     return dtype.char in "fde" or dtype.name == "bfloat16"
 
 
@@ -179,7 +180,7 @@ def logits(fn: str, z: Any, axis: int, argument: str = "logits") -> Array:
 def truth(fn: str, labels: Any, z: Array, axis: int, names: Names = NUMPY) -> tuple[Array, bool]:
     """Check the labels. Returns (class indices [*rows], False) or (probabilities [*rows, C], True). `z` has its class axis last."""
     a = array(fn, "labels", labels)
-    whole, kind = from_last(z, axis).shape, "float" if _is_float(a.dtype) else _KINDS.get(a.dtype.kind, "other")
+    whole, kind = from_last(z, axis).shape, "float" if is_float(a.dtype) else _KINDS.get(a.dtype.kind, "other")
     if a.shape != (whole if kind == "float" else z.shape[:-1]) or kind not in ("int", "float"):
         wrong_labels(fn, names, kind, _kind(a), a.shape, whole, axis % len(whole))
     return (a, False) if kind == "int" else (to_last(a, axis), True)

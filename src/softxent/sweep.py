@@ -62,7 +62,7 @@ def chunks(z: Array, t: Truth, result: Array, out: Array | None = None, *others:
     copied; that of `out` is copied back when the next one is asked for.
     """
     arrays = (z, *others) if out is None else (z, out, *others)
-    if usable and t.usable(z.dtype) and in_elements(*arrays):
+    if usable and t.usable() and in_elements(*arrays):
         return ((result, t.given(z.dtype), *(a if a.ndim > 1 else a[None] for a in arrays)),)
     return _copied(result, t, out is not None, *(a if a.ndim > 1 else a[None] for a in arrays))
 

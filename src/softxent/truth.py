@@ -30,7 +30,6 @@ from . import contract, kernels
 from .partials import Array
 
 BIGGEST = sys.float_info.max
-FLOATS = (np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.float16))  # what a kernel reads, beside the dtype of the logits
 SMALLEST = 2.0**-126  # the smallest normal number of float32; the inverse of a smaller one overflows
 
 
@@ -91,18 +90,18 @@ class Truth(NamedTuple):
         y, r, *_ = self.rows
         return np.where(self.label == kernels.IGNORED, 0.0, y + r * off)
 
-    def usable(self, dtype: np.dtype[Any]) -> bool:
-        """Whether a kernel can read the caller's probabilities, for logits of this dtype; True if the labels are class indices."""
+    def usable(self) -> bool:
+        """Whether a kernel can read the caller's probabilities; True if the labels are class indices."""
         u = self.dense
         if u is None:
             return True
-        plain = self.smoothing == 0 and self.class_weight is None and (u.dtype in FLOATS or u.dtype == dtype)
+        plain = self.smoothing == 0 and self.class_weight is None and contract.is_float(u.dtype) and u.dtype.isnative
         return plain and in_elements(u)
 
     def _off(self, dtype: np.dtype[Any]) -> Array:
         u = self.dense
         assert u is not None
-        if self.usable(dtype):
+        if self.usable():
             return u
         off = soft(u.astype(np.float64), self.class_weight, self.smoothing, u.shape[-1])
         return np.ascontiguousarray(off, dtype=computed_in(dtype))
