@@ -23,9 +23,11 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distrib
 from torch.distributed.tensor.debug import CommDebugMode  # noqa: E402
 
 import softxent.torch as st  # noqa: E402
+from softxent.call import Call, Static  # noqa: E402
 from softxent.kernels import IGNORED  # noqa: E402
 from softxent.shards import BLOCK, Columns, evenly, merge_order, nodes  # noqa: E402
-from softxent.torch import arguments, compute, distributed, linear, sharded_operators, sharding  # noqa: E402
+from softxent.torch import arguments, compute, distributed, linear, operators, sharding  # noqa: E402
+from softxent.torch import processes as divided  # noqa: E402
 
 WORLDS = [1, 2, 3, 4]
 OPTIONS = [
@@ -192,14 +194,13 @@ def test_shards_that_begin_at_multiples_of_4096_have_the_bits_of_one_process(pro
 def _sums(world, last):
     z, t, *_ = problem(2 * BLOCK + last, torch.float32, rows=5)
     t = torch.where(t == -100, IGNORED, t)
-    shards = sharded_operators.Shards(workers.groups[world], (Columns(0, 2 * BLOCK), Columns(2 * BLOCK, 2 * BLOCK + last)))
-    whole, expected = torch.empty(7, 5, dtype=torch.float64), torch.empty(5, 5, dtype=torch.float64)
-    numbers = torch.tensor([[1.0], *[[0.0]] * 6], dtype=torch.float64)
-    compute.call("forward", z, t, numbers, None, (1.0, math.inf), expected, whole)
-    own = sharded_operators.sums_of(z[:, shards.mine.first : shards.mine.end], t, None, shards, 1, (1.0, math.inf), True)
-    result, parts, _ = sharded_operators.merged(own, shards, t, numbers, 1.0, True)
+    shards = divided.shards_of(workers.groups[world], [2 * BLOCK, last])
+    whole, expected = torch.empty(7, 5, dtype=torch.float64), [torch.empty(5, dtype=torch.float64) for _ in range(5)]
+    compute.run("forward", Call(z, t, y=1.0), Static(axis=1), result=expected, parts=whole)
+    own = z[:, shards.mine.first : shards.mine.end]
+    result, parts, _ = compute.merged(Call(own, t, y=1.0), Static(axis=1, shards=shards), True)
     assert torch.equal(parts, whole)
-    assert torch.equal(result, expected)
+    assert torch.equal(result, torch.stack(expected))
 
 
 @pytest.mark.parametrize("last", [1, 3, 40, 64, 65, 1000])
@@ -536,7 +537,7 @@ def test_log_softmax_over_divided_classes_is_that_of_one_process(processes, dtyp
     processes(_log_softmax, 3, dtype)
 
 
-def derivatives(function, leaves, along, forward=True, mixed=True):
+def derivatives(function, leaves, along, forward=True):
     """The first derivatives of a number by each leaf, and those of these along a vector, by each mode and mixture of modes."""
     at = {name: leaf.clone().requires_grad_() for name, leaf in leaves.items()}
     v = [along[name] for name in at]
@@ -552,8 +553,6 @@ def derivatives(function, leaves, along, forward=True, mixed=True):
     with forward_ad.dual_level():
         dual = {name: forward_ad.make_dual(leaf, along[name]) for name, leaf in leaves.items()}
         found["forward"] = [forward_ad.unpack_dual(function(**dual)).tangent]
-        if not mixed:
-            return found
         value = function(**{name: forward_ad.make_dual(leaf, along[name]) for name, leaf in at.items()})
         found["reverse of forward"] = gradient(forward_ad.unpack_dual(value).tangent, retain_graph=True)
         tangents = [forward_ad.unpack_dual(g).tangent for g in gradient(value)]
@@ -637,32 +636,85 @@ def test_weights_of_0_and_nan_in_ignored_rows_leave_no_derivative_out(processes)
     processes(_limits, 2)
 
 
-def _too_high(world):
-    """What is of third order, or a mixture of modes of a head, is an error, not a number."""
+def third_derivatives(f, leaves, along):
+    """Derivatives of a number of third order along three directions: by reverse mode alone, with forward mode, and by torch.func."""
+    at, (u, v, w) = [x.clone().requires_grad_() for x in leaves], along
+
+    def gradient(of, x):
+        return torch.autograd.grad(of, x, create_graph=True, allow_unused=True, materialize_grads=True)
+
+    def dot(gradients, direction):
+        return sum((g * d).sum() for g, d in zip(gradients, direction, strict=True))
+
+    found = [*gradient(dot(gradient(dot(gradient(f(*at), at), u), at), v), at)]
+    with forward_ad.dual_level():
+        dual = [forward_ad.make_dual(x.clone().requires_grad_(), d) for x, d in zip(leaves, w, strict=True)]
+        second = gradient(dot(gradient(f(*dual), dual), u), dual)
+        found += [forward_ad.unpack_dual(g).tangent for g in second]
+    every = tuple(range(len(leaves)))
+    hv = lambda *x: torch.func.grad(lambda *x: dot(torch.func.grad(f, every)(*x), u), every)(*x)  # noqa: E731
+    found += torch.func.grad(lambda *x: dot(hv(*x), v), every)(*leaves)
+    return found
+
+
+def _third(world, options, probable, linear, dtype=torch.float64):
+    z, t, weight, _ = problem(23, rows=6, probable=probable)
+    z[0, 0] = 0
+    x, w, b = head(23, rows=6)
+    mine = evenly(23, world)[dist.get_rank(workers.groups[world])]
+    group = {"group": workers.groups[world], "first_class": mine.first}
+    here = slice(mine.first, mine.end)
+
+    def of(part, **more):
+        target = t[:, part] if probable else t
+        if linear:
+            f = lambda x, w, b, weight: number(st.linear_cross_entropy(x, w, target, linear_bias=b, weight=weight, **options, **more))  # noqa: E731
+            leaves = [x, w[part], b[part], weight]
+        else:
+            f = lambda z, weight: number(st.cross_entropy(z, target, weight, **options, **ROW_OUTPUTS, **more))  # noqa: E731
+            leaves = [z[:, part].contiguous(), weight]
+        return f, leaves
+
+    def number(found):
+        return sum((k + 1.5) * y.sin().sum() for k, y in enumerate((found,) if isinstance(found, torch.Tensor) else found[:3]))
+
+    def cut(k, y):
+        return (y[:, here] if k == 0 else y) if not linear else (y[here] if k in (1, 2) else y)
+
+    f, leaves = of(slice(None))
+    along = [[torch.linspace(-1, 1, x.numel(), dtype=x.dtype).roll(shift).reshape(x.shape) for x in leaves] for shift in (0, 3, 5)]
+    expected = third_derivatives(f, leaves, along)
+    f, leaves = of(here, **group)
+    found = third_derivatives(f, leaves, [[cut(k, x).contiguous() for k, x in enumerate(each)] for each in along])
+    for k, (one, several) in enumerate(zip(expected, found, strict=True)):
+        close(several, cut(k % len(leaves), one), HIGHER)
+
+
+@pytest.mark.parametrize("linear", [False, True], ids=["logits", "head"])
+@pytest.mark.parametrize("probable", [False, True], ids=["labels", "probabilities"])
+def test_third_derivatives_are_those_of_one_process_in_every_mixture_of_modes(processes, probable, linear):
+    for options in ({"label_smoothing": 0.1, "z_loss": 0.2}, {"softcap": 3.0, "temperature": 0.7, "reduction": "none"}):
+        processes(_third, 2, options, probable, linear)
+
+
+def _batches(world):
+    """A batch of upstream gradients of logits is a loop; that of the input of a head, which would be a message for each, is refused."""
     z, t, *_ = problem(16, rows=6)
     z[0, 0] = 0
-    group, x = {"group": workers.groups[world]}, z[:, :8].clone().requires_grad_()
-    w = torch.eye(8, 8, dtype=torch.float64)
-    third = r"derivatives of sharded logits must be of first or second order; got a third"
-    of_head = r"derivatives of a head whose classes are divided must be of first order, or of second order in reverse mode"
-    with forward_ad.dual_level():
-        dual = forward_ad.make_dual(x, torch.ones_like(x))
-        for loss, message in ((st.cross_entropy(dual, t, **group), third), (st.linear_cross_entropy(dual, w, t, **group), of_head)):
-            tangent = forward_ad.unpack_dual(loss).tangent
-            with pytest.raises(RuntimeError, match=message):
-                (dx,) = torch.autograd.grad(tangent, x, create_graph=True)
-                torch.autograd.grad(dx.sum(), x)
-            with pytest.raises(RuntimeError, match=message):
-                (dx,) = torch.autograd.grad(loss, x, create_graph=True)
-                torch.autograd.grad(forward_ad.unpack_dual(dx).tangent.sum(), x)
-    losses = st.cross_entropy(x, t, reduction="none", **group), st.linear_cross_entropy(x, w, t, reduction="none", **group)
-    for loss in losses:
-        with pytest.raises(ValueError, match=r"is_grads_batched"):
-            torch.autograd.grad(loss, x, torch.eye(6, dtype=torch.float64), is_grads_batched=True)
+    mine = evenly(16, world)[dist.get_rank(workers.groups[world])]
+    group, x = {"group": workers.groups[world]}, z[:, mine.first : mine.end].clone().requires_grad_()
+    losses, each = st.cross_entropy(x, t, reduction="none", **group), torch.eye(6, dtype=torch.float64)
+    (found,) = torch.autograd.grad(losses, x, each, is_grads_batched=True, retain_graph=True)
+    close(found, torch.stack([torch.autograd.grad(losses, x, g, retain_graph=True)[0] for g in each]))
+    many = torch.func.vmap(lambda x: st.cross_entropy(x, t, reduction="none", **group))(torch.stack([x, 2 * x]))
+    close(many, torch.stack([st.cross_entropy(k * x, t, reduction="none", **group) for k in (1, 2)]))
+    losses = st.linear_cross_entropy(x, torch.eye(8, 8, dtype=torch.float64), t, reduction="none", **group)
+    with pytest.raises(ValueError, match=r"is_grads_batched"):
+        torch.autograd.grad(losses, x, each, is_grads_batched=True)
 
 
-def test_derivatives_that_are_not_computed_are_refused(processes):
-    processes(_too_high, 2)
+def test_batches_of_upstream_gradients_and_of_logits(processes):
+    processes(_batches, 2)
 
 
 # ---- derivatives of heads, of DTensors, and of one output alone
@@ -694,7 +746,7 @@ def _head_derivatives(world, options, probable, names, divided):
             found = st.linear_cross_entropy(**at, **rest, **options, **more)
             return number(found if isinstance(found, tuple) else (found,))
 
-        return derivatives(loss, leaves, along, forward=divided == "group", mixed=False), list(leaves)
+        return derivatives(loss, leaves, along, forward=divided == "group"), list(leaves)
 
     (expected, leaves), (found, _) = of(lambda _, t: t, {}), of(part, {**group, "budget": 600})
     agree(found, expected, leaves, part if group else lambda _, t: t)
@@ -801,7 +853,12 @@ def _operators(world):
     z, t = z.reshape(3, 2, 6).movedim(1, 2).contiguous(), torch.where(t == -100, IGNORED, t).reshape(3, 2)
     whole = z.clone().requires_grad_()
     numbers = (one, zero, zero, weight)
-    expected = torch.ops.softxent.rows(whole, t, *numbers, 1, 1.0, math.inf, True)
+    nothing, plain = [None] * 5, (1.0, math.inf, 1, "", [], 0)  # upstream gradients and sums; what is static
+
+    def called(z, label, y, r, q, off):
+        return torch.ops.softxent.rows(z, label, off, None, None, y, r, q, *nothing, *plain, True)
+
+    expected = called(whole, t, *numbers)
     expected[0].nan_to_num(0, 0, 0).sum().backward()
     sharding.register()
     numbers = [distribute_tensor(x, mesh, [Replicate()]) for x in numbers]
@@ -814,10 +871,10 @@ def _operators(world):
         input = distribute_tensor(z, mesh, [placement]).requires_grad_()
         label = distribute_tensor(t, mesh, [rows])
         with CommDebugMode() as messages:
-            found = torch.ops.softxent.rows(input, label, *numbers, 1, 1.0, math.inf, True)
+            found = called(input, label, *numbers)
         assert messages.get_total_counts() == gathers
         found[0].nan_to_num(0, 0, 0).sum().backward()
-        for one, several in zip((*expected, whole.grad), (*found, input.grad), strict=True):
+        for one, several in zip((*expected[:5], whole.grad), (*found[:5], input.grad), strict=True):
             assert torch.equal(several.full_tensor(), one)
         assert found[0].placements == (rows,)
 
@@ -914,7 +971,7 @@ from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor.debug import CommDebugMode
 from torch.testing._internal.distributed.fake_pg import FakeStore
 import softxent.torch as st
-import softxent.torch.sharded_operators as operators
+import softxent.torch.processes as operators
 dist.init_process_group("fake", store=FakeStore(), rank=5, world_size=64)
 mesh = init_device_mesh("cpu", (64,))
 local = torch.randn(16, 2048)
@@ -962,8 +1019,8 @@ def _mean_of_means(world):
 
 def _upstream_of_one(world):
     """torchtitan: the upstream gradient is taken as 1."""
-    right = sharded_operators.sharded_gradient
-    return mock.patch.object(sharded_operators, "sharded_gradient", lambda *given: right(*given[:6], torch.ones_like(given[6]), *given[7:]))
+    right = operators.gradient
+    return mock.patch.object(operators, "gradient", lambda call, *given: right(call._replace(g=torch.ones_like(call.g)), *given))
 
 
 def _ignored_rows_count(world):
@@ -979,7 +1036,7 @@ def _ignored_rows_count(world):
 
 def _labels_of_the_shard(world):
     """Labels are taken as columns of the process."""
-    return mock.patch.object(sharded_operators, "local_labels", lambda label, mine: label)
+    return mock.patch.object(divided, "local_labels", lambda label, mine: label)
 
 
 def _no_scatter(world):

@@ -11,9 +11,9 @@ from tolerances import FEW64, FLOAT64, HIGHER
 from torch.autograd import gradcheck, gradgradcheck
 
 from softxent import torch as st
-from softxent.kernels import IGNORED, LARGEST
+from softxent.call import Call, Static
+from softxent.kernels import IGNORED, LARGEST, NO_LABEL
 from softxent.torch import operators
-from softxent.torch.operators import NO_LABEL
 
 F64 = torch.float64
 ROWS, CLASSES = 3, 3
@@ -43,6 +43,14 @@ def given(*arguments):
     return tuple(t for t in arguments if t is not None)
 
 
+def call_of(z, label, y, r, q, off, *upstream):
+    return Call(z, label, 0.0 if off is None else off, 0.0, 0.0, y, r, q, *upstream)
+
+
+def static(temperature=1.0, cap=math.inf, axis=1):
+    return Static(temperature, cap, axis)
+
+
 def definition(z, label, y, r, q, off, temperature, cap):
     """Return loss, lse, log-probability of the label and entropy from torch's operations."""
     z = (z if cap == math.inf else cap * torch.tanh(z / cap)) / temperature
@@ -63,14 +71,14 @@ def test_what_a_row_gives_is_the_definitions(case):
     z, y, r, q, off = tensors(case)
     if (label == NO_LABEL).any():
         y = y.detach() * (label != NO_LABEL)
-    found = operators.rows(z, label, y, r, q, off, 1, *transform, True)
+    found = operators.rows(call_of(z, label, y, r, q, off), static(*transform), True)
     want = definition(z, label, y, r, q, off, *transform)
     wanted = [
         (a, b) if i != 2 else (a[label != NO_LABEL], b[label != NO_LABEL]) for i, (a, b) in enumerate(zip(found[:4], want, strict=True))
     ]
     for a, b in wanted:
         torch.testing.assert_close(a, b, rtol=FEW64, atol=FEW64)
-    short = operators.rows(z, label, y, r, q, off, 1, *transform)
+    short = operators.rows(call_of(z, label, y, r, q, off), static(*transform))
     assert torch.equal(short[0], found[0]) and torch.equal(short[1], found[1]) and not sum(t.numel() for t in short[2:])
     ups = [torch.randn(ROWS, dtype=F64) * (label != NO_LABEL) for _ in range(4)]
     arguments = given(z, *(t for t in (y, r, q, off) if t is not None and t.requires_grad))
@@ -89,7 +97,7 @@ def test_rows_have_derivatives_in_every_mode(case):
     arguments = tensors(case)
 
     def f(z, y, r, q, off=None):
-        return operators.rows(z, label, y, r, q, off, 1, *transform, True)[:4]
+        return operators.rows(call_of(z, label, y, r, q, off), static(*transform), True)[:4]
 
     if case[1] is None:
         arguments = arguments[:-1]
@@ -107,7 +115,7 @@ def test_the_gradient_has_second_derivatives_by_every_argument(case):
     arguments, label = given(z, y, r, q, *upstream(), off), label.where(label != NO_LABEL, 1)
 
     def f(z, y, r, q, g, l, b, n, off=None):  # noqa: E741
-        return operators.gradient(z, label, y, r, q, off, g, l, b, n, 1, *transform)
+        return operators.gradient(call_of(z, label, y, r, q, off, g, l, b, n), static(*transform))
 
     assert gradcheck(f, arguments, check_forward_ad=True, check_batched_grad=True)
     assert gradgradcheck(f, arguments)
@@ -118,7 +126,7 @@ def test_log_softmax_has_derivatives_in_every_mode(transform):
     z, scale = torch.randn(3, 4, dtype=F64).requires_grad_(), torch.tensor([0.5, -2.0, 1.0], dtype=F64).requires_grad_()
 
     def f(z, scale):
-        return operators.log_softmax(z, scale, 1, *transform)
+        return operators.log_softmax(Call(z, y=scale), static(*transform))
 
     assert gradcheck(f, (z, scale), check_forward_ad=True, check_undefined_grad=True, check_batched_grad=True)
     assert gradgradcheck(f, (z, scale), check_fwd_over_rev=True, check_rev_over_rev=True)
@@ -130,13 +138,13 @@ def test_the_curvature_is_the_same_by_the_kernel_and_composed(case):
     z, y, r, q, off = (t if t is None else t.detach() for t in tensors(case))
     z[0, 1] = -math.inf
     v, ups = torch.randn(ROWS, CLASSES, dtype=F64), [t.detach() for t in upstream()]
-    arguments = (z, v, label, y, r, q, off, *ups, 1, *transform)
-    for a, b in zip(operators.compute.curvature(*arguments), operators._composed_curvature(*arguments), strict=True):
+    arguments = (call_of(z, label, y, r, q, off, *ups)._replace(v=v), static(*transform))
+    for a, b in zip(operators.compute.curvature(*arguments), operators.composed_curvature(*arguments), strict=True):
         torch.testing.assert_close(a, b.to(a.dtype), rtol=FEW64, atol=FEW64)
     z[2] = math.nan
     for t in (y, r, q, *ups):
         t[2] = 0
-    for found in (operators.compute.curvature(*arguments), operators._composed_curvature(*arguments)):
+    for found in (operators.compute.curvature(*arguments), operators.composed_curvature(*arguments)):
         assert (found[0][2] == 0).all() and found[0][0].isfinite().all()
 
 
@@ -148,13 +156,13 @@ def test_vmap_over_any_argument_is_a_loop(case):
     arguments = [z, label, y, r, q, off, *ups]
 
     def gradient(*arguments):
-        return operators.gradient(*arguments, 1, *transform)
+        return operators.gradient(call_of(*arguments), static(*transform))
 
     def rows(*arguments):
-        return operators.rows(*arguments[:6], 1, *transform, True)
+        return operators.rows(call_of(*arguments[:6]), static(*transform), True)
 
     def short(*arguments):
-        return operators.rows(*arguments[:6], 1, *transform)[:2]
+        return operators.rows(call_of(*arguments[:6]), static(*transform))[:2]
 
     for moving in range(len(arguments)):
         if arguments[moving] is None:
@@ -178,7 +186,7 @@ def test_vmap_over_a_number_that_is_the_same_for_all_rows_is_a_loop(shape):
 
         def f(x, moving=moving):
             y, r, q, *ups = [x if i == moving else number for i, number in enumerate(numbers)]
-            return operators.gradient(z, label, y, r, q, off, *ups, axis)
+            return operators.gradient(call_of(z, label, y, r, q, off, *ups), static(axis=axis))
 
         many = torch.tensor([0.5, -2.0], dtype=F64)
         torch.testing.assert_close(torch.func.vmap(f)(many), torch.stack([f(x) for x in many]), rtol=FEW64, atol=FEW64)
@@ -238,13 +246,13 @@ def test_float32_has_the_derivatives_of_float64(case):
         z, off, v, u = (t.to(dtype) for t in (z, off, v, u))
 
         def rows(z, y, off):
-            return operators.rows(z, label, y, r, q, off, 1, *transform, True)[:4]
+            return operators.rows(call_of(z, label, y, r, q, off), static(*transform), True)[:4]
 
         def total(z, y, off):
             return sum(a * t.sum() for a, t in zip((0.5, 2.0, -1.5, 3.0), rows(z, y, off), strict=True))
 
         def scaled(z, y):
-            return operators.log_softmax(z, y, 1, *transform)
+            return operators.log_softmax(Call(z, y=y), static(*transform))
 
         by_each = grad(total, (0, 1, 2))(z, y, off)
         again = grad(lambda *given: sum(g.square().sum() for g in grad(total, (0, 2))(*given)), (0, 1, 2))(z, y, off)
@@ -266,7 +274,7 @@ def test_tangents_are_those_of_the_definition(case):
     label, _, *transform = case
     z, *numbers = (None if t is None else t.detach() for t in tensors(case))
     v = torch.randn_like(z)
-    found = torch.func.jvp(lambda z: operators.rows(z, label, *numbers, 1, *transform, True)[:4], (z,), (v,))[1]
+    found = torch.func.jvp(lambda z: operators.rows(call_of(z, label, *numbers), static(*transform), True)[:4], (z,), (v,))[1]
     want = torch.func.jvp(lambda z: definition(z, label, *numbers, *transform), (z,), (v,))[1]
     for k in (0, 1, 3) if (label == NO_LABEL).any() else range(4):
         torch.testing.assert_close(found[k][label != NO_LABEL], want[k][label != NO_LABEL], rtol=HIGHER, atol=FLOAT64)

@@ -9,11 +9,12 @@ import math
 
 import pytest
 import torch
-from test_torch_operators import definition
+from test_torch_operators import call_of, definition, static
 from tolerances import FLOAT64, HIGHER
 from torch.func import grad, jvp
 
 from softxent import torch as st
+from softxent.call import Call
 from softxent.kernels import IGNORED, LARGEST
 from softxent.torch import operators
 
@@ -81,7 +82,7 @@ def test_outputs_of_rows(truth, zeros):
 
         return f
 
-    mine = total(lambda *given: operators.rows(*given, 1, *transform, True)[:4])
+    mine = total(lambda *given: operators.rows(call_of(*given), static(*transform), True)[:4])
     same_derivatives(mine, total(lambda *given: definition(*given, *transform)), (torch.randn(ROWS, CLASSES, dtype=F64), *numbers, *offs))
 
 
@@ -98,7 +99,7 @@ def test_log_softmax(transform, zeros):
         temperature, cap = transform
         return scale[:, None] * ((z if cap == math.inf else cap * torch.tanh(z / cap)) / temperature).log_softmax(1)
 
-    mine = lambda z, scale, weight: (weight * operators.log_softmax(z, scale, 1, *transform)).sum()  # noqa: E731
+    mine = lambda z, scale, weight: (weight * operators.log_softmax(Call(z, y=scale), static(*transform))).sum()  # noqa: E731
     same_derivatives(mine, lambda z, scale, weight: (weight * composed(z, scale)).sum(), (z, scale, weight))
 
 

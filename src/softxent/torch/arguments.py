@@ -15,30 +15,20 @@ import torch
 from torch import Tensor
 
 from .. import contract, kernels, truth
+from ..call import Call
 from ..contract import fail
 from ..kernels import IGNORED, LARGEST
 from ..truth import Options as Options
 from ..truth import options as options
-from . import compute, cpu, operators
-from .compute import plain as plain
-from .compute import readable
-from .operators import differentiated
-from .sharded_operators import Shards, most_probable, my_columns
+from . import compute, cpu, operators, private
+from .modes import differentiated, readable
+from .modes import plain as plain
+from .processes import Shards, most_probable, my_columns
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 MOST_PROBABLE = cpu.record(torch.full((), LARGEST, device="cpu"))
-
-
-class Truth(NamedTuple):
-    """What the operators take beside the logits."""
-
-    label: Tensor  # [*lead]
-    y: Tensor  # float64, [*lead] or 0-dim
-    r: Tensor
-    q: Tensor
-    off: Tensor | None  # with the shape of the logits, or [C]
 
 
 # ---- options become numbers ----
@@ -47,22 +37,26 @@ class Truth(NamedTuple):
 def truth_of(
     fn: str, z: Tensor, target: Tensor, weight: Tensor | None, sample: Tensor | None, axis: int, options: Options,
     shards: Shards | None = None,
-) -> tuple[Truth, Tensor | None, int | None]:  # fmt: skip
-    """Return the truth of the rows of logits z, for a mean the sum of their weights, and how many are ignored, if that is known.
+) -> tuple[Call, Tensor | None, int | None]:  # fmt: skip
+    """Return the call of logits z, for a mean the sum of the rows' weights, and how many rows are ignored, if that is known.
 
-    Only shape and dtype of z are read. With `shards`, z has the classes of this process, as probabilities have; labels and class weights
-    are those of all classes.
+    Only shape and dtype of z are read. The numbers y, r and q of the call are tensors, float64, [*lead] or 0-dim. With `shards`, z has the
+    classes of this process, as probabilities have; labels and class weights are those of all classes.
     """
     shape, wide = z.shape, compute.compute_dtype(z)
     ignored: int | None
     here, known = shape[axis], target.is_cpu and readable(target)
-    if not torch.compiler.is_compiling() and torch._C._is_tracing():
+    if not torch.compiler.is_compiling() and private.jit_tracing():
         here = int(here)  # it is a tensor there, and a number divided by it would be float32
     classes = here if shards is None else shards.classes
     if known and weight is sample is None and not target.is_floating_point() and not compute.forced():
         label, ignored = operators.labelled(fn, target, classes, options.ignore_index)
-        of_rows = _same_for_all_rows(options.label_smoothing, options.z_loss, classes, here, wide)
-        return Truth(label, *of_rows), _constant(label.numel() - ignored) if options.reduction == "mean" else None, ignored
+        y, r, q, everywhere = _same_for_all_rows(options.label_smoothing, options.z_loss, classes, here, wide)
+        return (
+            Call(z, label, everywhere, y=y, r=r, q=q),
+            _constant(label.numel() - ignored) if options.reduction == "mean" else None,
+            ignored,
+        )
     lead = shape[:axis] + shape[axis + 1 :]
     each = None if sample is None else sample.double().expand(lead)
     w = None if weight is None else weight.double()
@@ -86,11 +80,12 @@ def truth_of(
         off = found.off if found.off is None else _number(found.off, device)
         off = my_columns(off, shards) if off is not None and off.ndim and shards is not None else off
         off = off if off is None else off.to(wide).expand(here)
+    call = Call(z, label, 0.0 if off is None else off, **{k: _number(getattr(found, k), device) for k in ("y", "r", "q")})
     total = None
     if options.reduction == "mean":
         live = label != IGNORED
         total = compute.summed(live if isinstance(found.weight, float) else torch.where(live, found.weight, 0.0))
-    return Truth(label, _number(found.y, device), _number(found.r, device), _number(found.q, device), off), total, ignored
+    return call, total, ignored
 
 
 @lru_cache(maxsize=1024)
@@ -98,7 +93,7 @@ def _same_for_all_rows(e: float, z_loss: float, classes: int, here: int, wide: t
     """Return y, r, q and off of class indices on a CPU that have no weights."""
     y, r, q, off, _ = truth.row_numbers((), None, None, e, z_loss, classes)
     with torch.inference_mode(False):  # so that it can be saved for a backward pass
-        return _constant(y), _constant(r), _constant(q), None if off is None else _constant(off).to(wide).expand(here)
+        return _constant(y), _constant(r), _constant(q), 0.0 if off is None else _constant(off).to(wide).expand(here)
 
 
 class Settled(NamedTuple):
@@ -215,7 +210,7 @@ def _constant(x: float) -> Tensor:
 
 
 def _number(x: Tensor | float, device: torch.device) -> Tensor:
-    return x if isinstance(x, Tensor) else torch.full((), x, dtype=torch.float64, device=device)
+    return x if isinstance(x, Tensor) else operators.number(x, device)
 
 
 def _soft(u: Tensor, w: Tensor | None, e: float, axis: int, wide: torch.dtype, classes: int) -> Tensor:

@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..contract import fail
-from .compute import saved, traced, without_autocast
-from .operators import quickly
+from . import private
+from .compute import saved, without_autocast
+from .modes import traced
 
 Tensors = tuple[Tensor, ...]
 
@@ -36,14 +36,12 @@ class RowFunction:
         per_row: for each output, whether its first axis is that of the rows; otherwise it is a sum over the rows.
         step: the number of rows of a chunk.
         differentiable: the indices of the outputs that can be differentiated; None means all.
-        orders: None, or the order of the derivatives that autograd can compute, if torch.func does not take `of_a_chunk`.
     """
 
     def __init__(
         self, of_a_chunk: Callable[..., Tensors], by_row: Sequence[bool], per_row: Sequence[bool], step: int,
-        differentiable: Sequence[int] | None = None, orders: int | None = None,
+        differentiable: Sequence[int] | None = None,
     ):  # fmt: skip
-        self.orders, self.vjp = orders, torch.func.vjp if orders is None else recorded_vjp
         self.of_a_chunk, self.by_row, self.per_row, self.step = of_a_chunk, tuple(by_row), tuple(per_row), max(1, step)
         self.differentiable = tuple(range(len(per_row)) if differentiable is None else differentiable)
 
@@ -72,12 +70,12 @@ class RowFunction:
 
         def pulled_back(*arguments: Any) -> Tensors:
             arguments, upstream = arguments[: len(self.by_row)], arguments[len(self.by_row) :]
-            found, pull_back, *_ = self.vjp(self._of_some(arguments, needed, given), *(arguments[k] for k in needed))
+            found, pull_back, *_ = torch.func.vjp(self._of_some(arguments, needed, given), *(arguments[k] for k in needed))
             gradients: Tensors = pull_back(tuple(g.to(output.dtype) for g, output in zip(upstream, found, strict=True)))
             return gradients
 
         by_row = (*self.by_row, *(self.per_row[k] for k in given))
-        return RowFunction(pulled_back, by_row, [self.by_row[k] for k in needed], self.step // 2, orders=self.left_after(1))
+        return RowFunction(pulled_back, by_row, [self.by_row[k] for k in needed], self.step // 2)
 
     def tangent(self, moving: Sequence[int]) -> RowFunction:
         """Return the function of the arguments, and of tangents of those that are `moving`, that computes the tangents of the outputs
@@ -90,35 +88,20 @@ class RowFunction:
         def pushed_forward(*arguments: Any) -> Tensors:
             arguments, tangents = arguments[: len(self.by_row)], arguments[len(self.by_row) :]
             of_some, at = self._of_some(arguments, moving, self.differentiable), tuple(arguments[k] for k in moving)
-            found, pull_back, *_ = self.vjp(of_some, *at)
-            push_forward = self.vjp(lambda *upstream: pull_back(upstream), *map(torch.ones_like, found))[1]
+            found, pull_back, *_ = torch.func.vjp(of_some, *at)
+            push_forward = torch.func.vjp(lambda *upstream: pull_back(upstream), *map(torch.ones_like, found))[1]
             tangents_found: Tensors = push_forward(tangents)
             return tangents_found
 
         by_row = (*self.by_row, *(self.by_row[k] for k in moving))
-        return RowFunction(
-            pushed_forward, by_row, [self.per_row[k] for k in self.differentiable], self.step // 2, orders=self.left_after(2)
-        )
+        return RowFunction(pushed_forward, by_row, [self.per_row[k] for k in self.differentiable], self.step // 2)
 
     def batched(self, size: int, batched: Sequence[bool]) -> RowFunction:
         """Return the function of a batch of some arguments. The axis of the batch follows that of the rows, and is the first one of what
         has none."""
         in_dims = tuple(int(by_row) if yes else None for by_row, yes in zip(self.by_row, batched, strict=True))
-        if self.orders is not None:
-            fail(
-                "linear_cross_entropy", "a head whose classes are divided", "be given one at a time", "a batch of vmap or is_grads_batched"
-            )
         of_a_chunk = torch.func.vmap(self.of_a_chunk, in_dims, tuple(map(int, self.per_row)))
         return RowFunction(of_a_chunk, self.by_row, self.per_row, self.step // max(1, size), self.differentiable)
-
-    def left_after(self, orders: int) -> int | None:
-        """Return the order of the derivatives that can be computed of those of this order."""
-        if self.orders is None:
-            return None
-        if orders > self.orders:
-            expected = "be of first order, or of second order in reverse mode"
-            fail("linear_cross_entropy", "derivatives of a head whose classes are divided", expected, "another", RuntimeError)
-        return self.orders - orders
 
     def _of_some(self, arguments: Sequence[Any], varied: Sequence[int], wanted: Sequence[int]) -> Callable[..., Tensors]:
         """Return the function of the arguments `varied` alone that computes the outputs `wanted`."""
@@ -131,22 +114,6 @@ class RowFunction:
             return tuple(found[k] for k in wanted)
 
         return of_some
-
-
-def recorded_vjp(function: Callable[..., Tensors], *at: Tensor) -> tuple[Tensors, Callable[[Tensors], Tensors]]:
-    """Return what torch.func.vjp returns, by autograd's own record of the function."""
-    with torch.enable_grad():
-        at = tuple(t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in at)
-        found = function(*at)
-
-    def pull_back(upstream: Tensors) -> Tensors:
-        pairs = [(output, g) for output, g in zip(found, upstream, strict=True) if output.requires_grad]
-        if not pairs:
-            return tuple(map(torch.zeros_like, at))
-        outputs, given = zip(*pairs, strict=True)
-        return torch.autograd.grad(outputs, at, given, retain_graph=True, create_graph=torch.is_grad_enabled(), materialize_grads=True)
-
-    return found, pull_back
 
 
 class ByChunks(torch.autograd.Function):
@@ -190,8 +157,7 @@ class ByChunks(torch.autograd.Function):
 def by_chunks(function: RowFunction, *arguments: Any) -> Tensors:
     """Return the outputs for all rows, which can be differentiated."""
     with_transforms: Any = ByChunks.apply  # untyped
-    transformed = torch._C._are_functorch_transforms_active()
-    found: Tensors = with_transforms(function, *arguments) if transformed else quickly(ByChunks, function, *arguments)
+    found: Tensors = with_transforms(function, *arguments) if private.transforming() else private.applied(ByChunks, function, *arguments)
     return found
 
 
@@ -206,17 +172,16 @@ def computed(function: RowFunction, *arguments: Any) -> Tensors:
 def applied(function: RowFunction, *arguments: Any) -> Tensors:
     """Call `by_chunks`. Some arguments may be batches of upstream gradients of is_grads_batched, which cannot be passed to a function of
     autograd: the batch becomes an ordinary axis."""
-    is_batch = [t is not None and torch._C._functorch.is_legacy_batchedtensor(t) for t in arguments]
+    is_batch = [t is not None and private.is_batch(t) for t in arguments]
     if not any(is_batch):
         return by_chunks(function, *arguments)
-    level = torch._C._vmapmode_increment_nesting() - 1
-    torch._C._vmapmode_decrement_nesting()
+    level = private.level_of_batches()
     there = zip(arguments, is_batch, function.by_row, strict=True)
-    plain = [torch._remove_batch_dim(t, level, 1, int(by_row)) if batch else t for t, batch, by_row in there]
+    plain = [private.without_batch(t, level, int(by_row)) if batch else t for t, batch, by_row in there]
     size = next(t.shape[int(by_row)] for t, batch, by_row in zip(plain, is_batch, function.by_row, strict=True) if batch)
     found = applied(function.batched(size, is_batch), *plain)
     outputs = zip(found, function.per_row, strict=True)  # with the axis of the batch first in memory too, which forward mode requires
-    return tuple(torch._add_batch_dim(t.movedim(int(per_row), 0).contiguous(), 0, level) for t, per_row in outputs)
+    return tuple(private.with_batch(t.movedim(int(per_row), 0).contiguous(), level) for t, per_row in outputs)
 
 
 def summed_in(dtype: torch.dtype) -> torch.dtype:

@@ -15,15 +15,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._functorch.utils import unwrap_dead_wrappers
-from torch.autograd import forward_ad
-from torch.nn import Parameter
 
-from .. import contract, kernels
+from .. import contract, formula, kernels, partials
+from ..call import Call, Static
 from ..kernels import reference
+from ..shared import IGNORED, NO_LABEL, SHORT_ROW
 from ..shared import OPS as CODES
 from . import arrays as arrays  # registers the functions with which formula.py computes on tensors
-from . import cpu
+from . import cpu, private, processes
+from .modes import PLAIN, plain, readable, traced
 
 try:
     from ..kernels import triton as triton
@@ -33,10 +33,12 @@ except ImportError as error:
 else:
     missing = ""
 
+OUTPUTS = formula.Outputs._fields
+NO_COLUMNS = [float(x[0]) for x in partials.identity(1)[:-1]]
 OPS = {name.lower(): code for name, code in CODES.items()}
 NAMES: dict[str, Any] = {"formula": reference, **({"triton": triton} if triton else {})}
 SCRATCH, SCRATCH_ON_A_GPU = 1 << 21, 1 << 27  # bytes of logits in a chunk, where the strides or types are none that a kernel takes
-PLAIN, STRIDED = (Tensor, Parameter), torch.strided
+STRIDED = torch.strided
 FLOAT32 = torch.finfo(torch.float32).max
 _forced: str | None = None  # not a ContextVar, because the threads of autograd must see it
 _warned = False
@@ -85,7 +87,7 @@ def backend(t: Tensor) -> Any:
     return reference
 
 
-def call(function: str, *arguments: Any) -> None:
+def backend_call(function: str, *arguments: Any) -> None:
     """Call a function of the backend; the first argument is a tensor. The number of threads is added."""
     z = arguments[0]
     if z.is_cpu and _forced is None:
@@ -99,36 +101,44 @@ def native(z: Tensor) -> bool:
 
 
 def run(
-    op: str, z: Tensor, axis: int, label: Tensor | None, given: Sequence[Any], off: Tensor | None, transform: tuple[float, float], *,
-    out: Tensor | None = None, result: Sequence[Tensor | None] = (), parts: Tensor | None = None, v: Tensor | None = None,
+    op: str, call: Call, static: Static, *, out: Tensor | None = None, result: Sequence[Tensor | None] = (), parts: Tensor | None = None,
+    tangents: Tensor | None = None,
 ) -> Any:  # fmt: skip
-    """Call a function of the backend for all rows. `result` are tensors [*lead] for what the rows give, or None for those not wanted.
+    """Call a function of the backend for all rows, with the columns of this process. Returns the sum of the losses.
 
-    The numbers `given` are tensors, [*lead] or 0-dim, floats, or None for 0. Returns the sum of the losses.
+    `result` are tensors [*lead] for what the rows give, or None for those not wanted; `parts` is [7, R], and `tangents` [5, R].
     """
-    wide = compute_dtype(z)
+    z, axis, wide, transform = call.z, static.axis, compute_dtype(call.z), (static.temperature, static.cap)
+    label = None if op == "log_softmax" else labels_of(call, static)
+    off, v = (x if given(x) else None for x in (call.off, call.v))
     if off is not None and off.shape != z.shape:
         off = off.to(wide).contiguous()
+    of_rows = numbers_of(op, call)
     if native(z) and (off is None or off.dtype in (z.dtype, wide)) and (v is None or v.dtype == wide):
-        z_, label_, off_, parts_, v_ = [None if t is None else cpu.record(t) for t in (z, label, off, parts, v)]
+        z_, label_, off_, parts_, v_, tangents_ = [None if t is None else cpu.record(t) for t in (z, label, off, parts, v, tangents)]
         out_ = z_ if out is z else None if out is None else cpu.record(out)
-        rows, numbers_ = tuple([None if t is None else cpu.record(t) for t in result]), tuple(map(cpu.given, given))
-        return kernels.cpu.call(OPS[op], z_, axis, label_, numbers_, off_, transform, out_, rows, parts_, cpu.threads(), v_)[0]
+        rows, numbers_ = tuple([None if t is None else cpu.record(t) for t in result]), tuple(map(cpu.given, of_rows))
+        how = (numbers_, off_, transform, out_, rows, parts_, cpu.threads(), v_)
+        return kernels.cpu.call(OPS[op], z_, axis, label_, *how, tangents=tangents_)[0]
     _, n = shape_of_rows(z, axis)
-    by, label = numbers(n, *given), label if label is None else label.reshape(n)
-    found = new((4 if op == "curvature" else max(2, len(result)), n), z)
+    by, label = numbers(n, z, *of_rows), label if label is None else label.reshape(n)
+    found = new((4 if op in ("curvature", "hessian") else max(2, len(result)), n), z)
     for i, zi, offi, *others in row_chunks(axis, z, off, v, out=out):
-        some, part = found[:, i], parts if parts is None else parts[:, i]
+        some, part, along = (t if t is None else t[:, i] for t in (found, parts, tangents))
         if label is None:
-            call(op, zi, cut(by, i)[0], transform, *others)
+            backend_call(op, zi, cut(by, i)[0], transform, *others)
             continue
-        of_rows = (label[i], cut(by, i), offi, transform)
-        if op == "curvature":
-            call(op, zi, others[0], *of_rows, False, others[1], some)
+        rows_of, truth = label[i], (cut(by, i), offi, transform)
+        if op == "tangent_sums":
+            backend_call(op, zi, *others, rows_of, offi, transform, part, along)
+        elif op == "curvature":
+            backend_call(op, zi, others[0], rows_of, *truth, False, others[1], some)
+        elif op == "hessian":
+            backend_call(op, zi, others[0], rows_of, *truth, False, part, along, others[1], some)
         elif op == "backward":
-            call(op, zi, *of_rows, part, *others)
+            backend_call(op, zi, rows_of, *truth, part, *others)
         else:
-            call(op, zi, *of_rows, *others, some, part)
+            backend_call(op, zi, rows_of, *truth, *others, some, part)
     for t, row in zip(result, found, strict=False):
         if t is not None:
             t.copy_(row.view(t.shape))
@@ -138,46 +148,158 @@ def run(
 # ---- what the operators compute ----
 
 
-def rows(
-    z: Tensor, label: Tensor, y: Tensor, r: Tensor, q: Tensor, off: Tensor | None, axis: int, temperature: float, cap: float, more: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return loss, lse and, if `more`, the log-probability of the label, the entropy, and whether the label is a most probable class."""
-    lead, _ = shape_of_rows(z, axis)
-    found = [new(lead, z) for _ in range(5 if more else 2)]
-    run("forward", z, axis, label, (y, r, q, None), off, (temperature, cap), result=found)
-    loss, lse, logprob, entropy, correct = found if more else (*found, *(new((0,), z) for _ in range(3)))
-    return loss, lse, logprob, entropy, correct != 0
+def computed(call: Call, static: Static, result: Sequence[Tensor | None], out: Tensor | None = None) -> Any:
+    """Compute what the rows give and, if `out` is given, their gradient, from whole rows or from those of all processes.
+
+    result: tensors [*lead] for formula.Outputs, the first two or all; None for one that is not wanted.
+    out: for the gradient, of the shape of the logits; may be the logits themselves.
+
+    Returns the sum of the losses.
+    """
+    if not static.shards:
+        return run("forward" if out is None else "fused", call, static, out=out, result=result)
+    found, parts, _ = merged(call, static, len(result) > 2)
+    for t, row in zip(result, found, strict=False):
+        if t is not None:
+            t.copy_(row)
+    if out is not None and out.numel():
+        run("backward", of_this_process(call, static), static, out=out, parts=flat(parts))
+    return summed(found[0])
 
 
-def gradient(
-    z: Tensor, label: Tensor, y: Tensor, r: Tensor, q: Tensor, off: Tensor | None,
-    g: Tensor | None, l: Tensor | None, b: Tensor | None, n: Tensor | None,  # noqa: E741
-    axis: int, temperature: float, cap: float,
-) -> Tensor:  # fmt: skip
-    """Return the gradient of the logits, for the upstream gradients of loss, lse, log-probability and entropy. None stands for 0."""
-    dz = cpu.like(z)
-    run("fused", z, axis, label, (y, r, q, g, l, b, n), off, (temperature, cap), out=dz)
+def rows(call: Call, static: Static, more: bool, parts: Tensor | None = None) -> tuple[Tensor, ...]:
+    """Return formula.Outputs of the rows, of which the last three are empty unless `more` is set, and, of divided rows, their sums."""
+    if static.shards:
+        found, parts, _ = merged(call, static, more, parts)
+        each = [row.clone() for row in found]
+    else:
+        each, parts = [new(shape_of_rows(call.z, static.axis)[0], call.z) for _ in range(len(OUTPUTS) if more else 2)], new((0,), call.z)
+        run("forward", call, static, result=each)
+    loss, lse, logprob, entropy, correct = each if more else (*each, *(new((0,), call.z) for _ in OUTPUTS[2:]))
+    return loss, lse, logprob, entropy, correct != 0, parts
+
+
+def gradient(call: Call, static: Static, parts: Tensor | None = None) -> Tensor:
+    """Return the gradient of the logits, for the upstream gradients of loss, lse, log-probability and entropy."""
+    dz = cpu.like(call.z)
+    if not static.shards:
+        run("fused", call, static, out=dz)
+        return dz
+    if parts is None:
+        parts = merged(call, static, given(call.n))[1]
+    if dz.numel():
+        run("backward", of_this_process(call, static), static, out=dz, parts=flat(parts))
     return dz
 
 
-def curvature(z: Tensor, v: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return the derivative of `gradient` along v, and of each row mean, v_t - mean, sum_k off_k (v_k - mean) and that of the entropy.
+def curvature(call: Call, static: Static) -> tuple[Tensor, ...]:
+    """Return the derivative of `gradient` along v, and of each row mean, v_t - mean, sum_k off_k (v_k - mean) and that of the entropy."""
+    if not static.shards:
+        hv, found = cpu.like(call.z), [new(shape_of_rows(call.z, static.axis)[0], call.z) for _ in range(4)]
+        run("curvature", call, static, out=hv, result=found)
+        return hv, *found
+    _, parts, tangents = merged(call, static, False)
+    label, along = labels_of(call, static), partials.along(as_partials(parts, static), partials.Tangents(*tangents))
+    products: Any = (along.lse, along.logprob, along.off, along.entropy)
+    hv = torch.zeros_like(call.z)
+    if any(map(given, call[-4:])) and call.z.numel():
+        run("hessian", of_this_process(call, static), static, out=hv, parts=flat(parts), tangents=flat(tangents))
+    return hv, *(row.masked_fill(label == IGNORED, 0) for row in products)
 
-    The other arguments are those of `gradient`, label to cap.
-    """
-    label, y, r, q, off, g, l, b, n, axis, *transform = others  # noqa: E741
-    hv, found = cpu.like(z), [new(shape_of_rows(z, axis)[0], z) for _ in range(4)]
-    n = torch.zeros_like(q) if n is None else n  # the kernel computes the derivative of the entropy only if it is given this number
-    run("curvature", z, axis, label, (y, r, q, g, l, b, n), off, tuple(transform), out=hv, result=found, v=v)
-    mean, at_label, by_off, dentropy = found
-    return hv, mean, at_label, by_off, dentropy
 
-
-def log_softmax(z: Tensor, scale: Tensor, axis: int, temperature: float, cap: float) -> Tensor:
-    """Return scale log softmax(z), for a scale of each row."""
-    out = cpu.like(z)
-    run("log_softmax", z, axis, None, (scale,), None, (temperature, cap), out=out)
+def log_softmax(call: Call, static: Static, parts: Tensor | None = None) -> Tensor:
+    """Return y log softmax(z), for a number y of each row."""
+    z, out = call.z, cpu.like(call.z)
+    if not static.shards:
+        run("log_softmax", call, static, out=out)
+        return out
+    if parts is None:  # the most probable class is kept apart in the sums, so that values near 0 keep their digits
+        label = processes.most_probable(z, static.shards, static.axis)
+        parts = merged(Call(z, label), static, False)[1]
+    if not z.numel():
+        return out
+    sums, scale = flat(parts), numbers(parts[0].numel(), z, call.y)
+    for i, zi, _, to in row_chunks(static.axis, z, None, out=out, matrices=True):
+        step = max(1, SCRATCH // (8 * zi.shape[1]))  # rows, so that the float64 logits are few
+        for k in range(0, len(zi), step):
+            scores: Any = formula.transformed(zi[k : k + step].double(), static.temperature, static.cap)[0]
+            some: Any = as_partials(sums[:, i][:, k : k + step], static)
+            by: Any = cut(cut(scale, i), slice(k, k + step))[0, :, None]
+            to[k : k + step] = -partials.times(by, formula.surprisal(scores, some))
     return out
+
+
+# ---- the classes of several processes ----
+
+
+def merged(call: Call, static: Static, more: bool, parts: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Sum over the classes of this process, gather the sums of all processes, and merge them.
+
+    Returns what the rows give, [2, *lead] or [5, *lead], their sums [7, *lead] and the derivatives of these along v, [5, *lead] or [0,
+    *lead]. If the sums are given, nothing is gathered.
+    """
+    label, fields = labels_of(call, static), 12 if given(call.v) else 7
+    of_rows, t = numbers(label.numel(), call.z, *call[5:9]), label.reshape(-1)
+    if parts is None:
+        _, most, pairs = processes.merges(static.shards.columns)
+        own = _sums_of_nodes(call, static, more or given(call.n), fields)
+        nothing = of_rows.new_tensor([*NO_COLUMNS, *[0.0] * 5][:fields])[:, None].expand(fields, len(t))
+        every = processes.all_gather(torch.stack([*own, *[nothing] * (most - len(own))]), static.shards.group).flatten(0, 1)
+    else:
+        every, pairs = flat(parts).clone()[None], torch.empty((0, 2), dtype=torch.int64, device="cpu")
+    result, found, tangents = new((len(OUTPUTS) if more else 2, len(t)), call.z), new((7, len(t)), call.z), every[:, 7:]
+    along = tangents if fields > 7 else None
+    backend_call("merge", every[:, :7], pairs, t, of_rows, static.temperature, result, found, along)
+    of_result, of_parts, of_tangents = (a.reshape(len(a), *label.shape) for a in (result, found, tangents[0]))
+    return of_result, of_parts, of_tangents
+
+
+def _sums_of_nodes(call: Call, static: Static, more: bool, fields: int) -> list[Tensor]:
+    """Return the sums over each node of this process (softxent/shards.py), [fields, R]."""
+    z, axis, shards, label, found = call.z, static.axis, static.shards, labels_of(call, static), []
+    for node in processes.merges(shards.columns)[0][shards.rank]:
+        begin, length = node.first - shards.mine.first, node.end - node.first
+        sums = new((fields, label.numel()), z)
+        of_node = Call(
+            z.narrow(axis, begin, length), processes.local_labels(label, node),
+            call.off.narrow(axis if call.off.shape == z.shape else 0, begin, length) if given(call.off) else 0.0,
+            call.v.narrow(axis, begin, length) if fields > 7 else 0.0,
+        )  # fmt: skip
+        if fields > 7:
+            run("tangent_sums", of_node, static, parts=sums[:7], tangents=sums[7:])
+        else:
+            if length <= SHORT_ROW < shards.classes:  # so that the kernel sums in the order in which it sums the end of a long row
+                of_node = _lengthened(of_node, axis, SHORT_ROW + 1 - length)
+            wanted = [None] * 3 + [new(label.shape, z), None]  # of the entropy, with which u is computed
+            run("forward", of_node, static, result=wanted if more else (), parts=sums)
+        found.append(sums)
+    return found
+
+
+def _lengthened(call: Call, axis: int, columns: int) -> Call:
+    """Return the call with so many columns more, of probability 0."""
+    z, off = call.z, call.off
+    z = torch.cat([z, z.new_full((), -math.inf).expand(*z.shape[:axis], columns, *z.shape[axis + 1 :])], axis)
+    if given(off):
+        at = axis if off.ndim == z.ndim else 0
+        off = torch.cat([off, off.new_zeros(()).expand(*off.shape[:at], columns, *off.shape[at + 1 :])], at)
+    return call._replace(z=z, off=off)
+
+
+def of_this_process(call: Call, static: Static) -> Call:
+    """Return the call with labels as columns of this process."""
+    return call._replace(label=processes.local_labels(labels_of(call, static), static.shards.mine))
+
+
+def as_partials(parts: Tensor, static: Static) -> Any:
+    """Return sums [7, ...] as formula.py takes them."""
+    sums: Any = parts
+    return partials.Partials(*sums)._replace(temperature=static.temperature)
+
+
+def flat(parts: Tensor) -> Tensor:
+    """Return sums [K, *lead] as [K, R], in adjacent memory."""
+    return parts.reshape(len(parts), -1).contiguous()
 
 
 def scaled(dz: Tensor, g: Tensor) -> Tensor:
@@ -211,24 +333,9 @@ def without_autocast(device: str) -> Any:
 # ---- kinds of tensors ----
 
 
-def readable(*tensors: Tensor) -> bool:
-    """Whether these are ordinary tensors with values: no transform of torch.func, no compiler, no tracer and no subclass is involved."""
-    for t in tensors:
-        if type(t) not in PLAIN or t.is_meta:
-            return False
-    if torch.compiler.is_compiling():  # first, for the compiler cannot trace the others
-        return False
-    return not torch._C._are_functorch_transforms_active() and not traced()
-
-
-def traced() -> bool:
-    """Whether a tracer records operators: torch.jit.trace, or a mode such as that of make_fx."""
-    return torch._C._is_tracing() or torch._C._len_torch_dispatch_stack() > 0
-
-
 def direct(*tensors: Tensor) -> bool:
     """Whether these are plain, and dense tensors of a CPU with memory, whose backend is the compiled kernel."""
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or traced() or forward_ad._current_level >= 0:
+    if torch.compiler.is_compiling() or private.transforming() or traced() or private.forward_mode():
         return False
     for t in tensors:
         if type(t) not in PLAIN or not t.is_cpu or t.layout is not STRIDED or not t.data_ptr():
@@ -236,17 +343,12 @@ def direct(*tensors: Tensor) -> bool:
     return _forced is None and kernels.active() is kernels.cpu
 
 
-def plain(*tensors: Tensor) -> bool:
-    """Whether these are ordinary tensors with values, and no forward-mode tangent is involved either."""
-    return forward_ad._current_level < 0 and readable(*tensors)
-
-
 def saved(ctx: Any) -> tuple[Any, ...]:
     """Return the tensors that were saved for a backward pass, after a check that nobody has freed or shortened their memory since then.
 
     A function that torch.func.vjp returns is called after its transform has ended: the wrappers of the transform are removed.
     """
-    found: tuple[Any, ...] = unwrap_dead_wrappers(ctx.saved_tensors)
+    found = private.alive(ctx.saved_tensors)
     need_memory(*found)
     return found
 
@@ -292,13 +394,40 @@ def mean(loss: Tensor, total: Tensor | None) -> Tensor:
     return torch.where(empty, math.nan, loss / torch.where(empty, 1.0, total))
 
 
-def numbers(rows: int, *given: Tensor | float | None) -> Tensor:
-    """Return numbers of the rows, (y, r, q, g) or (y, r, q, g, l, b, n), as the kernels take them: [K, R], or [K, 1] if none differs."""
-    there = [x.detach() for x in given if isinstance(x, Tensor)]
-    n = 1 if all(x.numel() == 1 for x in there) else rows
-    needed = given if any(x is not None for x in given[4:]) else given[:4]
-    each = [x.detach().reshape(-1) if isinstance(x, Tensor) else there[0].new_full((), x or 0.0, dtype=torch.float64) for x in needed]
-    return torch.stack([x.expand(n) for x in each]).double()
+def given(x: Any) -> bool:
+    """Whether a field of a call is given. A number that is 0 for all rows, and known to be so, is not."""
+    return isinstance(x, Tensor) or bool(x)
+
+
+def labels_of(call: Call, static: Static) -> Tensor:
+    """Return the labels of the rows, NO_LABEL if there are none."""
+    return call.label if given(call.label) else same_label(call.z, static.axis, NO_LABEL)
+
+
+def same_label(z: Tensor, axis: int, label: int) -> Tensor:
+    """Return this label for each row of logits z."""
+    return z.new_full((), label, dtype=torch.int64).expand(shape_of_rows(z, axis)[0])
+
+
+def numbers_of(op: str, call: Call) -> tuple[Any, ...]:
+    """Return the numbers of the rows that a kernel takes: y alone, none, (y, r, q, g) or all.
+
+    The derivative of the entropy is computed only if all are given.
+    """
+    if op == "log_softmax":
+        return (call.y,)
+    if op == "tangent_sums":
+        return ()
+    return call[5:] if op == "curvature" or any(map(given, call[9:])) else call[5:9]
+
+
+def numbers(rows: int, like: Tensor, *each: Tensor | float) -> Tensor:
+    """Return numbers of the rows as the backends take them: [K, R], or [K, 1] if none differs."""
+    n = rows if any(isinstance(x, Tensor) and x.numel() != 1 for x in each) else 1
+    if not each:
+        return new((0, n), like)
+    of_rows = [x.detach().reshape(-1).double() if isinstance(x, Tensor) else new((1,), like).fill_(x) for x in each]
+    return torch.stack([x.expand(n) for x in of_rows])
 
 
 def cut(given: Tensor, i: slice) -> Tensor:

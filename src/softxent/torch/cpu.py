@@ -13,6 +13,7 @@ from .. import kernels
 from ..contract import fail
 from ..partials import Array
 from ..shared import DTYPES
+from . import private
 
 SMALL = kernels.LARGE // 8  # elements, below which a gradient takes new memory
 TYPES = {getattr(torch, name): code for name, code in DTYPES.items()}
@@ -30,7 +31,7 @@ def array(t: Tensor) -> Array:
 
 def lazy(t: Tensor) -> bool:
     """Whether the values of the tensor are not in its memory: lazy zeros and lazy negation."""
-    return t._is_zerotensor() or t.is_neg()
+    return private.is_zero(t) or t.is_neg()
 
 
 def in_memory(t: Tensor) -> Tensor:
@@ -40,13 +41,13 @@ def in_memory(t: Tensor) -> Tensor:
 
 def has_memory(t: Tensor) -> bool:
     """Whether the storage of the tensor is as large as its shape needs. `untyped_storage().resize_()` makes it smaller, or frees it."""
-    if torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(t):  # such a tensor has no storage to look at
+    if torch.compiler.is_compiling() or private.is_wrapped(t):  # such a tensor has no storage to look at
         return True
     size, first = t.untyped_storage().nbytes(), t.storage_offset() * t.itemsize
     if t.is_contiguous() and first + t.nbytes <= size:
         return True
     last = first + t.itemsize * sum((n - 1) * stride for n, stride in zip(t.shape, t.stride(), strict=True))
-    return bool(last + t.itemsize <= size or not t.numel() or t._is_zerotensor())
+    return bool(last + t.itemsize <= size or not t.numel() or private.is_zero(t))
 
 
 def no_memory(fn: str, argument: str, t: Tensor) -> NoReturn:
@@ -83,7 +84,7 @@ def record(t: Tensor) -> Record:
     try:
         address = t.data_ptr()
     except RuntimeError:  # of torch.func, whose tensors wrap those with memory
-        return record(torch._C._functorch.get_unwrapped(t))
+        return record(private.wrapped(t))
     if not address or t.is_neg():
         t = in_memory(t)
         if not has_memory(t):

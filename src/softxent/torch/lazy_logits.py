@@ -20,7 +20,8 @@ from torch.autograd.function import once_differentiable
 from torch.utils._pytree import tree_map_only
 
 from ..contract import fail
-from .compute import PLAIN
+from . import private
+from .modes import PLAIN
 
 
 class Source(NamedTuple):
@@ -94,7 +95,7 @@ def _step(func: Any, z: Any, rest: tuple[Any, ...]) -> tuple[str, Any] | None:
     if not rest:
         if func in _CASTS or func is Tensor.contiguous:
             return "cast", _CASTS.get(func, z.dtype)
-        if func is Tensor.clone and not torch._C._is_fwd_grad_enabled():  # in a function of autograd, as in that of DDP
+        if func is Tensor.clone and not private.forward_mode_records():  # in a function of autograd, as in that of DDP
             return "cast", z.dtype
         return ("tanh", None) if func in _TANH else None
     (value, *more) = rest
@@ -114,13 +115,13 @@ class Logits(Tensor):
 
     @staticmethod
     def __new__(cls, source: Source) -> Any:
-        x, make = source.x, Tensor._make_wrapper_subclass
+        x, make = source.x, private.subclass_without_memory
         made: Any = make(cls, (*x.shape[:-1], len(source.w)), dtype=source.dtype(), device=x.device)
         made.source, made.computed = source, None
         return made
 
     def whole(self) -> Tensor:
-        with torch._C.DisableTorchFunctionSubclass():
+        with private.without_subclasses():
             differentiable, hooked = self.requires_grad, bool(self._backward_hooks)
         if self.computed is None:
             # the first reader may use no_grad although a later one does not
@@ -194,7 +195,7 @@ def _lazy(source: Source) -> Any:
 
 def _versions(*tensors: Tensor | None) -> tuple[Any, ...]:
     """Return numbers that change with a tensor: how often it was written to, and the size of its storage, which sharding frees."""
-    return tuple(None if t is None else (0 if t.is_inference() else t._version, t.untyped_storage().nbytes()) for t in tensors)
+    return tuple(None if t is None else (private.version(t), t.untyped_storage().nbytes()) for t in tensors)
 
 
 def logits(x: Tensor, w: Tensor, b: Tensor | None) -> Any:

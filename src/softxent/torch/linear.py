@@ -22,14 +22,14 @@ from ..kernels import IGNORED
 from ..linear import BUDGET, filtered, invariant
 from . import arguments, compute, distributed, operators
 from .arguments import labels, plain, tensor
-from .compute import PLAIN
 from .linear_operators import Head, Reduction, Settings, reduced_loss, rows
 from .loss import Result, cross_entropy
-from .operators import differentiated
-from .sharded_operators import Shards, my_columns, same_input
+from .modes import PLAIN, differentiated
+from .processes import Shards, my_columns, same_input
 
 FN = "linear_cross_entropy"
-OUTPUTS = ("lse", "entropy", "logprobs", "correct")  # in the order of `Result`
+OUTPUTS = ("lse", "entropy", "logprob", "correct")  # in the order of `Result`
+FIELD_OF = dict(zip(OUTPUTS, Result._fields[1:], strict=True))
 
 
 def linear_cross_entropy(
@@ -178,7 +178,7 @@ def linear_cross_entropy(
     more = {}
     for name, t in zip(settings.outputs.split()[1:], others, strict=True):
         counted = name == "correct"
-        more[name] = distributed.whole_sum(t.sum(), place) if counted else distributed.of_all_rows(t.to(dtype), place)
+        more[FIELD_OF[name]] = distributed.whole_sum(t.sum(), place) if counted else distributed.of_all_rows(t.to(dtype), place)
     return Result(loss, **more) if more else loss
 
 
@@ -295,7 +295,7 @@ def _checked(
     arguments.class_axis(FN, like, seen, weight, h.sample, given[0], shards)
     o = arguments.options(FN, *given)
     outputs = ("loss", *(name for name, flag in zip(OUTPUTS, flags, strict=True) if flag))
-    if "logprobs" in outputs and seen.is_floating_point():
+    if "logprob" in outputs and seen.is_floating_point():
         fail(FN, "return_logprobs", "be False where the target is not class indices", True)
     budget = contract.integer(FN, "budget", budget, low=1)
     if isinstance(rows_of_a_chunk, int) and rows_of_a_chunk > 0:
@@ -304,7 +304,7 @@ def _checked(
         fail(FN, "batch_invariant", "be False for divided heads and on other devices than a CPU", True)
     if batch_invariant and h.x.element_size() < 4:
         fail(FN, "input", "be float32 or float64 where batch_invariant is True", h.x.dtype, TypeError)
-    return o, Settings(o.temperature, o.cap, " ".join(outputs), budget, batch_invariant, shards), like
+    return o, Settings(o.temperature, o.cap, " ".join(outputs), budget, batch_invariant, shards or ()), like
 
 
 def _rows_of(sample: Any, x: Tensor, lead: torch.Size) -> Tensor:
@@ -366,7 +366,8 @@ def _head(
         classes = len(h.w) if shards is None else shards.classes
         weight = weight if weight is None or shards is None else my_columns(weight, shards)
         scale, shift = arguments.scale_and_shift(weight, o.label_smoothing, classes, seen.device)
-    return Head(h.x, h.w, h.b, t.label, t.y, t.r, t.q, None if h.target is None else t.off, scale, shift, *h.teacher), total, ignored
+    off = t.off if isinstance(t.off, Tensor) and h.target is not None else None
+    return Head(h.x, h.w, h.b, t.label, t.y, t.r, t.q, off, scale, shift, *h.teacher), total, ignored
 
 
 def _without_ignored(head: Head, eager: bool, ignored: int | None) -> tuple[Head, Tensor | None]:

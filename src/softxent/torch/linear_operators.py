@@ -14,15 +14,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .. import derivatives
+from ..call import UPSTREAM, Call, Static
 from ..filtering import Filter, FilterStats
 from ..linear import COLUMNS, BatchInvariant, Products, Sums, budget_beside_filter, chunk_rows, chunks, rows_of
-from . import compute, cpu, operators
+from . import compute, cpu, modes, operators, private
 from .by_chunks import RowFunction, Tensors, by_chunks, computed, summed_in
-from .sharded_operators import Shards, local_labels, merged, sharded_rows, sums_of
+from .compute import OUTPUTS
+from .processes import local_labels
 
 COPIES = 4  # arrays of the size of the logits that the function of a chunk holds at once
 FOLD = 16 << 20  # bytes of a product held at once, if it is added to a gradient of another dtype
-OUTPUTS = ("loss", "lse", "logprobs", "entropy", "correct")
 
 
 class Head(NamedTuple):
@@ -61,10 +63,15 @@ class Settings(NamedTuple):
 
     temperature: float
     cap: float  # inf without a softcap
-    outputs: str  # some of OUTPUTS, with spaces between
+    outputs: str  # some of formula.Outputs, with spaces between
     budget: int  # bytes of logits held at once
     batch_invariant: bool = False  # whether a row must not depend on the rows beside it
-    shards: Shards | None = None  # if W has the classes of this process alone
+    shards: Any = ()  # `Shards` if W has the classes of this process alone
+
+    @property
+    def static(self) -> Static:
+        """What is static of the operators of a chunk of logits."""
+        return Static(self.temperature, self.cap, 1, self.shards)
 
     @property
     def products(self) -> Products:
@@ -113,26 +120,21 @@ class HeadRows(RowFunction):
 
     def __init__(self, head: Head, settings: Settings) -> None:
         self.settings, self.outputs = settings, settings.outputs.split()
-        row = max(1, len(head.w) if settings.shards is None else _most(settings.shards)) * head.w.element_size()
+        row = max(1, settings.shards.most if settings.shards else len(head.w)) * head.w.element_size()
         differentiable = [k for k, name in enumerate(self.outputs) if name != "correct"]
         step = chunk_rows(len(head.x), row, settings.budget // COPIES)
-        super().__init__(
-            self._of_a_chunk, head.by_row(), [True] * len(self.outputs), step, differentiable, None if settings.shards is None else 2
-        )
+        super().__init__(self._of_a_chunk, head.by_row(), [True] * len(self.outputs), step, differentiable)
 
     def _of_a_chunk(self, *head: Any) -> Tensors:
         h, s = Head(*head), self.settings
-        z = F.linear(h.x, h.w, h.b)
-        rows_of: Any = operators.rows if s.shards is None else sharded_rows
-        how = (1, s.temperature, s.cap, not {*self.outputs} <= {"loss", "lse"})
-        found = rows_of(z, h.label, h.y, h.r, h.q, _off(h, s, None), *(how if s.shards is None else (s.shards, *how)))
+        found = operators.rows(_call(h, F.linear(h.x, h.w, h.b), _off(h, s, None), {}), s.static, not {*self.outputs} <= {"loss", "lse"})
         return tuple(found[OUTPUTS.index(name)] for name in self.outputs)
 
     def compute(self, *head: Any) -> Tensors:
         h, s = Head(*head), self.settings
         found = {name: compute.new(h.label.shape, h.x) for name in self.outputs}
-        for i, z, _, truth in _chunks(h, s, {}):
-            _forward(z, truth, _results(found, i), s.shards)
+        for i, _, call in _chunks(h, s, {}):
+            compute.computed(call, s.static, _results(found, i))
         return tuple(found[name] != 0 if name == "correct" else found[name] for name in self.outputs)
 
     def gradient(self, needed: Sequence[int], given: Sequence[int]) -> RowFunction:
@@ -145,7 +147,7 @@ class HeadRows(RowFunction):
     def tangent(self, moving: Sequence[int]) -> RowFunction:
         general = super().tangent(moving)
         along, fields = [Head._fields[k] for k in moving], [self.outputs[k] for k in self.differentiable]
-        whole = self.orders is None and {*along} <= {"x", "w", "b"}
+        whole = {*along} <= {"x", "w", "b"}
         return HeadHessian(self.settings, general, (), along, fields) if whole else general
 
 
@@ -153,7 +155,7 @@ class HeadGradient(RowFunction):
     """The function of a `Head` and upstream gradients of some outputs that computes the gradients of some of x, w, b, y and q."""
 
     def __init__(self, rows: HeadRows, general: RowFunction, fields: Sequence[str], given: Sequence[int]) -> None:
-        super().__init__(general.of_a_chunk, general.by_row, general.per_row, general.step, orders=general.orders)
+        super().__init__(general.of_a_chunk, general.by_row, general.per_row, general.step)
         self.settings, self.fields, self.given = rows.settings, fields, [rows.outputs[k] for k in given]
 
     def compute(self, *arguments: Any) -> Tensors:
@@ -163,7 +165,7 @@ class HeadGradient(RowFunction):
     def gradient(self, needed: Sequence[int], given: Sequence[int]) -> RowFunction:
         general = super().gradient(needed, given)
         fields, along = [(*Head._fields, *self.given)[k] for k in needed], [self.fields[k] for k in given]
-        whole = self.orders is None and {*fields, *along} <= {"x", "w", "b", *OUTPUTS}
+        whole = {*fields, *along} <= {"x", "w", "b", *OUTPUTS}
         return HeadHessian(self.settings, general, self.given, along, fields) if whole else general
 
 
@@ -184,20 +186,21 @@ class HeadHessian(RowFunction):
         upstream = dict(zip(self.given, rest, strict=False))
         v = dict(zip(self.along, rest[len(self.given) :], strict=True))
         vx, vw, vb = (v.get(name) for name in ("x", "w", "b"))
-        if "entropy" in self.fields:
-            upstream.setdefault("entropy", h.q.new_zeros(()))  # the kernel computes its derivative only if it is given this number
         sums, lse = _sums(h, self.settings, self.fields), compute.new(h.label.shape, h.x)
         mean, at_label, by_off, dentropy = (torch.empty_like(lse) for _ in range(4))
-        for i, z, part, truth in _chunks(h, self.settings, upstream, 2 * compute.compute_dtype(h.x).itemsize // h.x.element_size()):
+        static, beside = self.settings.static, 2 * compute.compute_dtype(h.x).itemsize // h.x.element_size()
+        for i, part, call in _chunks(h, self.settings, upstream, beside):
+            z = call.z
             tangent = _logit_tangent(part.x, h.w, None if vx is None else vx[i], vw, vb).to(compute.compute_dtype(z))
-            product = torch.empty_like(z)
-            compute.run("curvature", z, *truth, out=product, result=[t[i] for t in (mean, at_label, by_off, dentropy)], v=tangent)
+            product, *of_rows = compute.curvature(call._replace(v=tangent), static)
             del tangent
+            for t, row in zip((mean, at_label, by_off, dentropy), of_rows, strict=True):
+                t[i] = row
             sums.add(i, product, part.x, h.w)
-            compute.run("fused", z, *truth, out=z, result=_results({"lse": lse}, i))
+            compute.computed(call, static, _results({"lse": lse}, i), z)
             sums.add(i, z, None if vx is None else vx[i], vw, first=False, bias=False)
-        by_upstream = {"lse": mean, "logprobs": at_label, "entropy": dentropy}
-        by_upstream["loss"] = operators.loss_along(h.y, h.r, h.q, lse, mean, at_label, by_off)
+        by_upstream = {"lse": mean, "logprob": at_label, "entropy": dentropy}
+        by_upstream["loss"] = derivatives.loss_along(_call(h, h.x, None, {}), lse, mean, at_label, by_off, operators.times)
         by_head = {"x": sums.dx, "w": sums.dw, "b": sums.db}
         return tuple(by_head[name].to(h.x.dtype) if name in by_head else by_upstream[name] for name in self.fields)
 
@@ -223,15 +226,15 @@ def gradients(
     """
     sums = _sums(h, settings, fields)
     loss: Any = 0.0
-    found = {name: compute.new(h.label.shape, h.x) for name, field in (("lse", "q"), ("logprobs", "y")) if field in fields}
+    found = {name: compute.new(h.label.shape, h.x) for name, field in (("lse", "q"), ("logprob", "y")) if field in fields}
 
     def overwritten(s: Settings) -> Iterator[tuple[slice, Tensor, Head]]:
         nonlocal loss
-        for i, z, part, truth in _chunks(h, s, upstream):
+        for i, part, call in _chunks(h, s, upstream):
             if part is not h and "loss" not in found:
                 found["loss"] = compute.new(h.label.shape, h.x)  # so that the sum does not depend on the chunks
-            loss = (_fused if fields else _forward)(z, truth, _results(found, i), s.shards)[0]
-            yield i, z, part
+            loss = compute.computed(call, s.static, _results(found, i), call.z if fields else None)
+            yield i, call.z, part
 
     with compute.without_autocast(h.x.device.type):
         if fields and filter_tol is not None and filter_stats is not None and h.x.is_cpu and h.x.dtype in (torch.float32, torch.float64):
@@ -243,7 +246,7 @@ def gradients(
     g = upstream.get("loss", 0.0)
     for name, number in (("y", h.y), ("q", h.q)):
         if name in fields:
-            value = g * (-found["logprobs"] if name == "y" else found["lse"] ** 2 / 2)
+            value = g * (-found["logprob"] if name == "y" else found["lse"] ** 2 / 2)
             by_head[name] = value if number.ndim else value.sum()
     loss = compute.summed(found["loss"]) if "loss" in found else loss
     return loss, tuple(by_head[name].to(getattr(h, name).dtype) for name in fields)
@@ -277,7 +280,7 @@ def _sums(h: Head, s: Settings, fields: Sequence[str]) -> Sums:
     )
 
 
-def _add(sums: Sums, h: Head, i: slice, g: Tensor, shards: Shards | None) -> None:
+def _add(sums: Sums, h: Head, i: slice, g: Tensor, shards: Any) -> None:
     """Add the products of the gradient g of a chunk h, whose rows are `i`. If g has 16 bits, it is overwritten.
 
     A product of 16-bit matrices is rounded to 16 bits before it is added. Most of dW is in the rows of the labels, which are few. With
@@ -287,7 +290,7 @@ def _add(sums: Sums, h: Head, i: slice, g: Tensor, shards: Shards | None) -> Non
         sums.add(i, g, h.x, h.w)
         return
     sums._replace(dw=None).add(i, g, h.x, h.w)
-    label = h.label if shards is None else local_labels(h.label, shards.mine)
+    label = local_labels(h.label, shards.mine) if shards else h.label
     held = torch.zeros(g.shape[1] + 1, dtype=torch.bool, device=g.device)
     held[label.clamp(-1, g.shape[1])] = True  # labels out of range set the last element, which is not used
     at = held[:-1].nonzero()[:, 0]
@@ -300,55 +303,32 @@ def _add(sums: Sums, h: Head, i: slice, g: Tensor, shards: Shards | None) -> Non
 # ---- chunks ----
 
 
-def _forward(z: Tensor, truth: tuple[Any, ...], result: list[Tensor | None], shards: Shards | None) -> tuple[Any, Tensor | None]:
-    """Compute what the rows of a chunk give. Returns the sum of their losses and, with shards, the merged sums of the rows."""
-    if shards is None:
-        return compute.run("forward", z, *truth, result=result), None
-    axis, label, given, off, transform = truth
-    numbers, more = compute.numbers(len(label), *given), len(result) > 2
-    own = sums_of(z, label, off, shards, axis, transform, more or len(numbers) > 4)
-    found, parts, _ = merged(own, shards, label, numbers, transform[0], more)
-    for t, row in zip(result, found, strict=True):
-        if t is not None:
-            t.copy_(row)
-    return compute.summed(found[0]), parts
-
-
-def _fused(z: Tensor, truth: tuple[Any, ...], result: list[Tensor | None], shards: Shards | None) -> tuple[Any, Tensor | None]:
-    """Return what `_forward` returns, and overwrite the logits with their gradient."""
-    if shards is None:
-        return compute.run("fused", z, *truth, out=z, result=result), None
-    (loss, parts), (axis, label, *others) = _forward(z, truth, result, shards), truth
-    if z.numel():
-        compute.run("backward", z, axis, local_labels(label, shards.mine), *others, out=z, parts=parts)
-    return loss, parts
-
-
 def _results(found: dict[str, Tensor], i: slice) -> list[Tensor | None]:
     """Return where the outputs of the rows `i` are written, in the order of OUTPUTS; the first two or all."""
     names = OUTPUTS[:2] if {*found} <= {"loss", "lse"} else OUTPUTS
     return [rows_of(found[name], i) if name in found else None for name in names]
 
 
-def _chunks(h: Head, s: Settings, upstream: dict[str, Any], beside: int = 0) -> Iterator[tuple[slice, Tensor, Head, tuple[Any, ...]]]:
-    """Yield the slices of the rows, their logits in a buffer, the head with these rows alone, and the other arguments of `compute.run`.
+def _chunks(h: Head, s: Settings, upstream: dict[str, Any], beside: int = 0) -> Iterator[tuple[slice, Head, Call]]:
+    """Yield the slices of the rows, the head with these rows alone, and their call, with logits in a buffer.
 
     The budget has room for `beside` more arrays of the size of the logits.
     """
     wide = compute.compute_dtype(h.x)
     made = _dense(h) and (h.off is None or h.scale is not None or h.off.dtype not in (h.x.dtype, wide))
     copies = 1 + beside + (3 * wide.itemsize // h.x.element_size() if made else 0)
-    part, of_rows = h, [upstream.get(name) for name in OUTPUTS[:4]]
-    for i, z in chunks(h.x, h.w, h.b, s.products, s.budget // copies, 0 if s.shards is None else _most(s.shards)):
+    part, of_rows = h, {field: upstream[name] for field, name in zip(UPSTREAM, OUTPUTS, strict=False) if name in upstream}
+    most = s.shards.most if s.shards else 0  # all processes must have as many rows in a chunk
+    for i, z in chunks(h.x, h.w, h.b, s.products, s.budget // copies, most):
         up = of_rows
         if z.shape[0] < h.x.shape[0]:
-            part, up = h.rows(i), [g[i] if isinstance(g, Tensor) and g.ndim else g for g in of_rows]
-        yield i, z, part, (1, part.label, (part.y, part.r, part.q, *up), _off(part, s, s.products), (s.temperature, s.cap))
+            part, up = h.rows(i), {name: g[i] if isinstance(g, Tensor) and g.ndim else g for name, g in of_rows.items()}
+        yield i, part, _call(part, z, _off(part, s, s.products), up)
 
 
-def _most(shards: Shards) -> int:
-    """Return the most classes that a process has. It sets the rows of a chunk, of which all processes must have as many."""
-    return max(columns.end - columns.first for columns in shards.columns)
+def _call(h: Head, z: Tensor, off: Tensor | None, upstream: dict[str, Any]) -> Call:
+    """Return the call of logits, with the truth of a head."""
+    return Call(z, h.label, 0.0 if off is None else off, y=h.y, r=h.r, q=h.q, **upstream)
 
 
 def _dense(h: Head) -> bool:
@@ -369,7 +349,7 @@ def _off(h: Head, s: Settings, products: Products | None) -> Tensor | None:
             z = products.empty(h.teacher_x, h.teacher_x.shape[0], h.teacher_w.shape[0])
             products.logits(h.teacher_x, h.teacher_w, h.teacher_b, z)
         z = z.to(wide)
-        off = operators.log_softmax(z, torch.ones((), dtype=torch.float64, device=z.device), 1, s.temperature, s.cap).exp()
+        off = operators.log_softmax(Call(z, y=1.0), s.static).exp()
     if off is None:
         return None
     off = off if off.dtype in (h.x.dtype, wide) and h.scale is None else off.to(wide)
@@ -412,7 +392,7 @@ def reduced_loss(head: Head, how: Reduction) -> Tensor:
 
     The truth is constant.
     """
-    if not operators.differentiated(*head[:3]):
+    if not modes.differentiated(*head[:3]):
         return how.of(head, ())[0]
     return _differentiable(how, head, *head[:3])
 
@@ -433,10 +413,10 @@ class _Reduced(torch.autograd.Function):
         saved, (g,), how = ctx.saved_tensors, grads, ctx.how
         head, found = Head(*saved[:FIELDS]), saved[FIELDS:]
         needed = [k for k, need in enumerate(ctx.needs_input_grad[2:]) if need]
-        again = torch.is_grad_enabled() or not operators.first_backward(ctx)
+        again = torch.is_grad_enabled() or not modes.first_backward(ctx)
         if again:
             compute.need_memory(*head)
-        if operators.batched_by_autograd(g):
+        if modes.batched_by_autograd(g):
             found = [t * g.to(t.dtype) for t in found]
         elif torch.is_grad_enabled():
             of_rows = HeadRows(head, how.settings).gradient(needed, [0])
@@ -457,11 +437,11 @@ _differentiable: Callable[..., Tensor] = super(torch.autograd.Function, _Reduced
 
 def rows(head: Head, settings: Settings) -> Tensors:
     """Return the outputs of every row, by the function of autograd or, while a compiler or tracer looks on, by the operator."""
-    if operators.eagerly(head.x) and (torch._C._are_functorch_transforms_active() or not compute.traced()):
-        directly = not torch._C._are_functorch_transforms_active() and not operators.differentiated(*head)
+    if modes.eagerly(head.x) and (private.transforming() or not modes.traced()):
+        directly = not private.transforming() and not modes.differentiated(*head)
         return (computed if directly else by_chunks)(HeadRows(head, settings), *head)
-    if settings.shards is not None or (torch.compiler.is_compiling() and operators.transforms()):
-        return tuple(operators.beside_the_graph(by_chunks)(HeadRows(head, settings), *head))
+    if settings.shards or (torch.compiler.is_compiling() and modes.transforms()):
+        return tuple(modes.beside_the_graph(by_chunks)(HeadRows(head, settings), *head))
     *of_operator, _ = settings
     return tuple(linear_rows(*head, *of_operator))
 

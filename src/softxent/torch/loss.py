@@ -6,20 +6,18 @@ operators.py what else the rows give, with derivatives of any order.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Module
 
+from ..call import Call, Static
 from ..contract import fail, renamed, shown
-from . import arguments, compute, distributed, loss_and_gradient, operators
+from . import arguments, compute, distributed, loss_and_gradient, modes, operators, private
 from .arguments import FLOATS, plain, tensor
 from .loss_and_gradient import FN, ONLY_LOSS, Given
 from .loss_and_gradient import Result as Result
-from .operators import no_labels
-from .sharded_operators import sharded_log_softmax, sharded_rows
 
 
 def cross_entropy(
@@ -85,7 +83,7 @@ def cross_entropy(
     Source: Parts 1 to 3 of the derivation.
     """
     if size_average is not None or reduce is not None:
-        reduction = torch.nn._reduction.legacy_get_string(size_average, reduce)
+        reduction = private.legacy_reduction(size_average, reduce)
     if class_weight is not None:
         renamed(FN, "class_weight", class_weight, "weight")
     wanted = ONLY_LOSS
@@ -96,7 +94,7 @@ def cross_entropy(
     if weight is not None or sample_weight is not None:
         others = tuple(t for t in (weight, sample_weight) if t is not None)
     if group is None and compute.direct(input, target, *others) and not (return_logprobs and target.is_floating_point()):
-        if not (others or target.requires_grad) or not operators.differentiated(target, *others):
+        if not (others or target.requires_grad) or not modes.differentiated(target, *others):
             settled = arguments.settled(FN, input, target, weight, sample_weight, *given)
             return loss_and_gradient.result(input, Given(target, weight, sample_weight, settled, wanted, arguments.result_dtype(input)))
     eager = plain(input, target)
@@ -106,15 +104,15 @@ def cross_entropy(
     options = arguments.options(FN, *given)
     if check and not input.is_cpu and not target.is_floating_point():
         operators.check_labels(FN, target, input.shape[axis], options.ignore_index)
-    if eager and not any(wanted) and plain(*others) and not operators.differentiated(target, *others):
+    if eager and not any(wanted) and plain(*others) and not modes.differentiated(target, *others):
         dtype = arguments.result_dtype(input)
         return loss_and_gradient.result(input, Given(target, weight, sample_weight, arguments.checked(axis, options), wanted, dtype))
     if return_logprobs and target.is_floating_point():
         fail(FN, "return_logprobs", "be False where the target is probabilities", True)
     if not any(wanted) and reduction != "none" and loss_and_gradient.are_constant(input, target, *others):
         return loss_and_gradient.reduced(input, target, weight, sample_weight, *given)
-    truth, total, _ = arguments.truth_of(FN, input, target, weight, sample_weight, axis, options)
-    losses, *rows, correct = operators.rows(input, *truth, axis, options.temperature, options.cap, any(wanted[1:]))
+    call, total, _ = arguments.truth_of(FN, input, target, weight, sample_weight, axis, options)
+    losses, *rows, correct = operators.rows(call, Static(options.temperature, options.cap, axis), any(wanted[1:]))
     dtype = arguments.result_dtype(input)
     loss = arguments.reduced(losses, reduction, total, dtype)
     if not any(wanted):
@@ -145,18 +143,14 @@ def _distributed(
     arguments.class_axis(FN, input, target, weight, sample, options.ignore_index, shards)
     if wanted[1] and target.is_floating_point():
         fail(FN, "return_logprobs", "be False where the target is probabilities", True)
-    truth, total, _ = arguments.truth_of(FN, input, target, weight, sample, axis, options, shards)
+    call, total, _ = arguments.truth_of(FN, input, target, weight, sample, axis, options, shards)
     of_truth = [t for t in (target, weight, sample) if t is not None]
-    if shards is None and reduction != "none" and not any(wanted) and plain(input, *of_truth) and not operators.differentiated(*of_truth):
-        divisor = truth.y.new_ones(()) if total is None else distributed.whole_sum(total, place).to_local()
+    if shards is None and reduction != "none" and not any(wanted) and plain(input, *of_truth) and not modes.differentiated(*of_truth):
+        divisor = call.y.new_ones(()) if total is None else distributed.whole_sum(total, place).to_local()
         part = Given(target, weight, sample, arguments.checked(axis, options), ONLY_LOSS, torch.float64, divisor)
-        loss = distributed.whole_sum(loss_and_gradient.result(input, part, (truth, divisor)), place)
+        loss = distributed.whole_sum(loss_and_gradient.result(input, part, (call, divisor)), place)
         return loss.to(arguments.result_dtype(input))
-    transform, more = (options.temperature, options.cap), any(wanted[1:])
-    if shards is None:
-        losses, *rows, correct = operators.rows(input, *truth, axis, *transform, more)
-    else:
-        losses, *rows, correct = sharded_rows(input, *truth, shards, axis, *transform, more)
+    losses, *rows, correct = operators.rows(call, Static(options.temperature, options.cap, axis, shards or ()), any(wanted[1:]))
     dtype = arguments.result_dtype(input)
     loss = distributed.reduced(losses, reduction, total, dtype, place)
     if not any(wanted):
@@ -187,7 +181,7 @@ class CrossEntropyLoss(Module):
         options = {"z_loss": z_loss, "softcap": softcap, "temperature": temperature, "return_lse": return_lse}
         options |= {"return_entropy": return_entropy, "return_logprobs": return_logprobs, "return_correct": return_correct, "check": check}
         if size_average is not None or reduce is not None:
-            reduction = torch.nn._reduction.legacy_get_string(size_average, reduce)
+            reduction = private.legacy_reduction(size_average, reduce)
         self.weight: Tensor | None
         self.register_buffer("weight", weight)
         self.ignore_index, self.reduction, self.label_smoothing = ignore_index, reduction, label_smoothing
@@ -219,10 +213,7 @@ def logsumexp(input: Tensor, dim: int = -1, keepdim: bool = False) -> Tensor:
     if _on_axis("logsumexp", input, dim):
         return torch.logsumexp(input, dim, keepdim)
     local, place = _of_this_process(input, dim)
-    axis, shards = dim % local.ndim, None if place is None else place.shards
-    zero = torch.zeros((), dtype=torch.float64, device=local.device)
-    of_rows = (local, no_labels(local, axis), zero, zero, zero, None)
-    lse = operators.rows(*of_rows, axis)[1] if shards is None else sharded_rows(*of_rows, shards, axis, 1.0, math.inf, False)[1]
+    lse = operators.rows(Call(local), _static(local, dim, place))[1]
     found: Tensor = distributed.of_all_rows(lse.to(local.dtype), place)
     return found.unsqueeze(dim) if keepdim else found
 
@@ -247,17 +238,17 @@ def log_softmax(input: Tensor, dim: int = -1) -> Tensor:
     if _on_axis("log_softmax", input, dim):
         return torch.log_softmax(input, dim)
     local, place = _of_this_process(input, dim)
-    axis, shards = dim % local.ndim, None if place is None else place.shards
-    if shards is None:
-        found = operators.log_softmax(local, torch.ones((), dtype=torch.float64, device=local.device), axis)
-    else:
-        found = sharded_log_softmax(local, None, shards, axis, 1.0, math.inf)
+    found = operators.log_softmax(Call(local, y=1.0), _static(local, dim, place))
     return found if place is None else place.of_logits(found, input.shape)
 
 
 def _of_this_process(input: Any, dim: int) -> tuple[Tensor, distributed.Layout | None]:
     """Return the logits of this process, and their layout if they are a DTensor."""
     return distributed.layout(input, dim % input.ndim) if distributed.is_dtensor(input) else (input, None)
+
+
+def _static(local: Tensor, dim: int, place: distributed.Layout | None) -> Static:
+    return Static(axis=dim % local.ndim, shards=(place and place.shards) or ())
 
 
 def _on_axis(fn: str, input: Tensor, dim: int) -> bool:

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from .. import kernels
+from .. import derivatives, kernels
+from ..call import UPSTREAM, Call, Static
 from ..contract import fail
 from ..shared import SMALL_CALL
-from . import arguments, compute, cpu, distributed, operators
+from . import arguments, compute, cpu, distributed, modes, operators, private
 
 FN = "cross_entropy"
 FORWARD, BACKWARD, FUSED = (compute.OPS.get(name, -1) for name in ("forward", "backward", "fused"))
@@ -54,7 +55,7 @@ class Given(NamedTuple):
 Found = tuple[Sequence[Tensor | None], Any, Tensor | None, Tensor | None]
 
 
-def result(input: Tensor, given: Given, known: tuple[arguments.Truth, Any] | None = None) -> Any:
+def result(input: Tensor, given: Given, known: tuple[Call, Any] | None = None) -> Any:
     """Return what `cross_entropy` returns, with the function of autograd if there is something to differentiate."""
     found = _computed(input, given, _with_gradient(input) and not given.settled.losses, known)
     outputs: Any = found[0]
@@ -69,7 +70,7 @@ def result(input: Tensor, given: Given, known: tuple[arguments.Truth, Any] | Non
     return Result(loss, lse, entropy, logprobs, correct)
 
 
-def _computed(input: Tensor, given: Given, with_gradient: bool, known: tuple[arguments.Truth, Any] | None = None) -> Found:
+def _computed(input: Tensor, given: Given, with_gradient: bool, known: tuple[Call, Any] | None = None) -> Found:
     """Return the loss and, computed in the same pass, its gradient. `known` is what `_truth_of` gives, if anything."""
     target, weight, sample, settled, wanted, dtype, _ = given
     axis, _, transform, mean, losses, numbers, _ = settled
@@ -103,21 +104,20 @@ def _computed(input: Tensor, given: Given, with_gradient: bool, known: tuple[arg
     return found if losses else [reduced, *found[1:]], correct, dz, parts
 
 
-def _computed_by_tensors(input: Tensor, given: Given, with_gradient: bool, truth: arguments.Truth, total: Tensor | None) -> Found:
+def _computed_by_tensors(input: Tensor, given: Given, with_gradient: bool, call: Call, total: Tensor | None) -> Found:
     axis, options, transform, *_ = given.settled
     losses = compute.new(compute.shape_of_rows(input, axis)[0], input)
     dz = cpu.like(input) if with_gradient else None
-    label, y, r, q, off = truth
-    g = y.new_ones(()) if total is None else torch.where(total == 0, 0.0, 1 / total)
-    compute.run("forward" if dz is None else "fused", input, axis, label, (y, r, q, g), off, transform, out=dz, result=(losses,))
+    g = 1.0 if total is None else torch.where(total == 0, 0.0, 1 / total)
+    compute.computed(call._replace(g=g), Static(*transform, axis), (losses,), dz)
     return (arguments.reduced(losses, options.reduction, total, given.dtype),), 0, dz, None
 
 
-def _truth_of(input: Tensor, given: Given) -> tuple[arguments.Truth, Tensor | None]:
-    """Return the truth of the rows, and what the sum of their losses is divided by."""
+def _truth_of(input: Tensor, given: Given) -> tuple[Call, Tensor | None]:
+    """Return the call of the rows, and what the sum of their losses is divided by."""
     axis, options, *_ = given.settled
-    truth, total, _ = arguments.truth_of(FN, input, given.target, given.weight, given.sample, axis, options)
-    return truth, total if given.divisor is None else given.divisor
+    call, total, _ = arguments.truth_of(FN, input, given.target, given.weight, given.sample, axis, options)
+    return call, total if given.divisor is None else given.divisor
 
 
 def _with_gradient(input: Tensor) -> bool:
@@ -145,9 +145,9 @@ class CrossEntropy(Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
         input, target, weight, sample, dz, parts = ctx.saved_tensors
-        g, batched, once = grads[0], operators.batched_by_autograd(*grads), not torch.is_grad_enabled()
+        g, batched, once = grads[0], modes.batched_by_autograd(*grads), not torch.is_grad_enabled()
         if dz is not None and g is not None and not batched:
-            first = operators.first_backward(ctx)
+            first = modes.first_backward(ctx)
             if not (first and once):
                 _unchanged(ctx.of_weights, input, target, weight, sample)
             if not once:
@@ -174,19 +174,21 @@ class CrossEntropy(Function):
 
 def _gradient(input: Tensor, given: Given, *grads: Tensor | None) -> Tensor:
     """Return the gradient of the outputs by the logits, to be differentiated again."""
-    axis, _, transform, *_ = given.settled
-    truth, up = _upstream(input, given, *grads)
-    gradient: Callable[..., Tensor] = operators.multiplied_gradient if operators.batched_by_autograd(*grads) else operators.gradient
-    return gradient(input, *truth, *up, axis, *transform)
+    gradient: Callable[..., Tensor] = operators.multiplied_gradient if modes.batched_by_autograd(*grads) else operators.gradient
+    return gradient(_upstream(input, given, *grads), _static(given))
 
 
-def _upstream(input: Tensor, given: Given, *grads: Tensor | None) -> tuple[arguments.Truth, list[Tensor | None]]:
-    """Return the truth of the rows, and the upstream gradients of what they give."""
-    truth, total = _truth_of(input, given)
-    up = [None if t is None else t.double() for t in grads] + [None] * (4 - len(grads))
-    if grads[0] is not None and total is not None:
-        up[0] = torch.where(total == 0, 0.0, grads[0].double() / total)
-    return truth, up
+def _upstream(input: Tensor, given: Given, *grads: Tensor | None) -> Call:
+    """Return the call of the rows, with the upstream gradients of what they give."""
+    call, total = _truth_of(input, given)
+    up = {name: t.double() for name, t in zip(UPSTREAM, grads, strict=False) if t is not None}
+    if "g" in up and total is not None:
+        up["g"] = torch.where(total == 0, 0.0, up["g"] / total)
+    return call._replace(**up)
+
+
+def _static(given: Given) -> Static:
+    return Static(*given.settled.transform, given.settled.axis)
 
 
 def _unchanged(of_weights: list[torch.Size | None] | None, input: Tensor, target: Tensor, *weights: Tensor | None) -> None:
@@ -211,17 +213,17 @@ def are_constant(input: Tensor, target: Tensor, *weights: Tensor) -> bool:
         return False
     others = (target, *weights) if target.is_floating_point() else weights
     if torch.compiler.is_compiling():
-        return not operators.transforms() and not any(t.requires_grad for t in others)
-    return not operators.differentiated(*others) and not any(map(torch._C._functorch.is_functorch_wrapped_tensor, others))
+        return not modes.transforms() and not any(t.requires_grad for t in others)
+    return not modes.differentiated(*others) and not any(map(private.is_wrapped, others))
 
 
 def reduced(input: Tensor, target: Tensor, weight: Tensor | None, sample: Tensor | None, *options: Any) -> Tensor:
     """Return the mean or sum of the losses."""
     tensors, with_gradient = (input, target, weight, sample), _with_gradient(input)
-    if operators.by_operator(input):
+    if modes.by_operator(input):
         loss = reduced_loss_operator(*tensors, *options, with_gradient)[0]
     else:
-        loss = operators.called(ReducedLoss, *tensors, Known(arguments.settled(FN, *tensors, *options), None, with_gradient))
+        loss = modes.applied(ReducedLoss, *tensors, Known(arguments.settled(FN, *tensors, *options), None, with_gradient))
     found: Tensor = loss.to(arguments.result_dtype(input))
     return found
 
@@ -269,7 +271,7 @@ class ReducedLoss(Function):
     @staticmethod
     def forward(*arguments: Any) -> Any:
         *tensors, known = arguments
-        if compute.traced():
+        if modes.traced():
             return known.recorded(tensors, False)[0]
         (loss, *_), _, dz, _ = _computed(tensors[0], known.given(*tensors), known.wanted)
         if dz is not None:
@@ -285,7 +287,7 @@ class ReducedLoss(Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor | None) -> Any:
-        found = None if g is None else operators.of_batches(loss_gradient, *compute.saved(ctx), g, ctx.known)
+        found = None if g is None else modes.of_batches(loss_gradient, *compute.saved(ctx), g, ctx.known)
         return found, None, None, None, None
 
     @staticmethod
@@ -306,7 +308,7 @@ class LossGradient(Function):
     @staticmethod
     def forward(*arguments: Any) -> Any:
         *tensors, g, known = arguments
-        if compute.traced():
+        if modes.traced():
             return _multiplied(known.recorded(tensors, True)[1], g)
         dz = known.taken()
         if dz is None:
@@ -329,7 +331,7 @@ class LossGradient(Function):
         if v is not None:
             total = total + _hessian_product((*tensors, g), v, ctx.known)
         if dg is not None:
-            total = total + operators.of_batches(loss_gradient, *tensors, dg, Known(ctx.known.settled, ctx.known.divisor))
+            total = total + modes.of_batches(loss_gradient, *tensors, dg, Known(ctx.known.settled, ctx.known.divisor))
         return total
 
     @staticmethod
@@ -343,30 +345,27 @@ class LossGradient(Function):
 
 def loss_gradient(input: Tensor, *others: Any) -> Tensor:
     """Return the gradient of a reduced loss, multiplied by the upstream gradient."""
-    found: Tensor = operators.called(LossGradient, input, *others)
+    found: Tensor = modes.applied(LossGradient, input, *others)
     return found
 
 
 def _loss_along(tensors: Sequence[Any], v: Tensor | None, known: Known) -> tuple[Tensor, Any]:
     """Return the loss and its derivative along v, by operators.py."""
     input, given = tensors[0], known.given(*tensors)
-    axis, o, transform, *_ = given.settled
-    truth, total = _truth_of(input, given)
-    losses, lse, *_ = operators.rows(input, *truth, axis, *transform)
-    loss = arguments.reduced(losses, o.reduction, total, torch.float64)
+    reduction, (call, total) = given.settled.options.reduction, _truth_of(input, given)
+    losses, lse, *_ = operators.rows(call, _static(given))
+    loss = arguments.reduced(losses, reduction, total, torch.float64)
     if v is None:
         return loss, None
-    mean, at_label, by_off = operators.curvature(input, v, *truth, None, None, None, None, axis, *transform)[1:4]
-    along = operators.loss_along(*truth[1:4], lse, mean, at_label, by_off)
-    return loss, arguments.reduced(along, o.reduction, total, torch.float64)
+    mean, at_label, by_off = operators.curvature(call._replace(v=v), _static(given))[1:4]
+    along = derivatives.loss_along(call, lse, mean, at_label, by_off, operators.times)
+    return loss, arguments.reduced(along, reduction, total, torch.float64)
 
 
 def _hessian_product(tensors: Sequence[Any], v: Tensor, known: Known) -> Tensor:
     """Return the derivative of `loss_gradient` along v."""
     input, given = tensors[0], known.given(*tensors)
-    axis, _, transform, *_ = given.settled
-    truth, up = _upstream(input, given, tensors[4])
-    return operators.curvature(input, v, *truth, *up, axis, *transform)[0]
+    return operators.curvature(_upstream(input, given, tensors[4])._replace(v=v), _static(given))[0]
 
 
 def _multiplied(dz: Tensor, g: Tensor) -> Tensor:

@@ -1,11 +1,12 @@
 """The layer as differentiable operators: what a row gives (`rows`), its gradient, the product with its Hessian, and log_softmax.
 
-Their arguments are those of the kernels (kernels/__init__.py), all of them tensors: logits z with their classes on `axis`; label with the
-shape of the other axes, `lead`; y, r and q too, or with no axes if they are the same for all rows; off with the shape of z, or [C].
+Their arguments are a `Call`, whose label and numbers have the shape of the axes of the rows, or no axes if they are the same for all rows,
+and a `Static`, whose `shards` say how the classes are divided among processes: the tensors with an axis of classes then have those of this
+process, and the others, as what the rows give, are the same in all of them.
 
-Each operator is differentiable by z, y, r, q, off and its upstream gradients, from closed formulas and to any order: the
-derivative of `rows` is `gradient`, and that of `gradient` is `curvature`, which is written with the first two where it is differentiated
-again. None is obtained by differentiating a sequence of operations that computes the loss.
+Each operator is differentiable by z, y, r, q, off and its upstream gradients, from closed formulas and to any order: the derivative of
+`rows` is `gradient`, and that of `gradient` is `curvature`, which is written with the first two where it is differentiated again
+(softxent/derivatives.py). None is obtained by differentiating a sequence of operations that computes the loss.
 
 In eager mode and in torch.func they are functions of autograd, which have a `jvp` and a `vmap`. Under torch.compile and for subclasses of
 Tensor they are operators of torch.library with the same arguments and derivatives.
@@ -14,21 +15,22 @@ Tensor they are operators of torch.library with the same arguments and derivativ
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import TransformType
-from torch._functorch.pyfunctorch import retrieve_all_functorch_interpreters
-from torch._functorch.utils import unwrap_dead_wrappers
-from torch.autograd import Function, forward_ad
+from torch.autograd import Function
 from torch.nn.functional import logsigmoid
 
-from .. import contract
-from ..kernels import IGNORED, LARGEST, LARGEST_LOGIT, NO_LABEL
-from . import compute, cpu
-from .compute import PLAIN, readable
+from .. import contract, derivatives
+from ..call import NUMBERS, UPSTREAM, Call, Static
+from ..kernels import IGNORED, LARGEST, LARGEST_LOGIT
+from . import compute, cpu, private, processes
+from .compute import OUTPUTS, given, same_label
+from .modes import applied, batched_by_autograd, by_operator, of_batches, readable, traced
+from .processes import Shards, same_input, total
 
 Optional = Tensor | None
 Five = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -37,48 +39,50 @@ Five = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 # ---- the operators ----
 
 
-def rows(
-    z: Tensor, label: Tensor, y: Tensor, r: Tensor, q: Tensor, off: Optional,
-    axis: int, temperature: float = 1.0, cap: float = math.inf, more: bool = False,
-) -> Five:  # fmt: skip
+def rows(call: Call, static: Static, more: bool = False, parts: Optional = None) -> Five:
     """Return loss, lse, log-probability of the label, entropy and correct of each row, float64 (correct: bool).
 
-    The last three are empty unless `more` is set. All are 0 in rows with the label IGNORED.
+    The last three are empty unless `more` is set. All are 0 in rows with the label IGNORED. `parts` are the sums of the rows, if the
+    classes are divided and the sums are known: nothing is gathered then.
     """
-    found: Five = _either(Rows, rows_operator, z, label, y, r, q, off, axis, temperature, cap, more)
+    found: Five = _called(Rows, call, static, parts, more)[:5]
     return found
 
 
-def gradient(
-    z: Tensor, label: Tensor, y: Tensor, r: Tensor, q: Tensor, off: Optional,
-    g: Optional, l: Optional, b: Optional, n: Optional,  # noqa: E741
-    axis: int, temperature: float = 1.0, cap: float = math.inf,
-) -> Tensor:  # fmt: skip
-    """Return the gradient of sum g loss + l lse + b logprob + n entropy by the logits; g, l, b and n are None, [*lead] or 0-dim."""
-    found: Tensor = _either(Gradient, gradient_operator, z, label, y, r, q, off, g, l, b, n, axis, temperature, cap)
+def gradient(call: Call, static: Static, parts: Optional = None) -> Tensor:
+    """Return the gradient of sum g loss + l lse + b logprob + n entropy by the logits."""
+    found: Tensor = _called(Gradient, call, static, parts)
     return found
 
 
-def log_softmax(z: Tensor, scale: Tensor, axis: int, temperature: float = 1.0, cap: float = math.inf) -> Tensor:
-    """Return scale log softmax(z), in the dtype of z, for a float64 scale [*lead] or 0-dim. It is 0 where scale is 0."""
-    found: Tensor = _either(LogSoftmax, log_softmax_operator, z, scale, axis, temperature, cap)
+def log_softmax(call: Call, static: Static, parts: Optional = None) -> Tensor:
+    """Return y log softmax(z), in the dtype of z. It is 0 where y is 0."""
+    found: Tensor = _called(LogSoftmax, call, static, parts)
     return found
 
 
-def curvature(z: Tensor, v: Tensor, *others: Any) -> Five:
-    """Return the derivative of `gradient` along v (of the shape of z), and four numbers of each row, in float64 or as z is computed:
+def curvature(call: Call, static: Static) -> Five:
+    """Return the derivative of `gradient` along v, and four numbers of each row, in float64 or as z is computed:
 
     mean = <yhat, v'>, v'_t - mean, sum_k off_k (v'_k - mean) and the derivative of the entropy along v, where v' is v times the slope
-    of the transform of the logits. They are the derivatives of <gradient, v> by l, b and n; those by g, y, r and q are sums
-    of their products. The other arguments are those of `gradient`, label to cap.
+    of the transform of the logits. They are the derivatives of <gradient, v> by l, b and n; those by g, y, r and q are sums of their
+    products.
     """
-    found: Five = of_batches(_curvature, z, v, *others)
+    found: Five = of_batches(lambda *fields: _curvature(_restored(fields), static), *_tensors(call))
     return found
 
 
-def _curvature(z: Tensor, v: Tensor, *others: Any) -> Five:
-    found: Five = _either(Curvature, _composed_curvature, z, v, *others)
+def _curvature(call: Call, static: Static) -> Five:
+    found: Five = composed_curvature(call, static) if by_operator(call.z) else _called(Curvature, call, static, None)
     return found
+
+
+def composed_curvature(call: Call, static: Static) -> Five:
+    """Return `curvature`, written with the other operators, which can be differentiated again."""
+    hv, *of_rows = derivatives.curvature(call, static, sys.modules[__name__])
+    live = compute.labels_of(call, static) != IGNORED
+    mean, at_label, by_off, dentropy = (row.where(live, 0) for row in of_rows)
+    return hv.to(call.z.dtype), mean, at_label, by_off, dentropy
 
 
 def class_labels(fn: str, target: Tensor, classes: int, ignored: int) -> Tensor:
@@ -111,454 +115,432 @@ def check_labels(fn: str, target: Tensor, classes: int, ignored: int) -> None:
     labelled(fn, target.detach().cpu(), classes, ignored)
 
 
-# ---- which implementation ----
+def _called(function: Any, call: Call, static: Static, parts: Optional, *more: bool) -> Any:
+    """Call the operator of torch.library or the function of autograd, which have the same arguments."""
+    arguments = (*_tensors(call), parts, *_how(static), *more)
+    return function.operator(*arguments) if by_operator(call.z) else applied(function, *arguments)
 
 
-def eagerly(t: Tensor) -> bool:
-    """Whether the function of autograd is used for this tensor, and not the operator of torch.library."""
-    if torch.compiler.is_compiling():
-        return False
-    return torch._C._are_functorch_transforms_active() or (type(t) in PLAIN and not t.is_meta and not torch._C._is_tracing())
+# ---- the arguments of the functions and operators ----
+
+FIELDS, TENSORS = len(Call._fields), len(Call._fields) + 1  # those of a call, and with the sums of the rows
 
 
-def _transforms() -> bool:
-    """Whether forward mode or a transform of torch.func is active. The operators of torch.library know neither, and drop a tangent."""
-    return forward_ad._current_level >= 0 or torch._C._are_functorch_transforms_active()
+def _tensors(call: Call) -> tuple[Optional, ...]:
+    """Return the fields of a call: None for one that is not given, and a tensor for a number."""
+    return tuple([x if isinstance(x, Tensor) else number(x, call.z.device) if x else None for x in call])
 
 
-_constant: Any = torch.compiler.assume_constant_result  # untyped
-transforms: Callable[[], bool] = _constant(_transforms)  # a compiler guards the transforms that were active when it traced
+def number(x: float, device: torch.device) -> Tensor:
+    """Return a number of all rows as a tensor."""
+    return torch.full((), x, dtype=torch.float64, device=device)
 
 
-def beside_the_graph(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function that a compiler does not trace: the graph ends before the call."""
-    disable: Any = torch.compiler.disable  # untyped
-    found: Callable[..., Any] = disable(function)
-    return found
+def _restored(fields: Sequence[Any]) -> Call:
+    return Call(*[0.0 if x is None else x for x in fields])
 
 
-def by_operator(t: Tensor) -> bool:
-    """Whether the operator of torch.library is called, because a compiler or a subclass of Tensor must see it."""
-    return not (torch.compiler.is_compiling() and transforms()) and not eagerly(t)
+def _how(static: Static) -> tuple[Any, ...]:
+    """Return the fields of a `Static` in types that an operator of torch.library takes."""
+    name, ends, rank = static.shards or ("", (), 0)
+    return static.temperature, static.cap, static.axis, name, list(ends), rank
 
 
-def called(function: Any, z: Tensor, *others: Any) -> Any:
-    """Call the function of autograd."""
-    if torch.compiler.is_compiling():
-        return beside_the_graph(function.apply)(z, *others)
-    if torch._C._are_functorch_transforms_active():
-        if forward_levels() > 1:
-            expected = "not be nested, for torch would return 0; use torch.func.grad for one of the two"
-            contract.fail("softxent.torch", "forward mode", expected, "jvp of jvp", RuntimeError)
-        return function.apply(z, *others)
-    return quickly(function, z, *others)
+def _arguments(given: Sequence[Any]) -> tuple[Call, Static, Optional, tuple[Any, ...]]:
+    """Return the call, what is static, the sums of the rows, and the other arguments."""
+    temperature, cap, axis, name, ends, rank, *others = given[TENSORS:]
+    static = Static(temperature, cap, axis, Shards(name, tuple(ends), rank) if name else ())
+    return _restored(given[:FIELDS]), static, given[FIELDS], tuple(others)
 
 
-def quickly(function: Any, *arguments: Any) -> Any:
-    """Call a function of autograd where no transform of torch.func is active."""
-    quick: Any = super(Function, function)  # Function.apply first binds the arguments to a signature, which takes 25 us
-    return quick.apply(*unwrap_dead_wrappers(arguments))
+def _saved(ctx: Any) -> tuple[Call, Static, Optional, tuple[Any, ...]]:
+    return _arguments((*compute.saved(ctx), *ctx.how))
 
 
-def _either(function: Any, operator: Any, z: Tensor, *others: Any) -> Any:
-    """Call the operator of torch.library or the function of autograd."""
-    return operator(z, *others) if by_operator(z) else called(function, z, *others)
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    """Save the arguments. That of an operator of torch.library has no `save_for_forward`."""
+    _keep(ctx, inputs, inputs[FIELDS])
 
 
-def forward_levels() -> int:
-    """Return how many transforms of torch.func that are active now are in forward mode."""
-    return sum(level.key() == TransformType.Jvp for level in retrieve_all_functorch_interpreters())
+def _keep(ctx: Any, inputs: tuple[Any, ...], parts: Optional) -> None:
+    tensors = (*inputs[:FIELDS], parts)
+    ctx.save_for_backward(*tensors)
+    ctx.how = inputs[TENSORS:]
+    if hasattr(ctx, "save_for_forward"):
+        ctx.save_for_forward(*tensors)
+        ctx.set_materialize_grads(False)
 
 
-def _recorded(function: Callable[..., Any], operator: Any) -> Callable[..., Any]:
-    """Return the operator while a tracer records operators, and else the function."""
-    return operator if compute.traced() else function
+def _needed(ctx: Any) -> set[str]:
+    return {name for name, need in zip(Call._fields, ctx.needs_input_grad, strict=False) if need}
 
 
-def differentiated(*tensors: Optional) -> bool:
-    """Whether a derivative with respect to one of these tensors may be wanted, in reverse or in forward mode."""
-    reverse = torch.is_grad_enabled()
-    for t in tensors:
-        if t is not None and ((reverse and t.requires_grad) or has_tangent(t)):
-            return True
-    return False
+def _gradients(ctx: Any, call: Call, static: Static, found: dict[str, Any]) -> tuple[Optional, ...]:
+    """Return the gradients of the arguments of a function, in their order and shapes."""
+    by_field = [None if (g := found.get(name)) is None else shaped(g, x, static.axis) for name, x in call._asdict().items()]
+    return *by_field, *[None] * (len(ctx.needs_input_grad) - FIELDS)
 
 
-def has_tangent(t: Tensor) -> bool:
-    """Whether forward mode differentiates with respect to this tensor."""
-    if forward_ad._current_level < 0:
-        return False
-    unpack: Any = forward_ad.unpack_dual  # untyped
-    return unpack(t).tangent is not None
-
-
-def batched_by_autograd(*grads: Optional) -> bool:
-    """Whether these are upstream gradients of is_grads_batched, which cannot call a function of autograd."""
-    for g in grads:
-        if g is not None and torch._C._functorch.is_legacy_batchedtensor(g):
-            return True
-    return False
-
-
-def first_backward(ctx: Any) -> bool:
-    """Whether this is the first backward pass, and the only one that may return the gradient of the forward pass.
-
-    `ctx.unused` is a list with one entry until then. Of several threads, only one succeeds in removing it.
-    """
-    try:
-        ctx.unused.pop()
-    except IndexError:
-        return False
-    return True
+def _upstream(*grads: Optional) -> dict[str, Tensor]:
+    return {name: g for name, g in zip(UPSTREAM, grads, strict=False) if g is not None}
 
 
 # ---- the functions of autograd ----
 
 
-def _saving(tensors: int) -> Callable[..., None]:
-    """Return a `setup_context` that saves the first arguments, which are `tensors` or None, and the others as `ctx.options`."""
-
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.save_for_backward(*inputs[:tensors])
-        ctx.options = inputs[tensors:]
-        if hasattr(ctx, "save_for_forward"):  # that of an operator may have none
-            ctx.save_for_forward(*inputs[:tensors])
-            ctx.set_materialize_grads(False)
-
-    return setup_context
-
-
 class Rows(Function):
-    """(z, label, y, r, q, off, axis, temperature, cap, more) -> loss, lse, logprob, entropy, correct."""
+    """(a call, sums or None, what is static, more) -> loss, lse, logprob, entropy, correct, sums of divided rows."""
+
+    operator: Any = None
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        _saving(6)(ctx, inputs, output)
+        *_, parts = output
+        _keep(ctx, inputs, parts if parts.ndim > 1 or parts.numel() else None)
         if hasattr(ctx, "mark_non_differentiable"):
             ctx.mark_non_differentiable(*output[4 if inputs[-1] else 2 :])
 
     @staticmethod
     def forward(*arguments: Any) -> Any:
-        return _recorded(compute.rows, rows_operator)(*arguments)
+        call, static, parts, more = _arguments(arguments)
+        if traced() and not static.shards:
+            return Rows.operator(*arguments)
+        return compute.rows(call, static, more[0], parts)
 
     @staticmethod
     def backward(ctx: Any, *grads: Optional) -> Any:
-        z, label, _, r, _, off = given = compute.saved(ctx)
-        *options, more = ctx.options
-        up: Any = grads[:4] if more else (*grads[:2], None, None)
-        needs, g = ctx.needs_input_grad, up[0]
-        found: list[Optional] = [None] * len(needs)
-        if needs[0] and any(t is not None for t in up):
-            found[0] = (multiplied_gradient if batched_by_autograd(*up) else gradient)(*given, *up, *options)
-        if g is not None:
-            by_numbers = _loss_by_numbers(needs[2:5], z, label, off, *options)
-            found[2:5] = (None if by is None else shaped(g * by, t, options[0]) for by, t in zip(by_numbers, given[2:5], strict=True))
-        if g is not None and needs[5]:
-            found[5] = shaped(_loss_by_off(z, label, g * r, off, *options), off, options[0])
-        return tuple(found)
+        call, static, parts, (more,) = _saved(ctx)
+        up, needs, found = _upstream(*grads[: 4 if more else 2]), _needed(ctx), {}
+        if "z" in needs and up:
+            of = multiplied_gradient if batched_by_autograd(*up.values()) else gradient
+            found["z"] = of(call._replace(**up), static, parts)
+        if "g" in up:
+            g = up["g"]
+            found |= {name: g * by for name, by in _loss_by_numbers(needs, call, static, parts).items()}
+            if "off" in needs:
+                found["off"] = _loss_by_off(call._replace(r=g * call.r), static, parts)
+        return _gradients(ctx, call, static, found)
 
     @staticmethod
-    def jvp(ctx: Any, dz: Optional, _: None, dy: Optional, dr: Optional, dq: Optional, doff: Optional, *__: Any) -> Any:
-        z, label, y, r, q, off = given = compute.saved(ctx)
-        axis, *transform, more = ctx.options
-        dloss: Any = z.new_zeros(label.shape, dtype=torch.float64)
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        call, static, parts, (more,) = _saved(ctx)
+        moving = dict(zip(Call._fields, tangents, strict=False))
+        dloss: Any = call.z.new_zeros(compute.labels_of(call, static).shape, dtype=torch.float64)
         dlse = dlogprob = dentropy = dloss
-        if dz is not None:
-            along = curvature(z, dz, *given[1:], None, None, None, None, axis, *transform)[1:]
+        if moving["z"] is not None:
+            along = curvature(call._replace(v=moving["z"]), static)[1:]
             dlse, dlogprob, by_off, dentropy = (t.double() for t in along)
-            zero = dloss.new_zeros(())
-            lse = rows(z, label, zero, zero, zero, None, axis, *transform)[1]
-            dloss = loss_along(y, r, q, lse, dlse, dlogprob, by_off)
-        numbers = (dy, dr, dq)  # may be batches of torch.autograd.functional.jacobian, which no function of autograd takes
-        for d, by in zip(numbers, _loss_by_numbers([d is not None for d in numbers], z, label, off, axis, *transform), strict=True):
-            dloss = dloss if d is None else dloss + times(d, by)
-        if doff is not None:
-            by_classes, each = _loss_by_off(z, label, r, off, axis, *transform), along_axis(doff, z, axis)
-            dloss = dloss + (by_classes.masked_fill((by_classes == math.inf) & (each == 0), 0) * each).sum(axis)  # a masked class adds 0
-        return (dloss, dlse, dlogprob, dentropy, None) if more else (dloss, dlse, None, None, None)
+            dloss = derivatives.loss_along(call, _lse(call, static, parts), dlse, dlogprob, by_off, times)
+        wanted = {name for name in ("y", "r", "q") if moving[name] is not None}
+        for name, by in _loss_by_numbers(wanted, call, static, parts).items():
+            dloss = dloss + times(moving[name], by)  # which may be a batch of torch.autograd.functional.jacobian
+        if moving["off"] is not None:
+            by_classes, each = _loss_by_off(call, static, parts), along_axis(moving["off"], call.z, static.axis)
+            masked = (by_classes == math.inf) & (each == 0)  # a masked class adds 0
+            dloss = dloss + over_classes(by_classes.masked_fill(masked, 0) * each, static)
+        return (dloss, dlse, dlogprob, dentropy, None, None) if more else (dloss, dlse, None, None, None, None)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> Any:
-        found = rows(*_folded(info.batch_size, in_dims, 6, arguments))
-        return found, (0, 0, 0, 0, 0) if arguments[-1] else (0, 0, None, None, None)
+        call, static, parts, more = _folded(info, in_dims, arguments)
+        found = _called(Rows, call, static, parts, *more)
+        of_outputs = (0, 0, 0, 0, 0) if more[0] else (0, 0, None, None, None)
+        return found, (*of_outputs, 1 if static.shards else None)
 
 
 class Gradient(Function):
-    """(z, label, y, r, q, off, g, l, b, n, axis, temperature, cap) -> the gradient of the logits."""
+    """(a call, sums or None, what is static) -> the gradient of the logits."""
 
-    setup_context = _saving(10)
+    operator: Any = None
+    setup_context: Any = _save
 
     @staticmethod
     def forward(*arguments: Any) -> Any:
-        return _recorded(compute.gradient, gradient_operator)(*arguments)
+        call, static, parts, _ = _arguments(arguments)
+        if traced() and not static.shards:
+            return Gradient.operator(*arguments)
+        return compute.gradient(call, static, parts)
 
     @staticmethod
     def backward(ctx: Any, *grads: Optional) -> Any:
-        (v,), none = grads, (None,) * 13
+        (v,), (call, static, parts, _) = grads, _saved(ctx)
         if v is None:
-            return none
-        z, label, *_ = given = compute.saved(ctx)
-        zero, options = z.new_zeros((), dtype=torch.float64), ctx.options
-        lse = lambda: rows(z, label, zero, zero, zero, None, *options)[1]  # noqa: E731
-        along = curvature(z, v, *given[1:], *options)
-        return *derivatives_of_gradient(given, v, along, lse, ctx.needs_input_grad, *options), *none[10:]
+            return (None,) * len(ctx.needs_input_grad)
+        along = curvature(call._replace(v=v), static)
+        return _gradients(ctx, call, static, _derivatives_of_gradient(call._replace(v=v), along, _needed(ctx), static, parts))
 
     @staticmethod
-    def jvp(ctx: Any, dz: Optional, _: None, dy: Optional, dr: Optional, dq: Optional, doff: Optional, *others: Any) -> Any:
-        given = compute.saved(ctx)
-        z, label, r, off, g = (given[i] for i in (0, 1, 3, 5, 6))
-        up, options = others[:4], ctx.options
-        total, zero = torch.zeros_like(z), z.new_zeros((), dtype=torch.float64)
-        if dz is not None:
-            total = total + curvature(z, dz, *given[1:], *options)[0]
-        if any(d is not None for d in up):
-            total = total + of_batches(gradient, *given[:6], *up, *options)
-        of_loss: Any = (g, None, None, None)
-        if g is not None and not (dy is None and dr is None and dq is None):
-            changed: Any = (*(zero if d is None else d for d in (dy, dr, dq)), off)
-            total = total + of_batches(gradient, z, label, *changed, *of_loss, *options)
-        if g is not None and doff is not None:
-            total = total + of_batches(gradient, z, label, zero, r, zero, doff, *of_loss, *options)
-        return total
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        call, static, parts, _ = _saved(ctx)
+        moving = {name: t for name, t in zip(Call._fields, tangents, strict=False) if t is not None}
+        of_loss, terms = call._replace(l=0.0, b=0.0, n=0.0), []
+        if moving.keys() & {*UPSTREAM}:
+            terms.append((call._replace(**{name: moving.get(name, 0.0) for name in UPSTREAM}), parts))
+        if given(call.g) and moving.keys() & {"y", "r", "q"}:
+            terms.append((of_loss._replace(**{name: moving.get(name, 0.0) for name in ("y", "r", "q")}), parts))
+        if given(call.g) and "off" in moving:
+            terms.append((of_loss._replace(y=0.0, q=0.0, off=moving["off"]), None))
+        found = curvature(call._replace(v=moving["z"]), static)[0] if "z" in moving else torch.zeros_like(call.z)
+        for changed, sums in terms:
+            found = found + of_batches(lambda *fields, sums=sums: gradient(_restored(fields), static, sums), *_tensors(changed))
+        return found
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> Any:
-        return gradient(*_folded(info.batch_size, in_dims, 10, arguments)), 0
+        return _called(Gradient, *_folded(info, in_dims, arguments)[:3]), 0
 
 
 class Curvature(Function):
-    """(z, v, label, y, r, q, off, g, l, b, n, axis, temperature, cap) -> what `curvature` returns."""
+    """(a call, None, what is static) -> what `curvature` returns."""
 
-    setup_context = _saving(11)
+    setup_context: Any = _save
 
     @staticmethod
     def forward(*arguments: Any) -> Any:
-        return _recorded(compute.curvature, _composed_curvature)(*arguments)
+        call, static, *_ = _arguments(arguments)
+        return (composed_curvature if traced() and not static.shards else compute.curvature)(call, static)
 
     @staticmethod
     def backward(ctx: Any, *grads: Optional) -> Any:
-        given = compute.saved(ctx)
-        at = [k for k, need in enumerate(ctx.needs_input_grad) if need]
-        found, pull_back = _composed_vjp(given, at, ctx.options)
+        call, static, *_ = _saved(ctx)
+        at = [name for name in Call._fields if name in _needed(ctx)]
+        found, pull_back = _composed_vjp(call, static, at)
         upstream = (torch.zeros_like(t) if g is None else g.to(t.dtype) for g, t in zip(grads, found, strict=True))
-        gradients = dict(zip(at, pull_back(tuple(upstream)), strict=True))
-        return tuple(gradients.get(k) for k in range(len(ctx.needs_input_grad)))
+        return _gradients(ctx, call, static, dict(zip(at, pull_back(tuple(upstream)), strict=True)))
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Optional) -> Any:
-        given = compute.saved(ctx)
-        at = [k for k, t in enumerate(tangents) if t is not None]
-        found, pull_back = _composed_vjp(given, at, ctx.options)
+        call, static, *_ = _saved(ctx)
+        moving = {name: t for name, t in zip(Call._fields, tangents, strict=False) if t is not None}
+        found, pull_back = _composed_vjp(call, static, list(moving))
         # The transpose of the linear map of upstream gradients to gradients: torch.func.jvp cannot be nested in forward mode.
         push_forward = torch.func.vjp(lambda *upstream: pull_back(upstream), *map(torch.ones_like, found))[1]
-        moving: Any = [tangents[k] for k in at]
-        hv, *numbers = push_forward(tuple(t.to(given[k].dtype) for k, t in zip(at, moving, strict=True)))
+        hv, *numbers = push_forward(tuple(t.to(getattr(call, name).dtype) for name, t in moving.items()))
         return hv, *(t.double() for t in numbers)
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], z: Tensor, v: Tensor, *others: Any) -> Any:
-        folded = _folded(info.batch_size, (in_dims[0], *in_dims[2:]), 10, (z, *others))
-        return curvature(folded[0], _front(v, in_dims[1], info.batch_size), *folded[1:]), (0,) * 5
+    def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> Any:
+        return curvature(*_folded(info, in_dims, arguments)[:2]), (0,) * 5
 
 
-def _composed_vjp(given: Sequence[Any], at: Sequence[int], options: Sequence[Any]) -> tuple[Five, Callable[[Any], tuple[Tensor, ...]]]:
-    """Return what `_composed_curvature` returns, and the function of upstream gradients that gives those of the arguments `at`."""
-    given = unwrap_dead_wrappers(tuple(given))
+def _composed_vjp(call: Call, static: Static, at: Sequence[str]) -> tuple[Five, Callable[[Any], tuple[Tensor, ...]]]:
+    """Return what `composed_curvature` returns, and the function of upstream gradients that gives those of the fields `at`."""
+    call = Call(*private.alive(call))
 
     def of_some(*values: Tensor) -> Five:
-        arguments: list[Any] = list(given)
-        for k, value in zip(at, values, strict=True):
-            arguments[k] = value
-        return _composed_curvature(*arguments, *options)
+        return composed_curvature(call._replace(**dict(zip(at, values, strict=True))), static)
 
-    found, pull_back, *_ = torch.func.vjp(of_some, *(given[k] for k in at))
+    found, pull_back, *_ = torch.func.vjp(of_some, *(getattr(call, name) for name in at))
     return found, pull_back
 
 
 class LogSoftmax(Function):
-    """(z, scale, axis, temperature, cap) -> scale log softmax(z)."""
+    """(a call, sums or None, what is static) -> y log softmax(z)."""
 
-    setup_context = _saving(2)
+    operator: Any = None
+    setup_context: Any = _save
 
     @staticmethod
     def forward(*arguments: Any) -> Any:
-        return _recorded(compute.log_softmax, log_softmax_operator)(*arguments)
+        call, static, parts, _ = _arguments(arguments)
+        if traced() and not static.shards:
+            return LogSoftmax.operator(*arguments)
+        return compute.log_softmax(call, static, parts)
 
     @staticmethod
     def backward(ctx: Any, *grads: Optional) -> Any:
-        (v,), (z, scale) = grads, compute.saved(ctx)
-        axis, *transform = ctx.options
-        if v is None:
-            return (None,) * 5
-        dz = dscale = None
-        if ctx.needs_input_grad[0]:
-            dz = _log_softmax_vjp(z, v, scale, axis, *transform)
-        if ctx.needs_input_grad[1]:
-            one = z.new_ones((), dtype=torch.float64)
-            dscale = shaped(times(v, log_softmax(z, one, axis, *transform)).sum(axis), scale, axis)
-        return dz, dscale, None, None, None
+        (v,), (call, static, parts, _) = grads, _saved(ctx)
+        needs, found = _needed(ctx), {}
+        if v is not None and "z" in needs:
+            found["z"] = _log_softmax_vjp(call, v, static)
+        if v is not None and "y" in needs:
+            found["y"] = over_classes(times(v, log_softmax(call._replace(y=1.0), static, parts)), static)
+        return _gradients(ctx, call, static, found)
 
     @staticmethod
-    def jvp(ctx: Any, dz: Optional, dscale: Optional, *_: Any) -> Tensor:
-        z, scale = compute.saved(ctx)
-        axis, *transform = ctx.options
-        total = torch.zeros_like(z)
-        if dz is not None:
-            label, zero = no_labels(z, axis), z.new_zeros((), dtype=torch.float64)
-            mean = curvature(z, dz, label, zero, zero, zero, None, None, None, None, None, axis, *transform)[1]
-            slope = transformed(z, *transform)[1]
-            total = total + times(_columns(scale, label, axis), slope * dz - mean.unsqueeze(axis))
-        if dscale is not None:
-            total = total + of_batches(log_softmax, z, dscale, axis, *transform)
-        return total.to(z.dtype)
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        call, static, parts, _ = _saved(ctx)
+        moving, total = Call(*tangents[:FIELDS]), torch.zeros_like(call.z)
+        if moving.z is not None:
+            mean = curvature(Call(call.z, v=moving.z), static)[1]
+            slope = _transformed(call.z, static)[1]
+            total = total + times(by_row(call.y, call, static), slope * moving.z - by_row(mean, call, static))
+        if moving.y is not None:
+            scaled = lambda y: log_softmax(call._replace(y=y), static, parts)  # noqa: E731
+            total = total + of_batches(scaled, moving.y)
+        return total.to(call.z.dtype)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> Any:
-        z, scale, axis, *transform = arguments
-        z = _front(z, in_dims[0], info.batch_size)
-        scale = _row_numbers(scale, in_dims[1], compute.shape_of_rows(z, axis + 1)[0])
-        return log_softmax(z, scale, axis + 1, *transform), 0
+        return _called(LogSoftmax, *_folded(info, in_dims, arguments)[:3]), 0
 
 
 # ---- derivatives ----
 
 
-def derivatives_of_gradient(
-    given: Sequence[Any], v: Tensor, along: Sequence[Any], lse: Callable[[], Tensor], needs: Sequence[bool], axis: int, *transform: float
-) -> list[Optional]:
-    """Return the derivatives of <gradient, v> by z, label, ... n, `given`, from what `curvature` returns; None for those not needed."""
-    z, label, y, r, q, _, g, *_ = given
+def _derivatives_of_gradient(call: Call, along: Sequence[Any], needs: set[str], static: Static, parts: Optional) -> dict[str, Any]:
+    """Return the derivatives of <gradient, v> by the fields of a call that are needed, from what `curvature` returns."""
     hv, mean, at_label, by_off, dentropy = along
-    found = {0: hv, 7: mean, 8: at_label, 9: dentropy}
-    if g is not None:
-        found |= {2: -g * at_label, 3: -g * by_off}
-    if g is not None and (needs[4] or needs[6]):
-        of_lse = lse()
-        found |= {4: g * of_lse * mean, 6: loss_along(y, r, q, of_lse, mean, at_label, by_off)}
-    if g is not None and needs[5]:
-        slope = transformed(without_ignored(z, label, axis), *transform)[1]
-        apart = mean.unsqueeze(axis) - slope * without_ignored(v, label, axis).to(mean.dtype)
-        found[5] = times(_columns(g * r * (label != IGNORED), label, axis), apart)
-    return [shaped(found[k], given[k], axis) if k in found and needs[k] else None for k in range(len(given))]
+    found = {"z": hv, "l": mean, "b": at_label, "n": dentropy}
+    if given(call.g):
+        found |= {"y": -call.g * at_label, "r": -call.g * by_off}
+    if given(call.g) and needs & {"q", "g"}:
+        lse = _lse(call, static, parts)
+        found |= {"q": call.g * lse * mean, "g": derivatives.loss_along(call, lse, mean, at_label, by_off, times)}
+    if given(call.g) and "off" in needs:
+        label = compute.labels_of(call, static)
+        z, v = (without_ignored(t, label, static.axis) for t in (call.z, call.v))
+        apart = by_row(mean, call, static) - _transformed(z, static)[1] * v.to(mean.dtype)
+        found["off"] = times(by_row(call.g * call.r * (label != IGNORED), call, static), apart)
+    return {name: value for name, value in found.items() if name in needs}
 
 
-def loss_along(y: Tensor, r: Tensor, q: Tensor, lse: Tensor, mean: Tensor, at_label: Tensor, by_off: Tensor) -> Tensor:
-    """Return the derivative of the loss along a vector, from the numbers of `curvature`."""
-    return times(q, lse) * mean - times(y, at_label) - times(r, by_off)
+def _lse(call: Call, static: Static, parts: Optional) -> Tensor:
+    bare = call._replace(v=0.0, **dict.fromkeys(NUMBERS, 0.0))
+    return rows(bare if parts is not None else bare._replace(off=0.0), static, parts=parts)[1]
 
 
-def of_batches(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call the function. Some arguments may be batches of torch.autograd.functional, for which torch.func.vmap is used."""
-    dims = tuple(0 if isinstance(t, Tensor) and batched_by_autograd(t) else None for t in arguments)
-    if not any(dim == 0 for dim in dims):
-        return function(*arguments)
-    level = torch._C._vmapmode_increment_nesting() - 1
-    torch._C._vmapmode_decrement_nesting()
-    plain = [t if dim is None else torch._remove_batch_dim(t, level, 1, 0) for t, dim in zip(arguments, dims, strict=True)]
-    found = torch.func.vmap(function, dims)(*plain)
-    batch: Any = lambda t: torch._add_batch_dim(t, 0, level)  # noqa: E731
-    return tuple(map(batch, found)) if isinstance(found, tuple) else batch(found)
-
-
-def multiplied_gradient(*arguments: Any) -> Tensor:
+def multiplied_gradient(call: Call, static: Static, parts: Optional = None) -> Tensor:
     """Compute `gradient` for upstream gradients of 1 and multiply it by the given ones, in which it is linear.
 
     This calls no function of autograd with them, so it works for a batch of upstream gradients.
     """
-    z, label, y, *_ = arguments
-    upstream, options = arguments[6:10], arguments[10:]
-    one, parts = y.new_ones(()), []
-    for k, up in enumerate(upstream):
-        if up is not None:
-            dz = gradient(*arguments[:6], *(one if i == k else None for i in range(4)), *options)
-            parts.append(dz * _columns(up, label, options[0]).to(z.dtype))
-    return sum(parts[1:], parts[0])
+    terms: list[Any] = []
+    none = dict.fromkeys(UPSTREAM, 0.0)
+    for name in UPSTREAM:
+        up = getattr(call, name)
+        if given(up):
+            dz = gradient(call._replace(**{**none, name: 1.0}), static, parts)
+            terms.append(dz * _columns(up, call, static).to(call.z.dtype))
+    found: Tensor = sum(terms[1:], terms[0])
+    return found
 
 
-def _loss_by_numbers(needs: Sequence[bool], z: Tensor, label: Tensor, off: Optional, axis: int, *transform: Any) -> list[Any]:
-    """Return the derivatives of the loss by y, r and q, in which it is linear, and None for those that are not needed."""
-    zero, one = z.new_zeros((), dtype=torch.float64), z.new_ones((), dtype=torch.float64)
-    nll = loss = lse = None
-    if needs[0] or needs[2]:
-        nll, lse, *_ = rows(z, label, one, zero, zero, off, axis, *transform)
-    if needs[1]:
-        loss = rows(z, label, zero, one, zero, off, axis, *transform)[0]
-    return [nll if needs[0] else None, loss, lse**2 / 2 if lse is not None and needs[2] else None]
+def _loss_by_numbers(needs: set[str], call: Call, static: Static, parts: Optional) -> dict[str, Tensor]:
+    """Return the derivatives of the loss by those of y, r and q that are needed, in which it is linear."""
+    bare, found = call._replace(**dict.fromkeys(NUMBERS, 0.0)), {}
+    if needs & {"y", "q"}:
+        found["y"], lse, *_ = rows(bare._replace(y=1.0), static, parts=parts)
+        found["q"] = lse**2 / 2
+    if "r" in needs:
+        found["r"] = rows(bare._replace(r=1.0), static, parts=parts)[0]
+    return {name: by for name, by in found.items() if name in needs}
 
 
-def _loss_by_off(z: Tensor, label: Tensor, r: Tensor, off: Tensor, axis: int, *transform: Any) -> Tensor:
+def _loss_by_off(call: Call, static: Static, parts: Optional) -> Any:
     """Return - r log yhat, the derivative of the loss by off, with the shape of z. r may be a batch of is_grads_batched."""
+    label = compute.labels_of(call, static)
     live = label != IGNORED
-    wide = without_ignored(z, label, axis).to(torch.promote_types(compute.compute_dtype(z), off.dtype))
-    if batched_by_autograd(r):
-        return _columns(r, label, axis) * -log_softmax(wide, live.double(), axis, *transform)
-    return -log_softmax(wide, torch.where(live, r, 0.0), axis, *transform)
+    wide = without_ignored(call.z, label, static.axis).to(torch.promote_types(compute.compute_dtype(call.z), call.off.dtype))
+    parts = None if parts is None else torch.where(live, parts, 1.0)  # any that are finite
+    if batched_by_autograd(call.r):
+        return _columns(call.r, call, static) * -log_softmax(Call(wide, y=live.double()), static, parts)
+    return -log_softmax(Call(wide, y=torch.where(live, call.r, 0.0)), static, parts)
 
 
-def _log_softmax_vjp(z: Tensor, v: Tensor, scale: Tensor, axis: int, *transform: Any) -> Tensor:
-    """Return scale v - yhat sum_k scale v_k, times the slope of the transform: less the gradient of the truth scale v.
+def _log_softmax_vjp(call: Call, v: Tensor, static: Static) -> Any:
+    """Return y v - yhat sum_k y v_k, times the slope of the transform: less the gradient of the truth y v.
 
     The most probable class is the label, of weight 0, so that its entry keeps its digits.
     """
-    zero, one = z.new_zeros((), dtype=torch.float64), z.new_ones((), dtype=torch.float64)
-    top = same_label(z, axis, LARGEST_LOGIT)
-    wide = compute.compute_dtype(z)
+    top = Call(call.z, largest(call.z, static) if static.shards else same_label(call.z, static.axis, LARGEST_LOGIT))
     if batched_by_autograd(v):
-        by = -(_columns(scale, top, axis) * v).to(wide)
-        yhat = gradient(z, top, zero, zero, zero, None, None, one, None, None, axis, *transform)
-        return yhat * by.sum(axis, keepdim=True) - transformed(z, *transform)[1] * by
-    return gradient(z, top, zero, scale, zero, v, -one, None, None, None, axis, *transform)
+        by = -(_columns(call.y, call, static) * v).to(compute.compute_dtype(call.z))
+        yhat = gradient(top._replace(l=1.0), static)
+        return yhat * _columns(over_classes(by, static), call, static) - _transformed(call.z, static)[1] * by
+    return gradient(top._replace(off=v, r=call.y, g=-1.0), static)
 
 
-def _composed_curvature(z: Tensor, v: Tensor, *others: Any) -> Five:
-    """Return `curvature`, written with `gradient`, `log_softmax` and torch's operations, which can be differentiated again.
+# ---- what softxent/derivatives.py needs ----
 
-    This is formula.hessian, for any axis. v is used in torch's operations only, so it may be a batch of is_grads_batched.
+where = torch.where
+
+
+def times(factor: Any, value: Tensor) -> Any:
+    """Return factor * value, and 0 where the factor is 0, even if the value is infinite or NaN.
+
+    The derivative by the factor is the value, also where the factor is 0; the derivatives are 0 where such a value is infinite or NaN.
     """
-    label, y, r, q, off, *upstream, axis, temperature, cap = others
-    zero, one = z.new_zeros((), dtype=torch.float64), z.new_ones((), dtype=torch.float64)
-    wide = compute.compute_dtype(z) if cap == math.inf and temperature == 1 else torch.float64
-    live = label != IGNORED
-    unused = sum(t != 0 for t in (y, r, q, *upstream) if t is not None) == 0
-    # rows that are ignored, and those that have neither weights nor finite logits, give 0
-    blank = (~live | (unused & ~z.detach().amax(axis).isfinite())).unsqueeze(axis)
-    z, v = (torch.where(blank, 0, t) for t in (z, v))
-    x, slope, bend = transformed(z.to(wide), temperature, cap)
-    v = v.to(x.dtype)
-    along = v * slope
-    hidden = no_labels(z, axis)
-    yhat = gradient(x, hidden, zero, zero, zero, None, None, one, None, None, axis)
-    away = -log_softmax(x, one, axis)
-    away = away.masked_fill(away == math.inf, 0)  # where yhat is 0
-    _, lse, *_ = rows(x, hidden, zero, zero, zero, None, axis)
-
-    top = along.gather(axis, x.detach().argmax(axis, keepdim=True))
-    lead = (yhat * (top - along)).sum(axis, keepdim=True)  # v - mean at the most probable class, where a subtraction may cancel
-    apart, mean = (along - top) + lead, top - lead
-    entropy = (yhat * away).sum(axis, keepdim=True)
-    dentropy = (yhat * apart * away).sum(axis, keepdim=True)
-
-    everywhere = zero.to(x.dtype) if off is None else along_axis(off, z, axis).to(x.dtype)
-    mass = y + r * everywhere.expand(z.shape).sum(axis)
-    numbers = (mass + times(q, lse), q, *(zero if t is None else t for t in upstream))
-    total, qs, gs, ls, bs, ns = (_columns(t, label, axis) for t in numbers)
-    a = gs * total + ls - bs - ns * entropy
-    hv = slope * yhat * ((a - ns + ns * away) * apart + gs * qs * mean - ns * dentropy)
-    if cap != math.inf:
-        hv = hv + bend * v * gradient(x, *others[:10])
-    hv = torch.where(blank, 0, hv).to(z.dtype)
-
-    by_logit = z.detach().argmax(axis)
-    by_off = by_logit if off is None or off.shape != z.shape else off.detach().argmax(axis)
-    t = torch.where(label == LARGEST, by_off, torch.where(label == LARGEST_LOGIT, by_logit, label))
-    hot = along_axis(torch.arange(z.shape[axis], device=z.device), z, axis) == t.unsqueeze(axis)
-    sums = (mean.squeeze(axis), (apart * hot).sum(axis), (everywhere * apart).sum(axis), dentropy.squeeze(axis))
-    mean, at_label, by_off, dentropy = (t.where(live, 0) for t in sums)
-    return hv, mean, at_label, by_off, dentropy
+    return factor * torch.where((factor == 0) & ~value.isfinite(), torch.zeros_like(value), value)
 
 
-def transformed(z: Tensor, temperature: float, cap: float) -> tuple[Tensor, Tensor | float, Tensor | float]:
+def cast(a: Tensor, like: Tensor) -> Tensor:
+    return a.to(like.dtype)
+
+
+def aligned(call: Call) -> Call:
+    return call
+
+
+def by_row(number: Any, call: Call, static: Static) -> Any:
+    """Return numbers of the rows, [*lead] or 0-dim, with an axis of length 1 for the classes."""
+    if not isinstance(number, Tensor):
+        return number
+    return _columns(same_input(number, static.shards.group) if static.shards else number, call, static)
+
+
+def _columns(number: Any, call: Call, static: Static) -> Any:
+    """Return `by_row`, without the derivative by numbers that multiply the classes of several processes."""
+    lead = compute.shape_of_rows(call.z, static.axis)[0]
+    return number.expand(lead).unsqueeze(static.axis) if isinstance(number, Tensor) else number
+
+
+def over_classes(a: Tensor, static: Static) -> Tensor:
+    """Return the sum over all classes, in at least the precision of a."""
+    found = a.sum(static.axis)
+    return total(found.double(), static.shards.group) if static.shards else found
+
+
+def largest(z: Tensor, static: Static) -> Tensor:
+    """Return the class with the largest logit of each row."""
+    z = z.detach()
+    return processes.most_probable(z, static.shards, static.axis) if static.shards else z.argmax(static.axis)
+
+
+def labels(call: Call, static: Static) -> Tensor:
+    """Return the labels, with classes in place of LARGEST and LARGEST_LOGIT. Divided rows have neither."""
+    label = compute.labels_of(call, static)
+    if static.shards:
+        return label
+    by_logit = largest(call.z, static)
+    by_off = call.off.detach().argmax(static.axis) if given(call.off) and call.off.shape == call.z.shape else by_logit
+    return torch.where(label == LARGEST, by_off, torch.where(label == LARGEST_LOGIT, by_logit, label))
+
+
+def at_label(a: Tensor, label: Tensor, static: Static) -> Tensor:
+    """Return the entry of a at the label of each row, and 0 without one."""
+    first = static.shards.mine.first if static.shards else 0
+    column = along_axis(torch.arange(first, first + a.shape[static.axis], device=a.device), a, static.axis)
+    return over_classes(torch.where(column == label.unsqueeze(static.axis), a, 0), static)
+
+
+def off_by_row(call: Call, static: Static) -> Tensor:
+    """Return off in the shape of the logits, 0 if there is none."""
+    if not given(call.off):
+        return torch.zeros_like(call.z)
+    found: Tensor = along_axis(call.off, call.z, static.axis).expand(call.z.shape)
+    return found
+
+
+def blank(call: Call, static: Static) -> Tensor:
+    """Return which rows give 0: those that are ignored, and those that have neither weights nor finite logits."""
+    unused: Any = sum(number != 0 for number in call[-len(NUMBERS) :] if given(number)) == 0
+    z = call.z.detach()
+    count = over_classes(torch.where(z.isfinite(), 1.0, torch.where(z == -math.inf, 0.0, math.inf)), static)
+    ignored = compute.labels_of(call, static) == IGNORED
+    found: Tensor = (ignored | (unused & ((count == 0) | (count == math.inf)))).unsqueeze(static.axis)
+    return found
+
+
+def transformed(z: Tensor, static: Static) -> tuple[Tensor, Tensor | float, Tensor | float]:
+    """Return `_transformed` of logits in the type in which they are computed, float64 if they have a transform."""
+    wide = compute.compute_dtype(z) if static.cap == math.inf and static.temperature == 1 else torch.float64
+    return _transformed(z.to(wide), static)
+
+
+def _transformed(z: Tensor, static: Static) -> tuple[Tensor, Tensor | float, Tensor | float]:
     """Return (cap / T) tanh(z / cap), or z / T if cap is inf, and its first two derivatives. None cancels where |z / cap| is large."""
+    temperature, cap = static.temperature, static.cap
     if cap == math.inf:
         return (z if temperature == 1 else z / temperature), 1 / temperature, 0.0
     u = z.double() / cap
@@ -571,32 +553,9 @@ def transformed(z: Tensor, temperature: float, cap: float) -> tuple[Tensor, Tens
 # ---- shapes ----
 
 
-def same_label(z: Tensor, axis: int, label: int) -> Tensor:
-    """Return this label for each row of logits z."""
-    return z.new_full((), label, dtype=torch.int64).expand(compute.shape_of_rows(z, axis)[0])
-
-
-def no_labels(z: Tensor, axis: int) -> Tensor:
-    """Return a label NO_LABEL for each row of logits z."""
-    return same_label(z, axis, NO_LABEL)
-
-
 def without_ignored(t: Tensor, label: Tensor, axis: int) -> Tensor:
     """Return t, of the shape of the logits, with 0 in ignored rows. A NaN there would reach the derivatives by weights that rows share."""
     return torch.where((label == IGNORED).unsqueeze(axis), 0, t)
-
-
-def times(factor: Tensor, value: Tensor) -> Tensor:
-    """Return factor * value, and 0 where the factor is 0, even if the value is infinite or NaN.
-
-    The derivative by the factor is the value, also where the factor is 0; the derivatives are 0 where such a value is infinite or NaN.
-    """
-    return factor * torch.where((factor == 0) & ~value.isfinite(), torch.zeros_like(value), value)
-
-
-def _columns(number: Tensor, label: Tensor, axis: int) -> Tensor:
-    """Return numbers of the rows, [*lead] or 0-dim, with an axis of length 1 for the classes."""
-    return number.expand(label.shape).unsqueeze(axis)
 
 
 def along_axis(classes: Tensor, z: Tensor, axis: int) -> Tensor:
@@ -618,59 +577,75 @@ def _front(t: Tensor, dim: int | None, size: int) -> Tensor:
     return t.movedim(dim, 0) if dim is not None else t.unsqueeze(0).expand(size, *t.shape)
 
 
-def _row_numbers(t: Any, dim: int | None, lead: Sequence[int]) -> Any:
+def _row_numbers(t: Tensor, dim: int | None, lead: Sequence[int]) -> Tensor:
     """Return numbers of the rows with the batch as the first of their axes; those that are the same for all rows stay so."""
-    if t is None or (dim is None and not t.ndim):
+    if dim is None and not t.ndim:
         return t
     t = _front(t, dim, lead[0])
     return t.reshape(*t.shape, *[1] * (len(lead) - t.ndim)).expand(lead)
 
 
-def _folded(size: int, in_dims: tuple[Any, ...], tensors: int, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+def _folded(info: Any, in_dims: tuple[Any, ...], arguments: tuple[Any, ...]) -> tuple[Call, Static, Optional, tuple[Any, ...]]:
     """Return the arguments under vmap, with the batch as the first axis, which becomes one more axis of rows."""
-    z, label, y, r, q, off, *upstream = arguments[:tensors]
-    axis, *others = arguments[tensors:]
-    z, label = _front(z, in_dims[0], size), _front(label, in_dims[1], size)
+    call, static, parts, more = _arguments(arguments)
+    size, dims, axis = info.batch_size, dict(zip(Call._fields, in_dims, strict=False)), static.axis
+    z = _front(call.z, dims["z"], size)
     lead = compute.shape_of_rows(z, axis + 1)[0]
-    y, r, q, *upstream = (
-        _row_numbers(t, dim, lead) for t, dim in zip((y, r, q, *upstream), (*in_dims[2:5], *in_dims[6:tensors]), strict=True)
-    )
-    if off is not None and (in_dims[5] is not None or off.ndim > 1 or z.ndim == 2):  # and not one [C] that all rows share
-        off = _front(off, in_dims[5], size)
-        off = off if off.ndim == z.ndim else off.reshape(size, *[-1 if i == axis else 1 for i in range(z.ndim - 1)]).expand(z.shape)
-    return (z, label, y, r, q, off, *upstream, axis + 1, *others)
+    moved: dict[str, Any] = {name: _row_numbers(x, dims[name], lead) for name in NUMBERS if given(x := getattr(call, name))}
+    moved |= {name: _front(x, dims[name], size) for name in ("z", "v", "label") if given(x := getattr(call, name))}
+    if given(call.off):
+        off = call.off
+        if dims["off"] is not None or off.ndim > 1 or z.ndim == 2:  # and not one [C] that all rows share
+            off = _front(off, dims["off"], size)
+            off = off if off.ndim == z.ndim else off.reshape(size, *[-1 if i == axis else 1 for i in range(z.ndim - 1)]).expand(z.shape)
+        moved["off"] = off
+    if parts is not None:
+        parts = _front(parts, in_dims[FIELDS], size).movedim(0, 1)
+    return call._replace(**moved), static._replace(axis=axis + 1), parts, more
 
 
 # ---- the operators of torch.library ----
 
-TRUTH = "Tensor z, Tensor label, Tensor y, Tensor r, Tensor q, Tensor? off"
-UPSTREAM = "Tensor? g, Tensor? l, Tensor? b, Tensor? n"
-HOW = "int axis, float temperature, float cap"
+CALL = ", ".join(f"Tensor{'' if name == 'z' else '?'} {name}" for name in Call._fields)
+STATIC = "float temperature, float cap, int axis, str group, int[] ends, int rank"
 
-rows_operator = torch.library.custom_op(
-    "softxent::rows", compute.rows, mutates_args=(), schema=f"({TRUTH}, {HOW}, bool more) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
-)
-gradient_operator = torch.library.custom_op(
-    "softxent::gradient", compute.gradient, mutates_args=(), schema=f"({TRUTH}, {UPSTREAM}, {HOW}) -> Tensor"
-)
-log_softmax_operator = torch.library.custom_op("softxent::log_softmax", compute.log_softmax, mutates_args=())
+
+def _operator(name: str, function: Any, more: str, results: str) -> Any:
+    """Return the operator of torch.library of a function of autograd."""
+    schema = f"({CALL}, Tensor? parts, {STATIC}{more}) -> {results}"
+    operator = torch.library.custom_op(f"softxent::{name}", _untraced(function), mutates_args=(), schema=schema)
+    operator.register_autograd(function.backward, setup_context=function.setup_context)
+    function.operator = operator
+    return operator
+
+
+def _untraced(function: Any) -> Callable[..., Any]:
+    computes: Any = {Rows: compute.rows, Gradient: compute.gradient, LogSoftmax: compute.log_softmax}[function]
+
+    def compute_it(*arguments: Any) -> Any:
+        call, static, parts, more = _arguments(arguments)
+        return computes(call, static, *more, parts=parts)
+
+    return compute_it
+
+
+rows_operator: Any = _operator("rows", Rows, ", bool more", f"({', '.join(['Tensor'] * (len(OUTPUTS) + 1))})")
+gradient_operator: Any = _operator("gradient", Gradient, "", "Tensor")
+log_softmax_operator: Any = _operator("log_softmax", LogSoftmax, "", "Tensor")
 labels_operator = torch.library.custom_op("softxent::class_labels", _labels, mutates_args=())
 
-for _operator, _function in ((rows_operator, Rows), (gradient_operator, Gradient), (log_softmax_operator, LogSoftmax)):
-    _operator.register_autograd(_function.backward, setup_context=_function.setup_context)
+
+def _fake_rows(*arguments: Any) -> tuple[Tensor, ...]:
+    call, static, _, (more,) = _arguments(arguments)
+    lead = compute.shape_of_rows(call.z, static.axis)[0]
+    shapes = [*[lead] * (len(OUTPUTS) if more else 2), *[[0]] * (0 if more else len(OUTPUTS) - 2), [7, *lead] if static.shards else [0]]
+    *found, correct, parts = (call.z.new_empty(shape, dtype=torch.float64) for shape in shapes)
+    return *found, correct != 0, parts
 
 
-@rows_operator.register_fake
-def _(z: Tensor, label: Tensor, y: Any, r: Any, q: Any, off: Any, axis: int, t: float, cap: float, more: bool) -> tuple[Tensor, ...]:
-    lead = compute.shape_of_rows(z, axis)[0]
-    *found, correct = (z.new_empty(shape, dtype=torch.float64) for shape in (lead, lead, *[lead if more else [0]] * 3))
-    return *found, correct != 0
-
-
-@gradient_operator.register_fake
-@log_softmax_operator.register_fake
-def _(z: Tensor, *_: Any) -> Tensor:
-    return torch.empty_like(z)
+rows_operator.register_fake(_fake_rows)
+for _each in (gradient_operator, log_softmax_operator):
+    _each.register_fake(lambda z, *_: torch.empty_like(z))
 
 
 @labels_operator.register_fake

@@ -9,9 +9,10 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-from .operators import gradient_operator, log_softmax_operator, rows_operator
-
-OFF = 4  # the position, after the logits, of the numbers of classes
+from ..call import OF_CLASSES, Call
+from . import private
+from .compute import OUTPUTS
+from .operators import TENSORS, gradient_operator, log_softmax_operator, rows_operator
 
 
 @functools.cache
@@ -20,25 +21,26 @@ def register() -> None:
     from torch.distributed.tensor.experimental import register_sharding
 
     for operator in (rows_operator, gradient_operator, log_softmax_operator):
-        register_sharding(operator._opoverload)(_placements)
+        register_sharding(private.overload(operator))(_placements)
 
 
-def _placements(z: Any, *others: Any) -> list[tuple[list[Any], list[Any]]]:
+def _placements(*arguments: Any) -> list[tuple[list[Any], list[Any]]]:
     """Return what an axis of the mesh may divide, nothing or one axis of the rows: the placements of the results and of the arguments."""
     from torch.distributed.tensor import Replicate, Shard
 
-    tensors = next(k for k, other in enumerate(others) if type(other) is int)
-    axis, more = others[tensors] % z.ndim, others[-1]
-    found = []
+    z, axis, more, found = arguments[0], arguments[TENSORS + 2], arguments[-1], []
     for divided in (None, *(k for k in range(z.ndim) if k != axis)):
         logits = Replicate() if divided is None else Shard(divided)
         rows = Replicate() if divided is None else Shard(divided - (divided > axis))
-        given: list[Any] = [logits]
-        for k, t in enumerate(others[:tensors]):
-            if t is None or t.ndim == z.ndim:
-                given.append(None if t is None else logits)
-            else:
-                given.append(Replicate() if t.ndim == 0 or k == OFF else rows)
-        results = [rows, rows, *[rows if more else Replicate()] * 3] if type(more) is bool else [logits]
-        found.append((results, [*given, *[None] * (len(others) - tensors)]))
+
+        def place(name: str, t: Any, logits: Any = logits, rows: Any = rows) -> Any:
+            if t is None:
+                return None
+            if name in OF_CLASSES:
+                return logits if t.ndim == z.ndim else Replicate()
+            return rows if t.ndim else Replicate()
+
+        given = [place(*each) for each in zip(Call._fields, arguments, strict=False)]
+        of_rows = [rows, rows, *[rows if more else Replicate()] * (len(OUTPUTS) - 2), Replicate()]
+        found.append((of_rows if type(more) is bool else [logits], [*given, *[None] * (len(arguments) - len(given))]))
     return found
