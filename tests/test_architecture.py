@@ -169,8 +169,8 @@ def test_what_an_option_means_is_in_truth_alone():
 # ---- the floors of softxent.torch ----
 
 FLOORS = {  # the lowest first; a file may import files of lower floors, and on its own floor those that are named before it
-    "compute": ("arrays", "cpu", "compute"),
-    "operators": ("operators", "sharding", "sharded_operators", "by_chunks", "linear_operators"),
+    "compute": ("private", "modes", "processes", "arrays", "cpu", "compute"),
+    "operators": ("operators", "sharding", "by_chunks", "linear_operators"),
     "arguments": ("arguments",),
     "doors": ("distributed", "loss_and_gradient", "loss", "linear", "lazy_logits", "huggingface", "__init__"),
 }

@@ -450,13 +450,42 @@ def _messages(world):
         found = st.cross_entropy(input, t)
     with CommDebugMode() as backward_of_dtensor:
         found.backward()
-    return [mode.get_total_counts() for mode in (forward, backward, of_dtensor, backward_of_dtensor)]
+    weight = torch.rand(4096).requires_grad_()
+    with CommDebugMode() as by_weight:
+        torch.autograd.grad(st.cross_entropy(x, t, weight, group=workers.groups[world]), weight)
+    (dz,) = torch.autograd.grad(st.cross_entropy(x, t, group=workers.groups[world]), x, create_graph=True)
+    with CommDebugMode() as second:
+        torch.autograd.grad(dz, x, torch.ones_like(x))
+    return [mode.get_total_counts() for mode in (forward, backward, of_dtensor, backward_of_dtensor, by_weight, second)]
 
 
 @pytest.mark.parametrize("world", [2, 4])
-def test_a_forward_pass_takes_one_gather_and_a_backward_pass_none(processes, world):
+def test_a_reduction_takes_one_gather_and_the_first_backward_none(processes, world):
+    """The gradient by class weights is not divided, and needs none either; a second derivative is one reduction."""
     for counts in processes(_messages, world):
-        assert counts == [1, 0, 1, 0]
+        assert counts == [1, 0, 1, 0, 1, 1]
+
+
+def _offset(world):
+    z, t, *_ = problem(64, rows=6)
+    z = (z * 64).round() / 64  # so that an offset of 2^40 rounds nothing
+    z[0, 0] = 0
+    mine = evenly(64, world)[dist.get_rank(workers.groups[world])]
+    found = []
+    for offset in (0.0, 2.0**40):
+        x = (z + offset)[:, mine.first : mine.end].clone().requires_grad_()
+        result = st.cross_entropy(x, t, reduction="none", group=workers.groups[world], return_entropy=True, return_logprobs=True)
+        total = sum((k + 1) * y.sum() for k, y in enumerate((result.loss, result.entropy, result.logprobs)))
+        (dz,) = torch.autograd.grad(total, x, create_graph=True)
+        (hv,) = torch.autograd.grad(dz, x, z[:, mine.first : mine.end].contiguous(), create_graph=True)
+        (third,) = torch.autograd.grad(hv, x, z[:, mine.first : mine.end].contiguous())
+        found.append((result.loss, result.entropy, result.logprobs, dz, hv, third))
+    for one, other in zip(*found, strict=True):
+        close(other, one)
+
+
+def test_a_common_offset_of_the_logits_costs_no_digit(processes):
+    processes(_offset, 2)
 
 
 def _disagree(world, how):
@@ -901,6 +930,32 @@ def test_dtensors_under_compile(processes, placement):
     processes(_compiled, 2, placement)
 
 
+def _compiled_with_a_group(world, probable, options):
+    z, t, weight, _ = problem(37, probable=probable)
+    z[0, 0] = 1
+    mine = evenly(37, world)[dist.get_rank(workers.groups[world])]
+    t = t[:, mine.first : mine.end].contiguous() if probable else t
+
+    def loss(z, weight):
+        return scalar(st.cross_entropy(z, t, weight, group=workers.groups[world], first_class=mine.first, **options))
+
+    found = []
+    for f in (loss, torch.compile(loss, backend="aot_eager")):
+        leaves = [y.clone().requires_grad_() for y in (z[:, mine.first : mine.end], weight)]
+        value = f(*leaves)
+        value.backward()
+        found.append([value, *(y.grad for y in leaves)])
+    for one, other in zip(*found, strict=True):
+        close(other, one)
+
+
+@pytest.mark.parametrize("probable", [False, True], ids=["labels", "probabilities"])
+def test_divided_logits_under_compile(processes, probable):
+    options = {"label_smoothing": 0.1, "z_loss": 0.1}
+    for given in ({}, options if probable else {**options, **OUTPUTS}):
+        processes(_compiled_with_a_group, 2, probable, given)
+
+
 def _compiled_head(world):
     x, w, _ = head(16)
     t, mine = torch.arange(10), evenly(16, world)[dist.get_rank()]
@@ -1041,7 +1096,7 @@ def _labels_of_the_shard(world):
 
 def _no_scatter(world):
     """The gradient of the input of a head is that of the classes of one process."""
-    return mock.patch.object(linear, "same_input", lambda x, group: x)
+    return mock.patch.object(linear, "same_input", lambda x, shards: x)
 
 
 def _with_a_fault(world, fault, law, *given):

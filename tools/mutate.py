@@ -128,7 +128,7 @@ Annotations, messages, imports, assertions, the arguments of templates, declarat
 they are. The tests of a file that execute the changed lines run until one fails: of a test's parameters with which it executes the same
 lines, three and then others for twenty seconds; tests of more than eight seconds only if there are no others. What these do not notice and
 is not explained is tried with further tests of any length. The C++ kernel is compiled for one instruction set and without 16-bit types.
-Where fewer changes were tried than there are, they are a random sample. `cpp/run.cpp` and `torch/sharded_operators.py` are left out: most
+Where fewer changes were tried than there are, they are a random sample. `cpp/run.cpp` is left out: most
 of their tests start processes, which take seconds.
 
 *Too long* means that a test did not end within five times its usual time and ten seconds; it counts as noticed. *No effect* means that no

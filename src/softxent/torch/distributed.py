@@ -1,7 +1,7 @@
 """Logits and heads that are divided among processes: DTensors, or the tensors of each process and a group.
 
 loss.py and linear.py call this file. It describes the shards (`Shards`), brings labels and weights to the process that has their rows, and
-wraps what is computed of a process's tensors into DTensors again. sharded_operators.py has what is computed if classes are divided.
+wraps what is computed of a process's tensors into DTensors again. processes.py has the messages of divided classes.
 """
 
 from __future__ import annotations

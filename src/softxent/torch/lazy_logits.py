@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 from torch.utils._pytree import tree_map_only
 
@@ -204,12 +203,7 @@ def logits(x: Tensor, w: Tensor, b: Tensor | None) -> Any:
     autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) and x.dtype != torch.float64 else None
     given = [t for t in (x, w, b) if t is not None]
     odd = any(type(t) not in PLAIN or t.is_meta or t.device != x.device or (autocast is None and t.dtype != x.dtype) for t in given)
-    seen = (
-        torch.compiler.is_compiling()
-        or torch._C._is_tracing()
-        or torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
-    )
+    seen = torch.compiler.is_compiling() or private.jit_tracing() or private.transforming() or private.forward_mode()
     if odd or seen or x.ndim < 2 or w.ndim != 2 or x.shape[-1] != w.shape[-1]:
         return F.linear(x, w, b)
     return _lazy(Source(x, w, b, autocast, torch.is_grad_enabled(), _versions(x, w, b)))

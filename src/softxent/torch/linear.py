@@ -95,8 +95,7 @@ def linear_cross_entropy(
 
     Raises:
         ValueError, TypeError: if a shape, label, dtype or option does not fit.
-        RuntimeError: if a derivative of third order, or in a mixture of modes, is wanted of a head whose classes are divided; if
-            `batch_invariant` is True and equal rows of one of torch's products differ.
+        RuntimeError: if `batch_invariant` is True and equal rows of one of torch's products differ.
 
     Derivatives of any order with respect to input, W, b, weight, sample_weight and probabilities are available, in reverse and forward mode
     and by torch.func. If a gradient is not required, its matrix product is skipped. If W is bfloat16 or float16, its gradient is added up
@@ -138,7 +137,7 @@ def linear_cross_entropy(
         else:
             distributed.not_divided(FN, "linear_weight", linear_weight, "be a torch.Tensor where a group is given; a DTensor has its own")
             shards = distributed.shards_of_group(FN, group, len(linear_weight), first_class, linear_weight)
-            input = same_input(input, group)
+            input = same_input(input, shards)
         if check and shards is not None:
             named = {"shape of input": tuple(input.shape), "dtype": input.dtype, "reduction": reduction, "label_smoothing": label_smoothing}
             named |= {"z_loss": z_loss, "softcap": softcap, "temperature": temperature, "budget": budget, "outputs": flags, "shift": shift}

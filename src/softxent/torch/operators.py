@@ -476,7 +476,7 @@ def by_row(number: Any, call: Call, static: Static) -> Any:
     """Return numbers of the rows, [*lead] or 0-dim, with an axis of length 1 for the classes."""
     if not isinstance(number, Tensor):
         return number
-    return _columns(same_input(number, static.shards.group) if static.shards else number, call, static)
+    return _columns(same_input(number, static.shards) if static.shards else number, call, static)
 
 
 def _columns(number: Any, call: Call, static: Static) -> Any:
@@ -488,7 +488,7 @@ def _columns(number: Any, call: Call, static: Static) -> Any:
 def over_classes(a: Tensor, static: Static) -> Tensor:
     """Return the sum over all classes, in at least the precision of a."""
     found = a.sum(static.axis)
-    return total(found.double(), static.shards.group) if static.shards else found
+    return total(found.double(), static.shards) if static.shards else found
 
 
 def largest(z: Tensor, static: Static) -> Tensor:

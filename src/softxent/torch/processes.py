@@ -75,90 +75,94 @@ def all_gather(mine: Tensor, group: Any) -> Tensor:
 
 
 class Gathered(Function):
-    """(a tensor of each process of a group, the group) -> those of all, stacked, as constants."""
+    """(a tensor of each process of a group, its name) -> those of all, stacked, as constants."""
 
     @staticmethod
-    def forward(t: Tensor, group: Any) -> Tensor:
-        return all_gather(t, group)
+    def forward(t: Tensor, name: str) -> Tensor:
+        return all_gather(t, private.process_group(name))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.mark_non_differentiable(output)
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], t: Tensor, group: Any) -> Any:
-        return _gathered(t.movedim(in_dims[0], 0), group), 1
+    def vmap(info: Any, in_dims: tuple[Any, ...], t: Tensor, name: str) -> Any:
+        return applied(Gathered, t.movedim(in_dims[0], 0), name), 1
 
 
 class Total(Function):
-    """(a tensor of each process of a group, the group) -> its sum, in the order of ranks. `SameInput` is its derivative, and conversely."""
+    """(a tensor of each process of a group, its name) -> its sum, in the order of ranks. `SameInput` is its derivative, and conversely."""
 
     @staticmethod
-    def forward(t: Tensor, group: Any) -> Tensor:
-        return all_gather(t, group).sum(0)
+    def forward(t: Tensor, name: str) -> Tensor:
+        found: Tensor = all_gather(t, private.process_group(name)).sum(0)
+        return found
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.group = inputs[1]
+        ctx.name = inputs[1]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        return same_input(grads[0], ctx.group), None
+        return applied(SameInput, grads[0], ctx.name), None
 
     @staticmethod
-    def jvp(ctx: Any, dt: Tensor, _: None) -> Tensor:
-        return total(dt, ctx.group)
+    def jvp(ctx: Any, dt: Tensor, _: None) -> Any:
+        return applied(Total, dt, ctx.name)
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], t: Tensor, group: Any) -> Any:
-        return total(t, group), in_dims[0]
+    def vmap(info: Any, in_dims: tuple[Any, ...], t: Tensor, name: str) -> Any:
+        return applied(Total, t, name), in_dims[0]
 
 
 class SameInput(Function):
-    """(a tensor that is the same in all processes of a group, the group) -> itself. Its backward adds up the gradients of all processes."""
+    """(a tensor that is the same in all processes of a group, its name) -> itself. Its backward adds up the gradients of all processes."""
 
     @staticmethod
-    def forward(x: Tensor, group: Any) -> Tensor:
+    def forward(x: Tensor, name: str) -> Tensor:
         return x.view_as(x)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.group = inputs[1]
+        ctx.name = inputs[1]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         one_at_a_time(*grads)
         # an all-reduce takes less memory, but has no derivative
         if torch.is_grad_enabled() or private.forward_mode() or private.transforming():
-            return total(grads[0], ctx.group), None
+            return applied(Total, grads[0], ctx.name), None
         found = grads[0].clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(found, group=ctx.group)
+        dist.all_reduce(found, group=private.process_group(ctx.name))
         return found, None
 
     @staticmethod
-    def jvp(ctx: Any, dx: Tensor, _: None) -> Tensor:
-        return same_input(dx, ctx.group)
+    def jvp(ctx: Any, dx: Tensor, _: None) -> Any:
+        return applied(SameInput, dx, ctx.name)
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], x: Tensor, group: Any) -> Any:
-        return same_input(x, group), in_dims[0]
+    def vmap(info: Any, in_dims: tuple[Any, ...], x: Tensor, name: str) -> Any:
+        return applied(SameInput, x, name), in_dims[0]
 
 
-def total(t: Tensor, group: Any) -> Tensor:
-    """Return the sum of a tensor over the processes of a group, in the order of ranks. Its gradient is the same in all processes."""
-    found: Tensor = _gathered(t, group).sum(0) if by_operator(t) else applied(Total, t, group)
+def total(t: Tensor, shards: Shards) -> Tensor:
+    """Return the sum of a tensor over the processes, in the order of ranks. Its gradient is the same in all processes."""
+    found: Tensor = _gathered(t, shards).sum(0) if by_operator(t) else applied(Total, t, shards.name)
     return found
 
 
-def same_input(x: Tensor, group: Any) -> Tensor:
-    """Return a tensor that is the same in all processes of a group, whose gradients are added up."""
-    found: Tensor = applied(SameInput, x, group)
+def same_input(x: Tensor, shards: Shards) -> Tensor:
+    """Return a tensor that is the same in all processes, whose gradients are added up."""
+    if by_operator(x):
+        copy: Tensor = same_input_operator(x, shards.name, len(shards.ends), shards.rank)
+        return copy
+    found: Tensor = applied(SameInput, x, shards.name)
     return found
 
 
 def my_columns(numbers: Tensor, shards: Shards) -> Tensor:
     """Return the numbers of this process's classes, from those of all classes [C]."""
-    return same_input(numbers, shards.group)[shards.mine.first : shards.mine.end]
+    return same_input(numbers, shards)[shards.mine.first : shards.mine.end]
 
 
 def one_at_a_time(*grads: Tensor | None) -> None:
@@ -168,13 +172,16 @@ def one_at_a_time(*grads: Tensor | None) -> None:
         contract.fail("softxent.torch", "is_grads_batched", expected, True)
 
 
-def _gathered(t: Tensor, group: Any) -> Tensor:
-    """Return the tensors of all processes of a group, stacked in the order of ranks, in every mode."""
+def _gathered(t: Tensor, shards: Shards) -> Tensor:
+    """Return the tensors of all processes, stacked in the order of ranks, in every mode."""
     if by_operator(t):
-        stacked: Tensor = gathered_operator(t, group.group_name, dist.get_world_size(group), dist.get_rank(group))
+        stacked: Tensor = gathered_operator(t, shards.name, len(shards.ends), shards.rank)
         return stacked
-    found: Tensor = applied(Gathered, t, group)
+    found: Tensor = applied(Gathered, t, shards.name)
     return found
+
+
+# ---- operators of torch.library, which have first derivatives alone ----
 
 
 @torch.library.custom_op("softxent::gathered", mutates_args=())
@@ -182,17 +189,19 @@ def gathered_operator(t: Tensor, group: str, size: int, rank: int) -> Tensor:
     return all_gather(t, private.process_group(group))
 
 
-@gathered_operator.register_fake
-def _(t: Tensor, group: str, size: int, rank: int) -> Tensor:
-    return t.new_empty((size, *t.shape))
+@torch.library.custom_op("softxent::same_input", mutates_args=())
+def same_input_operator(x: Tensor, group: str, size: int, rank: int) -> Tensor:
+    return x.clone()
 
 
-def _save_rank(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.rank = inputs[3]
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.group = inputs[1:]
 
 
-# The gradient of a sum over processes is the same in all of them. Under a compiler there is no second one.
-gathered_operator.register_autograd(lambda ctx, g: (g[ctx.rank], None, None, None), setup_context=_save_rank)
+gathered_operator.register_fake(lambda t, group, size, rank: t.new_empty((size, *t.shape)))
+same_input_operator.register_fake(lambda x, *_: torch.empty_like(x))
+gathered_operator.register_autograd(lambda ctx, g: (g[ctx.group[2]], None, None, None), setup_context=_keep)
+same_input_operator.register_autograd(lambda ctx, g: (gathered_operator(g, *ctx.group).sum(0), None, None, None), setup_context=_keep)
 
 
 def local_labels(label: Tensor, mine: Columns) -> Tensor:
@@ -220,6 +229,6 @@ def most_probable(scores: Tensor, shards: Shards, axis: int) -> Tensor:
         at = scores.detach().argmax(axis)  # max takes longer
         best = scores.detach().gather(axis, at.unsqueeze(axis)).squeeze(axis)
         found = torch.stack([best.double(), (at + shards.mine.first).double()])
-    every = _gathered(found, shards.group)
+    every = _gathered(found, shards)
     at_process = every[:, 0].argmax(0, keepdim=True)
     return every[:, 1].gather(0, at_process)[0].long()
