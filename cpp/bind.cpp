@@ -177,9 +177,11 @@ struct AllNumbers {
   }
 };
 
-// What a call gives for each row: an array [K, R], float64, or a tuple of arrays of the rows, each of them or None.
+// What a call gives for each row: an array [K, R], float64, or a tuple of arrays of the rows, each of them or None. Of loss and gradient, K is
+// 2, OUTPUTS or, with the most probable class, one more.
 struct AllResults {
-  std::unique_ptr<Array> whole, each[OUTPUTS];
+  static constexpr int64_t WITH_PREDICTED = OUTPUTS + 1;
+  std::unique_ptr<Array> whole, each[WITH_PREDICTED];
   int64_t count = 0;
 
   AllResults(nb::handle from, Op op) {
@@ -188,31 +190,33 @@ struct AllResults {
     count = products ? PRODUCTS : LSE + 1;
     if (!PyTuple_Check(from.ptr())) {
       whole = std::make_unique<Array>(from, true);
-      need(whole->axes == 2 && whole->dtype == F64 && (whole->length[0] == count || (!products && whole->length[0] == OUTPUTS)) &&
+      const int64_t length = whole->axes == 2 ? whole->length[0] : 0;
+      need(whole->dtype == F64 && (length == count || (!products && (length == OUTPUTS || length == WITH_PREDICTED))) &&
                (whole->length[1] <= 1 || whole->step[1] == 1),
            "result has a wrong shape");
       count = whole->length[0];
       return;
     }
-    need(PyTuple_Size(from.ptr()) <= OUTPUTS, "there are at most 5 results of a row");
+    need(PyTuple_Size(from.ptr()) <= WITH_PREDICTED, "there are at most 6 results of a row");
     for (int64_t k = 0; k < PyTuple_Size(from.ptr()); k++) {
       const nb::handle one = PyTuple_GetItem(from.ptr(), k);
       if (one.is_none()) continue;
       each[k] = std::make_unique<Array>(one, true);
-      if (k >= count) count = OUTPUTS;
+      if (k >= count) count = k < OUTPUTS ? OUTPUTS : WITH_PREDICTED;
     }
   }
-  bool of_entropy() const { return whole ? count == OUTPUTS : bool(each[ENTROPY]); }
+  bool of_entropy() const { return whole ? count >= OUTPUTS : bool(each[ENTROPY]); }
   int64_t size(int64_t rows) const { return whole ? 0 : count * rows; }
   void set(Job& j, Space& space) const {
     if (!count) return;
     if (whole) need(whole->length[1] == j.rows, "result has a wrong shape");
-    j.result_count = count;
+    j.result_count = std::min<int64_t>(count, OUTPUTS);
     j.result = whole ? (double*)whole->data : space.take(count * j.rows);
     j.result_step = whole ? whole->step[0] : j.rows;
+    j.predicted = count == WITH_PREDICTED ? j.result + OUTPUTS * j.result_step : nullptr;
   }
   void write(const Job& j, const Layout& l) const {
-    for (int64_t k = 0; k < OUTPUTS; k++)
+    for (int64_t k = 0; k < WITH_PREDICTED; k++)
       if (each[k]) {
         need(each[k]->is_of_rows(l, j.rows), "a result of the rows must have their shape");
         with_floats(*each[k], [&](auto* a) {
@@ -321,7 +325,7 @@ static std::tuple<double, double> call(int op_, nb::handle z_, int axis, nb::han
   if (!complete) throw nb::python_error();
   results.write(j, l);
   if (op != FORWARD && op != FUSED) return {0, 0};
-  return {sum_as_numpy(j.result, j.rows), results.count == OUTPUTS ? sum_as_numpy(j.result + CORRECT * j.result_step, j.rows) : 0};
+  return {sum_as_numpy(j.result, j.rows), results.count >= OUTPUTS ? sum_as_numpy(j.result + CORRECT * j.result_step, j.rows) : 0};
 }
 
 // The sum of adjacent float64 numbers, with the bits of NumPy's sum, which takes two microseconds more.

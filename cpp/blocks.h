@@ -13,6 +13,11 @@ ALWAYS int64_t find_label(const Job& j, int64_t i, double* tops = nullptr) {
   return is_largest_logit(j, t) ? largest(logits(j, i), j.type, j.cols, tops) : t;
 }
 
+// Stores the most probable class of row i, if it is wanted.
+ALWAYS void put_predicted(const Job& j, int64_t i) {
+  if (j.predicted) j.predicted[i] = ignored(j, i) ? -1 : largest(logits(j, i), j.type, j.cols, nullptr);
+}
+
 ALWAYS bool needs_all(const Job& j) { return j.number_count > 4 || j.entropy; }
 template <class A, Op op>
 ALWAYS double softcapped(const Job& j, const A* z, int64_t n, int64_t t, A* y, A* slope, A* e, A& top, const Ahead& ahead) {

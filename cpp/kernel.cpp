@@ -41,6 +41,7 @@ constexpr double INF = __builtin_inf();
 RARE void wide_row(const Job& j, Op op, int64_t i) {
   const WideRow row_i(j, i);
   if (op == LOG_SOFTMAX) return row_i.log_softmax();
+  if (j.predicted) j.predicted[i] = ignored(j, i) ? -1 : row_i.largest(false);
   if (ignored(j, i)) return row_i.ignored(op);
   const int64_t t = row_i.label();
   op == CURVATURE ? row_i.curvature(t) : row_i.loss_and_gradient(op, t);
@@ -69,7 +70,10 @@ template <class A, Op op> void run(const Job& j, int64_t first, int64_t last, vo
     const int64_t t = label(j, first);
     if (phase == FIND_LABEL) j.found[first] = find_label(j, first);
     if (phase == SUM_BLOCK && !ignored(j, first)) sum_block<A, op>(j, f, first, t, 0, block, one_pass(j), j.off);
-    if (phase == FINISH_ROW) finish_rows<A, op>(j, f, first, &t, 1);
+    if (phase == FINISH_ROW) {
+      put_predicted(j, first);
+      finish_rows<A, op>(j, f, first, &t, 1);
+    }
     if constexpr (op != FORWARD)
       if (phase == WRITE_BLOCK) write_block<A>(j, f, first, t, 0, block);
     if (phase == ALL) {
@@ -87,6 +91,7 @@ template <class A, Op op> void run(const Job& j, int64_t first, int64_t last, vo
           labels[g] = find_label(j, i + g, f.b.top + g);
           if (!ignored(j, i + g))
             for (int64_t b = 0; b < blocks; b++) sum_block<A, op>(j, f, i + g, labels[g], g, b, one_pass(j), j.off, known);
+          put_predicted(j, i + g);
         }
         finish_rows<A, op>(j, f, i, labels, some);
         if constexpr (op != FORWARD)

@@ -41,7 +41,8 @@ struct Job {
   bool off_by_row;               // whether off is [rows, cols], so that LARGEST is its column and not that of the logits
   double* result;                // [result_count, rows]
   int64_t result_count, result_step;
-  double* parts;  // [7, rows] or null
+  double* predicted;  // [rows] or null: the first class with the largest logit, -1 for a row that is not read
+  double* parts;      // [7, rows] or null
   int64_t parts_step;
   double* tangents;  // [5, rows], of TANGENT_SUMS and HESSIAN
   int64_t tangents_step;

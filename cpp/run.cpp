@@ -307,6 +307,7 @@ static Job part(Job j, int64_t first, int64_t rows) {
   j.label = j.label ? j.label + first * j.label_step : nullptr;
   j.numbers += first * j.number_row;
   j.result = j.result ? j.result + first : nullptr;
+  j.predicted = j.predicted ? j.predicted + first : nullptr;
   j.parts = j.parts ? j.parts + first : nullptr;
   j.tangents = j.tangents ? j.tangents + first : nullptr;
   return j;

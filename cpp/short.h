@@ -54,6 +54,13 @@ template <class A> ALONE void fill(const Job& j, Panel<A>& p, int64_t first, int
     put_largest<A>(p.e, j.cols, by_logit, label_of);
     if (with_off) put_largest<A>(p.off, j.cols, by_off, label_of);
   }
+  if (j.predicted) {
+    bool every[L];
+    A found[L];
+    for (int g = 0; g < L; g++) every[g] = true;
+    put_largest<A>(p.e, j.cols, every, found);
+    for (int g = 0; g < some; g++) j.predicted[first + g] = ignored(j, first + g) ? -1 : found[g];
+  }
   for (int64_t k = 0; capped && k < j.cols * L; k += W) {
     V<A> y = read(p.e + k) * (A)j.unit, by;
     tanh_and_slope<A, 1>(&y, &by);

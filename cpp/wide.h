@@ -128,11 +128,13 @@ class WideRow {
         capped(j.cap < INF) {}
   WideRow(const Job& j, int64_t i) : WideRow(j, logits(j, i), i, j.z_column) {}
 
-  // The first column with the largest off or logit, if the label stands for it.
+  // The label, and the first column with the largest off or logit if it stands for that.
   int64_t label() const {
     const int64_t t = j.label[i * j.label_step];
     const bool by_off = is_largest_off(j, t);
-    if (!by_off && !is_largest_logit(j, t)) return t;
+    return by_off || is_largest_logit(j, t) ? largest(by_off) : t;
+  }
+  int64_t largest(bool by_off) const {
     int64_t at = 0;
     Wide most = -INF;
     for (int64_t k = 0; k < cols; k++) {

@@ -40,7 +40,7 @@ OPTIONS = [
     {"sample_weight": True, "weight": True, "label_smoothing": 0.2, "z_loss": 1e-3},
     {"reduction": "none"},
 ]
-OUTPUTS = {"return_lse": True, "return_entropy": True, "return_logprobs": True, "return_correct": True}
+OUTPUTS = dict.fromkeys(("return_lse", "return_entropy", "return_logprobs", "return_correct", "return_predicted"), True)
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +142,7 @@ def _with_a_group(world, options, classes, probable, outputs):
         for name in ("lse", "entropy", *([] if probable else ["logprobs"])):
             close(getattr(found, name), getattr(expected, name))
             assert same_everywhere(getattr(found, name), world)
-        assert int(found.correct) == int(expected.correct)
+        assert int(found.correct) == int(expected.correct) and torch.equal(found.predicted, expected.predicted)
         total = lambda f: sum((k + 1.5) * (x * upstream(x)).sum() for k, x in enumerate((f.loss, f.lse, f.entropy)))  # noqa: E731
     else:
         total = scalar
@@ -261,7 +261,7 @@ def _of_dtensors(world, placed, options, targets, probable):
     for name in names:
         assert isinstance(getattr(found, name), DTensor)
         close(full(getattr(found, name)), getattr(expected, name))
-    assert int(full(found.correct)) == int(expected.correct)
+    assert int(full(found.correct)) == int(expected.correct) and torch.equal(full(found.predicted), expected.predicted)
 
     def total(result, whole):
         return sum((k + 1.5) * (whole(x) * upstream(whole(x))).sum() for k, x in enumerate(getattr(result, n) for n in names))
@@ -371,7 +371,7 @@ def _linear_with_a_group(world, options, probable, frozen, outputs, budget):
     if more:
         for name in names:
             close(getattr(found, name), getattr(expected, name))
-        assert int(found.correct) == int(expected.correct)
+        assert int(found.correct) == int(expected.correct) and torch.equal(found.predicted, expected.predicted)
         total = lambda f: sum((k + 1.5) * (y * upstream(y)).sum() for k, y in enumerate(getattr(f, n) for n in names))  # noqa: E731
     total(expected).backward(retain_graph=True)
     total(found).backward(retain_graph=True)
@@ -885,7 +885,7 @@ def _operators(world):
     nothing, plain = [None] * 5, (1.0, math.inf, 1, "", [], 0)  # upstream gradients and sums; what is static
 
     def called(z, label, y, r, q, off):
-        return torch.ops.softxent.rows(z, label, off, None, None, y, r, q, *nothing, *plain, True)
+        return torch.ops.softxent.rows(z, label, off, None, None, y, r, q, *nothing, *plain, 5)
 
     expected = called(whole, t, *numbers)
     expected[0].nan_to_num(0, 0, 0).sum().backward()

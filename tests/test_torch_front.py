@@ -262,13 +262,15 @@ def test_the_operators_are_what_torch_expects_of_operators():
     y, r, g, n = (torch.rand(4, dtype=torch.float64, requires_grad=True) for _ in range(4))
     q, off = torch.tensor(0.2, dtype=torch.float64), torch.rand(4, 5)
     ops = torch.ops.softxent
-    for more in (False, True):
-        torch.library.opcheck(ops.rows.default, (z, label, y, r, q, off, 1, 2.0, 3.0, more))
-        many = [t.detach().expand(2, *t.shape) for t in (z, label, y, r, off)]
-        torch.library.opcheck(ops.rows.default, (*many[:4], q, many[4], 2, 2.0, 3.0, more))
+    none, whole = (None,) * 4, ("", [], 0)  # upstream gradients; the classes of one process
+    for outputs in (2, 5, 6):
+        torch.library.opcheck(ops.rows.default, (z, label, off, None, None, y, r, q, *none, None, 2.0, 3.0, 1, *whole, outputs))
+        z2, label2, off2, y2, r2 = (t.detach().expand(2, *t.shape) for t in (z, label, off, y, r))
+        torch.library.opcheck(ops.rows.default, (z2, label2, off2, None, None, y2, r2, q, *none, None, 2.0, 3.0, 2, *whole, outputs))
     for upstream in ((g, None, None, None), (g, g, None, n)):
-        torch.library.opcheck(ops.gradient.default, (z, label, y, r, q, None, *upstream, 1, 1.0, torch.inf))
-    torch.library.opcheck(ops.log_softmax.default, (z, g, 1, 1.0, torch.inf))
+        of_rows = (z, label, None, None, None, y, r, q, *upstream, None)
+        torch.library.opcheck(ops.gradient.default, (*of_rows, 1.0, torch.inf, 1, *whole))
+    torch.library.opcheck(ops.log_softmax.default, (z, *[None] * 4, g, *[None] * 7, 1.0, torch.inf, 1, *whole))
     torch.library.opcheck(ops.class_labels.default, ("cross_entropy", torch.tensor([3, 1, -100]), 5, -100))
     for weight, each in ((None, None), (torch.rand(5), torch.rand(4))):
         options = ("mean", 0.1, 0.01, 2.0, 3.0)

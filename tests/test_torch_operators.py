@@ -71,7 +71,7 @@ def test_what_a_row_gives_is_the_definitions(case):
     z, y, r, q, off = tensors(case)
     if (label == NO_LABEL).any():
         y = y.detach() * (label != NO_LABEL)
-    found = operators.rows(call_of(z, label, y, r, q, off), static(*transform), True)
+    found = operators.rows(call_of(z, label, y, r, q, off), static(*transform), 5)
     want = definition(z, label, y, r, q, off, *transform)
     wanted = [
         (a, b) if i != 2 else (a[label != NO_LABEL], b[label != NO_LABEL]) for i, (a, b) in enumerate(zip(found[:4], want, strict=True))
@@ -97,7 +97,7 @@ def test_rows_have_derivatives_in_every_mode(case):
     arguments = tensors(case)
 
     def f(z, y, r, q, off=None):
-        return operators.rows(call_of(z, label, y, r, q, off), static(*transform), True)[:4]
+        return operators.rows(call_of(z, label, y, r, q, off), static(*transform), 5)[:4]
 
     if case[1] is None:
         arguments = arguments[:-1]
@@ -159,7 +159,7 @@ def test_vmap_over_any_argument_is_a_loop(case):
         return operators.gradient(call_of(*arguments), static(*transform))
 
     def rows(*arguments):
-        return operators.rows(call_of(*arguments[:6]), static(*transform), True)
+        return operators.rows(call_of(*arguments[:6]), static(*transform), 5)
 
     def short(*arguments):
         return operators.rows(call_of(*arguments[:6]), static(*transform))[:2]
@@ -199,14 +199,15 @@ def test_outputs_do_not_depend_on_weights():
     """A class weight or a sample weight of 0 leaves lse, entropy and log-probability those of the row, and their gradients."""
     z, t = torch.randn(4, 3, dtype=F64).requires_grad_(), torch.tensor([0, 1, 2, -100])
     weight, sample = torch.tensor([0.0, 1.0, 2.0], dtype=F64), torch.tensor([1.0, 0.0, 1.0, 1.0], dtype=F64)
-    flags = dict.fromkeys(("return_lse", "return_entropy", "return_logprobs", "return_correct"), True)
+    flags = dict.fromkeys(("return_lse", "return_entropy", "return_logprobs", "return_correct", "return_predicted"), True)
     found = []
     for options in ({}, {"weight": weight}, {"sample_weight": sample}, {"weight": weight, "sample_weight": sample, "z_loss": 0.1}):
         outputs = st.cross_entropy(z, t, **options, **flags)[1:]
         found.append((*outputs, *(torch.autograd.grad(a.sum(), z, retain_graph=True)[0] for a in outputs[:3])))
     for other in found[1:]:
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
-    assert all((a[3] == 0).all() for a in found[0] if a.ndim)
+    *_, predicted = found[0][:5]
+    assert predicted[3] == -1 and all((a[3] == 0).all() for a in found[0] if a.ndim and a is not predicted)
 
 
 def test_second_derivatives_of_an_output_without_the_loss_by_what_it_does_not_depend_on():
@@ -246,7 +247,7 @@ def test_float32_has_the_derivatives_of_float64(case):
         z, off, v, u = (t.to(dtype) for t in (z, off, v, u))
 
         def rows(z, y, off):
-            return operators.rows(call_of(z, label, y, r, q, off), static(*transform), True)[:4]
+            return operators.rows(call_of(z, label, y, r, q, off), static(*transform), 5)[:4]
 
         def total(z, y, off):
             return sum(a * t.sum() for a, t in zip((0.5, 2.0, -1.5, 3.0), rows(z, y, off), strict=True))
@@ -274,7 +275,7 @@ def test_tangents_are_those_of_the_definition(case):
     label, _, *transform = case
     z, *numbers = (None if t is None else t.detach() for t in tensors(case))
     v = torch.randn_like(z)
-    found = torch.func.jvp(lambda z: operators.rows(call_of(z, label, *numbers), static(*transform), True)[:4], (z,), (v,))[1]
+    found = torch.func.jvp(lambda z: operators.rows(call_of(z, label, *numbers), static(*transform), 5)[:4], (z,), (v,))[1]
     want = torch.func.jvp(lambda z: definition(z, label, *numbers, *transform), (z,), (v,))[1]
     for k in (0, 1, 3) if (label == NO_LABEL).any() else range(4):
         torch.testing.assert_close(found[k][label != NO_LABEL], want[k][label != NO_LABEL], rtol=HIGHER, atol=FLOAT64)

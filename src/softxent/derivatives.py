@@ -6,7 +6,7 @@ with
     rows, gradient, log_softmax     the operators
     aligned(call)                   the call with numbers that broadcast to the rows
     by_row(number, call, static)    a number of the rows, with an axis of length 1 for the classes
-    off_by_row(call, static)        off in the shape of the logits, 0 if there is none
+    off_by_row(call, static, like)  off in the shape of the logits and the dtype of another array, 0 if there is none
     over_classes(a, static)         the sum over all classes, of the devices or processes that have them, [*rows]
     at_label(a, label, static)      the entry of a at the label, 0 without one, [*rows]
     largest(z, static)              the class with the largest logit, [*rows]
@@ -37,7 +37,7 @@ def curvature(call: Call, static: Static, of: Any) -> tuple[Any, ...]:
     plain, blank = Static(axis=static.axis, shards=static.shards), of.blank(call, static)
     x, slope, bend = of.transformed(of.where(blank, 0, call.z), static)
     v = of.cast(of.where(blank, 0, call.v), x)
-    along, off, call = v * slope, of.cast(of.off_by_row(call, static), x), of.aligned(call)
+    along, off, call = v * slope, of.off_by_row(call, static, x), of.aligned(call)
     yhat = of.gradient(Call(x, l=1.0), plain)
     away = -of.log_softmax(Call(x, y=1.0), plain)
     away = of.where(away == math.inf, 0.0, away)  # where yhat is 0

@@ -12,7 +12,8 @@ A backend is a module with the functions of `Kernel`. They compute the equations
               of floats or (float, [R] or None, [C] or None): the product of these, where [C] has a number for each label
     off       [C], [*rows, C] or None: the truth at every class, in z's dtype or in the one in which is computed
     transform (T, cap): softmax is applied to (cap / T) tanh(z / cap), or to z / T if cap is inf
-    result    float64, written. [2, R]: loss and lse; [5, R]: formula.Outputs. Of `curvature`: [4, R]
+    result    float64, written. [2, R]: loss and lse; [5, R]: formula.Outputs; [6, R]: these, and the first class with the largest logit, -1
+              in a row with the label IGNORED. Of `curvature`: [4, R]
     parts     [7, R] float64: the fields of `partials.Partials`, in which z is cap tanh(logit / cap) or the logit; written by
               `forward` and `fused`, read by `backward`. u is 0 if neither the entropy nor its gradient is wanted
     out       [*rows, C] in z's dtype, written; may be z itself

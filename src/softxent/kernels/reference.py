@@ -33,6 +33,8 @@ def forward(
         x = _blank(formula.partials(zi, t, offi, transform[0]), t == IGNORED)
         for row, output in zip(result, formula.outputs(x, y, r, q), strict=False):
             row[i] = where(t == IGNORED, 0.0, output)
+        if len(result) > len(formula.Outputs._fields):
+            result[-1][i] = where(t == IGNORED, -1, _wide(z[at]).argmax(axis=1))
         if parts is not None:
             for row, part in zip(parts, x[:-1], strict=True):
                 row[i] = part

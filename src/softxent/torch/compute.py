@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -33,7 +33,8 @@ except ImportError as error:
 else:
     missing = ""
 
-OUTPUTS = formula.Outputs._fields
+OUTPUTS = (*formula.Outputs._fields, "predicted")  # what a row gives; predicted is the most probable class
+SHORT = 2  # of these, without the sums that the entropy needs
 NO_COLUMNS = [float(x[0]) for x in partials.identity(1)[:-1]]
 OPS = {name.lower(): code for name, code in CODES.items()}
 NAMES: dict[str, Any] = {"formula": reference, **({"triton": triton} if triton else {})}
@@ -122,7 +123,7 @@ def run(
         return kernels.cpu.call(OPS[op], z_, axis, label_, *how, tangents=tangents_)[0]
     _, n = shape_of_rows(z, axis)
     by, label = numbers(n, z, *of_rows), label if label is None else label.reshape(n)
-    found = new((4 if op in ("curvature", "hessian") else max(2, len(result)), n), z)
+    found = new((4 if op in ("curvature", "hessian") else max(SHORT, len(result)), n), z)
     for i, zi, offi, *others in row_chunks(axis, z, off, v, out=out):
         some, part, along = (t if t is None else t[:, i] for t in (found, parts, tangents))
         if label is None:
@@ -148,35 +149,38 @@ def run(
 # ---- what the operators compute ----
 
 
+def outputs_for(names: Iterable[str]) -> int:
+    """Return how many of OUTPUTS are computed for these."""
+    last = max(map(OUTPUTS.index, names), default=0)
+    return SHORT if last < SHORT else len(formula.Outputs._fields) if last < len(OUTPUTS) - 1 else len(OUTPUTS)
+
+
 def computed(call: Call, static: Static, result: Sequence[Tensor | None], out: Tensor | None = None) -> Any:
     """Compute what the rows give and, if `out` is given, their gradient, from whole rows or from those of all processes.
 
-    result: tensors [*lead] for formula.Outputs, the first two or all; None for one that is not wanted.
+    result: tensors [*lead] for the first of OUTPUTS; None for one that is not wanted.
     out: for the gradient, of the shape of the logits; may be the logits themselves.
 
     Returns the sum of the losses.
     """
     if not static.shards:
         return run("forward" if out is None else "fused", call, static, out=out, result=result)
-    found, parts, _ = merged(call, static, len(result) > 2)
-    for t, row in zip(result, found, strict=False):
-        if t is not None:
-            t.copy_(row)
+    losses, parts = put_divided(call, static, result)
     if out is not None and out.numel():
         run("backward", of_this_process(call, static), static, out=out, parts=flat(parts))
-    return summed(found[0])
+    return summed(losses)
 
 
-def rows(call: Call, static: Static, more: bool, parts: Tensor | None = None) -> tuple[Tensor, ...]:
-    """Return formula.Outputs of the rows, of which the last three are empty unless `more` is set, and, of divided rows, their sums."""
+def rows(call: Call, static: Static, outputs: int, parts: Tensor | None = None) -> tuple[Tensor, ...]:
+    """Return OUTPUTS of the rows, of which all but the first `outputs` are empty, and, of divided rows, their sums."""
+    lead, empty = shape_of_rows(call.z, static.axis)[0], new((0,), call.z)
+    found = [new(lead if k < outputs else (0,), call.z) for k in range(len(OUTPUTS))]
     if static.shards:
-        found, parts, _ = merged(call, static, more, parts)
-        each = [row.clone() for row in found]
+        empty = put_divided(call, static, found[:outputs], parts)[1]
     else:
-        each, parts = [new(shape_of_rows(call.z, static.axis)[0], call.z) for _ in range(len(OUTPUTS) if more else 2)], new((0,), call.z)
-        run("forward", call, static, result=each)
-    loss, lse, logprob, entropy, correct = each if more else (*each, *(new((0,), call.z) for _ in OUTPUTS[2:]))
-    return loss, lse, logprob, entropy, correct != 0, parts
+        run("forward", call, static, result=found[:outputs])
+    *numbers, correct, predicted = found
+    return *numbers, correct != 0, predicted.long(), empty
 
 
 def gradient(call: Call, static: Static, parts: Tensor | None = None) -> Tensor:
@@ -232,6 +236,18 @@ def log_softmax(call: Call, static: Static, parts: Tensor | None = None) -> Tens
 # ---- the classes of several processes ----
 
 
+def put_divided(call: Call, static: Static, result: Sequence[Tensor | None], parts: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Write what rows give whose classes are divided. Returns the losses and the sums of the rows."""
+    found, parts, _ = merged(call, static, len(result) > SHORT, parts)
+    for t, row in zip(result, found, strict=False):
+        if t is not None:
+            t.copy_(row)
+    if len(result) == len(OUTPUTS) and (predicted := result[-1]) is not None:
+        largest = processes.most_probable(call.z, static.shards, static.axis)
+        predicted.copy_(torch.where(labels_of(call, static) == IGNORED, NO_LABEL, largest))
+    return found[0], parts
+
+
 def merged(call: Call, static: Static, more: bool, parts: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Sum over the classes of this process, gather the sums of all processes, and merge them.
 
@@ -247,7 +263,7 @@ def merged(call: Call, static: Static, more: bool, parts: Tensor | None = None) 
         every = processes.all_gather(torch.stack([*own, *[nothing] * (most - len(own))]), static.shards.group).flatten(0, 1)
     else:
         every, pairs = flat(parts).clone()[None], torch.empty((0, 2), dtype=torch.int64, device="cpu")
-    result, found, tangents = new((len(OUTPUTS) if more else 2, len(t)), call.z), new((7, len(t)), call.z), every[:, 7:]
+    result, found, tangents = new((len(formula.Outputs._fields) if more else SHORT, len(t)), call.z), new((7, len(t)), call.z), every[:, 7:]
     along = tangents if fields > 7 else None
     backend_call("merge", every[:, :7], pairs, t, of_rows, static.temperature, result, found, along)
     of_result, of_parts, of_tangents = (a.reshape(len(a), *label.shape) for a in (result, found, tangents[0]))

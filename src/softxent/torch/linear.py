@@ -18,7 +18,7 @@ from torch.nn import Module
 from .. import contract
 from ..contract import fail
 from ..filtering import FilterStats
-from ..kernels import IGNORED
+from ..kernels import IGNORED, NO_LABEL
 from ..linear import BUDGET, filtered, invariant
 from . import arguments, compute, distributed, operators
 from .arguments import labels, plain, tensor
@@ -28,7 +28,7 @@ from .modes import PLAIN, differentiated
 from .processes import Shards, my_columns, same_input
 
 FN = "linear_cross_entropy"
-OUTPUTS = ("lse", "entropy", "logprob", "correct")  # in the order of `Result`
+OUTPUTS = ("lse", "entropy", "logprob", "correct", "predicted")  # in the order of `Result`
 FIELD_OF = dict(zip(OUTPUTS, Result._fields[1:], strict=True))
 
 
@@ -52,6 +52,7 @@ def linear_cross_entropy(
     return_entropy: bool = False,
     return_logprobs: bool = False,
     return_correct: bool = False,
+    return_predicted: bool = False,
     check: bool = False,
     budget: int = BUDGET,
     filter_tol: float | None = None,
@@ -113,7 +114,7 @@ def linear_cross_entropy(
     tol, stats = filtered(FN, filter_tol, filter_stats)
     ignore_index = -100 if ignore_index is None else ignore_index
     given = (ignore_index, reduction, label_smoothing, z_loss, temperature, softcap)
-    flags = (return_lse, return_entropy, return_logprobs, return_correct)
+    flags = (return_lse, return_entropy, return_logprobs, return_correct, return_predicted)
     shift = shift if isinstance(shift, bool) else contract.integer(FN, "shift", shift, low=0)
     if isinstance(linear_weight, Tensor) and linear_weight.ndim > 2:
         for name, value, default in (("shift", shift, False), ("group", group, None), ("batch_invariant", batch_invariant, False)):
@@ -123,6 +124,7 @@ def linear_cross_entropy(
             _of_many_axes(*_tensors(input, linear_weight, linear_bias)), target, weight, None, ignore_index, None, reduction,
             label_smoothing, z_loss=z_loss, softcap=softcap, temperature=temperature, sample_weight=sample_weight, check=check,
             return_lse=return_lse, return_entropy=return_entropy, return_logprobs=return_logprobs, return_correct=return_correct,
+            return_predicted=return_predicted,
         )  # fmt: skip
     place = shards = None
     given_too = [t for t in (linear_bias, weight, sample_weight) if t is not None]
@@ -168,7 +170,9 @@ def linear_cross_entropy(
         return distributed.whole_sum(reduced_loss(head, part), place).to(dtype)
     found = rows(head, settings)
     if at is not None:
-        found = tuple(t.new_zeros(len(h.x)).index_put((at,), t) for t in found)
+        fill = {"predicted": NO_LABEL}  # in ignored rows
+        names = settings.outputs.split()
+        found = tuple(t.new_full((len(h.x),), fill.get(name, 0)).index_put((at,), t) for name, t in zip(names, found, strict=True))
     losses, *others = (t.reshape(h.lead) for t in found)
     if shards is None and place is None:
         loss = arguments.reduced(losses, reduction, total, dtype)
@@ -176,8 +180,9 @@ def linear_cross_entropy(
         loss = distributed.reduced(losses, reduction, total, dtype, place)
     more = {}
     for name, t in zip(settings.outputs.split()[1:], others, strict=True):
+        of_rows = t if name == "predicted" else t.to(dtype)
         counted = name == "correct"
-        more[FIELD_OF[name]] = distributed.whole_sum(t.sum(), place) if counted else distributed.of_all_rows(t.to(dtype), place)
+        more[FIELD_OF[name]] = distributed.whole_sum(t.sum(), place) if counted else distributed.of_all_rows(of_rows, place)
     return Result(loss, **more) if more else loss
 
 

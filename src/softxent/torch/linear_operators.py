@@ -20,9 +20,10 @@ from ..filtering import Filter, FilterStats
 from ..linear import COLUMNS, BatchInvariant, Products, Sums, budget_beside_filter, chunk_rows, chunks, rows_of
 from . import compute, cpu, modes, operators, private
 from .by_chunks import RowFunction, Tensors, by_chunks, computed, summed_in
-from .compute import OUTPUTS
+from .compute import OUTPUTS, outputs_for
 from .processes import local_labels
 
+TYPES = {"correct": torch.bool, "predicted": torch.int64}  # of the outputs that are no float64 and have no derivative
 COPIES = 4  # arrays of the size of the logits that the function of a chunk holds at once
 FOLD = 16 << 20  # bytes of a product held at once, if it is added to a gradient of another dtype
 
@@ -121,13 +122,13 @@ class HeadRows(RowFunction):
     def __init__(self, head: Head, settings: Settings) -> None:
         self.settings, self.outputs = settings, settings.outputs.split()
         row = max(1, settings.shards.most if settings.shards else len(head.w)) * head.w.element_size()
-        differentiable = [k for k, name in enumerate(self.outputs) if name != "correct"]
+        differentiable = [k for k, name in enumerate(self.outputs) if name not in TYPES]
         step = chunk_rows(len(head.x), row, settings.budget // COPIES)
         super().__init__(self._of_a_chunk, head.by_row(), [True] * len(self.outputs), step, differentiable)
 
     def _of_a_chunk(self, *head: Any) -> Tensors:
         h, s = Head(*head), self.settings
-        found = operators.rows(_call(h, F.linear(h.x, h.w, h.b), _off(h, s, None), {}), s.static, not {*self.outputs} <= {"loss", "lse"})
+        found = operators.rows(_call(h, F.linear(h.x, h.w, h.b), _off(h, s, None), {}), s.static, outputs_for(self.outputs))
         return tuple(found[OUTPUTS.index(name)] for name in self.outputs)
 
     def compute(self, *head: Any) -> Tensors:
@@ -135,7 +136,7 @@ class HeadRows(RowFunction):
         found = {name: compute.new(h.label.shape, h.x) for name in self.outputs}
         for i, _, call in _chunks(h, s, {}):
             compute.computed(call, s.static, _results(found, i))
-        return tuple(found[name] != 0 if name == "correct" else found[name] for name in self.outputs)
+        return tuple(found[name].to(TYPES.get(name, torch.float64)) for name in self.outputs)
 
     def gradient(self, needed: Sequence[int], given: Sequence[int]) -> RowFunction:
         general = super().gradient(needed, given)
@@ -304,9 +305,8 @@ def _add(sums: Sums, h: Head, i: slice, g: Tensor, shards: Any) -> None:
 
 
 def _results(found: dict[str, Tensor], i: slice) -> list[Tensor | None]:
-    """Return where the outputs of the rows `i` are written, in the order of OUTPUTS; the first two or all."""
-    names = OUTPUTS[:2] if {*found} <= {"loss", "lse"} else OUTPUTS
-    return [rows_of(found[name], i) if name in found else None for name in names]
+    """Return where the outputs of the rows `i` are written, in the order of OUTPUTS."""
+    return [rows_of(found[name], i) if name in found else None for name in OUTPUTS[: outputs_for(found)]]
 
 
 def _chunks(h: Head, s: Settings, upstream: dict[str, Any], beside: int = 0) -> Iterator[tuple[slice, Head, Call]]:
@@ -467,7 +467,10 @@ linear_gradient = torch.library.custom_op(
 
 @linear_rows.register_fake
 def _(x: Tensor, *rest: Any) -> list[Tensor]:
-    return [x.new_empty(x.shape[0], dtype=torch.bool if name == "correct" else torch.float64) for name in rest[-3].split()]
+    return [
+        x.new_empty(x.shape[0], dtype={"correct": torch.bool, "predicted": torch.int64}.get(name, torch.float64))
+        for name in rest[-3].split()
+    ]
 
 
 @linear_gradient.register_fake
@@ -479,7 +482,7 @@ def _backward(ctx: Any, upstream: list[Tensor | None]) -> Any:
     head, settings = Head(*compute.saved(ctx)), ctx.settings
     needed = [k for k, need in enumerate(ctx.needs_input_grad[:FIELDS]) if need]
     zero = head.x.new_zeros(head.x.shape[0], dtype=torch.float64)
-    given = [zero if g is None else g for g, name in zip(upstream, settings[2].split(), strict=True) if name != "correct"]
+    given = [zero if g is None else g for g, name in zip(upstream, settings[2].split(), strict=True) if name not in TYPES]
     gradient = dict(zip(needed, linear_gradient(*head, *settings, needed, given), strict=True))
     return tuple(gradient.get(k) for k in range(FIELDS + len(settings)))
 

@@ -38,6 +38,7 @@ def cross_entropy(
     return_entropy: bool = False,
     return_logprobs: bool = False,
     return_correct: bool = False,
+    return_predicted: bool = False,
     check: bool = False,
     group: Any = None,
     first_class: int | None = None,
@@ -60,6 +61,8 @@ def cross_entropy(
         return_lse, return_entropy, return_logprobs: also return lse(z), the entropy of the prediction, or log softmax(z) at the label, for
             each row. They are differentiable, and 0 for ignored rows.
         return_correct: also return the number of rows whose most probable class is the label. A tie counts, an ignored row does not.
+        return_predicted: also return the most probable class of each row, int64; of several, the first. It is -1 for ignored rows, and any
+            class where a logit is NaN.
         check: on a GPU, wait for the labels and raise an error if one is out of range (not under torch.compile). Otherwise the loss and the
             gradient of its row are NaN. On the CPU, labels are always checked. Of classes in shards, also raise an error in all processes
             if their arguments differ.
@@ -87,8 +90,8 @@ def cross_entropy(
     if class_weight is not None:
         renamed(FN, "class_weight", class_weight, "weight")
     wanted = ONLY_LOSS
-    if return_lse or return_logprobs or return_entropy or return_correct:
-        wanted = (return_lse, return_logprobs, return_entropy, return_correct)
+    if return_lse or return_logprobs or return_entropy or return_correct or return_predicted:
+        wanted = (return_lse, return_logprobs, return_entropy, return_correct, return_predicted)
     given = (ignore_index, reduction, label_smoothing, z_loss, temperature, softcap)
     others: tuple[Tensor, ...] = ()
     if weight is not None or sample_weight is not None:
@@ -112,13 +115,9 @@ def cross_entropy(
     if not any(wanted) and reduction != "none" and loss_and_gradient.are_constant(input, target, *others):
         return loss_and_gradient.reduced(input, target, weight, sample_weight, *given)
     call, total, _ = arguments.truth_of(FN, input, target, weight, sample_weight, axis, options)
-    losses, *rows, correct = operators.rows(call, Static(options.temperature, options.cap, axis), any(wanted[1:]))
+    losses, *rows = operators.rows(call, Static(options.temperature, options.cap, axis), _outputs(wanted))
     dtype = arguments.result_dtype(input)
-    loss = arguments.reduced(losses, reduction, total, dtype)
-    if not any(wanted):
-        return loss
-    lse, logprobs, entropy = (t.to(dtype) if want else None for t, want in zip(rows, wanted[:3], strict=True))
-    return Result(loss, lse, entropy, logprobs, correct.sum() if return_correct else None)
+    return _result(arguments.reduced(losses, reduction, total, dtype), rows, wanted, dtype, None)
 
 
 def _distributed(
@@ -150,14 +149,24 @@ def _distributed(
         part = Given(target, weight, sample, arguments.checked(axis, options), ONLY_LOSS, torch.float64, divisor)
         loss = distributed.whole_sum(loss_and_gradient.result(input, part, (call, divisor)), place)
         return loss.to(arguments.result_dtype(input))
-    losses, *rows, correct = operators.rows(call, Static(options.temperature, options.cap, axis, shards or ()), any(wanted[1:]))
+    losses, *rows = operators.rows(call, Static(options.temperature, options.cap, axis, shards or ()), _outputs(wanted))
     dtype = arguments.result_dtype(input)
-    loss = distributed.reduced(losses, reduction, total, dtype, place)
+    return _result(distributed.reduced(losses, reduction, total, dtype, place), rows, wanted, dtype, place)
+
+
+def _outputs(wanted: tuple[bool, ...]) -> int:
+    """Return how many of compute.OUTPUTS are computed."""
+    return compute.outputs_for(name for name, want in zip(compute.OUTPUTS[1:], wanted, strict=True) if want)
+
+
+def _result(loss: Any, rows: list[Tensor], wanted: tuple[bool, ...], dtype: torch.dtype, place: distributed.Layout | None) -> Any:
+    """Return the loss, or a `Result` with what is wanted of the rows."""
     if not any(wanted):
         return loss
-    of_rows = [distributed.of_all_rows(t.to(dtype), place) if want else None for t, want in zip(rows, wanted[:3], strict=True)]
-    lse, logprobs, entropy = of_rows
-    return Result(loss, lse, entropy, logprobs, distributed.whole_sum(correct.sum(), place) if wanted[3] else None)
+    lse, logprobs, entropy, correct, predicted = (t if want else None for t, want in zip(rows, wanted, strict=True))
+    lse, entropy, logprobs = (t if t is None else distributed.of_all_rows(t.to(dtype), place) for t in (lse, entropy, logprobs))
+    correct = correct if correct is None else distributed.whole_sum(correct.sum(), place)
+    return Result(loss, lse, entropy, logprobs, correct, predicted if predicted is None else distributed.of_all_rows(predicted, place))
 
 
 class CrossEntropyLoss(Module):
@@ -173,13 +182,14 @@ class CrossEntropyLoss(Module):
         reduction: str = "mean", label_smoothing: float = 0.0, *, z_loss: float = 0.0,
         softcap: float | None = None, temperature: float = 1.0,
         return_lse: bool = False, return_entropy: bool = False, return_logprobs: bool = False, return_correct: bool = False,
-        check: bool = False, class_weight: None = None,
+        return_predicted: bool = False, check: bool = False, class_weight: None = None,
     ):  # fmt: skip
         super().__init__()
         if class_weight is not None:
             renamed("CrossEntropyLoss", "class_weight", class_weight, "weight")
         options = {"z_loss": z_loss, "softcap": softcap, "temperature": temperature, "return_lse": return_lse}
-        options |= {"return_entropy": return_entropy, "return_logprobs": return_logprobs, "return_correct": return_correct, "check": check}
+        options |= {"return_entropy": return_entropy, "return_logprobs": return_logprobs, "return_correct": return_correct}
+        options |= {"return_predicted": return_predicted, "check": check}
         if size_average is not None or reduce is not None:
             reduction = private.legacy_reduction(size_average, reduce)
         self.weight: Tensor | None

@@ -25,7 +25,7 @@ from . import arguments, compute, cpu, distributed, modes, operators, private
 FN = "cross_entropy"
 FORWARD, BACKWARD, FUSED = (compute.OPS.get(name, -1) for name in ("forward", "backward", "fused"))
 NOTHING: tuple[Any, ...] = ()
-ONLY_LOSS = (False,) * 4  # the outputs that are wanted: lse, log-probability, entropy, correct
+ONLY_LOSS = (False,) * 5  # the outputs that are wanted beside the loss, in the order of compute.OUTPUTS
 
 
 class Result(NamedTuple):
@@ -36,6 +36,7 @@ class Result(NamedTuple):
     entropy: Tensor | None = None
     logprobs: Tensor | None = None
     correct: Tensor | None = None
+    predicted: Tensor | None = None
 
 
 class Given(NamedTuple):
@@ -45,13 +46,14 @@ class Given(NamedTuple):
     weight: Tensor | None
     sample: Tensor | None
     settled: arguments.Settled
-    wanted: tuple[bool, ...]  # lse, log-probability, entropy, correct
+    wanted: tuple[bool, ...]  # as ONLY_LOSS
     dtype: torch.dtype  # of the loss
     divisor: Tensor | None = None  # if these are the rows of one of several processes, what the sum is divided by
 
 
-# What is computed in the forward pass: the loss and, if they are wanted, lse, log-probability and entropy; the number of correct rows; the
-# gradient of a reduced loss; and the partial sums of the rows [7, N], if there are such outputs, for the backward pass.
+# What is computed in the forward pass: the loss and, if they are wanted, lse, log-probability and entropy; the number of correct rows, and
+# the most probable classes; the gradient of a reduced loss; and the partial sums of the rows [7, N], if there are such outputs, for the
+# backward pass.
 Found = tuple[Sequence[Tensor | None], Any, Tensor | None, Tensor | None]
 
 
@@ -66,8 +68,9 @@ def result(input: Tensor, given: Given, known: tuple[Call, Any] | None = None) -
     if given.wanted is ONLY_LOSS:
         return outputs[0]
     loss, lse, logprobs, entropy = outputs
-    correct = torch.scalar_tensor(found[1], dtype=torch.int64, device="cpu") if given.wanted[3] else None
-    return Result(loss, lse, entropy, logprobs, correct)
+    correct, predicted = found[1]
+    correct = torch.scalar_tensor(correct, dtype=torch.int64, device="cpu") if given.wanted[3] else None
+    return Result(loss, lse, entropy, logprobs, correct, predicted)
 
 
 def _computed(input: Tensor, given: Given, with_gradient: bool, known: tuple[Call, Any] | None = None) -> Found:
@@ -83,6 +86,7 @@ def _computed(input: Tensor, given: Given, with_gradient: bool, known: tuple[Cal
     if losses or wanted is not ONLY_LOSS:
         lead, wide = input.shape[:axis] + input.shape[axis + 1 :], torch.float32 if input.dtype == torch.float32 else torch.float64
         outputs = [torch.empty(lead, dtype=wide, device="cpu") if want else None for want in (losses, *wanted)]
+        outputs[-1] = torch.empty(lead, dtype=torch.float64, device="cpu") if wanted[-1] else None
         result = tuple(None if t is None else cpu.record(t) for t in outputs)
     if losses or (result and any(wanted[:3])):
         if any(wanted[:3]) and input.numel() >= SMALL_CALL and input.requires_grad and torch.is_grad_enabled():
@@ -99,9 +103,10 @@ def _computed(input: Tensor, given: Given, with_gradient: bool, known: tuple[Cal
             loss = compute.divided(loss, total)
         reduced = compute.scalar(loss, dtype)
         if not result:
-            return (reduced, None, None, None), correct, dz, parts
-    found = [t if t is None else t.to(dtype) for t in outputs[:4]]
-    return found if losses else [reduced, *found[1:]], correct, dz, parts
+            return (reduced, None, None, None), (correct, None), dz, parts
+    found, predicted = [t if t is None else t.to(dtype) for t in outputs[:4]], outputs[-1]
+    predicted = predicted if predicted is None else predicted.long()
+    return found if losses else [reduced, *found[1:]], (correct, predicted), dz, parts
 
 
 def _computed_by_tensors(input: Tensor, given: Given, with_gradient: bool, call: Call, total: Tensor | None) -> Found:
@@ -110,7 +115,7 @@ def _computed_by_tensors(input: Tensor, given: Given, with_gradient: bool, call:
     dz = cpu.like(input) if with_gradient else None
     g = 1.0 if total is None else torch.where(total == 0, 0.0, 1 / total)
     compute.computed(call._replace(g=g), Static(*transform, axis), (losses,), dz)
-    return (arguments.reduced(losses, options.reduction, total, given.dtype),), 0, dz, None
+    return (arguments.reduced(losses, options.reduction, total, given.dtype),), (0, None), dz, None
 
 
 def _truth_of(input: Tensor, given: Given) -> tuple[Call, Tensor | None]:

@@ -28,24 +28,27 @@ from .. import contract, derivatives
 from ..call import NUMBERS, UPSTREAM, Call, Static
 from ..kernels import IGNORED, LARGEST, LARGEST_LOGIT
 from . import compute, cpu, private, processes
-from .compute import OUTPUTS, given, same_label
+from .compute import OUTPUTS, SHORT, given, same_label
 from .modes import applied, batched_by_autograd, by_operator, of_batches, readable, traced
 from .processes import Shards, same_input, total
 
 Optional = Tensor | None
 Five = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+Six = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 # ---- the operators ----
 
 
-def rows(call: Call, static: Static, more: bool = False, parts: Optional = None) -> Five:
-    """Return loss, lse, log-probability of the label, entropy and correct of each row, float64 (correct: bool).
+def rows(call: Call, static: Static, outputs: int = SHORT, parts: Optional = None) -> Six:
+    """Return loss, lse, log-probability of the label, entropy, correct (bool) and predicted (int64) of each row, the others float64.
 
-    The last three are empty unless `more` is set. All are 0 in rows with the label IGNORED. `parts` are the sums of the rows, if the
+    All but the first `outputs`, of which there are 2, 5 or 6, are empty. In rows with the label IGNORED, all are 0 and predicted is -1.
+
+    `parts` are the sums of the rows, if the
     classes are divided and the sums are known: nothing is gathered then.
     """
-    found: Five = _called(Rows, call, static, parts, more)[:5]
+    found: Six = _called(Rows, call, static, parts, outputs)[:-1]
     return found
 
 
@@ -115,10 +118,14 @@ def check_labels(fn: str, target: Tensor, classes: int, ignored: int) -> None:
     labelled(fn, target.detach().cpu(), classes, ignored)
 
 
-def _called(function: Any, call: Call, static: Static, parts: Optional, *more: bool) -> Any:
+def _called(function: Any, call: Call, static: Static, parts: Optional, *outputs: int) -> Any:
     """Call the operator of torch.library or the function of autograd, which have the same arguments."""
-    arguments = (*_tensors(call), parts, *_how(static), *more)
-    return function.operator(*arguments) if by_operator(call.z) else applied(function, *arguments)
+    arguments = (*_tensors(call), parts, *_how(static), *outputs)
+    return _operator_of(function)(*arguments) if by_operator(call.z) else applied(function, *arguments)
+
+
+def _operator_of(function: Any) -> Any:
+    return rows_operator if function is Rows else gradient_operator if function is Gradient else log_softmax_operator
 
 
 # ---- the arguments of the functions and operators ----
@@ -189,28 +196,26 @@ def _upstream(*grads: Optional) -> dict[str, Tensor]:
 
 
 class Rows(Function):
-    """(a call, sums or None, what is static, more) -> loss, lse, logprob, entropy, correct, sums of divided rows."""
-
-    operator: Any = None
+    """(a call, sums or None, what is static, how many outputs) -> what `rows` returns, and the sums of divided rows."""
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         *_, parts = output
         _keep(ctx, inputs, parts if parts.ndim > 1 or parts.numel() else None)
         if hasattr(ctx, "mark_non_differentiable"):
-            ctx.mark_non_differentiable(*output[4 if inputs[-1] else 2 :])
+            ctx.mark_non_differentiable(*output[_differentiable(inputs[-1]) :])
 
     @staticmethod
     def forward(*arguments: Any) -> Any:
-        call, static, parts, more = _arguments(arguments)
+        call, static, parts, outputs = _arguments(arguments)
         if traced() and not static.shards:
-            return Rows.operator(*arguments)
-        return compute.rows(call, static, more[0], parts)
+            return rows_operator(*arguments)
+        return compute.rows(call, static, outputs[0], parts)
 
     @staticmethod
     def backward(ctx: Any, *grads: Optional) -> Any:
-        call, static, parts, (more,) = _saved(ctx)
-        up, needs, found = _upstream(*grads[: 4 if more else 2]), _needed(ctx), {}
+        call, static, parts, (outputs,) = _saved(ctx)
+        up, needs, found = _upstream(*grads[: _differentiable(outputs)]), _needed(ctx), {}
         if "z" in needs and up:
             of = multiplied_gradient if batched_by_autograd(*up.values()) else gradient
             found["z"] = of(call._replace(**up), static, parts)
@@ -223,7 +228,7 @@ class Rows(Function):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> Any:
-        call, static, parts, (more,) = _saved(ctx)
+        call, static, parts, (outputs,) = _saved(ctx)
         moving = dict(zip(Call._fields, tangents, strict=False))
         dloss: Any = call.z.new_zeros(compute.labels_of(call, static).shape, dtype=torch.float64)
         dlse = dlogprob = dentropy = dloss
@@ -238,27 +243,31 @@ class Rows(Function):
             by_classes, each = _loss_by_off(call, static, parts), along_axis(moving["off"], call.z, static.axis)
             masked = (by_classes == math.inf) & (each == 0)  # a masked class adds 0
             dloss = dloss + over_classes(by_classes.masked_fill(masked, 0) * each, static)
-        return (dloss, dlse, dlogprob, dentropy, None, None) if more else (dloss, dlse, None, None, None, None)
+        found = [dloss, dlse, dlogprob, dentropy][: _differentiable(outputs)]
+        return *found, *[None] * (len(OUTPUTS) + 1 - len(found))
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> Any:
-        call, static, parts, more = _folded(info, in_dims, arguments)
-        found = _called(Rows, call, static, parts, *more)
-        of_outputs = (0, 0, 0, 0, 0) if more[0] else (0, 0, None, None, None)
-        return found, (*of_outputs, 1 if static.shards else None)
+        call, static, parts, (outputs,) = _folded(info, in_dims, arguments)
+        found = _called(Rows, call, static, parts, outputs)
+        return found, (*(0 if k < outputs else None for k in range(len(OUTPUTS))), 1 if static.shards else None)
+
+
+def _differentiable(outputs: int) -> int:
+    """Return how many of so many outputs can be differentiated."""
+    return min(outputs, len(UPSTREAM))
 
 
 class Gradient(Function):
     """(a call, sums or None, what is static) -> the gradient of the logits."""
 
-    operator: Any = None
     setup_context: Any = _save
 
     @staticmethod
     def forward(*arguments: Any) -> Any:
         call, static, parts, _ = _arguments(arguments)
         if traced() and not static.shards:
-            return Gradient.operator(*arguments)
+            return gradient_operator(*arguments)
         return compute.gradient(call, static, parts)
 
     @staticmethod
@@ -337,14 +346,13 @@ def _composed_vjp(call: Call, static: Static, at: Sequence[str]) -> tuple[Five, 
 class LogSoftmax(Function):
     """(a call, sums or None, what is static) -> y log softmax(z)."""
 
-    operator: Any = None
     setup_context: Any = _save
 
     @staticmethod
     def forward(*arguments: Any) -> Any:
         call, static, parts, _ = _arguments(arguments)
         if traced() and not static.shards:
-            return LogSoftmax.operator(*arguments)
+            return log_softmax_operator(*arguments)
         return compute.log_softmax(call, static, parts)
 
     @staticmethod
@@ -514,12 +522,10 @@ def at_label(a: Tensor, label: Tensor, static: Static) -> Tensor:
     return over_classes(torch.where(column == label.unsqueeze(static.axis), a, 0), static)
 
 
-def off_by_row(call: Call, static: Static) -> Tensor:
-    """Return off in the shape of the logits, 0 if there is none."""
-    if not given(call.off):
-        return torch.zeros_like(call.z)
-    found: Tensor = along_axis(call.off, call.z, static.axis).expand(call.z.shape)
-    return found
+def off_by_row(call: Call, static: Static, like: Tensor) -> Tensor:
+    """Return off in the shape of the logits and the dtype of `like`, 0 if there is none."""
+    off = along_axis(call.off, call.z, static.axis) if given(call.off) else call.z.new_zeros(())
+    return off.to(like.dtype).expand(call.z.shape)
 
 
 def blank(call: Call, static: Static) -> Tensor:
@@ -587,7 +593,7 @@ def _row_numbers(t: Tensor, dim: int | None, lead: Sequence[int]) -> Tensor:
 
 def _folded(info: Any, in_dims: tuple[Any, ...], arguments: tuple[Any, ...]) -> tuple[Call, Static, Optional, tuple[Any, ...]]:
     """Return the arguments under vmap, with the batch as the first axis, which becomes one more axis of rows."""
-    call, static, parts, more = _arguments(arguments)
+    call, static, parts, outputs = _arguments(arguments)
     size, dims, axis = info.batch_size, dict(zip(Call._fields, in_dims, strict=False)), static.axis
     z = _front(call.z, dims["z"], size)
     lead = compute.shape_of_rows(z, axis + 1)[0]
@@ -601,21 +607,21 @@ def _folded(info: Any, in_dims: tuple[Any, ...], arguments: tuple[Any, ...]) -> 
         moved["off"] = off
     if parts is not None:
         parts = _front(parts, in_dims[FIELDS], size).movedim(0, 1)
-    return call._replace(**moved), static._replace(axis=axis + 1), parts, more
+    return call._replace(**moved), static._replace(axis=axis + 1), parts, outputs
 
 
 # ---- the operators of torch.library ----
 
 CALL = ", ".join(f"Tensor{'' if name == 'z' else '?'} {name}" for name in Call._fields)
 STATIC = "float temperature, float cap, int axis, str group, int[] ends, int rank"
+LAST = TENSORS + len(STATIC.split(","))  # the place of what follows
 
 
-def _operator(name: str, function: Any, more: str, results: str) -> Any:
+def _operator(name: str, function: Any, further: str, results: str) -> Any:
     """Return the operator of torch.library of a function of autograd."""
-    schema = f"({CALL}, Tensor? parts, {STATIC}{more}) -> {results}"
+    schema = f"({CALL}, Tensor? parts, {STATIC}{further}) -> {results}"
     operator = torch.library.custom_op(f"softxent::{name}", _untraced(function), mutates_args=(), schema=schema)
     operator.register_autograd(function.backward, setup_context=function.setup_context)
-    function.operator = operator
     return operator
 
 
@@ -623,24 +629,24 @@ def _untraced(function: Any) -> Callable[..., Any]:
     computes: Any = {Rows: compute.rows, Gradient: compute.gradient, LogSoftmax: compute.log_softmax}[function]
 
     def compute_it(*arguments: Any) -> Any:
-        call, static, parts, more = _arguments(arguments)
-        return computes(call, static, *more, parts=parts)
+        call, static, parts, outputs = _arguments(arguments)
+        return computes(call, static, *outputs, parts=parts)
 
     return compute_it
 
 
-rows_operator: Any = _operator("rows", Rows, ", bool more", f"({', '.join(['Tensor'] * (len(OUTPUTS) + 1))})")
+rows_operator: Any = _operator("rows", Rows, ", int outputs", f"({', '.join(['Tensor'] * (len(OUTPUTS) + 1))})")
 gradient_operator: Any = _operator("gradient", Gradient, "", "Tensor")
 log_softmax_operator: Any = _operator("log_softmax", LogSoftmax, "", "Tensor")
 labels_operator = torch.library.custom_op("softxent::class_labels", _labels, mutates_args=())
 
 
 def _fake_rows(*arguments: Any) -> tuple[Tensor, ...]:
-    call, static, _, (more,) = _arguments(arguments)
+    call, static, _, (outputs,) = _arguments(arguments)
     lead = compute.shape_of_rows(call.z, static.axis)[0]
-    shapes = [*[lead] * (len(OUTPUTS) if more else 2), *[[0]] * (0 if more else len(OUTPUTS) - 2), [7, *lead] if static.shards else [0]]
-    *found, correct, parts = (call.z.new_empty(shape, dtype=torch.float64) for shape in shapes)
-    return *found, correct != 0, parts
+    shapes = [*(lead if k < outputs else [0] for k in range(len(OUTPUTS))), [7, *lead] if static.shards else [0]]
+    *found, correct, predicted, parts = (call.z.new_empty(shape, dtype=torch.float64) for shape in shapes)
+    return *found, correct != 0, predicted.long(), parts
 
 
 rows_operator.register_fake(_fake_rows)

@@ -12,7 +12,7 @@ from typing import Any
 from ..call import OF_CLASSES, Call
 from . import private
 from .compute import OUTPUTS
-from .operators import TENSORS, gradient_operator, log_softmax_operator, rows_operator
+from .operators import LAST, TENSORS, gradient_operator, log_softmax_operator, rows_operator
 
 
 @functools.cache
@@ -28,7 +28,8 @@ def _placements(*arguments: Any) -> list[tuple[list[Any], list[Any]]]:
     """Return what an axis of the mesh may divide, nothing or one axis of the rows: the placements of the results and of the arguments."""
     from torch.distributed.tensor import Replicate, Shard
 
-    z, axis, more, found = arguments[0], arguments[TENSORS + 2], arguments[-1], []
+    z, axis, found = arguments[0], arguments[TENSORS + 2], []
+    outputs = arguments[LAST] if len(arguments) > LAST else 0  # of `rows`
     for divided in (None, *(k for k in range(z.ndim) if k != axis)):
         logits = Replicate() if divided is None else Shard(divided)
         rows = Replicate() if divided is None else Shard(divided - (divided > axis))
@@ -41,6 +42,6 @@ def _placements(*arguments: Any) -> list[tuple[list[Any], list[Any]]]:
             return rows if t.ndim else Replicate()
 
         given = [place(*each) for each in zip(Call._fields, arguments, strict=False)]
-        of_rows = [rows, rows, *[rows if more else Replicate()] * (len(OUTPUTS) - 2), Replicate()]
-        found.append((of_rows if type(more) is bool else [logits], [*given, *[None] * (len(arguments) - len(given))]))
+        of_rows = [*(rows if k < outputs else Replicate() for k in range(len(OUTPUTS))), Replicate()]
+        found.append((of_rows if outputs else [logits], [*given, *[None] * (len(arguments) - len(given))]))
     return found
