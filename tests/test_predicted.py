@@ -89,9 +89,8 @@ def test_every_mode():
 
 @pytest.mark.parametrize("budget", [100, 1 << 20])
 def test_a_linear_head(budget):
-    z, t, want = problem((12, 5), torch.float64)
-    x, w = torch.linalg.qr(torch.randn(8, 8, dtype=torch.float64))[0][:5].T.contiguous(), None
-    x, w = z.nan_to_num(0, 0, -50) @ x.T, x.T.contiguous()  # x w^T is z but for rounding
+    _, t, _ = problem((12, 5), torch.float64)
+    x, w = torch.randn(12, 8, dtype=torch.float64), torch.randn(5, 8, dtype=torch.float64)
     want = torch.cat([(x @ w.T)[:-1].argmax(1), torch.tensor([-1])])
     for leaf in (x, x.clone().requires_grad_()):
         found = st.linear_cross_entropy(leaf, w, t, budget=budget, return_predicted=True)

@@ -187,7 +187,9 @@ def _torch(c: Case) -> dict[str, Call]:
 
     def outputs(*wanted: str) -> Any:
         r = front.cross_entropy(z, target, **dict.fromkeys(wanted, True))
-        return r.loss + sum(rows.mean() for name, rows in r._asdict().items() if rows is not None and name not in ("loss", "correct"))
+        return r.loss + sum(
+            rows.mean() for name, rows in r._asdict().items() if rows is not None and name in ("lse", "entropy", "logprobs")
+        )
 
     def stock_outputs(*wanted: str) -> Any:
         logp = functional.log_softmax(z, 1)
@@ -197,11 +199,12 @@ def _torch(c: Case) -> dict[str, Call]:
             "return_logprobs": own.mean,
             "return_entropy": lambda: -(logp.exp() * logp).sum(1).mean(),
         }
-        if "return_correct" in wanted:
-            (z.detach().argmax(1) == target).sum()
+        predicted = z.detach().argmax(1) if {"return_correct", "return_predicted"} & {*wanted} else None
+        if predicted is not None and "return_correct" in wanted:
+            (predicted == target).sum()
         return -own.mean() + sum(each[name]() for name in wanted if name in each)
 
-    for name in (*OUTPUTS[:3], "all outputs"):
+    for name in (*OUTPUTS[:3], "return_predicted", "all outputs"):
         wanted = OUTPUTS if name == "all outputs" else (name,)
         calls[name.replace("return_", "with ")] = partial(backward, partial(outputs, *wanted))
         calls[TORCH + name.replace("return_", "with ")] = partial(backward, partial(stock_outputs, *wanted))
@@ -239,7 +242,9 @@ def _head(c: Case) -> dict[str, Call]:
 
     def outputs(*wanted: str) -> Any:
         r = front.linear_cross_entropy(x, w, target, **dict.fromkeys(wanted, True))
-        return r.loss + sum(rows.mean() for name, rows in r._asdict().items() if rows is not None and name not in ("loss", "correct"))
+        return r.loss + sum(
+            rows.mean() for name, rows in r._asdict().items() if rows is not None and name in ("lse", "entropy", "logprobs")
+        )
 
     def stock(name: str) -> Any:
         z = functional.linear(x, w)
@@ -264,7 +269,7 @@ def _head(c: Case) -> dict[str, Call]:
     calls: dict[str, Call] = {}
     for name, keywords in given.items():
         calls[name] = partial(backward, partial(front.linear_cross_entropy, x, w, target, **keywords))
-    for name in (*OUTPUTS[:3], "all outputs"):
+    for name in (*OUTPUTS[:3], "return_predicted", "all outputs"):
         wanted = OUTPUTS if name == "all outputs" else (name,)
         calls[name.replace("return_", "with ")] = partial(backward, partial(outputs, *wanted))
     return calls | {TORCH + name: partial(backward, partial(stock, name)) for name in list(calls)}

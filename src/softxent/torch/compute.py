@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -34,6 +34,7 @@ else:
     missing = ""
 
 OUTPUTS = (*formula.Outputs._fields, "predicted")  # what a row gives; predicted is the most probable class
+TYPES = {"correct": torch.bool, "predicted": torch.int64}  # of those that are no float64, which have no derivative
 SHORT = 2  # of these, without the sums that the entropy needs
 NO_COLUMNS = [float(x[0]) for x in partials.identity(1)[:-1]]
 OPS = {name.lower(): code for name, code in CODES.items()}
@@ -149,10 +150,11 @@ def run(
 # ---- what the operators compute ----
 
 
-def outputs_for(names: Iterable[str]) -> int:
+def outputs_for(names: Collection[str]) -> int:
     """Return how many of OUTPUTS are computed for these."""
-    last = max(map(OUTPUTS.index, names), default=0)
-    return SHORT if last < SHORT else len(formula.Outputs._fields) if last < len(OUTPUTS) - 1 else len(OUTPUTS)
+    if OUTPUTS[-1] in names:
+        return len(OUTPUTS)
+    return SHORT if {*names} <= {*OUTPUTS[:SHORT]} else len(OUTPUTS) - 1
 
 
 def computed(call: Call, static: Static, result: Sequence[Tensor | None], out: Tensor | None = None) -> Any:
@@ -171,16 +173,17 @@ def computed(call: Call, static: Static, result: Sequence[Tensor | None], out: T
     return summed(losses)
 
 
-def rows(call: Call, static: Static, outputs: int, parts: Tensor | None = None) -> tuple[Tensor, ...]:
-    """Return OUTPUTS of the rows, of which all but the first `outputs` are empty, and, of divided rows, their sums."""
-    lead, empty = shape_of_rows(call.z, static.axis)[0], new((0,), call.z)
-    found = [new(lead if k < outputs else (0,), call.z) for k in range(len(OUTPUTS))]
+def rows(call: Call, static: Static, outputs: int, parts: Tensor | None = None) -> tuple[Any, ...]:
+    """Return the first `outputs` of OUTPUTS, and, of divided rows, their sums, or else None."""
+    lead = shape_of_rows(call.z, static.axis)[0]
+    found = [new(lead, call.z) for _ in range(outputs)]
     if static.shards:
-        empty = put_divided(call, static, found[:outputs], parts)[1]
+        parts = put_divided(call, static, found, parts)[1]
     else:
-        run("forward", call, static, result=found[:outputs])
-    *numbers, correct, predicted = found
-    return *numbers, correct != 0, predicted.long(), empty
+        run("forward", call, static, result=found)
+    if outputs > SHORT:
+        found[4:] = [t.to(dtype) for t, dtype in zip(found[4:], TYPES.values(), strict=False)]
+    return *found, parts
 
 
 def gradient(call: Call, static: Static, parts: Tensor | None = None) -> Tensor:

@@ -20,10 +20,9 @@ from ..filtering import Filter, FilterStats
 from ..linear import COLUMNS, BatchInvariant, Products, Sums, budget_beside_filter, chunk_rows, chunks, rows_of
 from . import compute, cpu, modes, operators, private
 from .by_chunks import RowFunction, Tensors, by_chunks, computed, summed_in
-from .compute import OUTPUTS, outputs_for
+from .compute import OUTPUTS, TYPES, outputs_for
 from .processes import local_labels
 
-TYPES = {"correct": torch.bool, "predicted": torch.int64}  # of the outputs that are no float64 and have no derivative
 COPIES = 4  # arrays of the size of the logits that the function of a chunk holds at once
 FOLD = 16 << 20  # bytes of a product held at once, if it is added to a gradient of another dtype
 

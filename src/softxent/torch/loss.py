@@ -6,6 +6,7 @@ operators.py what else the rows give, with derivatives of any order.
 
 from __future__ import annotations
 
+from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -156,14 +157,14 @@ def _distributed(
 
 def _outputs(wanted: tuple[bool, ...]) -> int:
     """Return how many of compute.OUTPUTS are computed."""
-    return compute.outputs_for(name for name, want in zip(compute.OUTPUTS[1:], wanted, strict=True) if want)
+    return compute.outputs_for([name for name, want in zip(compute.OUTPUTS[1:], wanted, strict=True) if want])
 
 
 def _result(loss: Any, rows: list[Tensor], wanted: tuple[bool, ...], dtype: torch.dtype, place: distributed.Layout | None) -> Any:
     """Return the loss, or a `Result` with what is wanted of the rows."""
     if not any(wanted):
         return loss
-    lse, logprobs, entropy, correct, predicted = (t if want else None for t, want in zip(rows, wanted, strict=True))
+    lse, logprobs, entropy, correct, predicted = (t if want else None for t, want in zip_longest(rows, wanted))
     lse, entropy, logprobs = (t if t is None else distributed.of_all_rows(t.to(dtype), place) for t in (lse, entropy, logprobs))
     correct = correct if correct is None else distributed.whole_sum(correct.sum(), place)
     return Result(loss, lse, entropy, logprobs, correct, predicted if predicted is None else distributed.of_all_rows(predicted, place))

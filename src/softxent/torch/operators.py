@@ -28,27 +28,26 @@ from .. import contract, derivatives
 from ..call import NUMBERS, UPSTREAM, Call, Static
 from ..kernels import IGNORED, LARGEST, LARGEST_LOGIT
 from . import compute, cpu, private, processes
-from .compute import OUTPUTS, SHORT, given, same_label
+from .compute import OUTPUTS, SHORT, TYPES, given, same_label
 from .modes import applied, batched_by_autograd, by_operator, of_batches, readable, traced
 from .processes import Shards, same_input, total
 
 Optional = Tensor | None
 Five = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
-Six = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 # ---- the operators ----
 
 
-def rows(call: Call, static: Static, outputs: int = SHORT, parts: Optional = None) -> Six:
+def rows(call: Call, static: Static, outputs: int = SHORT, parts: Optional = None) -> tuple[Tensor, ...]:
     """Return loss, lse, log-probability of the label, entropy, correct (bool) and predicted (int64) of each row, the others float64.
 
-    All but the first `outputs`, of which there are 2, 5 or 6, are empty. In rows with the label IGNORED, all are 0 and predicted is -1.
+    They are the first `outputs` of these: 2, 5 or 6. In rows with the label IGNORED, all are 0 and predicted is -1.
 
     `parts` are the sums of the rows, if the
     classes are divided and the sums are known: nothing is gathered then.
     """
-    found: Six = _called(Rows, call, static, parts, outputs)[:-1]
+    found: tuple[Tensor, ...] = _called(Rows, call, static, parts, outputs)[:outputs]
     return found
 
 
@@ -120,8 +119,9 @@ def check_labels(fn: str, target: Tensor, classes: int, ignored: int) -> None:
 
 def _called(function: Any, call: Call, static: Static, parts: Optional, *outputs: int) -> Any:
     """Call the operator of torch.library or the function of autograd, which have the same arguments."""
-    arguments = (*_tensors(call), parts, *_how(static), *outputs)
-    return _operator_of(function)(*arguments) if by_operator(call.z) else applied(function, *arguments)
+    if by_operator(call.z):
+        return _operator_of(function)(*_tensors(call), parts, *_how(static), *outputs)
+    return applied(function, *_tensors(call), parts, static, *outputs)
 
 
 def _operator_of(function: Any) -> Any:
@@ -154,9 +154,11 @@ def _how(static: Static) -> tuple[Any, ...]:
 
 
 def _arguments(given: Sequence[Any]) -> tuple[Call, Static, Optional, tuple[Any, ...]]:
-    """Return the call, what is static, the sums of the rows, and the other arguments."""
-    temperature, cap, axis, name, ends, rank, *others = given[TENSORS:]
-    static = Static(temperature, cap, axis, Shards(name, tuple(ends), rank) if name else ())
+    """Return the call, what is static, the sums of the rows, and the other arguments, of a function or an operator."""
+    static, others = given[TENSORS], given[TENSORS + 1 :]
+    if not isinstance(static, Static):
+        temperature, cap, axis, name, ends, rank, *others = given[TENSORS:]
+        static = Static(temperature, cap, axis, Shards(name, tuple(ends), rank) if name else ())
     return _restored(given[:FIELDS]), static, given[FIELDS], tuple(others)
 
 
@@ -201,16 +203,16 @@ class Rows(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         *_, parts = output
-        _keep(ctx, inputs, parts if parts.ndim > 1 or parts.numel() else None)
+        _keep(ctx, inputs, None if parts is None or not parts.ndim else parts)
         if hasattr(ctx, "mark_non_differentiable"):
-            ctx.mark_non_differentiable(*output[_differentiable(inputs[-1]) :])
+            ctx.mark_non_differentiable(*(t for t in output[_differentiable(inputs[-1]) :] if t is not None))
 
     @staticmethod
     def forward(*arguments: Any) -> Any:
-        call, static, parts, outputs = _arguments(arguments)
+        call, static, parts, (outputs,) = _arguments(arguments)
         if traced() and not static.shards:
-            return rows_operator(*arguments)
-        return compute.rows(call, static, outputs[0], parts)
+            return *rows_operator(*arguments[:TENSORS], *_how(static), outputs)[:outputs], None
+        return compute.rows(call, static, outputs, parts)
 
     @staticmethod
     def backward(ctx: Any, *grads: Optional) -> Any:
@@ -244,13 +246,12 @@ class Rows(Function):
             masked = (by_classes == math.inf) & (each == 0)  # a masked class adds 0
             dloss = dloss + over_classes(by_classes.masked_fill(masked, 0) * each, static)
         found = [dloss, dlse, dlogprob, dentropy][: _differentiable(outputs)]
-        return *found, *[None] * (len(OUTPUTS) + 1 - len(found))
+        return *found, *[None] * (outputs + 1 - len(found))
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> Any:
         call, static, parts, (outputs,) = _folded(info, in_dims, arguments)
-        found = _called(Rows, call, static, parts, outputs)
-        return found, (*(0 if k < outputs else None for k in range(len(OUTPUTS))), 1 if static.shards else None)
+        return _called(Rows, call, static, parts, outputs), (*[0] * outputs, 1 if static.shards else None)
 
 
 def _differentiable(outputs: int) -> int:
@@ -267,7 +268,7 @@ class Gradient(Function):
     def forward(*arguments: Any) -> Any:
         call, static, parts, _ = _arguments(arguments)
         if traced() and not static.shards:
-            return gradient_operator(*arguments)
+            return gradient_operator(*arguments[:TENSORS], *_how(static))
         return compute.gradient(call, static, parts)
 
     @staticmethod
@@ -352,7 +353,7 @@ class LogSoftmax(Function):
     def forward(*arguments: Any) -> Any:
         call, static, parts, _ = _arguments(arguments)
         if traced() and not static.shards:
-            return log_softmax_operator(*arguments)
+            return log_softmax_operator(*arguments[:TENSORS], *_how(static))
         return compute.log_softmax(call, static, parts)
 
     @staticmethod
@@ -626,13 +627,20 @@ def _operator(name: str, function: Any, further: str, results: str) -> Any:
 
 
 def _untraced(function: Any) -> Callable[..., Any]:
-    computes: Any = {Rows: compute.rows, Gradient: compute.gradient, LogSoftmax: compute.log_softmax}[function]
+    computes: Any = {Rows: _all_rows, Gradient: compute.gradient, LogSoftmax: compute.log_softmax}[function]
 
     def compute_it(*arguments: Any) -> Any:
         call, static, parts, outputs = _arguments(arguments)
         return computes(call, static, *outputs, parts=parts)
 
     return compute_it
+
+
+def _all_rows(call: Call, static: Static, outputs: int, parts: Optional) -> tuple[Tensor, ...]:
+    """Return what `Rows` returns with empty tensors for what is not computed, because an operator returns as many as its schema says."""
+    *found, sums = compute.rows(call, static, outputs, parts)
+    empty = [call.z.new_empty(0, dtype=TYPES.get(name, torch.float64)) for name in OUTPUTS[outputs:]]
+    return *found, *empty, call.z.new_empty((), dtype=torch.float64) if sums is None else sums
 
 
 rows_operator: Any = _operator("rows", Rows, ", int outputs", f"({', '.join(['Tensor'] * (len(OUTPUTS) + 1))})")
@@ -644,7 +652,7 @@ labels_operator = torch.library.custom_op("softxent::class_labels", _labels, mut
 def _fake_rows(*arguments: Any) -> tuple[Tensor, ...]:
     call, static, _, (outputs,) = _arguments(arguments)
     lead = compute.shape_of_rows(call.z, static.axis)[0]
-    shapes = [*(lead if k < outputs else [0] for k in range(len(OUTPUTS))), [7, *lead] if static.shards else [0]]
+    shapes = [*(lead if k < outputs else [0] for k in range(len(OUTPUTS))), [7, *lead] if static.shards else []]
     *found, correct, predicted, parts = (call.z.new_empty(shape, dtype=torch.float64) for shape in shapes)
     return *found, correct != 0, predicted.long(), parts
 
