@@ -47,19 +47,19 @@ def rows(call: Call, static: Static, outputs: int = SHORT, parts: Optional = Non
     `parts` are the sums of the rows, if the
     classes are divided and the sums are known: nothing is gathered then.
     """
-    found: tuple[Tensor, ...] = _called(Rows, call, static, parts, outputs)[:outputs]
+    found: tuple[Tensor, ...] = _called("rows", call, static, parts, outputs)[:outputs]
     return found
 
 
 def gradient(call: Call, static: Static, parts: Optional = None) -> Tensor:
     """Return the gradient of sum g loss + l lse + b logprob + n entropy by the logits."""
-    found: Tensor = _called(Gradient, call, static, parts)
+    found: Tensor = _called("gradient", call, static, parts)
     return found
 
 
 def log_softmax(call: Call, static: Static, parts: Optional = None) -> Tensor:
     """Return y log softmax(z), in the dtype of z. It is 0 where y is 0."""
-    found: Tensor = _called(LogSoftmax, call, static, parts)
+    found: Tensor = _called("log_softmax", call, static, parts)
     return found
 
 
@@ -75,7 +75,7 @@ def curvature(call: Call, static: Static) -> Five:
 
 
 def _curvature(call: Call, static: Static) -> Five:
-    found: Five = composed_curvature(call, static) if by_operator(call.z) else _called(Curvature, call, static, None)
+    found: Five = composed_curvature(call, static) if by_operator(call.z) else _called("curvature", call, static, None)
     return found
 
 
@@ -117,15 +117,11 @@ def check_labels(fn: str, target: Tensor, classes: int, ignored: int) -> None:
     labelled(fn, target.detach().cpu(), classes, ignored)
 
 
-def _called(function: Any, call: Call, static: Static, parts: Optional, *outputs: int) -> Any:
-    """Call the operator of torch.library or the function of autograd, which have the same arguments."""
+def _called(name: str, call: Call, static: Static, parts: Optional, *outputs: int) -> Any:
+    """Call the operator of torch.library or the function of autograd of this name, which have the same arguments."""
     if by_operator(call.z):
-        return _operator_of(function)(*_tensors(call), parts, *_how(static), *outputs)
-    return applied(function, *_tensors(call), parts, static, *outputs)
-
-
-def _operator_of(function: Any) -> Any:
-    return rows_operator if function is Rows else gradient_operator if function is Gradient else log_softmax_operator
+        return OPERATORS[name](*_tensors(call), parts, *_how(static), *outputs)
+    return applied(FUNCTIONS[name], *_tensors(call), parts, static, *outputs)
 
 
 # ---- the arguments of the functions and operators ----
@@ -251,7 +247,7 @@ class Rows(Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> Any:
         call, static, parts, (outputs,) = _folded(info, in_dims, arguments)
-        return _called(Rows, call, static, parts, outputs), (*[0] * outputs, 1 if static.shards else None)
+        return _called("rows", call, static, parts, outputs), (*[0] * outputs, 1 if static.shards else None)
 
 
 def _differentiable(outputs: int) -> int:
@@ -297,7 +293,7 @@ class Gradient(Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> Any:
-        return _called(Gradient, *_folded(info, in_dims, arguments)[:3]), 0
+        return _called("gradient", *_folded(info, in_dims, arguments)[:3]), 0
 
 
 class Curvature(Function):
@@ -381,7 +377,7 @@ class LogSoftmax(Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> Any:
-        return _called(LogSoftmax, *_folded(info, in_dims, arguments)[:3]), 0
+        return _called("log_softmax", *_folded(info, in_dims, arguments)[:3]), 0
 
 
 # ---- derivatives ----
@@ -646,6 +642,8 @@ def _all_rows(call: Call, static: Static, outputs: int, parts: Optional) -> tupl
 rows_operator: Any = _operator("rows", Rows, ", int outputs", f"({', '.join(['Tensor'] * (len(OUTPUTS) + 1))})")
 gradient_operator: Any = _operator("gradient", Gradient, "", "Tensor")
 log_softmax_operator: Any = _operator("log_softmax", LogSoftmax, "", "Tensor")
+FUNCTIONS: dict[str, Any] = {"rows": Rows, "gradient": Gradient, "log_softmax": LogSoftmax, "curvature": Curvature}
+OPERATORS: dict[str, Any] = {"rows": rows_operator, "gradient": gradient_operator, "log_softmax": log_softmax_operator}
 labels_operator = torch.library.custom_op("softxent::class_labels", _labels, mutates_args=())
 
 
