@@ -395,6 +395,30 @@ def test_a_head_in_uneven_shards_has_the_losses_and_gradients_of_one_process(pro
         processes(_linear_with_a_group, world, options, probable, frozen, outputs, 600)
 
 
+def _teacher(world, options, budget):
+    """The prediction of a teacher whose classes are divided as the student's are is the truth."""
+    x, w, b = head(37)
+    tx, tw, tb = (t.roll(1, 0) for t in head(37, width=4))
+    mine = uneven(37, world)[dist.get_rank(workers.groups[world])]
+    part, found = slice(mine.first, mine.end), []
+    along = torch.linspace(-1, 1, w.numel(), dtype=torch.float64).reshape(w.shape)
+    for cut, more in ((slice(None), {}), (part, {"group": workers.groups[world], "first_class": mine.first, "budget": budget})):
+        leaves = [t.clone().requires_grad_() for t in (x, w[cut], b[cut])]
+        teacher = (tx, tw[cut], tb[cut])
+        loss = st.linear_cross_entropy(leaves[0], leaves[1], teacher, linear_bias=leaves[2], **options, **more)
+        first = torch.autograd.grad(scalar(loss), leaves, create_graph=True)
+        second = torch.autograd.grad(first[1], leaves, along[cut])
+        found.append([loss, *first, *second])
+    for k, (one, several) in enumerate(zip(*found, strict=True)):
+        close(several, one if k in (0, 1, 4) else one[part], HIGHER)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_a_teacher_may_be_divided_too(processes, world):
+    for options in ({}, {"label_smoothing": 0.1, "temperature": 2.0}, {"softcap": 3.0, "reduction": "none"}):
+        processes(_teacher, world, options, 600)
+
+
 def _linear_of_dtensors(world, placed, options, shift):
     x_placed, w_placed = {
         "replicated": ([Replicate()], [Shard(0)]),

@@ -72,7 +72,7 @@ def linear_cross_entropy(
         linear_weight: W, [C, D].
         target: class indices [*rows]; or probabilities [*rows, C]; or, for distillation, the hidden states and the head of a teacher,
             (input', W') or (input', W', b') with input' [*rows, D'], whose predictions are then the truth. softcap and temperature apply to
-            the teacher's logits too, and the teacher gets no gradient.
+            the teacher's logits too, and the teacher gets no gradient. With a `group`, W' and b' have the classes of this process too.
         linear_bias: b, [C].
         weight, reduction, label_smoothing, z_loss, softcap, temperature, sample_weight, return_*, check: as in `cross_entropy`.
         ignore_index: as in `cross_entropy`; None means -100. On the CPU, ignored rows are left out of every matrix product.
@@ -130,8 +130,10 @@ def linear_cross_entropy(
     given_too = [t for t in (linear_bias, weight, sample_weight) if t is not None]
     direct = group is None and compute.direct(input, linear_weight, target, *given_too)
     if group is not None or (not direct and distributed.is_dtensor(input, linear_weight)):
-        if isinstance(target, tuple) or tol is not None:
-            fail(FN, "target" if tol is None else "filter_tol", "be a tensor" if tol is None else "be None", "a divided head")
+        if tol is not None:
+            fail(FN, "filter_tol", "be None", "a divided head")
+        if group is None and isinstance(target, tuple):
+            fail(FN, "target", "be a tensor where linear_weight is a DTensor", "a teacher's head")
         if group is None:
             divided = distributed.head_layout(FN, input, linear_weight, linear_bias, target, weight, sample_weight)
             input, linear_weight, linear_bias, target, weight, sample_weight, place = divided
@@ -251,7 +253,7 @@ def _rows(x: Any, w: Any, b: Any, target: Any, sample: Any, shift: int, may_be_e
         labels(FN, contract.TORCH_LINEAR, target, (*lead, len(w)), len(lead))
     else:
         tx, tw, tb = _tensors(teacher[0], teacher[1], teacher[2] if len(teacher) > 2 else None, "teacher's ")
-        _fits(tx, tw, tb, "teacher's ")
+        _fits(tx, tw, tb, "teacher's ", may_be_empty)
         if tx.shape[:-1] != lead:
             fail(FN, "teacher's input", f"have shape {(*lead, *tx.shape[-1:])} to match input {tuple(x.shape)}", tuple(tx.shape))
         if len(tw) != len(w):

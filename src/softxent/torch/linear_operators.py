@@ -21,7 +21,7 @@ from ..linear import COLUMNS, BatchInvariant, Products, Sums, budget_beside_filt
 from . import compute, cpu, modes, operators, private
 from .by_chunks import RowFunction, Tensors, by_chunks, computed, summed_in
 from .compute import OUTPUTS, TYPES, outputs_for
-from .processes import local_labels
+from .processes import local_labels, most_probable
 
 COPIES = 4  # arrays of the size of the logits that the function of a chunk holds at once
 FOLD = 16 << 20  # bytes of a product held at once, if it is added to a gradient of another dtype
@@ -127,7 +127,7 @@ class HeadRows(RowFunction):
 
     def _of_a_chunk(self, *head: Any) -> Tensors:
         h, s = Head(*head), self.settings
-        found = operators.rows(_call(h, F.linear(h.x, h.w, h.b), _off(h, s, None), {}), s.static, outputs_for(self.outputs))
+        found = operators.rows(_call(h, s, F.linear(h.x, h.w, h.b), {}), s.static, outputs_for(self.outputs))
         return tuple(found[OUTPUTS.index(name)] for name in self.outputs)
 
     def compute(self, *head: Any) -> Tensors:
@@ -200,7 +200,7 @@ class HeadHessian(RowFunction):
             compute.computed(call, static, _results({"lse": lse}, i), z)
             sums.add(i, z, None if vx is None else vx[i], vw, first=False, bias=False)
         by_upstream = {"lse": mean, "logprob": at_label, "entropy": dentropy}
-        by_upstream["loss"] = derivatives.loss_along(_call(h, h.x, None, {}), lse, mean, at_label, by_off, operators.times)
+        by_upstream["loss"] = derivatives.loss_along(Call(h.x, y=h.y, r=h.r, q=h.q), lse, mean, at_label, by_off, operators.times)
         by_head = {"x": sums.dx, "w": sums.dw, "b": sums.db}
         return tuple(by_head[name].to(h.x.dtype) if name in by_head else by_upstream[name] for name in self.fields)
 
@@ -322,12 +322,15 @@ def _chunks(h: Head, s: Settings, upstream: dict[str, Any], beside: int = 0) -> 
         up = of_rows
         if z.shape[0] < h.x.shape[0]:
             part, up = h.rows(i), {name: g[i] if isinstance(g, Tensor) and g.ndim else g for name, g in of_rows.items()}
-        yield i, part, _call(part, z, _off(part, s, s.products), up)
+        yield i, part, _call(part, s, z, up, s.products)
 
 
-def _call(h: Head, z: Tensor, off: Tensor | None, upstream: dict[str, Any]) -> Call:
-    """Return the call of logits, with the truth of a head."""
-    return Call(z, h.label, 0.0 if off is None else off, y=h.y, r=h.r, q=h.q, **upstream)
+def _call(h: Head, s: Settings, z: Tensor, upstream: dict[str, Any], products: Products | None = None) -> Call:
+    """Return the call of logits, with the truth of a head. `products` are those of `_off`."""
+    off, label = _off(h, s, products), h.label
+    if h.teacher_x is not None and off is not None and s.shards:
+        label = most_probable(off, s.shards, 1)
+    return Call(z, label, 0.0 if off is None else off, y=h.y, r=h.r, q=h.q, **upstream)
 
 
 def _dense(h: Head) -> bool:
