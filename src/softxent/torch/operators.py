@@ -44,8 +44,7 @@ def rows(call: Call, static: Static, outputs: int = SHORT, parts: Optional = Non
 
     They are the first `outputs` of these: 2, 5 or 6. In rows with the label IGNORED, all are 0 and predicted is -1.
 
-    `parts` are the sums of the rows, if the
-    classes are divided and the sums are known: nothing is gathered then.
+    `parts` are the sums of the rows, if the classes are divided and the sums are known: nothing is gathered then.
     """
     found: tuple[Tensor, ...] = _called("rows", call, static, parts, outputs)[:outputs]
     return found
