@@ -84,7 +84,7 @@ MAY = {  # the modules of softxent that each file of the core may import
     "shared.py": set(),
     "shards.py": {"shared"},
     "formula.py": {"partials"},
-    "rows.py": {"formula", "partials", "shared"},
+    "functional.py": {"formula", "partials", "shared"},
     "call.py": set(),
     "contract.py": {"messages", "partials"},
     "truth.py": {"partials", "contract", "kernels"},
@@ -94,7 +94,7 @@ MAY = {  # the modules of softxent that each file of the core may import
     "filtering.py": {"partials"},
     "linear.py": {"partials", "contract", "kernels", "truth", "sweep", "filtering"},
     "kernels/__init__.py": {"messages", "partials", "shared", "kernels"},
-    "kernels/reference.py": {"partials", "formula", "rows", "shared", "kernels"},
+    "kernels/reference.py": {"partials", "functional", "formula", "shared", "kernels"},
     "kernels/cpu.py": {"partials", "kernels"},
     "kernels/triton.py": {"shared", "kernels"},
 }
@@ -141,7 +141,7 @@ def mentions(path: pathlib.Path, words) -> dict[str, int]:
 
 
 BELOW = sorted(
-    [*(PACKAGE / "kernels").glob("*.py"), PACKAGE / "formula.py", PACKAGE / "partials.py", PACKAGE / "rows.py", *CPP.glob("*.[ch]*")]
+    [*(PACKAGE / "kernels").glob("*.py"), PACKAGE / "formula.py", PACKAGE / "partials.py", PACKAGE / "functional.py", *CPP.glob("*.[ch]*")]
 )
 
 

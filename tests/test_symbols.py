@@ -1,4 +1,4 @@
-"""The code of formula.py, partials.py, rows.py and kernels/reference.py computes the lines of the derivation, for any number of classes.
+"""The code of formula.py, partials.py, functional.py and kernels/reference.py computes the lines of the derivation, for any number of classes.
 
 tests/traced.py runs the code on a row with any number of columns. The results are expressions, which symbolic.py compares with the lines of
 proof/derivation.py, as it compares the lines with each other. Coq proves these lines. The hypotheses of a trace are a `Case`. The cases
@@ -19,7 +19,7 @@ import pytest
 import traced
 from traced import ANY, LABEL, MASKED, ONE, OTHER, PARTS, ZERO, Case, Columns, Label, Output, Table, columns, m, number, off, v, z
 
-from softxent import formula, partials, rows
+from softxent import formula, functional, partials
 from softxent.formula import Numbers
 from softxent.kernels import reference
 from softxent.partials import LIBRARIES, Partials, Tangents, identity
@@ -29,7 +29,7 @@ from softxent.proof.derivation import i, j, k, lse, mu, q, r0, t, y0, yhat  # is
 from softxent.proof.expr import D, Definition, E, Name, Sum, exp, log, rebuild, reindex
 from softxent.shared import IGNORED, LARGEST, LARGEST_LOGIT
 
-CODE = SimpleNamespace(formula=formula, partials=partials, rows=rows, reference=reference)
+CODE = SimpleNamespace(formula=formula, partials=partials, functional=functional, reference=reference)
 ABOVE, TIED, BELOW = Case(), Case(LABEL + OTHER + ANY, 0, OTHER), Case(LABEL + OTHER + ANY, -1, OTHER)  # the label's logit, and the others
 ONLY, MASK = Case(LABEL), Case(LABEL + OTHER + ANY + MASKED, -1, OTHER)
 CASES = {"above": ABOVE, "tied": TIED, "below": BELOW, "only": ONLY, "mask": MASK}
@@ -88,7 +88,7 @@ def direction(of: Row) -> Columns:
     return columns(of.case, lambda column: v[column])
 
 
-# ---- the laws; `code` is formula.py, partials.py, rows.py and kernels/reference.py, or a version with a mistake ----
+# ---- the laws; `code` is formula.py, partials.py, functional.py and kernels/reference.py, or a version with a mistake ----
 
 
 def outputs_are_the_theorems(code, case: Case) -> None:
@@ -352,7 +352,7 @@ def run(code, of: Row, transform=(1, math.inf)) -> Computed:
 
 
 def the_backend_applies_the_transform(code, case: Case) -> None:
-    """rows.py gives the outputs at the transformed logits, and by the chain rule the derivatives by the others.
+    """functional.py gives the outputs at the transformed logits, and by the chain rule the derivatives by the others.
 
     The transformed logits are z, their slope is w and its derivative is b. With those of a softcap, the product is softcap_hessian.
     """
@@ -422,7 +422,7 @@ def test_what_ships_is_the_theorem(law, case):
 
 # ---- the laws can fail ----
 
-SOURCES = {name: inspect.getsource(getattr(CODE, name)) for name in ("partials", "formula", "rows", "reference")}
+SOURCES = {name: inspect.getsource(getattr(CODE, name)) for name in ("partials", "formula", "functional", "reference")}
 MUTATIONS = [  # code, the same code with a mistake, and the law that fails with it
     ("times(x.o, half_over))", "0)", outputs_are_the_theorems),
     ("lse(x) ** 2 / 2", "lse(x) ** 2", outputs_are_the_theorems),
@@ -524,7 +524,7 @@ MUTATIONS = [  # code, the same code with a mistake, and the law that fails with
 
 
 def mutant(was: str, now: str) -> SimpleNamespace:
-    """Return formula.py, partials.py, rows.py and kernels/reference.py, with one mistake in one of them."""
+    """Return formula.py, partials.py, functional.py and kernels/reference.py, with one mistake in one of them."""
     assert sum(text.count(was) for text in SOURCES.values()) == 1, f"{was!r} is no longer written there, once"
     code = SimpleNamespace()
     for name, text in SOURCES.items():

@@ -398,19 +398,19 @@ def _hidden(call: Call) -> Any:
 
 
 def _transformed(z: Array, static: Static) -> tuple[Array, Any, Any]:
-    """Return logits of any shape after softcap and temperature, and their first two derivatives, arrays or numbers."""
+    """Return logits of any shape after the softcap, and the first two derivatives of their quotients by T, arrays or numbers."""
     found: Any = formula.transformed(as_rows(z, 1), static.temperature, static.cap)
     scores, slope, bend = (x if isinstance(x, float) else x.reshape(z.shape) for x in found)
-    return scores / static.temperature, slope, bend
+    return scores, slope, bend
 
 
 def _composed_curvature(call: Call, static: Static) -> Array:
     """Return `curvature`, written with the other operators: formula.hessian for any shape."""
     wide, call = widest(), _without_ignored(call)
-    z, slope, bend = _transformed(call.z.astype(wide), static)
+    z, slope, bend = _transformed(call.z.astype(wide), static)  # z without the temperature, for its quotient may lose digits
     v, y, r, q, g, l, b, n = call.v.astype(wide), *(by_row(x, rows_of(call), True) for x in call[-len(NUMBERS) :])  # noqa: E741
-    hidden, whole = Call(z, _hidden(call)), Static(shards=static.shards)
-    yhat = gradient(hidden._replace(l=1.0), whole)
+    hidden, whole = Call(z, _hidden(call)), static._replace(cap=math.inf)
+    yhat = gradient(hidden._replace(l=static.temperature), whole)
     away = -log_softmax(Call(z, y=1.0), whole)
     away = jnp.where(away == jnp.inf, 0.0, away)
     lse = rows(hidden, whole)[1][..., None]
@@ -422,7 +422,7 @@ def _composed_curvature(call: Call, static: Static) -> Array:
     hv = slope * yhat * ((a - n + n * away) * apart + g * q * mean - n * dentropy)
     if static.cap != math.inf:
         off = call.off if isinstance(call.off, float) else call.off.astype(wide)
-        hv = hv + bend * v * gradient(call._replace(z=z, v=0.0, off=off), whole)
+        hv = hv + static.temperature * bend * v * gradient(call._replace(z=z, v=0.0, off=off), whole)
     return jnp.where(labelled(call, IGNORED, True), 0.0, hv).astype(call.z.dtype)
 
 

@@ -1,4 +1,4 @@
-"""The steps of the operators (steps.py) computed by rows.py with jax.numpy, for platforms without a compiled kernel."""
+"""The steps of the operators (steps.py) computed by functional.py with jax.numpy, for platforms without a compiled kernel."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 
-from .. import partials, rows
+from .. import functional, partials
 from ..call import NUMBERS, Call, Static
 from ..formula import Numbers
+from ..functional import Rows
 from ..partials import Partials, Tangents
-from ..rows import Rows
 from ..shared import NO_LABEL
 from .arrays import Array, as_rows, widest
 from .call import by_row, off_by_row, rows_of
@@ -22,9 +22,9 @@ _SUMS = len(Partials._fields) - 1  # without the temperature
 def reduce(call: Call, static: Static, outputs: tuple[str, ...]) -> Array:
     """Return the sums of the rows, [7, *rows], or with their tangents along v, [12, *rows]."""
     of = _rows(call, static)
-    found = [*rows.sums(of)[:_SUMS]]
+    found = [*functional.sums(of)[:_SUMS]]
     if not isinstance(call.v, float):
-        found += rows.tangents(of, _matrix(call.v))
+        found += functional.tangents(of, _matrix(call.v))
     return _stacked(found, call)
 
 
@@ -33,14 +33,14 @@ def merge(parts: Array, order: Sequence[tuple[int, int]], call: Call, static: St
     of = _rows(call._replace(z=call.z[..., :1], off=0.0), static)
     sums, tangents = zip(*(_sums(shard, of) for shard in parts), strict=True)
     x, y = partials.merge_all(sums, None if tangents[0] is None else tangents, order)
-    found = [*rows.outputs(x, _numbers(call, of), of.ignored), *(() if y is None else [y.vt])]
+    found = [*functional.outputs(x, _numbers(call, of), of.ignored), *(() if y is None else [y.vt])]
     return [*(a.reshape(rows_of(call)) for a in found), _stacked([*x[:_SUMS], *(y or ())], call)]
 
 
 def backward(call: Call, parts: Array, static: Static, in_place: bool = False) -> Array:
     """Return the gradient from the sums over all classes."""
     of = _rows(call, static)
-    dz = rows.gradient(of, _sums(parts, of)[0], _numbers(call, of))
+    dz = functional.gradient(of, _sums(parts, of)[0], _numbers(call, of))
     return dz.reshape(call.z.shape).astype(call.z.dtype)
 
 
@@ -49,8 +49,10 @@ def hessian(call: Call, parts: Array, static: Static) -> list[Array]:
     of = _rows(call, static)
     x, y = _sums(parts, of)
     assert y is not None
-    hv = rows.hessian(of, _matrix(call.v), x, y, _numbers(call, of), gauss_newton=static.cap == math.inf)  # whose second derivative is 0
-    along = rows.along(x, y, of.ignored)
+    hv = functional.hessian(
+        of, _matrix(call.v), x, y, _numbers(call, of), gauss_newton=static.cap == math.inf
+    )  # whose second derivative is 0
+    along = functional.along(x, y, of.ignored)
     return [
         hv.reshape(call.z.shape).astype(call.z.dtype),
         *(a.reshape(rows_of(call)) for a in (along.lse, along.logprob, along.off, along.entropy)),
@@ -66,13 +68,13 @@ def _rows(call: Call, static: Static) -> Rows:
         else _matrix(call.off if call.off.ndim == 1 else jnp.broadcast_to(off_by_row(call), call.z.shape))
     )
     least = jnp.iinfo(label.dtype).min
-    of = rows.rows(_matrix(call.z), _of_rows(label, call), off, (static.temperature, static.cap), least)
+    of = functional.rows(_matrix(call.z), _of_rows(label, call), off, (static.temperature, static.cap), least)
     beyond = 2.0 ** max(0, math.frexp(static.temperature)[1] - 100)
     return of._replace(z=of.z / beyond, temperature=of.temperature / beyond)
 
 
 def _numbers(call: Call, of: Rows) -> Numbers:
-    return rows.numbers(of, [_of_rows(x, call).astype(widest()) for x in call[-len(NUMBERS) :]])
+    return functional.numbers(of, [_of_rows(x, call).astype(widest()) for x in call[-len(NUMBERS) :]])
 
 
 def _sums(parts: Array, of: Rows) -> tuple[Partials, Tangents | None]:

@@ -1,4 +1,4 @@
-"""The backend `formula`: the interface of kernels/__init__.py, implemented by rows.py in float64, for NumPy arrays and tensors.
+"""The backend `formula`: the interface of kernels/__init__.py, implemented by functional.py in float64, for NumPy arrays and tensors.
 
 It is slow and serves as the reference for the other backends, and as the fallback where there is none. It works on chunks of rows, which
 bounds its memory.
@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from .. import partials, rows
+from .. import functional, partials
 from ..formula import Numbers
+from ..functional import Rows
 from ..partials import Array, Partials, Tangents, library
-from ..rows import Rows
 from ..shared import IGNORED
 
 _CHUNK = 1 << 18  # elements of a chunk: 2 MiB in float64, for each temporary array of an expression
@@ -26,8 +26,8 @@ def forward(
     z: Array, label: Array, numbers: Any, off: Array | None, transform: Any, result: Array, parts: Array | None, threads: int
 ) -> None:
     for i, _, of in _chunks(z, label, off, transform):
-        x = rows.sums(of)
-        _put(result, i, rows.outputs(x, _numbers(numbers, i, of), of.ignored))
+        x = functional.sums(of)
+        _put(result, i, functional.outputs(x, _numbers(numbers, i, of), of.ignored))
         if parts is not None:
             _put(parts, i, x[:-1])
 
@@ -35,7 +35,7 @@ def forward(
 def backward(z: Array, label: Array, numbers: Any, off: Array | None, transform: Any, parts: Array, out: Array, threads: int) -> None:
     for i, at, of in _chunks(z, label, off, transform):
         with np.errstate(over="ignore"):  # a value beyond the range of a narrow dtype becomes inf, as on every backend
-            out[at] = _narrow(rows.gradient(of, _sums(parts, i, transform[0]), _numbers(numbers, i, of)), out.dtype)
+            out[at] = _narrow(functional.gradient(of, _sums(parts, i, transform[0]), _numbers(numbers, i, of)), out.dtype)
 
 
 def fused(
@@ -48,8 +48,8 @@ def fused(
 
 def tangent_sums(z: Array, v: Array, label: Array, off: Array | None, transform: Any, parts: Array, tangents: Array, threads: int) -> None:
     for i, at, of in _chunks(z, label, off, transform):
-        _put(tangents, i, rows.tangents(of, _wide(v[at])))
-        _put(parts, i, rows.sums(of)[:-1])
+        _put(tangents, i, functional.tangents(of, _wide(v[at])))
+        _put(parts, i, functional.sums(of)[:-1])
 
 
 def hessian(
@@ -58,8 +58,8 @@ def hessian(
 ) -> None:  # fmt: skip
     for i, at, of in _chunks(z, label, off, transform):
         x, y = _sums(parts, i, transform[0]), Tangents(*tangents[:, i])
-        hv = rows.hessian(of, _wide(v[at]), x, y, _numbers(numbers, i, of), gauss_newton)
-        _put(result, i, rows.along(x, y, of.ignored))
+        hv = functional.hessian(of, _wide(v[at]), x, y, _numbers(numbers, i, of), gauss_newton)
+        _put(result, i, functional.along(x, y, of.ignored))
         with np.errstate(over="ignore"):
             out[at] = _narrow(hv, out.dtype)
 
@@ -85,16 +85,16 @@ def merge(
     each = [_sums(shard, whole, temperature) for shard in sums]
     along = None if tangents is None else [Tangents(*shard[:, whole]) for shard in tangents]
     merged, moved = partials.merge_all(each, along, pairs.tolist())
-    x = rows.blank(merged, ignored)
+    x = functional.blank(merged, ignored)
     _put(parts, whole, x[:-1])
-    _put(result, whole, rows.outputs(x, Numbers(*numbers), ignored))
+    _put(result, whole, functional.outputs(x, Numbers(*numbers), ignored))
     if tangents is not None and moved is not None:
         _put(tangents[0], whole, moved)
 
 
 def log_softmax(z: Array, scale: Array, transform: Any, out: Array, threads: int) -> None:
     for i, at in _runs(z):
-        found = rows.log_softmax(_wide(z[at]), scale if len(scale) == 1 else scale[i], transform)
+        found = functional.log_softmax(_wide(z[at]), scale if len(scale) == 1 else scale[i], transform)
         with np.errstate(over="ignore"):
             out[at] = _narrow(found, out.dtype)
 
@@ -133,14 +133,14 @@ def _chunks(z: Array, label: Array, off: Array | None, transform: Any) -> Iterat
     """Yield what `_runs` does, and these rows."""
     for i, at in _runs(z):
         offi = None if off is None else _wide(off if off.ndim == 1 else off[at])
-        yield i, at, rows.rows(_wide(z[at]), label[i], offi, transform)
+        yield i, at, functional.rows(_wide(z[at]), label[i], offi, transform)
 
 
 def _numbers(numbers: Any, i: slice, of: Rows) -> Numbers:
     """Return the numbers of the rows `i`."""
     if isinstance(numbers, tuple):
-        return rows.numbers(of, [number(x, of.label, i) for x in numbers])
-    return rows.numbers(of, numbers[:, i] if numbers.shape[1] > 1 else numbers)
+        return functional.numbers(of, [number(x, of.label, i) for x in numbers])
+    return functional.numbers(of, numbers[:, i] if numbers.shape[1] > 1 else numbers)
 
 
 def _sums(parts: Array, i: slice, temperature: float) -> Partials:
