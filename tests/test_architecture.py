@@ -179,7 +179,7 @@ FLOORS = {  # the lowest first; a file may import files of lower floors, and on 
     "doors": ("distributed", "loss_and_gradient", "loss", "linear", "lazy_logits", "huggingface", "__init__"),
 }
 FLOORS_OF_JAX = {
-    "compute": ("arrays", "call", "reference", "native", "steps", "devices"),
+    "compute": ("private", "arrays", "call", "reference", "native", "steps", "devices"),
     "operators": ("operators", "linear_operators"),
     "arguments": ("arguments",),
     "doors": ("loss", "linear", "__init__"),

@@ -1,4 +1,4 @@
-"""The code of formula.py, partials.py, functional.py and kernels/reference.py computes the lines of the derivation, for any number of classes.
+"""The code of partials.py, formula.py, functional.py and kernels/reference.py computes lines of the derivation, for any number of classes.
 
 tests/traced.py runs the code on a row with any number of columns. The results are expressions, which symbolic.py compares with the lines of
 proof/derivation.py, as it compares the lines with each other. Coq proves these lines. The hypotheses of a trace are a `Case`. The cases

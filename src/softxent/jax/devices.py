@@ -13,7 +13,6 @@ from typing import Any
 
 import jax
 from jax import lax
-from jax.experimental.custom_partitioning import SdyShardingRule, custom_partitioning
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from ..call import OF_CLASSES, Call, Static
@@ -21,20 +20,8 @@ from ..contract import fail
 from . import steps
 from .arrays import Array
 from .call import Fixed, restored
+from .private import SdyShardingRule, partitioned, varies_over
 from .steps import Names
-
-
-def needed_when_lowered(primitive: Any) -> None:
-    """Tell JAX that the lowering of a primitive depends on the devices. There is no public function for that."""
-    from jax._src.dispatch import prim_requires_devices_during_lowering
-
-    prim_requires_devices_during_lowering.add(primitive)
-
-
-def several(context: Any) -> bool:
-    """Whether a function is lowered for several devices, among which XLA divides it."""
-    devices: int = getattr(context.module_context.axis_context, "num_devices", 1)
-    return devices > 1
 
 
 @lru_cache(maxsize=1024)
@@ -75,9 +62,7 @@ def divided(operator: str, backend: Any, fixed: Fixed, static: Static, how: tupl
 
         return mesh, on_a_device, found if isinstance(results, (list, tuple)) else found[0], tuple(given)
 
-    function: Any = custom_partitioning(whole)
-    function.def_partition(partition, sharding_rule=rule)
-    return function
+    return partitioned(whole, partition, rule)
 
 
 class Ranked:
@@ -130,11 +115,6 @@ def varying(call: Call, names: Names, more: frozenset[str] = frozenset()) -> Cal
     arrays = {name: a for name, a in call._asdict().items() if not isinstance(a, float)}
     every = varies_over(*arrays.values()) | more
     return call._replace(**{name: cast(a, every.difference(() if name in OF_CLASSES else names)) for name, a in arrays.items()})
-
-
-def varies_over(*arrays: Any) -> frozenset[str]:
-    """Return the axes of the mesh of a shard_map over which one of the arrays varies, which may be None."""
-    return frozenset[str]().union(*(jax.typeof(a).manual_axis_type.varying for a in arrays if a is not None))
 
 
 def cast(a: Array, axes: frozenset[str]) -> Array:

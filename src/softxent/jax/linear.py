@@ -19,6 +19,7 @@ from . import arguments, devices
 from .arguments import floats, labels_of
 from .call import operands
 from .linear_operators import Head, head_mean, head_rows
+from .private import varies_over
 
 FN = "linear_cross_entropy"
 
@@ -85,7 +86,7 @@ def linear_cross_entropy(
     sample = None if sample is None else jnp.broadcast_to(sample, lead).reshape(rows)
     logits = jax.ShapeDtypeStruct((rows, classes), head.x.dtype)
     call, total = arguments.call_of(FN, logits, t.reshape(rows, *t.shape[len(lead) :]), w, sample, given, check, names)
-    over = devices.varies_over(*head, *operands(call._replace(z=0.0))[0])
+    over = varies_over(*head, *operands(call._replace(z=0.0))[0])
     head = Head(*(None if a is None else devices.cast(a, over) for a in head))
     call, total = devices.varying(call._replace(z=0.0), names, over), devices.cast(total, over.difference(names))
     step = max(1, chunk_rows(rows, classes * head.x.dtype.itemsize, budget))

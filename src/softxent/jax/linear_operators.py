@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.custom_derivatives import SymbolicZero
 
 from ..call import Call, Static
 from . import devices, operators
 from .arrays import Array, widest
 from .call import FIRST, IGNORED, Fixed, averaged, operands, restored, special
+from .private import SymbolicZero, varies_over
 from .steps import added_up
 
 
@@ -106,7 +106,7 @@ def mean_and_gradients(head: Head, truth: Call, total: Array, static: Static, st
     """
     sums = jnp.promote_types(head.x.dtype, jnp.float32)
     of_x, of_w, of_b = wanted
-    over, names = devices.varies_over(head.w), static.shards
+    over, names = varies_over(head.w), static.shards
     start = (
         devices.cast(jnp.zeros((), widest()), over.difference(names)),
         devices.cast(jnp.zeros(head.w.shape, sums), over) if of_w else None,

@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.mlir import ir
 
 from .. import kernels
 from ..call import NUMBERS, Call, Static
@@ -66,24 +65,6 @@ def mean(call: Call, static: Static, kept: int) -> Array:
 def mean_and_gradient(call: Call, static: Static, kept: int, in_place: bool = False) -> list[Array]:
     dz, loss = _called("softxent_fused", [_like(call), _kept(call, kept)], call, static, in_place=in_place)
     return [loss, dz]
-
-
-def may_be_overwritten(logits: Any) -> bool:
-    """Whether a gradient should take the memory of these logits, as a value of MLIR: they are computed in the function, or donated to it.
-
-    XLA gives a result the memory of an operand, without a copy, only if it is told to; and if the operand is needed any more, or belongs to
-    the caller, it copies it first.
-    """
-    while not isinstance(logits, ir.BlockArgument):
-        if logits.owner.name not in ("stablehlo.transpose", "stablehlo.reshape"):  # which copy nothing where the classes were moved
-            return True
-        logits = logits.owner.operands[0]
-    function = logits.owner.owner
-    if "arg_attrs" not in function.attributes or function.attributes["sym_visibility"] != ir.StringAttr.get("public"):
-        return True
-    attributes: Any = function.attributes["arg_attrs"]
-    given = ir.DictAttr(attributes[logits.arg_number])
-    return "tf.aliasing_output" in given or "jax.buffer_donor" in given
 
 
 # ---- steps (steps.py), in which parts are float64 numbers as pairs of uint32 ----

@@ -27,13 +27,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.core import ShapedArray
-from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
 
 from .. import contract, formula
 from ..call import NUMBERS, OF_CLASSES, UPSTREAM, Call, Static
-from . import devices, native, reference, steps
+from . import devices, native, private, reference, steps
 from .arrays import Array, as_rows, computed_in, widest
 from .call import (
     FIRST,
@@ -53,6 +50,7 @@ from .call import (
     special,
     summed_to,
 )  # fmt: skip
+from .private import Primitive
 from .steps import Names, added_up
 
 Tangents = Any  # a Call whose fields are tangents, or None for 0
@@ -136,22 +134,20 @@ def _primitive(name: str, results: Callable[..., Any], computed_as: str = "") ->
     """Return a primitive whose operands are the arrays of a `Call`.
 
     name: that of the function in steps.py and native.py, unless `computed_as` is.
-    results: returns what it gives, one ShapedArray or a list, from a Call, the axes by which the classes are divided and other parameters.
+    results: returns what it gives, one type or a list, from a Call, the axes by which the classes are divided and other parameters.
     """
-    primitive, operator = Primitive(f"softxent_{name}"), computed_as or name
-    primitive.multiple_results = name in ("rows", "along", "mean_and_gradient")
+    operator, several = computed_as or name, name in ("rows", "along", "mean_and_gradient")
 
     def lowered(context: Any, *values: Any, fixed: Fixed, static: Static, by_formula: bool, **how: Any) -> Any:
-        on_the_cpu = tuple(context.module_context.platforms) == ("cpu",)
-        by_kernel = on_the_cpu and not by_formula and context.avals_in[0].size and not _kernel_missing()
+        by_kernel = private.platforms(context) == ("cpu",) and not by_formula and context.avals_in[0].size and not _kernel_missing()
         backend = native if by_kernel else reference
         if backend is native and operator in ("gradient", "mean_and_gradient"):
-            how["in_place"] = native.may_be_overwritten(values[0])
-        if devices.several(context) and not static.shards:
+            how["in_place"] = private.may_be_overwritten(values[0])
+        if private.several_devices(context) and not static.shards:
             compute = devices.divided(operator, backend, fixed, static, tuple(how.items()))
         else:
             compute = lambda *arrays: steps.computed(operator, backend, restored(arrays, fixed), static, **how)  # noqa: E731
-        return mlir.lower_fun(compute, primitive.multiple_results)(context, *values)
+        return private.lowered_function(compute, several, context, values)
 
     def abstract(*arrays: Any, fixed: Fixed, static: Static, by_formula: bool, **how: Any) -> Any:
         return results(restored(arrays, fixed), static.shards, **how)
@@ -159,13 +155,10 @@ def _primitive(name: str, results: Callable[..., Any], computed_as: str = "") ->
     def batched(arrays: Sequence[Any], dims: Sequence[Any], **parameters: Any) -> Any:
         parameters |= {"kept": parameters["kept"] + 1} if "kept" in parameters else {}
         found = primitive.bind(*_batched(arrays, dims, parameters["fixed"]), **parameters)
-        return found, [0] * len(found) if primitive.multiple_results else 0
+        return found, [0] * len(found) if several else 0
 
+    primitive = private.primitive(f"softxent_{name}", several, abstract, lowered, batched)
     primitive.def_impl(lambda *arrays, **parameters: _compiled(primitive, tuple(sorted(parameters.items())))(*arrays))
-    primitive.def_abstract_eval(abstract)
-    batching.primitive_batchers[primitive] = batched
-    mlir.register_lowering(primitive, lowered, cacheable=False)  # for it looks at where the logits come from
-    devices.needed_when_lowered(primitive)
     return primitive
 
 
@@ -192,29 +185,24 @@ def _batched(arrays: Sequence[Array], dims: Sequence[int | None], fixed: Fixed) 
     return [moved(*each) for each in zip(there, arrays, dims, strict=True)]
 
 
-def _result(call: Call, axes: int, dtype: Any, names: Names) -> ShapedArray:
+def _result(call: Call, axes: int, dtype: Any, names: Names) -> Any:
     """Return the type of a result that has the first axes of the logits, with their sharding.
 
     In shard_map, it varies over the axes of the mesh over which the logits do, but for `names` if it has no axis of classes.
     """
-    z, sharding = call.z, call.z.sharding
-    over = z.manual_axis_type.varying.difference(names if axes < z.ndim else ())
-    found: ShapedArray = z.update(
-        shape=z.shape[:axes], dtype=jnp.dtype(dtype), sharding=sharding.update(spec=sharding.spec[:axes]),
-        manual_axis_type=z.manual_axis_type.update(varying=over),
-    )  # fmt: skip
-    return found
+    over = private.varies_over(call.z).difference(names if axes < call.z.ndim else ())
+    return private.result(call.z, axes, jnp.dtype(dtype), over)
 
 
-def _like_logits(call: Call, names: Names) -> ShapedArray:
+def _like_logits(call: Call, names: Names) -> Any:
     return _result(call, call.z.ndim, call.z.dtype, names)
 
 
-def _of_kept(call: Call, names: Names, kept: int) -> ShapedArray:
+def _of_kept(call: Call, names: Names, kept: int) -> Any:
     return _result(call, kept, widest(), names)
 
 
-def _outputs(call: Call, names: Names, outputs: tuple[str, ...]) -> list[ShapedArray]:
+def _outputs(call: Call, names: Names, outputs: tuple[str, ...]) -> list[Any]:
     return [_result(call, call.z.ndim - 1, bool if name == "correct" else widest(), names) for name in outputs]
 
 
@@ -234,40 +222,27 @@ def _differentiated(primitive: Primitive) -> Callable[[Any], Any]:
     """Register a rule: from a call, its tangents (a Call; None is 0) and the parameters, to results and their tangents (None is 0)."""
 
     def register(rule: Callable[..., Any]) -> Any:
-        def jvp(primals: Any, tangents: Any, *, fixed: Fixed, by_formula: bool, **how: Any) -> Any:
+        def of_arrays(arrays: Any, tangents: Any, *, fixed: Fixed, by_formula: bool, **how: Any) -> Any:
             left = iter(tangents)
-            moving = Call(*(_given(next(left)) if x is None else None for x in fixed))
-            found, moved = rule(restored(primals, fixed), moving, **how)
-            if not primitive.multiple_results:
-                return found, _tangent(moved, found)
-            return found, [_tangent(t, x) for t, x in zip(moved, found, strict=True)]
+            return rule(restored(arrays, fixed), Call(*(next(left) if x is None else None for x in fixed)), **how)
 
-        ad.primitive_jvps[primitive] = jvp
+        private.differentiated(primitive, of_arrays)
         return rule
 
     return register
 
 
-def _given(tangent: Any) -> Any:
-    return None if type(tangent) is ad.Zero else tangent
-
-
-def _tangent(tangent: Any, result: Any) -> Any:
-    return ad.Zero(jax.typeof(result).to_tangent_aval()) if tangent is None else tangent
-
-
 def _transposed(primitive: Primitive) -> Callable[[Any], Any]:
-    """Register a rule: from the cotangents (0.0 for 0), a call whose linear fields are unknown, and their names, to their cotangents."""
+    """Register a rule: from the cotangents (0.0 for 0), a call, and the types of its linear fields by name, to their cotangents."""
 
     def register(rule: Callable[..., Any]) -> Any:
-        def transpose(cotangents: Any, *arrays: Any, fixed: Fixed, by_formula: bool, **how: Any) -> Any:
+        def of_arrays(cotangents: Any, arrays: Any, fixed: Fixed, by_formula: bool, **how: Any) -> Any:
             call = restored(arrays, fixed)
-            unknown = [name for name, x in zip(Call._fields, call, strict=True) if ad.is_undefined_primal(x)]
-            given = [0.0 if type(ct) is ad.Zero else ct for ct in (cotangents if primitive.multiple_results else [cotangents])]
-            found = rule(given, call, unknown, **how)
+            unknown = {name: t for name, x in call._asdict().items() if (t := private.unknown(x)) is not None}
+            found = rule(cotangents, call, unknown, **how)
             return [found.get(name) for name, x in zip(Call._fields, fixed, strict=True) if x is None]
 
-        ad.primitive_transposes[primitive] = transpose
+        private.transposed(primitive, of_arrays)
         return rule
 
     return register
@@ -364,8 +339,7 @@ def _(cotangents: Any, call: Call, unknown: Any, static: Static) -> Any:
     known = call._replace(v=cotangents[0], **dict.fromkeys(UPSTREAM, 0.0))
     outputs = FIRST if set(unknown) <= set(UPSTREAM[: len(FIRST)]) else SMOOTH
     by_upstream = dict(zip(UPSTREAM, along(known, static, outputs), strict=False))
-    avals = {name: getattr(call, name).aval for name in unknown}
-    return {name: summed_to(by_upstream[name], a.shape).astype(a.dtype) for name, a in avals.items()}
+    return {name: summed_to(by_upstream[name], t.shape).astype(t.dtype) for name, t in unknown.items()}
 
 
 @_differentiated(curvature_p)
