@@ -53,7 +53,8 @@ def special(which: int, dtype: Any) -> Any:
 
 def labelled(call: Call, which: int, classes: bool = False) -> Array:
     """Return which rows have the label IGNORED, LARGEST or OUTSIDE, with the axes of `by_row`."""
-    return by_row(call.label == special(which, call.label.dtype), rows_of(call), classes)
+    found = False if isinstance(call.label, float) else call.label == special(which, call.label.dtype)
+    return by_row(found, rows_of(call), classes)
 
 
 def by_row(number: Any, rows: tuple[int, ...], classes: bool = False) -> Array:
