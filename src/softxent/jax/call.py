@@ -69,9 +69,10 @@ def off_by_row(call: Call) -> Array:
     return off.reshape(off.shape[:-1] + (1,) * (call.z.ndim - off.ndim) + off.shape[-1:])
 
 
-def summed_to(value: Array, shape: tuple[int, ...]) -> Array:
-    """Return the sum over the axes of the rows that an argument of this shape does not have."""
-    return value.sum(tuple(range(len(shape), value.ndim)))
+def hidden(call: Call) -> Any:
+    """Return labels that match no class, but IGNORED where the call has it."""
+    label = call.label
+    return label if isinstance(label, float) else jnp.where(label == special(IGNORED, label.dtype), label, NO_LABEL)
 
 
 def averaged(losses: Array, total: Array, kept: int) -> Array:

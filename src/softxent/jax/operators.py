@@ -32,24 +32,7 @@ from .. import contract, formula
 from ..call import NUMBERS, OF_CLASSES, UPSTREAM, Call, Static
 from . import devices, native, private, reference, steps
 from .arrays import Array, as_rows, computed_in, widest
-from .call import (
-    FIRST,
-    IGNORED,
-    NO_LABEL,
-    PLAIN,
-    SMOOTH,
-    Fixed,
-    averaged,
-    by_row,
-    inverse,
-    labelled,
-    off_by_row,
-    operands,
-    restored,
-    rows_of,
-    special,
-    summed_to,
-)  # fmt: skip
+from .call import FIRST, IGNORED, PLAIN, SMOOTH, Fixed, averaged, by_row, hidden, inverse, labelled, off_by_row, operands, restored, rows_of
 from .private import Primitive
 from .steps import Names, added_up
 
@@ -338,8 +321,13 @@ def _(call: Call, moving: Tangents, static: Static) -> Any:
 def _(cotangents: Any, call: Call, unknown: Any, static: Static) -> Any:
     known = call._replace(v=cotangents[0], **dict.fromkeys(UPSTREAM, 0.0))
     outputs = FIRST if set(unknown) <= set(UPSTREAM[: len(FIRST)]) else SMOOTH
-    by_upstream = dict(zip(UPSTREAM, along(known, static, outputs), strict=False))
-    return {name: summed_to(by_upstream[name], t.shape).astype(t.dtype) for name, t in unknown.items()}
+    found = dict(zip(UPSTREAM, along(known, static, outputs), strict=False))
+    return {name: _summed_to(found[name], t) for name, t in unknown.items()}
+
+
+def _summed_to(a: Array, like: Any) -> Array:
+    """Return the sum over the axes of the rows that an operand of this type does not have."""
+    return a.sum(tuple(range(like.ndim, a.ndim))).astype(like.dtype)
 
 
 @_differentiated(curvature_p)
@@ -364,13 +352,6 @@ def _without_ignored(call: Call) -> Call:
     return call._replace(z=jnp.where(ignored, 0, call.z), v=v)
 
 
-def _hidden(call: Call) -> Any:
-    """Return labels that match no class, but IGNORED where the call has it."""
-    if isinstance(call.label, float):
-        return call.label
-    return jnp.where(call.label == special(IGNORED, call.label.dtype), call.label, NO_LABEL)
-
-
 def _transformed(z: Array, static: Static) -> tuple[Array, Any, Any]:
     """Return logits of any shape after the softcap, and the first two derivatives of their quotients by T, arrays or numbers."""
     found: Any = formula.transformed(as_rows(z, 1), static.temperature, static.cap)
@@ -383,11 +364,11 @@ def _composed_curvature(call: Call, static: Static) -> Array:
     wide, call = widest(), _without_ignored(call)
     z, slope, bend = _transformed(call.z.astype(wide), static)  # z without the temperature, for its quotient may lose digits
     v, y, r, q, g, l, b, n = call.v.astype(wide), *(by_row(x, rows_of(call), True) for x in call[-len(NUMBERS) :])  # noqa: E741
-    hidden, whole = Call(z, _hidden(call)), static._replace(cap=math.inf)
-    yhat = gradient(hidden._replace(l=static.temperature), whole)
+    bare, whole = Call(z, hidden(call)), static._replace(cap=math.inf)
+    yhat = gradient(bare._replace(l=static.temperature), whole)
     away = -log_softmax(Call(z, y=1.0), whole)
     away = jnp.where(away == jnp.inf, 0.0, away)
-    lse = rows(hidden, whole)[1][..., None]
+    lse = rows(bare, whole)[1][..., None]
     mean = _over_classes(yhat * v * slope, static.shards)[..., None]
     apart = v * slope - mean
     entropy, dentropy = (_over_classes(yhat * x * away, static.shards)[..., None] for x in (1, apart))
