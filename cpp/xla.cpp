@@ -2,13 +2,13 @@
 // it in a Job and runs the kernel on it (run.cpp); Python is not involved.
 //
 // Every handler takes, in this order, and except for z only what the first number of the attribute `given` says:
-//   z [*rows, C]    label [*rows], int32 or int64    off [C], [*rows, C]    v [*rows, C]    parts [7, *rows, 2]    total
+//   z [*rows, C]    label [*rows], int32 or int64    off [C], [*rows, C]    v [*rows, C]    parts [7 or 12, *rows, 2]    total
 //   numbers of the rows: those of Number whose entry in the attribute `fixed` is NaN; the others are in `fixed`, then temperature and cap
 // In z, and in v, off and the gradient where they have all axes of z, the axis C is at the place that the second number of `given` says.
 // label, total, off and numbers may have a prefix of *rows as their shape: all rows of an entry then share it. total is the sum of the rows'
 // weights, whose inverse is g; the losses are then divided by it, and added up if their result has fewer axes than the rows. Labels at the
-// lower end of their type are special: IGNORED, LARGEST and OUTSIDE, in this order, of which the last makes y NaN. parts are float64 numbers
-// as pairs of uint32, for XLA has no float64 unless JAX enables it.
+// lower end of their type are special: IGNORED, LARGEST and OUTSIDE, in this order, of which the last makes y NaN. parts are the sums
+// of Part and, of TANGENT_SUMS and HESSIAN, those of Tangent: float64 as pairs of uint32, for XLA has no float64 unless JAX enables it.
 #include <algorithm>
 #include <atomic>
 #include <cfenv>
@@ -189,9 +189,12 @@ static void write_rows(const double* found, int64_t rows, const Buffer& out, con
   });
 }
 
-static double* parts_of(const Buffer& parts, int64_t rows) {
-  need(parts.count() == 2 * PARTS * rows && parts.type == ffi::U32, "softxent: parts have a wrong shape");
-  return (double*)parts.data;
+// Sets the sums of the rows and, if they are among the parts, their tangents.
+static void set_parts(Job& j, const Buffer& parts, bool tangents) {
+  need(parts.count() == 2 * (PARTS + tangents * TANGENTS) * j.rows && parts.type == ffi::U32, "softxent: parts have a wrong shape");
+  j.parts = (double*)parts.data;
+  j.tangents = tangents ? j.parts + PARTS * j.rows : nullptr;
+  j.parts_step = j.tangents_step = j.rows;
 }
 
 // The steps of an array with the classes on this axis.
@@ -219,13 +222,14 @@ static void compute(Op op, const ffi::Buffers& buffers, const ffi::Buffers& rets
     if (k != axis) l.length[l.axes++] = z.dims[k];
   l.z = l.off = l.v = l.dz = steps_of(z, axis);
   int64_t ret = 0;
-  if (op != FORWARD) {
+  if (op != FORWARD && op != TANGENT_SUMS) {
     const Buffer dz = output(rets, ret++);
     need(dz.count() == z.count() && dz.type == z.type, "softxent: the result must be like z");
     j.dz = dz.data;
     if (j.dz != j.z) advise(j.dz, dz.count() * size);  // XLA takes new memory for a large result: 125 MiB in small pages cost 90 ms
   }
-  const int64_t results = op == CURVATURE ? PRODUCTS : given & WITH_ENTROPY ? OUTPUTS : LSE + 1;
+  const bool cut = op == TANGENT_SUMS || op == HESSIAN;
+  const int64_t results = op == CURVATURE || op == HESSIAN ? PRODUCTS : given & WITH_ENTROPY ? OUTPUTS : LSE + 1;
   Rows memory(NUMBERS + 2 + OUTPUTS, j.rows ? j.rows : 1);
   const bool outside = given & LABEL && set_label(j, args.take(), memory);
   j.type = j.off_type = type;
@@ -245,15 +249,14 @@ static void compute(Op op, const ffi::Buffers& buffers, const ffi::Buffers& rets
     need(v.count() == z.count() && size_of(type_of(v)) == wide, "softxent: v has a wrong shape or type");
     j.v = v.data;
   }
-  if (given & PARTS_READ) j.parts = parts_of(args.take(), j.rows);
+  if (given & PARTS_READ) set_parts(j, args.take(), cut);
   std::vector<Buffer> total;
   if (given & TOTAL) {
     total.push_back(args.take());
     need(divides(total[0], j.rows ? j.rows : total[0].count()), "softxent: total has a wrong shape");
   }
   if (j.rows) set_numbers(j, args, fixed, total.empty() ? nullptr : &total[0], outside, memory);
-  if (given & PARTS_WRITTEN) j.parts = parts_of(output(rets, rets.count - 1), j.rows);
-  j.parts_step = j.rows;
+  if (given & PARTS_WRITTEN) set_parts(j, output(rets, rets.count - 1), cut);
   j.result = memory.take(results * j.rows);
   j.result_count = results;
   j.result_step = j.rows;
@@ -266,13 +269,15 @@ static void compute(Op op, const ffi::Buffers& buffers, const ffi::Buffers& rets
   for (int64_t k = 0; ret < last; k++, ret++) write_rows(j.result + k * j.rows, j.rows, output(rets, ret), totals);
 }
 
-// sums [K, 7, *rows, 2] over different columns are merged in the order of `pairs`. The results are those of the forward pass, and parts.
+// parts [K, 7 or 12, *rows, 2] of different columns are merged in the order of `pairs`. The results are those of the forward pass, v of the
+// label if there are tangents, and the parts of all columns.
 static void merge(const ffi::Buffers& buffers, const ffi::Buffers& rets, Span<double> fixed, Span<int64_t> pairs) {
   Arguments args(buffers);
   const Buffer sums = args.take(), label = args.take();
-  const int64_t shards = sums.dims[0];
+  const int64_t shards = sums.dims[0], fields = sums.dims[1];
+  const bool tangents = fields == PARTS + TANGENTS;
   Job j = {};
-  j.rows = sums.count() / (2 * PARTS * shards);
+  j.rows = sums.count() / (2 * fields * shards);
   if (!j.rows) return;
   Rows memory(NUMBERS + 2 + OUTPUTS, j.rows);
   const bool outside = set_label(j, label, memory);
@@ -281,13 +286,17 @@ static void merge(const ffi::Buffers& buffers, const ffi::Buffers& rets, Span<do
   j.result = memory.take(OUTPUTS * j.rows);
   j.result_count = OUTPUTS;
   j.result_step = j.rows;
-  j.parts = parts_of(output(rets, rets.count - 1), j.rows);
-  j.parts_step = j.rows;
+  set_parts(j, output(rets, rets.count - 1), tangents);
   j.entropy = true;
   set_transform(j, fixed[fixed.count - 2], INFINITY);
-  std::vector<double> copy((const double*)sums.data, (const double*)sums.data + shards * PARTS * j.rows);
-  isa().merge(j, {copy.data(), PARTS * j.rows, nullptr, 0}, pairs.data, pairs.count / 2);
-  for (int64_t k = 0; k + 1 < rets.count; k++) write_rows(j.result + k * j.rows, j.rows, output(rets, k), {});
+  const int64_t step = fields * j.rows;
+  std::vector<double> copy((const double*)sums.data, (const double*)sums.data + shards * step);
+  double* const moved = tangents ? copy.data() + PARTS * j.rows : nullptr;
+  isa().merge(j, {copy.data(), step, moved, step}, pairs.data, pairs.count / 2);
+  for (int64_t k = 0; k < OUTPUTS; k++) write_rows(j.result + k * j.rows, j.rows, output(rets, k), {});
+  if (!tangents) return;
+  std::copy_n(moved, TANGENTS * j.rows, j.tangents);
+  write_rows(j.tangents + VT * j.rows, j.rows, output(rets, OUTPUTS), {});
 }
 
 // XLA flushes subnormal numbers to 0 on its threads. During a call they are kept, so that the results have the bits that they have elsewhere.
@@ -343,6 +352,8 @@ const std::vector<std::pair<const char*, void*>>& xla_calls() {
       {"softxent_fused", (void*)kernel_call<FUSED>},
       {"softxent_curvature", (void*)kernel_call<CURVATURE>},
       {"softxent_log_softmax", (void*)kernel_call<LOG_SOFTMAX>},
+      {"softxent_tangent_sums", (void*)kernel_call<TANGENT_SUMS>},
+      {"softxent_hessian", (void*)kernel_call<HESSIAN>},
       {"softxent_merge", (void*)merge_call},
   };
   return all;

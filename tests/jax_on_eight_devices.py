@@ -143,6 +143,57 @@ sure = z.at[:, 7].add(60) + 1e4  # a class with nearly all of the probability, a
 in_shards = jax.shard_map(partial(sj.log_softmax, axis_name="model"), mesh=mesh, in_specs=P(*by_both), out_specs=P(*by_both))
 np.testing.assert_allclose(jax.jit(in_shards)(sure), sj.log_softmax(sure), rtol=FLOAT32, atol=0)
 
+# What is divided is merged: derivatives up to the third order are those of whole rows, and a common offset of the logits costs no digit.
+
+
+def without_lse(z, soft, weights, name=None):
+    """A function of the outputs that a common offset of the logits does not change."""
+    options = dict(reduction="none", temperature=0.7, axis_name=name, return_entropy=True, return_logprobs=True)
+    hard, given = sj.cross_entropy(z, labels, label_smoothing=0.1, **options), sj.cross_entropy(z, soft, **options)
+    spread = (sj.log_softmax(z, axis_name=name) * weights).sum()
+    each = [(k + 1.5) * (jnp.cos(jnp.arange(ROWS)) * a).sum() for k, a in enumerate((*hard[:4:2], hard.logprobs, *given[:4:2]))]
+    return sum(each) + (jax.lax.psum(spread, name) if name else spread)
+
+
+def up_to_the_third(function, z, *others):
+    v, w = jnp.cos(3 * z), jnp.sin(5 * z)
+    along = lambda f, u: lambda z: jax.jvp(f, (z,), (u,))[1]  # noqa: E731
+    f = lambda z: function(z, *others)  # noqa: E731
+    first, second = along(f, v), along(along(f, v), w)
+    return lambda z: (jax.grad(f)(z), first(z), along(jax.grad(f), v)(z), jax.grad(first)(z), second(z), jax.grad(second)(z))
+
+
+CLOSE = 1e-13  # of float64, in sums of 96 terms; an offset of 1e12 leaves 4 digits to what is computed from the logits themselves
+OFFSET = 1e12
+with jax.enable_x64(True):
+    wide = [np.asarray(a, float) for a in (np.round(np.asarray(z) * 1024) / 1024, soft, weights)]  # logits that the offset does not round
+    want = jax.jit(up_to_the_third(without_lse, *map(jnp.asarray, wide)))(jnp.asarray(wide[0]))
+    by_classes = jax.shard_map(partial(without_lse, name="model"), mesh=mesh, in_specs=P(None, "model"), out_specs=P())
+    found = jax.jit(up_to_the_third(by_classes, *map(jnp.asarray, wide)))(jnp.asarray(wide[0] + OFFSET))
+    near(found, want, CLOSE)
+
+    masked = jnp.asarray(wide[0]).at[1, labels[1]].set(-jnp.inf)  # its sums are those of a row without a label
+    logprobs = partial(sj.cross_entropy, labels=labels, reduction="none", return_logprobs=True)
+    in_shards = jax.shard_map(lambda z: logprobs(z, axis_name="model").logprobs, mesh=mesh, in_specs=P(None, "model"), out_specs=P())
+    v, live = jnp.cos(wide[2]), labels >= 0
+    at_label = jnp.take_along_axis(v, jnp.where(live, labels, 0)[:, None], 1)[:, 0]
+    along = jnp.where(live, at_label - (jax.nn.softmax(masked) * v).sum(1), 0)
+    for f in (in_shards, lambda z: logprobs(z).logprobs):
+        near(jax.jvp(f, (masked,), (v,))[1], along, CLOSE)
+
+
+def gathers(function, *given) -> int:
+    """Return how many times the devices gather something of each other."""
+    return jax.jit(function).lower(*given).compile().as_text().count(" all-gather(")
+
+
+mean = jax.shard_map(partial(sj.cross_entropy, axis_name="model"), mesh=mesh, in_specs=(P(None, "model"), P()), out_specs=P())
+of_soft = jax.shard_map(partial(sj.cross_entropy, axis_name="model"), mesh=mesh, in_specs=P(None, "model"), out_specs=P())
+logs = jax.shard_map(partial(sj.log_softmax, axis_name="model"), mesh=mesh, in_specs=P(None, "model"), out_specs=P(None, "model"))
+assert gathers(mean, z, labels) == gathers(jax.value_and_grad(mean), z, labels) == 1
+assert gathers(lambda z, v: jax.jvp(jax.grad(lambda z: mean(z, labels)), (z,), (v,))[1], z, tangent) == 1
+assert gathers(jax.value_and_grad(of_soft), z, soft) == gathers(logs, z) == 2  # which class is the largest, and the sums
+
 outside = labels.at[5].set(CLASSES)  # out of range: NaN in its row alone
 loss = jax.shard_map(
     partial(sj.cross_entropy, reduction="none", axis_name="model"), mesh=mesh, in_specs=(P(*by_both), P("data")), out_specs=P("data")

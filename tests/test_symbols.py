@@ -1,4 +1,4 @@
-"""The code of formula.py, partials.py and kernels/reference.py computes the lines of the derivation, for any number of classes.
+"""The code of partials.py, formula.py, functional.py and kernels/reference.py computes lines of the derivation, for any number of classes.
 
 tests/traced.py runs the code on a row with any number of columns. The results are expressions, which symbolic.py compares with the lines of
 proof/derivation.py, as it compares the lines with each other. Coq proves these lines. The hypotheses of a trace are a `Case`. The cases
@@ -19,17 +19,17 @@ import pytest
 import traced
 from traced import ANY, LABEL, MASKED, ONE, OTHER, PARTS, ZERO, Case, Columns, Label, Output, Table, columns, m, number, off, v, z
 
-from softxent import formula, partials
+from softxent import formula, functional, partials
 from softxent.formula import Numbers
 from softxent.kernels import reference
-from softxent.kernels.reference import IGNORED, LARGEST, LARGEST_LOGIT
 from softxent.partials import LIBRARIES, Partials, Tangents, identity
 from softxent.proof.derivation import ALPHA, DERIVATIONS, GIVEN_TRUTH, OUTPUTS, SLOPE, Derivation, L, N, T, c, dz, eps, eta, g1, g2, g3, g4
 
 from softxent.proof.derivation import i, j, k, lse, mu, q, r0, t, y0, yhat  # isort: skip
 from softxent.proof.expr import D, Definition, E, Name, Sum, exp, log, rebuild, reindex
+from softxent.shared import IGNORED, LARGEST, LARGEST_LOGIT
 
-CODE = SimpleNamespace(formula=formula, partials=partials, reference=reference)
+CODE = SimpleNamespace(formula=formula, partials=partials, functional=functional, reference=reference)
 ABOVE, TIED, BELOW = Case(), Case(LABEL + OTHER + ANY, 0, OTHER), Case(LABEL + OTHER + ANY, -1, OTHER)  # the label's logit, and the others
 ONLY, MASK = Case(LABEL), Case(LABEL + OTHER + ANY + MASKED, -1, OTHER)
 CASES = {"above": ABOVE, "tied": TIED, "below": BELOW, "only": ONLY, "mask": MASK}
@@ -88,7 +88,7 @@ def direction(of: Row) -> Columns:
     return columns(of.case, lambda column: v[column])
 
 
-# ---- the laws; `code` is formula.py, partials.py and kernels/reference.py, or a version with a mistake ----
+# ---- the laws; `code` is formula.py, partials.py, functional.py and kernels/reference.py, or a version with a mistake ----
 
 
 def outputs_are_the_theorems(code, case: Case) -> None:
@@ -352,7 +352,7 @@ def run(code, of: Row, transform=(1, math.inf)) -> Computed:
 
 
 def the_backend_applies_the_transform(code, case: Case) -> None:
-    """kernels/reference.py gives the outputs at the transformed logits, and by the chain rule the derivatives by the others.
+    """functional.py gives the outputs at the transformed logits, and by the chain rule the derivatives by the others.
 
     The transformed logits are z, their slope is w and its derivative is b. With those of a softcap, the product is softcap_hessian.
     """
@@ -422,7 +422,7 @@ def test_what_ships_is_the_theorem(law, case):
 
 # ---- the laws can fail ----
 
-SOURCES = {"partials": inspect.getsource(partials), "formula": inspect.getsource(formula), "reference": inspect.getsource(reference)}
+SOURCES = {name: inspect.getsource(getattr(CODE, name)) for name in ("partials", "formula", "functional", "reference")}
 MUTATIONS = [  # code, the same code with a mistake, and the law that fails with it
     ("times(x.o, half_over))", "0)", outputs_are_the_theorems),
     ("lse(x) ** 2 / 2", "lse(x) ** 2", outputs_are_the_theorems),
@@ -502,31 +502,36 @@ MUTATIONS = [  # code, the same code with a mistake, and the law that fails with
     ("nll == np.inf, gap + xp.log(x.s) / 2, nll / 2)", "nll == np.inf, gap + xp.log(x.s) / 2, nll)", outputs_are_the_theorems),
     ("over == np.inf, -gap, over / 2)", "over == np.inf, -gap, over)", outputs_are_the_theorems),
     ("log_s + xp.logaddexp(0, -a))", "log_s)", softmax_and_lse_are_the_definitions),
-    ("_narrow(times(dz, slope), out.dtype)", "_narrow(dz, out.dtype)", the_backend_applies_the_transform),
-    ("direction = times(vi, slope)", "direction = vi", the_backend_applies_the_transform),
-    ("y, of), slope)", "y, of), 1)", the_backend_applies_the_transform),
-    ("times(vi, second)", "times(direction, second)", the_backend_applies_the_transform),
+    ("x, n), of.off), of.slope)", "x, n), of.off), 1)", the_backend_applies_the_transform),
+    ("formula.hessian(of.z, times(v, of.slope)", "formula.hessian(of.z, v", the_backend_applies_the_transform),
+    ("formula.tangents(of.z, times(v, of.slope)", "formula.tangents(of.z, v", the_backend_applies_the_transform),
+    ("partials.along(x, y), n), of.slope)", "partials.along(x, y), n), 1)", the_backend_applies_the_transform),
+    ("times(v, of.bend)", "times(times(v, of.slope), of.bend)", the_backend_applies_the_transform),
     ("if not gauss_newton:", "if gauss_newton:", the_backend_applies_the_transform),
-    ("row[i] = where(ignored, 0.0, found)", "row[i] = found", special_labels_of_the_backend),
-    ("row[i] = where(t == IGNORED, 0.0, output)", "row[i] = output", special_labels_of_the_backend),
-    ("where(rows, none, part)", "part", special_labels_of_the_backend),
-    ("library(label).where(label == IGNORED, 0.0, x)", "x", special_labels_of_the_backend),
-    ("where(live[:, None], hv, 0.0)", "hv", special_labels_of_the_backend),
-    ("times(by, formula.surprisal(zi, x))", "times(by, zi)", log_softmax_is_the_definition),
+    ("Along(*_without(ignored, found._replace(logprob=logprob)))", "found", special_labels_of_the_backend),
+    (
+        "Outputs(*_without(ignored, formula.outputs(x, of.y, of.r, of.q)))",
+        "formula.outputs(x, of.y, of.r, of.q)",
+        special_labels_of_the_backend,
+    ),
+    ("where(ignored, none, part)", "part", special_labels_of_the_backend),
+    ("y, *others = _without(of.ignored, given)", "y, *others = given", special_labels_of_the_backend),
+    ("library(hv).where((~of.ignored & (size != 0))[:, None], hv, 0.0)", "hv", special_labels_of_the_backend),
+    ("times(-scale[:, None], formula.surprisal(z, apart))", "times(-scale[:, None], z)", log_softmax_is_the_definition),
     ("z if off is None or off.ndim == 1 else off", "z", special_labels_of_the_backend),
-    ("where(label == LARGEST_LOGIT, z.argmax(axis=1), label)", "label", special_labels_of_the_backend),
+    ("where(largest_logit, z.argmax(axis=1), label)", "label", special_labels_of_the_backend),
 ]
 
 
 def mutant(was: str, now: str) -> SimpleNamespace:
-    """Return formula.py, partials.py and kernels/reference.py, with one mistake in one of them."""
+    """Return formula.py, partials.py, functional.py and kernels/reference.py, with one mistake in one of them."""
     assert sum(text.count(was) for text in SOURCES.values()) == 1, f"{was!r} is no longer written there, once"
     code = SimpleNamespace()
     for name, text in SOURCES.items():
         module = ModuleType(f"softxent.kernels.{name}" if name == "reference" else f"softxent.{name}")
         module.__package__ = module.__name__.rpartition(".")[0]
         exec(compile(text.replace(was, now), name, "exec"), vars(module))
-        for below, ours in vars(code).items():  # what the module imports from the other two is theirs, with the mistake
+        for below, ours in vars(code).items():  # what the module imports from the others is theirs, with the mistake
             whole = vars(CODE)[below]
             imported = {one: vars(ours)[one] for one, x in vars(whole).items() if callable(x) and vars(module).get(one) is x}
             vars(module).update(imported | ({below: ours} if vars(module).get(below) is whole else {}))

@@ -11,6 +11,7 @@ formula.py and the backends use this file. Its functions, and those of formula.p
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -101,6 +102,16 @@ def merge_tangents(a: Partials, da: Tangents, b: Partials, db: Tangents) -> Tang
 
     (s, u, o), (other_s, other_u, other_o) = moved(a, da), moved(b, db)
     return Tangents(c, s + other_s, u + other_u, o + other_o, da.vt + db.vt)
+
+
+def merge_all(parts: Sequence[Partials], tangents: Sequence[Tangents] | None, order: Any) -> tuple[Partials, Tangents | None]:
+    """Return the sums over all columns, and their tangents, if given. `order` has pairs (i, j): the sums j are merged into the sums i."""
+    merged, along = list(parts), list(tangents or [])
+    for i, j in order:
+        if along:
+            along[i] = merge_tangents(merged[i], along[i], merged[j], along[j])
+        merged[i] = merge(merged[i], merged[j])
+    return merged[0], along[0] if along else None
 
 
 def along(x: Partials, y: Tangents) -> Along:

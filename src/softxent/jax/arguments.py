@@ -14,14 +14,14 @@ from jax import lax
 from jax.experimental import checkify
 
 from .. import contract, truth
+from ..call import Call
 from ..contract import NUMPY, fail
 from ..truth import Options as Options
 from ..truth import options as options
 from . import devices
 from .arrays import Array, computed_in, widest
-from .by_classes import Names
-from .call import IGNORED, LARGEST, OUTSIDE, Call, special
-from .formulas import averaged
+from .call import ALL, FIRST, IGNORED, LARGEST, OUTSIDE, averaged, special
+from .steps import Names
 
 FLOATS = ("float32", "float64", "bfloat16", "float16")
 
@@ -161,13 +161,23 @@ class Result(NamedTuple):
     correct: Array | None = None  # the number of rows whose label is a most probable class
 
 
-def in_one_pass(reduction: str, wanted: tuple[bool, ...], dtype: Any) -> bool:
+def wanted(**given: bool) -> tuple[str, ...]:
+    """Return the names of the outputs that a `Result` has beside the loss, by whether they are wanted."""
+    return tuple(name for name in ALL if given.get(name))
+
+
+def needed(wanted: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the outputs of the rows among which are those that are wanted."""
+    return FIRST if set(wanted) <= set(FIRST) else ALL
+
+
+def in_one_pass(reduction: str, wanted: tuple[str, ...], dtype: Any) -> bool:
     """Whether a loss is computed together with its gradient: one number, and no other outputs.
 
     A gradient in float16 is computed with its upstream gradient, because that of a loss scaler, which is large, could not bring back what
     is rounded to 0.
     """
-    return reduction != "none" and not any(wanted) and dtype != jnp.float16
+    return reduction != "none" and not wanted and dtype != jnp.float16
 
 
 def divisor(reduction: str, total: Array) -> Array:
@@ -175,13 +185,11 @@ def divisor(reduction: str, total: Array) -> Array:
     return jnp.int32(1) if reduction == "sum" else total
 
 
-def results(found: list[Array], total: Array, reduction: str, wanted: tuple[bool, ...], dtype: Any) -> Any:
-    """Return the loss, from the outputs of the rows, or a `Result` with the lse, entropy, log-probabilities and correct that are wanted."""
-    loss, rows = found[0], dict(zip(("lse", "logprobs", "entropy", "correct"), found[1:], strict=False))
-    if reduction != "none":
-        loss = averaged(loss, divisor(reduction, total), 0)
-    if not any(wanted):
+def results(found: list[Array], total: Array, reduction: str, wanted: tuple[str, ...], dtype: Any) -> Any:
+    """Return the loss, from the outputs of the rows, or a `Result` with those that are wanted."""
+    rows = dict(zip(ALL, found, strict=False))
+    loss = rows["loss"] if reduction == "none" else averaged(rows["loss"], divisor(reduction, total), 0)
+    if not wanted:
         return loss.astype(dtype)
-    names = ("lse", "entropy", "logprobs")
-    given = {name: rows[name].astype(dtype) for name, want in zip(names, wanted, strict=False) if want}
-    return Result(loss.astype(dtype), **given, correct=rows["correct"].sum() if wanted[3] else None)
+    lse, logprobs, entropy = (rows[name].astype(dtype) if name in wanted else None for name in ("lse", "logprob", "entropy"))
+    return Result(loss.astype(dtype), lse, entropy, logprobs, rows["correct"].sum() if "correct" in wanted else None)

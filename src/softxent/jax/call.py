@@ -1,83 +1,60 @@
-"""The arguments of an operator, which are arrays or numbers, and how they are divided into the operands and parameters of a primitive."""
+"""What the operators need of a `Call`: its arrays as operands of a primitive, its numbers beside the axes of the rows, names of outputs.
+
+The classes are on the last axis of z, off and v. `Static.axis` says where they are in the caller's arrays, so that the kernel reads them
+there, and `Static.shards` are the axes of the mesh of a `jax.shard_map` by which they are divided.
+"""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
 from .. import shared
-from .arrays import Array
+from ..call import Call, Static
+from ..formula import Outputs
+from .arrays import Array, widest
 
 IGNORED, LARGEST, OUTSIDE = (
     label - shared.IGNORED for label in (shared.IGNORED, shared.LARGEST, shared.OUTSIDE)
 )  # above the smallest label
 NO_LABEL = shared.NO_LABEL
-NUMBERS = ("y", "r", "q", "g", "l", "b", "n")
-UPSTREAM = NUMBERS[3:]
-
-
-class Call(NamedTuple):
-    """What an operator is given. A field that is a float is the same for all rows, and known when JAX traces; 0.0 stands for none.
-
-    `label`, `off`, `total` and the numbers may have fewer axes than the rows: all rows of an entry then share it. The numbers are those of
-    formula.Numbers.
-    """
-
-    z: Array  # [*rows, C] logits
-    label: Array = 0.0  # [*rows] int32 or int64; a label that matches no class, or a special one
-    off: Any = 0.0  # [*rows, C] or [C], in the type of z or the one in which is computed
-    v: Any = 0.0  # [*rows, C]
-    total: Any = 0.0  # by which the sum of the losses of its rows is divided
-    y: Any = 0.0  # [*rows]
-    r: Any = 0.0
-    q: Any = 0.0
-    g: Any = 0.0
-    l: Any = 0.0  # noqa: E741
-    b: Any = 0.0
-    n: Any = 0.0
-
-    @property
-    def rows(self) -> tuple[int, ...]:
-        """The shape of the rows."""
-        shape: tuple[int, ...] = self.z.shape[:-1]
-        return shape
-
-    def special(self, which: int) -> Array:
-        """Return whether the rows have the label IGNORED, LARGEST or OUTSIDE."""
-        return self.label == special(which, self.label.dtype)
-
-
-class Static(NamedTuple):
-    """What the result of a call depends on beside its fields, and is known when JAX traces."""
-
-    temperature: float = 1.0
-    cap: float = math.inf
-    names: tuple[str, ...] = ()  # axes of the mesh of a shard_map by which the classes are divided
-    within: int = 0  # axes of the rows after that of the classes in the caller's array, so that it is read where it lies
-
-
 PLAIN = Static()
+ALL = Outputs._fields
+FIRST = ALL[:2]  # loss and lse, for which the kernel adds up no entropy
+SMOOTH = ALL[:-1]  # those that have derivatives
 
 Fixed = tuple[float | None, ...]  # the fields of a Call that are floats, and None for those that are arrays
 
 
 def operands(call: Call) -> tuple[list[Array], Fixed]:
-    """Return the arrays of the call, and the fields that are none."""
+    """Return the arrays of the call, and its fields that are floats: the same for all rows, and known when JAX traces."""
     return [x for x in call if not isinstance(x, float)], tuple(x if isinstance(x, float) else None for x in call)
 
 
-def restored(arrays: Sequence[Any], fixed: Fixed, other: Any = None) -> Call:
-    """Return the call of these arrays. `other`, if given, stands for the fields that are floats."""
+def restored(arrays: Sequence[Any], fixed: Fixed) -> Call:
+    """Return the call of these arrays."""
     left = iter(arrays)
-    return Call(*(next(left) if x is None else x if other is None else other for x in fixed))
+    return Call(*(next(left) if x is None else x for x in fixed))
+
+
+def rows_of(call: Call) -> tuple[int, ...]:
+    """Return the shape of the rows."""
+    shape: tuple[int, ...] = call.z.shape[:-1]
+    return shape
 
 
 def special(which: int, dtype: Any) -> Any:
     """Return the special label IGNORED, LARGEST or OUTSIDE of this type of labels."""
     return jnp.array(jnp.iinfo(dtype).min + which, dtype)
+
+
+def labelled(call: Call, which: int, classes: bool = False) -> Array:
+    """Return which rows have the label IGNORED, LARGEST or OUTSIDE, with the axes of `by_row`."""
+    found = False if isinstance(call.label, float) else call.label == special(which, call.label.dtype)
+    return by_row(found, rows_of(call), classes)
 
 
 def by_row(number: Any, rows: tuple[int, ...], classes: bool = False) -> Array:
@@ -92,7 +69,20 @@ def off_by_row(call: Call) -> Array:
     return off.reshape(off.shape[:-1] + (1,) * (call.z.ndim - off.ndim) + off.shape[-1:])
 
 
-def summed_to(value: Array, shape: tuple[int, ...], keep: int = 0) -> Array:
-    """Sum over the axes of rows that an argument of this shape does not have; `keep` is 1 if the last axis is that of the classes."""
-    first = len(shape) - keep
-    return value.sum(tuple(range(first, value.ndim - keep)))
+def hidden(call: Call) -> Any:
+    """Return labels that match no class, but IGNORED where the call has it."""
+    label = call.label
+    return label if isinstance(label, float) else jnp.where(label == special(IGNORED, label.dtype), label, NO_LABEL)
+
+
+def averaged(losses: Array, total: Array, kept: int) -> Array:
+    """Return the losses, added up over all but the first `kept` axes, divided by their total; where that is 0, NaN as a constant."""
+    sums = losses.sum(tuple(range(kept, losses.ndim)))
+    total = by_row(total, sums.shape)
+    return jnp.where(total == 0, np.nan, sums / jnp.where(total == 0, 1, total).astype(sums.dtype))
+
+
+def inverse(total: Array) -> Array:
+    """Return 1 / total, and 0 where the total is 0."""
+    wide: Any = total.astype(widest())
+    return jnp.where(wide == 0, 0.0, 1 / jnp.where(wide == 0, 1, wide))

@@ -1,7 +1,7 @@
 """How an operator is divided among devices: by rows, by classes, or both.
 
 Under `jax.jit`, where the logits have a sharding, `divided` tells XLA how; without it, XLA would gather the logits before a custom call. By
-rows, each device computes its rows, and `mean` adds up over the devices. by_classes.py computes what is divided by classes. Inside
+rows, each device computes its rows, and `mean` adds up over the devices. steps.py computes what is divided by classes. Inside
 `jax.shard_map`, the function sees the rows of its device, and the user names the axes of the mesh by which the classes are divided.
 """
 
@@ -13,37 +13,28 @@ from typing import Any
 
 import jax
 from jax import lax
-from jax.experimental.custom_partitioning import SdyShardingRule, custom_partitioning
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from ..call import OF_CLASSES, Call, Static
 from ..contract import fail
-from . import by_classes
+from . import steps
 from .arrays import Array
-from .by_classes import OF_CLASSES, Names
-from .call import Call, Fixed, restored
-
-
-def needed_when_lowered(primitive: Any) -> None:
-    """Tell JAX that the lowering of a primitive depends on the devices. There is no public function for that."""
-    from jax._src.dispatch import prim_requires_devices_during_lowering
-
-    prim_requires_devices_during_lowering.add(primitive)
-
-
-def several(context: Any) -> bool:
-    """Whether a function is lowered for several devices, among which XLA divides it."""
-    devices: int = getattr(context.module_context.axis_context, "num_devices", 1)
-    return devices > 1
+from .call import Fixed, restored
+from .private import SdyShardingRule, partitioned, varies_over
+from .steps import Names
 
 
 @lru_cache(maxsize=1024)
-def divided(operator: str, backend: Any, fixed: Fixed, how: tuple[tuple[str, Any], ...]) -> Any:
+def divided(operator: str, backend: Any, fixed: Fixed, static: Static, how: tuple[tuple[str, Any], ...]) -> Any:
     """Return a function of the arrays of a call that computes the operator, with rules for XLA's partitioner."""
     options = dict(how)
-    compute = getattr(backend, operator)
+
+    def compute(arrays: Any, names: Names) -> Any:
+        here = static._replace(shards=names, axis=-1)  # for XLA has moved the axis before it divides the arrays
+        return steps.computed(operator, backend, restored(arrays, fixed), here, **options)
 
     def whole(*arrays: Array) -> Any:
-        return compute(restored(arrays, fixed), **options)
+        return compute(arrays, ())
 
     def rule(mesh: Any, operands: Any, results: Any) -> SdyShardingRule:
         call = restored([Ranked(t.rank) for t in operands], fixed)
@@ -62,11 +53,7 @@ def divided(operator: str, backend: Any, fixed: Fixed, how: tuple[tuple[str, Any
         summed = [name for place in places[options.get("kept", call.z.ndim - 1) : -1] for name in _names(place)]
 
         def on_a_device(*arrays: Array) -> Any:
-            mine = restored(arrays, fixed)
-            if places[-1] is None:
-                found = compute(mine, **options)
-            else:
-                found = by_classes.computed(operator, backend, mine, _names(places[-1]), **options)
+            found = compute(arrays, _names(places[-1]))
             if not summed or "mean" not in operator:
                 return found
             if operator == "mean":
@@ -75,9 +62,7 @@ def divided(operator: str, backend: Any, fixed: Fixed, how: tuple[tuple[str, Any
 
         return mesh, on_a_device, found if isinstance(results, (list, tuple)) else found[0], tuple(given)
 
-    function: Any = custom_partitioning(whole)
-    function.def_partition(partition, sharding_rule=rule)
-    return function
+    return partitioned(whole, partition, rule)
 
 
 class Ranked:
@@ -93,10 +78,10 @@ def _axes(call: Call, operator: str, options: dict[str, Any]) -> tuple[list[Any]
     given = []
     for name, a in zip(Call._fields, call, strict=True):
         if not isinstance(a, float):
-            given.append((*rows[: a.ndim - 1], -1) if name in ("z", "v", "off") else rows[: a.ndim])
+            given.append((*rows[: a.ndim - 1], -1) if name in OF_CLASSES else rows[: a.ndim])
     logits, kept = (*rows, -1), rows[: options.get("kept", len(rows))]
-    count = {"rows": 5 if options.get("more") else 2, "along": 4 if options.get("more") else 2}
-    found = {"mean": [kept], "mean_and_gradient": [kept, logits], "rows": [rows] * count["rows"], "along": [rows] * count["along"]}
+    each = [rows] * len(options.get("outputs", ()))
+    found = {"mean": [kept], "mean_and_gradient": [kept, logits], "rows": each, "along": each}
     return given, found.get(operator, [logits])
 
 
@@ -130,11 +115,6 @@ def varying(call: Call, names: Names, more: frozenset[str] = frozenset()) -> Cal
     arrays = {name: a for name, a in call._asdict().items() if not isinstance(a, float)}
     every = varies_over(*arrays.values()) | more
     return call._replace(**{name: cast(a, every.difference(() if name in OF_CLASSES else names)) for name, a in arrays.items()})
-
-
-def varies_over(*arrays: Any) -> frozenset[str]:
-    """Return the axes of the mesh of a shard_map over which one of the arrays varies, which may be None."""
-    return frozenset[str]().union(*(jax.typeof(a).manual_axis_type.varying for a in arrays if a is not None))
 
 
 def cast(a: Array, axes: frozenset[str]) -> Array:

@@ -12,12 +12,14 @@ import jax
 import jax.numpy as jnp
 
 from .. import contract
+from ..call import Static
 from ..contract import NUMPY_LINEAR, fail
 from ..linear import BUDGET, chunk_rows
 from . import arguments, devices
 from .arguments import floats, labels_of
-from .call import Static, operands
+from .call import operands
 from .linear_operators import Head, head_mean, head_rows
+from .private import varies_over
 
 FN = "linear_cross_entropy"
 
@@ -84,15 +86,16 @@ def linear_cross_entropy(
     sample = None if sample is None else jnp.broadcast_to(sample, lead).reshape(rows)
     logits = jax.ShapeDtypeStruct((rows, classes), head.x.dtype)
     call, total = arguments.call_of(FN, logits, t.reshape(rows, *t.shape[len(lead) :]), w, sample, given, check, names)
-    over = devices.varies_over(*head, *operands(call._replace(z=0.0))[0])
+    over = varies_over(*head, *operands(call._replace(z=0.0))[0])
     head = Head(*(None if a is None else devices.cast(a, over) for a in head))
     call, total = devices.varying(call._replace(z=0.0), names, over), devices.cast(total, over.difference(names))
     step = max(1, chunk_rows(rows, classes * head.x.dtype.itemsize, budget))
-    wanted, static = (return_lse, return_entropy, return_logprobs, return_correct), Static(given.temperature, given.cap, names)
+    wanted = arguments.wanted(lse=return_lse, logprob=return_logprobs, entropy=return_entropy, correct=return_correct)
+    static = Static(given.temperature, given.cap, shards=names)
     if arguments.in_one_pass(given.reduction, wanted, head.x.dtype):
         arrays, fixed = operands(call)
         return head_mean(fixed, static, step, head, arrays, arguments.divisor(given.reduction, total)).astype(head.x.dtype)
-    found = head_rows(head, call, static, any(wanted[1:]), step)
+    found = head_rows(head, call, static, arguments.needed(wanted), step)
     return arguments.results([a.reshape(lead) for a in found], total, given.reduction, wanted, head.x.dtype)
 
 

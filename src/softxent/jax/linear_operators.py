@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.custom_derivatives import SymbolicZero
 
+from ..call import Call, Static
 from . import devices, operators
 from .arrays import Array, widest
-from .by_classes import added_up
-from .call import IGNORED, Call, Fixed, Static, operands, restored, special
-from .formulas import averaged
+from .call import FIRST, IGNORED, Fixed, averaged, operands, restored, special
+from .private import SymbolicZero, varies_over
+from .steps import added_up
 
 
 class Head(NamedTuple):
@@ -35,10 +35,10 @@ class Head(NamedTuple):
         return z if self.b is None else z + self.b
 
 
-def head_rows(head: Head, truth: Call, static: Static, more: bool, step: int) -> list[Array]:
+def head_rows(head: Head, truth: Call, static: Static, outputs: tuple[str, ...], step: int) -> list[Array]:
     """Return the outputs of every row, as `operators.rows`. The logits of `truth` are not read."""
     arrays, fixed = operands(truth)
-    found: list[Array] = _head_rows(fixed, static, more, step, operators.by_formula(), head, arrays)
+    found: list[Array] = _head_rows(fixed, static, outputs, step, operators.by_formula(), head, arrays)
     return found
 
 
@@ -46,12 +46,12 @@ def head_rows(head: Head, truth: Call, static: Static, more: bool, step: int) ->
 # traces.
 @partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
 def _head_rows(
-    fixed: Fixed, static: Static, more: bool, step: int, by_formula: bool, head: Head, arrays: list[Array]
+    fixed: Fixed, static: Static, outputs: tuple[str, ...], step: int, by_formula: bool, head: Head, arrays: list[Array]
 ) -> list[Array]:  # fmt: skip
     truth = restored(arrays, fixed)
 
     def of_a_chunk(carry: None, x: Array, truth: Call) -> tuple[None, list[Array]]:
-        return None, operators.rows(truth._replace(z=head._replace(x=x).logits()), static, more=more)
+        return None, operators.rows(truth._replace(z=head._replace(x=x).logits()), static, outputs)
 
     found: list[Array] = _by_chunks(of_a_chunk, None, head.x, truth, step)[1]
     return found
@@ -71,7 +71,7 @@ def _head_mean_under_jit(
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1, 2))
 def _head_mean(fixed: Fixed, static: Static, step: int, head: Head, truth: list[Array], total: Array) -> Array:
-    return averaged(head_rows(head, restored(truth, fixed), static, False, step)[0], total, 0)
+    return averaged(head_rows(head, restored(truth, fixed), static, FIRST, step)[0], total, 0)
 
 
 @partial(_head_mean.defjvp, symbolic_zeros=True)
@@ -81,11 +81,11 @@ def _head_mean_jvp(fixed: Fixed, static: Static, step: int, primals: Any, tangen
     loss, found = mean_and_gradients(head, restored(truth, fixed), total, static, step, moving)
     moved = jnp.zeros((), loss.dtype)
     for gradient, tangent in zip(found, (t for t, yes in zip(dhead, moving, strict=True) if yes), strict=True):
-        moved += added_up((gradient * tangent).sum(dtype=loss.dtype), static.names)
+        moved += added_up((gradient * tangent).sum(dtype=loss.dtype), static.shards)
     if not all(isinstance(t, SymbolicZero) for t in (*dtruth, dtotal)):
 
         def of(truth: list[Array], total: Array) -> Array:
-            return averaged(head_rows(head, restored(truth, fixed), static, False, step)[0], total, 0)
+            return averaged(head_rows(head, restored(truth, fixed), static, FIRST, step)[0], total, 0)
 
         moved += jax.jvp(of, (truth, total), jax.tree.map(_instantiated, (dtruth, dtotal), is_leaf=_is_zero))[1]
     return loss, moved
@@ -106,7 +106,7 @@ def mean_and_gradients(head: Head, truth: Call, total: Array, static: Static, st
     """
     sums = jnp.promote_types(head.x.dtype, jnp.float32)
     of_x, of_w, of_b = wanted
-    over, names = devices.varies_over(head.w), static.names
+    over, names = varies_over(head.w), static.shards
     start = (
         devices.cast(jnp.zeros((), widest()), over.difference(names)),
         devices.cast(jnp.zeros(head.w.shape, sums), over) if of_w else None,

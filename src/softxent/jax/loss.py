@@ -10,11 +10,12 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from ..call import Call, Static
 from ..contract import fail
 from . import arguments, devices, operators
 from .arguments import class_axis, class_labels, floats, labels_of
 from .arrays import Array, computed_in
-from .call import LARGEST, NO_LABEL, Call, Static, special
+from .call import ALL, LARGEST, special
 
 
 def cross_entropy(
@@ -78,13 +79,11 @@ def cross_entropy(
     w, sample = arguments.weights(fn, class_weight, sample_weight, devices.classes_of(names, z.shape[-1]), z.shape[:-1])
     arguments.check_devices(fn, names, {"logits": z}, t, w, sample)
     call, total = arguments.call_of(fn, z, t, w, sample, given, check, names)
-    wanted, static = (
-        (return_lse, return_entropy, return_logprobs, return_correct),
-        Static(given.temperature, given.cap, names, z.ndim - 1 - k),
-    )
+    wanted = arguments.wanted(lse=return_lse, logprob=return_logprobs, entropy=return_entropy, correct=return_correct)
+    static = Static(given.temperature, given.cap, k - z.ndim, names)
     if arguments.in_one_pass(given.reduction, wanted, z.dtype):
         return operators.mean(call._replace(total=arguments.divisor(given.reduction, total)), static).astype(z.dtype)
-    found = operators.rows(call, static, more=any(wanted[1:]))
+    found = operators.rows(call, static, arguments.needed(wanted))
     return arguments.results(found, total, given.reduction, wanted, z.dtype)
 
 
@@ -113,13 +112,13 @@ def softmax_cross_entropy_with_integer_labels(logits: Any, labels: Any, axis: in
     Source: Parts 1 to 3 of the derivation.
     """
     fn = "softmax_cross_entropy_with_integer_labels"
-    z, mask, lead, within = _flat_classes(fn, floats(fn, "logits", logits), axis, where)
+    z, mask, lead, place = _flat_classes(fn, floats(fn, "logits", logits), axis, where)
     t = labels_of(fn, labels, (*lead, z.shape[-1]), len(lead))
     if t.dtype.kind not in "iu":
         fail(fn, "labels", "be integers", t.dtype, TypeError)
     label = class_labels(fn, t, z.shape[-1], None, False)
     call = Call(_masked(z, mask), label, total=jnp.int32(1), y=1.0)
-    loss = operators.mean(call, Static(within=within), label.ndim).astype(z.dtype)
+    loss = operators.mean(call, Static(axis=place), label.ndim).astype(z.dtype)
     return loss if mask is None else jnp.where(mask.any(-1), loss, 0)
 
 
@@ -138,22 +137,22 @@ def softmax_cross_entropy(logits: Any, labels: Any, axis: int | Sequence[int] | 
     fn = "softmax_cross_entropy"
     z, t = floats(fn, "logits", logits), floats(fn, "labels", labels)
     shape = jnp.broadcast_shapes(z.shape, t.shape)
-    (z, mask, lead, within), (t, *_) = (_flat_classes(fn, jnp.broadcast_to(a, shape), axis, where) for a in (z, t))
+    (z, mask, lead, place), (t, *_) = (_flat_classes(fn, jnp.broadcast_to(a, shape), axis, where) for a in (z, t))
     off = t if t.dtype in (z.dtype, computed_in(z.dtype)) else t.astype(computed_in(z.dtype))
     off = off if mask is None else jnp.where(mask, off, 0)
     call = Call(_masked(z, mask), special(LARGEST, jnp.int32), off, total=jnp.int32(1), r=1.0)
-    return operators.mean(call, Static(within=within), len(lead)).astype(z.dtype)
+    return operators.mean(call, Static(axis=place), len(lead)).astype(z.dtype)
 
 
 def _flat_classes(fn: str, z: Array, axis: int | Sequence[int] | None, where: Any) -> tuple[Array, Array | None, tuple[int, ...], int]:
-    """Return an array and `where` with the class axes flattened to the last axis, the shape of the rows, as optax takes them, and how many
-    axes of the rows are after those of the classes, if these are adjacent and in order, or else 0."""
+    """Return an array and `where` with the class axes flattened to the last axis, the shape of the rows, as optax takes them, and where
+    the classes were, if their axes are adjacent and in order, or else -1."""
     axes = tuple(range(z.ndim)) if axis is None else tuple(axis) if isinstance(axis, Sequence) else (axis,)
     classes = tuple(class_axis(fn, z, k) for k in axes)
     rows = tuple(k for k in range(z.ndim) if k not in classes)
     lead = tuple(z.shape[k] for k in rows)
     adjacent = classes == tuple(range(classes[0], classes[-1] + 1))
-    within = sum(k > classes[-1] for k in rows) if adjacent else 0
+    place = -1 - sum(k > classes[-1] for k in rows) if adjacent else -1
 
     def flat(a: Array) -> Array:
         if adjacent:  # reshaped first, for XLA copies what is moved before
@@ -161,10 +160,10 @@ def _flat_classes(fn: str, z: Array, axis: int | Sequence[int] | None, where: An
         return a.transpose(rows + classes).reshape(*lead, -1)
 
     if where is None:
-        return flat(z), None, lead, within
+        return flat(z), None, lead, place
     where = jnp.asarray(where)
     where = jnp.expand_dims(where, classes) if where.ndim == len(rows) and where.ndim != z.ndim else where
-    return flat(z), flat(jnp.broadcast_to(where, z.shape)), lead, within
+    return flat(z), flat(jnp.broadcast_to(where, z.shape)), lead, place
 
 
 def _masked(z: Array, mask: Array | None) -> Array:
@@ -190,7 +189,7 @@ def logsumexp(logits: Any, axis: int = -1, keepdims: bool = False, *, axis_name:
     Cost: one read; derivatives as in `cross_entropy`.
     """
     z, k, static = _on_axis("logsumexp", logits, axis, axis_name)
-    lse = operators.rows(Call(z, jnp.int32(NO_LABEL)), static)[1].astype(z.dtype)
+    lse = operators.rows(Call(z), static)[1].astype(z.dtype)
     return jnp.expand_dims(lse, k) if keepdims else lse
 
 
@@ -213,7 +212,7 @@ def entropy(logits: Any, axis: int = -1, *, axis_name: str | tuple[str, ...] | N
     so that values near 0 keep their digits.
     """
     z, _, static = _on_axis("entropy", logits, axis, axis_name)
-    return operators.rows(Call(z, special(LARGEST, jnp.int32)), static, more=True)[3].astype(z.dtype)
+    return operators.rows(Call(z, special(LARGEST, jnp.int32)), static, ALL)[ALL.index("entropy")].astype(z.dtype)
 
 
 def _on_axis(fn: str, logits: Any, axis: int, axis_name: Any) -> tuple[Array, int, Static]:
@@ -221,4 +220,4 @@ def _on_axis(fn: str, logits: Any, axis: int, axis_name: Any) -> tuple[Array, in
     names, z = arguments.names_of(fn, axis_name), floats(fn, "logits", logits)
     k = class_axis(fn, z, axis)
     arguments.check_devices(fn, names, {"logits": z})
-    return jnp.moveaxis(z, k, -1), k, Static(names=names, within=z.ndim - 1 - k)
+    return jnp.moveaxis(z, k, -1), k, Static(axis=k - z.ndim, shards=names)

@@ -9,11 +9,11 @@ Their argument is a `Call`. Each is a primitive of JAX, with closed derivatives 
     mean         sums of losses divided by `total`; where it is differentiated, the gradient is computed in the same pass
 
 The derivatives of `along` and `curvature` by the logits, of second and third order, are those of expressions of the other operators. On the
-CPU the operators are computed by the compiled kernel (native.py), elsewhere by formula.py (formulas.py); JAX chooses when it lowers a
+CPU the operators are computed by the compiled kernel (native.py), elsewhere by formula.py (reference.py); JAX chooses when it lowers a
 function for a platform.
 
-`names` are axes of the mesh of a `jax.shard_map` by which the classes are divided. Each device has the logits, v and off of its classes.
-The other arguments, and what the rows give, are the same on all devices along these axes.
+`static.shards` are axes of the mesh of a `jax.shard_map` by which the classes are divided. Each device has the logits, v and off of its
+classes. The other arguments, and what the rows give, are the same on all devices along these axes.
 """
 
 from __future__ import annotations
@@ -27,16 +27,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.core import ShapedArray
-from jax.extend.core import Primitive
-from jax.interpreters import ad, batching, mlir
 
 from .. import contract, formula
-from . import by_classes, devices, formulas, native
+from ..call import NUMBERS, OF_CLASSES, UPSTREAM, Call, Static
+from . import devices, native, private, reference, steps
 from .arrays import Array, as_rows, computed_in, widest
-from .by_classes import Names, added_up
-from .call import IGNORED, NO_LABEL, PLAIN, UPSTREAM, Call, Fixed, Static, by_row, off_by_row, operands, restored, summed_to
-from .formulas import averaged, inverse
+from .call import FIRST, IGNORED, PLAIN, SMOOTH, Fixed, averaged, by_row, hidden, inverse, labelled, off_by_row, operands, restored, rows_of
+from .private import Primitive
+from .steps import Names, added_up
 
 Tangents = Any  # a Call whose fields are tangents, or None for 0
 
@@ -47,17 +45,14 @@ _warned = False
 # ---- the operators ----
 
 
-def rows(call: Call, static: Static = PLAIN, more: bool = False) -> list[Array]:
-    """Return loss and lse of each row and, if `more`, the log-probability of the label, the entropy and correct (bool).
-
-    All are 0 in rows with the label IGNORED.
-    """
-    return list(_bound(rows_p, call, static, more=more))
+def rows(call: Call, static: Static = PLAIN, outputs: tuple[str, ...] = FIRST) -> list[Array]:
+    """Return these outputs of each row, the first ones of formula.Outputs; `correct` is bool. All are 0 in rows with the label IGNORED."""
+    return list(_bound(rows_p, call, static, outputs=outputs))
 
 
-def along(call: Call, static: Static = PLAIN, more: bool = False) -> list[Array]:
-    """Return the derivatives of loss, lse and, if `more`, log-probability and entropy along v."""
-    return list(_bound(along_p, call, static, more=more))
+def along(call: Call, static: Static = PLAIN, outputs: tuple[str, ...] = FIRST) -> list[Array]:
+    """Return the derivatives of these outputs along v."""
+    return list(_bound(along_p, call, static, outputs=outputs))
 
 
 def gradient(call: Call, static: Static = PLAIN) -> Array:
@@ -86,8 +81,8 @@ def mean_and_gradient(call: Call, static: Static = PLAIN, kept: int = 0) -> list
 
 
 def _bound(primitive: Primitive, call: Call, static: Static, **how: Any) -> Any:
-    arrays, fixed = operands(devices.varying(call, static.names))
-    return primitive.bind(*arrays, fixed=fixed, **static._asdict(), by_formula=_formula, **how)
+    arrays, fixed = operands(devices.varying(call, static.shards))
+    return primitive.bind(*arrays, fixed=fixed, static=static, by_formula=_formula, **how)
 
 
 def by_formula() -> bool:
@@ -121,42 +116,32 @@ def _compiled(primitive: Primitive, parameters: tuple[tuple[str, Any], ...]) -> 
 def _primitive(name: str, results: Callable[..., Any], computed_as: str = "") -> Primitive:
     """Return a primitive whose operands are the arrays of a `Call`.
 
-    name: that of the function in native.py and formulas.py, unless `computed_as` is.
-    results: returns what it gives, one ShapedArray or a list, from a Call, `names` and the other parameters.
+    name: that of the function in steps.py and native.py, unless `computed_as` is.
+    results: returns what it gives, one type or a list, from a Call, the axes by which the classes are divided and other parameters.
     """
-    primitive, operator = Primitive(f"softxent_{name}"), computed_as or name
-    primitive.multiple_results = name in ("rows", "along", "mean_and_gradient")
+    operator, several = computed_as or name, name in ("rows", "along", "mean_and_gradient")
 
-    def lowered(context: Any, *values: Any, fixed: Fixed, names: Names, within: int, by_formula: bool, **how: Any) -> Any:
-        on_the_cpu = tuple(context.module_context.platforms) == ("cpu",)
-        by_kernel = on_the_cpu and not by_formula and context.avals_in[0].size and not _kernel_missing()
-        backend = native if by_kernel else formulas
+    def lowered(context: Any, *values: Any, fixed: Fixed, static: Static, by_formula: bool, **how: Any) -> Any:
+        by_kernel = private.platforms(context) == ("cpu",) and not by_formula and context.avals_in[0].size and not _kernel_missing()
+        backend = native if by_kernel else reference
         if backend is native and operator in ("gradient", "mean_and_gradient"):
-            how["in_place"] = native.may_be_overwritten(values[0])
-        if names:
-            compute = lambda *arrays: by_classes.computed(operator, backend, restored(arrays, fixed), names, **how)  # noqa: E731
-        elif devices.several(context):
-            compute = devices.divided(operator, backend, fixed, tuple(how.items()))
+            how["in_place"] = private.may_be_overwritten(values[0])
+        if private.several_devices(context) and not static.shards:
+            compute = devices.divided(operator, backend, fixed, static, tuple(how.items()))
         else:
-            how |= {"within": within} if backend is native else {}
-            compute = lambda *arrays: getattr(backend, operator)(restored(arrays, fixed), **how)  # noqa: E731
-        return mlir.lower_fun(compute, primitive.multiple_results)(context, *values)
+            compute = lambda *arrays: steps.computed(operator, backend, restored(arrays, fixed), static, **how)  # noqa: E731
+        return private.lowered_function(compute, several, context, values)
 
-    def abstract(
-        *arrays: Any, fixed: Fixed, temperature: float, cap: float, names: Names, within: int, by_formula: bool, **how: Any
-    ) -> Any:  # fmt: skip
-        return results(restored(arrays, fixed), names, **how)
+    def abstract(*arrays: Any, fixed: Fixed, static: Static, by_formula: bool, **how: Any) -> Any:
+        return results(restored(arrays, fixed), static.shards, **how)
 
     def batched(arrays: Sequence[Any], dims: Sequence[Any], **parameters: Any) -> Any:
         parameters |= {"kept": parameters["kept"] + 1} if "kept" in parameters else {}
         found = primitive.bind(*_batched(arrays, dims, parameters["fixed"]), **parameters)
-        return found, [0] * len(found) if primitive.multiple_results else 0
+        return found, [0] * len(found) if several else 0
 
+    primitive = private.primitive(f"softxent_{name}", several, abstract, lowered, batched)
     primitive.def_impl(lambda *arrays, **parameters: _compiled(primitive, tuple(sorted(parameters.items())))(*arrays))
-    primitive.def_abstract_eval(abstract)
-    batching.primitive_batchers[primitive] = batched
-    mlir.register_lowering(primitive, lowered, cacheable=False)  # for it looks at where the logits come from
-    devices.needed_when_lowered(primitive)
     return primitive
 
 
@@ -176,45 +161,36 @@ def _batched(arrays: Sequence[Array], dims: Sequence[int | None], fixed: Fixed) 
     def moved(name: str, a: Array, dim: int | None) -> Array:
         if dim is not None:
             return jnp.moveaxis(a, dim, 0)
-        shared = name not in ("z", "v") and a.ndim == (name == "off")
+        shared = name not in ("z", "v") and a.ndim == (name in OF_CLASSES)
         return a if shared else jnp.broadcast_to(a, (size, *a.shape))
 
     there = (name for name, x in zip(Call._fields, fixed, strict=True) if x is None)
     return [moved(*each) for each in zip(there, arrays, dims, strict=True)]
 
 
-def _result(call: Call, axes: int, dtype: Any, names: Names) -> ShapedArray:
+def _result(call: Call, axes: int, dtype: Any, names: Names) -> Any:
     """Return the type of a result that has the first axes of the logits, with their sharding.
 
     In shard_map, it varies over the axes of the mesh over which the logits do, but for `names` if it has no axis of classes.
     """
-    z, sharding = call.z, call.z.sharding
-    over = z.manual_axis_type.varying.difference(names if axes < z.ndim else ())
-    found: ShapedArray = z.update(
-        shape=z.shape[:axes], dtype=jnp.dtype(dtype), sharding=sharding.update(spec=sharding.spec[:axes]),
-        manual_axis_type=z.manual_axis_type.update(varying=over),
-    )  # fmt: skip
-    return found
+    over = private.varies_over(call.z).difference(names if axes < call.z.ndim else ())
+    return private.result(call.z, axes, jnp.dtype(dtype), over)
 
 
-def _like_logits(call: Call, names: Names) -> ShapedArray:
+def _like_logits(call: Call, names: Names) -> Any:
     return _result(call, call.z.ndim, call.z.dtype, names)
 
 
-def _of_rows(call: Call, names: Names) -> ShapedArray:
-    return _result(call, call.z.ndim - 1, widest(), names)
-
-
-def _of_kept(call: Call, names: Names, kept: int) -> ShapedArray:
+def _of_kept(call: Call, names: Names, kept: int) -> Any:
     return _result(call, kept, widest(), names)
 
 
-def _outputs(call: Call, names: Names, more: bool) -> list[ShapedArray]:
-    return [_of_rows(call, names)] * (4 if more else 2) + [_result(call, call.z.ndim - 1, bool, names)] * more
+def _outputs(call: Call, names: Names, outputs: tuple[str, ...]) -> list[Any]:
+    return [_result(call, call.z.ndim - 1, bool if name == "correct" else widest(), names) for name in outputs]
 
 
 rows_p = _primitive("rows", _outputs)
-along_p = _primitive("along", lambda call, names, more: [_of_rows(call, names)] * (4 if more else 2))
+along_p = _primitive("along", _outputs)
 gradient_p = _primitive("gradient", _like_logits)
 curvature_p = _primitive("curvature", _like_logits, "product")
 log_softmax_p = _primitive("log_softmax", _like_logits)
@@ -229,45 +205,27 @@ def _differentiated(primitive: Primitive) -> Callable[[Any], Any]:
     """Register a rule: from a call, its tangents (a Call; None is 0) and the parameters, to results and their tangents (None is 0)."""
 
     def register(rule: Callable[..., Any]) -> Any:
-        def jvp(primals: Any, tangents: Any, *, fixed: Fixed, by_formula: bool, **how: Any) -> Any:
+        def of_arrays(arrays: Any, tangents: Any, *, fixed: Fixed, by_formula: bool, **how: Any) -> Any:
             left = iter(tangents)
-            moving = Call(*(_given(next(left)) if x is None else None for x in fixed))
-            found, moved = rule(restored(primals, fixed), moving, **_with_static(how))
-            if not primitive.multiple_results:
-                return found, _tangent(moved, found)
-            return found, [_tangent(t, x) for t, x in zip(moved, found, strict=True)]
+            return rule(restored(arrays, fixed), Call(*(next(left) if x is None else None for x in fixed)), **how)
 
-        ad.primitive_jvps[primitive] = jvp
+        private.differentiated(primitive, of_arrays)
         return rule
 
     return register
 
 
-def _with_static(how: dict[str, Any]) -> dict[str, Any]:
-    """Return the parameters of a primitive with those of `Static` as one of them."""
-    return {"static": Static(*(how.pop(name) for name in Static._fields)), **how}
-
-
-def _given(tangent: Any) -> Any:
-    return None if type(tangent) is ad.Zero else tangent
-
-
-def _tangent(tangent: Any, result: Any) -> Any:
-    return ad.Zero(jax.typeof(result).to_tangent_aval()) if tangent is None else tangent
-
-
 def _transposed(primitive: Primitive) -> Callable[[Any], Any]:
-    """Register a rule: from the cotangents (0.0 for 0), a call whose linear fields are unknown, and their names, to their cotangents."""
+    """Register a rule: from the cotangents (0.0 for 0), a call, and the types of its linear fields by name, to their cotangents."""
 
     def register(rule: Callable[..., Any]) -> Any:
-        def transpose(cotangents: Any, *arrays: Any, fixed: Fixed, by_formula: bool, **how: Any) -> Any:
+        def of_arrays(cotangents: Any, arrays: Any, fixed: Fixed, by_formula: bool, **how: Any) -> Any:
             call = restored(arrays, fixed)
-            unknown = [name for name, x in zip(Call._fields, call, strict=True) if ad.is_undefined_primal(x)]
-            given = [0.0 if type(ct) is ad.Zero else ct for ct in (cotangents if primitive.multiple_results else [cotangents])]
-            found = rule(given, call, unknown, **_with_static(how))
+            unknown = {name: t for name, x in call._asdict().items() if (t := private.unknown(x)) is not None}
+            found = rule(cotangents, call, unknown, **how)
             return [found.get(name) for name, x in zip(Call._fields, fixed, strict=True) if x is None]
 
-        ad.primitive_transposes[primitive] = transpose
+        private.transposed(primitive, of_arrays)
         return rule
 
     return register
@@ -284,52 +242,51 @@ def _jvp_of(function: Callable[[Call], Any], call: Call, moving: Tangents) -> An
 
 
 @_differentiated(rows_p)
-def _(call: Call, moving: Tangents, static: Static, more: bool) -> Any:
-    found, moved = rows(call, static, more), [None] * (4 if more else 2)
-    if moving.z is not None:
-        moved = along(call._replace(v=moving.z), static, more)
+def _(call: Call, moving: Tangents, static: Static, outputs: tuple[str, ...]) -> Any:
+    smooth = outputs[: len(SMOOTH)]
+    moved = [None] * len(smooth) if moving.z is None else along(call._replace(v=moving.z), static, smooth)
     by_truth = _loss_along_truth(call, moving, static)
     if by_truth is not None:
         moved[0] = by_truth if moved[0] is None else moved[0] + by_truth
-    return found, moved + [None] * more
+    return rows(call, static, outputs), moved + [None] * (len(outputs) - len(smooth))
 
 
 def _loss_along_truth(call: Call, moving: Tangents, static: Static) -> Any:
     """Return the derivative of the loss along y, r, q and off, in which it is linear, or None."""
     bare, terms = call._replace(y=0.0, r=0.0, q=0.0), []
     if moving.y is not None:
-        terms.append(by_row(moving.y, call.rows) * rows(bare._replace(y=1.0, off=0.0), static)[0])
+        terms.append(by_row(moving.y, rows_of(call)) * rows(bare._replace(y=1.0, off=0.0), static)[0])
     if moving.r is not None:
-        terms.append(by_row(moving.r, call.rows) * rows(bare._replace(r=1.0), static)[0])
+        terms.append(by_row(moving.r, rows_of(call)) * rows(bare._replace(r=1.0), static)[0])
     if moving.q is not None:
-        terms.append(by_row(moving.q, call.rows) * rows(bare._replace(off=0.0), static)[1] ** 2 / 2)
+        terms.append(by_row(moving.q, rows_of(call)) * rows(bare._replace(off=0.0), static)[1] ** 2 / 2)
     if moving.off is not None:
         wide = _without_ignored(call).z.astype(jnp.promote_types(computed_in(call.z.dtype), moving.off.dtype))
-        scale = jnp.where(by_row(call.special(IGNORED), call.rows), 0.0, by_row(call.r, call.rows)).astype(widest())
-        by = -log_softmax(Call(wide, y=jnp.broadcast_to(scale, call.rows)), static)
+        scale = jnp.where(labelled(call, IGNORED), 0.0, by_row(call.r, rows_of(call))).astype(widest())
+        by = -log_softmax(Call(wide, y=jnp.broadcast_to(scale, rows_of(call))), static)
         by = jnp.where(by == jnp.inf, 0, by)  # of a masked class, whose truth is 0
-        terms.append(_over_classes(by * off_by_row(call._replace(off=moving.off)), static.names))
+        terms.append(_over_classes(by * off_by_row(call._replace(off=moving.off)), static.shards))
     return sum(terms[1:], terms[0]) if terms else None
 
 
 @_differentiated(along_p)
-def _(call: Call, moving: Tangents, static: Static, more: bool) -> Any:
+def _(call: Call, moving: Tangents, static: Static, outputs: tuple[str, ...]) -> Any:
     def of(call: Call) -> Any:
         bare = call._replace(v=0.0)
-        each = [gradient(bare._replace(**{name: 1.0}), static) for name in UPSTREAM[: 4 if more else 2]]
-        return [_over_classes(dz * call.v, static.names) for dz in each]
+        each = [gradient(bare._replace(**{name: 1.0}), static) for name in UPSTREAM[: len(outputs)]]
+        return [_over_classes(dz * call.v, static.shards) for dz in each]
 
-    found, moved = along(call, static, more), None
+    found, moved = along(call, static, outputs), None
     if any(t is not None for t in moving._replace(v=None)):
         _, moved = _jvp_of(of, call, moving._replace(v=None))
     if moving.v is not None:
-        linear = along(call._replace(v=moving.v), static, more)
+        linear = along(call._replace(v=moving.v), static, outputs)
         moved = linear if moved is None else [a + b for a, b in zip(moved, linear, strict=True)]
     return found, moved or [None] * len(found)
 
 
 @_transposed(along_p)
-def _(cotangents: Any, call: Call, unknown: Any, static: Static, more: bool) -> Any:
+def _(cotangents: Any, call: Call, unknown: Any, static: Static, outputs: tuple[str, ...]) -> Any:
     upstream = dict(zip(UPSTREAM, cotangents, strict=False))
     return {"v": gradient(call._replace(v=0.0, **upstream), static)}
 
@@ -347,15 +304,15 @@ def _(call: Call, moving: Tangents, static: Static) -> Any:
         t = getattr(moving, name)
         if t is not None:
             by = gradient(of_loss._replace(**{name: 1.0}), static)
-            terms.append((by_row(t, call.rows, True) * by_row(call.g, call.rows, True)).astype(by.dtype) * by)
+            terms.append((by_row(t, rows_of(call), True) * by_row(call.g, rows_of(call), True)).astype(by.dtype) * by)
     if moving.off is not None:
         yhat = gradient(of_loss._replace(off=0.0, g=0.0, l=1.0), static)
-        gr = jnp.where(by_row(call.special(IGNORED), call.rows), 0.0, by_row(call.g, call.rows) * by_row(call.r, call.rows))
+        gr = jnp.where(labelled(call, IGNORED), 0.0, by_row(call.g, rows_of(call)) * by_row(call.r, rows_of(call)))
         doff = off_by_row(call._replace(off=moving.off)).astype(yhat.dtype)
         at_each = doff * _transformed(_without_ignored(call).z.astype(yhat.dtype), static)[1]
         terms.append(
-            by_row(gr, call.rows, True).astype(yhat.dtype)
-            * (_over_classes(doff, static.names)[..., None].astype(yhat.dtype) * yhat - at_each)
+            by_row(gr, rows_of(call), True).astype(yhat.dtype)
+            * (_over_classes(doff, static.shards)[..., None].astype(yhat.dtype) * yhat - at_each)
         )
     return gradient(call, static), sum(terms[1:], terms[0]) if terms else None
 
@@ -363,9 +320,14 @@ def _(call: Call, moving: Tangents, static: Static) -> Any:
 @_transposed(gradient_p)
 def _(cotangents: Any, call: Call, unknown: Any, static: Static) -> Any:
     known = call._replace(v=cotangents[0], **dict.fromkeys(UPSTREAM, 0.0))
-    by_upstream = dict(zip(UPSTREAM, along(known, static, more=unknown[-1] in UPSTREAM[2:]), strict=False))
-    avals = {name: getattr(call, name).aval for name in unknown}
-    return {name: summed_to(by_upstream[name], a.shape).astype(a.dtype) for name, a in avals.items()}
+    outputs = FIRST if set(unknown) <= set(UPSTREAM[: len(FIRST)]) else SMOOTH
+    found = dict(zip(UPSTREAM, along(known, static, outputs), strict=False))
+    return {name: _summed_to(found[name], t) for name, t in unknown.items()}
+
+
+def _summed_to(a: Array, like: Any) -> Array:
+    """Return the sum over the axes of the rows that an operand of this type does not have."""
+    return a.sum(tuple(range(like.ndim, a.ndim))).astype(like.dtype)
 
 
 @_differentiated(curvature_p)
@@ -385,38 +347,38 @@ def _(cotangents: Any, call: Call, unknown: Any, static: Static) -> Any:
 
 def _without_ignored(call: Call) -> Call:
     """Return the call with 0 for the logits and v of ignored rows: if NaN is selected away after it was used, a derivative is 0 NaN."""
-    ignored = by_row(call.special(IGNORED), call.rows, True)
+    ignored = labelled(call, IGNORED, True)
     v = call.v if isinstance(call.v, float) else jnp.where(ignored, 0, call.v)
     return call._replace(z=jnp.where(ignored, 0, call.z), v=v)
 
 
 def _transformed(z: Array, static: Static) -> tuple[Array, Any, Any]:
-    """Return logits of any shape after softcap and temperature, and their first two derivatives, arrays or numbers."""
+    """Return logits of any shape after the softcap, and the first two derivatives of their quotients by T, arrays or numbers."""
     found: Any = formula.transformed(as_rows(z, 1), static.temperature, static.cap)
     scores, slope, bend = (x if isinstance(x, float) else x.reshape(z.shape) for x in found)
-    return scores / static.temperature, slope, bend
+    return scores, slope, bend
 
 
 def _composed_curvature(call: Call, static: Static) -> Array:
     """Return `curvature`, written with the other operators: formula.hessian for any shape."""
     wide, call = widest(), _without_ignored(call)
-    z, slope, bend = _transformed(call.z.astype(wide), static)
-    v, y, r, q, g, l, b, n = call.v.astype(wide), *(by_row(x, call.rows, True) for x in call[5:])  # noqa: E741
-    hidden, whole = Call(z, jnp.where(call.special(IGNORED), call.label, NO_LABEL)), Static(names=static.names)
-    yhat = gradient(hidden._replace(l=1.0), whole)
+    z, slope, bend = _transformed(call.z.astype(wide), static)  # z without the temperature, for its quotient may lose digits
+    v, y, r, q, g, l, b, n = call.v.astype(wide), *(by_row(x, rows_of(call), True) for x in call[-len(NUMBERS) :])  # noqa: E741
+    bare, whole = Call(z, hidden(call)), static._replace(cap=math.inf)
+    yhat = gradient(bare._replace(l=static.temperature), whole)
     away = -log_softmax(Call(z, y=1.0), whole)
     away = jnp.where(away == jnp.inf, 0.0, away)
-    lse = rows(hidden, whole)[1][..., None]
-    mean = _over_classes(yhat * v * slope, static.names)[..., None]
+    lse = rows(bare, whole)[1][..., None]
+    mean = _over_classes(yhat * v * slope, static.shards)[..., None]
     apart = v * slope - mean
-    entropy, dentropy = (_over_classes(yhat * x * away, static.names)[..., None] for x in (1, apart))
-    mass = y if isinstance(call.off, float) else y + r * _over_classes(off_by_row(call).astype(wide), static.names)[..., None]
+    entropy, dentropy = (_over_classes(yhat * x * away, static.shards)[..., None] for x in (1, apart))
+    mass = y if isinstance(call.off, float) else y + r * _over_classes(off_by_row(call).astype(wide), static.shards)[..., None]
     a = g * (mass + q * lse) + l - b - n * entropy
     hv = slope * yhat * ((a - n + n * away) * apart + g * q * mean - n * dentropy)
     if static.cap != math.inf:
         off = call.off if isinstance(call.off, float) else call.off.astype(wide)
-        hv = hv + bend * v * gradient(call._replace(z=z, v=0.0, off=off), whole)
-    return jnp.where(by_row(call.special(IGNORED), call.rows, True), 0.0, hv).astype(call.z.dtype)
+        hv = hv + static.temperature * bend * v * gradient(call._replace(z=z, v=0.0, off=off), whole)
+    return jnp.where(labelled(call, IGNORED, True), 0.0, hv).astype(call.z.dtype)
 
 
 @_differentiated(log_softmax_p)
@@ -425,10 +387,10 @@ def _(call: Call, moving: Tangents, static: Static) -> Any:
     if moving.z is not None:
         wide = computed_in(call.z.dtype)
         dz = moving.z.astype(wide) * _transformed(call.z.astype(wide), static)[1]
-        dlse = along(Call(call.z, jnp.int32(NO_LABEL), v=moving.z), static)[1]
-        terms.append((by_row(call.y, call.rows, True) * (dz - dlse[..., None])).astype(found.dtype))
+        dlse = along(Call(call.z, v=moving.z), static)[1]
+        terms.append((by_row(call.y, rows_of(call), True) * (dz - dlse[..., None])).astype(found.dtype))
     if moving.y is not None:
-        terms.append((by_row(moving.y, call.rows, True) * log_softmax(call._replace(y=1.0), static)).astype(found.dtype))
+        terms.append((by_row(moving.y, rows_of(call), True) * log_softmax(call._replace(y=1.0), static)).astype(found.dtype))
     return found, sum(terms[1:], terms[0])
 
 
@@ -437,7 +399,7 @@ def _(call: Call, moving: Tangents, static: Static, kept: int) -> Any:
     found, moved = None, None
     if moving.z is not None:
         found, dz = mean_and_gradient(call, static, kept)
-        moved = added_up((dz * moving.z).sum(tuple(range(kept, dz.ndim)), dtype=widest()), static.names)
+        moved = added_up((dz * moving.z).sum(tuple(range(kept, dz.ndim)), dtype=widest()), static.shards)
     if any(t is not None for t in moving._replace(z=None)):
         other, more = _jvp_of(lambda c: _composed_mean(c, static, kept), call, moving._replace(z=None))
         found, moved = (other, more) if moved is None else (found, moved + more)
