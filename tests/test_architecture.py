@@ -88,7 +88,6 @@ MAY = {  # the modules of softxent that each file of the core may import
     "functional.py": {"formula", "partials", "shared"},
     "call.py": set(),
     "contract.py": {"messages", "partials"},
-    "call.py": set(),
     "derivatives.py": {"call"},
     "truth.py": {"partials", "contract", "kernels"},
     "sweep.py": {"contract", "partials", "kernels", "truth"},

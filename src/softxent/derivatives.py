@@ -4,14 +4,12 @@ softxent.torch and softxent.jax have the same operators, whose arguments are a `
 with
 
     rows, gradient, log_softmax     the operators
-    aligned(call)                   the call with numbers that broadcast to the rows
+    numbers(call)                   y, r, q, g, l, b and n, which broadcast to the rows
     by_row(number, call, static)    a number of the rows, with an axis of length 1 for the classes
     off_by_row(call, static, like)  off in the shape of the logits and the dtype of another array, 0 if there is none
     over_classes(a, static)         the sum over all classes, of the devices or processes that have them, [*rows]
-    at_label(a, label, static)      the entry of a at the label, 0 without one, [*rows]
-    largest(z, static)              the class with the largest logit, [*rows]
-    transformed(z, static)          softcap and temperature applied to logits, in a wide enough type, and the first two derivatives
-    labels(call, static)            the labels, with classes in place of LARGEST and LARGEST_LOGIT
+    at_largest(a, z, static)        the entry of a in the column of the largest logit, [*rows]
+    transformed(z, static)          logits after the softcap, in a wide enough type, and the first two derivatives of their quotients by T
     blank(call, static)             whether what a row gives is 0 whatever its logits, with an axis of length 1 for the classes
     where, times, cast(a, like)     as in NumPy and partials.py; and a in the dtype of another array
 """
@@ -30,30 +28,28 @@ def loss_along(call: Call, lse: Any, mean: Any, at_label: Any, by_off: Any, time
 
 
 def curvature(call: Call, static: Static, of: Any) -> tuple[Any, ...]:
-    """Return the derivative of the gradient along v, and of each row mean, v_t - mean, sum_k off_k (v_k - mean) and that of the entropy.
+    """Return the derivative of the gradient along v, v_k - mean at every class, and of each row mean and the derivative of the entropy.
 
     This is formula.hessian, for any axis. v is used in operations of the framework alone.
     """
-    plain, blank = Static(axis=static.axis, shards=static.shards), of.blank(call, static)
+    plain, blank = static._replace(cap=math.inf), of.blank(call, static)  # of logits that are capped already
     x, slope, bend = of.transformed(of.where(blank, 0, call.z), static)
     v = of.cast(of.where(blank, 0, call.v), x)
-    along, off, call = v * slope, of.off_by_row(call, static, x), of.aligned(call)
-    yhat = of.gradient(Call(x, l=1.0), plain)
+    along, off = v * slope, of.off_by_row(call, static, x)
+    yhat = of.gradient(Call(x, l=static.temperature), plain)  # the temperature is kept, for a quotient x / T may lose digits
     away = -of.log_softmax(Call(x, y=1.0), plain)
     away = of.where(away == math.inf, 0.0, away)  # where yhat is 0
     lse = of.rows(Call(x), plain)[1]
 
-    top = of.at_label(along, of.largest(x, static), static)
-    lead = of.over_classes(
-        yhat * (of.by_row(top, call, static) - along), static
-    )  # v - mean at the most probable class, where a subtraction may cancel
-    mean, apart = top - lead, (along - of.by_row(top, call, static)) + of.by_row(lead, call, static)
+    top = of.at_largest(along, x, static)
+    below = of.by_row(top, call, static) - along
+    lead = of.over_classes(yhat * below, static)  # v - mean at the most probable class, where a subtraction may cancel
+    mean, apart = top - lead, of.by_row(lead, call, static) - below
     entropy, dentropy = of.over_classes(yhat * away, static), of.over_classes(yhat * apart * away, static)
-    mass = call.y + call.r * of.over_classes(off, static)
-    a = call.g * (mass + of.times(call.q, lse)) + call.l - call.b - call.n * entropy
-    steps = of.by_row(a - call.n, call, static) * apart + of.by_row(call.n, call, static) * away * apart
-    hv = slope * yhat * (steps + of.by_row(call.g * call.q * mean - call.n * dentropy, call, static))
+    y, r, q, g, l, b, n = of.numbers(call)  # noqa: E741
+    a = g * (y + r * of.over_classes(off, static) + of.times(q, lse)) + l - b - n * entropy
+    by_apart = of.by_row(a - n, call, static) + of.by_row(n, call, static) * away
+    hv = slope * yhat * (by_apart * apart + of.by_row(g * q * mean - n * dentropy, call, static))
     if static.cap != math.inf:
-        hv = hv + bend * v * of.gradient(call._replace(z=x, v=0.0), plain)
-    hv = of.where(blank, 0, hv)
-    return hv, mean, of.at_label(apart, of.labels(call, static), static), of.over_classes(off * apart, static), dentropy
+        hv = hv + static.temperature * bend * v * of.gradient(call._replace(z=x, v=0.0), plain)
+    return of.where(blank, 0, hv), apart, mean, dentropy

@@ -18,7 +18,6 @@ classes. The other arguments, and what the rows give, are the same on all device
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,12 +26,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
-from .. import contract, formula
+from .. import contract, derivatives, formula
 from ..call import NUMBERS, OF_CLASSES, UPSTREAM, Call, Static
 from . import devices, native, private, reference, steps
 from .arrays import Array, as_rows, computed_in, widest
-from .call import FIRST, IGNORED, PLAIN, SMOOTH, Fixed, averaged, by_row, hidden, inverse, labelled, off_by_row, operands, restored, rows_of
+from .call import FIRST, IGNORED, PLAIN, SMOOTH, Fixed, averaged, by_row, inverse, labelled, off_by_row, operands, restored, rows_of
 from .private import Primitive
 from .steps import Names, added_up
 
@@ -360,25 +360,55 @@ def _transformed(z: Array, static: Static) -> tuple[Array, Any, Any]:
 
 
 def _composed_curvature(call: Call, static: Static) -> Array:
-    """Return `curvature`, written with the other operators: formula.hessian for any shape."""
-    wide, call = widest(), _without_ignored(call)
-    z, slope, bend = _transformed(call.z.astype(wide), static)  # z without the temperature, for its quotient may lose digits
-    v, y, r, q, g, l, b, n = call.v.astype(wide), *(by_row(x, rows_of(call), True) for x in call[-len(NUMBERS) :])  # noqa: E741
-    bare, whole = Call(z, hidden(call)), static._replace(cap=math.inf)
-    yhat = gradient(bare._replace(l=static.temperature), whole)
-    away = -log_softmax(Call(z, y=1.0), whole)
-    away = jnp.where(away == jnp.inf, 0.0, away)
-    lse = rows(bare, whole)[1][..., None]
-    mean = _over_classes(yhat * v * slope, static.shards)[..., None]
-    apart = v * slope - mean
-    entropy, dentropy = (_over_classes(yhat * x * away, static.shards)[..., None] for x in (1, apart))
-    mass = y if isinstance(call.off, float) else y + r * _over_classes(off_by_row(call).astype(wide), static.shards)[..., None]
-    a = g * (mass + q * lse) + l - b - n * entropy
-    hv = slope * yhat * ((a - n + n * away) * apart + g * q * mean - n * dentropy)
-    if static.cap != math.inf:
-        off = call.off if isinstance(call.off, float) else call.off.astype(wide)
-        hv = hv + static.temperature * bend * v * gradient(call._replace(z=z, v=0.0, off=off), whole)
-    return jnp.where(labelled(call, IGNORED, True), 0.0, hv).astype(call.z.dtype)
+    """Return `curvature`, written with the other operators, which can be differentiated again."""
+    hv, *_ = derivatives.curvature(_without_ignored(call), static, _JAX)
+    return hv.astype(call.z.dtype)
+
+
+class _JAX:
+    """What softxent/derivatives.py needs."""
+
+    rows, gradient, log_softmax = (staticmethod(operator) for operator in (rows, gradient, log_softmax))
+    where = jnp.where
+
+    @staticmethod
+    def times(factor: Any, value: Array) -> Array:
+        return factor * jnp.where((factor == 0) & ~jnp.isfinite(value), 0, value)
+
+    @staticmethod
+    def cast(a: Array, like: Array) -> Array:
+        return a.astype(like.dtype)
+
+    @staticmethod
+    def numbers(call: Call) -> list[Array]:
+        return [by_row(x, rows_of(call)) for x in call[-len(NUMBERS) :]]
+
+    @staticmethod
+    def by_row(number: Array, call: Call, static: Static) -> Array:
+        return by_row(number, rows_of(call), True)
+
+    @staticmethod
+    def off_by_row(call: Call, static: Static, like: Array) -> Array:
+        off = jnp.zeros((), like.dtype) if isinstance(call.off, float) else off_by_row(call).astype(like.dtype)
+        return jnp.broadcast_to(off, call.z.shape)
+
+    @staticmethod
+    def over_classes(a: Array, static: Static) -> Array:
+        return _over_classes(a, static.shards)
+
+    @staticmethod
+    def at_largest(a: Array, z: Array, static: Static) -> Array:
+        z = lax.stop_gradient(z)
+        at = jnp.take_along_axis(a, z.argmax(-1)[..., None], -1)[..., 0]
+        return added_up(jnp.where(steps.largest(z, static.shards)[1], at, 0), static.shards)
+
+    @staticmethod
+    def transformed(z: Array, static: Static) -> tuple[Array, Any, Any]:
+        return _transformed(z.astype(widest()), static)
+
+    @staticmethod
+    def blank(call: Call, static: Static) -> Array:
+        return labelled(call, IGNORED, True)
 
 
 @_differentiated(log_softmax_p)

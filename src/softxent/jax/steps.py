@@ -69,7 +69,7 @@ def along(backend: Any, call: Call, static: Static, outputs: tuple[str, ...]) ->
 def log_softmax(backend: Any, call: Call, static: Static) -> Array:
     """Return y ((z_k - top) / T + log yhat_top): the largest logit is kept apart, so that a value near 0 keeps its digits."""
     z = call.z.astype(computed_in(call.z.dtype))
-    top, here = _largest(z, static.shards)
+    top, here = largest(z, static.shards)
     label = jnp.where(here, special(LARGEST, jnp.int32), NO_LABEL)
     logprob = merged(backend, Call(z, label), static, FIRST).outputs.logprob[..., None]
     score, highest = (formula.transformed(as_rows(a, 1), static.temperature, static.cap)[0].reshape(a.shape) for a in (z, top[..., None]))
@@ -109,16 +109,16 @@ def _own_label(call: Call, names: Names) -> Any:
     if call.label.ndim:  # arguments.py gives the label LARGEST to all rows or to none
         return here
     by_row_of_off = not isinstance(call.off, float) and call.off.ndim > 1
-    _, mine = _largest(off_by_row(call) if by_row_of_off else call.z, names)
+    _, mine = largest(off_by_row(call) if by_row_of_off else call.z, names)
     return jnp.where(call.label == special(LARGEST, call.label.dtype), jnp.where(mine, call.label, NO_LABEL), here)
 
 
-def _largest(of: Array, names: Names) -> tuple[Array, Array]:
+def largest(of: Array, names: Names) -> tuple[Array, Array]:
     """Return the largest entry of each row, and whether it is the first one that is as large, and on this device."""
-    largest = of.max(-1)
+    mine = of.max(-1)
     if not names:
-        return largest, jnp.ones(largest.shape, bool)
-    every = lax.all_gather(largest, names)
+        return mine, jnp.ones(mine.shape, bool)
+    every = lax.all_gather(mine, names)
     return every.max(0), every.argmax(0) == lax.axis_index(names)
 
 

@@ -80,10 +80,12 @@ def _curvature(call: Call, static: Static) -> Five:
 
 def composed_curvature(call: Call, static: Static) -> Five:
     """Return `curvature`, written with the other operators, which can be differentiated again."""
-    hv, *of_rows = derivatives.curvature(call, static, sys.modules[__name__])
+    hv, apart, *of_rows = derivatives.curvature(call, static, sys.modules[__name__])
+    by_off = over_classes(off_by_row(call, static, apart) * apart, static)
     live = compute.labels_of(call, static) != IGNORED
-    mean, at_label, by_off, dentropy = (row.where(live, 0) for row in of_rows)
-    return hv.to(call.z.dtype), mean, at_label, by_off, dentropy
+    each = (of_rows[0], at_label(apart, labels(call, static), static), by_off, of_rows[1])
+    mean, of_label, by_off, dentropy = (row.where(live, 0) for row in each)
+    return hv.to(call.z.dtype), mean, of_label, by_off, dentropy
 
 
 def class_labels(fn: str, target: Tensor, classes: int, ignored: int) -> Tensor:
@@ -472,8 +474,8 @@ def cast(a: Tensor, like: Tensor) -> Tensor:
     return a.to(like.dtype)
 
 
-def aligned(call: Call) -> Call:
-    return call
+def numbers(call: Call) -> tuple[Any, ...]:
+    return call[-len(NUMBERS) :]
 
 
 def by_row(number: Any, call: Call, static: Static) -> Any:
@@ -499,6 +501,11 @@ def largest(z: Tensor, static: Static) -> Tensor:
     """Return the class with the largest logit of each row."""
     z = z.detach()
     return processes.most_probable(z, static.shards, static.axis) if static.shards else z.argmax(static.axis)
+
+
+def at_largest(a: Tensor, z: Tensor, static: Static) -> Tensor:
+    """Return the entry of a in the column of the largest logit of each row."""
+    return at_label(a, largest(z, static), static)
 
 
 def labels(call: Call, static: Static) -> Tensor:
@@ -541,15 +548,15 @@ def transformed(z: Tensor, static: Static) -> tuple[Tensor, Tensor | float, Tens
 
 
 def _transformed(z: Tensor, static: Static) -> tuple[Tensor, Tensor | float, Tensor | float]:
-    """Return (cap / T) tanh(z / cap), or z / T if cap is inf, and its first two derivatives. None cancels where |z / cap| is large."""
+    """Return x = cap tanh(z / cap), or z if cap is inf, and the first two derivatives of x / T. None cancels where |z / cap| is large."""
     temperature, cap = static.temperature, static.cap
     if cap == math.inf:
-        return (z if temperature == 1 else z / temperature), 1 / temperature, 0.0
+        return z, 1 / temperature, 0.0
     u = z.double() / cap
     t = (-2 * u.abs()).exp()
     tanh = u.tanh().where(u.abs() < 1, u.sign() * ((1 - t) / (1 + t)))  # the derivative of torch's tanh is 1 - tanh^2, which cancels
     slope = 4 / temperature * (logsigmoid(2 * u) + logsigmoid(-2 * u)).exp()  # 1 / cosh^2
-    return tanh * (cap / temperature), slope, (-2 / cap) * tanh * slope
+    return tanh * cap, slope, (-2 / cap) * tanh * slope
 
 
 # ---- shapes ----
