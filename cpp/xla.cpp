@@ -230,7 +230,9 @@ static void compute(Op op, const ffi::Buffers& buffers, const ffi::Buffers& rets
   }
   const bool cut = op == TANGENT_SUMS || op == HESSIAN;
   const int64_t results = op == CURVATURE || op == HESSIAN ? PRODUCTS : given & WITH_ENTROPY ? OUTPUTS : LSE + 1;
-  Rows memory(NUMBERS + 2 + OUTPUTS, j.rows ? j.rows : 1);
+  const int64_t last = rets.count - (given & PARTS_WRITTEN ? 1 : 0);
+  const bool predicted = op == FORWARD && results == OUTPUTS && last > OUTPUTS;
+  Rows memory(NUMBERS + 2 + OUTPUTS + 1, j.rows ? j.rows : 1);
   const bool outside = given & LABEL && set_label(j, args.take(), memory);
   j.type = j.off_type = type;
   if (given & OFF) {
@@ -257,7 +259,8 @@ static void compute(Op op, const ffi::Buffers& buffers, const ffi::Buffers& rets
   }
   if (j.rows) set_numbers(j, args, fixed, total.empty() ? nullptr : &total[0], outside, memory);
   if (given & PARTS_WRITTEN) set_parts(j, output(rets, rets.count - 1), cut);
-  j.result = memory.take(results * j.rows);
+  j.result = memory.take((results + predicted) * j.rows);
+  j.predicted = predicted ? j.result + OUTPUTS * j.rows : nullptr;
   j.result_count = results;
   j.result_step = j.rows;
   j.entropy = given & WITH_ENTROPY || j.number_count == NUMBERS;
@@ -265,7 +268,6 @@ static void compute(Op op, const ffi::Buffers& buffers, const ffi::Buffers& rets
   run(op == FUSED && given & PARTS_READ ? BACKWARD : op, j, l, most_threads, nullptr);
   std::vector<double> totals(total.empty() ? 0 : total[0].count());
   if (!total.empty()) spread(total[0], totals.size(), totals.data());
-  const int64_t last = rets.count - (given & PARTS_WRITTEN ? 1 : 0);
   for (int64_t k = 0; ret < last; k++, ret++) write_rows(j.result + k * j.rows, j.rows, output(rets, ret), totals);
 }
 

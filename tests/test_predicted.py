@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from tolerances import FLOAT32
 
 import softxent.torch as st
 from softxent import kernels, shared
@@ -100,3 +101,28 @@ def test_a_linear_head(budget):
     assert torch.equal(shifted.predicted, torch.where(labels == -100, -1, (x @ w.T).argmax(1).reshape(2, 6)[:, :-1]))
     compiled = torch.compile(lambda x: st.linear_cross_entropy(x, w, t, return_predicted=True).predicted, backend="aot_eager")
     assert torch.equal(compiled(x), want)
+
+
+@pytest.mark.parametrize("backend", ["default", "formula"])
+@pytest.mark.parametrize("shape", [(6, 4), (5, 300), (3, 4, 2)], ids=str)
+def test_jax(shape, backend):
+    jax = pytest.importorskip("jax")
+    from softxent import jax as sj
+
+    z, t, want = (x.numpy() for x in problem(shape))
+    options = {"axis": 1, "return_predicted": True}
+    with sj.use_backend(backend):
+        found = sj.cross_entropy(z, t, **options)
+        jitted = jax.jit(lambda z: sj.cross_entropy(z, t, **options, return_entropy=True, label_smoothing=0.1))(z)
+        loss = lambda z: (lambda r: (r.loss, r.predicted))(sj.cross_entropy(z, t, **options))  # noqa: E731
+        gradient, beside = jax.grad(loss, has_aux=True)(z)
+        many = jax.vmap(lambda z: sj.cross_entropy(z, t, **options).predicted)(np.stack([z, z]))
+    for predicted in (found.predicted, jitted.predicted, beside, many[1]):
+        assert predicted.dtype == np.int32
+        np.testing.assert_array_equal(predicted, want)
+    np.testing.assert_allclose(found.loss, sj.cross_entropy(z, t, axis=1), rtol=FLOAT32)
+    assert np.isfinite(gradient).all()
+    if len(shape) == 2:
+        x, w = np.random.default_rng(0).standard_normal((2, shape[0], 8)).astype("f4")[0], np.eye(8, dtype="f4")[:5]
+        predicted = sj.linear_cross_entropy(x, w, np.minimum(t, 4), budget=200, return_predicted=True).predicted
+        np.testing.assert_array_equal(predicted, np.where(t == -100, -1, (x @ w.T).argmax(1)))

@@ -20,7 +20,7 @@ from ..truth import Options as Options
 from ..truth import options as options
 from . import devices
 from .arrays import Array, computed_in, widest
-from .call import ALL, FIRST, IGNORED, LARGEST, OUTSIDE, averaged, special
+from .call import ALL, FIRST, IGNORED, LARGEST, OUTSIDE, PREDICTED, averaged, special
 from .steps import Names
 
 FLOATS = ("float32", "float64", "bfloat16", "float16")
@@ -159,16 +159,17 @@ class Result(NamedTuple):
     entropy: Array | None = None  # [*rows]
     logprobs: Array | None = None  # [*rows], of the label
     correct: Array | None = None  # the number of rows whose label is a most probable class
+    predicted: Array | None = None  # [*rows], int32, the most probable class
 
 
 def wanted(**given: bool) -> tuple[str, ...]:
     """Return the names of the outputs that a `Result` has beside the loss, by whether they are wanted."""
-    return tuple(name for name in ALL if given.get(name))
+    return tuple(name for name in (*ALL, PREDICTED) if given.get(name))
 
 
 def needed(wanted: tuple[str, ...]) -> tuple[str, ...]:
     """Return the outputs of the rows among which are those that are wanted."""
-    return FIRST if set(wanted) <= set(FIRST) else ALL
+    return FIRST if set(wanted) <= set(FIRST) else (*ALL, PREDICTED) if PREDICTED in wanted else ALL
 
 
 def in_one_pass(reduction: str, wanted: tuple[str, ...], dtype: Any) -> bool:
@@ -187,9 +188,9 @@ def divisor(reduction: str, total: Array) -> Array:
 
 def results(found: list[Array], total: Array, reduction: str, wanted: tuple[str, ...], dtype: Any) -> Any:
     """Return the loss, from the outputs of the rows, or a `Result` with those that are wanted."""
-    rows = dict(zip(ALL, found, strict=False))
+    rows = dict(zip((*ALL, PREDICTED), found, strict=False))
     loss = rows["loss"] if reduction == "none" else averaged(rows["loss"], divisor(reduction, total), 0)
     if not wanted:
         return loss.astype(dtype)
     lse, logprobs, entropy = (rows[name].astype(dtype) if name in wanted else None for name in ("lse", "logprob", "entropy"))
-    return Result(loss.astype(dtype), lse, entropy, logprobs, rows["correct"].sum() if "correct" in wanted else None)
+    return Result(loss.astype(dtype), lse, entropy, logprobs, rows["correct"].sum() if "correct" in wanted else None, rows.get(PREDICTED))

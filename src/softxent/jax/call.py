@@ -23,6 +23,8 @@ IGNORED, LARGEST, OUTSIDE = (
 NO_LABEL = shared.NO_LABEL
 PLAIN = Static()
 ALL = Outputs._fields
+PREDICTED = "predicted"  # the most probable class, an output beside these
+TYPES = {"correct": jnp.bool_, PREDICTED: jnp.int32}  # of the outputs that are no floats
 FIRST = ALL[:2]  # loss and lse, for which the kernel adds up no entropy
 SMOOTH = ALL[:-1]  # those that have derivatives
 

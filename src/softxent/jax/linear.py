@@ -42,6 +42,7 @@ def linear_cross_entropy(
     return_entropy: bool = False,
     return_logprobs: bool = False,
     return_correct: bool = False,
+    return_predicted: bool = False,
     check: bool = False,
     budget: int = BUDGET,
     axis_name: str | tuple[str, ...] | None = None,
@@ -90,7 +91,9 @@ def linear_cross_entropy(
     head = Head(*(None if a is None else devices.cast(a, over) for a in head))
     call, total = devices.varying(call._replace(z=0.0), names, over), devices.cast(total, over.difference(names))
     step = max(1, chunk_rows(rows, classes * head.x.dtype.itemsize, budget))
-    wanted = arguments.wanted(lse=return_lse, logprob=return_logprobs, entropy=return_entropy, correct=return_correct)
+    wanted = arguments.wanted(
+        lse=return_lse, logprob=return_logprobs, entropy=return_entropy, correct=return_correct, predicted=return_predicted
+    )
     static = Static(given.temperature, given.cap, shards=names)
     if arguments.in_one_pass(given.reduction, wanted, head.x.dtype):
         arrays, fixed = operands(call)

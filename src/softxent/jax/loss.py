@@ -35,6 +35,7 @@ def cross_entropy(
     return_entropy: bool = False,
     return_logprobs: bool = False,
     return_correct: bool = False,
+    return_predicted: bool = False,
     check: bool = False,
     axis_name: str | tuple[str, ...] | None = None,
 ) -> Any:
@@ -50,7 +51,8 @@ def cross_entropy(
             The numbers are constants of the compiled function; the weights are arrays, by which can be differentiated.
         reduction: "none" returns an array [*rows], "sum" their sum. "mean" divides the sum by the sum of the rows' weights, and is NaN,
             with gradient 0, if all rows are ignored.
-        return_lse, return_entropy, return_logprobs, return_correct: whether to return a `Result` with these numbers too.
+        return_lse, return_entropy, return_logprobs, return_correct, return_predicted: whether to return a `Result` with these too. The
+            predicted class is the most probable one, the first of several, and -1 in ignored rows.
         check: whether a label out of range is an error of `jax.experimental.checkify`. Otherwise the loss and the gradient of that row are
             NaN.
         axis_name: inside `jax.shard_map`, the axes of the mesh by which the classes are divided. `logits`, and probabilities, then have the
@@ -79,7 +81,9 @@ def cross_entropy(
     w, sample = arguments.weights(fn, class_weight, sample_weight, devices.classes_of(names, z.shape[-1]), z.shape[:-1])
     arguments.check_devices(fn, names, {"logits": z}, t, w, sample)
     call, total = arguments.call_of(fn, z, t, w, sample, given, check, names)
-    wanted = arguments.wanted(lse=return_lse, logprob=return_logprobs, entropy=return_entropy, correct=return_correct)
+    wanted = arguments.wanted(
+        lse=return_lse, logprob=return_logprobs, entropy=return_entropy, correct=return_correct, predicted=return_predicted
+    )
     static = Static(given.temperature, given.cap, k - z.ndim, names)
     if arguments.in_one_pass(given.reduction, wanted, z.dtype):
         return operators.mean(call._replace(total=arguments.divisor(given.reduction, total)), static).astype(z.dtype)

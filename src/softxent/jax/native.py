@@ -15,7 +15,7 @@ from ..call import NUMBERS, Call, Static
 from ..partials import Partials, Tangents
 from ..shared import GIVEN
 from .arrays import Array, computed_in, widest
-from .call import ALL, FIRST, NO_LABEL, rows_of
+from .call import ALL, FIRST, NO_LABEL, TYPES, rows_of
 
 
 def _register() -> str:
@@ -110,7 +110,7 @@ def _row(call: Call, dtype: Any = None) -> jax.ShapeDtypeStruct:
 
 
 def _outputs(call: Call, outputs: tuple[str, ...]) -> list[jax.ShapeDtypeStruct]:
-    return [_row(call, jnp.bool_ if name == "correct" else None) for name in outputs]
+    return [_row(call, TYPES.get(name)) for name in outputs]
 
 
 def _parts(call: Call, fields: int) -> jax.ShapeDtypeStruct:

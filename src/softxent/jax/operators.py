@@ -32,7 +32,7 @@ from .. import contract, derivatives, formula
 from ..call import NUMBERS, OF_CLASSES, UPSTREAM, Call, Static
 from . import devices, native, private, reference, steps
 from .arrays import Array, as_rows, computed_in, widest
-from .call import FIRST, IGNORED, PLAIN, SMOOTH, Fixed, averaged, by_row, inverse, labelled, off_by_row, operands, restored, rows_of
+from .call import FIRST, IGNORED, PLAIN, SMOOTH, TYPES, Fixed, averaged, by_row, inverse, labelled, off_by_row, operands, restored, rows_of
 from .private import Primitive
 from .steps import Names, added_up
 
@@ -186,7 +186,7 @@ def _of_kept(call: Call, names: Names, kept: int) -> Any:
 
 
 def _outputs(call: Call, names: Names, outputs: tuple[str, ...]) -> list[Any]:
-    return [_result(call, call.z.ndim - 1, bool if name == "correct" else widest(), names) for name in outputs]
+    return [_result(call, call.z.ndim - 1, TYPES.get(name, widest()), names) for name in outputs]
 
 
 rows_p = _primitive("rows", _outputs)

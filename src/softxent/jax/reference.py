@@ -33,7 +33,8 @@ def merge(parts: Array, order: Sequence[tuple[int, int]], call: Call, static: St
     of = _rows(call._replace(z=call.z[..., :1], off=0.0), static)
     sums, tangents = zip(*(_sums(shard, of) for shard in parts), strict=True)
     x, y = partials.merge_all(sums, None if tangents[0] is None else tangents, order)
-    found = [*functional.outputs(x, _numbers(call, of), of.ignored), *(() if y is None else [y.vt])]
+    outputs = functional.outputs(x, _numbers(call, of), of.ignored)
+    found = [*outputs._replace(correct=outputs.correct != 0), *(() if y is None else [y.vt])]
     return [*(a.reshape(rows_of(call)) for a in found), _stacked([*x[:_SUMS], *(y or ())], call)]
 
 

@@ -18,7 +18,22 @@ from ..formula import Outputs
 from ..partials import difference as _difference
 from ..partials import times as _times
 from .arrays import Array, as_rows, computed_in
-from .call import ALL, FIRST, LARGEST, NO_LABEL, OUTSIDE, averaged, by_row, inverse, labelled, off_by_row, rows_of, special
+from .call import (
+    ALL,
+    FIRST,
+    IGNORED,
+    LARGEST,
+    NO_LABEL,
+    OUTSIDE,
+    PREDICTED,
+    averaged,
+    by_row,
+    inverse,
+    labelled,
+    off_by_row,
+    rows_of,
+    special,
+)
 
 Names = tuple[str, ...]  # axes of a mesh
 times: Any = _times  # of arrays of JAX
@@ -32,7 +47,16 @@ def computed(operator: str, backend: Any, call: Call, static: Static, **how: Any
 
 
 def rows(backend: Any, call: Call, static: Static, outputs: tuple[str, ...]) -> list[Array]:
-    return list(reduced(backend, call, static, outputs).outputs[: len(outputs)])
+    found = list(reduced(backend, call, static, outputs).outputs[: len(outputs)])
+    return [*found, _predicted(call, static.shards)] if PREDICTED in outputs else found
+
+
+def _predicted(call: Call, names: Names) -> Array:
+    """Return the first class with the largest logit, -1 in ignored rows."""
+    at = call.z.argmax(-1)
+    if names:
+        at = added_up(jnp.where(largest(call.z, names)[1], at + lax.axis_index(names) * call.z.shape[-1], 0), names)
+    return jnp.where(labelled(call, IGNORED), -1, at).astype(jnp.int32)
 
 
 def mean(backend: Any, call: Call, static: Static, kept: int) -> Array:
