@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import triton_backend
 from cases import BACKENDS, DTYPES, OFFS, Problem, computed, cuts_of, problem, two_calls, within
-from extended import Worst, expected
+from extended import expected
 from guarded import guarded
-from test_waist import TRANSFORMS, curved, far_out, with_all_numbers
+from test_waist import TRANSFORMS, check_product, curved, far_out, with_all_numbers
 from tolerances import FEW64, FLOAT64
 
 import softxent
@@ -177,7 +177,7 @@ def test_logits_and_temperatures_and_softcaps_and_directions_of_any_size(backend
         i = ((along > 2.0**-960) & (along < 2.0**960)).all(axis=1)  # so that the tangents are numbers with all digits
         shards = cuts_of(rng.integers(0, classes + 1, rng.integers(0, 3)), classes)
         where = f"{shards} {p.transform} {p.z.tolist()} {p.label} {p.truth[3]} {v.tolist()}"
-        Worst().check("Hessian product", in_shards(p, v, shards, rng)[0][i], expected(p.rows(i), v[i])["Hessian product"], where)
+        check_product(p.rows(i), v[i], in_shards(p, v, shards, rng)[0][i], expected(p.rows(i), v[i])["Hessian product"], where)
 
 
 @each_dtype
