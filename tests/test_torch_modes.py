@@ -77,8 +77,9 @@ def test_gradcheck_with_undefined_and_batched_gradients_and_forward_mode(functio
     assert gradcheck(f, given, check_undefined_grad=True, check_batched_grad=True, check_forward_ad=True, check_batched_forward_grad=True)
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-@each_case
+@pytest.mark.parametrize(
+    ("function", "names", "smoothing"), [(*case, s) for case, s in zip(CASES, itertools.cycle([0.0, 0.1]), strict=False)]
+)
 def test_the_hessian_by_batches_in_forward_mode_is_the_hessian(function, names, smoothing):
     values = tensors()
     given = tuple(values[name] for name in names)
