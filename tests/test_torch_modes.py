@@ -58,7 +58,8 @@ def written_out(function, given, **options):
 
 OTHERS = [(), ("weight",), ("sample_weight",), ("target",), ("target", "weight")]
 CASES = [(function, first + others) for function, first in (("plain", ("z",)), ("linear", ("x", "W", "b"))) for others in OTHERS]
-each_case = pytest.mark.parametrize(("function", "names"), CASES, ids=lambda x: x if isinstance(x, str) else "-".join(x))
+name_of = lambda x: "-".join(x) if isinstance(x, tuple) else str(x)  # noqa: E731
+each_case = pytest.mark.parametrize(("function", "names"), CASES, ids=name_of)
 REDUCTIONS = ["none", "mean", "sum"]
 each_reduction = pytest.mark.parametrize("reduction", REDUCTIONS)
 
@@ -66,6 +67,7 @@ each_reduction = pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize(
     ("function", "names", "reduction", "smoothing"),
     [(*case, r, s) for (case, r), s in zip(itertools.product(CASES, REDUCTIONS), itertools.cycle([0.0, 0.1]), strict=False)],
+    ids=name_of,
 )
 def test_gradcheck_with_undefined_and_batched_gradients_and_forward_mode(function, names, smoothing, reduction):
     values = tensors()
@@ -78,7 +80,7 @@ def test_gradcheck_with_undefined_and_batched_gradients_and_forward_mode(functio
 
 
 @pytest.mark.parametrize(
-    ("function", "names", "smoothing"), [(*case, s) for case, s in zip(CASES, itertools.cycle([0.0, 0.1]), strict=False)]
+    ("function", "names", "smoothing"), [(*case, s) for case, s in zip(CASES, itertools.cycle([0.0, 0.1]), strict=False)], ids=name_of
 )
 def test_the_hessian_by_batches_in_forward_mode_is_the_hessian(function, names, smoothing):
     values = tensors()
