@@ -404,8 +404,8 @@ def check_product(p: Problem, v: np.ndarray, got: np.ndarray, product: Value, wh
         steep, yhat = slope + tiny / unit / temperature, yhat + tiny / unit  # below the normal numbers, a result has no digits
         size = mass * yhat * spread + np.abs(np.where(slope > 0, seen.bend / slope, 0) * v) * (mass * yhat + truth)
         parts = (4 * (104 if unit > 1e-9 else 746) * unit + 8 * moved) * np.abs(p.truth[3])[:, None] * steep * size + 8 * tiny
-    within = np.where(moved < 1e-2, parts, np.inf)  # see above
-    Worst().check("Hessian product", got, product._replace(bound=np.fmin(product.bound, within)), where)
+    by_parts = np.where(moved < 1e-2, parts, np.inf)  # see above
+    Worst().check("Hessian product", got, product._replace(bound=np.fmin(product.bound, by_parts)), where)
 
 
 @pytest.mark.parametrize("classes", (2, 5, 70))
