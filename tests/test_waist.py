@@ -467,10 +467,11 @@ def test_a_truth_of_0_has_no_gradient_with_all_numbers(classes, rng):
     assert not fused(p).dz.any()
 
 
+@pytest.mark.parametrize("transform", [TRANSFORMS["none"], TRANSFORMS["both"]], ids=str)
 @each_dtype
-def test_an_ignored_row_is_not_read_and_gives_0(dtype):
+def test_an_ignored_row_is_not_read_and_gives_0(dtype, transform):
     for shape in SHAPES:
-        p = with_all_numbers(problem(*shape, dtype, "dense"))
+        p = with_all_numbers(problem(*shape, dtype, "dense"))._replace(transform=transform)
         p = p._replace(z=p.z.copy(), label=np.where(np.arange(shape[0]) % 3 == 0, kernels.IGNORED, p.label))
         none = p.label == kernels.IGNORED
         p.z[none] = np.nan
