@@ -1,9 +1,8 @@
 """The cases that the tests run on, and the reference results. Cases are the combinations of backend, dtype, shape and options.
 
 There are cases on two levels: `problem` returns the arguments of a kernel (z, label, the four numbers of a row, off), and `option_cases`
-those of a public function (labels and keyword options). There are three references: `exact` evaluates formula.py with more digits than the
-case has, `composed` computes the results from their definitions without formula.py, and `composite` computes the loss from its definition
-in torch and float64, so that torch's autograd gives the gradient.
+those of a public function (labels and keyword options). `exact` evaluates formula.py with more digits than the case has. The definitions,
+without formula.py, are in extended.py and definition_in_torch.py.
 """
 
 from __future__ import annotations
@@ -162,30 +161,6 @@ def cooled(x: np.ndarray, temperature: float, cap: float) -> tuple[np.ndarray, A
         return z / temperature, slope, bend
 
 
-def composed(p: Problem) -> Answer:
-    """Compute loss, lse, entropy and gradient from their definitions, in numbers of 80 bits and without formula.py.
-
-    The odds e^(z_k - z_t) are added up without a maximum, because the exponents of these numbers reach far enough. If the label matches no
-    column, the largest logit takes its place.
-    """
-    z, (y, r, q, g) = p.z.astype(np.longdouble), p.truth[:4].astype(np.longdouble)[:, :, None]
-    hot = p.label[:, None] == np.arange(z.shape[1])
-    truth = r * (0 if p.off is None else p.off.astype(np.longdouble)) * np.ones_like(z)
-    there = hot.any(axis=1, keepdims=True)
-    base = np.where(there, hot, np.arange(z.shape[1]) == z.argmax(axis=1)[:, None])
-    apart = z - z[base][:, None]
-    odds = np.where(base, 0, np.exp(apart)).sum(axis=1, keepdims=True)
-    yhat, surprisal = np.exp(apart) / (1 + odds), np.log1p(odds) - apart
-    lse = z[base][:, None] + np.log1p(odds)
-    loss = times(truth, surprisal).sum(axis=1) + times(y, np.where(there, np.log1p(odds), np.inf))[:, 0] + (q * lse**2 / 2)[:, 0]
-    entropy = times(yhat, surprisal).sum(axis=1)
-    total = y + truth.sum(axis=1, keepdims=True) + q * lse
-    others = np.where(hot, 0, truth).sum(axis=1, keepdims=True) + q * lse  # total less the truth of the label, without its cancellation
-    at = y + np.where(hot, truth, 0).sum(axis=1, keepdims=True)  # the truth of the label
-    dz = g * np.where(hot, (others - at * odds) / (1 + odds), total * yhat - truth)
-    return Answer(np.array([loss, lse[:, 0], entropy]), np.empty(0), dz)
-
-
 def allowed(p: Problem) -> tuple[np.ndarray, np.ndarray]:
     """Return the derived bounds of the errors of the loss [R] and the gradient [R, C]."""
     return bounds.row_bounds(*p[:4])
@@ -249,61 +224,6 @@ def option_cases(rng, rows: int, classes: int) -> dict[str, tuple[np.ndarray, di
 
 
 OPTIONS = list(option_cases(np.random.default_rng(0), 3, 4))
-
-
-def random_options(rng, rows: int, classes: int) -> tuple[np.ndarray, dict[str, Any]]:
-    """Return labels and a random combination of all options."""
-    options: dict[str, Any] = {}
-    if rng.random() < 0.35:
-        labels = probabilities(rng, rows, classes)
-    else:
-        options["ignore_index"] = int(rng.choice([-100, -1, 0, classes - 1, 255]))
-        labels = np.where(rng.random(rows) < 0.25, options["ignore_index"], rng.integers(0, classes, rows))
-    each = dict(
-        class_weight=rng.random(classes) * rng.choice([0, 1], classes, p=[0.1, 0.9]), label_smoothing=float(rng.choice([0.05, 0.3, 1])),
-        sample_weight=rng.random(rows) + 0.05, z_loss=float(rng.choice([1e-4, 0.1])), temperature=float(rng.choice([0.5, 1.3, 4])),
-        softcap=float(rng.choice([2, 10, 50])),
-    )  # fmt: skip
-    options.update((name, value) for name, value in each.items() if rng.random() < 0.45)
-    options["reduction"] = str(rng.choice(["none", "sum", "mean"]))
-    return labels, options
-
-
-class Composite(NamedTuple):
-    loss: torch.Tensor  # the reduced loss
-    rows: torch.Tensor  # [R] the losses of the rows
-    seen: torch.Tensor  # [R, C] the logits after softcap and temperature
-    y: torch.Tensor  # [R, C] the truth at every class
-    zl: torch.Tensor  # [R] the z-loss coefficient of the row
-    scale: float  # the factor of the reduction
-
-
-def tanh(x: torch.Tensor) -> torch.Tensor:
-    """tanh with an accurate derivative. That of torch's tanh, 1 - tanh^2, cancels for large |x|; the other form has no derivative at 0."""
-    return torch.where(x.abs() < 0.1, torch.tanh(x), x.sign() * (1 - 2 / (torch.exp(2 * x.abs()) + 1)))
-
-
-def composite(
-    z: torch.Tensor, labels: np.ndarray, class_weight=None, label_smoothing=0.0, ignore_index=-100, sample_weight=None, reduction="mean",
-    z_loss=0.0, temperature=1.0, softcap=None,
-) -> Composite:  # fmt: skip
-    """Compute the loss from its definition, -sum y log softmax + L lse^2, in float64, with the truth y at every class; z [R, C]."""
-    rows, classes = z.shape
-    seen = (z if softcap is None else softcap * tanh(z / softcap)) / temperature
-    w = torch.ones(classes, dtype=z.dtype) if class_weight is None else torch.as_tensor(class_weight, dtype=z.dtype)
-    sample = torch.ones(rows, dtype=z.dtype) if sample_weight is None else torch.as_tensor(sample_weight, dtype=z.dtype)
-    if labels.dtype.kind == "f":
-        live, q, total = torch.ones(rows, dtype=z.dtype), torch.as_tensor(labels, dtype=z.dtype), sample.sum()
-    else:
-        live = torch.as_tensor((labels != ignore_index).astype(float))
-        inside = torch.as_tensor(np.where(labels == ignore_index, 0, labels).astype(np.int64))
-        q = torch.nn.functional.one_hot(inside, classes).to(z.dtype)
-        total = (live * sample * w[inside]).sum()
-    y = (w * ((1 - label_smoothing) * q + label_smoothing / classes)) * (live * sample)[:, None]
-    loss = -(y * torch.log_softmax(seen, 1)).sum(1) + z_loss * live * sample * torch.logsumexp(seen, 1) ** 2
-    scale = 1.0 if reduction != "mean" else 1 / float(total)
-    reduced = loss if reduction == "none" else loss.sum() * scale
-    return Composite(reduced, loss, seen, y, z_loss * live * sample, scale)
 
 
 # ---- separate processes ----

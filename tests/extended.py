@@ -217,7 +217,7 @@ def expected(
 class Worst(dict[str, float]):
     """The largest error divided by its bound, of each kind of result."""
 
-    def check(self, kind: str, got: Any, value: Value) -> None:
+    def check(self, kind: str, got: Any, value: Value, where: str = "") -> None:
         """Assert |got - want| <= bound, with the rounding of got's type.
 
         got need not be finite where want is beyond the range of its type, or beyond a quarter of it for float64.
@@ -237,6 +237,6 @@ class Worst(dict[str, float]):
             ratio = np.where(np.isfinite(error) & real & np.isfinite(bound), error / bound, 0)
         if not fine.all():
             at = tuple(int(i) for i in np.unravel_index(int(np.argmin(fine)), fine.shape))
-            where = f"{(~fine).sum()} of {fine.size} beyond the bound, first at {at}"
-            raise AssertionError(f"{kind}: {where}: got {got[at]!r}, want {want[at]!r}, bound {bound[at]!r}")
+            which = f"{where} {(~fine).sum()} of {fine.size} beyond the bound, first at {at}"
+            raise AssertionError(f"{kind}: {which}: got {got[at]!r}, want {want[at]!r}, bound {bound[at]!r}")
         self[kind] = max(self.get(kind, 0.0), float(ratio.max(initial=0)))

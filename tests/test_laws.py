@@ -17,7 +17,6 @@ from cases import (
     WITH_JAX,
     Answer,
     allowed,
-    composed,
     cuts_of,
     exact,
     fused,
@@ -27,6 +26,7 @@ from cases import (
     shapes_of,
     within,
 )  # fmt: skip
+from extended import expected
 from tolerances import DIFFERENCES, FEW64, FLOAT32, FLOAT64
 
 import softxent
@@ -81,18 +81,17 @@ def test_rows_of_many_blocks_are_the_formula(backend, dtype):
 @each_dtype
 @pytest.mark.skipif(np.finfo(np.longdouble).nmant < 63, reason="there are no numbers with more digits than float64")
 def test_the_formula_is_the_definition(dtype, off):
-    """formula.py, which `exact` evaluates as the reference of the kernels, has the results of `composed`, within the bounds of float64."""
+    """formula.py, which `exact` evaluates as the reference of the kernels, has the results of extended.py, within the bounds of float64."""
     for shape in SHAPES:
         p = problem(*shape, dtype, off)
         wide = p._replace(z=p.z.astype(float))
-        got, want, (loss, dz) = exact(p, outputs=4), composed(p), allowed(wide)
-        within(got.result[0], want.result[0], loss, f"{shape} loss")
-        within(got.dz, want.dz, dz, f"{shape} gradient")
-        near = (
-            bounds.loss_bound(np.dtype("f8"), shape[1]) + 4 * np.abs(want.result[1]) * 2.0**-53
-        )  # 4 roundings of numbers of the size of lse
-        within(got.result[1], want.result[1], near, f"{shape} lse")
-        within(got.result[3], want.result[2], bounds.entropy_bounds(wide.z, p.label)[0], f"{shape} entropy")
+        got, want, (loss, dz) = exact(p, outputs=4), expected(p), allowed(wide)
+        within(got.result[0], want["loss"].want, loss, f"{shape} loss")
+        within(got.dz, want["gradient"].want, dz, f"{shape} gradient")
+        lse = want["lse"].want
+        near = bounds.loss_bound(np.dtype("f8"), shape[1]) + 4 * np.abs(lse) * 2.0**-53  # 4 roundings of numbers of the size of lse
+        within(got.result[1], lse, near, f"{shape} lse")
+        within(got.result[3], want["entropy"].want, bounds.entropy_bounds(wide.z, p.label)[0], f"{shape} entropy")
 
 
 @each_off
@@ -322,7 +321,7 @@ def test_hvp_keeps_its_digits_where_the_row_is_sure(backend, dtype, rng):
 def test_every_option_is_a_truth(option, rng):
     """The truth at every class, from the four numbers and off of truth.py, is that of the definition."""
     torch = pytest.importorskip("torch")  # a wheel is tested without it
-    from cases import composite
+    from definition_in_torch import definition
 
     labels, options = option_cases(rng, 6, 7)[option]
     z = rng.standard_normal((6, 7))
@@ -343,7 +342,7 @@ def test_every_option_is_a_truth(option, rng):
     y, r, q, g = t.rows
     y, r, q = (number * (label != kernels.IGNORED) for number in (y, r, q))
     dense = y[:, None] * (label[:, None] == np.arange(7)) + (0 if off is None else r[:, None] * off)
-    want = composite(torch.tensor(z), labels, **inner)
+    want = definition(torch.tensor(z), labels, **inner)
     # 9 roundoffs
     np.testing.assert_allclose(dense, want.y.numpy(), rtol=1e-15, atol=1e-17)
     # 9 roundoffs

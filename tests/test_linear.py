@@ -7,7 +7,8 @@ import tracemalloc
 import numpy as np
 import pytest
 import torch
-from cases import OPTIONS, composite, option_cases
+from cases import OPTIONS, option_cases
+from definition_in_torch import definition
 from tolerances import DIFFERENCES, FEW64, FLOAT32, FLOAT64
 
 import softxent
@@ -39,7 +40,7 @@ def test_it_is_the_loss_of_the_whole_logits(backend, option, dtype, reduction, r
     labels, options = option_cases(rng, rows, classes)[option]
     up = rng.uniform(-2, 2, rows) if reduction == "none" else -0.75
     tx, tw, tb = (torch.tensor(a.astype(F64), requires_grad=True) for a in (x, w, b))
-    want = composite(tx @ tw.T + tb, labels, reduction=reduction, **options)
+    want = definition(tx @ tw.T + tb, labels, reduction=reduction, **options)
     (want.loss * torch.as_tensor(up)).sum().backward()
     row = classes * dtype.itemsize
     for budget in (1, 3 * row, 7 * row, linear.BUDGET):
@@ -236,13 +237,13 @@ def by_autograd(x, w, b, labels, options, v, gauss_newton):
     """Compute the product with the Hessian in (x, W, b), or with J^T H J, by torch's autograd from the definitions."""
     inputs = [torch.tensor(a, requires_grad=True) for a in (x, w, b)]
     v = [torch.tensor(a) for a in v]
-    seen_of = lambda x, w, b: composite(x @ w.T + b, labels, **options).seen  # noqa: E731
+    seen_of = lambda x, w, b: definition(x @ w.T + b, labels, **options).seen  # noqa: E731
     if not gauss_newton:
-        g = torch.autograd.grad(composite(inputs[0] @ inputs[1].T + inputs[2], labels, **options).loss, inputs, create_graph=True)
+        g = torch.autograd.grad(definition(inputs[0] @ inputs[1].T + inputs[2], labels, **options).loss, inputs, create_graph=True)
         return torch.autograd.grad(sum((a * c).sum() for a, c in zip(g, v, strict=True)), inputs)
     seen, tangent = torch.func.jvp(seen_of, tuple(a.detach() for a in inputs), tuple(v))
     z, plain = seen.requires_grad_(), {name: o for name, o in options.items() if name not in ("softcap", "temperature")}
-    g = torch.autograd.grad(composite(z, labels, **plain).loss, z, create_graph=True)[0]
+    g = torch.autograd.grad(definition(z, labels, **plain).loss, z, create_graph=True)[0]
     product = torch.autograd.grad((g * tangent).sum(), z)[0]
     return torch.func.vjp(seen_of, *(a.detach() for a in inputs))[1](product)
 

@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from definition_in_torch import of_rows as definition
 from tolerances import FEW64, FLOAT64, HIGHER
 from torch.autograd import gradcheck, gradgradcheck
 
@@ -49,20 +50,6 @@ def call_of(z, label, y, r, q, off, *upstream):
 
 def static(temperature=1.0, cap=math.inf, axis=1):
     return Static(temperature, cap, axis)
-
-
-def definition(z, label, y, r, q, off, temperature, cap):
-    """Return loss, lse, log-probability of the label and entropy from torch's operations."""
-    z = (z if cap == math.inf else cap * torch.tanh(z / cap)) / temperature
-    logp, lse = z.log_softmax(1), z.logsumexp(1)
-    off = torch.zeros_like(z) if off is None else off.expand_as(z)
-    t = torch.where(label == LARGEST, off.argmax(1), label)
-    hot = (t[:, None] == torch.arange(CLASSES)).to(F64)
-    live = (label != IGNORED).to(F64)
-    logprob = (hot * logp).sum(1)
-    logprob = torch.where(hot.sum(1) == 0, torch.zeros_like(lse), logprob)  # of no label; not compared
-    loss = -y * logprob - r * (off * logp).sum(1) + q / 2 * lse**2
-    return tuple(live * x for x in (loss, lse, logprob, -(logp.exp() * logp).sum(1)))
 
 
 @each_case

@@ -9,7 +9,8 @@ import math
 
 import pytest
 import torch
-from test_torch_operators import call_of, definition, static
+from definition_in_torch import definition, of_rows, transformed
+from test_torch_operators import call_of, static
 from tolerances import FLOAT64, HIGHER
 from torch.func import grad, jvp
 
@@ -19,7 +20,7 @@ from softxent.kernels import IGNORED, LARGEST
 from softxent.torch import operators
 
 F64 = torch.float64
-ROWS, CLASSES, FEATURES = 4, 3, 2  # of the rows that `definition` takes, and of a head
+ROWS, CLASSES, FEATURES = 4, 3, 2  # of a head
 LABELS = torch.tensor([2, 0, IGNORED, 1])
 
 
@@ -83,7 +84,7 @@ def test_outputs_of_rows(truth, zeros):
         return f
 
     mine = total(lambda *given: operators.rows(call_of(*given), static(*transform), 5)[:4])
-    same_derivatives(mine, total(lambda *given: definition(*given, *transform)), (torch.randn(ROWS, CLASSES, dtype=F64), *numbers, *offs))
+    same_derivatives(mine, total(lambda *given: of_rows(*given, *transform)), (torch.randn(ROWS, CLASSES, dtype=F64), *numbers, *offs))
 
 
 @each_zeros
@@ -96,8 +97,7 @@ def test_log_softmax(transform, zeros):
     )
 
     def composed(z, scale):
-        temperature, cap = transform
-        return scale[:, None] * ((z if cap == math.inf else cap * torch.tanh(z / cap)) / temperature).log_softmax(1)
+        return scale[:, None] * transformed(z, *transform).log_softmax(1)
 
     mine = lambda z, scale, weight: (weight * operators.log_softmax(Call(z, y=scale), static(*transform))).sum()  # noqa: E731
     same_derivatives(mine, lambda z, scale, weight: (weight * composed(z, scale)).sum(), (z, scale, weight))
@@ -122,21 +122,19 @@ def test_a_loss_by_weights_and_probabilities(function, soft, smoothing, zeros):
     def total(of):
         return lambda *values: of(function, dict(zip(given, values, strict=True)))
 
+    def options(given):
+        found = {name: given[name] for name in ("weight", "sample_weight")} | {"z_loss": 0.5, "label_smoothing": smoothing}
+        return found | {"reduction": "sum", "ignore_index": -100 if soft else IGNORED}
+
     def ours(function, given):
-        options = {name: given[name] for name in ("weight", "sample_weight")} | {"z_loss": 0.5, "label_smoothing": smoothing}
-        options |= {"reduction": "sum", "ignore_index": -100 if soft else IGNORED}
         target = given.get("target", LABELS)
         if function == "plain":
-            return st.cross_entropy(given["z"], target, **options)
-        return st.linear_cross_entropy(given["x"], given["W"], target, linear_bias=given["b"], **options)
+            return st.cross_entropy(given["z"], target, **options(given))
+        return st.linear_cross_entropy(given["x"], given["W"], target, linear_bias=given["b"], **options(given))
 
     def composed(function, given):
         z = given["z"] if function == "plain" else given["x"] @ given["W"].T + given["b"]
-        live = torch.ones(ROWS) if soft else LABELS != IGNORED
-        u = given["target"] if soft else torch.eye(CLASSES, dtype=F64)[LABELS.clamp(0)]
-        truth = given["weight"] * ((1 - smoothing) * u + smoothing / CLASSES)
-        each = -(truth * z.log_softmax(1)).sum(1) + 0.5 * z.logsumexp(1) ** 2
-        return (live * given["sample_weight"] * each).sum()
+        return definition(z, given.get("target", LABELS), **options(given)).loss
 
     same_derivatives(total(ours), total(composed), tuple(given.values()))
 

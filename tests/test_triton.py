@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import torch
 from cases import DTYPES, OFFS, SHAPES, Problem, allowed, computed, cooled, exact, problem, python, within
-from test_waist import any_size, by_definition, close_by, far_out, moved_by
+from extended import Worst, expected
+from test_waist import check_product, far_out
 
 from softxent import contract, formula
 from softxent import torch as st
@@ -334,27 +335,14 @@ def test_a_softcap_may_be_far_larger_or_smaller_than_the_logits(dtype, cap):
 def test_logits_and_temperatures_and_softcaps_and_directions_of_any_size(dtype, classes):
     """The law of the compiled kernel (test_waist.py), with its bounds."""
     rng = np.random.default_rng(classes)
-    unit, single = bounds.UNIT[dtype.name], dtype == np.float32
-    reach = 104 if single else 746  # an exponential has an error of as many units as its exponent
-    with np.errstate(all="ignore"):
-        for _ in range(8 if DEVICE == "cpu" else 400):
-            p = far_out(rng, dtype, classes)
-            p = p.rows(moved_by(p) < 1e-2)  # beyond, the digits of the logits are not those of their differences
-            if not len(p.z):
-                continue
-            p.truth[3] *= any_size(rng, -300, 300, 1.0, 0.0)
-            size = rng.uniform(-140, 110) if single else rng.uniform(-1000, 1000)
-            v = (rng.choice([-1, 1], p.z.shape) * 2.0 ** (size + rng.uniform(-9, 9, p.z.shape))).astype(dtype)
-            near = (4 * reach * unit + 8 * moved_by(p))[:, None]
-            loss, lse, entropy, dz, h, of_dz, of_h = by_definition(p, v)
-            got, where = fused(triton, p, outputs=5), str(p.transform)
-            same(got, two_calls(triton, p, outputs=5))
-            mass, result = 1 + p.truth[1] * p.off.sum(axis=1), array(got[0])
-            within(result[0], np.where(np.abs(loss) < 1e308, loss, np.inf), near[:, 0] * (np.abs(loss) + mass), f"loss {where}")
-            close_by(result[1], lse, near[:, 0], 1 + np.abs(lse), np.dtype(np.float64), f"lse {where}")
-            close_by(result[3], entropy, near[:, 0], 1 + entropy, np.dtype(np.float64), f"entropy {where}")
-            close_by(array(got[2]), dz, near, of_dz, dtype, f"gradient {where}")
-            close_by(array(curvature(triton, p, v=v)[1]), h, near, of_h, dtype, f"product {where}")
+    for _ in range(8 if DEVICE == "cpu" else 400):
+        p, v = far_out(rng, dtype, classes)
+        got, found = fused(triton, p, outputs=5), expected(p, v)
+        same(got, two_calls(triton, p, outputs=5))
+        for kind, x in zip(("loss", "lse", "log-probability", "entropy"), array(got[0]), strict=False):
+            Worst().check(kind, x, found[kind], str(p.transform))
+        Worst().check("gradient", array(got[2]), found["gradient"], str(p.transform))
+        check_product(p, v, array(curvature(triton, p, v=v)[1]), found["Hessian product"], str(p.transform))
 
 
 @each_kernel

@@ -5,12 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from cases import BACKENDS, DTYPES, OFFS, Problem, computed, cooled, exact, fused, problem, python, two_calls, within
+from extended import Value, Worst, expected, transformed
 from guarded import guarded
 from test_bits import isas
 from tolerances import FEW64, FLOAT32, FLOAT64
 
 import softxent
 from softxent import formula, kernels
+from softxent.partials import times
 from softxent.proof import bounds
 
 SHAPES = [
@@ -362,9 +364,9 @@ def any_size(rng: np.random.Generator, low: float, high: float, *more: float) ->
     return float(rng.choice([2.0 ** rng.uniform(low, high), 2.0 ** rng.uniform(low / 10, high / 10), 2.0 ** rng.uniform(-9, 9), *more]))
 
 
-def far_out(rng: np.random.Generator, dtype: np.dtype, classes: int) -> Problem:
+def far_out(rng: np.random.Generator, dtype: np.dtype, classes: int, most_v: float = 1000) -> tuple[Problem, np.ndarray]:
     """Return rows with a temperature and a softcap of any size, with logits of any size: each of its own, all close to each other, or as
-    large as the temperature or the softcap."""
+    large as the temperature or the softcap; with an upstream gradient of any size, and a vector of any size, at most 2^most_v."""
     most = 1020 if dtype == np.float64 else 126
     temperature = any_size(rng, -126, 1023, 1.0, 2.0**-126, np.finfo(np.float64).max)
     cap = np.inf if rng.random() < 0.5 else any_size(rng, -126, 1023, 2.0**-126, np.finfo(np.float64).max)
@@ -375,91 +377,49 @@ def far_out(rng: np.random.Generator, dtype: np.dtype, classes: int) -> Problem:
     label = rng.integers(0, classes, 8)
     if cap == np.inf or cap < 2.0**100:  # beyond the range of float32, a softcap leaves -inf as it is
         z[1::3, 0], label[1::3] = -np.inf, 1
-    truth = np.array([1, 1, 0, 1])[:, None] * np.ones((1, 8))
+    truth = np.array([1, 1, 0, any_size(rng, -300, 300, 1.0, 0.0)])[:, None] * np.ones((1, 8))
     truth[1, ::2] = 0
     off = (rng.random((8, classes)) / classes * (z > -np.inf)).astype(dtype)
-    return Problem(z.astype(dtype), label, truth, off, (temperature, cap))
+    size = rng.uniform(-140, 110) if dtype == np.float32 else rng.uniform(-most_v, most_v)
+    v = (rng.choice([-1, 1], z.shape) * 2.0 ** (size + rng.uniform(-9, 9, z.shape))).astype(dtype)
+    return Problem(z.astype(dtype), label, truth, off, (temperature, cap)), v
 
 
-def moved_by(p: Problem) -> np.ndarray:
-    """Return how far the logits of each row may be rounded: by a few units with a softcap; else the differences are divided."""
-    temperature, cap = p.transform
-    z = np.abs(p.z.astype(np.longdouble))
-    size = np.where(np.isfinite(z) | (cap < np.inf), np.minimum(z, np.longdouble(cap)), 0).max(axis=1) / temperature
-    return 12 * bounds.UNIT[computed(p.z.dtype).name] * (cap < np.inf) * size
+def check_product(p: Problem, v: np.ndarray, got: np.ndarray, product: Value, where: str) -> None:
+    """Check the product of the Hessian and v within its bound, and within some roundings of its parts, which is less for a softcap.
 
-
-def by_definition(p: Problem, v: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Return loss, lse, entropy, gradient and the Hessian product of the rows, and sizes of the parts of the latter two, with 80 bits.
-
-    The differences to the largest logit are divided by the temperature, so that none is lost.
+    An exponential has an error of as many units as its exponent. Where a softcap rounds a row of logits by 1 % of 1, the bound is alone.
     """
-    wide, hot = np.longdouble, formula.at_label(p.z, p.label)
-    temperature, cap = p.transform
-    z, slope, bend = formula.transformed(p.z.astype(wide), 1.0, wide(cap))
-    # tanh x is x to 80 bits, where z / cap may be 0
-    z, slope = np.where(np.abs(p.z) < cap * 2.0**-32, p.z, z), slope * np.ones_like(z)
-    top, cool = z.argmax(axis=1), 1 / wide(temperature)
-    below = (z[np.arange(len(z)), top][:, None] - z) * cool
-    is_top = formula.at_label(z, top)
-    e = np.where(is_top, 0, np.exp(-below))
-    s = e.sum(axis=1, keepdims=True)
-    surprisal, yhat = below + np.log1p(s), np.where(is_top, 1, e) / (1 + s)
-    lse = (z.max(axis=1, keepdims=True) * cool + np.log1p(s))[:, 0]
-    truth, g = np.where(hot, p.truth[0][:, None], 0) + p.truth[1][:, None] * p.off.astype(wide), p.truth[3][:, None]
-    loss, entropy = formula.times(truth, surprisal).sum(axis=1), formula.times(yhat, surprisal).sum(axis=1)
-    miss, mass = np.where(is_top, s / (1 + s), 1 - yhat), truth.sum(axis=1, keepdims=True)
-    others = np.where(hot, 0, truth).sum(axis=1, keepdims=True)
-    by_logits = g * np.where(hot, others * yhat - truth * miss, mass * yhat - truth)
-    along = formula.times(v.astype(wide), slope)
-    lead = formula.times(e / (1 + s), along[is_top][:, None] - along).sum(axis=1, keepdims=True)
-    apart = np.where(is_top, lead, along - along[is_top][:, None] + lead)
-    spread = formula.times(yhat, np.abs(apart)).sum(axis=1, keepdims=True) + np.abs(along).max(axis=1, keepdims=True)
-    h = slope * cool * cool * g * mass * yhat * apart + by_logits * cool * bend * v.astype(wide)
-    steep = slope + np.finfo(p.z.dtype).tiny / bounds.UNIT[p.z.dtype.name]  # a slope may be subnormal, and inexact then
-    yhat = yhat + bounds.TINY[p.z.dtype.name] / bounds.UNIT[p.z.dtype.name]  # an exponential below the smallest number counts as 0
-    size = np.abs(g) * steep * cool * (mass * yhat * np.where(hot, miss, 1) + truth)
-    turn = np.where(slope > 0, bend / slope, 0)
-    of_h = np.abs(g) * steep * cool**2 * mass * yhat * spread + np.abs(turn * v) * size
-    return loss, lse, entropy, by_logits * slope * cool, h, size, of_h
-
-
-def close_by(got: np.ndarray, want: np.ndarray, near: np.ndarray, size: np.ndarray, dtype: np.dtype, what: str) -> None:
-    """Assert that the error is at most near size and some of the smallest numbers, where the exact value is within the range."""
-    most, tiny = np.longdouble(np.finfo(dtype).max), bounds.TINY[dtype.name]
-    inside = np.abs(want) + near * size < most
-    within(np.where(inside, got, 0), np.where(inside, want, 0), near * np.where(inside, size, 0) + 8 * tiny, what)
+    unit, tiny, (temperature, cap) = bounds.UNIT[p.z.dtype.name], bounds.TINY[p.z.dtype.name], np.longdouble(p.transform)
+    with np.errstate(all="ignore"):
+        seen = transformed(p)
+        moved = 12 * unit * (cap < np.inf) * np.where(np.isfinite(seen.z), np.abs(seen.z), 0).max(axis=1, keepdims=True)
+        slope, hot = seen.slope * np.ones_like(seen.z), formula.at_label(p.z, p.label)
+        odds = np.exp(-seen.dist)
+        yhat = odds / odds.sum(axis=1, keepdims=True)
+        truth = np.where(hot, p.truth[0][:, None], 0) + p.truth[1][:, None] * p.off.astype(np.longdouble)
+        along, mass = times(v.astype(np.longdouble), slope), truth.sum(axis=1, keepdims=True)
+        apart = np.abs(along - times(yhat, along).sum(axis=1, keepdims=True))
+        spread = times(yhat, apart).sum(axis=1, keepdims=True) + np.abs(along).max(axis=1, keepdims=True)
+        steep, yhat = slope + tiny / unit / temperature, yhat + tiny / unit  # below the normal numbers, a result has no digits
+        size = mass * yhat * spread + np.abs(np.where(slope > 0, seen.bend / slope, 0) * v) * (mass * yhat + truth)
+        parts = (4 * (104 if unit > 1e-9 else 746) * unit + 8 * moved) * np.abs(p.truth[3])[:, None] * steep * size + 8 * tiny
+    by_parts = np.where(moved < 1e-2, parts, np.inf)  # see above
+    Worst().check("Hessian product", got, product._replace(bound=np.fmin(product.bound, by_parts)), where)
 
 
 @pytest.mark.parametrize("classes", (2, 5, 70))
 @pytest.mark.parametrize("backend", ["cpu"] if "cpu" in BACKENDS else [], indirect=True)
 @pytest.mark.parametrize("dtype", [DTYPES["f32"], DTYPES["f64"]], ids=["f32", "f64"])
 def test_logits_and_temperatures_and_softcaps_and_directions_of_any_size(dtype, classes, rng):
-    unit, single = bounds.UNIT[dtype.name], dtype == np.float32
-    reach = 104 if single else 746  # an exponential has an error of as many units as its exponent
-    with np.errstate(all="ignore"):
-        for _ in range(20):
-            p = far_out(rng, dtype, classes)
-            moved = moved_by(p)
-            p = p.rows(moved < 1e-2)  # beyond, the digits of the logits are not those of their differences
-            if not len(p.z):
-                continue
-            truth = p.truth.copy()
-            truth[3] *= any_size(rng, -300, 300, 1.0, 0.0)
-            p = p._replace(truth=truth)
-            size = rng.uniform(-140, 110) if single else rng.uniform(-1000, 1000)
-            v = (rng.choice([-1, 1], p.z.shape) * 2.0 ** (size + rng.uniform(-9, 9, p.z.shape))).astype(dtype)
-            near = (4 * reach * unit + 8 * moved_by(p))[:, None]
-            loss, lse, entropy, dz, h, of_dz, of_h = by_definition(p, v)
-            got, where = fused(p, outputs=5), f"{p.transform} {p.z.tolist()} {p.label} {truth[3]}"
-            assert got.bits() == two_calls(p, outputs=5).bits(), where
-            mass = 1 + p.truth[1] * p.off.sum(axis=1)
-            wide = np.dtype(np.float64)
-            within(got.result[0], np.where(np.abs(loss) < 1e308, loss, np.inf), near[:, 0] * (np.abs(loss) + mass), f"loss {where}")
-            close_by(got.result[1], lse, near[:, 0], 1 + np.abs(lse), wide, f"lse {where}")
-            close_by(got.result[3], entropy, near[:, 0], 1 + entropy, wide, f"entropy {where}")
-            close_by(got.dz, dz, near, of_dz, dtype, f"gradient {where}")
-            close_by(curved(p, v)[0], h, near, of_h, dtype, f"product {where} {v.tolist()}")
+    for _ in range(20):
+        p, v = far_out(rng, dtype, classes)
+        got, found, where = fused(p, outputs=5), expected(p, v), f"{p.transform} {p.z.tolist()} {p.label} {p.truth[3]} {v.tolist()}"
+        assert got.bits() == two_calls(p, outputs=5).bits(), where
+        for kind, x in zip(("loss", "lse", "log-probability", "entropy"), got.result, strict=False):
+            Worst().check(kind, x, found[kind], where)
+        Worst().check("gradient", got.dz, found["gradient"], where)
+        check_product(p, v, curved(p, v)[0], found["Hessian product"], where)
 
 
 @pytest.mark.parametrize("classes", (5, 100))
@@ -507,10 +467,11 @@ def test_a_truth_of_0_has_no_gradient_with_all_numbers(classes, rng):
     assert not fused(p).dz.any()
 
 
+@pytest.mark.parametrize("transform", [TRANSFORMS["none"], TRANSFORMS["both"]], ids=str)
 @each_dtype
-def test_an_ignored_row_is_not_read_and_gives_0(dtype):
+def test_an_ignored_row_is_not_read_and_gives_0(dtype, transform):
     for shape in SHAPES:
-        p = with_all_numbers(problem(*shape, dtype, "dense"))
+        p = with_all_numbers(problem(*shape, dtype, "dense"))._replace(transform=transform)
         p = p._replace(z=p.z.copy(), label=np.where(np.arange(shape[0]) % 3 == 0, kernels.IGNORED, p.label))
         none = p.label == kernels.IGNORED
         p.z[none] = np.nan
