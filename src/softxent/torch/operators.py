@@ -248,7 +248,8 @@ class Rows(Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> Any:
         call, static, parts, (outputs,) = _folded(info, in_dims, arguments)
-        return _called("rows", call, static, parts, outputs), (*[0] * outputs, 1 if static.shards else None)
+        *found, sums = _called("rows", call, static, parts, outputs)
+        return (*found[:outputs], sums if static.shards else None), (*[0] * outputs, 1 if static.shards else None)
 
 
 def _differentiable(outputs: int) -> int:
