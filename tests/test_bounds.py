@@ -217,5 +217,5 @@ def test_a_worse_kernel_is_beyond_the_bounds(worse, monkeypatch):
         p = first(np.random.default_rng(1), 55, classes, DTYPES[name])
         with softxent.use_backend("formula"), monkeypatch.context() as patch:
             assert measured(p).max() <= 1
-            patch.setattr(reference, "formula", mutant(was, now).formula)
+            patch.setattr(reference, "functional", mutant(was, now).functional)
             assert measured(p).max() > 1
