@@ -710,7 +710,7 @@ def third_derivatives(f, leaves, along):
     return found
 
 
-def _third(world, options, probable, linear, dtype=torch.float64):
+def _third(world, options, probable, linear):
     z, t, weight, _ = problem(23, rows=6, probable=probable)
     z[0, 0] = 0
     x, w, b = head(23, rows=6)

@@ -515,7 +515,7 @@ MUTATIONS = [  # code, the same code with a mistake, and the law that fails with
         special_labels_of_the_backend,
     ),
     ("where(ignored, none, part)", "part", special_labels_of_the_backend),
-    ("y, *others = _without(of.ignored, given)", "y, *others = given", special_labels_of_the_backend),
+    ("Numbers(*_without(of.ignored, given))", "Numbers(*given)", special_labels_of_the_backend),
     ("library(hv).where((~of.ignored & (size != 0))[:, None], hv, 0.0)", "hv", special_labels_of_the_backend),
     ("times(-scale[:, None], formula.surprisal(z, apart))", "times(-scale[:, None], z)", log_softmax_is_the_definition),
     ("z if off is None or off.ndim == 1 else off", "z", special_labels_of_the_backend),

@@ -112,7 +112,7 @@ def test_a_function_of_autograd_is_called():
             return g * ctx.by, None
 
     x = torch.ones(2, requires_grad=True)
-    private.applied(Double, x, 2).sum().backward()
+    private.apply_unbound(Double, x, 2).sum().backward()
     assert x.grad.tolist() == [2, 2]
 
 

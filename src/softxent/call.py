@@ -33,7 +33,7 @@ class Static(NamedTuple):
     temperature: float = 1.0
     cap: float = math.inf  # of the softcap
     axis: int = -1  # of the classes in the caller's logits
-    shards: Any = ()  # how the classes are divided: `torch.shards.Shards`, or names of axes of a mesh; empty if they are not
+    shards: Any = ()  # how the classes are divided: `torch.processes.Shards`, or names of axes of a mesh; empty if they are not
 
 
 NUMBERS = ("y", "r", "q", "g", "l", "b", "n")

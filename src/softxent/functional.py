@@ -13,7 +13,7 @@ import numpy as np
 from . import formula, partials
 from .formula import Numbers, Outputs
 from .partials import Along, Array, Partials, Tangents, identity, library, times
-from .shared import IGNORED, LARGEST, LARGEST_LOGIT, OUTSIDE
+from .shared import IGNORED, LARGEST, LARGEST_LOGIT
 
 _NO_COLUMNS = [float(x[0]) for x in identity(1)[:-1]]
 
@@ -27,23 +27,21 @@ class Rows(NamedTuple):
     temperature: float
     slope: Any  # the first and the second derivative of z / T by the logits
     bend: Any
-    ignored: Array  # [R], whether the label is IGNORED, or OUTSIDE
-    outside: Array
+    ignored: Array  # [R], whether the label is IGNORED
 
 
 def rows(x: Array, label: Array, off: Array | None, transform: tuple[float, float], least: int = IGNORED) -> Rows:
     """Return the rows with these logits. The special labels lie above `least`, the smallest number of the type of the labels."""
     z, slope, bend = formula.transformed(x, *transform)
-    ignored, largest, largest_logit, outside = (label == least + (which - IGNORED) for which in (IGNORED, LARGEST, LARGEST_LOGIT, OUTSIDE))
+    ignored, largest, largest_logit = (label == least + (which - IGNORED) for which in (IGNORED, LARGEST, LARGEST_LOGIT))
     where, of = library(z).where, z if off is None or off.ndim == 1 else off
     column = where(largest, of.argmax(axis=1), where(largest_logit, z.argmax(axis=1), label))
-    return Rows(z, column, off, transform[0], slope, bend, ignored, outside)
+    return Rows(z, column, off, transform[0], slope, bend, ignored)
 
 
 def numbers(of: Rows, given: Any) -> Numbers:
-    """Return the numbers of the rows, which are 0 in ignored ones; y is NaN where the label is OUTSIDE."""
-    y, *others = _without(of.ignored, given)
-    return Numbers(library(y).where(of.outside, np.nan, y), *others)
+    """Return the numbers of the rows, which are 0 in ignored ones."""
+    return Numbers(*_without(of.ignored, given))
 
 
 def sums(of: Rows) -> Partials:
@@ -59,8 +57,9 @@ def blank(x: Partials, ignored: Array) -> Partials:
 
 
 def outputs(x: Partials, of: Numbers, ignored: Array) -> Outputs:
-    """Return what the rows give, 0 in ignored ones."""
-    return Outputs(*_without(ignored, formula.outputs(x, of.y, of.r, of.q)))
+    """Return what the rows give, 0 in ignored ones; `correct` is of bools."""
+    found = Outputs(*_without(ignored, formula.outputs(x, of.y, of.r, of.q)))
+    return found._replace(correct=found.correct != 0)
 
 
 def gradient(of: Rows, x: Partials, n: Numbers) -> Array:

@@ -13,9 +13,7 @@ from jax._src.dispatch import prim_requires_devices_during_lowering  # there is 
 from jax.core import ShapedArray  # the type of a primitive's result
 
 # A custom_vjp has no forward mode, and a custom_jvp no transpose in closed form: only a primitive has both, and of any order.
-from jax.custom_derivatives import (
-    SymbolicZero as SymbolicZero,
-)  # which arguments of a custom_jvp are not differentiated: their product is saved
+from jax.custom_derivatives import SymbolicZero as SymbolicZero  # says which arguments are not differentiated: a product is saved
 from jax.experimental.custom_partitioning import SdyShardingRule as SdyShardingRule  # else XLA gathers the logits before a custom call
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.extend.core import Primitive as Primitive

@@ -14,7 +14,7 @@ from ..functional import Rows
 from ..partials import Partials, Tangents
 from ..shared import NO_LABEL
 from .arrays import Array, as_rows, widest
-from .call import by_row, off_by_row, rows_of
+from .call import OUTSIDE, by_row, labelled, off_by_row, rows_of
 
 _SUMS = len(Partials._fields) - 1  # without the temperature
 
@@ -33,8 +33,7 @@ def merge(parts: Array, order: Sequence[tuple[int, int]], call: Call, static: St
     of = _rows(call._replace(z=call.z[..., :1], off=0.0), static)
     sums, tangents = zip(*(_sums(shard, of) for shard in parts), strict=True)
     x, y = partials.merge_all(sums, None if tangents[0] is None else tangents, order)
-    outputs = functional.outputs(x, _numbers(call, of), of.ignored)
-    found = [*outputs._replace(correct=outputs.correct != 0), *(() if y is None else [y.vt])]
+    found = [*functional.outputs(x, _numbers(call, of), of.ignored), *(() if y is None else [y.vt])]
     return [*(a.reshape(rows_of(call)) for a in found), _stacked([*x[:_SUMS], *(y or ())], call)]
 
 
@@ -50,24 +49,19 @@ def hessian(call: Call, parts: Array, static: Static) -> list[Array]:
     of = _rows(call, static)
     x, y = _sums(parts, of)
     assert y is not None
-    hv = functional.hessian(
-        of, _matrix(call.v), x, y, _numbers(call, of), gauss_newton=static.cap == math.inf
-    )  # whose second derivative is 0
+    without_bend = static.cap == math.inf  # whose second derivative is 0
+    hv = functional.hessian(of, _matrix(call.v), x, y, _numbers(call, of), without_bend)
     along = functional.along(x, y, of.ignored)
-    return [
-        hv.reshape(call.z.shape).astype(call.z.dtype),
-        *(a.reshape(rows_of(call)) for a in (along.lse, along.logprob, along.off, along.entropy)),
-    ]
+    of_rows = (a.reshape(rows_of(call)) for a in (along.lse, along.logprob, along.off, along.entropy))
+    return [hv.reshape(call.z.shape).astype(call.z.dtype), *of_rows]
 
 
 def _rows(call: Call, static: Static) -> Rows:
     """Return the rows of a call, with a temperature that float32 has."""
     label = jnp.int32(NO_LABEL) if isinstance(call.label, float) else call.label
-    off = (
-        None
-        if isinstance(call.off, float)
-        else _matrix(call.off if call.off.ndim == 1 else jnp.broadcast_to(off_by_row(call), call.z.shape))
-    )
+    off = None
+    if not isinstance(call.off, float):
+        off = _matrix(call.off if call.off.ndim == 1 else jnp.broadcast_to(off_by_row(call), call.z.shape))
     least = jnp.iinfo(label.dtype).min
     of = functional.rows(_matrix(call.z), _of_rows(label, call), off, (static.temperature, static.cap), least)
     beyond = 2.0 ** max(0, math.frexp(static.temperature)[1] - 100)
@@ -75,6 +69,8 @@ def _rows(call: Call, static: Static) -> Rows:
 
 
 def _numbers(call: Call, of: Rows) -> Numbers:
+    """Return the numbers of the rows; y is NaN where the label is OUTSIDE."""
+    call = call._replace(y=jnp.where(labelled(call, OUTSIDE), jnp.nan, by_row(call.y, rows_of(call))))
     return functional.numbers(of, [_of_rows(x, call).astype(widest()) for x in call[-len(NUMBERS) :]])
 
 

@@ -157,7 +157,9 @@ class ByChunks(torch.autograd.Function):
 def by_chunks(function: RowFunction, *arguments: Any) -> Tensors:
     """Return the outputs for all rows, which can be differentiated."""
     with_transforms: Any = ByChunks.apply  # untyped
-    found: Tensors = with_transforms(function, *arguments) if private.transforming() else private.applied(ByChunks, function, *arguments)
+    found: Tensors = (
+        with_transforms(function, *arguments) if private.transforming() else private.apply_unbound(ByChunks, function, *arguments)
+    )
     return found
 
 

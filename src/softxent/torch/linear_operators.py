@@ -469,10 +469,7 @@ linear_gradient = torch.library.custom_op(
 
 @linear_rows.register_fake
 def _(x: Tensor, *rest: Any) -> list[Tensor]:
-    return [
-        x.new_empty(x.shape[0], dtype={"correct": torch.bool, "predicted": torch.int64}.get(name, torch.float64))
-        for name in rest[-3].split()
-    ]
+    return [x.new_empty(x.shape[0], dtype=TYPES.get(name, torch.float64)) for name in rest[-3].split()]
 
 
 @linear_gradient.register_fake

@@ -85,8 +85,8 @@ def _computed(input: Tensor, given: Given, with_gradient: bool, known: tuple[Cal
     dz = parts = None
     if losses or wanted is not ONLY_LOSS:
         lead, wide = input.shape[:axis] + input.shape[axis + 1 :], torch.float32 if input.dtype == torch.float32 else torch.float64
-        outputs = [torch.empty(lead, dtype=wide, device="cpu") if want else None for want in (losses, *wanted)]
-        outputs[-1] = torch.empty(lead, dtype=torch.float64, device="cpu") if wanted[-1] else None
+        each = zip((losses, *wanted), (*[wide] * len(wanted), torch.float64), strict=True)  # float64 holds every index of a class
+        outputs = [torch.empty(lead, dtype=dtype, device="cpu") if want else None for want, dtype in each]
         result = tuple(None if t is None else cpu.record(t) for t in outputs)
     if losses or (result and any(wanted[:3])):
         if any(wanted[:3]) and input.numel() >= SMALL_CALL and input.requires_grad and torch.is_grad_enabled():

@@ -77,7 +77,7 @@ def applied(function: Any, *arguments: Any) -> Any:
             expected = "not be nested, for torch would return 0; use torch.func.grad for one of the two"
             contract.fail("softxent.torch", "forward mode", expected, "jvp of jvp", RuntimeError)
         return function.apply(*arguments)
-    return private.applied(function, *arguments)
+    return private.apply_unbound(function, *arguments)
 
 
 # ---- what is differentiated ----

@@ -621,22 +621,17 @@ STATIC = "float temperature, float cap, int axis, str group, int[] ends, int ran
 LAST = TENSORS + len(STATIC.split(","))  # the place of what follows
 
 
-def _operator(name: str, function: Any, further: str, results: str) -> Any:
-    """Return the operator of torch.library of a function of autograd."""
-    schema = f"({CALL}, Tensor? parts, {STATIC}{further}) -> {results}"
-    operator = torch.library.custom_op(f"softxent::{name}", _untraced(function), mutates_args=(), schema=schema)
-    operator.register_autograd(function.backward, setup_context=function.setup_context)
-    return operator
-
-
-def _untraced(function: Any) -> Callable[..., Any]:
-    computes: Any = {Rows: _all_rows, Gradient: compute.gradient, LogSoftmax: compute.log_softmax}[function]
+def _operator(name: str, function: Any, computes: Any, further: str, results: str) -> Any:
+    """Return the operator of torch.library with the derivatives of a function of autograd."""
 
     def compute_it(*arguments: Any) -> Any:
         call, static, parts, outputs = _arguments(arguments)
         return computes(call, static, *outputs, parts=parts)
 
-    return compute_it
+    schema = f"({CALL}, Tensor? parts, {STATIC}{further}) -> {results}"
+    operator = torch.library.custom_op(f"softxent::{name}", compute_it, mutates_args=(), schema=schema)
+    operator.register_autograd(function.backward, setup_context=function.setup_context)
+    return operator
 
 
 def _all_rows(call: Call, static: Static, outputs: int, parts: Optional) -> tuple[Tensor, ...]:
@@ -646,9 +641,9 @@ def _all_rows(call: Call, static: Static, outputs: int, parts: Optional) -> tupl
     return *found, *empty, call.z.new_empty((), dtype=torch.float64) if sums is None else sums
 
 
-rows_operator: Any = _operator("rows", Rows, ", int outputs", f"({', '.join(['Tensor'] * (len(OUTPUTS) + 1))})")
-gradient_operator: Any = _operator("gradient", Gradient, "", "Tensor")
-log_softmax_operator: Any = _operator("log_softmax", LogSoftmax, "", "Tensor")
+rows_operator: Any = _operator("rows", Rows, _all_rows, ", int outputs", f"({', '.join(['Tensor'] * (len(OUTPUTS) + 1))})")
+gradient_operator: Any = _operator("gradient", Gradient, compute.gradient, "", "Tensor")
+log_softmax_operator: Any = _operator("log_softmax", LogSoftmax, compute.log_softmax, "", "Tensor")
 FUNCTIONS: dict[str, Any] = {"rows": Rows, "gradient": Gradient, "log_softmax": LogSoftmax, "curvature": Curvature}
 OPERATORS: dict[str, Any] = {"rows": rows_operator, "gradient": gradient_operator, "log_softmax": log_softmax_operator}
 labels_operator = torch.library.custom_op("softxent::class_labels", _labels, mutates_args=())

@@ -55,7 +55,7 @@ def alive(tensors: Sequence[Any]) -> tuple[Any, ...]:
     return found
 
 
-def applied(function: Any, *arguments: Any) -> Any:
+def apply_unbound(function: Any, *arguments: Any) -> Any:
     """Call a function of autograd where no transform of torch.func is active.
 
     Function.apply first binds the arguments to a signature, which takes 25 us; this is what it then calls.

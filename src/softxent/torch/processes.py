@@ -181,29 +181,6 @@ def _gathered(t: Tensor, shards: Shards) -> Tensor:
     return found
 
 
-# ---- operators of torch.library, which have first derivatives alone ----
-
-
-@torch.library.custom_op("softxent::gathered", mutates_args=())
-def gathered_operator(t: Tensor, group: str, size: int, rank: int) -> Tensor:
-    return all_gather(t, private.process_group(group))
-
-
-@torch.library.custom_op("softxent::same_input", mutates_args=())
-def same_input_operator(x: Tensor, group: str, size: int, rank: int) -> Tensor:
-    return x.clone()
-
-
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.group = inputs[1:]
-
-
-gathered_operator.register_fake(lambda t, group, size, rank: t.new_empty((size, *t.shape)))
-same_input_operator.register_fake(lambda x, *_: torch.empty_like(x))
-gathered_operator.register_autograd(lambda ctx, g: (g[ctx.group[2]], None, None, None), setup_context=_keep)
-same_input_operator.register_autograd(lambda ctx, g: (gathered_operator(g, *ctx.group).sum(0), None, None, None), setup_context=_keep)
-
-
 def local_labels(label: Tensor, mine: Columns) -> Tensor:
     """Return labels as columns of this process; those of others match no column."""
     return torch.where(label == IGNORED, IGNORED, label - mine.first)
@@ -232,3 +209,26 @@ def most_probable(scores: Tensor, shards: Shards, axis: int) -> Tensor:
     every = _gathered(found, shards)
     at_process = every[:, 0].argmax(0, keepdim=True)
     return every[:, 1].gather(0, at_process)[0].long()
+
+
+# ---- operators of torch.library, which have first derivatives alone ----
+
+
+@torch.library.custom_op("softxent::gathered", mutates_args=())
+def gathered_operator(t: Tensor, group: str, size: int, rank: int) -> Tensor:
+    return all_gather(t, private.process_group(group))
+
+
+@torch.library.custom_op("softxent::same_input", mutates_args=())
+def same_input_operator(x: Tensor, group: str, size: int, rank: int) -> Tensor:
+    return x.clone()
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.group = inputs[1:]
+
+
+gathered_operator.register_fake(lambda t, group, size, rank: t.new_empty((size, *t.shape)))
+same_input_operator.register_fake(lambda x, *_: torch.empty_like(x))
+gathered_operator.register_autograd(lambda ctx, g: (g[ctx.group[2]], None, None, None), setup_context=_keep)
+same_input_operator.register_autograd(lambda ctx, g: (gathered_operator(g, *ctx.group).sum(0), None, None, None), setup_context=_keep)
