@@ -194,7 +194,7 @@ def test_shards_that_begin_at_multiples_of_4096_have_the_bits_of_one_process(pro
 def _sums(world, last):
     z, t, *_ = problem(2 * BLOCK + last, torch.float32, rows=5)
     t = torch.where(t == -100, IGNORED, t)
-    shards = divided.shards_of(workers.groups[world], [2 * BLOCK, last])
+    shards = divided.shards_of(workers.groups[world], [Columns(0, 2 * BLOCK), Columns(2 * BLOCK, 2 * BLOCK + last)])
     whole, expected = torch.empty(7, 5, dtype=torch.float64), [torch.empty(5, dtype=torch.float64) for _ in range(5)]
     compute.run("forward", Call(z, t, y=1.0), Static(axis=1), result=expected, parts=whole)
     own = z[:, shards.mine.first : shards.mine.end]

@@ -52,11 +52,8 @@ def truth_of(
     if known and weight is sample is None and not target.is_floating_point() and not compute.forced():
         label, ignored = operators.labelled(fn, target, classes, options.ignore_index)
         y, r, q, everywhere = _same_for_all_rows(options.label_smoothing, options.z_loss, classes, here, wide)
-        return (
-            Call(z, label, everywhere, y=y, r=r, q=q),
-            _constant(label.numel() - ignored) if options.reduction == "mean" else None,
-            ignored,
-        )
+        rows = _constant(label.numel() - ignored) if options.reduction == "mean" else None
+        return Call(z, label, everywhere, y=y, r=r, q=q), rows, ignored
     lead = shape[:axis] + shape[axis + 1 :]
     each = None if sample is None else sample.double().expand(lead)
     w = None if weight is None else weight.double()

@@ -156,10 +156,11 @@ class ByChunks(torch.autograd.Function):
 
 def by_chunks(function: RowFunction, *arguments: Any) -> Tensors:
     """Return the outputs for all rows, which can be differentiated."""
-    with_transforms: Any = ByChunks.apply  # untyped
-    found: Tensors = (
-        with_transforms(function, *arguments) if private.transforming() else private.apply_unbound(ByChunks, function, *arguments)
-    )
+    if not private.transforming():
+        plain: Tensors = private.apply_unbound(ByChunks, function, *arguments)
+        return plain
+    with_transforms: Any = ByChunks.apply  # untyped; may be nested in forward mode, unlike the functions of operators.py
+    found: Tensors = with_transforms(function, *arguments)
     return found
 
 

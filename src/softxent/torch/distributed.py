@@ -49,7 +49,7 @@ def shards_of_group(fn: str, group: Any, columns: int, first_class: int | None, 
     if dist.get_rank(group) < 0:
         fail(fn, "group", "be a group that this process belongs to", shown(group))
     if first_class is None:
-        return shards_of(group, [columns] * size)
+        return shards_of(group, [Columns(k * columns, (k + 1) * columns) for k in range(size)])
     mine = torch.tensor([first_class, columns], dtype=torch.int64, device=like.device)
     every = [Columns(first, first + length) for first, length in all_gather(mine, group).tolist()]
     end = 0
@@ -58,7 +58,7 @@ def shards_of_group(fn: str, group: Any, columns: int, first_class: int | None, 
             where = f"on rank {rank}, where the classes of rank {rank - 1} end" if rank else "on rank 0"
             fail(fn, "first_class", f"be {end} {where}", first)
         end = last
-    return shards_of(group, [columns.end - columns.first for columns in every])
+    return shards_of(group, every)
 
 
 def check_agreement(fn: str, group: Any, **given: Any) -> None:
@@ -161,7 +161,7 @@ def layout(input: Any, axis: int) -> tuple[Any, Layout]:
     ]
     classes, shards = input.shape[axis], None
     if divided is not None:
-        shards = shards_of(mesh.get_group(divided), [each.end - each.first for each in evenly(classes, mesh.size(divided))])
+        shards = shards_of(mesh.get_group(divided), evenly(classes, mesh.size(divided)))
     lead = torch.Size(n for i, n in enumerate(input.shape) if i != axis)
     return entering(input, mesh, found, found), Layout(mesh, found, rows, shards, lead)
 
@@ -202,7 +202,7 @@ def head_layout(fn: str, x: Any, w: Any, b: Any, target: Any, weight: Any, sampl
     shards = None
     if any(divides):
         axis = divides.index(True)
-        shards = shards_of(mesh.get_group(axis), [each.end - each.first for each in evenly(w.shape[0], mesh.size(axis))])
+        shards = shards_of(mesh.get_group(axis), evenly(w.shape[0], mesh.size(axis)))
     place = Layout(mesh, logits, rows, shards, lead)
     target = place.local(target, logits if target.is_floating_point() else rows)
     of_x = [Partial() if yes else where for where, yes in zip(rows, divides, strict=True)]

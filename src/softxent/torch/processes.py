@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -57,10 +58,9 @@ class Shards(NamedTuple):
         return max(columns.end - columns.first for columns in self.columns)
 
 
-def shards_of(group: Any, lengths: list[int]) -> Shards:
-    """Return the shards of processes that have so many classes each."""
-    ends = [sum(lengths[: rank + 1]) for rank in range(len(lengths))]
-    return Shards(group.group_name, tuple(ends), dist.get_rank(group))
+def shards_of(group: Any, columns: Sequence[Columns]) -> Shards:
+    """Return the shards of processes that have these columns, which are adjacent."""
+    return Shards(group.group_name, tuple(each.end for each in columns), dist.get_rank(group))
 
 
 def all_gather(mine: Tensor, group: Any) -> Tensor:
