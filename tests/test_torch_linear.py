@@ -448,14 +448,14 @@ def test_what_is_frozen_costs_no_product_and_takes_nothing_from_the_rest(reducti
     for name, tensor in named.items():
         tensor.requires_grad_(name not in frozen)
     t, left = labels(ignored=False), [tensor for name, tensor in named.items() if name not in frozen]
-    close(grads(ours(*named.values(), t, 100, reduction=reduction), *left), grads(whole(*named.values(), t, reduction=reduction), *left))
+    close(grads(ours(*named.values(), t, N, reduction=reduction), *left), grads(whole(*named.values(), t, reduction=reduction), *left))
     made = {"dx"} - {"d" + name for name in frozen} | ({"dw"} - {"d" + name for name in frozen})
     seen = [name for name, *_ in products]
     assert set(seen) - {"logits"} == made and seen.count("logits") == (1 if reduction == "mean" else 2)
     assert all(seen.count(name) == 1 for name in made)
     with torch.no_grad():
         products.clear()
-        ours(*named.values(), t, 100)
+        ours(*named.values(), t, N)
     assert [name for name, *_ in products] == ["logits"]
 
 
@@ -478,6 +478,64 @@ def test_ignored_rows_are_left_out_of_every_product(products):
             close([dw], want)
     compiled = torch.func.grad(lambda w: ours(x, w, b, t))(w)  # a transform, where rows cannot be left out
     close([compiled], want)
+
+
+# ---- heads whose logits are one chunk ----
+
+SMALL = 10_000  # rows of a chunk, in which N rows have room for their derivatives
+
+
+@pytest.fixture
+def no_chunks(monkeypatch):
+    def refused(*_):
+        raise AssertionError("rows are computed by chunks")
+
+    for module, name in ((by_chunks.RowFunction, "compute"), (linear_operators.HeadRows, "compute"), (linear_operators, "gradients")):
+        monkeypatch.setattr(module, name, refused)
+
+
+@each_option
+@pytest.mark.parametrize("soft", [False, True])
+def test_a_small_head_is_the_loss_of_its_logits_in_every_mode(options, soft, no_chunks):
+    x, w, b = head(rows=(3, 3))
+    t = probabilities((3, 3)) if soft else labels((3, 3), ignored=False)
+    options = {name: v.reshape(3, 3) if name == "sample_weight" else v for name, v in options.items()}
+    of_rows = {"sample_weight": options["sample_weight"].reshape(-1)} if "sample_weight" in options else {}
+    small = lambda x, w, b, **more: ours(x, w, b, t, SMALL, **options, **more)  # noqa: E731
+
+    def expected(x, w, b, **more):
+        return whole(x.reshape(9, D), w, b, t.reshape(9, C) if soft else t.reshape(9), **{**options, **of_rows}, **more)
+
+    for reduction in ("mean", "none"):
+        got, want = small(x, w, b, reduction=reduction), expected(x, w, b, reduction=reduction)
+        assert got.shape == (() if reduction == "mean" else (3, 3))
+        close([got.reshape(want.shape), *grads(got, x, w, b)], [want, *grads(want, x, w, b)])
+    for function, along in ((grad, {}), (jacfwd, {}), (hessian, {})):
+        close([function(small, 1, **along)(x, w, b)], [function(expected, 1, **along)(x, w, b)])
+    outputs = {"return_lse": True, "return_entropy": True, "return_correct": True, "return_predicted": True}
+    for got, want in zip(small(x, w, b, **outputs), expected(x, w, b, **outputs), strict=True):
+        if got is not None:
+            assert got.shape == (() if not got.ndim else (3, 3))
+            close([got.reshape(want.shape)], [want])
+
+
+def test_an_ignored_row_of_a_small_head_may_be_nan_in_every_mode():
+    x, w, b = (t.detach() for t in head())
+    t = labels()
+    loss = lambda x, w, b: ours(x, w, b, t, SMALL, label_smoothing=0.1)  # noqa: E731
+    want, bad = grad(loss, (0, 1, 2))(x, w, b), torch.where((t == -100)[:, None], math.nan, x)
+    close(grad(loss, (0, 1, 2))(bad, w, b), want)
+    given = [v.clone().requires_grad_() for v in (bad, w, b)]
+    close(torch.autograd.grad(loss(*given), given), want)
+    close(torch.autograd.grad(torch.compile(loss, backend="aot_eager", fullgraph=True)(*given), given), want)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_label_out_of_range_of_a_small_head_is_an_error(compiled):
+    x, w, b = head()
+    loss = torch.compile(ours, backend="aot_eager") if compiled else ours
+    with pytest.raises(ValueError, match=r"cross_entropy: target must lie in \[0, 7\) or be ignore_index=-100; got 7 at row 2"):
+        loss(x, w, b, labels(ignored=False).index_fill(0, torch.tensor(2), C), SMALL)
 
 
 # ---- reduced precision ----

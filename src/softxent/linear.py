@@ -186,6 +186,8 @@ class Sums(NamedTuple):
 
 def filtered(fn: str, tol: Any, stats: Any) -> tuple[float | None, FilterStats]:
     """Check the arguments of the gradient filter. Returns the tolerance and the statistics, which are cleared."""
+    if tol is stats is None:
+        return None, FilterStats()
     if stats is not None and not isinstance(stats, FilterStats):
         contract.fail(fn, "filter_stats", "be a FilterStats", type(stats).__name__, TypeError)
     stats = FilterStats() if stats is None else stats
@@ -197,6 +199,8 @@ def filtered(fn: str, tol: Any, stats: Any) -> tuple[float | None, FilterStats]:
 
 def invariant(fn: str, batch_invariant: Any, **others: Any) -> bool:
     """Check `batch_invariant`. The other arguments must not be given beside it."""
+    if batch_invariant is False:
+        return False
     if not isinstance(batch_invariant, (bool, np.bool_)):
         contract.fail(fn, "batch_invariant", "be True or False", contract.shown(batch_invariant), TypeError)
     for name, given in others.items():

@@ -22,9 +22,9 @@ from ..kernels import IGNORED, NO_LABEL
 from ..linear import BUDGET, filtered, invariant
 from . import arguments, compute, distributed, operators
 from .arguments import labels, plain, tensor
-from .linear_operators import Head, Reduction, Settings, reduced_loss, rows
+from .linear_operators import COPIES, Head, Reduction, Settings, reduced_loss, rows
 from .loss import Result, cross_entropy
-from .modes import PLAIN, differentiated
+from .modes import PLAIN, differentiated, exporting, readable
 from .processes import Shards, my_columns, same_input
 
 FN = "linear_cross_entropy"
@@ -159,6 +159,15 @@ def linear_cross_entropy(
     seen = like.float() if h.target is None else h.target  # the labels, or what has the shape of a teacher's probabilities
     if check and not h.x.is_cpu and not seen.is_floating_point():
         operators.check_labels(FN, seen, len(h.w) if shards is None else shards.classes, ignore_index)
+    whole = shards is place is tol is h.teacher[0] is None and not rows_alone and _is_small(like, budget)
+    x = _features_of_all_rows(h, ignore_index) if whole else None
+    if x is not None:
+        found = cross_entropy(
+            F.linear(x, h.w, h.b), seen, weight, None, ignore_index, None, reduction, label_smoothing, z_loss=z_loss, softcap=softcap,
+            temperature=temperature, sample_weight=h.sample, return_lse=return_lse, return_entropy=return_entropy,
+            return_logprobs=return_logprobs, return_correct=return_correct, return_predicted=return_predicted,
+        )  # fmt: skip
+        return _with_axes_of_rows(found, h.lead)
     eager = direct or (plain(h.x, seen) and type(linear_weight) in PLAIN)
     head, total, ignored = _head(h, like, seen, weight, o, shards)
     head, at = _without_ignored(head, eager, ignored)
@@ -332,7 +341,7 @@ def _tensors(input: Any, weight: Any, bias: Any, whose: str = "") -> tuple[Any, 
 
 def _cast(input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Any, Any, Any]:
     """Return a head's arguments in one type: that of autocast, if it is enabled, as nn.Linear would."""
-    device = input.device.type
+    device = "cpu" if input.is_cpu else input.device.type  # the first is quick
     if torch.is_autocast_enabled(device) and input.dtype != torch.float64:
         to = torch.get_autocast_dtype(device)
         return input.to(to), weight.to(to), None if bias is None else bias.to(to)
@@ -354,6 +363,27 @@ def _of_many_axes(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
     """Return the logits [N, C, d1, ...] of a W [C, d1, ..., D]."""
     z = F.linear(x, w.flatten(0, -2), None if b is None else b.flatten())
     return z.reshape(*x.shape[:-1], *w.shape[:-1])
+
+
+def _is_small(logits: Tensor, budget: int) -> bool:
+    """Whether all logits are one chunk, and the budget has room for what their derivatives hold. An exporter would restrict the shapes."""
+    return not exporting() and COPIES * logits.numel() * logits.element_size() <= budget
+
+
+def _features_of_all_rows(h: _Rows, ignore_index: int) -> Tensor | None:
+    """Return x with 0 in ignored rows, where the labels cannot be read; None if rows are ignored, and can be left out of every product."""
+    if h.target is None or h.target.is_floating_point():
+        return h.x
+    if not h.target.is_cpu or not readable(h.target):
+        return h.x.masked_fill((h.target == ignore_index)[:, None], 0)
+    return None if operators.labelled(FN, h.target, len(h.w), ignore_index)[1] else h.x
+
+
+def _with_axes_of_rows(found: Any, lead: torch.Size) -> Any:
+    """Return results of N rows with the axes of the rows."""
+    if isinstance(found, Result):
+        return Result(*(None if t is None else _with_axes_of_rows(t, lead) for t in found))
+    return found if found.ndim == 0 or len(lead) == 1 else found.reshape(lead)
 
 
 def _head(

@@ -20,6 +20,9 @@ from . import private
 PLAIN = (Tensor, Parameter)
 
 
+exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # from torch 2.7 on
+
+
 def traced() -> bool:
     """Whether a tracer records operators: torch.jit.trace, or a mode such as that of make_fx."""
     return private.jit_tracing() or private.dispatching()
