@@ -56,15 +56,22 @@ def same_bits(compute, threads):
                 assert np.array_equal(got, want[rows]), (name, budget, n)
 
 
+def refused(dtype, compute):
+    """Whether the library gives equal rows different bits in float64: OpenBLAS with AVX-512, MKL on AMD. In float32 none may."""
+    try:
+        compute()
+    except RuntimeError as error:
+        assert dtype == np.float64, "a library that had equal rows in float32 has them no more: say so in docs/training.md"
+        assert "gives equal rows of one product different bits" in str(error)
+        return True
+    return False
+
+
 @each_option
 @each_dtype
 def test_a_row_of_numpy_has_the_same_bits_in_every_batch(dtype, options, threads, rng):
     x, w, b, t = problem(dtype, rng)
-
-    try:
-        softxent.linear_cross_entropy_and_grad(x[:1], w, t[:1], batch_invariant=True)
-    except RuntimeError as error:  # OpenBLAS in float64
-        assert "gives equal rows of one product different bits" in str(error)
+    if refused(dtype, lambda: softxent.linear_cross_entropy_and_grad(x[:1], w, t[:1], batch_invariant=True)):
         return
 
     def compute(rows, budget):
@@ -81,6 +88,8 @@ def test_a_row_of_numpy_has_the_same_bits_in_every_batch(dtype, options, threads
 @each_dtype
 def test_a_row_of_pytorch_has_the_same_bits_in_every_batch(dtype, options, threads, rng):
     x, w, b, t = map(torch.as_tensor, problem(dtype, rng))
+    if refused(dtype, lambda: st.linear_cross_entropy(x[:1].clone().requires_grad_(), w, t[:1], batch_invariant=True)):
+        return
 
     def compute(rows, budget):
         z = x[rows].clone().requires_grad_()

@@ -12,7 +12,7 @@ from definition_in_torch import definition
 from tolerances import DIFFERENCES, FEW64, FLOAT32, FLOAT64
 
 import softxent
-from softxent import linear
+from softxent import chunks, linear
 from softxent.proof import bounds
 
 F32, F64 = np.dtype("f4"), np.dtype("f8")
@@ -43,7 +43,7 @@ def test_it_is_the_loss_of_the_whole_logits(backend, option, dtype, reduction, r
     want = definition(tx @ tw.T + tb, labels, reduction=reduction, **options)
     (want.loss * torch.as_tensor(up)).sum().backward()
     row = classes * dtype.itemsize
-    for budget in (1, 3 * row, 7 * row, linear.BUDGET):
+    for budget in (1, 3 * row, 7 * row, chunks.BUDGET):
         loss, dx, dw, db = softxent.linear_cross_entropy_and_grad(
             x, w, labels, bias=b, reduction=reduction, upstream=up, budget=budget, **options
         )
@@ -57,7 +57,7 @@ def test_the_gradient_of_the_bias_is_summed_in_float64(backend, rng):
     """2^12 equal rows have 2^12 times the gradient of one, to the last bit, in one chunk or in 2^12."""
     x, w, b = np.zeros((1 << 12, 1), F32), np.zeros((11, 1), F32), rng.standard_normal(11).astype(F32)
     one = softxent.linear_cross_entropy_and_grad(x[0], w, 3, bias=b)[3]
-    for budget in (1, linear.BUDGET):
+    for budget in (1, chunks.BUDGET):
         db = softxent.linear_cross_entropy_and_grad(x, w, np.full(len(x), 3), bias=b, reduction="sum", budget=budget)[3]
         np.testing.assert_array_equal(db, len(x) * one)
 
@@ -138,18 +138,18 @@ def test_chunks_share_the_rows_evenly():
     for rows in (1, 2, 7, 100, 1023, 4096):
         for row_bytes in (4, 1000, 80_000):
             for budget in (1, 5000, 1 << 20):
-                step = linear.chunk_rows(rows, row_bytes, budget)
+                step = chunks.chunk_rows(rows, row_bytes, budget)
                 assert 1 <= step <= rows and (step * row_bytes <= budget or step == 1)
-                chunks = -(-rows // step)
-                assert chunks == -(-rows // max(1, budget // row_bytes)), "no more chunks than the budget asks for"
-                even = step * chunks - rows < chunks  # the last chunk lacks fewer rows than there are chunks
-                assert even or step % linear.TILE == 0, "the rows are spread evenly, or in whole tiles"
+                count = -(-rows // step)
+                assert count == -(-rows // max(1, budget // row_bytes)), "no more chunks than the budget asks for"
+                even = step * count - rows < count  # the last chunk lacks fewer rows than there are chunks
+                assert even or step % chunks.TILE == 0, "the rows are spread evenly, or in whole tiles"
 
 
 def test_a_chunk_is_a_multiple_of_a_tile_if_that_makes_no_more_chunks():
-    assert linear.chunk_rows(4 * 293, 1, 330) == 5 * linear.TILE == 320
-    assert linear.chunk_rows(4 * 293, 1, 319) == 293  # five tiles do not fit
-    assert linear.chunk_rows(1000, 1, 800) == 8 * linear.TILE
+    assert chunks.chunk_rows(4 * 293, 1, 330) == 5 * chunks.TILE == 320
+    assert chunks.chunk_rows(4 * 293, 1, 319) == 293  # five tiles do not fit
+    assert chunks.chunk_rows(1000, 1, 800) == 8 * chunks.TILE
 
 
 def test_a_product_that_is_added_takes_the_memory_that_is_given():
@@ -168,7 +168,7 @@ def test_a_product_that_is_added_takes_the_memory_that_is_given():
 @pytest.mark.parametrize("missing", ["dx", "dw", "db", "w", "x", "bias"])
 def test_a_sum_that_is_not_wanted_is_left_out(missing, rng):
     g, x, w = rng.standard_normal((3, 4)), rng.standard_normal((3, 2)), rng.standard_normal((4, 2))
-    sums = linear.Sums(*(np.zeros(shape) for shape in ((3, 2), (4, 2), 4)), linear.NumPyProducts(1000))
+    sums = chunks.Sums(*(np.zeros(shape) for shape in ((3, 2), (4, 2), 4)), linear.NumPyProducts(1000))
     sums = sums._replace(**{missing: None}) if missing in sums._fields else sums
     sums.add(slice(0, 3), g, None if missing == "x" else x, None if missing == "w" else w, bias=missing != "bias")
     left_out = {"w": "dx", "x": "dw", "bias": "db"}.get(missing)
@@ -226,7 +226,7 @@ def test_memory_of_a_second_derivative_is_within_the_budget():
 def test_the_loss_alone_is_the_loss_with_gradients(backend, reduction, option, rng):
     x, w, b = head(rng, 23, 11, 5, F64)
     labels, options = option_cases(rng, 23, 11)[option]
-    for budget in (1, 7 * 11 * 8, linear.BUDGET):
+    for budget in (1, 7 * 11 * 8, chunks.BUDGET):
         alone = softxent.linear_cross_entropy(x, w, labels, bias=b, reduction=reduction, budget=budget, **options)
         np.testing.assert_array_equal(
             alone, softxent.linear_cross_entropy_and_grad(x, w, labels, bias=b, reduction=reduction, budget=budget, **options)[0]
@@ -256,7 +256,7 @@ def test_second_derivatives_are_those_of_the_whole_logits(backend, option, gauss
     labels, options = option_cases(rng, 13, 7)[option]
     product = softxent.linear_cross_entropy_ggn if gauss_newton else softxent.linear_cross_entropy_hvp
     want = by_autograd(x, w, b, labels, options, v, gauss_newton)
-    for budget in (1, 5 * 7 * 8, linear.BUDGET):
+    for budget in (1, 5 * 7 * 8, chunks.BUDGET):
         got = product(x, w, labels, v[0], v[1], bias=b, vb=v[2], budget=budget, **options)
         for a, c in zip(got, want, strict=True):
             np.testing.assert_allclose(a, c.numpy(), rtol=FEW64, atol=FEW64)

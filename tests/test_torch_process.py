@@ -561,6 +561,7 @@ def calls():
         head = labels | dict(linear_weight=torch.randn(40, 40, dtype=dtype), linear_bias=torch.randn(40, dtype=dtype))
         yield st.linear_cross_entropy, {}, head | weights
         yield st.linear_cross_entropy, {"return_lse": True}, head
+        yield st.linear_cross_entropy, {"budget": 20000}, head
 def result(f, options, tensors):
     found = f(**tensors, **options)
     found = [x.double().sum() for x in found if x is not None] if isinstance(found, tuple) else [found.double().sum()]
@@ -572,6 +573,8 @@ for f, options, tensors in calls():
             for when in ("at the call", "before backward", "before the second", "before double backward"):
                 if when == "at the call" and way != "freed":
                     continue  # shrunk is not looked at, and the others are arguments as any
+                if way == "shrunk" and f is st.linear_cross_entropy and "budget" not in options:
+                    continue  # the products of a small head are torch's, which do not look
                 given = {k: v.clone().requires_grad_(k in ("input", "linear_weight", "linear_bias")) for k, v in tensors.items()}
                 try:
                     if when == "at the call":

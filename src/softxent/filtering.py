@@ -15,6 +15,7 @@ bound of the error.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -160,6 +161,15 @@ class Filter:
         self.norm_dw, self.rows_dw = 0.0, 0  # a lower bound of ||dW|| after so many rows
         self.square_dx = np.zeros(2)  # sums over the chunks of the squares of the error's bound, and of the lower bound of ||dX||
 
+    def add_all(self, gradients: Callable[[], Iterator[tuple[slice, Any]]], label: Array | None) -> None:
+        """Add up the gradients. `gradients()` yields the rows of each chunk and its G; it is called again if dW exceeds its tolerance."""
+        for i, g in gradients():
+            self.add(i, g, label)
+        if self.failed:
+            self.stats.skipped_dw, self.stats.bound_dw, self.stats.recomputed = 0, 0.0, True
+            for i, g in gradients():
+                self.sums._replace(dx=None, db=None).add(i, g, self.x[i], None)
+
     def add(self, i: slice, g: Any, label: Array | None) -> None:
         """Add the products of a chunk's G, which is overwritten. `label` [rows] are the labels of all rows, if they are class indices."""
         self.sums._replace(dx=None, dw=None).add(i, g, None, None)  # db
@@ -229,10 +239,6 @@ class Filter:
         tiny = float(np.finfo(a.dtype).tiny) * a.size
         square = float(np.square(norms(a)).sum()) / self.room**2 - 2 * tiny
         return square**0.5 if 0 < square < np.inf else 0.0
-
-    def anew(self) -> None:
-        """Record that dW is computed again without the filter."""
-        self.stats.skipped_dw, self.stats.bound_dw, self.stats.recomputed = 0, 0.0, True
 
 
 class _Labels:

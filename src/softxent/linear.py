@@ -1,187 +1,24 @@
-"""Linear cross-entropy: the loss of logits = x W^T + b, which are computed a chunk of rows at a time in one buffer.
-
-The first part, up to `filtered`, serves NumPy arrays and, through torch/linear_operators.py, tensors: it cuts the rows into chunks and adds
-up the gradients, with the library's own matrix products (`Products`). The second part has the public functions for NumPy.
-"""
+"""Linear cross-entropy for NumPy: the loss of logits = x W^T + b, and its derivatives, a chunk of rows at a time (chunks.py)."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from functools import lru_cache, wraps
-from typing import Any, NamedTuple, Protocol, TypeVar, cast
+from functools import wraps
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from . import contract, kernels
+from .chunks import BUDGET, ROWS_OF_A_PRODUCT, BatchInvariant, Products, Sums, budget_beside_filter, chunks
 from .filtering import Filter, FilterStats
 from .partials import Array
 from .sweep import curvature, reduce
 from .truth import LogitTransform, Truth, logit_transform, truth
 
-BUDGET = 64 << 20  # bytes of logits held at once
-TILE = 64  # a chunk has a multiple of so many rows: 320 in place of 293 made the three products 9 % faster (oneDNN, D = 768, C = 50257)
-ROWS_OF_A_PRODUCT = 128  # of BatchInvariant
-TERMS = {4: 512, 8: 128}  # of a sum in its products, by the bytes of a number: MKL does not cut so many among up to 16 threads (tried)
-COLUMNS = 1024  # columns of logits in a product: 128 and 320 rows of float32 take 20 and 25 % less time than with all columns at once (CPU)
-TRIED: set[tuple[Any, ...]] = set()  # the kinds of products whose equal rows have been found to be equal
 _OPTIONS = {"temperature", "softcap", *(truth.__kwdefaults__ or ())} - {"names"}
 Function = TypeVar("Function", bound=Callable[..., Any])
-
-
-class Products(Protocol):
-    """The matrix products of a library."""
-
-    def size(self, x: Any) -> int:
-        """Return the bytes of one element."""
-
-    def empty(self, like: Any, rows: int, classes: int) -> Any:
-        """Return a new array [rows, classes] of the type of `like`."""
-
-    def logits(self, x: Any, w: Any, b: Any, out: Any) -> None:
-        """Compute out = x w^T + b."""
-
-    def product(self, a: Any, b: Any, out: Any, add: bool) -> None:
-        """Compute out = a b, or out += a b."""
-
-    def of_rows(self, a: Any, b: Any, out: Any, add: bool) -> None:
-        """The same where the rows of a and out are those of x."""
-
-    def columns(self, g: Any) -> Any:
-        """Return the sums of the columns, in float64."""
-
-
-class BatchInvariant(NamedTuple):
-    """Products in which a row does not depend on the rows beside it.
-
-    A library chooses its algorithm by the shapes and the number of threads, and may add up in another order for others: MKL cuts long sums
-    among threads. Here each product has ROWS_OF_A_PRODUCT rows that are adjacent in memory, the last one is filled up with zeros, and sums
-    of more than TERMS are cut. So a row of x, or of G, has a result with the same bits in every batch, chunk and place, if the
-    library computes the rows of such a product in the same way. Not every library does: the first product of a shape is tried with equal
-    rows, and refused if their results differ.
-    """
-
-    products: Products
-
-    def size(self, x: Any) -> int:
-        return self.products.size(x)
-
-    def empty(self, like: Any, rows: int, classes: int) -> Any:
-        return self.products.empty(like, rows, classes)
-
-    def logits(self, x: Any, w: Any, b: Any, out: Any) -> None:
-        first, *others = self._terms(x)
-
-        def compute(some: Any, to: Any) -> None:
-            for at in range(0, w.shape[0], COLUMNS):  # so that what is added to stays in the cache
-                c = slice(at, at + COLUMNS)
-                self.products.logits(some[:, first], w[c, first], None if b is None else b[c], to[:, c])
-                for k in others:
-                    self.products.of_rows(some[:, k], w[c, k].T, to[:, c], True)
-
-        self._in_tiles("logits", x, out, compute)
-
-    def product(self, a: Any, b: Any, out: Any, add: bool) -> None:
-        self.products.product(a, b, out, add)
-
-    def of_rows(self, a: Any, b: Any, out: Any, add: bool) -> None:
-        def compute(some: Any, to: Any) -> None:
-            for k in self._terms(a):
-                self.products.of_rows(some[:, k], b[k], to, add or k.start > 0)
-
-        self._in_tiles("of_rows", a, out, compute)
-
-    def columns(self, g: Any) -> Any:
-        return self.products.columns(g)
-
-    def _try(self, some: Any, found: Any, compute: Callable[[Any, Any], None]) -> None:
-        """Raise an error if equal rows of a product differ."""
-        for k in range(61):
-            some[:, k::61] = math.sin(k + 1)
-        found[:] = 0
-        compute(some, found)
-        if ((found != found[:1]) & (found == found)).any():
-            expected = "be False here: the library of the matrix products gives equal rows of one product different bits"
-            contract.fail("linear cross-entropy", "batch_invariant", expected, True, RuntimeError)
-
-    def _terms(self, a: Any) -> list[slice]:
-        step = TERMS[self.size(a)]
-        return [slice(k, k + step) for k in range(0, max(1, a.shape[1]), step)]
-
-    def _in_tiles(self, name: str, a: Any, out: Any, compute: Callable[[Any, Any], None]) -> None:
-        """Call compute(rows of a, rows of out) for all rows."""
-        some, last = (self.empty(a, ROWS_OF_A_PRODUCT, t.shape[1]) for t in (a, out))
-        kind = (type(self.products), name, a.dtype, a.shape[1], out.shape[1])
-        if kind not in TRIED:
-            self._try(some, last, compute)
-            TRIED.add(kind)
-        for at in range(0, a.shape[0], ROWS_OF_A_PRODUCT):
-            to = out[at : at + ROWS_OF_A_PRODUCT]
-            rows = to.shape[0]
-            some[:rows] = a[at : at + rows]
-            if rows == ROWS_OF_A_PRODUCT:
-                compute(some, to)
-                continue
-            some[rows:] = 0
-            last[:rows], last[rows:] = to, 0
-            compute(some, last)
-            to[:] = last[:rows]
-
-
-@lru_cache(maxsize=1024)
-def chunk_rows(rows: int, row_bytes: int, budget: int) -> int:
-    """Return the rows of a chunk: as few chunks as the budget allows, with the rows spread evenly over them or a multiple of TILE."""
-    limit = max(1, budget // row_bytes)
-    count = max(1, math.ceil(rows / limit))
-    even = math.ceil(rows / count)
-    tiled = min(math.ceil(even / TILE), limit // TILE) * TILE
-    return min(tiled, rows) if tiled and math.ceil(rows / tiled) == count else even
-
-
-def chunks(x: Any, w: Any, b: Any, products: Products, budget: int, classes: int = 0) -> Iterator[tuple[slice, Any]]:
-    """Yield the slices of the rows and their logits, in a buffer that the next chunk overwrites.
-
-    Chunks are as large as the budget allows, because each of them adds to all of dW. Among processes that have different classes, `classes`
-    is the largest number that one has, so that all have the same chunks.
-    """
-    rows = x.shape[0]  # a sparse matrix has no len
-    step = max(1, chunk_rows(rows, max(classes, w.shape[0]) * products.size(x), budget))
-    scratch = products.empty(x, min(step, rows), w.shape[0])
-    for at in range(0, rows, step):
-        i = slice(at, min(at + step, rows))
-        z = rows_of(scratch, slice(0, i.stop - at))
-        products.logits(x[i], w, b, z)
-        yield i, z
-
-
-def rows_of(t: Any, i: slice) -> Any:
-    """Return the rows i, which start and end within those of t: t itself if they are all."""
-    return t if i.stop - i.start == t.shape[0] else t[i]
-
-
-class Sums(NamedTuple):
-    """The gradients dX = G W, dW = G^T X and db = sum_i G_i, added up chunk by chunk. G is the gradient with respect to the logits.
-
-    A gradient that is not required is None, and its product is skipped.
-    """
-
-    dx: Any  # [N, D]
-    dw: Any  # [C, D]
-    db: Any  # [C]
-    products: Products
-
-    def add(self, i: slice, g: Any, x: Any, w: Any, first: bool = True, bias: bool = True) -> None:
-        """Add the products of a chunk's G, whose rows are `i`.
-
-        If `first`, dx of these rows is written, not added to, and so is dw in the first chunk. A None for x or w skips their product.
-        """
-        if self.dx is not None and w is not None:
-            self.products.of_rows(g, w, rows_of(self.dx, i), not first)
-        if self.dw is not None and x is not None:
-            self.products.product(g.T, x, self.dw, not first or i.start > 0)
-        if self.db is not None and bias:
-            self.db[...] += self.products.columns(g)
 
 
 def filtered(fn: str, tol: Any, stats: Any) -> tuple[float | None, FilterStats]:
@@ -207,11 +44,6 @@ def invariant(fn: str, batch_invariant: Any, **others: Any) -> bool:
         if batch_invariant and given is not None:
             contract.fail(fn, name, "be None where batch_invariant is True", contract.shown(given))
     return bool(batch_invariant)
-
-
-def budget_beside_filter(budget: int) -> int:
-    """Return the part of the budget for logits, if the gradient filter is on: its sums, one for each block of each row, need the rest."""
-    return budget - budget // 16
 
 
 class NumPyProducts(NamedTuple):
@@ -263,10 +95,11 @@ class Head(NamedTuple):
         """Yield the slices of the rows and their logits, in chunks such that `copies` arrays of their size fit into the budget."""
         return chunks(self.x, self.w, self.b, self.products, (self.budget - self.budget // 8) // copies)
 
-    def gradients(self) -> Iterator[tuple[slice, Array, Array]]:
-        """Yield the slices of the rows, their losses, and their G in a buffer that the next chunk overwrites."""
+    def gradients(self, losses: Array) -> Iterator[tuple[slice, Array]]:
+        """Yield the slices of the rows, and their G in a buffer that the next chunk overwrites. Writes the losses of the rows."""
         for i, z in self.chunks():
-            yield i, self.gradient(i, z), z
+            losses[i] = self.gradient(i, z)
+            yield i, z
 
     def gradient(self, i: slice, z: Array) -> Array:
         """Overwrite the logits z of the rows `i` with their G. Returns their losses."""
@@ -282,8 +115,7 @@ class Head(NamedTuple):
     def losses_and_sums(self, fixed_x: bool = False) -> tuple[Array, Sums]:
         """Return the losses of the rows of x, and the gradients; without that of x, if x is fixed."""
         sums, losses = self.sums(fixed_x), np.empty(len(self.t.label))
-        for i, some, g in self.gradients():
-            losses[i] = some
+        for i, g in self.gradients(losses):
             sums.add(i, g, self.x[i], self.w)
         return losses, sums
 
@@ -467,14 +299,8 @@ def linear_cross_entropy_and_grad(
 def _by_filter(head: Head, tol: float, stats: FilterStats) -> tuple[Array, Sums]:
     """Return the losses of the rows, and the gradients by the gradient filter."""
     sums, losses = head.sums(), np.empty(len(head.x))
-    filter = Filter(tol, stats, sums, head.x, head.w, np.asarray)
-    for i, some, g in head.gradients():
-        losses[i] = some
-        filter.add(i, g, head.t.label)  # LARGEST, no class, for probabilities
-    if filter.failed:
-        filter.anew()
-        for i, _, g in head.gradients():
-            sums._replace(dx=None, db=None).add(i, g, head.x[i], None)
+    label = head.t.label  # LARGEST, no class, for probabilities
+    Filter(tol, stats, sums, head.x, head.w, np.asarray).add_all(lambda: head.gradients(losses), label)
     return losses, sums
 
 

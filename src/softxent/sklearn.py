@@ -31,7 +31,8 @@ from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 
-from .linear import BUDGET, Head, NumPyProducts, Products, Sums, chunks
+from .chunks import BUDGET, Products, Sums, chunks
+from .linear import Head, NumPyProducts
 from .loss import cross_entropy
 from .partials import Array
 from .probabilities import log_softmax, softmax

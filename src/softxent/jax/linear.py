@@ -13,8 +13,8 @@ import jax.numpy as jnp
 
 from .. import contract
 from ..call import Static
+from ..chunks import BUDGET, chunk_rows
 from ..contract import NUMPY_LINEAR, fail
-from ..linear import BUDGET, chunk_rows
 from . import arguments, devices
 from .arguments import floats, labels_of
 from .call import operands

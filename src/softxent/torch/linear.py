@@ -16,10 +16,11 @@ from torch import Tensor
 from torch.nn import Module
 
 from .. import contract
+from ..chunks import BUDGET
 from ..contract import fail
 from ..filtering import FilterStats
 from ..kernels import IGNORED, NO_LABEL
-from ..linear import BUDGET, filtered, invariant
+from ..linear import filtered, invariant
 from . import arguments, compute, distributed, operators
 from .arguments import labels, plain, tensor
 from .linear_operators import COPIES, Head, Reduction, Settings, reduced_loss, rows
@@ -159,7 +160,8 @@ def linear_cross_entropy(
     seen = like.float() if h.target is None else h.target  # the labels, or what has the shape of a teacher's probabilities
     if check and not h.x.is_cpu and not seen.is_floating_point():
         operators.check_labels(FN, seen, len(h.w) if shards is None else shards.classes, ignore_index)
-    whole = shards is place is tol is h.teacher[0] is None and not rows_alone and _is_small(like, budget)
+    divided_or_filtered = shards is not None or place is not None or tol is not None
+    whole = not divided_or_filtered and h.teacher[0] is None and not rows_alone and _is_small(like, budget)
     x = _features_of_all_rows(h, ignore_index) if whole else None
     if x is not None:
         found = cross_entropy(
@@ -382,7 +384,8 @@ def _features_of_all_rows(h: _Rows, ignore_index: int) -> Tensor | None:
 def _with_axes_of_rows(found: Any, lead: torch.Size) -> Any:
     """Return results of N rows with the axes of the rows."""
     if isinstance(found, Result):
-        return Result(*(None if t is None else _with_axes_of_rows(t, lead) for t in found))
+        of_rows: list[Any] = [None if t is None else _with_axes_of_rows(t, lead) for t in found]
+        return Result(*of_rows)
     return found if found.ndim == 0 or len(lead) == 1 else found.reshape(lead)
 
 

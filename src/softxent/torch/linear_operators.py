@@ -16,8 +16,8 @@ from torch import Tensor
 
 from .. import derivatives
 from ..call import UPSTREAM, Call, Static
+from ..chunks import COLUMNS, BatchInvariant, Products, Sums, budget_beside_filter, chunk_rows, chunks, rows_of
 from ..filtering import Filter, FilterStats
-from ..linear import COLUMNS, BatchInvariant, Products, Sums, budget_beside_filter, chunk_rows, chunks, rows_of
 from . import compute, cpu, modes, operators, private
 from .by_chunks import RowFunction, Tensors, by_chunks, computed, summed_in
 from .compute import OUTPUTS, TYPES, outputs_for
@@ -260,14 +260,8 @@ def _filtered(
     s = s._replace(budget=budget_beside_filter(s.budget))
     if sums.dw is not None:
         sums.dw.zero_()
-    filter = Filter(tol, stats, sums, h.x, h.w, cpu.array)
     label = None if _dense(h) else cpu.array(h.label)
-    for i, g, _ in overwritten(s):
-        filter.add(i, g, label)
-    if filter.failed:
-        filter.anew()
-        for i, g, part in overwritten(s):
-            sums._replace(dx=None, db=None).add(i, g, part.x, None)
+    Filter(tol, stats, sums, h.x, h.w, cpu.array).add_all(lambda: ((i, g) for i, g, _ in overwritten(s)), label)
 
 
 def _sums(h: Head, s: Settings, fields: Sequence[str]) -> Sums:
