@@ -317,7 +317,7 @@ ERRORS = {
         lambda: loss(Z, T, axis=1.0), ValueError,
         LOSS + "axis must be an int between -2 and 1 for logits of shape (4, 6); got 1.0",
     ),
-    "no_class": (lambda: loss(Z[:, :0], T), ValueError, LOSS + "logits must have at least one class; got shape (4, 0) with class axis -1"),
+    "no_class": (lambda: loss(Z[:, :0], T), ValueError, LOSS + "logits must have at least one class; got shape (4, 0) with class axis 1"),
     "label_type": (lambda: loss(Z, T > 0), TypeError, LOSS + "labels must be integers (class indices) or floats (probabilities); got bool"),
     "label_floats": (
         lambda: loss(Z, [0.0, 1.0, 2.0, 0.0]), TypeError,
@@ -435,7 +435,7 @@ ERRORS = {
         lambda: softxent.linear_cross_entropy_hvp(Z, np.eye(6), T, Z, ["a"]), TypeError,
         "linear_cross_entropy_hvp: vw must hold real numbers; got strings",
     ),
-    "class_weight_type": (lambda: loss(Z, T, class_weight=["a"] * 6), TypeError, LOSS + "class_weight must have dtype"),
+    "class_weight_type": (lambda: loss(Z, T, class_weight=["a"] * 6), TypeError, LOSS + "class_weight must hold real numbers; got strings"),
     "sample_weight": (
         lambda: loss(Z, T, sample_weight=[1.0, 2.0]), ValueError,
         LOSS + "sample_weight must broadcast to shape (4,); got (2,)",
@@ -471,9 +471,9 @@ ERRORS = {
     ),
     "x_types": (
         lambda: linear(Z, Z.astype("f4"), T), TypeError,
-        LINEAR + "x and weight must both be float32 or both float64; got float64 and float32",
+        LINEAR + "weight must be float64 as x is; got float32",
     ),
-    "x_half": (lambda: linear(Z.astype("f2"), Z.astype("f2"), T), TypeError, LINEAR + "x and weight must both be "),
+    "x_half": (lambda: linear(Z.astype("f2"), Z.astype("f2"), T), TypeError, LINEAR + "x must have dtype float32 or float64; got float16"),
     "weight_shape": (
         lambda: linear(Z, np.zeros((5, 4)), T), ValueError,
         LINEAR + "weight must have shape (classes, 6) to match x (4, 6); got (5, 4)",

@@ -395,7 +395,7 @@ def test_a_label_out_of_range_is_nan_in_its_row_and_an_error_of_checkify(compute
         ),
         (
             lambda z, t: sj.cross_entropy(z.astype(int), t),
-            "cross_entropy: logits must be float32, float64, bfloat16 or float16; got int32",
+            "cross_entropy: logits must have dtype float32, float64, float16 or bfloat16; got int32",
         ),
         (
             lambda z, t: sj.cross_entropy(z, t, axis=2),

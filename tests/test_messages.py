@@ -173,3 +173,86 @@ def test_an_instruction_set_in_the_environment_that_is_none_is_one_printable_lin
     last = done.stderr.decode().splitlines()[-1]
     assert re.match(r"ValueError: softxent: SOFTXENT_ISA must be among [\w, ]+, which this machine has; got '", last) and last.isprintable()
     assert len(last) < 300
+
+
+# ---- the same call in the three front ends ----
+
+F, N = np.ones((4, 6), np.float32), np.zeros(4, np.int32)
+LOGITS = {
+    "labels that do not fit": (F, N[:3]),
+    "probabilities that do not fit": (F, F[:3]),
+    "floats as class indices": (F, F[:, 0]),
+    "one-hot rows of integers": (F, F.astype(np.int32)),
+    "labels true or false": (F, N > 0),
+    "complex labels": (F, F[:, 0] * 1j),
+    "labels first": (F[:, 0], F),
+    "labels first, integers": (N, F),
+    "no class": (F[:, :0], N),
+    "a scalar": (F[0, 0], N[0]),
+    "complex logits": (F * 1j, N),
+    "class weights of too few classes": (F, N, F[0, :5]),
+    "class weights of two axes": (F, N, F),
+    "complex class weights": (F, N, F[0] * 1j),
+    "sample weights that do not fit": (F, N, None, F[0]),
+    "sample weights of two axes": (F, N, None, F[:, :1]),
+    "complex sample weights": (F, N, None, F[:, 0] * 1j),
+}
+HEADS = {
+    "W that does not fit": (F, F[:, :5], N),
+    "W transposed": (F[:, :4], F[:, :5], N),
+    "W of one axis": (F, F[0], N),
+    "no class": (F, F[:0], N),
+    "no feature": (F[:, :0], F[:, :0], N),
+    "a scalar": (F[0, 0], F, N),
+    "W of another dtype": (F, F.astype(np.float16), N),
+    "complex features": (F * 1j, F, N),
+    "a bias that does not fit": (F, F, N, F[0]),
+    "complex bias": (F, F, N, F[0, :4] * 1j),
+    "labels that do not fit": (F, F, N[:3]),
+    "probabilities that do not fit": (F, F, F),
+    "class weights of too few classes": (F, F, N, None, F[0, :3]),
+    "sample weights that do not fit": (F, F, N, None, None, F[0]),
+}
+RENAMED = {
+    "cross_entropy": {"weight": "class_weight", "input": "logits", "target": "labels"},
+    "linear_cross_entropy": {"weight": "class_weight", "linear_weight": "weight", "linear_bias": "bias", "input": "x", "target": "labels"},
+}
+
+
+def refusal(call, *arguments, **named):
+    with pytest.raises((ValueError, TypeError)) as error:
+        call(*arguments, **{name: a for name, a in named.items() if a is not None})
+    return error.type, str(error.value)
+
+
+def in_numpys_words(message):
+    """Return a message of softxent.torch with the names that softxent's own functions have for the arguments."""
+    names = RENAMED[message.partition(":")[0]]
+    message = message.replace("(pass input.movedim(0, 1) ", "(pass axis=0 ")
+    return re.sub(rf"\b({'|'.join(names)})\b", lambda found: names[found[0]], message)
+
+
+@pytest.mark.parametrize("arguments", LOGITS.values(), ids=LOGITS)
+def test_the_three_front_ends_refuse_logits_in_the_same_words(arguments):
+    jnp, sj = pytest.importorskip("jax.numpy"), pytest.importorskip("softxent.jax")
+    z, t, w, sample = (*arguments, None, None)[:4]
+    expected = refusal(softxent.cross_entropy, z, t, class_weight=w, sample_weight=sample)
+    z, t, w, sample = (None if a is None else jnp.asarray(a) for a in (z, t, w, sample))
+    assert refusal(sj.cross_entropy, z, t, class_weight=w, sample_weight=sample) == expected
+    z, t, w, sample = (None if a is None else torch.tensor(np.asarray(a)) for a in (z, t, w, sample))
+    error, message = refusal(st.cross_entropy, z, t, w, sample_weight=sample)
+    assert (error, in_numpys_words(message)) == expected
+
+
+@pytest.mark.parametrize("arguments", HEADS.values(), ids=HEADS)
+def test_the_three_front_ends_refuse_heads_in_the_same_words(arguments):
+    jnp, sj = pytest.importorskip("jax.numpy"), pytest.importorskip("softxent.jax")
+    x, w, t, b, of_classes, sample = (*arguments, None, None, None)[:6]
+    named = {"bias": b, "class_weight": of_classes, "sample_weight": sample}
+    expected = refusal(softxent.linear_cross_entropy, x, w, t, **named)
+    x, w, t = (jnp.asarray(a) for a in (x, w, t))
+    assert refusal(sj.linear_cross_entropy, x, w, t, **named) == expected
+    x, w, t = (torch.tensor(np.asarray(a)) for a in (x, w, t))
+    b, of_classes, sample = (None if a is None else torch.tensor(a) for a in (b, of_classes, sample))
+    error, message = refusal(st.linear_cross_entropy, x, w, t, linear_bias=b, weight=of_classes, sample_weight=sample)
+    assert (error, in_numpys_words(message)) == expected

@@ -218,7 +218,7 @@ def test_the_operators_are_what_torch_expects_of_operators():
     [
         (lambda z, t: st.cross_entropy(z, t[:3]), ValueError, r"target must have shape \(6,\) to match input \(6, 5\); got \(3,\)"),
         (lambda z, t: st.cross_entropy(z, t + 5), ValueError, r"target must lie in \[0, 5\) or be ignore_index=-100; got \d at row 0"),
-        (lambda z, t: st.cross_entropy(z.long(), t), TypeError, "input must be float32, float64, bfloat16 or float16; got torch.int64"),
+        (lambda z, t: st.cross_entropy(z.long(), t), TypeError, "input must have dtype float32, float64, float16 or bfloat16; got int64"),
         (lambda z, t: st.cross_entropy(z, t.tolist()), TypeError, "target must be a torch.Tensor; got list"),
         (lambda z, t: st.cross_entropy(z, t, torch.ones(4)), ValueError, r"weight must have shape \(5,\), one number a class; got \(4,\)"),
         (lambda z, t: st.cross_entropy(z, t, reduction="avg"), ValueError, "reduction must be 'none' or 'sum' or 'mean'; got 'avg'"),
@@ -226,16 +226,16 @@ def test_the_operators_are_what_torch_expects_of_operators():
             lambda z, t: st.cross_entropy(z, t.double()),
             TypeError,
             "target must be cast to int to be class indices, with ignore_index for missing ones, "
-            r"or have shape \(6, 5\) to be probabilities; got torch.float64 of shape \(6,\)",
+            r"or have shape \(6, 5\) to be probabilities; got float64 of shape \(6,\)",
         ),
         (
             lambda z, t: st.cross_entropy(z, F.one_hot(t, 5)),
             TypeError,
             r"target must be cast to float to be probabilities, such as one-hot rows, or have shape \(6,\) to be class indices; "
-            r"got torch.int64 of shape \(6, 5\)",
+            r"got int64 of shape \(6, 5\)",
         ),
         (lambda z, t: st.cross_entropy(z, F.one_hot(t, 5).bool()), TypeError, "target must be cast to float to be probabilities"),
-        (lambda z, t: st.cross_entropy(z, t.bool()), TypeError, r"target must be integers \(class indices\) or floats .*; got torch.bool"),
+        (lambda z, t: st.cross_entropy(z, t.bool()), TypeError, r"target must be integers \(class indices\) or floats .*; got bool"),
         (
             lambda z, t: st.cross_entropy(z, z[:3]),
             ValueError,
@@ -303,7 +303,7 @@ def test_a_wrong_argument_of_the_others_is_refused_by_name(call, says):
 
 
 def test_log_softmax_of_a_scalar_is_refused():
-    with pytest.raises(ValueError, match=r"^log_softmax: input must have a class axis; got shape \(\)$"):
+    with pytest.raises(ValueError, match=r"^log_softmax: input must have a class axis, such as .*; got a scalar$"):
         st.log_softmax(torch.tensor(1.0))
 
 

@@ -1,14 +1,15 @@
 """Checks of the arguments of the public functions: shapes, dtypes, labels and options.
 
-The front ends call these functions, which return the arguments in the form that the rest of the package assumes. All error messages are
-composed by `fail` and have one form: `function: argument must EXPECTED; got WHAT`. In every function, `fn` is the name of the public
-function and `argument` the name of its argument.
+All front ends call these functions. Checks of shapes and dtypes take a `Kind`, which PyTorch and JAX have as well. Those that take arrays
+are NumPy's, and return them in the form that the rest of the package assumes. All error messages are composed by `fail` and have one form:
+`function: argument must EXPECTED; got WHAT`. In every function, `fn` is the name of the public function and `argument` the name of its
+argument.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, cast
 
 import numpy as np
@@ -23,8 +24,7 @@ from .partials import Array
 if TYPE_CHECKING:
     from pathlib import Path
 
-_FLOATS = ("float32", "float64", "float16", "bfloat16")
-_KINDS = {"i": "int", "u": "int", "b": "bool"}
+FLOATS = ("float32", "float64", "float16", "bfloat16")
 REDUCTIONS = ("none", "sum", "mean")
 _EXTRAS = {
     "cli": {"typer", "click", "shellingham", "rich", "matplotlib"},
@@ -37,16 +37,38 @@ _EXTRAS = {
 }
 
 
+Shape = tuple[int, ...]
+
+
+class Kind(NamedTuple):
+    """What is checked of an array of any library."""
+
+    shape: Shape
+    dtype: str  # as NumPy would name it
+
+
+class Kinds(NamedTuple):
+    """The arrays of a call."""
+
+    logits: Kind
+    labels: Kind | None  # None where a teacher has the probabilities
+    class_weight: Kind | None = None
+    sample_weight: Kind | None = None
+
+
 class Names(NamedTuple):
-    """What a front end calls the logits and the labels, and what its users pass if the classes are along another axis."""
+    """What a front end calls its arguments, and what its users pass if the classes are along another axis."""
 
     logits: str
     labels: str
     elsewhere: str | None  # None where the classes are always along the last axis
+    class_weight: str = "class_weight"
+    sample_weight: str = "sample_weight"
 
 
 NUMPY, NUMPY_LINEAR = Names("logits", "labels", "axis={other}"), Names("logits", "labels", None)
-TORCH, TORCH_LINEAR = Names("input", "target", "input.movedim({other}, {axis})"), Names("logits", "target", None)
+TORCH, TORCH_LINEAR = Names("input", "target", "input.movedim({other}, {axis})", "weight"), Names("logits", "target", None, "weight")
+HEAD, TORCH_HEAD = ("x", "weight", "bias"), ("input", "linear_weight", "linear_bias")
 
 
 def extra(error: ModuleNotFoundError) -> str | None:
@@ -150,7 +172,7 @@ def floats(fn: str, argument: str, x: Any) -> Array:
     if a.dtype.kind in "iu":
         a = a.astype(np.float64)
     if not is_float(a.dtype):
-        fail(fn, argument, f"have dtype {', '.join(_FLOATS[:-1])} or {_FLOATS[-1]}", _kind(a), TypeError)
+        float_dtype(fn, argument, kind(a.shape, a.dtype).dtype)
     if not a.dtype.isnative:
         a = a.astype(a.dtype.newbyteorder("="))
     return a
@@ -161,37 +183,102 @@ def is_float(dtype: np.dtype[Any]) -> bool:
     return dtype.char in "fde" or dtype.name == "bfloat16"
 
 
-def _kind(a: Array) -> str:
-    return "strings" if a.dtype.kind in "US" else str(a.dtype)
+def kind(shape: Shape, dtype: np.dtype[Any]) -> Kind:
+    """Return what is checked of a NumPy array of this shape and dtype."""
+    return Kind(shape, "strings" if dtype.kind in "US" else dtype.name)
 
 
-def logits(fn: str, z: Any, axis: int, argument: str = "logits") -> Array:
+def logits(fn: str, z: Any, axis: int) -> Array:
     """Check the logits and the class axis. Returns a view of the logits with the class axis last."""
-    a = floats(fn, argument, z)
-    if a.ndim == 0:
+    a = floats(fn, "logits", z)
+    return to_last(a, class_axis(fn, "logits", a.shape, axis))
+
+
+# ---- shapes and dtypes, of arrays of any library ----
+
+
+def check(fn: str, names: Names, kinds: Kinds, axis: int, classes: int | None = None) -> tuple[int, bool]:
+    """Check the arrays of a call.
+
+    Returns the class axis, not negative, and whether the labels are probabilities. Where classes are divided among devices, there are
+    `classes` of them, and the logits and the probabilities have a part.
+    """
+    z, t, class_weight, sample_weight = kinds
+    if z.dtype not in FLOATS and t is not None:
+        in_order(fn, names, z.shape, t.shape)
+    float_dtype(fn, names.logits, z.dtype)
+    axis = class_axis(fn, names.logits, z.shape, axis, classes=classes)
+    probabilities = t is not None and label_kind(t.dtype) == "float"
+    rows = z.shape[:axis] + z.shape[axis + 1 :]
+    if t is not None and (t.shape != (z.shape if probabilities else rows) or label_kind(t.dtype) not in ("int", "float")):
+        wrong_labels(fn, names, t, z.shape, axis)
+    classes = z.shape[axis] if classes is None else classes
+    if class_weight is not None:
+        real_dtype(fn, names.class_weight, class_weight.dtype)
+        if class_weight.shape != (classes,):
+            fail(fn, names.class_weight, f"have shape ({classes},), one number a class", class_weight.shape)
+    if sample_weight is not None:
+        real_dtype(fn, names.sample_weight, sample_weight.dtype)
+        broadcasts(fn, names.sample_weight, sample_weight.shape, rows)
+    return axis, probabilities
+
+
+def check_head(fn: str, names: Sequence[str], x: Kind, weight: Kind, bias: Kind | None, *, empty: bool = False) -> Kind:
+    """Check a linear head. Returns what its logits are. `empty` says whether it may have no class, because others have them."""
+    float_dtype(fn, names[0], x.dtype)
+    if weight.dtype != x.dtype:
+        fail(fn, names[1], f"be {x.dtype} as {names[0]} is", weight.dtype, TypeError)
+    if not x.shape or x.shape[-1] == 0 or len(weight.shape) != 2 or weight.shape[1] != x.shape[-1] or not (weight.shape[0] or empty):
+        wrong_head(fn, names[1], weight.shape, names[0], x.shape)
+    if bias is not None:
+        float_dtype(fn, names[2], bias.dtype)
+        if bias.shape != weight.shape[:1]:
+            fail(fn, names[2], f"have shape ({weight.shape[0]},) to match {names[1]} {weight.shape}", bias.shape)
+    return Kind((*x.shape[:-1], weight.shape[0]), x.dtype)
+
+
+def float_dtype(fn: str, argument: str, dtype: str, allowed: tuple[str, ...] = FLOATS) -> None:
+    """Refuse an array of another dtype."""
+    if dtype not in allowed:
+        fail(fn, argument, f"have dtype {', '.join(allowed[:-1])} or {allowed[-1]}", dtype, TypeError)
+
+
+def real_dtype(fn: str, argument: str, dtype: str) -> None:
+    """Refuse an array of anything else than real numbers."""
+    if not dtype.startswith(("float", "bfloat", "longdouble", "int", "uint", "bool")):
+        fail(fn, argument, "hold real numbers", dtype, TypeError)
+
+
+def class_axis(fn: str, argument: str, shape: Shape, axis: int, name: str = "axis", classes: int | None = None) -> int:
+    """Check the class axis, which is not empty unless others have `classes`. Returns it, not negative."""
+    n = len(shape)
+    if n == 0:
         fail(fn, argument, "have a class axis, such as shape (rows, classes)", "a scalar")
-    if not _is_int(axis) or not -a.ndim <= axis < a.ndim:
-        fail(fn, "axis", f"be an int between {-a.ndim} and {a.ndim - 1} for {argument} of shape {a.shape}", shown(axis))
-    if a.shape[axis] == 0:
-        fail(fn, argument, "have at least one class", f"shape {a.shape} with class axis {axis}")
-    return to_last(a, axis)
+    if not _is_int(axis) or not -n <= axis < n:
+        fail(fn, name, f"be an int between {-n} and {n - 1} for {argument} of shape {shape}", shown(axis))
+    if not (shape[axis] if classes is None else classes):
+        fail(fn, argument, "have at least one class", f"shape {shape} with class axis {axis % n}")
+    return int(axis % n)
 
 
-def truth(fn: str, labels: Any, z: Array, axis: int, names: Names = NUMPY) -> tuple[Array, bool]:
-    """Check the labels. Returns (class indices [*rows], False) or (probabilities [*rows, C], True). `z` has its class axis last."""
-    a = array(fn, "labels", labels)
-    whole, kind = from_last(z, axis).shape, "float" if is_float(a.dtype) else _KINDS.get(a.dtype.kind, "other")
-    if a.shape != (whole if kind == "float" else z.shape[:-1]) or kind not in ("int", "float"):
-        wrong_labels(fn, names, kind, _kind(a), a.shape, whole, axis % len(whole))
-    return (a, False) if kind == "int" else (to_last(a, axis), True)
+def label_kind(dtype: str) -> str:
+    """Return what labels of this dtype are: "int" (class indices), "float" (probabilities), "bool" or "other"."""
+    return "float" if dtype in FLOATS else "int" if dtype.startswith(("int", "uint")) else "bool" if dtype == "bool" else "other"
 
 
-def wrong_labels(fn: str, names: Names, kind: str, dtype: object, shape: tuple[int, ...], logits: tuple[int, ...], axis: int) -> NoReturn:
-    """Refuse labels of this kind ("int", "float", "bool" or "other") and shape, and say what would make labels of them."""
-    rows, got = logits[:axis] + logits[axis + 1 :], f"{dtype} of shape {shape}"
+def broadcasts(fn: str, argument: str, shape: Shape, to: Shape) -> None:
+    """Refuse a shape that does not broadcast to another."""
+    if len(shape) > len(to) or any(n not in (1, m) for n, m in zip(shape[::-1], to[::-1], strict=False)):
+        fail(fn, argument, f"broadcast to shape {to}", shape)
+
+
+def wrong_labels(fn: str, names: Names, labels: Kind, logits: Shape, axis: int) -> NoReturn:
+    """Refuse labels of this shape and dtype, and say what would make labels of them."""
+    shape, kind = labels.shape, label_kind(labels.dtype)
+    rows, got = logits[:axis] + logits[axis + 1 :], f"{labels.dtype} of shape {shape}"
     in_order(fn, names, logits, shape)
     if kind == "other" or (kind == "bool" and shape != logits):
-        fail(fn, names.labels, "be integers (class indices) or floats (probabilities)", dtype, TypeError)
+        fail(fn, names.labels, "be integers (class indices) or floats (probabilities)", labels.dtype, TypeError)
     if kind != "float" and shape == logits:
         or_else = f"or have shape {rows} to be class indices"
         fail(fn, names.labels, f"be cast to float to be probabilities, such as one-hot rows, {or_else}", got, TypeError)
@@ -202,7 +289,7 @@ def wrong_labels(fn: str, names: Names, kind: str, dtype: object, shape: tuple[i
     fail(fn, argument, f"have shape {expected} to match {names.logits} {logits}" + _elsewhere(names, shape, logits, axis), shape)
 
 
-def _elsewhere(names: Names, rows: tuple[int, ...], logits: tuple[int, ...], axis: int) -> str:
+def _elsewhere(names: Names, rows: Shape, logits: Shape, axis: int) -> str:
     """What to pass if it is along another axis that the logits have more than these rows."""
     other = next((n for n in range(len(logits)) if rows == logits[:n] + logits[n + 1 :]), None)
     if other is None or names.elsewhere is None:
@@ -211,7 +298,7 @@ def _elsewhere(names: Names, rows: tuple[int, ...], logits: tuple[int, ...], axi
     return f", whose classes are along axis {axis} (pass {passed} if they are along axis {other})"
 
 
-def in_order(fn: str, names: Names, first: tuple[int, ...], second: tuple[int, ...]) -> None:
+def in_order(fn: str, names: Names, first: Shape, second: Shape) -> None:
     """Refuse arrays of which the second has the first's shape and an axis more: it is the logits, and the first is the labels."""
     if any(length > 1 and second[:n] + second[n + 1 :] == first for n, length in enumerate(second)):
         fail(fn, names.logits, f"come before {names.labels}", f"arrays of shapes {first} and {second}")
@@ -224,7 +311,7 @@ def direction(fn: str, v: Any, z: Array, axis: int) -> Array:
     return to_last(a, axis)
 
 
-def wrong_head(fn: str, argument: str, shape: tuple[int, ...], x: str, x_shape: tuple[int, ...]) -> NoReturn:
+def wrong_head(fn: str, argument: str, shape: Shape, x: str, x_shape: Shape) -> NoReturn:
     """Refuse a head's matrix of this shape for features `x`."""
     features = x_shape[-1] if x_shape else "D"
     if features == 0:
@@ -233,7 +320,7 @@ def wrong_head(fn: str, argument: str, shape: tuple[int, ...], x: str, x_shape: 
     fail(fn, argument, f"have shape (classes, {features}) to match {x} {x_shape}{transposed}", shape)
 
 
-def same_shape(fn: str, argument: str, a: Array, shape: tuple[int, ...], like: tuple[int, ...]) -> None:
+def same_shape(fn: str, argument: str, a: Array, shape: Shape, like: Shape) -> None:
     """Raise unless `a` has this shape; the message names `like`, the shape of the logits."""
     if a.shape != shape:
         fail(fn, argument, f"have shape {shape} to match logits {like}", a.shape)
@@ -304,16 +391,21 @@ def renamed(fn: str, argument: str, x: Any, name: str) -> NoReturn:
     fail(fn, argument, f"be passed as {name}, as it is called here", type(x).__name__, TypeError)
 
 
-def broadcast(fn: str, argument: str, x: Any, shape: tuple[int, ...]) -> Array:
+def broadcast(fn: str, argument: str, x: Any, shape: Shape) -> Array:
     """Return `x` as float64, broadcast to `shape`."""
+    wide = reals(fn, argument, x)
+    if wide.shape == shape:
+        return wide
+    broadcasts(fn, argument, wide.shape, shape)
+    return np.broadcast_to(wide, shape)
+
+
+def reals(fn: str, argument: str, x: Any) -> Array:
+    """Return `x` as float64: a copy, for the array may overlap with an output."""
     a = array(fn, argument, x)
-    if a.dtype.kind not in "iufb" and a.dtype.name != "bfloat16":
-        fail(fn, argument, "hold real numbers", _kind(a), TypeError)
-    try:
-        wide = a.astype(np.float64)  # a copy, for the array may overlap with an output
-        return wide if a.shape == shape else np.broadcast_to(wide, shape)
-    except ValueError:
-        fail(fn, argument, f"broadcast to shape {shape}", a.shape)
+    if a.dtype.kind not in "iufb":
+        real_dtype(fn, argument, kind(a.shape, a.dtype).dtype)
+    return a.astype(np.float64)
 
 
 def out(fn: str, a: Any, z: Array, axis: int, *truth: Any) -> Array:

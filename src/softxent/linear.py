@@ -156,17 +156,15 @@ def _head(
 ) -> Head:  # fmt: skip
     contract.integer(fn, "budget", budget, low=1)
     x, w = contract.floats(fn, "x", x), contract.floats(fn, "weight", weight)
-    if x.dtype not in (np.float32, np.float64) or w.dtype != x.dtype:
-        contract.fail(fn, "x and weight", "both be float32 or both float64", f"{x.dtype} and {w.dtype}", TypeError)
-    if x.ndim == 0 or w.ndim != 2 or w.shape[1] != x.shape[-1] or not w.size:
-        contract.wrong_head(fn, "weight", w.shape, "x", x.shape)
+    contract.float_dtype(fn, "x", x.dtype.name, ("float32", "float64"))
+    b = None if bias is None else contract.floats(fn, "bias", bias)
+    of_bias = None if b is None else contract.kind(b.shape, b.dtype)
+    logits = contract.check_head(fn, contract.HEAD, contract.kind(x.shape, x.dtype), contract.kind(w.shape, w.dtype), of_bias)
     products: Products = NumPyProducts(budget // 8)
     if batch_invariant:
         products = BatchInvariant(NumPyProducts(ROWS_OF_A_PRODUCT * x.shape[-1] * x.itemsize))  # a product is added at once
-    b = None if bias is None else contract.floats(fn, "bias", bias).astype(x.dtype, copy=False)
-    if b is not None and b.shape != (len(w),):
-        contract.fail(fn, "bias", f"have shape ({len(w)},) to match weight {w.shape}", b.shape)
-    like = np.broadcast_to(np.zeros((), x.dtype), (*x.shape[:-1], len(w)))  # has the shape of the logits, and needs no memory
+    b = None if b is None else b.astype(x.dtype, copy=False)
+    like = np.broadcast_to(np.zeros((), x.dtype), logits.shape)  # has the shape of the logits, and needs no memory
     s = logit_transform(fn, temperature, softcap)
     t = truth(fn, labels, like, -1, names=contract.NUMPY_LINEAR, **options)
     t = t if t.dense is None else t._replace(dense=t.dense.reshape(-1, t.dense.shape[-1]))  # as the logits of x [N, D]

@@ -162,18 +162,19 @@ class Settled(NamedTuple):
 
 
 @lru_cache(maxsize=1024, typed=True)
-def _settled(
-    fn: str, names: contract.Names, shape: tuple[int, ...], dtype: np.dtype[Any], shape_of_labels: tuple[int, ...],
-    dtype_of_labels: np.dtype[Any], axis: int, by_class: bool, by_row: bool, *given: Any,
-) -> Settled:  # fmt: skip
-    """Check shapes, dtypes and options, those of calls before in half a microsecond."""
-    z = contract.logits(fn, _like(shape, contract.floats(fn, "logits", np.empty((), dtype)).dtype), axis)
+def _settled(fn: str, names: contract.Names, arrays: tuple[Any, ...], axis: int, *given: Any) -> Settled:
+    """Check the options and the shapes and dtypes of logits, labels and weights, those of calls before in half a microsecond."""
+    shape, dtype = arrays[0]
+    taken = contract.floats(fn, names.logits, np.empty((), dtype)).dtype
+    kinds = contract.Kinds(contract.kind(shape, taken), *(None if a is None else contract.kind(*a) for a in arrays[1:]))
+    axis, probable = contract.check(fn, names, kinds, axis)
     o = options(fn, *given)
-    probable = contract.truth(fn, _like(shape_of_labels, dtype_of_labels), z, axis, names)[1]
-    found = columns(probable, by_class, by_row, o.label_smoothing, o.z_loss, z.shape[-1])
+    found = columns(probable, arrays[2] is not None, arrays[3] is not None, o.label_smoothing, o.z_loss, shape[axis])
     if isinstance(found.off, float):
-        found = found._replace(off=_of_every_class(found.off, z.shape[-1], computed_in(z.dtype)))
-    return Settled(z.dtype == dtype and dtype.isnative, probable, z.shape[-1], z.shape[:-1], o, LogitTransform(o.temperature, o.cap), found)
+        found = found._replace(off=_of_every_class(found.off, shape[axis], computed_in(taken)))
+    lead = shape[:axis] + shape[axis + 1 :]
+    transform = LogitTransform(o.temperature, o.cap)
+    return Settled(taken == dtype and dtype.isnative, probable, shape[axis], lead, o, transform, found)
 
 
 @lru_cache(maxsize=16)
@@ -182,11 +183,6 @@ def _of_every_class(number: float, classes: int, dtype: np.dtype[Any]) -> Array:
     off = np.full(classes, number, dtype)
     off.flags.writeable = False
     return off
-
-
-def _like(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-    """Return an array of this shape and dtype that needs no memory."""
-    return np.broadcast_to(np.empty((), dtype), shape)
 
 
 def settled(*given: Any) -> Settled:
@@ -204,14 +200,20 @@ def problem(
     empty_value: float = math.nan, upstream: Any = None,
 ) -> tuple[Array, Truth, LogitTransform]:  # fmt: skip
     """Check the arguments of `cross_entropy`. Returns the logits, class axis last, their `Truth` and their `LogitTransform`."""
-    z, a = contract.array(fn, "logits", logits), contract.array(fn, "labels", labels)
-    found = settled(
-        fn, contract.NUMPY, z.shape, z.dtype, a.shape, a.dtype, axis, class_weight is not None, sample_weight is not None, ignore_index,
-        reduction, label_smoothing, z_loss, temperature, softcap,
-    )  # fmt: skip
+    z = contract.array(fn, "logits", logits)
+    arrays, known = _arrays(fn, z.shape, z.dtype, labels, class_weight, sample_weight)
+    found = settled(fn, contract.NUMPY, known, axis, ignore_index, reduction, label_smoothing, z_loss, temperature, softcap)
     z = contract.to_last(z if found.as_it_is else contract.floats(fn, "logits", z), axis)
-    t = _truth(fn, contract.NUMPY, found, a, z.dtype, axis, class_weight, sample_weight, upstream, empty_value)
-    return z, t, found.transform
+    return z, _truth(fn, contract.NUMPY, found, arrays, z.dtype, axis, upstream, empty_value), found.transform
+
+
+def _arrays(fn: str, shape: tuple[int, ...], dtype: np.dtype[Any], labels: Any, class_weight: Any, sample_weight: Any) -> tuple[Any, Any]:
+    """Return labels and weights as arrays, and what is checked of these and of the logits."""
+    a = contract.array(fn, "labels", labels)
+    w = None if class_weight is None else contract.array(fn, "class_weight", class_weight)
+    sample = None if sample_weight is None else contract.array(fn, "sample_weight", sample_weight)
+    of_weights = None if w is None else (w.shape, w.dtype), None if sample is None else (sample.shape, sample.dtype)
+    return (a, w, sample), ((shape, dtype), (a.shape, a.dtype), *of_weights)
 
 
 def truth(
@@ -231,23 +233,19 @@ def truth(
     names: contract.Names = contract.NUMPY,
 ) -> Truth:
     """Check the labels and options of `cross_entropy` and return their `Truth`. `names` has the argument names in error messages."""
-    a = contract.array(fn, "labels", labels)
-    found = settled(
-        fn, names, contract.from_last(z, axis).shape, z.dtype, a.shape, a.dtype, axis, class_weight is not None, sample_weight is not None,
-        ignore_index, reduction, label_smoothing, z_loss, 1.0, None,
-    )  # fmt: skip
-    return _truth(fn, names, found, a, z.dtype, axis, class_weight, sample_weight, upstream, empty_value)
+    arrays, known = _arrays(fn, contract.from_last(z, axis).shape, z.dtype, labels, class_weight, sample_weight)
+    found = settled(fn, names, known, axis, ignore_index, reduction, label_smoothing, z_loss, 1.0, None)
+    return _truth(fn, names, found, arrays, z.dtype, axis, upstream, empty_value)
 
 
 def _truth(
-    fn: str, names: contract.Names, found: Settled, a: Array, dtype: np.dtype[Any], axis: int, class_weight: Any, sample_weight: Any,
-    upstream: Any, empty_value: float,
+    fn: str, names: contract.Names, found: Settled, arrays: tuple[Any, ...], dtype: np.dtype[Any], axis: int, upstream: Any,
+    empty_value: float,
 ) -> Truth:  # fmt: skip
+    a, class_weight, sample_weight = arrays
     _, probable, classes, lead, o, _, (y, r, q, off, weight) = found
-    w = None if class_weight is None else contract.floats(fn, "class_weight", class_weight).astype(np.float64)
-    if w is not None and w.shape != (classes,):
-        contract.fail(fn, "class_weight", f"have shape ({classes},), one number a class", w.shape)
-    sample = None if sample_weight is None else contract.broadcast(fn, "sample_weight", sample_weight, lead).reshape(-1)
+    w = None if class_weight is None else class_weight.astype(np.float64)
+    sample = None if sample_weight is None else np.broadcast_to(sample_weight.astype(np.float64), lead).reshape(-1)
     if type(empty_value) is not float:
         contract.broadcast(fn, "empty_value", empty_value, ())
     weight = weight.of(sample, w)

@@ -15,15 +15,13 @@ from jax.experimental import checkify
 
 from .. import contract, truth
 from ..call import Call
-from ..contract import NUMPY, fail
+from ..contract import FLOATS, Kind, Kinds, Names, fail
 from ..truth import Options as Options
 from ..truth import options as options
 from . import devices
 from .arrays import Array, computed_in, widest
 from .call import ALL, FIRST, IGNORED, LARGEST, OUTSIDE, PREDICTED, averaged, special
-from .steps import Names
-
-FLOATS = ("float32", "float64", "bfloat16", "float16")
+from .steps import Names as MeshAxes
 
 
 def array(fn: str, argument: str, x: Any) -> Array:
@@ -37,30 +35,26 @@ def array(fn: str, argument: str, x: Any) -> Array:
 def floats(fn: str, argument: str, x: Any) -> Array:
     """Return `x` as an array of a floating-point type that the kernels support."""
     a = array(fn, argument, x)
-    if a.dtype.name not in FLOATS:
-        fail(fn, argument, "be float32, float64, bfloat16 or float16", a.dtype, TypeError)
+    contract.float_dtype(fn, argument, a.dtype.name)
     return a
 
 
-def class_axis(fn: str, z: Array, axis: int, argument: str = "logits") -> int:
-    """Check the class axis. Returns it, not negative."""
-    if z.ndim == 0:
-        fail(fn, argument, "have a class axis, such as shape (rows, classes)", "a scalar")
-    if not isinstance(axis, int) or not -z.ndim <= axis < z.ndim:
-        fail(fn, "axis", f"be an int between {-z.ndim} and {z.ndim - 1} for {argument} of shape {z.shape}", repr(axis))
-    if z.shape[axis] == 0:
-        fail(fn, argument, "have at least one class", f"shape {z.shape} with class axis {axis}")
-    return int(axis % z.ndim)
+def kind(a: Any) -> Kind:
+    """Return what is checked of an array."""
+    return Kind(a.shape, a.dtype.name)
 
 
-def labels_of(fn: str, labels: Any, logits: tuple[int, ...], axis: int, names: contract.Names = NUMPY) -> Array:
-    """Return class indices, or probabilities with the classes on the last axis, for logits of this shape."""
+def check(
+    fn: str, names: Names, logits: Kind, axis: int, labels: Any, class_weight: Any = None, sample_weight: Any = None,
+    classes: int | None = None,
+) -> tuple[Array, Array | None, Array | None]:  # fmt: skip
+    """Check the arguments of a call. Returns them as arrays, probabilities with the classes on the last axis."""
     t = array(fn, names.labels, labels)
-    kind = "float" if t.dtype.name in FLOATS else "bool" if t.dtype == bool else "int" if t.dtype.kind in "iu" else "other"
-    rows = logits[:axis] + logits[axis + 1 :]
-    if kind not in ("int", "float") or t.shape != (logits if kind == "float" else rows):
-        contract.wrong_labels(fn, names, kind, t.dtype, t.shape, logits, axis)
-    return jnp.moveaxis(t, axis, -1) if kind == "float" else t
+    w = None if class_weight is None else array(fn, names.class_weight, class_weight)
+    sample = None if sample_weight is None else array(fn, names.sample_weight, sample_weight)
+    kinds = Kinds(logits, kind(t), None if w is None else kind(w), None if sample is None else kind(sample))
+    axis, probabilities = contract.check(fn, names, kinds, axis, classes)
+    return jnp.moveaxis(t, axis, -1) if probabilities else t, w, sample
 
 
 def class_labels(fn: str, t: Array, classes: int, ignore_index: int | None, check: bool) -> Array:
@@ -80,7 +74,7 @@ def class_labels(fn: str, t: Array, classes: int, ignore_index: int | None, chec
     return t if ignore_index is None else jnp.where(ignored, special(IGNORED, t.dtype), t)
 
 
-def names_of(fn: str, axis_name: Any) -> Names:
+def names_of(fn: str, axis_name: Any) -> MeshAxes:
     """Return the axes of the mesh of a shard_map by which the classes are divided."""
     if axis_name is None:
         return ()
@@ -93,7 +87,7 @@ def names_of(fn: str, axis_name: Any) -> Names:
     return names
 
 
-def check_devices(fn: str, names: Names, divided: dict[str, Any], t: Any = None, class_weight: Any = None, sample: Any = None) -> None:
+def check_devices(fn: str, names: MeshAxes, divided: dict[str, Any], t: Any = None, class_weight: Any = None, sample: Any = None) -> None:
     """Check what the devices along `names` have: their own classes of the logits and of probabilities, and the same of all else."""
     others = {"class_weight": class_weight, "sample_weight": sample}
     if t is not None and t.dtype.name in FLOATS:
@@ -104,7 +98,7 @@ def check_devices(fn: str, names: Names, divided: dict[str, Any], t: Any = None,
 
 
 def call_of(
-    fn: str, z: Array, t: Array, class_weight: Array | None, sample: Array | None, given: Options, check: bool, names: Names = ()
+    fn: str, z: Array, t: Array, class_weight: Array | None, sample: Array | None, given: Options, check: bool, names: MeshAxes = ()
 ) -> tuple[Call, Array]:
     """Return the call of logits z [*rows, C] and labels, and the sum of the rows' weights, for a mean.
 
@@ -130,22 +124,6 @@ def call_of(
     live = label != special(IGNORED, label.dtype)
     total = live.sum(dtype=jnp.int32) if isinstance(found.weight, float) else jnp.where(live, found.weight, 0.0).sum()
     return Call(z, label, off, y=found.y, r=found.r, q=found.q), total
-
-
-def weights(fn: str, class_weight: Any, sample_weight: Any, classes: int, lead: tuple[int, ...]) -> tuple[Array | None, Array | None]:
-    """Return class weights and sample weights as arrays."""
-    w = None if class_weight is None else floats(fn, "class_weight", class_weight)
-    if w is not None and w.shape != (classes,):
-        fail(fn, "class_weight", f"have shape ({classes},), one number a class", w.shape)
-    sample = None if sample_weight is None else array(fn, "sample_weight", sample_weight)
-    if sample is not None:
-        try:
-            fits = jnp.broadcast_shapes(sample.shape, lead) == lead
-        except ValueError:
-            fits = False
-        if not fits:
-            fail(fn, "sample_weight", f"broadcast to shape {lead}", sample.shape)
-    return w, sample
 
 
 # ---- results ----

@@ -14,9 +14,8 @@ import jax.numpy as jnp
 from .. import contract
 from ..call import Static
 from ..chunks import BUDGET, chunk_rows
-from ..contract import NUMPY_LINEAR, fail
+from ..contract import NUMPY_LINEAR
 from . import arguments, devices
-from .arguments import floats, labels_of
 from .call import operands
 from .linear_operators import Head, head_mean, head_rows
 from .private import varies_over
@@ -78,15 +77,15 @@ def linear_cross_entropy(
     names = arguments.names_of(FN, axis_name)
     given = arguments.options(FN, ignore_index, reduction, label_smoothing, z_loss, temperature, softcap)
     contract.integer(FN, "budget", budget, low=1)
-    head, lead = _head(x, weight, bias)
+    head, lead, logits = _head(x, weight, bias)
     rows, classes = math.prod(lead), len(head.w)
-    t = labels_of(FN, labels, (*lead, classes), len(lead), NUMPY_LINEAR)
-    w, sample = arguments.weights(FN, class_weight, sample_weight, devices.classes_of(names, classes), lead)
+    of_all = devices.classes_of(names, classes)
+    t, w, sample = arguments.check(FN, NUMPY_LINEAR, logits, -1, labels, class_weight, sample_weight, of_all)
     arguments.check_devices(FN, names, {"weight": head.w, "bias": head.b}, t, w, sample)
     devices.check_divided(FN, names, {}, {"x": head.x})
     sample = None if sample is None else jnp.broadcast_to(sample, lead).reshape(rows)
-    logits = jax.ShapeDtypeStruct((rows, classes), head.x.dtype)
-    call, total = arguments.call_of(FN, logits, t.reshape(rows, *t.shape[len(lead) :]), w, sample, given, check, names)
+    like = jax.ShapeDtypeStruct((rows, classes), head.x.dtype)
+    call, total = arguments.call_of(FN, like, t.reshape(rows, *t.shape[len(lead) :]), w, sample, given, check, names)
     over = varies_over(*head, *operands(call._replace(z=0.0))[0])
     head = Head(*(None if a is None else devices.cast(a, over) for a in head))
     call, total = devices.varying(call._replace(z=0.0), names, over), devices.cast(total, over.difference(names))
@@ -102,14 +101,12 @@ def linear_cross_entropy(
     return arguments.results([a.reshape(lead) for a in found], total, given.reduction, wanted, head.x.dtype)
 
 
-def _head(x: Any, weight: Any, bias: Any) -> tuple[Head, tuple[int, ...]]:
-    """Check the head. Returns it with its rows on one axis, and the shape of the rows."""
-    a, w = floats(FN, "x", x), floats(FN, "weight", weight)
-    if w.dtype != a.dtype:
-        fail(FN, "weight", f"be {a.dtype} as x is", w.dtype, TypeError)
-    if a.ndim == 0 or w.ndim != 2 or w.shape[1] != a.shape[-1] or not w.size:
-        contract.wrong_head(FN, "weight", w.shape, "x", a.shape)
-    b = None if bias is None else floats(FN, "bias", bias).astype(a.dtype)
-    if b is not None and b.shape != w.shape[:1]:
-        fail(FN, "bias", f"have shape {w.shape[:1]} to match weight {w.shape}", b.shape)
-    return Head(a.reshape(-1, a.shape[-1]), w, b), a.shape[:-1]
+def _head(x: Any, weight: Any, bias: Any) -> tuple[Head, tuple[int, ...], contract.Kind]:
+    """Check the head. Returns it with its rows on one axis, the shape of the rows, and what its logits are."""
+    a, w, b = (
+        arguments.array(FN, "x", x),
+        arguments.array(FN, "weight", weight),
+        None if bias is None else arguments.array(FN, "bias", bias),
+    )
+    logits = contract.check_head(FN, contract.HEAD, arguments.kind(a), arguments.kind(w), None if b is None else arguments.kind(b))
+    return Head(a.reshape(-1, a.shape[-1]), w, None if b is None else b.astype(a.dtype)), a.shape[:-1], logits

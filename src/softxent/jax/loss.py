@@ -10,10 +10,11 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from .. import contract
 from ..call import Call, Static
 from ..contract import fail
 from . import arguments, devices, operators
-from .arguments import class_axis, class_labels, floats, labels_of
+from .arguments import class_labels, floats
 from .arrays import Array, computed_in
 from .call import ALL, LARGEST, special
 
@@ -75,10 +76,11 @@ def cross_entropy(
     """
     fn = "cross_entropy"
     given = arguments.options(fn, ignore_index, reduction, label_smoothing, z_loss, temperature, softcap)
-    names, z = arguments.names_of(fn, axis_name), floats(fn, "logits", logits)
-    k = class_axis(fn, z, axis)
-    t, z = labels_of(fn, labels, z.shape, k), jnp.moveaxis(z, k, -1)
-    w, sample = arguments.weights(fn, class_weight, sample_weight, devices.classes_of(names, z.shape[-1]), z.shape[:-1])
+    names, z = arguments.names_of(fn, axis_name), arguments.array(fn, "logits", logits)
+    k = contract.class_axis(fn, "logits", z.shape, axis)
+    of_all = devices.classes_of(names, z.shape[k])
+    t, w, sample = arguments.check(fn, contract.NUMPY, arguments.kind(z), k, labels, class_weight, sample_weight, of_all)
+    z = jnp.moveaxis(z, k, -1)
     arguments.check_devices(fn, names, {"logits": z}, t, w, sample)
     call, total = arguments.call_of(fn, z, t, w, sample, given, check, names)
     wanted = arguments.wanted(
@@ -117,7 +119,7 @@ def softmax_cross_entropy_with_integer_labels(logits: Any, labels: Any, axis: in
     """
     fn = "softmax_cross_entropy_with_integer_labels"
     z, mask, lead, place = _flat_classes(fn, floats(fn, "logits", logits), axis, where)
-    t = labels_of(fn, labels, (*lead, z.shape[-1]), len(lead))
+    t = arguments.check(fn, contract.NUMPY, contract.Kind((*lead, z.shape[-1]), z.dtype.name), -1, labels)[0]
     if t.dtype.kind not in "iu":
         fail(fn, "labels", "be integers", t.dtype, TypeError)
     label = class_labels(fn, t, z.shape[-1], None, False)
@@ -152,7 +154,7 @@ def _flat_classes(fn: str, z: Array, axis: int | Sequence[int] | None, where: An
     """Return an array and `where` with the class axes flattened to the last axis, the shape of the rows, as optax takes them, and where
     the classes were, if their axes are adjacent and in order, or else -1."""
     axes = tuple(range(z.ndim)) if axis is None else tuple(axis) if isinstance(axis, Sequence) else (axis,)
-    classes = tuple(class_axis(fn, z, k) for k in axes)
+    classes = tuple(contract.class_axis(fn, "logits", z.shape, k) for k in axes)
     rows = tuple(k for k in range(z.ndim) if k not in classes)
     lead = tuple(z.shape[k] for k in rows)
     adjacent = classes == tuple(range(classes[0], classes[-1] + 1))
@@ -222,6 +224,6 @@ def entropy(logits: Any, axis: int = -1, *, axis_name: str | tuple[str, ...] | N
 def _on_axis(fn: str, logits: Any, axis: int, axis_name: Any) -> tuple[Array, int, Static]:
     """Return the logits with the axis last, the axis, not negative, and where it was and how it is divided among devices."""
     names, z = arguments.names_of(fn, axis_name), floats(fn, "logits", logits)
-    k = class_axis(fn, z, axis)
+    k = contract.class_axis(fn, "logits", z.shape, axis)
     arguments.check_devices(fn, names, {"logits": z})
     return jnp.moveaxis(z, k, -1), k, Static(axis=k - z.ndim, shards=names)

@@ -25,8 +25,8 @@ from .modes import differentiated, readable
 from .modes import plain as plain
 from .processes import Shards, most_probable, my_columns
 
-FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-
+FLOATS = tuple(getattr(torch, name) for name in contract.FLOATS)
+_DTYPES = {dtype: str(dtype).removeprefix("torch.") for dtype in vars(torch).values() if isinstance(dtype, torch.dtype)}  # as NumPy's
 
 MOST_PROBABLE = cpu.record(torch.full((), LARGEST, device="cpu"))
 
@@ -105,24 +105,26 @@ class Settled(NamedTuple):
     scalars: tuple[float, ...] | None = None  # y, r, q and the weight, if they are the same for all rows
 
 
+Kind = tuple[torch.Size, torch.dtype]
+
+
 @lru_cache(maxsize=1024, typed=True)
 def _settled(
     fn: str, input: torch.Size, dtype: torch.dtype, target: torch.Size, dtype_of_target: torch.dtype, weight: Kind | None,
     sample: Kind | None, *given: Any,  # the options
 ) -> Settled:  # fmt: skip
     """Check shapes, dtypes and options, those of calls before in half a microsecond."""
-    z, t, w, s = map(of_kind, ((input, dtype), (target, dtype_of_target), weight, sample))
-    assert z is not None and t is not None
-    axis = class_axis(fn, z, t, w, s, given[0])
-    o, classes = options(fn, *given), z.shape[axis]
-    numbers = truth.columns(t.is_floating_point(), w is not None, s is not None, o.label_smoothing, o.z_loss, classes)
+    weights = (None if a is None else kind(*a) for a in (weight, sample))
+    kinds = contract.Kinds(kind(input, dtype), kind(target, dtype_of_target), *weights)
+    axis, probable = check(fn, contract.TORCH, kinds, min(1, len(input) - 1), given[0])
+    o, classes = options(fn, *given), input[axis]
+    numbers = truth.columns(probable, weight is not None, sample is not None, o.label_smoothing, o.z_loss, classes)
     if isinstance(numbers.off, float):
-        numbers = numbers._replace(off=_of_every_class(numbers.off, classes, compute.compute_dtype(z)))
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        numbers = numbers._replace(off=_of_every_class(numbers.off, classes, wide))
     y, r, q, _, total = numbers
-    return checked(axis, o)._replace(numbers=numbers, scalars=None if w is not s else (y.scalar, r.scalar, q.scalar, total.scalar))
-
-
-Kind = tuple[torch.Size, torch.dtype]
+    scalars = (y.scalar, r.scalar, q.scalar, total.scalar) if weight is sample is None else None
+    return checked(axis, o)._replace(numbers=numbers, scalars=scalars)
 
 
 @lru_cache(maxsize=16)
@@ -138,19 +140,24 @@ def checked(axis: int, o: Options) -> Settled:
 
 def settled(fn: str, input: Tensor, target: Tensor, weight: Tensor | None, sample: Tensor | None, *given: Any) -> Settled:
     """Return `_settled` for dense tensors of a CPU, which looks up what it was given before."""
-    of_weights = None if weight is None else kind(weight), None if sample is None else kind(sample)
+    of_weights = None if weight is None else known(weight), None if sample is None else known(sample)
     found: Settled = looked_up(_settled, fn, input.shape, input.dtype, target.shape, target.dtype, *of_weights, *given)
     return found
 
 
-def kind(t: Tensor) -> Kind:
-    """Return what is checked of a dense tensor of a CPU."""
+def known(t: Tensor) -> Kind:
+    """Return by what the checks of a dense tensor of a CPU are looked up."""
     return t.shape, t.dtype
 
 
-def of_kind(kind: Kind | None) -> Tensor | None:
-    """Return a tensor without values, to be checked."""
-    return None if kind is None else torch.empty(kind[0], dtype=kind[1], device="meta")
+def kind(shape: torch.Size, dtype: torch.dtype) -> contract.Kind:
+    """Return what is checked of a tensor of this shape and dtype."""
+    return contract.Kind(tuple(shape), _DTYPES[dtype])
+
+
+def kinds_of(*tensors: Tensor | None) -> tuple[Any, ...]:
+    """Return what is checked of tensors."""
+    return tuple(None if t is None else kind(t.shape, t.dtype) for t in tensors)
 
 
 def looked_up(function: Any, *given: Any) -> Any:
@@ -262,45 +269,22 @@ def tensor(fn: str, name: str, t: Any, input: Tensor) -> None:
         cpu.no_memory(fn, name, t)
 
 
-def labels(fn: str, names: contract.Names, target: Tensor, shape: tuple[int, ...], axis: int) -> None:
-    """Refuse a target that is neither class indices nor probabilities for logits of this shape."""
-    kind = "float" if target.is_floating_point() else "bool" if target.dtype == torch.bool else "int"
-    if kind == "bool" or tuple(target.shape) != (shape if kind == "float" else shape[:axis] + shape[axis + 1 :]):
-        contract.wrong_labels(fn, names, kind, target.dtype, tuple(target.shape), shape, axis)
-
-
 def class_axis(
     fn: str, input: Tensor, target: Tensor, weight: Tensor | None, sample: Tensor | None, ignore_index: int, shards: Shards | None = None
 ) -> int:
     """Check the tensors. Returns the class axis. With `shards`, `input` and probabilities have the classes of this process."""
     given: dict[str, Any] = {"input": input, "target": target, "weight": weight, "sample_weight": sample}
     for name, t in given.items():
-        if t is None and name in ("weight", "sample_weight"):
-            continue
-        tensor(fn, name, t, input)
-        if t.is_complex() and name != "input":
-            fail(fn, name, "hold real numbers", t.dtype, TypeError)
-    if input.dtype not in FLOATS:
-        contract.in_order(fn, contract.TORCH, tuple(input.shape), tuple(target.shape))
-        fail(fn, "input", "be float32, float64, bfloat16 or float16", input.dtype, TypeError)
-    if input.ndim == 0:
-        fail(fn, "input", "have a class axis", f"shape {tuple(input.shape)}")
-    axis = min(1, input.ndim - 1)
-    classes = input.shape[axis] if shards is None else shards.classes
-    if not classes:
-        fail(fn, "input", "have at least one class", f"shape {tuple(input.shape)}")
-    labels(fn, contract.TORCH, target, tuple(input.shape), axis)
-    if target.is_floating_point() and isinstance(ignore_index, int) and ignore_index >= 0:
+        if t is not None or name in ("input", "target"):
+            tensor(fn, name, t, input)
+    return check(fn, contract.TORCH, contract.Kinds(*kinds_of(*given.values())), min(1, input.ndim - 1), ignore_index, shards)[0]
+
+
+def check(
+    fn: str, names: contract.Names, kinds: contract.Kinds, axis: int, ignore_index: int, shards: Shards | None = None
+) -> tuple[int, bool]:
+    """Check shapes and dtypes. Returns the class axis, not negative, and whether the target is probabilities."""
+    axis, probabilities = contract.check(fn, names, kinds, axis, None if shards is None else shards.classes)
+    if probabilities and isinstance(ignore_index, int) and ignore_index >= 0:
         fail(fn, "ignore_index", "be left alone where the target is probabilities", ignore_index)
-    weights(fn, weight, sample, classes, tuple(n for i, n in enumerate(input.shape) if i != axis))
-    return axis
-
-
-def weights(fn: str, weight: Tensor | None, sample: Tensor | None, classes: int, lead: tuple[int, ...]) -> None:
-    """Refuse class weights and sample weights of another shape."""
-    if weight is not None and tuple(weight.shape) != (classes,):
-        fail(fn, "weight", f"have shape ({classes},), one number a class", tuple(weight.shape))
-    if sample is not None and (
-        sample.ndim > len(lead) or any(n not in (1, m) for n, m in zip(sample.shape[::-1], lead[::-1][: sample.ndim], strict=True))
-    ):
-        fail(fn, "sample_weight", f"broadcast to shape {lead}", tuple(sample.shape))
+    return axis, probabilities

@@ -22,7 +22,7 @@ from ..filtering import FilterStats
 from ..kernels import IGNORED, NO_LABEL
 from ..linear import filtered, invariant
 from . import arguments, compute, distributed, operators
-from .arguments import labels, plain, tensor
+from .arguments import plain, tensor
 from .linear_operators import COPIES, Head, Reduction, Settings, reduced_loss, rows
 from .loss import Result, cross_entropy
 from .modes import PLAIN, differentiated, exporting, readable
@@ -150,13 +150,22 @@ def linear_cross_entropy(
     x, w, b = (_cast if direct else _tensors)(input, linear_weight, linear_bias)
     rows_alone = invariant(FN, batch_invariant, filter_tol=filter_tol, group=group)
     asked = (flags, getattr(options, "batch_chunk_size", None), budget, rows_alone, *given)
+    if rows_alone and (shards is not None or not x.is_cpu):
+        fail(FN, "batch_invariant", "be False for divided heads and on other devices than a CPU", True)
     if direct:
-        kinds = [None if t is None else arguments.kind(t) for t in (x, w, b, target, weight, sample_weight)]
-        o, settings, like = arguments.looked_up(_settled, *kinds, shift, *asked)
+        known = tuple(None if t is None else arguments.known(t) for t in (x, w, b, target, weight, sample_weight))
+        o, settings, like = arguments.looked_up(_settled, known, shift, *asked)
         h = _merged(x, w, b, target, NO_TEACHER, sample_weight, shift)
     else:
-        h = _rows(x, w, b, target, sample_weight, shift, shards is not None)
-        o, settings, like = _checked(h, weight, shards, *asked)
+        teacher = _teacher(target)
+        target = None if teacher else target
+        for name, t in (("target", target), ("weight", weight), ("sample_weight", sample_weight)):
+            if t is not None or (name == "target" and not teacher):
+                tensor(FN, name, t, x)
+        kinds = arguments.kinds_of(x, w, b, target, weight, sample_weight)
+        o, settings = _checked(kinds, arguments.kinds_of(*teacher), shift, shards, *asked)
+        h = _merged(x, w, b, target, teacher or NO_TEACHER, sample_weight, shift)
+        like = h.x.new_zeros(()).expand(len(h.x), len(h.w))
     seen = like.float() if h.target is None else h.target  # the labels, or what has the shape of a teacher's probabilities
     if check and not h.x.is_cpu and not seen.is_floating_point():
         operators.check_labels(FN, seen, len(h.w) if shards is None else shards.classes, ignore_index)
@@ -250,30 +259,7 @@ class _Rows(NamedTuple):
 
 
 NO_TEACHER: tuple[Any, Any, Any] = (None, None, None)
-
-
-def _rows(x: Any, w: Any, b: Any, target: Any, sample: Any, shift: int, may_be_empty: bool) -> _Rows:
-    """Check the arguments and merge the axes of rows. W may have no class, if others have them."""
-    teacher = target if isinstance(target, tuple) else None
-    if teacher is not None and len(teacher) not in (2, 3):
-        fail(FN, "target", "be a tensor, or (input, weight) or (input, weight, bias) of a teacher", f"a tuple of {len(teacher)}", TypeError)
-    _fits(x, w, b, may_be_empty=may_be_empty)
-    lead, tx, tw, tb = x.shape[:-1], *NO_TEACHER
-    if teacher is None:
-        tensor(FN, "target", target, x)
-        labels(FN, contract.TORCH_LINEAR, target, (*lead, len(w)), len(lead))
-    else:
-        tx, tw, tb = _tensors(teacher[0], teacher[1], teacher[2] if len(teacher) > 2 else None, "teacher's ")
-        _fits(tx, tw, tb, "teacher's ", may_be_empty)
-        if tx.shape[:-1] != lead:
-            fail(FN, "teacher's input", f"have shape {(*lead, *tx.shape[-1:])} to match input {tuple(x.shape)}", tuple(tx.shape))
-        if len(tw) != len(w):
-            fail(FN, "teacher's weight", f"have {len(w)} classes as linear_weight", len(tw))
-        tx, tw, tb = (None if t is None else t.detach() for t in (tx, tw, tb))
-    each = None if sample is None else _rows_of(sample, x, lead)
-    if shift and not lead:
-        fail(FN, "shift", "be False for an input without rows", shift)
-    return _merged(x, w, b, None if teacher is not None else target, (tx, tw, tb), each, shift)
+_OF_TEACHER = tuple(f"teacher's {name}" for name in contract.TORCH_HEAD)
 
 
 def _merged(x: Any, w: Any, b: Any, y: Any, teacher: tuple[Any, Any, Any], sample: Any, shift: int) -> _Rows:
@@ -295,45 +281,58 @@ def _merged(x: Any, w: Any, b: Any, y: Any, teacher: tuple[Any, Any, Any], sampl
 
 
 @lru_cache(maxsize=1024, typed=True)
-def _settled(*given: Any) -> tuple[arguments.Options, Settings, Tensor]:
-    """Check shapes, dtypes and options, those of calls before in a microsecond."""
-    x, w, b, target, weight, sample = map(arguments.of_kind, given[:6])
-    shift, *others = given[6:]
-    return _checked(_rows(x, w, b, target, sample, shift, False), weight, None, *others)
+def _settled(known: tuple[Any, ...], shift: int, *given: Any) -> tuple[arguments.Options, Settings, Tensor]:
+    """Check shapes, dtypes and options, those of calls before in a microsecond.
+
+    Also returns a tensor with the shape and dtype of the logits, which needs no memory.
+    """
+    x, w, b, target, weight, sample = (None if a is None else torch.empty(a[0], dtype=a[1], device="meta") for a in known)
+    o, settings = _checked(arguments.kinds_of(x, w, b, target, weight, sample), (), shift, None, *given)
+    h = _merged(x, w, b, target, NO_TEACHER, sample, shift)
+    return o, settings, h.x.new_zeros(()).expand(len(h.x), len(h.w))
 
 
 def _checked(
-    h: _Rows, weight: Tensor | None, shards: Shards | None, flags: tuple[bool, ...], rows_of_a_chunk: Any, budget: int,
-    batch_invariant: bool, *given: Any,
-) -> tuple[arguments.Options, Settings, Tensor]:  # fmt: skip
-    """Check the options. Also returns a tensor with the shape and type of the logits, which needs no memory."""
-    like = h.x.new_zeros(()).expand(len(h.x), len(h.w))
-    seen = like.float() if h.target is None else h.target
-    arguments.class_axis(FN, like, seen, weight, h.sample, given[0], shards)
+    kinds: tuple[Any, ...], teacher: tuple[Any, ...], shift: int, shards: Shards | None, flags: tuple[bool, ...], rows_of_a_chunk: Any,
+    budget: int, batch_invariant: bool, *given: Any,
+) -> tuple[arguments.Options, Settings]:  # fmt: skip
+    """Check shapes, dtypes and options of the arguments and of a teacher's head. W may have no class, if others have them."""
+    x, w, b, target, weight, sample = kinds
+    logits = contract.check_head(FN, contract.TORCH_HEAD, x, w, b, empty=shards is not None)
+    *lead, classes = logits.shape
+    if teacher:
+        of_teacher = contract.check_head(FN, _OF_TEACHER, *teacher, empty=shards is not None)
+        if of_teacher.shape[:-1] != logits.shape[:-1]:
+            expected = f"have shape {(*lead, *teacher[0].shape[-1:])} to match input {x.shape}"
+            fail(FN, "teacher's input", expected, teacher[0].shape)
+        if of_teacher.shape[-1] != classes:
+            fail(FN, "teacher's weight", f"have {classes} classes as linear_weight", of_teacher.shape[-1])
+    _, probable = arguments.check(FN, contract.TORCH_LINEAR, contract.Kinds(logits, target, weight, sample), -1, given[0], shards)
+    if shift and not lead:
+        fail(FN, "shift", "be False for an input without rows", shift)
     o = arguments.options(FN, *given)
     outputs = ("loss", *(name for name, flag in zip(OUTPUTS, flags, strict=True) if flag))
-    if "logprob" in outputs and seen.is_floating_point():
+    if "logprob" in outputs and (probable or teacher):
         fail(FN, "return_logprobs", "be False where the target is not class indices", True)
     budget = contract.integer(FN, "budget", budget, low=1)
+    bits = int(x.dtype[-2:])
     if isinstance(rows_of_a_chunk, int) and rows_of_a_chunk > 0:
-        budget = rows_of_a_chunk * len(h.w) * h.x.element_size()
-    if batch_invariant and (shards is not None or h.x.device.type not in ("cpu", "meta")):
-        fail(FN, "batch_invariant", "be False for divided heads and on other devices than a CPU", True)
-    if batch_invariant and h.x.element_size() < 4:
-        fail(FN, "input", "be float32 or float64 where batch_invariant is True", h.x.dtype, TypeError)
-    return o, Settings(o.temperature, o.cap, " ".join(outputs), budget, batch_invariant, shards or ()), like
+        budget = rows_of_a_chunk * classes * bits // 8
+    if batch_invariant and bits < 32:
+        fail(FN, "input", "be float32 or float64 where batch_invariant is True", x.dtype, TypeError)
+    return o, Settings(o.temperature, o.cap, " ".join(outputs), budget, batch_invariant, shards or ())
 
 
-def _rows_of(sample: Any, x: Tensor, lead: torch.Size) -> Tensor:
-    tensor(FN, "sample_weight", sample, x)
-    try:
-        each: Tensor = sample.expand(lead)
-        return each
-    except RuntimeError:
-        fail(FN, "sample_weight", f"broadcast to shape {tuple(lead)}", tuple(sample.shape))
+def _teacher(target: Any) -> tuple[Any, ...]:
+    """Return the x, W and b of a teacher, if the target is one."""
+    if not isinstance(target, tuple):
+        return ()
+    if len(target) not in (2, 3):
+        fail(FN, "target", "be a tensor, or (input, weight) or (input, weight, bias) of a teacher", f"a tuple of {len(target)}", TypeError)
+    return tuple(None if t is None else t.detach() for t in _tensors(*(*target, None)[:3], whose="teacher's "))
 
 
-def _tensors(input: Any, weight: Any, bias: Any, whose: str = "") -> tuple[Any, Any, Any]:
+def _tensors(input: Any, weight: Any, bias: Any, *, whose: str = "") -> tuple[Any, Any, Any]:
     """Check that a head's arguments are tensors, and return them in one type."""
     for name, t in (("input", input), ("linear_weight", weight), ("linear_bias", bias)):
         if t is not None or name != "linear_bias":
@@ -348,17 +347,6 @@ def _cast(input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Any, Any,
         to = torch.get_autocast_dtype(device)
         return input.to(to), weight.to(to), None if bias is None else bias.to(to)
     return input, weight, bias
-
-
-def _fits(input: Tensor, weight: Tensor, bias: Tensor | None, whose: str = "", may_be_empty: bool = False) -> None:
-    """Check the shapes and types of a head's arguments."""
-    if weight.ndim < 2 or input.ndim == 0 or input.shape[-1] != weight.shape[-1] or not (weight.numel() or may_be_empty):
-        contract.wrong_head(FN, f"{whose}linear_weight", tuple(weight.shape), "input", tuple(input.shape))
-    if bias is not None and bias.shape != weight.shape[:-1]:
-        fail(FN, f"{whose}linear_bias", f"have shape {tuple(weight.shape[:-1])} to match linear_weight", tuple(bias.shape))
-    for name, t in (("linear_weight", weight), ("linear_bias", bias)):
-        if t is not None and t.dtype != input.dtype:
-            fail(FN, whose + name, f"be {input.dtype} as input is", t.dtype, TypeError)
 
 
 def _of_many_axes(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
+from .. import contract
 from ..call import Call, Static
-from ..contract import fail, renamed, shown
+from ..contract import fail, renamed
 from . import arguments, compute, distributed, loss_and_gradient, modes, operators, private
-from .arguments import FLOATS, plain, tensor
+from .arguments import plain, tensor
 from .loss_and_gradient import FN, ONLY_LOSS, Given
 from .loss_and_gradient import Result as Result
 
@@ -265,10 +266,6 @@ def _static(local: Tensor, dim: int, place: distributed.Layout | None) -> Static
 def _on_axis(fn: str, input: Tensor, dim: int) -> bool:
     """Raise an error if the input has no such axis. Returns whether the axis is empty; torch's own function is used then."""
     tensor(fn, "input", input, input)
-    if input.dtype not in FLOATS:
-        fail(fn, "input", "be float32, float64, bfloat16 or float16", input.dtype, TypeError)
-    if not input.ndim:
-        fail(fn, "input", "have a class axis", "shape ()")
-    if not isinstance(dim, int) or isinstance(dim, bool) or not -input.ndim <= dim < input.ndim:
-        fail(fn, "dim", f"be an int between {-input.ndim} and {input.ndim - 1} for input of shape {tuple(input.shape)}", shown(dim))
-    return not input.shape[dim]
+    shape, dtype = arguments.kind(input.shape, input.dtype)
+    contract.float_dtype(fn, "input", dtype)
+    return not shape[contract.class_axis(fn, "input", shape, dim, "dim", classes=1)]
